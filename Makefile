@@ -1,0 +1,100 @@
+# Which commands are there? Run `make`. Each sets up .venv by itself where it is missing or stale.
+#
+# The project is installed as a strict editable: a tree of links under build/, which mypy and the import
+# hook of jaxtyping can follow. Edits are seen at once; a new, renamed or deleted file is not, so the
+# links are laid again when the set of file names (or the version) changes, which takes a few seconds.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Without the warnings of the build that a strict editable needs its links: this file sees to them.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--config-settings editable_mode=strict
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& command -v "$$python" && break; done)
+
+# What the links are for: this folder (scripts in .venv hold its path), and the files in these.
+PACKAGED := logitstore storage pipeline cli
+LINKED := $(strip $(CURDIR) $(shell \
+	find $(PACKAGED) \( -name '*.py' -o -name py.typed \) 2>/dev/null | LC_ALL=C sort))
+# A copied or moved checkout: the scripts of its .venv point to where it was.
+HOME_FILE := $(VENV)/.home
+DEPENDENCIES := $(VENV)/.dependencies
+LINKS := build/.links
+ifneq ($(CURDIR),$(shell cat $(HOME_FILE) 2>/dev/null))
+.PHONY: $(DEPENDENCIES)
+endif
+ifneq ($(LINKED),$(shell cat $(LINKS) 2>/dev/null))
+.PHONY: $(LINKS)
+endif
+
+# One thread a process: the numbers of the tests are small, and pytest starts two processes.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadgroup --durations 15 --durations-min 1
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(DEPENDENCIES): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "PYTHON: expected Python 3.11 or newer, found none of $(CANDIDATES);" \
+			"install one, or run make PYTHON=/path/to/python" >&2; exit 1; fi
+	@if [ -x $(BIN)/python ] && [ "$$(cat $(HOME_FILE) 2>/dev/null || echo "$(CURDIR)")" = "$(CURDIR)" ]; \
+		then :; else "$(PYTHON)" -m venv --clear $(VENV); fi
+	@echo "installing into $(VENV) (the first time, this takes minutes)" >&2
+	@$(INSTALL) --constraint constraints.txt --editable '.[test,lint]'
+	@echo "$(CURDIR)" > $(HOME_FILE)
+	@mkdir -p build && echo "$(LINKED)" > $(LINKS)
+	@touch $@
+
+$(LINKS): $(DEPENDENCIES) logitstore/__init__.py
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(LINKED)" ] || [ logitstore/__init__.py -nt $@ ]; then \
+		$(INSTALL) --no-deps --no-build-isolation --editable . ; fi
+	@mkdir -p build && echo "$(LINKED)" > $@
+
+.PHONY: venv
+venv: $(LINKS) ## set up .venv, or bring it up to date
+	@:
+
+.PHONY: demo
+demo: venv ## the whole pipeline on embedded data, under a minute
+	@$(BIN)/logitstore demo
+
+.PHONY: test
+test: venv ## the tests
+	$(PYTEST)
+
+.PHONY: test-deep
+test-deep: venv ## all tests, the slow ones too, with more examples
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "deep or not deep" --timeout 3600
+
+.PHONY: lint
+lint: venv ## formatting, lint, and the type check of the installed wheel
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python tests/typecheck.py
+
+.PHONY: format
+format: venv ## format the code, and repair what ruff can repair
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: venv ## what is fast, against what one would use instead
+	$(BIN)/python benchmarks/run.py
+
+.PHONY: experiments
+experiments: venv ## the paper's tables, on real data
+	$(BIN)/logitstore run experiments/mnist.toml
+
+.PHONY: clean
+clean: ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""Which names does a user of logitstore need?
+
+    open_store, create_store    a store to read, or to fill from an inference loop of your own
+    Store, Capture              what they give, and a teacher's logits in it
+    digest_rows                 the digests by which a store knows the inputs that its rows belong to
+    LogitStoreError             the base of every error that is raised on purpose
+
+Training loops take `TorchStream` and the losses from `logitstore.pipeline`. The names are looked up
+when they are first used, so that `import logitstore` costs nothing and loads no library.
+"""
+
+from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .storage.api import Capture, Store, create_store, open_store
+    from .storage.digest import digest_rows
+    from .storage.errors import LogitStoreError
+
+__all__ = [
+    "Capture",
+    "LogitStoreError",
+    "Store",
+    "__version__",
+    "create_store",
+    "digest_rows",
+    "open_store",
+]
+
+__version__ = "0.1.0"
+
+# Python started in the root of a checkout finds this folder there before the installed package; the
+# sub-packages are found beside the installed one all the same.
+__path__ = extend_path(__path__, __name__)
+
+_HOMES = {
+    "Capture": "storage.api",
+    "LogitStoreError": "storage.errors",
+    "Store": "storage.api",
+    "create_store": "storage.api",
+    "digest_rows": "storage.digest",
+    "open_store": "storage.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

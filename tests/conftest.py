@@ -1,0 +1,44 @@
+"""What do all tests share? The real data, hypothesis' settings, one thread, and one import name.
+
+`pytest` may be called on its own as well as by `make test`; so the settings that the laws rest on stand
+here, before anything that reads them is imported.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile(
+    "fast",
+    max_examples=50,
+    deadline=None,  # two busy cores make any deadline a coin toss
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("deep", settings.get_profile("fast"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets (MNIST and others); skips the test where there is none."""
+    folder = Path(os.environ.get("LOGITSTORE_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs real data: {folder} is no folder; put it there, or set LOGITSTORE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_import_name() -> Iterator[None]:
+    """After the last test: was everything imported as `logitstore.…`, whatever the tests did?"""
+    yield
+    strays = sorted({name.partition(".")[0] for name in sys.modules} & {"storage", "pipeline", "cli"})
+    assert not strays, f"imported beside logitstore, as top-level modules: {strays}"
