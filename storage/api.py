@@ -1,0 +1,353 @@
+"""What does a user hold in hand? `open_store`, `create_store`, `Store`, `Capture`.
+
+The levels below each do one thing; this one puts them together under the public names.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+from numpy.typing import NDArray
+
+from .digest import digest_rows
+from .encoding import encoding_named
+from .errors import ConfigError
+from .files import local_path
+from .format import MAX_SHARD_BYTES, RootAttributes
+from .grid import plan_block_rows
+from .reader import CaptureReader, Samples
+from .store import Root, SealedPart, create_root, open_root
+from .stream import Augment, Stream
+from .verify import unsealed_parts
+from .writer import CaptureWriter, SamplesWriter, write_clustering
+
+
+class Capture(CaptureReader):
+    """The sealed logits of one teacher."""
+
+    def dask(self) -> Any:
+        """dask.array float32 (view, row, class), a block a chunk; each is checked against the seal."""
+        from .dask_view import logits_array  # dask takes half a second to import
+
+        return logits_array(self)
+
+    def __repr__(self) -> str:
+        return f"<Capture {self.name!r} (view, row, class) = {self.shape}, {self.encoding.kind}>"
+
+
+class Captures(Mapping[str, Capture]):
+    """The sealed captures of a store by teacher, in the order in which they were sealed."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._opened: dict[str, Capture] = {}
+
+    def __getitem__(self, name: str) -> Capture:
+        if name not in self._opened:
+            self._opened[name] = Capture(self._root, name)
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._root.names("teachers"))
+
+    def __len__(self) -> int:
+        return len(self._root.names("teachers"))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._root.names("teachers")
+
+    def __repr__(self) -> str:
+        return f"<Captures {list(self)}>"
+
+
+class Store:
+    """A store: the samples of a transfer set, and what teachers made of them."""
+
+    def __init__(self, root: Root) -> None:
+        """For users: `open_store` or `create_store`."""
+        self._root = root
+        self.teachers: Mapping[str, Capture] = Captures(root)
+        """The sealed captures, in the order in which they were sealed."""
+
+    def __repr__(self) -> str:
+        return f"<Store {str(self.path)!r}: {self.num_rows} rows, {self.num_classes} classes, {list(self.teachers)}>"
+
+    @property
+    def root(self) -> Root:
+        """The log and the parts: what the stages write through."""
+        return self._root
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._root.path
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, N."""
+        return self._root.attributes.num_rows
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, C."""
+        return self._root.attributes.num_classes
+
+    @property
+    def block_rows(self) -> int:
+        """Rows a block, R."""
+        return self._root.attributes.block_rows
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class; its number where it has none."""
+        return self.samples.class_names
+
+    @property
+    def digest(self) -> str:
+        """ "sha256:…": the content of the store as it was opened, or as this object has written it."""
+        return self._root.digest
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Labels, source, digests, inputs. Raises StoreIncomplete where they are not sealed yet."""
+        return Samples(self._root)
+
+    @property
+    def clusterings(self) -> list[str]:
+        """Names of the sealed clusterings."""
+        return self._root.names("clusters")
+
+    def clustering(self, name: str) -> SealedPart:
+        """A sealed clustering: `.small("sets")`, `.small("assignment")`, `.spec`, `.digest`."""
+        return self._root.part(f"clusters/{name}")
+
+    def unsealed(self) -> list[str]:
+        """Parts that were begun and are not sealed: "teachers/wide"."""
+        return unsealed_parts(self._root)
+
+    def capture(
+        self,
+        name: str,
+        *,
+        provenance: Mapping[str, Any],
+        views: int = 1,
+        encoding: str = "float16",
+        classes: Sequence[int] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> CaptureWriter:
+        """Begin the capture of a teacher, or go on with it; a context manager that seals what is complete.
+
+        provenance: what makes the capture what it is (model, weights sha256, preprocessing …), compared when
+        it is resumed; a key "augmentation" says how views differ from the rows. notes: what is not compared.
+        classes: the store's class of each column where they are not all classes in order; -1 the dustbin class.
+        Raises SpecMismatch where the name was begun with another provenance, views, classes or encoding.
+        """
+        columns = None if classes is None else np.asarray(classes, dtype=np.int64)
+        return CaptureWriter(
+            self._root,
+            name,
+            identity=provenance,
+            views=views,
+            encoding=encoding_named(encoding),
+            classes=columns,
+            notes=notes,
+        )
+
+    def write_clustering(
+        self, name: str, arrays: Mapping[str, NDArray[Any]], *, identity: Mapping[str, Any]
+    ) -> str:
+        """Write and seal `clusters/<name>`: "covariance", "assignment", "centres", "sets"; its digest."""
+        return write_clustering(self._root, name, arrays, identity=identity)
+
+    def stream(
+        self,
+        batch_size: int = 256,
+        *,
+        teachers: Sequence[str] | None = None,
+        views: "str | int" = "cycle",
+        rows: Any = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        window: int | None = None,
+        decode: bool = True,
+        inputs: bool = True,
+        transfer_set: Any = None,
+        augment: Augment | None = None,
+    ) -> Stream:
+        """Batches of the store for training, an epoch an iteration.
+
+        teachers: captures in each batch; all of them when None. views: "all" passes over every view of every
+        row in an epoch, "cycle" takes view `epoch mod V`, an integer that one. rows: a slice or ascending
+        integers (repeats allowed), all when None. window: rows that are shuffled together, about; two windows
+        are held in memory (`Stream.window_bytes` each). decode: False leaves logits as they are stored.
+        inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
+        against its digest. augment: makes a view's inputs from the rows'; each is checked against what the
+        teacher saw.
+
+        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once.
+        Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for teachers that are not
+        there, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        """
+        names = list(self.teachers) if teachers is None else list(teachers)
+        if isinstance(teachers, str):
+            raise ConfigError(
+                "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
+            )
+        return Stream(
+            self._root,
+            {name: self.teachers[name] for name in names},
+            batch_size=batch_size,
+            views=views,
+            rows=rows,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            window=window,
+            decode=decode,
+            inputs=inputs,
+            transfer_set=transfer_set,
+            augment=augment,
+        )
+
+
+def open_store(location: str | os.PathLike[str], *, expect: str | None = None) -> Store:
+    """Open a store to read it, or to add captures to it.
+
+    expect: "sha256:…", a digest that the store has or once had; it is opened as of that digest.
+    Raises NotAStoreError where there is no store, ManifestInvalid where it is damaged or never was the expected one.
+    """
+    return Store(open_root(local_path(location), expect))
+
+
+def begin_store(
+    location: str | os.PathLike[str],
+    *,
+    num_rows: int,
+    num_classes: int,
+    row_bytes: int | None = None,
+    block_rows: int | None = None,
+) -> Store:
+    """Make a store without samples, which the caller then writes with `SamplesWriter`.
+
+    row_bytes: bytes of the widest row that will be stored; float32 logits where it is not said.
+    Raises NameTaken where the path is not free, ConfigError for sizes that make no store.
+    """
+    for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
+        if value < least:
+            raise ConfigError(
+                name, expected=f"at least {least}", found=str(value), remedy="check the transfer set"
+            )
+    widest = row_bytes or 4 * num_classes
+    rows = block_rows or plan_block_rows(num_rows, widest)
+    if rows < 1 or rows & (rows - 1) or rows * widest > MAX_SHARD_BYTES:
+        raise ConfigError(
+            "block_rows",
+            expected=f"a power of two, at most {MAX_SHARD_BYTES // widest} for rows of {widest} bytes",
+            found=str(rows),
+            remedy="leave it out: logitstore chooses",
+        )
+    return Store(create_root(local_path(location), RootAttributes(num_rows, num_classes, rows)))
+
+
+def create_store(
+    location: str | os.PathLike[str],
+    *,
+    num_rows: int | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    labels: Sequence[int] | NDArray[Any] | None = None,
+    digests: UInt64[np.ndarray, " rows"] | None = None,
+    inputs: NDArray[Any] | None = None,
+    store_inputs: bool = False,
+    ids: Sequence[str] | None = None,
+    block_rows: int | None = None,
+) -> Store:
+    """Make a store for a transfer set whose logits come from a loop of your own.
+
+    num_rows: rows; may be left out where labels, digests or inputs say it. labels: -1 where unknown.
+    digests: `digest_rows` of the inputs, so that no student is ever trained on others; made from `inputs`
+    where those are given instead. store_inputs: keep `inputs` (rows, …) in the store.
+    Raises NameTaken where the path is not free, ConfigError for lengths that do not agree, BadDataError for
+    labels out of range; nothing is then left behind.
+    """
+    lengths = {
+        name: len(value)
+        for name, value in (("labels", labels), ("digests", digests), ("inputs", inputs), ("ids", ids))
+        if value is not None
+    }
+    rows = num_rows if num_rows is not None else next(iter(lengths.values()), 0)
+    for name, length in lengths.items():
+        if length != rows:
+            raise ConfigError(
+                name, expected=f"{rows} rows", found=str(length), remedy="pass arrays of one length"
+            )
+    if digests is None and inputs is None:
+        raise ConfigError(
+            "digests",
+            expected="what the rows' inputs are known by",
+            found="neither digests nor inputs",
+            remedy="pass digests=logitstore.digest_rows(inputs), or inputs=…",
+        )
+    classes = num_classes if num_classes is not None else len(class_names or ())
+    if class_names is not None and len(class_names) != classes:
+        raise ConfigError(
+            "class_names", expected=f"{classes} names", found=str(len(class_names)), remedy="pass one a class"
+        )
+    label = np.full(rows, -1, np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    check_labels(label, classes)
+    digest = digest_rows(inputs) if digests is None and inputs is not None else digests
+    kept = inputs if store_inputs else None
+    input_bytes = 0 if kept is None else kept[:1].nbytes
+    store = begin_store(
+        location,
+        num_rows=rows,
+        num_classes=classes,
+        row_bytes=max(4 * classes, input_bytes),
+        block_rows=block_rows,
+    )
+    writer = SamplesWriter(
+        store.root,
+        identity={
+            "transfer_set": None,
+            "order": {"kind": "as_is"},
+            "digest_of": "array",
+            "label_kind": "class",
+        },
+        class_names=class_names,
+        input_shape=None if kept is None else kept.shape[1:],
+        input_dtype=None if kept is None else kept.dtype.name,
+        id_width=max((len(i.encode()) for i in ids), default=0) if ids else None,
+    )
+    for block in writer.missing_blocks():
+        part = slice(block.start, block.stop)
+        writer.write(
+            block,
+            source=np.arange(block.start, block.stop, dtype=np.int64),
+            digest=np.asarray(digest, dtype=np.uint64)[part],
+            label=label[part],
+            id=None if ids is None else list(ids[part]),
+            input=None if kept is None else kept[part],
+        )
+    writer.seal()
+    return store
+
+
+def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
+    """Refuse labels that are no class. Raises ConfigError with the first of them."""
+    bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
+    if len(bad):
+        raise ConfigError(
+            f"labels[{int(bad[0])}]",
+            expected=f"a class from 0 to {num_classes - 1}, or -1 for unknown",
+            found=str(int(labels[bad[0]])),
+            remedy="mend the labels, or the number of classes",
+        )

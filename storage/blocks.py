@@ -1,0 +1,164 @@
+"""How are the rows of a sealed part read, without trusting a byte of it?
+
+1. The seal says how large each shard is and what checksum each of its chunks has.
+2. The chunks that hold the rows are read in one go, a run of chunks a shard.
+3. Each chunk's crc32c is compared with the seal's (not only with the shard's own), so that a good chunk in the
+   wrong place is an error too. A shard that is not there is an error, never a fill value.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, ShardCorrupt, ShardMissing
+from .format import ArrayLayout
+from .grid import Grid
+from .shard import chunk_span, decode_chunks
+from .store import SealedPart
+
+
+def check_rows(rows: Any, num_rows: int) -> range | NDArray[np.int64]:
+    """Rows as a contiguous range or as ascending int64. Raises ConfigError where they are neither, or out of range.
+
+    >>> check_rows(slice(2, None), 5), check_rows([0, 3, 3], 5).tolist()
+    (range(2, 5), [0, 3, 3])
+    """
+    if isinstance(rows, slice):
+        rows = range(*rows.indices(num_rows))
+    if isinstance(rows, range) and rows.step == 1:
+        if rows.start < 0 or rows.stop > num_rows:
+            raise _bad_rows(f"{rows.start} to {rows.stop}", num_rows)
+        return rows
+    values = np.asarray(rows)
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+        raise _bad_rows(f"an array of shape {values.shape} and dtype {values.dtype}", num_rows)
+    numbers = values.astype(np.int64)
+    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= num_rows or (np.diff(numbers) < 0).any()):
+        outside = numbers[(numbers < 0) | (numbers >= num_rows)]
+        raise _bad_rows(f"row {outside[0]}" if len(outside) else "rows that go down", num_rows)
+    return numbers
+
+
+def _bad_rows(found: str, num_rows: int) -> ConfigError:
+    return ConfigError(
+        "rows",
+        expected=f"a slice, or ascending integers from 0 to {num_rows - 1}",
+        found=found,
+        remedy="sort them, and leave out those that the store does not have",
+    )
+
+
+class PartReader:
+    """Reads rows of the block arrays of one sealed part."""
+
+    def __init__(self, part: SealedPart, grid: Grid) -> None:
+        self.part = part
+        self.grid = grid
+
+    def layout(self, array: str) -> ArrayLayout:
+        """How an array is cut."""
+        return self.part.layouts[array]
+
+    def read(self, array: str, rows: Any, view: int = 0) -> NDArray[Any]:
+        """Rows of one view of an array, as stored: (len(rows), *row shape).
+
+        Raises ConfigError for rows or a view that are not there, ShardMissing, ShardCorrupt.
+        """
+        layout = self.layout(array)
+        views = max(1, self.part.seal.views) if layout.row_axis else 1
+        if not 0 <= view < views:
+            raise ConfigError(
+                f"{self.part.name}: view",
+                expected=f"0 to {views - 1}",
+                found=str(view),
+                remedy="choose a view that was captured",
+            )
+        rows = check_rows(rows, self.grid.num_rows)
+        out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
+        if isinstance(rows, range):
+            for block, piece in self.grid.split(rows.start, rows.stop):
+                self._read_span(
+                    layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
+                )
+        else:
+            self._read_scattered(layout, view, rows, out)
+        return out
+
+    def _read_span(self, layout: ArrayLayout, view: int, block: int, rows: range, out: NDArray[Any]) -> None:
+        """Consecutive rows of one block into `out`."""
+        start = rows.start - block * self.grid.block_rows
+        first, last = start // layout.chunk_rows, (start + len(rows) - 1) // layout.chunk_rows
+        decoded = self._chunks(layout, view, block, first, last)
+        skip = start - first * layout.chunk_rows
+        out[...] = decoded[skip : skip + len(rows)]
+
+    def _read_scattered(
+        self,
+        layout: ArrayLayout,
+        view: int,
+        rows: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Ascending rows into `out`: neighbouring chunks in one read, chunks without rows not at all."""
+        chunks = rows // layout.chunk_rows
+        per_block = self.grid.block_rows // layout.chunk_rows
+        breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(rows // self.grid.block_rows) > 0)) + 1
+        for piece in np.split(np.arange(len(rows)), breaks):
+            if not len(piece):
+                continue
+            first, last = int(chunks[piece[0]]), int(chunks[piece[-1]])
+            block = first // per_block
+            decoded = self._chunks(layout, view, block, first - block * per_block, last - block * per_block)
+            out[piece] = decoded[rows[piece] - first * layout.chunk_rows]
+
+    def _chunks(self, layout: ArrayLayout, view: int, block: int, first: int, last: int) -> NDArray[Any]:
+        """Inner chunks first…last of a shard, checked: (chunks x chunk_rows, *row shape)."""
+        key = layout.shard_key(view, block)
+        where = f"{self.part.folder.path / key} (rows {self.grid.rows(block).start} to {self.grid.rows(block).stop - 1})"
+        expected = self.part.table.size(layout.name, view, block)
+        offset, length = chunk_span(layout, first, last)
+        try:
+            data, size = self.part.folder.read_range(key, offset, length)
+        except FileNotFoundError:
+            raise ShardMissing(
+                where,
+                expected=f"a shard of {expected} bytes",
+                found="no file",
+                remedy="restore the file from a copy, or capture this part again under another name",
+            ) from None
+        if size != expected or len(data) != length:
+            raise ShardCorrupt(
+                where,
+                expected=f"{expected} bytes",
+                found=str(size),
+                remedy="restore the file from a copy, or capture this part again under another name",
+            )
+        checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
+        return decode_chunks(layout, data, checksums, where)
+
+
+class LazyRows:
+    """A block array that is read when it is indexed: `inputs[10:20]`, `inputs[[3, 7]]`, `len(inputs)`."""
+
+    def __init__(self, reader: PartReader, array: str) -> None:
+        self._reader = reader
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, *row shape)."""
+        return self._reader.layout(self._array).shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the elements."""
+        return self._reader.layout(self._array).numpy_dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        if isinstance(rows, int | np.integer):
+            return np.asarray(self._reader.read(self._array, range(int(rows), int(rows) + 1))[0])
+        return self._reader.read(self._array, rows)

@@ -1,0 +1,33 @@
+"""How does a capture look as a dask array? One task a block, each row read as the reader reads it.
+
+Unlike `dask.array.from_zarr`, which reads inner chunks and fills what is missing, a block is read once,
+checked against the seal, and decoded to float32 logits.
+"""
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from .reader import CaptureReader
+
+
+def logits_array(capture: CaptureReader) -> Any:
+    """dask.array float32 (view, row, class): a block a chunk, the largest logit of each row 0."""
+    views, _, classes = capture.shape
+    grid = capture.reader.grid
+
+    @dask.delayed(pure=False, name=f"read-{capture.name}")  # type: ignore[untyped-decorator]
+    def read(view: int, rows: range) -> NDArray[Any]:
+        return capture.read(rows, view)[None]
+
+    blocks = [
+        [
+            da.from_delayed(read(view, rows), (1, len(rows), classes), dtype=np.float32)
+            for rows in map(grid.rows, range(grid.num_blocks))
+        ]
+        for view in range(views)
+    ]
+    return da.concatenate([da.concatenate(row, axis=1) for row in blocks], axis=0)

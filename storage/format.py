@@ -1,0 +1,386 @@
+"""What do the files of a store look like? (docs/format-v1.md as code: names, JSON, array metadata)
+
+1. Constants: version, features, keys, names.
+2. Canonical JSON: equal content is equal bytes; reading is strict and bounded.
+3. `ArrayLayout`: one array's `zarr.json`, written from it and checked back into it against an allow-list.
+
+Nothing here touches a disk.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+
+from .errors import ConfigError, LimitExceeded, ManifestInvalid, NotAStoreError, UntrustedStoreError
+
+FORMAT_VERSION: Final = "1.0"
+FEATURES: Final = frozenset[str]()
+"""The `required_features` that this version of logitstore can read."""
+
+ROOT_METADATA: Final = "zarr.json"
+GROUPS: Final = ("teachers", "clusters")
+"""Groups that every store has from the start, so that the order of its parts leaves no trace in them."""
+SAMPLES: Final = "samples"
+PRIVATE: Final = "__logitstore__"
+"""Zarr reserves names that start with two underscores: this folder is no node of the hierarchy."""
+SPEC: Final = f"{PRIVATE}/spec.json"
+SEAL: Final = f"{PRIVATE}/seal.json"
+SEAL_TABLE: Final = f"{PRIVATE}/seal.bin"
+COMMITS: Final = f"{PRIVATE}/commits"
+STAGING: Final = f"{PRIVATE}/tmp"
+LOG: Final = f"{PRIVATE}/log"
+
+MAX_JSON_BYTES: Final = 1 << 20
+MAX_SHARD_BYTES: Final = 1 << 30
+MAX_CHUNK_BYTES: Final = 64 << 20
+MAX_DIMENSIONS: Final = 8
+
+DTYPES: Final[Mapping[str, str]] = {
+    "float16": "<f2",
+    "float32": "<f4",
+    "uint8": "|u1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+    "int32": "<i4",
+    "int64": "<i8",
+}
+"""Zarr's name of each dtype that a store may hold -> numpy's."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def check_name(name: str, where: str) -> str:
+    """`name` itself, where it may name a capture or a clustering. Raises ConfigError.
+
+    >>> check_name("wide-0", "teacher")
+    'wide-0'
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            where,
+            expected="a name of 1 to 64 of a-z, 0-9, '.', '_' and '-' that starts with a letter or a digit",
+            found=repr(name),
+            remedy="choose another name",
+        )
+    return name
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """sha256 as 64 lower-case hexadecimal digits."""
+    return sha256(data).hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no white space, shortest floats, a line feed.
+
+    >>> canonical_json({"b": 1, "a": [1.5, None]})
+    b'{"a":[1.5,null],"b":1}\\n'
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The object that `data` spells. Raises ManifestInvalid for anything else, duplicate keys included."""
+
+    def invalid(found: str) -> ManifestInvalid:
+        return ManifestInvalid(
+            where,
+            expected="a JSON object as logitstore writes it",
+            found=found,
+            remedy="run `logitstore verify` and restore the file from a copy",
+        )
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise invalid("a key that occurs twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise invalid(f"the number {constant}")
+
+    if len(data) > MAX_JSON_BYTES:
+        raise LimitExceeded(
+            where,
+            expected=f"at most {MAX_JSON_BYTES} bytes of JSON",
+            found=f"{len(data)} bytes",
+            remedy="do not use this store: logitstore writes no such file",
+        )
+    try:
+        value = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ManifestInvalid):
+            raise
+        raise invalid(f"{len(data)} bytes that do not parse ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise invalid(f"a JSON {type(value).__name__}")
+    return value
+
+
+def group_metadata(attributes: Mapping[str, object] | None = None) -> bytes:
+    """`zarr.json` of a group; `attributes` become `attributes.logitstore`."""
+    wrapped = {"logitstore": dict(attributes)} if attributes is not None else {}
+    return canonical_json({"attributes": wrapped, "node_type": "group", "zarr_format": 3})
+
+
+def group_attributes(data: bytes, where: str) -> dict[str, Any]:
+    """`attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError where there is none."""
+    value = parse_json(data, where)
+    attributes = value.get("attributes")
+    ours = attributes.get("logitstore") if isinstance(attributes, dict) else None
+    if value.get("node_type") != "group" or value.get("zarr_format") != 3 or not isinstance(ours, dict):
+        raise NotAStoreError(
+            where,
+            expected="a Zarr v3 group with logitstore's attributes",
+            found="other metadata",
+            remedy="name the folder of a store that logitstore made",
+        )
+    check_version(ours.get("format_version"), where)
+    return ours
+
+
+def check_version(version: object, where: str) -> None:
+    """Refuse another major version of the format. Raises NotAStoreError."""
+    major = FORMAT_VERSION.partition(".")[0]
+    if not isinstance(version, str) or version.partition(".")[0] != major:
+        raise NotAStoreError(
+            where,
+            expected=f"format version {major}.x",
+            found=f"format version {version!r}",
+            remedy="open it with the version of logitstore that wrote it",
+        )
+
+
+def integer(value: object, minimum: int, where: str, key: str) -> int:
+    """`value` as an int of at least `minimum`. Raises ManifestInvalid."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ManifestInvalid(
+            f"{where}: {key}",
+            expected=f"an integer of at least {minimum}",
+            found=repr(value)[:80],
+            remedy="run `logitstore verify` and restore the file from a copy",
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class RootAttributes:
+    """What the root group of a store says of it."""
+
+    num_rows: int
+    """Rows, N."""
+    num_classes: int
+    """Classes, C."""
+    block_rows: int
+    """Rows a block, R: a power of two."""
+
+    def to_bytes(self) -> bytes:
+        """The root's `zarr.json`."""
+        return group_metadata(
+            {
+                "format_version": FORMAT_VERSION,
+                "num_rows": self.num_rows,
+                "num_classes": self.num_classes,
+                "block_rows": self.block_rows,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "RootAttributes":
+        """Read it back. Raises NotAStoreError or ManifestInvalid."""
+        ours = group_attributes(data, where)
+        root = cls(
+            integer(ours.get("num_rows"), 1, where, "num_rows"),
+            integer(ours.get("num_classes"), 2, where, "num_classes"),
+            integer(ours.get("block_rows"), 1, where, "block_rows"),
+        )
+        if root.block_rows & (root.block_rows - 1):
+            raise ManifestInvalid(
+                f"{where}: block_rows",
+                expected="a power of two",
+                found=str(root.block_rows),
+                remedy="run `logitstore verify` and restore the file from a copy",
+            )
+        return root
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape, dtype and cutting of one array: all that its `zarr.json` says."""
+
+    name: str
+    """Name of the array inside its part."""
+    shape: tuple[int, ...]
+    """Elements along each dimension."""
+    dtype: str
+    """Zarr's name of the dtype, one of `DTYPES`."""
+    dimensions: tuple[str, ...]
+    """Name of each dimension; a block array has one named "row"."""
+    shard_rows: int
+    """Rows a shard (block arrays), or first-dimension elements a chunk (small arrays)."""
+    chunk_rows: int = 0
+    """Rows an inner chunk; 0 for small arrays, which have none."""
+    fill: float | int = 0
+    """Fill value: NaN for floats."""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    """The array's own Zarr attributes."""
+
+    @property
+    def is_block_array(self) -> bool:
+        """Whether the array is cut into blocks of rows (and so sharded)."""
+        return "row" in self.dimensions
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as numpy's, little-endian."""
+        return np.dtype(DTYPES[self.dtype])
+
+    @property
+    def row_axis(self) -> int:
+        """Axis that is cut: that of "row", or the first."""
+        return self.dimensions.index("row") if self.is_block_array else 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row: the dimensions after the one that is cut."""
+        return self.shape[self.row_axis + 1 :]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before the codec."""
+        return math.prod(self.row_shape) * self.numpy_dtype.itemsize
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Inner chunks in a shard."""
+        return self.shard_rows // self.chunk_rows
+
+    def key(self, *index: int) -> str:
+        """Key, relative to the part, of the shard or chunk at `index` along the leading dimensions.
+
+        >>> ArrayLayout("peak", (2, 9), "float32", ("view", "row"), 4, 4).key(1, 2)
+        'peak/c.1.2'
+        >>> ArrayLayout("label", (9,), "int64", ("row",), 4, 4).key(2)
+        'label/c.2'
+        """
+        full = index + (0,) * (len(self.shape) - len(index))
+        return f"{self.name}/c.{'.'.join(map(str, full))}"
+
+    def shard_key(self, view: int, block: int) -> str:
+        """Key, relative to the part, of the shard that holds `block` of `view`."""
+        return self.key(view, block) if self.row_axis else self.key(block)
+
+    @property
+    def metadata_key(self) -> str:
+        """Key, relative to the part, of the array's `zarr.json`."""
+        return f"{self.name}/zarr.json"
+
+    def _grid_shape(self, rows: int) -> list[int]:
+        return [1] * self.row_axis + [rows, *self.row_shape]
+
+    def to_bytes(self) -> bytes:
+        """The array's `zarr.json`."""
+        plain: list[dict[str, object]] = [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "crc32c"},
+        ]
+        codecs: list[dict[str, object]] = plain
+        if self.is_block_array:
+            sharding = {
+                "chunk_shape": self._grid_shape(self.chunk_rows),
+                "codecs": plain,
+                "index_codecs": plain,
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        return canonical_json(
+            {
+                "attributes": dict(self.attributes),
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": self._grid_shape(self.shard_rows)},
+                },
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+                "codecs": codecs,
+                "data_type": self.dtype,
+                "dimension_names": list(self.dimensions),
+                "fill_value": "NaN" if isinstance(self.fill, float) else self.fill,
+                "node_type": "array",
+                "shape": list(self.shape),
+                "zarr_format": 3,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, name: str, data: bytes, where: str) -> "ArrayLayout":
+        """Check a `zarr.json` against the format and read it. Allocates nothing of the array's size.
+
+        Raises ManifestInvalid where it does not parse, UntrustedStoreError where it asks for
+        anything that the format does not have, LimitExceeded where a size is absurd.
+        """
+        value = parse_json(data, where)
+        try:
+            layout = cls._from_json(name, value)
+            known = layout is not None and canonical_json(
+                parse_json(layout.to_bytes(), where)
+            ) == canonical_json(value)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            layout, known = None, False
+        if layout is None or not known:
+            raise UntrustedStoreError(
+                where,
+                expected="an array of format 1.0 (its dtypes, codecs and chunk grids)",
+                found=f"{str(value.get('data_type'))[:40]!r} with metadata of another form",
+                remedy="do not read it with logitstore; look at it with zarr.open(..., zarr_format=3)",
+            )
+        layout._check_sizes(where)
+        return layout
+
+    @classmethod
+    def _from_json(cls, name: str, value: Mapping[str, Any]) -> "ArrayLayout | None":
+        """The layout that would write `value`, if one does: the caller compares the two."""
+        shape, dimensions = tuple(value["shape"]), tuple(value["dimension_names"])
+        if value["data_type"] not in DTYPES or len(shape) != len(dimensions) or not shape:
+            return None
+        axis = dimensions.index("row") if "row" in dimensions else 0
+        grid = value["chunk_grid"]["configuration"]["chunk_shape"]
+        codec = value["codecs"][0]
+        inner = codec["configuration"]["chunk_shape"][axis] if "row" in dimensions else 0
+        fill = math.nan if value["fill_value"] == "NaN" else value["fill_value"]
+        numbers = [*shape, grid[axis], inner]
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+            return None
+        return cls(name, shape, value["data_type"], dimensions, grid[axis], inner, fill, value["attributes"])
+
+    def _check_sizes(self, where: str) -> None:
+        def too_much(what: str, found: int, most: int) -> LimitExceeded:
+            return LimitExceeded(
+                where,
+                expected=f"at most {most} {what}",
+                found=str(found),
+                remedy="do not use this store: logitstore writes no such array",
+            )
+
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise too_much("dimensions", len(self.shape), MAX_DIMENSIONS)
+        if self.shard_rows * self.row_bytes > MAX_SHARD_BYTES:
+            raise too_much("bytes a shard", self.shard_rows * self.row_bytes, MAX_SHARD_BYTES)
+        chunk_rows = self.chunk_rows if self.is_block_array else self.shard_rows
+        if chunk_rows > 1 and chunk_rows * self.row_bytes > MAX_CHUNK_BYTES:
+            raise too_much("bytes a chunk", chunk_rows * self.row_bytes, MAX_CHUNK_BYTES)
+        powers = chunk_rows > 0 and (not self.is_block_array or self.shard_rows % chunk_rows == 0)
+        if not powers or self.shard_rows < 1:
+            raise ManifestInvalid(
+                where,
+                expected="chunks that divide the shard",
+                found=f"{self.shard_rows} rows a shard, {self.chunk_rows} rows a chunk",
+                remedy="run `logitstore verify` and restore the file from a copy",
+            )

@@ -1,0 +1,150 @@
+"""What is in a store: the samples of its transfer set, and the logits of each teacher?
+
+`Samples` and `CaptureReader` give the arrays of a sealed part their names and meanings; `blocks` reads
+them.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt64
+from numpy.typing import NDArray
+
+from .blocks import LazyRows, PartReader
+from .encoding import FloatEncoding, encoding_described
+from .format import SAMPLES
+from .store import Root, SealedPart, Spec
+
+
+class Samples:
+    """The examples of the transfer set, in the order of the store."""
+
+    def __init__(self, root: Root) -> None:
+        self._part = root.part(SAMPLES)
+        self._reader = PartReader(self._part, root.grid)
+        self._num_classes = root.attributes.num_classes
+
+    @property
+    def digest(self) -> str:
+        """Identity of the part: "sha256:…" of its seal."""
+        return self._part.digest
+
+    @property
+    def spec(self) -> Spec:
+        """Fingerprint of the transfer set, order, how digests were made."""
+        return self._part.spec
+
+    @property
+    def reader(self) -> PartReader:
+        """Reads rows of the arrays below."""
+        return self._reader
+
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, " rows"]:
+        """The class of each row, -1 where unknown."""
+        return self._reader.read("label", slice(None))
+
+    @cached_property
+    def source(self) -> Int64[np.ndarray, " rows"]:
+        """Index of each row in the transfer set."""
+        return self._reader.read("source", slice(None))
+
+    @cached_property
+    def digests(self) -> UInt64[np.ndarray, " rows"]:
+        """`digest_rows` of each row's input before augmentation."""
+        return self._reader.read("digest", slice(None))
+
+    @property
+    def inputs(self) -> LazyRows | None:
+        """The inputs, read when indexed; None where the store does not keep them."""
+        return LazyRows(self._reader, "input") if "input" in self._part.layouts else None
+
+    @cached_property
+    def ids(self) -> list[str] | None:
+        """The id of each row; None where there are none."""
+        if "id" not in self._part.layouts:
+            return None
+        return [bytes(row).rstrip(b"\0").decode() for row in self._reader.read("id", slice(None))]
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The name of each class; its number where it has none."""
+        if "class_name" not in self._part.layouts:
+            return [str(c) for c in range(self._num_classes)]
+        return [bytes(row).rstrip(b"\0").decode() for row in self._part.small("class_name")]
+
+
+class CaptureReader:
+    """The logits of one teacher over all rows and views."""
+
+    def __init__(self, root: Root, name: str) -> None:
+        self._part = root.part(f"teachers/{name}")
+        self._reader = PartReader(self._part, root.grid)
+        self.name = name
+        """The teacher's name."""
+        self.encoding: FloatEncoding = encoding_described(
+            self._part.spec.identity.get("encoding"), self._part.name
+        )
+        """How its logits are stored."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the capture: "sha256:…" of its seal."""
+        return self._part.digest
+
+    @property
+    def part(self) -> SealedPart:
+        """The sealed part behind it."""
+        return self._part
+
+    @property
+    def reader(self) -> PartReader:
+        """Reads rows as they are stored."""
+        return self._reader
+
+    @property
+    def num_views(self) -> int:
+        """Views that were captured."""
+        return self._part.seal.views
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(views, rows, classes)."""
+        views, rows, classes = self._part.layouts["logits"].shape
+        return views, rows, classes
+
+    @cached_property
+    def classes(self) -> Int64[np.ndarray, " classes"]:
+        """The store's class of each column, -1 the dustbin class."""
+        return self._part.small("classes")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Teacher, weights, augmentation, encoding, precision, versions …"""
+        return {**self._part.spec.notes, **self._part.spec.identity}
+
+    @property
+    def augmentation(self) -> dict[str, Any] | None:
+        """How its views were made; None where every view is the row as it is."""
+        return self._part.spec.identity.get("augmentation")
+
+    def read(self, rows: Any, view: int = 0) -> Float32[np.ndarray, "rows classes"]:
+        """Logits of `rows` (a slice, or ascending integers), the largest of each row 0.
+
+        A softmax of any temperature does not see the constant that was taken out; `peak` has it.
+        Raises ConfigError, ShardMissing or ShardCorrupt.
+        """
+        return self.encoding.decode(self.read_stored(rows, view))
+
+    def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
+        """What the encoding stores of `rows`, but for `peak`."""
+        return {"logits": self._reader.read("logits", rows, view)}
+
+    def peak(self, rows: Any, view: int = 0) -> Float32[np.ndarray, " rows"]:
+        """max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the teacher's raw logits."""
+        return self._reader.read("peak", rows, view)
+
+    def seen(self, rows: Any, view: int = 0) -> UInt64[np.ndarray, " rows"]:
+        """`digest_rows` of the inputs as the teacher got them."""
+        return self._reader.read("seen", rows, view)

@@ -1,0 +1,297 @@
+"""Which parts does a store have, and is each of them what its seal says?
+
+`Root` is an opened store: its attributes, its log, its parts. `SealedPart` is one part whose seal, metadata
+and small arrays were checked against the log. Nothing here reads or writes blocks: that is the work of
+`reader` and `writer`, which both rest on this module.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .errors import (
+    ManifestInvalid,
+    NameTaken,
+    NotAStoreError,
+    PartNotFound,
+    StoreIncomplete,
+    UnsupportedFeature,
+)
+from .files import Folder
+from .format import (
+    FEATURES,
+    FORMAT_VERSION,
+    GROUPS,
+    ROOT_METADATA,
+    SEAL,
+    SEAL_TABLE,
+    SPEC,
+    ArrayLayout,
+    RootAttributes,
+    group_attributes,
+    group_metadata,
+    parse_json,
+)
+from .grid import Grid
+from .journal import (
+    LogRecord,
+    Seal,
+    SealTable,
+    committed_blocks,
+    log_key,
+    put_same,
+    read_checked,
+    read_log,
+    root_record,
+)
+from .shard import decode_small
+
+KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
+"""First component of a part's name -> its kind."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a part is made from."""
+
+    identity: Mapping[str, Any]
+    """What must be the same for a part to be resumed: teacher, augmentation, encoding, data …"""
+    notes: Mapping[str, Any]
+    """What is good to know and not compared: versions, device."""
+
+
+def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
+    """`zarr.json` of a part."""
+    return group_metadata(
+        {"format_version": FORMAT_VERSION, "kind": kind, "required_features": list(features)}
+    )
+
+
+class SealedPart:
+    """A part that the log names, its metadata checked. Reads small arrays; blocks are the reader's."""
+
+    def __init__(self, folder: Folder, record: LogRecord) -> None:
+        """Open and check a part. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
+        self.folder = folder
+        self.name = record.part
+        """Its name in the store, as "teachers/wide"."""
+        self.kind = KINDS[record.part.partition("/")[0]]
+        self.digest = f"sha256:{record.seal}"
+        """The part's identity: the sha256 of its seal."""
+        where = str(folder.path / SEAL)
+        self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
+        self._check_attributes()
+        self.layouts = {
+            key.removesuffix("/zarr.json"): self._layout(key.removesuffix("/zarr.json"))
+            for key in sorted(self.seal.files)
+            if key.endswith("/zarr.json")
+        }
+        """Every array of the part, by name."""
+        for name, chunks in self.seal.arrays:
+            layout = self.layouts.get(name)
+            if layout is None or not layout.is_block_array or layout.chunks_per_shard != chunks:
+                raise ManifestInvalid(
+                    where,
+                    expected=f"an array {name!r} of {chunks} chunks a shard",
+                    found="other metadata",
+                    remedy="run `logitstore verify`",
+                )
+
+    def _check_attributes(self) -> None:
+        where = str(self.folder.path / ROOT_METADATA)
+        attributes = group_attributes(self._file(ROOT_METADATA), where)
+        if attributes.get("kind") != self.kind:
+            raise ManifestInvalid(
+                where,
+                expected=f"a part of kind {self.kind!r}",
+                found=repr(attributes.get("kind"))[:40],
+                remedy="run `logitstore verify`",
+            )
+        lacking = sorted(set(map(str, attributes.get("required_features", ()))) - FEATURES)
+        if lacking:
+            raise UnsupportedFeature(
+                where,
+                expected=f"features that logitstore's format {FORMAT_VERSION} has here",
+                found=", ".join(lacking),
+                remedy="open this part with a newer logitstore; the other parts can be read",
+            )
+
+    def _file(self, key: str) -> bytes:
+        """A file that the seal lists, checked."""
+        if key not in self.seal.files:
+            raise ManifestInvalid(
+                str(self.folder.path / SEAL),
+                expected=f"a digest of {key}",
+                found="none",
+                remedy="run `logitstore verify`",
+            )
+        return read_checked(self.folder, key, self.seal.files[key])
+
+    def _layout(self, name: str) -> ArrayLayout:
+        key = f"{name}/zarr.json"
+        return ArrayLayout.from_bytes(name, self._file(key), str(self.folder.path / key))
+
+    @cached_property
+    def spec(self) -> Spec:
+        """What the part was made from."""
+        value = parse_json(self._file(SPEC), str(self.folder.path / SPEC))
+        return Spec(dict(value.get("identity", {})), dict(value.get("notes", {})))
+
+    @cached_property
+    def table(self) -> SealTable:
+        """Sizes and checksums of the shards, read when first asked for."""
+        data = read_checked(self.folder, SEAL_TABLE, self.seal.table_sha256 or "")
+        table = SealTable(self.seal.arrays, 0, 0)
+        expected = self.seal.views * self.seal.blocks * table.record_bytes
+        if len(data) != expected:
+            raise ManifestInvalid(
+                str(self.folder.path / SEAL_TABLE),
+                expected=f"{expected} bytes",
+                found=f"{len(data)}",
+                remedy="run `logitstore verify`",
+            )
+        return SealTable(self.seal.arrays, self.seal.views, self.seal.blocks, data)
+
+    def small(self, name: str) -> NDArray[Any]:
+        """A small array (no rows) as a whole. Raises PartNotFound where the part has none of that name."""
+        layout = self.layouts.get(name)
+        if layout is None or layout.is_block_array:
+            raise PartNotFound(
+                self.name,
+                expected="one of its small arrays",
+                found=repr(name),
+                remedy="look at what there is with `logitstore inspect`",
+            )
+        return decode_small(layout, [self._file(key) for key in small_keys(layout)])
+
+
+def small_keys(layout: ArrayLayout) -> list[str]:
+    """Keys, relative to the part, of the chunks of a small array."""
+    return [layout.key(chunk) for chunk in range(-(-layout.shape[0] // layout.shard_rows))]
+
+
+class Root:
+    """An opened store."""
+
+    def __init__(self, folder: Folder, attributes: RootAttributes, expect: str | None = None) -> None:
+        self.folder = folder
+        self.attributes = attributes
+        self.grid = Grid(attributes.num_rows, attributes.block_rows)
+        """How it is cut."""
+        self.expect = expect
+        self._parts: dict[str, SealedPart] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the log anew. Parts that were there stay; others may have come."""
+        empty, records = read_log(self.folder)
+        digests = [empty, *(record.digest for record in records)]
+        if self.expect is not None:
+            if self.expect not in digests:
+                raise ManifestInvalid(
+                    str(self.folder.path),
+                    expected=f"the store {self.expect}",
+                    found=f"{digests[-1]}, which never was that one",
+                    remedy="ask where the store came from, or drop `expect`",
+                )
+            records = records[: digests.index(self.expect)]
+        self.records: Sequence[LogRecord] = records
+        self.digest: str = records[-1].digest if records else empty
+        """Digest of the store as it was opened."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.path
+
+    def names(self, group: str) -> list[str]:
+        """Names of the sealed parts under `group` ("teachers", "clusters"), in the order of their seals."""
+        heads = (record.part.partition("/") for record in self.records)
+        return [name for head, _, name in heads if head == group]
+
+    def has(self, part: str) -> bool:
+        """Whether a part is sealed."""
+        return any(record.part == part for record in self.records)
+
+    def part(self, name: str) -> SealedPart:
+        """A sealed part. Raises StoreIncomplete where it was begun and not finished, PartNotFound where it was not."""
+        if name not in self._parts:
+            record = next((record for record in self.records if record.part == name), None)
+            if record is None:
+                raise self._absent(name)
+            self._parts[name] = SealedPart(self.folder.sub(name), record)
+        return self._parts[name]
+
+    def _absent(self, name: str) -> StoreIncomplete | PartNotFound:
+        folder = self.folder.sub(name)
+        where = f"{self.path}: {name}"
+        if folder.exists(SPEC):
+            spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
+            views = spec.get("identity", {}).get("views", 1)
+            done, total = len(committed_blocks(folder)), self.grid.num_blocks * int(views)
+            return StoreIncomplete(
+                where,
+                expected="a sealed part",
+                found=f"one that was interrupted ({done} of {total} blocks are there)",
+                remedy="run the same `logitstore cache` (or `run`) again: it goes on where it stopped",
+            )
+        group = name.partition("/")[0]
+        there = ", ".join(self.names(group)) or "none"
+        return PartNotFound(
+            where,
+            expected=f"one of the sealed parts of this store under {group} ({there})",
+            found="no such part",
+            remedy="choose one of these, or make it first",
+        )
+
+
+def _root_files(attributes: RootAttributes) -> dict[str, bytes]:
+    return {ROOT_METADATA: attributes.to_bytes(), **{f"{g}/zarr.json": group_metadata() for g in GROUPS}}
+
+
+def create_root(path: Path, attributes: RootAttributes) -> Root:
+    """Make an empty store. An interrupted creation of the same store is finished.
+
+    Raises NameTaken where the path holds a store already, or something else.
+    """
+    folder = Folder(path)
+    files = _root_files(attributes)
+
+    def taken(found: str) -> NameTaken:
+        return NameTaken(
+            str(path),
+            expected="a path that is free",
+            found=found,
+            remedy="choose another path, or move it away",
+        )
+
+    if path.exists() and not path.is_dir():
+        raise taken("a file")
+    if folder.exists(log_key(0)):
+        raise taken("a store")
+    if folder.exists(ROOT_METADATA) and folder.read(ROOT_METADATA) != files[ROOT_METADATA]:
+        raise taken("another Zarr group")
+    strangers = set(folder.names()) - {ROOT_METADATA, *GROUPS, "__logitstore__"}
+    if strangers:
+        raise taken(f"a folder with other things in it ({min(strangers)!r})")
+    for key, data in files.items():
+        put_same(folder, key, data)
+    put_same(folder, log_key(0), root_record(files))
+    return Root(folder, attributes)
+
+
+def open_root(path: Path, expect: str | None = None) -> Root:
+    """Open a store. Raises NotAStoreError where the path holds none, ManifestInvalid where it is damaged."""
+    folder = Folder(path)
+    remedy = "name the folder of a store, or make one with `logitstore cache`"
+    try:
+        data = folder.read(ROOT_METADATA)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "a file" if path.is_file() else "a folder without zarr.json" if path.is_dir() else "nothing"
+        raise NotAStoreError(str(path), expected="a store", found=what, remedy=remedy) from None
+    attributes = RootAttributes.from_bytes(data, str(path / ROOT_METADATA))
+    return Root(folder, attributes, expect)
