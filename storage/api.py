@@ -23,7 +23,7 @@ from .reader import CaptureReader, Samples
 from .store import Root, SealedPart, create_root, open_root
 from .stream import Augment, Stream
 from .verify import unsealed_parts
-from .writer import CaptureWriter, SamplesWriter, write_clustering
+from .writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 
 
 class Capture(CaptureReader):
@@ -302,10 +302,12 @@ def create_store(
         raise ConfigError(
             "class_names", expected=f"{classes} names", found=str(len(class_names)), remedy="pass one a class"
         )
-    label = np.full(rows, -1, np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    label = np.full(rows, -1, np.int64) if labels is None else _as_labels(labels)
     check_labels(label, classes)
     digest = digest_rows(inputs) if digests is None and inputs is not None else digests
     kept = inputs if store_inputs else None
+    if kept is not None:
+        check_input_dtype(kept.dtype)
     input_bytes = 0 if kept is None else kept[:1].nbytes
     store = begin_store(
         location,
@@ -339,6 +341,19 @@ def create_store(
         )
     writer.seal()
     return store
+
+
+def _as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
+    """Labels as int64. Raises ConfigError for what is not one integer a row."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+        raise ConfigError(
+            "labels",
+            expected="one integer a row",
+            found=f"{values.dtype} of shape {values.shape}",
+            remedy="pass the number of each row's class, -1 where it is unknown",
+        )
+    return values.astype(np.int64)
 
 
 def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:

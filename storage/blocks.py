@@ -135,7 +135,7 @@ class PartReader:
                 remedy="restore the file from a copy, or capture this part again under another name",
             )
         checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
-        return decode_chunks(layout, data, checksums, where)
+        return decode_chunks(layout, data, checksums, where, first)
 
 
 class LazyRows:

@@ -6,9 +6,9 @@ checked against the seal, and decoded to float32 logits.
 
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from .reader import CaptureReader
@@ -19,7 +19,7 @@ def logits_array(capture: CaptureReader) -> Any:
     views, _, classes = capture.shape
     grid = capture.reader.grid
 
-    @dask.delayed(pure=False, name=f"read-{capture.name}")  # type: ignore[untyped-decorator]
+    @delayed(pure=False, name=f"read-{capture.name}")  # type: ignore[untyped-decorator]
     def read(view: int, rows: range) -> NDArray[Any]:
         return capture.read(rows, view)[None]
 

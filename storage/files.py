@@ -21,6 +21,8 @@ from .errors import ConfigError, StorageError, StorageFull, TransientIOError
 from .format import STAGING
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ATTEMPTS = 8
+"""How often a writer stages an object anew where others tidy the staging folder under its hands."""
 _TRANSIENT = {errno.EIO, errno.EINTR, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 
 
@@ -135,21 +137,41 @@ class Folder:
         Raises StorageFull, TransientIOError or StorageError; nothing is then left behind.
         """
         final = self.path / key
+        try:
+            with _typed(final):
+                for _ in range(_ATTEMPTS):
+                    with contextlib.suppress(FileNotFoundError):
+                        return self._stage_and_link(final, data)
+        except NotADirectoryError as error:
+            raise StorageError(
+                str(final),
+                expected="folders all the way",
+                found="a file on the way",
+                remedy="choose another path",
+            ) from error
+        raise TransientIOError(
+            str(final),
+            expected="a staging folder that stays",
+            found=f"one that vanished {_ATTEMPTS} times",
+            remedy="run the same command again; what was committed is intact",
+        )
+
+    def _stage_and_link(self, final: Path, data: bytes) -> bool:
+        """One attempt of `put_new`. Raises FileNotFoundError where another writer tidied the staging folder."""
         staging = self.path / STAGING
-        with _typed(final):
-            self._make(staging)
-            self._make(final.parent)
-            temporary = staging / secrets.token_hex(12)
-            try:
-                _write_durably(temporary, data)
-                os.link(temporary, final)
-            except FileExistsError:
-                return False
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            _sync_directory(final.parent)
-            return True
+        self._make(staging)
+        self._make(final.parent)
+        temporary = staging / secrets.token_hex(12)
+        try:
+            _write_durably(temporary, data)
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_directory(final.parent)
+        return True
 
     def remove(self, key: str) -> None:
         """Take away an object that no record speaks of. Gone already is fine."""
@@ -159,8 +181,10 @@ class Folder:
             _sync_directory(path.parent)
 
     def drop_staging(self) -> None:
-        """Take away the staging folder, where no other writer uses it."""
+        """Take away the staging folder and what killed writers left there; live ones make it anew."""
         with contextlib.suppress(OSError):
+            for name in self.names(STAGING):
+                (self.path / STAGING / name).unlink(missing_ok=True)
             (self.path / STAGING).rmdir()
 
     @staticmethod

@@ -53,6 +53,9 @@ DTYPES: Final[Mapping[str, str]] = {
 }
 """Zarr's name of each dtype that a store may hold -> numpy's."""
 
+INPUT_DTYPES: Final = ("uint8", "int64", "float16", "float32")
+"""Dtypes of inputs that `samples` may hold."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 

@@ -387,6 +387,7 @@ def append_log(root: Folder, part: str, seal: str) -> None:
         previous = (records[-1].digest if records else empty).removeprefix("sha256:")
         record = canonical_json({"part": part, "previous": previous, "seal": seal})
         if root.put_new(log_key(len(records) + 1), record):
+            root.drop_staging()
             return
 
 

@@ -40,7 +40,10 @@ def philox_permutation(size: int, seed: int, stream: int, counter: int) -> Int64
     >>> philox_permutation(5, seed=0, stream=0, counter=0).tolist()
     [0, 2, 1, 4, 3]
     """
-    raw = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter]).random_raw(size)
+    # As uint64 arrays: NumPy takes lists of such integers through float64 and would round the large ones.
+    key = np.array([seed, stream], dtype=np.uint64)
+    place = np.array([0, 0, 0, counter], dtype=np.uint64)
+    raw = np.asarray(np.random.Philox(key=key, counter=place).random_raw(size))
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 

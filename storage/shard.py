@@ -84,11 +84,13 @@ def chunk_span(layout: ArrayLayout, first: int, last: int) -> tuple[int, int]:
     return first * stride, (last - first + 1) * stride
 
 
-def decode_chunks(layout: ArrayLayout, data: bytes, expected: NDArray[np.uint32], where: str) -> NDArray[Any]:
+def decode_chunks(
+    layout: ArrayLayout, data: bytes, expected: NDArray[np.uint32], where: str, first: int = 0
+) -> NDArray[Any]:
     """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
 
     data: the chunks' payloads, each followed by its crc32c, as they lie in the shard.
-    expected: the crc32c that the seal has for each of them.
+    expected: the crc32c that the seal has for each of them. first: number of the first chunk, for messages.
     Raises ShardCorrupt where a chunk is not the one that was committed.
     """
     payload = layout.chunk_rows * layout.row_bytes
@@ -97,7 +99,7 @@ def decode_chunks(layout: ArrayLayout, data: bytes, expected: NDArray[np.uint32]
         found = crc32c(table[chunk, :payload])
         if found != wanted:
             raise ShardCorrupt(
-                f"{where}, chunk {chunk}",
+                f"{where}, chunk {first + chunk}",
                 expected=f"crc32c {int(wanted):08x}",
                 found=f"{found:08x}",
                 remedy="restore the file from a copy, or capture this part again under another name",

@@ -281,6 +281,7 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
     for key, data in files.items():
         put_same(folder, key, data)
     put_same(folder, log_key(0), root_record(files))
+    folder.drop_staging()
     return Root(folder, attributes)
 
 

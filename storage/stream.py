@@ -8,6 +8,7 @@
 Nothing forks, nothing is shared between processes, and the state is a few integers.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from .blocks import check_rows
 from .digest import digest_rows
 from .errors import ConfigError, RowMismatch, SpecMismatch
-from .order import Batches, Interval, Order
+from .order import Batches, Interval, Order, Run
 from .reader import CaptureReader, Samples
 from .store import Root
 
@@ -94,6 +95,7 @@ class Stream:
         self._samples = Samples(root)
         self._captures = dict(captures)
         _check_numbers(batch_size=batch_size, world_size=world_size, window=window)
+        _check_numbers(minimum=0, seed=seed)
         if not 0 <= rank < world_size:
             raise ConfigError(
                 "rank",
@@ -139,10 +141,14 @@ class Stream:
 
     def _common_augmentation(self) -> Mapping[str, Any] | None:
         """The augmentation of all captures. Raises SpecMismatch where they saw different inputs."""
-        found: dict[str, Any] = {name: c.augmentation for name, c in self._captures.items()}
+        streamed = self._streamed_views()
+        found: dict[str, Any] = {
+            name: c.augmentation if any(_is_augmented(c.augmentation, view) for view in streamed) else None
+            for name, c in self._captures.items()
+        }
         names = list(found)
         for name in names[1:]:
-            if self._num_views > 1 and found[name] != found[names[0]]:
+            if found[name] != found[names[0]]:
                 raise SpecMismatch(
                     f"{self._root.path}: teachers {names[0]!r} and {name!r}",
                     expected="captures of the same augmented inputs",
@@ -153,10 +159,14 @@ class Stream:
         return augmentation
 
     def _is_augmented(self, view: int) -> bool:
-        return self._augmentation is not None and view >= int(self._augmentation.get("first_view", 0))
+        return _is_augmented(self._augmentation, view)
+
+    def _streamed_views(self) -> tuple[int, ...]:
+        """The views that any epoch may come to."""
+        return self._epoch_views(0) if isinstance(self._views, int) else tuple(range(self._num_views))
 
     def _check_augment(self) -> None:
-        views = self._epoch_views(0) if isinstance(self._views, int) else tuple(range(self._num_views))
+        views = self._streamed_views()
         if self._inputs and self._augment is None and any(map(self._is_augmented, views)):
             raise ConfigError(
                 "augment",
@@ -192,6 +202,17 @@ class Stream:
         return Batches(((0, len(self._order(0))),), self._batch_size, self._world_size, self._drop_last).count
 
     @property
+    def epoch_rows(self) -> int:
+        """Rows in a whole epoch of all ranks together, each view counted."""
+        return len(self._order(0))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, where inputs come from the store; () where they do not."""
+        stored = self._samples.inputs
+        return () if stored is None else stored.shape[1:]
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of the largest window; a stream holds at most two of them."""
         return self._order(0).window_rows * self.row_bytes
@@ -204,6 +225,13 @@ class Stream:
         if self._inputs and inputs is not None:
             arrays.append(inputs.dtype.itemsize * int(np.prod(inputs.shape[1:])))
         return sum(arrays) + 4 * 8
+
+    def share(self, index: int, parts: int) -> "Stream":
+        """The stream of one of the `parts` processes that share this rank's rows."""
+        other = copy.copy(self)
+        other._rank = self._rank * parts + index
+        other._world_size = self._world_size * parts
+        return other
 
     @property
     def epoch(self) -> int:
@@ -223,29 +251,34 @@ class Stream:
         """Where the stream is, between any two batches; the same on every rank that has taken as many."""
         order = self._order(self._epoch)
         plan = self._plan(order)
+        left = [list(interval) for interval in plan.after(self._batches)]
+        return {"epoch": self._epoch, "intervals": left, **self._order_state(order)}
+
+    def _order_state(self, order: Order) -> dict[str, Any]:
+        """What the order of an epoch follows from: the positions of a state mean nothing in another."""
         return {
-            "epoch": self._epoch,
-            "intervals": [list(interval) for interval in plan.after(self._batches)],
-            "seed": self._seed,
             "samples": self._samples.digest,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "views": self._views,
+            "window": self._window,
+            "rows": None if self._rows is None else f"{int(digest_rows([self._rows])[0]):016x}",
             "positions": len(order),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, with any batch size and any number of ranks.
 
-        Raises ConfigError for a state of another store, seed, selection of rows or views.
+        Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
-        order = self._order(int(state["epoch"]))
-        ours = {"seed": self._seed, "samples": self._samples.digest, "positions": len(order)}
-        for key, value in ours.items():
-            if state[key] != value:
-                raise ConfigError(
-                    f"state: {key}",
-                    expected=repr(value),
-                    found=repr(state[key]),
-                    remedy="make the stream with the store and the arguments that the state was taken from",
-                )
+        missing = object()
+        for key in ("epoch", "intervals"):
+            if key not in state:
+                raise _bad_state(key, "what state_dict() gives", "nothing")
+        for key, value in self._order_state(self._order(int(state["epoch"]))).items():
+            if state.get(key, missing) != value:
+                found = repr(state[key]) if key in state else "nothing"
+                raise _bad_state(key, repr(value), found)
         self._go_to(int(state["epoch"]))
         self._intervals = tuple((int(start), int(stop)) for start, stop in state["intervals"])
         self._resumed = True
@@ -273,19 +306,27 @@ class Stream:
         self._go_to(self._epoch if self._pinned else self._epoch + 1)
 
     def _read(self, order: Order, window: int) -> _Window:
-        runs = order.runs(window)
-        samples = self._samples.reader
-        arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in self._empty}
-        for run in runs:
-            arrays["rows"].append(np.asarray(run.rows, dtype=np.int64))
-            arrays["views"].append(np.full(len(run.rows), run.view, dtype=np.int64))
-            arrays["labels"].append(samples.read("label", run.rows))
-            if self._inputs:
-                arrays["inputs"].append(self._read_inputs(run.rows, run.view))
-            for name, capture in self._captures.items():
-                arrays[f"logits/{name}"].append(capture.read_stored(run.rows, run.view)["logits"])
-        first, _ = order.window_interval(window)
-        return _Window(first, order.permutation(window), {n: np.concatenate(a) for n, a in arrays.items()})
+        """A window, run by run into arrays of its size, so that no row of it is ever held twice."""
+        first, stop = order.window_interval(window)
+        arrays: dict[str, NDArray[Any]] = {}
+        done = 0
+        for run in order.runs(window):
+            for name, values in self._read_run(run):
+                if name not in arrays:
+                    arrays[name] = np.empty((stop - first, *values.shape[1:]), values.dtype)
+                arrays[name][done : done + len(run.rows)] = values
+            done += len(run.rows)
+        return _Window(first, order.permutation(window), arrays)
+
+    def _read_run(self, run: Run) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The arrays of a run, one at a time, by their names in a window."""
+        yield "rows", np.asarray(run.rows, dtype=np.int64)
+        yield "views", np.full(len(run.rows), run.view, dtype=np.int64)
+        yield "labels", self._samples.reader.read("label", run.rows)
+        if self._inputs:
+            yield "inputs", self._read_inputs(run.rows, run.view)
+        for name, capture in self._captures.items():
+            yield f"logits/{name}", capture.read_stored(run.rows, run.view)["logits"]
 
     @cached_property
     def _empty(self) -> dict[str, NDArray[Any]]:
@@ -358,6 +399,11 @@ def _cut_at_windows(order: Order, interval: Interval) -> Iterator[tuple[int, int
         start = end
 
 
+def _is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
+    """Whether a teacher was shown something else than the rows in this view."""
+    return augmentation is not None and view >= int(augmentation.get("first_view", 0))
+
+
 def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
     """Items of a map-style data set, in one call where it has `__getitems__`."""
     if hasattr(dataset, "__getitems__"):
@@ -371,6 +417,15 @@ def _check_numbers(minimum: int = 1, **numbers: int | None) -> None:
             raise ConfigError(
                 name, expected=f"an integer of at least {minimum}", found=repr(value), remedy="mend it"
             )
+
+
+def _bad_state(key: str, expected: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"state: {key}",
+        expected=expected,
+        found=found,
+        remedy="make the stream with the store and the arguments that the state was taken from",
+    )
 
 
 class _ReadAhead:

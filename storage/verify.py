@@ -14,6 +14,7 @@ from pathlib import Path
 from .errors import (
     LogitStoreError,
     ManifestInvalid,
+    NotAStoreError,
     ShardCorrupt,
     ShardMissing,
     StorageError,
@@ -21,7 +22,7 @@ from .errors import (
 )
 from .files import Folder
 from .format import COMMITS, SAMPLES, SPEC, sha256_hex
-from .journal import Commit, StoredShard, committed_blocks
+from .journal import Commit, StoredShard, committed_blocks, log_key
 from .progress import Progress, silent
 from .store import Root, SealedPart, open_root, small_keys
 
@@ -66,7 +67,9 @@ def verify(
     report = Report()
     try:
         root = open_root(path, expect)
-    except (ManifestInvalid, UntrustedStoreError, StorageError) as error:
+    except (ManifestInvalid, NotAStoreError, UntrustedStoreError, StorageError) as error:
+        if isinstance(error, NotAStoreError) and not Folder(path).exists(log_key(0)):
+            raise
         report.problems.append(error)
         return report
     report.digest = root.digest

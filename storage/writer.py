@@ -26,10 +26,12 @@ from .errors import (
     LimitExceeded,
     RowMismatch,
     ShardCorrupt,
+    ShardMissing,
     SpecMismatch,
 )
 from .files import Folder
 from .format import (
+    INPUT_DTYPES,
     MAX_SHARD_BYTES,
     ROOT_METADATA,
     SAMPLES,
@@ -109,6 +111,7 @@ class PartWriter:
             if not layout.is_block_array:
                 chunks = encode_small(layout, small[layout.name])
                 self._metadata.update(zip(small_keys(layout), chunks, strict=True))
+        self._compare_metadata()
         self._files: dict[str, str] = {}
         self._committed = committed_blocks(self.folder)
 
@@ -127,6 +130,18 @@ class PartWriter:
             put_same(self.folder, key, data)
         files = {**self._metadata, SPEC: there}
         self._files = {key: sha256_hex(data) for key, data in files.items()}
+
+    def _compare_metadata(self) -> None:
+        """Refuse to go on with arrays of another form, or with other columns."""
+        for key, data in self._metadata.items():
+            if self.folder.exists(key) and self.folder.read(key) != data:
+                raise SpecMismatch(
+                    f"{self.root.path}: {self.name}",
+                    expected=f"the same {key.partition('/')[0]} with which it was begun",
+                    found="another",
+                    remedy="change it back, or give what is new another name; where nothing was changed, "
+                    "run `logitstore verify`",
+                )
 
     def _compare(self, ours: Mapping[str, Any], theirs: Any) -> None:
         found = difference(ours, theirs)
@@ -176,6 +191,9 @@ class PartWriter:
 
     def commit(self, view: int, block: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Put the shards of a block, then its record. When this returns the block is safe."""
+        rows = len(self.root.grid.rows(block))
+        for name, layout in self.layouts.items():
+            self._check_array(name, layout, arrays[name], rows)
         self._begin()
         objects = {}
         for name, layout in self.layouts.items():
@@ -183,7 +201,7 @@ class PartWriter:
             key = layout.shard_key(view, block)
             stored = StoredShard.of(shard)
             while not self.folder.put_new(key, shard.data):
-                theirs = self._adopt(layout, key, len(self.root.grid.rows(block)))
+                theirs = self._adopt(layout, key, rows)
                 if theirs is not None:
                     stored = theirs
                     break
@@ -192,6 +210,18 @@ class PartWriter:
         record = Commit(view, block, self.root.grid.rows(block), self._files[SPEC], objects)
         self.folder.put_new(record.key, record.to_bytes())
         self._committed.add((view, block))
+
+    def _check_array(self, name: str, layout: ArrayLayout, values: Any, rows: int) -> None:
+        """Refuse what is not a block of this array, before a byte of it is written."""
+        array = np.asarray(values)
+        wanted = (rows, *layout.row_shape)
+        if array.shape != wanted or not np.can_cast(array.dtype, layout.numpy_dtype, "safe"):
+            raise BadDataError(
+                f"{self.root.path}: {self.name}/{name}",
+                expected=f"{layout.dtype} of shape {wanted}",
+                found=f"{array.dtype} of shape {array.shape}",
+                remedy="pass an item a row, of the dtype with which it was begun",
+            )
 
     def _adopt(self, layout: ArrayLayout, key: str, rows: int) -> StoredShard | None:
         """A shard that is there without a record (its writer was killed), where it is whole; None where not."""
@@ -218,6 +248,7 @@ class PartWriter:
         """
         self.root.refresh()
         if self.sealed:
+            self.folder.drop_staging()
             return True
         self._committed = committed_blocks(self.folder)
         if self.num_missing:
@@ -271,6 +302,17 @@ def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint
     return np.array([list(name.ljust(width, b"\0")) for name in encoded], dtype=np.uint8).reshape(-1, width)
 
 
+def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
+    """Refuse inputs that a store cannot keep. Raises ConfigError."""
+    if np.dtype(dtype).name not in INPUT_DTYPES:
+        raise ConfigError(
+            "inputs",
+            expected=f"one of the dtypes {', '.join(INPUT_DTYPES)}",
+            found=str(dtype),
+            remedy="convert them before they are digested, or do not store them",
+        )
+
+
 class SamplesWriter(PartWriter):
     """Writes `samples`: which input each row is, its label, and the input itself where wanted."""
 
@@ -298,6 +340,7 @@ class SamplesWriter(PartWriter):
         if id_width:
             layouts.append(_layout(root, "id", "uint8", ("id_width",), (id_width,), 0))
         if input_shape is not None and input_dtype is not None:
+            check_input_dtype(input_dtype)
             dims = [f"input_{axis}" for axis in range(len(input_shape))]
             fill = math.nan if np.dtype(input_dtype).kind == "f" else 0
             layouts.append(_layout(root, "input", input_dtype, dims, input_shape, fill))
@@ -353,7 +396,17 @@ class SamplesWriter(PartWriter):
         layout = self.layouts["digest"]
         key = layout.shard_key(0, block)
         rows = self.root.grid.rows(block)
-        there = decode_shard(layout, self.folder.read(key), len(rows), str(self.folder.path / key))
+        where = str(self.folder.path / key)
+        try:
+            data = self.folder.read(key)
+        except FileNotFoundError:
+            raise ShardMissing(
+                where,
+                expected="the shard of a block that was committed",
+                found="no file",
+                remedy="restore the file from a copy, or make a new store",
+            ) from None
+        there = decode_shard(layout, data, len(rows), where)
         check_digests(rows, digest, there, source)
 
 
@@ -401,6 +454,13 @@ class CaptureWriter(PartWriter):
             )
         num_classes = root.attributes.num_classes
         columns = np.arange(num_classes, dtype=np.int64) if classes is None else classes
+        if columns.ndim != 1 or not len(columns) or ((columns < -1) | (columns >= num_classes)).any():
+            raise ConfigError(
+                f"capture {name!r}: classes",
+                expected=f"for each column a class from 0 to {num_classes - 1}, or -1 for the dustbin class",
+                found=str(columns.tolist())[:80],
+                remedy="name classes of this store",
+            )
         self.columns = columns
         self.encoding = encoding
         self.teacher = name
@@ -473,7 +533,9 @@ class CaptureWriter(PartWriter):
                 found=f"{values.dtype} of shape {values.shape}",
                 remedy="use a teacher with the classes of this store, and write whole blocks",
             )
-        arrays = self.encoding.encode(values.astype(np.float32, copy=False), block_rows.start, where)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+            values = values.astype(np.float32, copy=False)
+        arrays = self.encoding.encode(values, block_rows.start, where)
         arrays["seen"] = self._seen(block_rows, seen)
         self.commit(view, block, arrays)
 

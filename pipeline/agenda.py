@@ -1,0 +1,242 @@
+"""What of an experiment is done already, and what is still to do?
+
+Everything that is made has an identity: all that it follows from. It is done when something with that
+identity is there.
+
+    teacher   its factory, arguments, settings, seed, the transfer set     record beside its weights
+    capture   the teacher's weights, augmentation, encoding, …             spec in the store
+    clusters  the seal of a capture, the settings                          spec in the store
+    student   the seals of the captures, loss, settings, seed              record beside its weights
+
+So another temperature makes one student anew and touches no capture. Needs no torch: an experiment in
+which everything is done says so at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage.api import Store, open_store
+from ..storage.errors import NotAStoreError, PartNotFound, SpecMismatch, StoreIncomplete
+from ..storage.format import SAMPLES
+from ..storage.writer import difference
+from .experiment import Cluster, Experiment, Student, TeacherMember
+from .factories import source_digest
+from .records import Models, Record, as_json, weights_digest
+from .transfer import TransferRows
+
+
+@dataclass(frozen=True)
+class StudentSeed:
+    """One student, trained once from one seed."""
+
+    student: Student
+    """Its table."""
+    seed: int
+    """Seed of its weights and of its batches."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.student.name}-seed{self.seed}"
+
+
+def open_existing(path: Path) -> Store | None:
+    """The store at `path`; None where there is nothing yet. Raises NotAStoreError where there is something else."""
+    try:
+        return open_store(path)
+    except NotAStoreError:
+        if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists():
+            raise
+        if path.is_file():
+            raise
+        # Nothing, an empty folder, or a store whose creation was interrupted: all of them can be begun.
+        return None
+
+
+def check_samples(store: Store, rows: TransferRows) -> None:
+    """Refuse a store that was made from another transfer set, as far as fingerprints tell. Raises SpecMismatch."""
+    try:
+        theirs = dict(store.samples.spec.identity)
+    except (StoreIncomplete, PartNotFound):
+        return  # its writer compares what is there
+    theirs.pop("views", None)
+    found = difference(as_json(rows.identity), theirs)
+    if found or store.num_rows != len(rows):
+        key, ours, there = found or ("rows", str(len(rows)), str(store.num_rows))
+        raise SpecMismatch(
+            f"{store.path}: {SAMPLES}",
+            expected=f"{key} = {there[:90]}, from which it was made",
+            found=ours[:90],
+            remedy="change the transfer set back, or make a new store (another --out)",
+        )
+
+
+# Teachers
+
+
+def teacher_identity(experiment: Experiment, member: TeacherMember, rows: TransferRows) -> dict[str, Any]:
+    """What a teacher that is trained here follows from."""
+    teacher = member.teacher
+    assert teacher.train is not None  # the experiment has checked: weights or train
+    return {
+        "factory": teacher.factory,
+        "args": teacher.args,
+        "train": teacher.train.model_dump(mode="json"),
+        "seed": member.seed,
+        "transfer_set": rows.fingerprint,
+        "num_examples": len(rows),
+    }
+
+
+def find_teacher(
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, models: Models
+) -> Record | None:
+    """The record of a teacher whose weights are there; None where it is still to be trained.
+
+    Raises BadDataError where the experiment names a weights file that is not there.
+    """
+    if member.weights is not None:
+        return Record({}, weights_digest(member.weights), {})
+    return models.find("teachers", member.name, teacher_identity(experiment, member, rows))
+
+
+# Captures
+
+
+def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
+    """What makes the views of a capture differ; None where nothing does."""
+    augment = experiment.cache.augment
+    if augment is None:
+        return None
+    return {
+        "factory": augment.factory,
+        "args": augment.args,
+        "source": source_digest(augment.factory, base=experiment.base),
+        "seed": augment.seed,
+        "first_view": augment.first_view,
+    }
+
+
+def capture_identity(
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, weights: str
+) -> dict[str, Any]:
+    """What a capture follows from, but for its encoding and number of views, which its writer adds."""
+    return {
+        "teacher": {
+            "factory": member.teacher.factory,
+            "args": member.teacher.args,
+            "weights": weights,
+            "head": {"kind": "softmax"},
+        },
+        "augmentation": augmentation_identity(experiment),
+        "precision": experiment.cache.precision,
+        "batch_size": experiment.cache.batch_size,
+        "transfer_set": rows.fingerprint,
+    }
+
+
+def missing_captures(
+    experiment: Experiment, rows: TransferRows, models: Models, store: Store | None
+) -> list[TeacherMember]:
+    """The teachers that are not cached yet, or not trained yet.
+
+    Raises SpecMismatch where a sealed capture has the name of a teacher and is of another one.
+    """
+    missing = []
+    for member in experiment.teacher_members():
+        record = find_teacher(experiment, member, rows, models)
+        if record is None or store is None or member.name not in store.teachers:
+            missing.append(member)
+            continue
+        ours = as_json(capture_identity(experiment, member, rows, record.weights))
+        ours |= {"encoding": {"kind": experiment.cache.encoding}, "views": experiment.cache.views}
+        found = difference(ours, store.teachers[member.name].part.spec.identity)
+        if found:
+            key, wanted, there = found
+            raise SpecMismatch(
+                f"{store.path}: teachers/{member.name}",
+                expected=f"{key} = {there[:90]}, with which it was captured",
+                found=wanted[:90],
+                remedy="change it back, or give what is new another name (or another --out)",
+            )
+    return missing
+
+
+# Clusters
+
+
+def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
+    """What a clustering follows from."""
+    return {
+        "capture": {"name": cluster.teacher, "seal": store.teachers[cluster.teacher].digest},
+        "clusters": cluster.clusters,
+        "classes_per_cluster": cluster.classes_per_cluster,
+        "temperature": cluster.temperature,
+        "seed": cluster.seed,
+        "algorithm": "online-kmeans",
+    }
+
+
+def needs_clustering(store: Store, cluster: Cluster) -> bool:
+    """Whether a clustering is still to be made. Raises SpecMismatch where its name is another one's."""
+    if cluster.part_name not in store.clusterings:
+        return True
+    theirs = dict(store.clustering(cluster.part_name).spec.identity)
+    theirs.pop("views", None)
+    found = difference(as_json(cluster_identity(store, cluster)), theirs)
+    if found:
+        key, ours, there = found
+        raise SpecMismatch(
+            f"{store.path}: clusters/{cluster.part_name}",
+            expected=f"{key} = {there}, with which it was made",
+            found=ours,
+            remedy="change it back, or give the new one another name",
+        )
+    return False
+
+
+# Students
+
+
+def student_seeds(experiment: Experiment) -> Iterator[StudentSeed]:
+    """Every training of every student, in order."""
+    for student in experiment.students:
+        for seed in student.train.seeds:
+            yield StudentSeed(student, seed)
+
+
+def shown_capture(experiment: Experiment, student: Student) -> list[str]:
+    """The captures that a student reads: those it learns from, and for hard targets the first, for its views."""
+    weights = experiment.teacher_weights(student)
+    return list(weights) or [experiment.teacher_members()[0].name]
+
+
+def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> dict[str, Any]:
+    """What a student follows from: it is pinned to the seals of all that it reads.
+
+    Raises PartNotFound or StoreIncomplete where a capture that it needs is not there.
+    """
+    student = run.student
+    table: Mapping[str, Any] = student.model_dump(mode="json", exclude={"name", "teachers", "train"})
+    return {
+        **table,
+        "teachers": experiment.teacher_weights(student),
+        "train": student.train.model_dump(mode="json", exclude={"seeds"}),
+        "seed": run.seed,
+        "samples": store.samples.digest,
+        "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},
+    }
+
+
+def missing_students(experiment: Experiment, models: Models, store: Store | None) -> list[StudentSeed]:
+    """The students that are not trained yet, or were trained from something else."""
+    if store is None:
+        return list(student_seeds(experiment))
+    return [
+        run
+        for run in student_seeds(experiment)
+        if any(name not in store.teachers for name in shown_capture(experiment, run.student))
+        or models.find("students", run.name, student_identity(experiment, run, store)) is None
+    ]

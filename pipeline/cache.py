@@ -1,0 +1,252 @@
+"""Stage one: how do the teachers' logits get into the store?
+
+1. Teachers that are not there yet are trained or loaded, and tried on a few rows, before anything is written.
+2. Block by block: the inputs are fetched once, digested, and written to (or compared with) `samples`.
+3. For each view, the block's inputs are augmented once and shown to every teacher that lacks the block; its
+   logits are committed as a whole.
+4. `samples` and then the captures are sealed, in the order of the experiment.
+
+Batches never straddle a block, and what is there is not done again: killed anywhere and started again, the
+store ends up with the same bytes.
+"""
+
+import contextlib
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from ..storage.api import Store, begin_store
+from ..storage.blocks import PartReader
+from ..storage.digest import digest_rows
+from ..storage.encoding import encoding_named
+from ..storage.errors import BadLogitsError
+from ..storage.format import SAMPLES
+from ..storage.progress import Progress, silent
+from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
+from .agenda import capture_identity, check_samples, missing_captures, open_existing
+from .augment import augment_rows
+from .experiment import Experiment, TeacherMember
+from .factories import build, expect_augmentation
+from .records import Models
+from .teachers import load_teacher, train_teacher
+from .transfer import TransferRows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a run of stage one did."""
+
+    captured: tuple[str, ...]
+    """Captures that were sealed now."""
+    kept: tuple[str, ...]
+    """Captures that were there already."""
+    digest: str
+    """Digest of the store."""
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A teacher that is ready to run."""
+
+    member: TeacherMember
+    module: nn.Module
+    weights: str
+
+
+def cache(
+    experiment: Experiment,
+    path: Path,
+    models: Models,
+    *,
+    rows: TransferRows | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> CacheReport:
+    """Run the teachers of an experiment over its transfer set and seal their logits in the store at `path`.
+
+    rows: the transfer set, where the caller has it at hand. device: "cpu", "cuda" …; the GPU where there is one.
+    Raises SpecMismatch or RowMismatch where the store was made from something else, BadLogitsError for a
+    teacher whose logits cannot be kept, StorageError where the disk fails; running it again goes on.
+    """
+    rows = TransferRows(experiment) if rows is None else rows
+    store = open_existing(path)
+    if store is not None:
+        check_samples(store, rows)
+    missing = missing_captures(experiment, rows, models, store)
+    kept = tuple(m.name for m in experiment.teacher_members() if m not in missing)
+    teachers = [_prepare(experiment, member, rows, models, device, progress) for member in missing]
+    for teacher in teachers:
+        _try_out(experiment, teacher, rows)
+    if store is None:
+        store = _begin(experiment, path, rows)
+    samples = None if store.root.has(SAMPLES) else _samples_writer(experiment, store, rows)
+    writers = {t.member.name: _capture_writer(experiment, store, rows, t) for t in teachers}
+    if samples is not None or writers:
+        _write_blocks(experiment, store, rows, teachers, samples, writers, progress)
+    return CacheReport(tuple(writers), kept, store.digest)
+
+
+def _prepare(
+    experiment: Experiment,
+    member: TeacherMember,
+    rows: TransferRows,
+    models: Models,
+    device: str | None,
+    progress: Progress,
+) -> _Teacher:
+    record = train_teacher(experiment, member, rows, models, device=device, progress=progress)
+    module = load_teacher(experiment, member, rows, models, device)
+    log.info("teacher %s has weights %s", member.name, record.weights)
+    return _Teacher(member, module, record.weights)
+
+
+def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> None:
+    """Run a teacher on its first batch: what is wrong with it shows before anything is written."""
+    first = range(min(len(rows), experiment.cache.batch_size))
+    inputs, _ = rows.rows(first)
+    logits = teacher_logits(teacher.module, inputs, experiment, teacher.member.name)
+    if logits.shape[1] != rows.num_classes:
+        raise BadLogitsError(
+            f"teacher {teacher.member.name!r}",
+            expected=f"logits of {rows.num_classes} classes, as the transfer set has them",
+            found=f"{logits.shape[1]}",
+            remedy="give the teacher the classes of the transfer set",
+        )
+    encoding_named(experiment.cache.encoding).encode(logits, 0, f"teacher {teacher.member.name!r}")
+
+
+def teacher_logits(
+    module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], experiment: Experiment, name: str
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits of some rows in the experiment's precision and batch size: (rows, classes) float32.
+
+    Raises BadLogitsError where the teacher does not return a tensor (batch, classes).
+    """
+    settings = experiment.cache
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    autocast: Any = contextlib.nullcontext()
+    if settings.precision != "float32":
+        autocast = torch.autocast(device.type, dtype=getattr(torch, settings.precision))
+    parts = []
+    with torch.inference_mode(), autocast:
+        for start in range(0, len(inputs), settings.batch_size):
+            batch = torch.from_numpy(inputs[start : start + settings.batch_size]).to(device)
+            logits = module(batch)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+                shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+                raise BadLogitsError(
+                    f"teacher {name!r}",
+                    expected=f"a tensor of logits of shape ({len(batch)}, classes)",
+                    found=shape or f"a {type(logits).__name__}",
+                    remedy="wrap the model so that it returns its logits alone",
+                )
+            parts.append(logits.float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
+    input_bytes = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
+    logit_bytes = rows.num_classes * np.dtype(experiment.cache.encoding).itemsize
+    return begin_store(
+        path,
+        num_rows=len(rows),
+        num_classes=rows.num_classes,
+        row_bytes=max(input_bytes, logit_bytes),
+        block_rows=experiment.cache.block_rows,
+    )
+
+
+def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) -> SamplesWriter:
+    keep = experiment.transfer_set.store_inputs
+    return SamplesWriter(
+        store.root,
+        identity=rows.identity,
+        class_names=rows.class_names,
+        input_shape=rows.first.shape if keep else None,
+        input_dtype=rows.first.dtype.name if keep else None,
+        id_width=max((len(i.encode()) for i in rows.ids), default=0) if rows.ids else None,
+    )
+
+
+def _capture_writer(
+    experiment: Experiment, store: Store, rows: TransferRows, teacher: _Teacher
+) -> CaptureWriter:
+    return CaptureWriter(
+        store.root,
+        teacher.member.name,
+        identity=capture_identity(experiment, teacher.member, rows, teacher.weights),
+        views=experiment.cache.views,
+        encoding=encoding_named(experiment.cache.encoding),
+        notes={
+            "device": next((p.device.type for p in teacher.module.parameters()), "cpu"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _write_blocks(
+    experiment: Experiment,
+    store: Store,
+    rows: TransferRows,
+    teachers: list[_Teacher],
+    samples: SamplesWriter | None,
+    writers: dict[str, CaptureWriter],
+    progress: Progress,
+) -> None:
+    grid = store.root.grid
+    views = experiment.cache.views if writers else 1
+    stored = None if samples is not None else PartReader(store.root.part(SAMPLES), grid)
+    augment = experiment.cache.augment
+    augmentation = None
+    if augment is not None:
+        made = build(augment.factory, augment.args, base=experiment.base)
+        augmentation = expect_augmentation(made, augment.factory)
+    total, done = len(rows) * views, 0
+    task = "caching " + ", ".join(writers) if writers else "writing samples"
+    progress(task, done, total, "rows")
+    for block in range(grid.num_blocks):
+        block_rows = grid.rows(block)
+        wanted = {
+            view: [t for t in teachers if not writers[t.member.name].has_block(view, block)]
+            for view in range(views)
+        }
+        if any(wanted.values()) or (samples is not None and not samples.has_block(0, block)):
+            inputs, labels = rows.rows(block_rows)
+            source = rows.source[block_rows.start : block_rows.stop]
+            digests = digest_rows(inputs)
+            if stored is not None:
+                check_digests(block_rows, digests, stored.read("digest", block_rows), source)
+            elif samples is not None:
+                ids = [rows.ids[i] for i in source] if rows.ids else None
+                samples.write(block_rows, source=source, digest=digests, label=labels, id=ids, input=inputs)
+        for view in range(views):
+            if wanted[view]:
+                shown, seen = inputs, digests
+                if augment is not None and augmentation is not None and view >= augment.first_view:
+                    numbers = np.arange(block_rows.start, block_rows.stop, dtype=np.int64)
+                    shown = augment_rows(
+                        inputs, augmentation, augment.seed, view, numbers, augment.first_view
+                    )
+                    seen = digest_rows(shown)
+                for teacher in wanted[view]:
+                    name = teacher.member.name
+                    writers[name].write(
+                        block_rows, teacher_logits(teacher.module, shown, experiment, name), view, seen
+                    )
+            done += len(block_rows)
+            progress(task, done, total, "rows")
+    if samples is not None:
+        samples.seal()
+    for writer in writers.values():
+        writer.seal()

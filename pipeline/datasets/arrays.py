@@ -1,0 +1,281 @@
+"""How do arrays in memory become a transfer set?
+
+`ArrayDataset` holds inputs, labels and class names, checked once; the `digits` and `idx` sets are made of
+it, and `arrays` reads one from an `.npz` file. `TransferSet` is what every part of logitstore asks of a
+set: `len` and `[i]`. Where they are present, `__getitems__`, `class_names`, `ids` and `fingerprint()` are
+used as well.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from ...storage.errors import BadDataError
+from .selection import select
+
+
+@runtime_checkable
+class TransferSet(Protocol):
+    """A map-style data set, as `torch.utils.data.DataLoader` takes it."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, index: int, /) -> object:
+        """Return `(input, label)` or `input` of one example; -1 is an unknown label."""
+
+
+Example = np.ndarray | tuple[np.ndarray, int]
+"""What `[i]` of this package's sets gives: an input, with its label where the set has labels."""
+
+_MOST_NUMBERED = 1_000_000
+"""Classes that are made up from labels alone."""
+
+
+class ArrayDataset:
+    """Examples held in memory as one array.
+
+    >>> digits = ArrayDataset(np.zeros((3, 8, 8), dtype=np.uint8), np.array([0, 1, -1]))
+    >>> len(digits), digits.input_shape, digits[1][1], digits.class_names
+    (3, (8, 8), 1, ('0', '1'))
+    """
+
+    def __init__(
+        self,
+        inputs: Shaped[np.ndarray, "rows ..."],
+        labels: Shaped[np.ndarray, "labels"] | None = None,
+        class_names: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        *,
+        where: str = "transfer set",
+    ) -> None:
+        """Check and keep the arrays (uncopied where they are contiguous and of native byte order).
+
+        inputs: (rows, …) uint8 or float, finite. labels: (rows,) integers, -1 where unknown, or None.
+        class_names: one a class; by default "0" … up to the largest label. ids: one a row.
+        where: what the messages call the set.
+        Raises BadDataError if something does not fit.
+        """
+        self.inputs = _checked_inputs(inputs, where)
+        """(rows, …) uint8 or float."""
+        if class_names is None:
+            class_names = _numbered_classes(labels, where)
+        self.class_names = checked_class_names(class_names, where)
+        """One name a class, () where nothing is known of the classes."""
+        self.labels = None if labels is None else checked_labels(labels, self.class_names, where)
+        """(rows,) int64, -1 where unknown; None for a set without labels."""
+        self.ids = None if ids is None else tuple(ids)
+        """A name a row, or None."""
+        for name, column in (("labels", self.labels), ("ids", self.ids)):
+            if column is not None and len(column) != len(self.inputs):
+                raise BadDataError(
+                    where,
+                    expected=f"{len(self.inputs)} {name}, one an input",
+                    found=f"{len(column)}",
+                    remedy=f"give the {name} that belong to these inputs",
+                )
+        self._fingerprint: str | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.inputs.shape[1:]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return the input of one example, with its label where the set has labels."""
+        return self.inputs[index] if self.labels is None else (self.inputs[index], int(self.labels[index]))
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """Return several examples, as DataLoader asks for them."""
+        return [self[index] for index in indices]
+
+    def take(self, rows: Int64[np.ndarray, "kept"]) -> "ArrayDataset":
+        """Return the set of some of the examples, with the same classes."""
+        if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
+            return self
+        return ArrayDataset(
+            self.inputs[rows],
+            None if self.labels is None else self.labels[rows],
+            self.class_names,
+            None if self.ids is None else [self.ids[row] for row in rows.tolist()],
+        )
+
+    def selected(
+        self,
+        *,
+        omit_classes: Sequence[int | str] = (),
+        fraction: float = 1.0,
+        seed: int = 0,
+        subset: str | None = None,
+    ) -> "ArrayDataset":
+        """Return the set of the examples that `selection.select` keeps."""
+        return self.take(
+            select(
+                len(self),
+                self.labels,
+                self.class_names,
+                omit_classes=omit_classes,
+                fraction=fraction,
+                seed=seed,
+                subset=subset,
+            )
+        )
+
+    def fingerprint(self) -> str:
+        """Digest dtypes, shapes, class names, ids and all bytes, "sha256:…"; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for array in (self.inputs, self.labels):
+                head = None if array is None else [array.dtype.newbyteorder("<").str, list(array.shape)]
+                digest.update(json.dumps(head).encode() + b"\n")
+                if array is not None:
+                    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                    digest.update(np.ascontiguousarray(little).data)
+            digest.update(json.dumps([self.class_names, self.ids]).encode())
+            self._fingerprint = f"sha256:{digest.hexdigest()}"
+        return self._fingerprint
+
+
+def arrays(
+    file: Path,
+    inputs: str = "inputs",
+    labels: str = "labels",
+    class_names: str = "class_names",
+    *,
+    subset: str | None = None,
+    omit_classes: Sequence[int | str] = (),
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> ArrayDataset:
+    """Read a set from an `.npz` file, as `numpy.savez` writes it.
+
+    inputs, labels, class_names: names of the arrays in the file. `labels=""` says that there are none;
+    `class_names` is used where it is present. Further arguments: `datasets.selection`.
+    Raises BadDataError if the file or an array in it is missing or unfit.
+    """
+    where = str(file)
+    require_file(file, "an .npz file")
+    wanted = [name for name in (inputs, labels) if name]
+    try:
+        # zipfile, and not numpy.load's guess: it would take an .npy file for a set as well
+        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
+            known = list(archive.files)
+            missing = [name for name in wanted if name not in known]
+            held = {} if missing else {name: archive[name] for name in {*wanted, class_names} & {*known}}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadDataError(
+            where,
+            expected="an .npz file of plain arrays",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            remedy="write it with numpy.savez, without object arrays",
+        ) from error
+    if missing:
+        raise BadDataError(
+            where,
+            expected=f"an array {missing[0]!r}",
+            found=f"only {', '.join(known) or 'nothing'}",
+            remedy='name the array with inputs = "…" and labels = "…" (labels = "" where there are none)',
+        )
+    names = [str(name) for name in held[class_names].tolist()] if class_names in held else None
+    dataset = ArrayDataset(held[inputs], held[labels] if labels else None, names, where=where)
+    return dataset.selected(omit_classes=omit_classes, fraction=fraction, seed=seed, subset=subset)
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Raise BadDataError if `path` is no file."""
+    if not path.is_file():
+        raise BadDataError(
+            str(path),
+            expected=expected,
+            found="a folder" if path.is_dir() else "nothing there",
+            remedy="correct the file name (relative ones start at the experiment file's folder)",
+        )
+
+
+def checked_class_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the names as a tuple; raise BadDataError if two are the same."""
+    names = tuple(class_names)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BadDataError(
+                where,
+                expected="class names that differ",
+                found=f"{name!r} twice",
+                remedy="rename one of the two classes",
+            )
+        seen.add(name)
+    return names
+
+
+def checked_labels(
+    labels: Shaped[np.ndarray, "rows"], class_names: Sequence[str], where: str
+) -> Int64[np.ndarray, "rows"]:
+    """Return labels as int64; raise BadDataError if one is no integer from -1 to the last class."""
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise BadDataError(
+            where,
+            expected="labels as integers, one a row",
+            found=f"{labels.dtype} of shape {labels.shape}",
+            remedy="give class numbers, -1 where unknown",
+        )
+    beyond = np.flatnonzero((labels < -1) | (labels >= len(class_names)))
+    if len(beyond):
+        raise BadDataError(
+            f"{where}, example {beyond[0]}",
+            expected=f"a label from -1 to {len(class_names) - 1} ({len(class_names)} classes)",
+            found=str(labels[beyond[0]]),
+            remedy="correct the labels, or name all classes",
+        )
+    return labels.astype(np.int64)
+
+
+def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -> list[str]:
+    if labels is None or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+        return []
+    largest = int(labels.max())
+    if largest >= _MOST_NUMBERED:  # "no label" written as 2³¹ - 1, for one, would become as many names
+        raise BadDataError(
+            f"{where}, example {int(labels.argmax())}",
+            expected=f"a label below {_MOST_NUMBERED}, as there are no class names",
+            found=str(largest),
+            remedy="write -1 for an unknown label, or give class names",
+        )
+    return [str(number) for number in range(largest + 1)]
+
+
+def _checked_inputs(inputs: Shaped[np.ndarray, "rows ..."], where: str) -> Shaped[np.ndarray, "rows ..."]:
+    if inputs.ndim < 1 or inputs.size == 0:
+        raise BadDataError(
+            where,
+            expected="at least one example, along the first axis",
+            found=f"inputs of shape {inputs.shape}",
+            remedy="give inputs of shape (rows, …)",
+        )
+    if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
+        raise BadDataError(
+            where,
+            expected="inputs as uint8 or float",
+            found=str(inputs.dtype),
+            remedy="convert them (uint8 for pixels from 0 to 255)",
+        )
+    if inputs.dtype != np.uint8 and not np.isfinite(inputs).all():
+        row = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)))
+        raise BadDataError(
+            f"{where}, example {row}",
+            expected="finite inputs",
+            found="NaN or an infinite number",
+            remedy="replace them in the data",
+        )
+    return np.ascontiguousarray(inputs, dtype=inputs.dtype.newbyteorder("="))

@@ -1,0 +1,529 @@
+"""What does an experiment file say, and is it an experiment that can be run?
+
+1. A table of the TOML file is a class here, a key is a field with its default and its unit.
+2. `parse_experiment` checks a whole document: types, ranges, unknown keys, then what one table says of
+   another (a student's teachers exist, a view that is asked for is cached).
+3. `load_experiment` reads the file and keeps its folder, from which relative names are resolved.
+
+Everything that is wrong becomes one `ConfigError` whose `where` is the file and the key, as in
+`mnist.toml: student[0].train.lr`. A key that would have no effect is an error as well: nobody finds out
+from results that a setting was ignored.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..storage.errors import ConfigError
+from .tables import (
+    NAME,
+    Arguments,
+    Count,
+    FactoryName,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Seed,
+    Table,
+    Whole,
+    check_distinct,
+    check_name,
+    explain,
+    list_as_tuple,
+    nearest,
+    problem,
+    show,
+)
+
+ENCODINGS = ("float16", "float32")
+"""What `cache.encoding` may be in this version."""
+
+
+def _check_encoding(value: object) -> object:
+    if value not in ENCODINGS:
+        later = isinstance(value, Mapping) and bool({"max_kl", "top_k"} & set(value))
+        raise problem(
+            " or ".join(f"'{encoding}'" for encoding in ENCODINGS),
+            show(value) + (", which this version cannot write yet" if later else ""),
+            "take 'float16' unless the logits need more than 11 bits of precision",
+        )
+    return value
+
+
+def _check_digest_of(value: object) -> object:
+    if value != "array":
+        later = ", which this version cannot compute yet" if value == "file" else ""
+        raise problem("'array'", f"{show(value)}{later}", "leave the key out")
+    return value
+
+
+def _check_views(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value not in ("all", "cycle"):
+        raise problem("'all', 'cycle' or the number of a view, from 0", show(value), "write one of these")
+    return value
+
+
+def _as_weights(value: object) -> object:
+    """`["wide", "deep"]` means equal weights."""
+    if not isinstance(value, Mapping | list) or not value:
+        raise problem(
+            "a table of weights such as { wide = 1.0 }, or a list of teachers",
+            show(value),
+            "name at least one teacher",
+        )
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        check_distinct(tuple(value))
+        return dict.fromkeys(value, 1.0)
+    return value
+
+
+class Factory(Table):
+    """Something that a function of a Python module makes."""
+
+    factory: FactoryName
+    """`package.module:function`."""
+    args: Arguments = Field(default_factory=dict[str, Any])
+    """Keyword arguments of the function; relative file names are relative to the experiment file."""
+
+
+class TransferSet(Factory):
+    """`[transfer_set]`: the examples that the teachers are run on."""
+
+    order: Literal["shuffled", "as_is"] = "shuffled"
+    """Order of the store's rows: a seeded permutation of the examples, or their own order."""
+    seed: Seed = 0
+    """Seed of that permutation."""
+    store_inputs: bool = True
+    """Whether the store keeps the inputs, so that students need nothing else."""
+    digest_of: Annotated[Literal["array"], BeforeValidator(_check_digest_of)] = "array"
+    """What a row's digest is taken over: dtype, shape and bytes of its input."""
+
+    @model_validator(mode="after")
+    def _seed_has_effect(self) -> "TransferSet":
+        if self.order == "as_is" and "seed" in self.model_fields_set:
+            raise problem("no seed with order = 'as_is'", show(self.seed), "drop one of the two", "seed")
+        return self
+
+
+class EvaluationSet(Factory):
+    """`[evaluation_set]`: the labelled examples that every accuracy in a table comes from."""
+
+
+class Augmentation(Factory):
+    """A random change of an input, a pure function of it and of a random generator."""
+
+    seed: Seed = 0
+    """Seed of the generator."""
+
+
+class ViewAugmentation(Augmentation):
+    """`[cache] augment`: what makes one view of a row differ from another."""
+
+    first_view: Whole = 1
+    """The first view that is augmented; those before it are the row as it is."""
+
+
+class Train(Table):
+    """How a network is trained."""
+
+    lr: Positive
+    """Learning rate at its highest."""
+    epochs: Count
+    """Passes over the rows."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """The optimiser, with PyTorch's defaults for what is not said here."""
+    momentum: Fraction = 0.0
+    """Momentum of `sgd`; the others have none to set."""
+    weight_decay: NotNegative = 0.0
+    """Weight decay, as the optimiser understands it."""
+    batch_size: Count = 128
+    """Rows a step."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate goes from `lr` to 0 (or stays) over the epochs after the warm-up."""
+    warmup_epochs: Whole = 0
+    """Epochs over which the learning rate rises linearly from 0 to `lr`."""
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> "Train":
+        if self.momentum and self.optimizer != "sgd":
+            raise problem(
+                f"no momentum with optimizer = '{self.optimizer}'",
+                show(self.momentum),
+                "drop it, or take optimizer = 'sgd'",
+                "momentum",
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise problem(
+                f"fewer than epochs = {self.epochs}", show(self.warmup_epochs), "shorten it", "warmup_epochs"
+            )
+        return self
+
+
+class TeacherTrain(Train):
+    """`[[teacher]] train`: trained here, from the labels of the transfer set, before it is cached."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    augment: Augmentation | None = None
+    """Applied to every input of every epoch anew."""
+
+    @classmethod
+    def unknown_key(cls, key: str, known: list[str]) -> PydanticCustomError:
+        if key == "seeds":
+            return problem("no 'seeds' for a teacher", "them", "use the teacher's seed and members", key)
+        return super().unknown_key(key, known)
+
+
+class StudentTrain(Train):
+    """`[[student]] train`."""
+
+    seeds: Annotated[
+        tuple[Seed, ...],
+        BeforeValidator(list_as_tuple),
+        AfterValidator(check_distinct),
+        Field(min_length=1),
+    ] = (0,)
+    """The student is trained once a seed; a table gives mean and spread."""
+
+
+class Teacher(Factory):
+    """`[[teacher]]`: a model whose logits are cached, or several that differ by their seed alone."""
+
+    name: Name
+    """Its name in the store; with members, the common part of their names."""
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    """File of its weights; with members, `{member}` in it stands for the member's number."""
+    allow_pickle: bool = False
+    """Whether `weights` may be a `.pt` or `.pth` file instead of safetensors."""
+    train: TeacherTrain | None = None
+    """How to train it, where there are no weights."""
+    members: Count = 1
+    """How many networks; more than one are called `<name>-0`, `<name>-1`, …"""
+    seed: Seed = 0
+    """Seed of the first member's training; the others count up from it."""
+
+    @model_validator(mode="after")
+    def _weights_or_train(self) -> "Teacher":
+        if (self.weights is None) == (self.train is None):
+            raise problem(
+                "either weights or train",
+                "neither" if self.train is None else "both",
+                "name a safetensors file in weights, or say in train how to train it",
+            )
+        if self.weights is None:
+            if self.allow_pickle:
+                raise problem("no allow_pickle without weights", "it", "drop it", "allow_pickle")
+        elif self.members > 1 and "{member}" not in self.weights:
+            raise problem(
+                "a file a member, with {member} in the name",
+                show(self.weights),
+                "write it like 'wide-{member}.safetensors', or drop members",
+                "weights",
+            )
+        if self.members > 1:
+            check_name(f"{self.name}-{self.members - 1}")
+        return self
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """The names in the store: its own, or one a member."""
+        if self.members == 1:
+            return (self.name,)
+        return tuple(f"{self.name}-{member}" for member in range(self.members))
+
+
+class Cache(Table):
+    """`[cache]`: how the teachers are run and their logits kept."""
+
+    encoding: Annotated[Literal["float16", "float32"], BeforeValidator(_check_encoding)] = "float16"
+    """How a logit is stored, after the row's largest one has been subtracted."""
+    views: Count = 1
+    """Augmentations of every row, counting the row as it is."""
+    augment: ViewAugmentation | None = None
+    """What makes the views differ."""
+    batch_size: Count = 256
+    """Rows a teacher is given at a time; part of a capture's identity."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision that the teachers compute in; the lower ones are autocast."""
+    block_rows: Count | None = None
+    """Rows a block of the store; chosen from the size of a row where it is left out."""
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "Cache":
+        if self.augment is None and self.views > 1:
+            raise problem(
+                "an augment, without which every view is the same",
+                f"views = {self.views} alone",
+                "add augment = { factory = … }, or drop views",
+            )
+        if self.augment is not None and self.augment.first_view >= self.views:
+            raise problem(
+                f"an augmented view among views = {self.views}",
+                f"first_view = {self.augment.first_view}",
+                "raise views, or set first_view = 0 to augment the only one",
+                "augment",
+            )
+        return self
+
+
+class Cluster(Table):
+    """`[cluster]`: sets of classes that one teacher confuses."""
+
+    teacher: Name
+    """Whose predictions; one member where it has several."""
+    clusters: Count
+    """Number of sets."""
+    classes_per_cluster: Annotated[int, Field(ge=2)]
+    """Classes a set; sets may overlap."""
+    temperature: Positive = 1.0
+    """Of the softmax whose covariance is taken."""
+    seed: Seed = 0
+    """Seed of k-means."""
+    name: Name | None = None
+    """Name of the clustering in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default."""
+
+    @model_validator(mode="after")
+    def _part_has_a_name(self) -> "Cluster":
+        if not NAME.fullmatch(self.part_name):
+            raise problem("a name of 64 characters at most", show(self.part_name), "set name", "name")
+        return self
+
+    @property
+    def part_name(self) -> str:
+        """Its name in the store."""
+        return self.name or f"{self.teacher}-{self.clusters}x{self.classes_per_cluster}"
+
+
+class Student(Factory):
+    """`[[student]]`: a network trained from the store.
+
+    With `targets = "hard"` it is the baseline, trained on the labels alone: then no teachers, mean,
+    temperature or hard_weight may be given.
+    """
+
+    name: Name
+    """Its name in tables and files."""
+    targets: Literal["soft", "hard"] = "soft"
+    """Whether it learns from the teachers' softened outputs or from the labels."""
+    teachers: Annotated[dict[str, Positive], BeforeValidator(_as_weights)] | None = None
+    """Weight of each teacher in the ensemble, any scale; a list means equal weights. A teacher with
+    members stands for all of them, equally; one member is named like `wide-0`."""
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    """Of the teachers' softened probabilities."""
+    temperature: Positive = 1.0
+    """Of targets and student alike during the training."""
+    hard_weight: NotNegative = 0.0
+    """Weight of the cross-entropy with the labels, beside T² times the soft one."""
+    views: Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)] = "cycle"
+    """All views every epoch, another one each epoch, or this one."""
+    train: StudentTrain
+    """How it is trained, once a seed."""
+
+    @model_validator(mode="after")
+    def _targets_have_a_source(self) -> "Student":
+        if self.targets == "soft" and self.teachers is None:
+            raise problem(
+                "the teachers that the soft targets come from",
+                "no such key",
+                "add teachers = { NAME = 1.0 }, or set targets = 'hard'",
+                "teachers",
+            )
+        if self.targets == "hard":
+            for key in ("teachers", "mean", "temperature", "hard_weight"):
+                if key in self.model_fields_set:
+                    raise problem(f"no {key} with targets = 'hard'", show(getattr(self, key)), "drop it", key)
+        return self
+
+
+@dataclass(frozen=True)
+class TeacherMember:
+    """One network to be cached under one name."""
+
+    name: str
+    """Its name in the store."""
+    seed: int
+    """Seed that it is trained from."""
+    weights: Path | None
+    """File of its weights, resolved; None where it is trained here."""
+    teacher: Teacher
+    """The table that it comes from."""
+
+
+class Experiment(Table):
+    """A whole experiment file."""
+
+    transfer_set: TransferSet
+    """What the teachers are run on."""
+    evaluation_set: EvaluationSet | None = None
+    """What is evaluated; None where there is nothing to evaluate on."""
+    teachers: Annotated[tuple[Teacher, ...], BeforeValidator(list_as_tuple), Field(min_length=1)] = Field(
+        alias="teacher"
+    )
+    """In the order in which they are cached."""
+    cache: Cache = Field(default_factory=Cache)
+    """How they are cached."""
+    cluster: Cluster | None = None
+    """What is clustered; None for nothing."""
+    students: Annotated[tuple[Student, ...], BeforeValidator(list_as_tuple)] = Field(
+        default=(), alias="student"
+    )
+    """In the order in which they are trained."""
+
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def base(self) -> Path:
+        """Folder from which the experiment's relative file names are resolved."""
+        return self._base
+
+    @classmethod
+    def unknown_key(cls, key: str, known: list[str]) -> PydanticCustomError:
+        if key == "specialists":
+            return problem(
+                "no [specialists]", "this table", "drop it: this version cannot train specialists yet", key
+            )
+        return super().unknown_key(key, known)
+
+    @model_validator(mode="after")
+    def _tables_agree(self) -> "Experiment":
+        names: dict[str, str] = {}
+        for index, teacher in enumerate(self.teachers):
+            for name in {teacher.name, *teacher.member_names}:
+                if name in names:
+                    raise _not_unique(f"teacher[{index}].name", name, names[name])
+                names[name] = f"teacher[{index}]"
+        members = [name for teacher in self.teachers for name in teacher.member_names]
+        groups = [teacher.name for teacher in self.teachers]
+
+        if self.cluster is not None and self.cluster.teacher not in members:
+            named = self.cluster.teacher in groups
+            raise problem(
+                "one teacher",
+                f"'{self.cluster.teacher}'" + (", which has several members" if named else ", which is none"),
+                f"did you mean '{self.cluster.teacher}-0'?"
+                if named
+                else nearest(self.cluster.teacher, members),
+                "cluster.teacher",
+            )
+        students: dict[str, str] = {}
+        for index, student in enumerate(self.students):
+            key = f"student[{index}]"
+            if student.name in students:
+                raise _not_unique(f"{key}.name", student.name, students[student.name])
+            students[student.name] = key
+            for name in student.teachers or {}:
+                if name not in names:
+                    remedy = nearest(name, sorted(names))
+                    raise problem("a teacher's name", show(name), remedy, f"{key}.teachers")
+            if isinstance(student.views, int) and student.views >= self.cache.views:
+                raise problem(
+                    f"a view below cache.views = {self.cache.views}",
+                    str(student.views),
+                    "cache more views, or take another",
+                    f"{key}.views",
+                )
+        return self
+
+    def teacher_members(self) -> tuple[TeacherMember, ...]:
+        """Every network to be cached, in order: teachers with members expanded, seeds counted up."""
+        return tuple(
+            TeacherMember(
+                name,
+                teacher.seed + member,
+                None
+                if teacher.weights is None
+                else self.base / teacher.weights.replace("{member}", str(member)),
+                teacher,
+            )
+            for teacher in self.teachers
+            for member, name in enumerate(teacher.member_names)
+        )
+
+    def teacher_weights(self, student: Student) -> dict[str, float]:
+        """The ensemble that `student` learns from, by names in the store; the weights sum to 1.
+
+        A teacher's weight is shared equally by its members. Empty for a student with hard targets.
+        """
+        groups = {teacher.name: teacher.member_names for teacher in self.teachers}
+        given = student.teachers or {}
+        total = sum(given.values())
+        shares: dict[str, float] = {}
+        for name, weight in given.items():
+            members = groups.get(name, (name,))
+            for member in members:
+                shares[member] = shares.get(member, 0.0) + weight / total / len(members)
+        return shares
+
+
+def _not_unique(key: str, name: str, other: str) -> PydanticCustomError:
+    return problem("a name of its own", f"'{name}', which {other} has", "rename one of them", key)
+
+
+# From a document to an experiment
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read an experiment file.
+
+    Returns the experiment with `base` = the folder of the file. Raises ConfigError, with the file and the
+    key or line in `where`, when it cannot be read, is not TOML, or is not an experiment.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            str(path), expected="an experiment file", found="no such file", remedy="check the path"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            str(path),
+            expected="a file that can be read",
+            found=(error.strerror or type(error).__name__).lower(),
+            remedy="name a TOML file that you may read",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            str(path),
+            expected="TOML, which is UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",
+            remedy="save the file as UTF-8",
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).partition(" (at ")
+        raise ConfigError(
+            f"{path}: {place.rstrip(')') or 'whole file'}",
+            expected="TOML",
+            found=f"a syntax error ({reason[:1].lower()}{reason[1:]})",
+            remedy="correct it there or on the line before",
+        ) from None
+    return parse_experiment(document, where=str(path), base=path.parent)
+
+
+def parse_experiment(document: Mapping[str, object], *, where: str, base: Path) -> Experiment:
+    """Check a document that has the form of an experiment file.
+
+    document: tables, lists and scalars as `tomllib` gives them.
+    where: what errors call the document, normally its path.
+    base: folder from which relative file names are resolved.
+    Raises ConfigError for the first problem; its remedy says how many more there are.
+
+    >>> parse_experiment({"transferset": {}}, where="a.toml", base=Path())
+    Traceback (most recent call last):
+    logitstore.storage.errors.ConfigError: a.toml: transferset: expected a known key, found 'transferset'; \
+did you mean 'transfer_set'?
+    """
+    try:
+        experiment = Experiment.model_validate(dict(document))
+    except ValidationError as error:
+        raise explain(error, where) from None
+    experiment._base = base
+    return experiment

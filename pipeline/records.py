@@ -1,0 +1,114 @@
+"""Was this model made already, and from the same things?
+
+A trained model is two files: its weights, and a record that says what it was made from (`identity`),
+which weights these are (sha256) and what is good to know. A model counts as made when its record has the
+identity that is asked for and the weights are those of the record. Needs no torch, so that an experiment
+in which everything is done says so at once.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage.errors import BadDataError, LogitStoreError, StorageError, StorageFull
+from ..storage.format import canonical_json, parse_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a model that was made."""
+
+    identity: Mapping[str, Any]
+    """All that it follows from: factory, arguments, settings, seed, data."""
+    weights: str
+    """"sha256:…" of its weights file."""
+    facts: Mapping[str, Any]
+    """What is good to know: parameters, seconds, last loss."""
+
+
+class Models:
+    """The folder in which an experiment keeps the models that it trains."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """Where it is."""
+
+    def weights_path(self, kind: str, name: str) -> Path:
+        """File of a model's weights. kind: "teachers" or "students"."""
+        return self.folder / kind / f"{name}.safetensors"
+
+    def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
+        """The record of a model that was made from `identity`; None where it is to be made (anew)."""
+        path = self.weights_path(kind, name)
+        try:
+            value = parse_json(path.with_suffix(".json").read_bytes(), str(path))
+            record = Record(value["identity"], value["weights"], value["facts"])
+            if record.identity != as_json(identity) or record.weights != weights_digest(path):
+                return None
+        except (OSError, LogitStoreError, KeyError):
+            return None
+        return record
+
+    def put(
+        self, kind: str, name: str, identity: Mapping[str, Any], weights: str, facts: Mapping[str, Any]
+    ) -> Record:
+        """Write the record of a model whose weights were written just now."""
+        record = Record(as_json(identity), weights, dict(facts))
+        content = {"identity": record.identity, "weights": weights, "facts": record.facts}
+        replace_file(self.weights_path(kind, name).with_suffix(".json"), canonical_json(content))
+        return record
+
+
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as it comes back from a JSON file: tuples become lists, and so on."""
+    return parse_json(canonical_json(value), "identity")
+
+
+def weights_digest(path: Path) -> str:
+    """ "sha256:…" of a file. Raises BadDataError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise BadDataError(
+            str(path),
+            expected="a file of weights",
+            found=error.strerror or str(error),
+            remedy="correct the file name (relative ones start at the experiment file's folder)",
+        ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it, and rename it: readers see the old one or the new one.
+
+    Missing parent folders are made. Raises StorageFull or StorageError; what stood there is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(
+            str(path),
+            expected=f"room for {len(content):,} bytes in a folder that can be written to",
+            found=error.strerror or str(error),
+            remedy="free space or choose another folder, and run the same command again",
+        ) from error

@@ -1,0 +1,197 @@
+"""How good is every model of an experiment, as far as it has been measured?
+
+A score belongs to weights and to an evaluation set; it is kept in `evaluation.json` beside the models, and
+measured again only when one of the two changes. `table` puts scores together: a row a teacher, an ensemble, a
+student (mean and spread over its seeds). Needs no torch.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from types import MappingProxyType
+
+from ..storage.api import Store
+from ..storage.format import sha256_hex
+from .agenda import find_teacher, student_identity, student_seeds
+from .experiment import Experiment, Student
+from .records import Models, as_json, replace_file
+from .transfer import Examples, TransferRows
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on the evaluation set."""
+
+    examples: int
+    """Labelled examples."""
+    errors: int
+    """Those whose most probable class is not the label."""
+    nll: float
+    """Mean negative log-likelihood of the labels, nats."""
+    calibration_error: float
+    """Expected calibration error, from 0 to 1."""
+    parameters: int
+    """Numbers that the model learnt; of an ensemble, of all its members."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that is scored."""
+
+    kind: str
+    """"teacher", "ensemble" or "student"."""
+    name: str
+    """Name in the table."""
+    key: str
+    """Name of its score: the same for as long as neither weights nor evaluation set change."""
+    members: Mapping[str, float]
+    """For an ensemble: its teachers and their shares."""
+    mean: str
+    """For an ensemble: "arithmetic" or "geometric"."""
+    weights: str
+    """"sha256:…" of the weights; of an ensemble, of all of them."""
+    run: str
+    """For a student: name of its files."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of the table."""
+
+    kind: str
+    """"teacher", "ensemble" or "student"."""
+    name: str
+    """Its name in the experiment."""
+    scores: Sequence[Score]
+    """One a seed; one in all for teachers and ensembles."""
+
+    def average(self, field: str) -> float:
+        """Mean over seeds of a field of `Score`, or of "accuracy"."""
+        return mean(self._values(field))
+
+    def spread(self, field: str) -> float:
+        """Standard deviation over seeds (n - 1); NaN for a single one."""
+        values = self._values(field)
+        return stdev(values) if len(values) > 1 else math.nan
+
+    def _values(self, field: str) -> list[float]:
+        if field == "accuracy":
+            return [1 - score.errors / score.examples for score in self.scores]
+        return [float(getattr(score, field)) for score in self.scores]
+
+
+def subjects(
+    experiment: Experiment, rows: TransferRows, models: Models, store: Store, evaluation: Examples
+) -> Iterator[Subject]:
+    """Everything that is there and can be scored, in the order of the table."""
+    fingerprint = evaluation.fingerprint
+
+    def subject(
+        kind: str,
+        name: str,
+        weights: str,
+        *,
+        run: str = "",
+        members: Mapping[str, float] = MappingProxyType({}),
+        mean: str = "",
+    ) -> Subject:
+        content = json.dumps([weights, dict(members), mean, fingerprint, len(evaluation)], sort_keys=True)
+        return Subject(kind, name, sha256_hex(content.encode()), members, mean, weights, run)
+
+    records = {m.name: find_teacher(experiment, m, rows, models) for m in experiment.teacher_members()}
+    for name, record in records.items():
+        if record is not None:
+            yield subject("teacher", name, record.weights)
+    for members, kind in ensembles(experiment):
+        found = [records[name] for name in members]
+        if all(record is not None for record in found):
+            together = sha256_hex("".join(r.weights for r in found if r is not None).encode())
+            name = ensemble_name(members, kind)
+            yield subject("ensemble", name, f"sha256:{together}", members=members, mean=kind)
+    for run in student_seeds(experiment):
+        identity = student_identity(experiment, run, store)
+        student = models.find("students", run.name, identity)
+        if student is not None:
+            yield subject("student", run.student.name, student.weights, run=run.name)
+
+
+def ensembles(experiment: Experiment) -> list[tuple[dict[str, float], str]]:
+    """The distinct ensembles of more than one teacher that students learn from: (shares, mean)."""
+    found: list[tuple[dict[str, float], str]] = []
+    for student in experiment.students:
+        entry = (experiment.teacher_weights(student), str(student.mean))
+        if len(entry[0]) > 1 and entry not in found:
+            found.append(entry)
+    return found
+
+
+def ensemble_name(members: Mapping[str, float], kind: str) -> str:
+    """How an ensemble is called in the table.
+
+    >>> ensemble_name({"wide": 0.5, "deep": 0.5}, "arithmetic")
+    'wide + deep, arithmetic mean'
+    """
+    return f"{' + '.join(members)}, {kind} mean"
+
+
+class Scores:
+    """The scores that were measured, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; a file that does not parse counts as none."""
+        self.path = path
+        """Where they are kept."""
+        self._scores: dict[str, Score] = {}
+        try:
+            for key, value in json.loads(path.read_bytes()).items():
+                self._scores[key] = Score(**value)
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._scores = {}
+
+    def get(self, subject: Subject) -> Score | None:
+        """The score of a subject; None where it is to be measured."""
+        return self._scores.get(subject.key)
+
+    def put(self, subject: Subject, score: Score) -> None:
+        """Keep a score."""
+        self._scores[subject.key] = score
+        content = {key: vars(value) for key, value in self._scores.items()}
+        replace_file(self.path, json.dumps(as_json(content), indent=1).encode() + b"\n")
+
+
+def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
+    """The table of everything that has a score, students put together over their seeds."""
+    rows: dict[tuple[str, str], list[Score]] = {}
+    for subject in found:
+        score = scores.get(subject)
+        if score is not None:
+            rows.setdefault((subject.kind, subject.name), []).append(score)
+    return [TableRow(kind, name, tuple(values)) for (kind, name), values in rows.items()]
+
+
+def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
+    """For each distilled student, a sentence: is it better than the same student trained on hard labels?"""
+    students = {row.name: row for row in rows if row.kind == "student"}
+    sentences = []
+    for soft in experiment.students:
+        for hard in experiment.students:
+            if _comparable(soft, hard) and soft.name in students and hard.name in students:
+                sentences.append(_verdict(students[soft.name], students[hard.name]))
+    return sentences
+
+
+def _comparable(soft: Student, hard: Student) -> bool:
+    same_model = (soft.factory, soft.args) == (hard.factory, hard.args)
+    return soft.targets == "soft" and hard.targets == "hard" and same_model
+
+
+def _verdict(soft: TableRow, hard: TableRow) -> str:
+    ours, theirs = soft.average("errors"), hard.average("errors")
+    seeds = f"{len(soft.scores)} and {len(hard.scores)} seeds"
+    figures = f"{ours:.1f} errors against {theirs:.1f} in the mean ({seeds})"
+    if ours < theirs:
+        return f"{soft.name} is better than {hard.name}: {figures}."
+    return f"{soft.name} is not better than {hard.name}: {figures}."

@@ -1,0 +1,167 @@
+"""How does a whole experiment run, stage by stage, doing only what is not done?
+
+    OUT/store.zarr         the store
+    OUT/models/            trained teachers and students, each with a record of what it was made from
+    OUT/evaluation.json    the scores
+
+Each stage asks the agenda first. Torch is imported when a stage has something to do, so that an experiment
+in which everything is done says so at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage.api import Store
+from ..storage.format import SAMPLES
+from ..storage.progress import Progress, silent
+from .agenda import (
+    check_samples,
+    missing_captures,
+    missing_students,
+    needs_clustering,
+    open_existing,
+    student_seeds,
+)
+from .experiment import Experiment
+from .records import Models
+from .results import Scores, TableRow, subjects, table
+from .transfer import Examples, TransferRows
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where an experiment keeps what it makes."""
+
+    folder: Path
+    """The folder that `--out` names."""
+
+    @property
+    def store(self) -> Path:
+        """Path of the store."""
+        return self.folder / "store.zarr"
+
+    @property
+    def models(self) -> Models:
+        """The trained models."""
+        return Models(self.folder / "models")
+
+    @property
+    def scores(self) -> Path:
+        """File of the scores."""
+        return self.folder / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is still to be done."""
+
+    captures: Sequence[str]
+    """Teachers to be run (and trained, where they are not)."""
+    clustering: str | None
+    """The clustering to be made."""
+    students: Sequence[str]
+    """Students to be trained, one a seed."""
+    scores: Sequence[str]
+    """Models to be evaluated, as far as they are there; those that are still to be made come on top."""
+
+    def __bool__(self) -> bool:
+        return bool(self.captures or self.clustering or self.students or self.scores)
+
+    def lines(self) -> list[str]:
+        """A line for each thing to do."""
+        lines = [f"capture teacher {name}" for name in self.captures]
+        lines += [f"make clustering {self.clustering}"] if self.clustering else []
+        lines += [f"train student {name}" for name in self.students]
+        return lines + [f"evaluate {name}" for name in self.scores]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did, and where things stand."""
+
+    done: Sequence[str]
+    """A line for each thing that was done now; empty where everything was done already."""
+    store: Store
+    """The store."""
+    table: Sequence[TableRow]
+    """Teachers, ensembles and students on the evaluation set; empty where there is none."""
+
+
+def pending(experiment: Experiment, workspace: Workspace, rows: TransferRows) -> Pending:
+    """What of an experiment is still to be done. Changes nothing.
+
+    Raises SpecMismatch where something in the store has a name of the experiment and is something else.
+    """
+    store = open_existing(workspace.store)
+    if store is not None:
+        check_samples(store, rows)
+    captures = [m.name for m in missing_captures(experiment, rows, workspace.models, store)]
+    if store is None or not store.root.has(SAMPLES):
+        store = None
+    cluster = experiment.cluster
+    clustering = None
+    if cluster is not None and (
+        store is None or cluster.teacher not in store.teachers or needs_clustering(store, cluster)
+    ):
+        clustering = cluster.part_name
+    students = [run.name for run in missing_students(experiment, workspace.models, store)]
+    return Pending(captures, clustering, students, _unscored(experiment, workspace, rows, store))
+
+
+def _unscored(
+    experiment: Experiment, workspace: Workspace, rows: TransferRows, store: Store | None
+) -> list[str]:
+    if experiment.evaluation_set is None or store is None:
+        return []
+    if any(
+        name not in store.teachers
+        for run in student_seeds(experiment)
+        for name in experiment.teacher_weights(run.student)
+    ):
+        return []
+    examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
+    known = Scores(workspace.scores)
+    found = subjects(experiment, rows, workspace.models, store, examples)
+    return [subject.run or subject.name for subject in found if known.get(subject) is None]
+
+
+def run(
+    experiment: Experiment, out: Path, *, device: str | None = None, progress: Progress = silent
+) -> RunReport:
+    """Do every stage of an experiment that is not done, and score every model.
+
+    out: the folder that everything is kept in. Raises whatever a stage raises; running it again goes on.
+    """
+    workspace = Workspace(out)
+    rows = TransferRows(experiment)
+    todo = pending(experiment, workspace, rows)
+    store = open_existing(workspace.store)
+    models = workspace.models
+    common: dict[str, Any] = {"device": device, "progress": progress}
+    if todo.captures or store is None:
+        from .cache import cache
+
+        cache(experiment, workspace.store, models, rows=rows, **common)
+        store = open_existing(workspace.store)
+    assert store is not None  # it was there, or stage one has made it
+    if todo.clustering and experiment.cluster is not None:
+        from .cluster import cluster_store
+
+        cluster_store(store, experiment.cluster, progress=progress)
+    if todo.students:
+        from .train import train_students
+
+        train_students(experiment, store, models, **common)
+    results: Sequence[TableRow] = ()
+    if experiment.evaluation_set is not None:
+        if todo:
+            from .evaluate import evaluate
+
+            results = evaluate(experiment, store, models, workspace.scores, rows=rows, **common)
+        else:
+            examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
+            found = list(subjects(experiment, rows, models, store, examples))
+            results = table(found, Scores(workspace.scores))
+    return RunReport(todo.lines(), store, results)

@@ -1,0 +1,156 @@
+"""Where do teachers come from: a weights file, or a training from labels?
+
+`build_teacher` makes the module that a table describes, `load_teacher` puts its weights in, and
+`train_teacher` trains it from the labels of the transfer set, once, and keeps the weights and a record.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..storage.errors import BadDataError
+from ..storage.order import philox_permutation
+from ..storage.progress import Progress, silent
+from .agenda import find_teacher, teacher_identity
+from .augment import augment_rows
+from .experiment import Experiment, Factory, TeacherMember
+from .factories import build, expect_augmentation, expect_module
+from .fit import choose_device, fit
+from .models import count_parameters
+from .records import Models, Record
+from .transfer import TransferRows
+from .weights import load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Inputs and their labels, on a device."""
+
+    inputs: Tensor
+    """(batch, …)."""
+    labels: Int64[Tensor, " batch"]
+    """Class of each, -1 where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def build_model(
+    table: Factory, experiment: Experiment, *, input_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    """The module that a table of the experiment describes, freshly initialised. Raises FactoryError."""
+    offered: Mapping[str, object] = {"input_shape": input_shape, "num_classes": num_classes}
+    module = build(table.factory, table.args, offered=offered, base=experiment.base)
+    return expect_module(module, table.factory)
+
+
+def load_teacher(
+    experiment: Experiment,
+    member: TeacherMember,
+    rows: TransferRows,
+    models: Models,
+    device: str | None = None,
+) -> nn.Module:
+    """A teacher with its weights, in evaluation mode. Its weights must be there (`find_teacher`).
+
+    Raises FactoryError, or BadDataError where the weights do not fit the module.
+    """
+    module = build_model(
+        member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+    )
+    path = member.weights or models.weights_path("teachers", member.name)
+    load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
+    return module.to(choose_device(device)).eval()
+
+
+def train_teacher(
+    experiment: Experiment,
+    member: TeacherMember,
+    rows: TransferRows,
+    models: Models,
+    *,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Record:
+    """Train a teacher from the labels of the transfer set, unless that was done; its record.
+
+    Raises BadDataError where no example has a label.
+    """
+    found = find_teacher(experiment, member, rows, models)
+    if found is not None:
+        return found
+    settings = member.teacher.train
+    assert settings is not None  # without train there are weights, and find_teacher has found them
+    target = choose_device(device)
+    started = time.monotonic()
+    torch.manual_seed(member.seed)
+    module = build_model(
+        member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+    ).to(target)
+    augment = settings.augment
+    augmentation = None
+    if augment is not None:
+        made = build(augment.factory, augment.args, base=experiment.base)
+        augmentation = expect_augmentation(made, augment.factory)
+
+    def batches(epoch: int) -> Iterator[LabelledBatch]:
+        order = philox_permutation(len(rows), member.seed, stream=epoch, counter=0)
+        labelled = 0
+        for start in range(0, len(order), settings.batch_size):
+            indices = order[start : start + settings.batch_size]
+            inputs, labels = rows.fetch(indices.tolist())
+            labelled += int((labels >= 0).sum())
+            if augment is not None and augmentation is not None:
+                inputs = augment_rows(inputs, augmentation, augment.seed, epoch, indices, first_view=0)
+            yield LabelledBatch(torch.from_numpy(inputs).to(target), torch.from_numpy(labels).to(target))
+        if not labelled:
+            raise BadDataError(
+                f"teacher {member.name!r}",
+                expected="labels to train it from",
+                found="a transfer set without any",
+                remedy="give the teacher weights instead of train",
+            )
+
+    def loss(logits: Tensor, batch: LabelledBatch) -> Tensor:
+        known = batch.labels >= 0
+        if not known.any():
+            return logits.sum() * 0.0
+        return F.cross_entropy(logits[known], batch.labels[known], label_smoothing=settings.label_smoothing)
+
+    steps = -(-len(rows) // settings.batch_size)
+    last = fit(
+        module,
+        batches,
+        len(rows),
+        steps,
+        settings,
+        loss,
+        where=f"training teacher {member.name}",
+        progress=progress,
+    )
+    facts: dict[str, Any] = {
+        "parameters": count_parameters(module),
+        "last_loss": last,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    path = models.weights_path("teachers", member.name)
+    weights = save_weights(module, path)
+    return models.put("teachers", member.name, teacher_identity(experiment, member, rows), weights, facts)
+
+
+def run_model(module: nn.Module, inputs: np.ndarray[Any, np.dtype[Any]], batch_size: int) -> Tensor:
+    """Logits of `inputs` (rows, …) as the module gives them, batch by batch, on the CPU: (rows, classes)."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            module(torch.from_numpy(inputs[start : start + batch_size]).to(device)).float().cpu()
+            for start in range(0, len(inputs), batch_size)
+        ]
+    return torch.cat(parts)

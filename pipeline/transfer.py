@@ -1,0 +1,131 @@
+"""How does a data set become the rows of a store?
+
+1. The factory of the experiment makes a map-style data set (`datasets`).
+2. Its examples are put in the order of the store: a seeded permutation, or their own order. A store
+   whose rows are shuffled is a fair sample wherever a stream opens a window.
+3. `fetch` gives the inputs and labels of any rows as arrays, each example checked.
+
+Needs no torch: tensors are taken as arrays.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from ..storage.errors import BadDataError, ConfigError
+from ..storage.order import philox_permutation
+from ..storage.stream import fetch_items
+from .experiment import EvaluationSet, Experiment, TransferSet
+from .factories import build, expect_dataset
+
+
+class Examples:
+    """A labelled or unlabelled data set, as arrays on demand."""
+
+    def __init__(self, table: TransferSet | EvaluationSet, base: Path, where: str) -> None:
+        """Make the data set that `table` describes. Raises FactoryError, BadDataError or ConfigError.
+
+        base: folder that relative file names start from. where: what messages call the set.
+        """
+        self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
+        """The data set itself."""
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the set knows them."""
+        names = getattr(self.dataset, "class_names", None)
+        return [str(name) for name in names] if names else None
+
+    @property
+    def ids(self) -> Sequence[str] | None:
+        """A name for each example, where the set has them."""
+        ids = getattr(self.dataset, "ids", None)
+        return None if ids is None else [str(i) for i in ids]
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What the set says of its content as a whole; None where it says nothing."""
+        fingerprint = getattr(self.dataset, "fingerprint", None)
+        return str(fingerprint()) if callable(fingerprint) else None
+
+    @cached_property
+    def first(self) -> Shaped[np.ndarray, "..."]:
+        """The input of the first example: its shape and dtype are those of all."""
+        inputs, _ = self.fetch([0])
+        return np.asarray(inputs[0])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes. Raises ConfigError where the set does not say."""
+        names = self.class_names
+        if names is None or len(names) < 2:
+            raise ConfigError(
+                self.where,
+                expected="a data set that names at least two classes (class_names)",
+                found="none" if names is None else f"{len(names)} ({', '.join(names)})",
+                remedy="give the data set class_names",
+            )
+        return len(names)
+
+    def fetch(
+        self, indices: Sequence[int]
+    ) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
+        """Inputs (rows, …) and labels (rows,), -1 where unknown, of the examples at `indices`.
+
+        Raises BadDataError where an example cannot be had, or its input has another shape or dtype.
+        """
+        items = fetch_items(self.dataset, indices)
+        pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
+        inputs = [np.asarray(pair[0]) for pair in pairs]
+        for index, value in zip(indices, inputs, strict=True):
+            if (
+                value.shape != inputs[0].shape
+                or value.dtype != inputs[0].dtype
+                or value.dtype.kind not in "biuf"
+            ):
+                raise BadDataError(
+                    f"{self.where}, example {index}",
+                    expected=f"a numeric input like the others, {inputs[0].dtype} of shape {inputs[0].shape}",
+                    found=f"{value.dtype} of shape {value.shape}",
+                    remedy="bring all inputs to one shape and dtype",
+                )
+        return np.stack(inputs), np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
+
+
+class TransferRows(Examples):
+    """The transfer set of an experiment, in the order of its store."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        """Make the data set and its order. Raises FactoryError, BadDataError or ConfigError."""
+        table = experiment.transfer_set
+        super().__init__(table, experiment.base, "transfer_set")
+        self._order: Mapping[str, Any] = {"kind": table.order}
+        self.source: Int64[np.ndarray, " rows"] = np.arange(len(self), dtype=np.int64)
+        """Index in the transfer set of each row of the store."""
+        if table.order == "shuffled":
+            self._order = {"kind": "shuffled", "seed": table.seed}
+            self.source = philox_permutation(len(self), table.seed, stream=0, counter=0)
+        self.digest_of = table.digest_of
+        """What a row's digest is taken over."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the samples of a store made of it say they are."""
+        return {
+            "transfer_set": self.fingerprint,
+            "order": dict(self._order),
+            "digest_of": self.digest_of,
+            "label_kind": "class",
+        }
+
+    def rows(self, rows: range) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
+        """Inputs and labels of some rows of the store."""
+        return self.fetch(self.source[rows.start : rows.stop].tolist())
