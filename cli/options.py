@@ -10,6 +10,8 @@ Each is a decorator. Defaults that an experiment can set are not given here: the
     dry_run_option        --dry-run       dry_run: bool
     expect_option         --expect        expect: str | None
     teacher_option        --teacher NAME  teacher: str
+    models_option         --models DIR    models: Path | None
+    device_option         --device NAME   device: str | None
 """
 
 from collections.abc import Callable
@@ -84,11 +86,29 @@ def store_argument(function: _Command) -> _Command:
     return click.argument("store", type=str, metavar="STORE")(function)
 
 
+def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a file where a folder is to be, before anything is computed for it."""
+    if path is not None and path.exists() and not path.is_dir():
+        from ..storage.errors import ConfigError
+
+        raise ConfigError(
+            f"{parameter.opts[0]} {path}",
+            expected="a folder, or nothing yet",
+            found="a file",
+            remedy="choose another name, or move the file away",
+        )
+    return path
+
+
 def out_option(function: _Command) -> _Command:
     """The folder that everything is written to."""
-    return click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.")(
-        function
-    )
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        callback=_check_folder,
+        help="Folder to write to.",
+    )(function)
 
 
 def json_option(function: _Command) -> _Command:
@@ -111,6 +131,24 @@ def expect_option(function: _Command) -> _Command:
 def teacher_option(function: _Command) -> _Command:
     """One teacher of the store."""
     return click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")(function)
+
+
+def models_option(function: _Command) -> _Command:
+    """Where trained models are kept."""
+    return click.option(
+        "--models",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        callback=_check_folder,
+        help="Folder of the trained models; 'models' beside the store by default.",
+    )(function)
+
+
+def device_option(function: _Command) -> _Command:
+    """Where networks are computed."""
+    return click.option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 …; the GPU by default, where there is one."
+    )(function)
 
 
 def examples(*lines: str) -> str:

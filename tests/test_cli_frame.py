@@ -222,7 +222,7 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout.startswith(f"Usage: logitstore {name} ")
-    assert f"Example:\n  logitstore {name}" in result.stdout
+    assert f"Example:\n    logitstore {name}" in result.stdout
     assert "-v, --verbose" in result.stdout
     command = cli.get_command(click.Context(cli), name)
     assert command is not None

@@ -1,0 +1,190 @@
+"""What is in a store, as its metadata alone tell?
+
+Attributes, log, seals and specs are read, each checked; no shard is opened and nothing that a store names is
+imported. A part that needs a newer logitstore is listed with what it needs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import examples, expect_option, json_option, store_argument, verbosity_options
+from .output import print_json, print_table, print_text
+from .show import clustering_record, format_bytes, part_bytes
+
+if TYPE_CHECKING:
+    from ..storage.api import Store
+    from ..storage.store import SealedPart
+
+_NAMES_SHOWN = 20
+"""Class names that the text lists; the JSON has all of them."""
+
+
+@click.command(
+    "inspect",
+    epilog=examples(
+        "logitstore inspect logitstore-demo/store.zarr",
+        "logitstore inspect logitstore-demo/store.zarr --json",
+    ),
+)
+@verbosity_options
+@store_argument
+@expect_option
+@json_option
+def command(store: str, expect: str | None, as_json: bool) -> None:
+    """Say what is in a STORE: rows, classes, captures and how they were made, clusterings, sizes, seals."""
+    from ..storage.api import open_store
+
+    found = describe(open_store(store, expect=expect))
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def describe(store: "Store") -> dict[str, Any]:
+    """Everything that the metadata of a store say, as `inspect --json` prints it.
+
+    Raises ManifestInvalid or UntrustedStoreError where the metadata cannot be believed.
+    """
+    from ..storage.errors import UnsupportedFeature
+    from ..storage.format import FORMAT_VERSION, SAMPLES
+
+    root = store.root
+    samples: dict[str, Any] | None = None
+    captures, clusterings, unreadable = [], [], []
+    for record in root.records:
+        group, _, name = record.part.partition("/")
+        try:
+            part = root.part(record.part)
+            about = {"digest": part.digest, "bytes": part_bytes(part)}
+            if group == SAMPLES:
+                samples = {**about, **_samples(part)}
+            elif group == "teachers":
+                captures.append({"name": name, **about, **_capture(store, name)})
+            else:
+                clusterings.append({**clustering_record(store, name), **about})
+        except UnsupportedFeature as error:
+            unreadable.append({"part": record.part, "reason": str(error)})
+    parts = [samples, *captures, *clusterings]
+    return {
+        "path": store.path,
+        "format_version": FORMAT_VERSION,
+        "digest": store.digest,
+        "num_rows": store.num_rows,
+        "num_classes": store.num_classes,
+        "class_names": store.class_names if samples is not None else None,
+        "block_rows": store.block_rows,
+        "num_blocks": root.grid.num_blocks,
+        "bytes": sum(part["bytes"] for part in parts if part is not None),
+        "samples": samples,
+        "captures": captures,
+        "clusterings": clusterings,
+        "unsealed": [_unsealed(store, name) for name in store.unsealed()],
+        "unreadable": unreadable,
+    }
+
+
+def _samples(part: "SealedPart") -> dict[str, Any]:
+    inputs = part.layouts.get("input")
+    stored = None if inputs is None else {"dtype": inputs.dtype, "shape": inputs.row_shape}
+    return {"inputs": stored, "has_ids": "id" in part.layouts, "identity": part.spec.identity}
+
+
+def _capture(store: "Store", name: str) -> dict[str, Any]:
+    capture = store.teachers[name]
+    views, _, columns = capture.shape
+    return {
+        "views": views,
+        "classes": columns,
+        "encoding": capture.encoding.kind,
+        "dtype": capture.part.layouts["logits"].dtype,
+        "provenance": capture.provenance,
+    }
+
+
+def _unsealed(store: "Store", name: str) -> dict[str, Any]:
+    from ..storage.format import SPEC, parse_json
+    from ..storage.journal import committed_blocks
+
+    folder = store.root.folder.sub(name)
+    spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
+    views = int(spec.get("identity", {}).get("views", 1))
+    total = views * store.root.grid.num_blocks
+    return {"part": name, "blocks_done": len(committed_blocks(folder)), "blocks": total}
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    names = found["class_names"]
+    samples = found["samples"]
+    print_text(f"store    {found['path']}")
+    print_text(f"digest   {found['digest']}")
+    print_text(f"size     {format_bytes(found['bytes'])}")
+    blocks = found["num_blocks"]
+    print_text(
+        f"rows     {found['num_rows']:,} in {blocks:,} block{'s' if blocks > 1 else ''} "
+        f"of {found['block_rows']:,}"
+    )
+    print_text(f"classes  {found['num_classes']:,}{_listed(names)}")
+    if samples is not None:
+        print_text(f"inputs   {_inputs(samples['inputs'])}")
+    _print_parts(found)
+    for capture in found["captures"]:
+        print_text()
+        print_text(f"teachers/{capture['name']}")
+        for key, value in _flat(capture["provenance"]):
+            print_text(f"  {key} = {value}")
+    for clustering in found["clusterings"]:
+        print_text()
+        print_text(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
+        for members in clustering["sets"][:_NAMES_SHOWN]:
+            print_text(f"  {', '.join(members)}")
+    for part in found["unsealed"]:
+        print_text()
+        print_text(
+            f"{part['part']}: not sealed, {part['blocks_done']:,} of {part['blocks']:,} blocks are there"
+        )
+    for part in found["unreadable"]:
+        print_text()
+        print_text(f"{part['part']}: cannot be read: {part['reason']}")
+
+
+def _print_parts(found: Mapping[str, Any]) -> None:
+    rows: list[list[Any]] = []
+    if found["samples"] is not None:
+        rows.append(["samples", found["samples"], None, None, None])
+    rows += [[f"teachers/{c['name']}", c, c["views"], c["classes"], c["encoding"]] for c in found["captures"]]
+    rows += [[f"clusters/{c['name']}", c, None, None, None] for c in found["clusterings"]]
+    if rows:
+        print_text()
+        print_table(
+            ["part", "size", "views", "classes", "encoding", "seal"],
+            [[name, format_bytes(about["bytes"]), *cells, about["digest"]] for name, about, *cells in rows],
+        )
+
+
+def _listed(names: list[str] | None) -> str:
+    if names is None:
+        return ""
+    more = f", … {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return f": {', '.join(names[:_NAMES_SHOWN])}{more}"
+
+
+def _inputs(stored: Mapping[str, Any] | None) -> str:
+    if stored is None:
+        return "not stored"
+    return f"stored, {stored['dtype']} of shape ({', '.join(map(str, stored['shape']))})"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested tables as dotted keys.
+
+    >>> list(_flat({"teacher": {"args": {"hidden": [8]}}, "augmentation": None}))
+    [('augmentation', '—'), ('teacher.args.hidden', '[8]')]
+    """
+    for key, item in sorted(value.items()):
+        if isinstance(item, Mapping) and item:
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "—" if item is None else str(item)

@@ -1,0 +1,144 @@
+"""How do the results of an experiment, and the parts of a store, look to somebody who reads them?
+
+What several commands print alike: the table of scores, the sets of classes, where the store is and how
+large. Sizes come from the seals, so that no shard is read or even looked at.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .output import print_table, print_text
+
+if TYPE_CHECKING:
+    from ..pipeline.results import TableRow
+    from ..storage.api import Store
+    from ..storage.store import SealedPart
+
+_MEASURES = ("errors", "accuracy", "nll", "calibration_error", "parameters")
+
+
+def format_bytes(size: int) -> str:
+    """A number of bytes, to be read.
+
+    >>> [format_bytes(size) for size in (0, 1023, 1536, 44_956_928, 3 << 40)]
+    ['0 bytes', '1,023 bytes', '1.5 KiB', '42.9 MiB', '3.0 TiB']
+    """
+    if size < 1024:
+        return f"{size:,} bytes"
+    power = min(4, (size.bit_length() - 1) // 10)
+    return f"{size / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+# Stores
+
+
+def part_bytes(part: "SealedPart") -> int:
+    """Bytes of a sealed part: its shards, as the seal has them, and the files beside them."""
+    from ..storage.format import SEAL, SEAL_TABLE
+
+    keys = [*part.seal.files, SEAL, *([SEAL_TABLE] if part.seal.table_sha256 else [])]
+    files = sum(part.folder.read_range(key, 0, 0)[1] for key in keys)
+    return files + (part.table.total_bytes() if part.seal.arrays else 0)
+
+
+def store_bytes(store: "Store") -> int:
+    """Bytes of all sealed parts of a store."""
+    return sum(part_bytes(store.root.part(record.part)) for record in store.root.records)
+
+
+def store_record(store: "Store") -> dict[str, Any]:
+    """Where a store is, how large, and what identifies its content."""
+    return {"path": store.path, "bytes": store_bytes(store), "digest": store.digest}
+
+
+def print_store(store: "Store") -> None:
+    """The same as three lines."""
+    print_text(f"store   {store.path}")
+    print_text(f"size    {format_bytes(store_bytes(store))}")
+    print_text(f"digest  {store.digest}")
+
+
+# Clusterings
+
+
+def clustering_record(store: "Store", name: str) -> dict[str, Any]:
+    """The sets of a clustering, by names of classes."""
+    part = store.clustering(name)
+    names = store.class_names
+    return {
+        "name": name,
+        "digest": part.digest,
+        "teacher": part.spec.identity.get("capture", {}).get("name"),
+        "temperature": part.spec.identity.get("temperature"),
+        "sets": [[names[c] for c in members] for members in part.small("sets").tolist()],
+    }
+
+
+def print_clustering(record: Mapping[str, Any]) -> None:
+    """The same as a line a set."""
+    print_text(f"classes that {record['teacher']} confuses (clusters/{record['name']})")
+    for number, members in enumerate(record["sets"]):
+        print_text(f"  {number}: {', '.join(members)}")
+
+
+# Scores
+
+
+def score_records(rows: Sequence["TableRow"]) -> list[dict[str, Any]]:
+    """The table of scores: means, standard deviations over seeds, and every single score."""
+    return [
+        {
+            "kind": row.kind,
+            "name": row.name,
+            "seeds": len(row.scores),
+            "examples": row.scores[0].examples,
+            **{measure: row.average(measure) for measure in _MEASURES},
+            "spread": {measure: row.spread(measure) for measure in _MEASURES[:4]},
+            "scores": list(row.scores),
+        }
+        for row in rows
+    ]
+
+
+def print_scores(rows: Sequence["TableRow"]) -> None:
+    """The table of scores: students as mean ± standard deviation over their seeds."""
+    examples = ", ".join(sorted({f"{score.examples:,}" for row in rows for score in row.scores}))
+    columns = {
+        "kind": [row.kind for row in rows],
+        "model": [row.name for row in rows],
+        "errors": _figures(rows, "errors", _count),
+        "accuracy": _figures(rows, "accuracy", lambda value: f"{value:.2%}"),
+        "NLL": _figures(rows, "nll", lambda value: f"{value:.4f}"),
+        "calibration error": _figures(rows, "calibration_error", lambda value: f"{value:.4f}"),
+    }
+    figures = list(zip(*columns.values(), strict=True))
+    seeds = [len(row.scores) if row.kind == "student" else None for row in rows]
+    print_table(
+        [*columns, "parameters", "seeds"],
+        [
+            [*cells, round(row.average("parameters")), number]
+            for cells, row, number in zip(figures, rows, seeds, strict=True)
+        ],
+        title=f"{examples} labelled examples for evaluation; students: mean ± standard deviation over seeds",
+    )
+
+
+def _figures(rows: Sequence["TableRow"], measure: str, form: Callable[[float], str]) -> list[str]:
+    """Cells of a measure, the means below one another."""
+    means = [form(row.average(measure)) for row in rows]
+    spreads = [row.spread(measure) for row in rows]
+    if all(mean.endswith(".0") for mean in means) and all(map(math.isnan, spreads)):
+        means = [mean[:-2] for mean in means]
+    width = max(map(len, means), default=0)
+    return [
+        # A single count is whole; the blanks keep it below the units of the means.
+        f"{mean[:-2] + '  ' if mean.endswith('.0') else mean:>{width}}"
+        if math.isnan(spread)
+        else f"{mean:>{width}} ± {form(spread)}"
+        for mean, spread in zip(means, spreads, strict=True)
+    ]
+
+
+def _count(value: float) -> str:
+    return f"{value:,.1f}"

@@ -1,0 +1,81 @@
+"""Is every byte of a store what was sealed?"""
+
+import click
+
+from .options import (
+    examples,
+    expect_option,
+    json_option,
+    settings,
+    store_argument,
+    verbosity_options,
+)
+from .output import print_json, print_text
+from .progress import show_progress
+from .show import format_bytes
+
+_VERDICTS = {0: "clean", 1: "corrupt", 3: "untrusted", 4: "cannot be read", 5: "incomplete"}
+
+
+@click.command(
+    "verify",
+    epilog=examples(
+        "logitstore verify logitstore-demo/store.zarr",
+        "logitstore verify logitstore-demo/store.zarr --deep --json",
+    ),
+)
+@verbosity_options
+@store_argument
+@click.option("--deep", is_flag=True, help="Read every shard, and compare its sha256.")
+@expect_option
+@json_option
+def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
+    """Check a STORE against its seals; no teacher is run and nothing is changed.
+
+    Without --deep the metadata are compared byte by byte, the shards by presence and size.
+
+    \b
+    Exit codes: 0 clean, 1 corrupt, 3 untrusted (asks for what a reader does not do, such as code),
+    4 could not be read, 5 incomplete (begun parts that are not sealed).
+    """
+    from ..storage.files import local_path
+    from ..storage.verify import verify
+
+    path = local_path(store)
+    with show_progress(quiet=settings().quiet) as progress:
+        report = verify(path, deep=deep, expect=expect, progress=progress)
+    verdict = _VERDICTS[report.exit_code]
+    if as_json:
+        print_json(
+            {
+                "path": path,
+                "verdict": verdict,
+                "exit_code": report.exit_code,
+                "deep": deep,
+                "digest": report.digest,
+                "objects": report.objects,
+                "bytes": report.bytes,
+                "problems": [
+                    {
+                        "code": problem.code,
+                        "where": problem.where,
+                        "expected": problem.expected,
+                        "found": problem.found,
+                        "remedy": problem.remedy,
+                    }
+                    for problem in report.problems
+                ],
+                "unsealed": report.unsealed,
+            }
+        )
+    else:
+        for problem in report.problems:
+            print_text(" ".join(str(problem).split()))
+        for part in report.unsealed:
+            print_text(f"{path}: {part}: begun and not sealed; run the same command that began it again")
+        compared = "compared" if deep else "compared by size"
+        print_text(
+            f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "
+            f"{report.digest or 'no digest'}"
+        )
+    click.get_current_context().exit(report.exit_code)
