@@ -1,0 +1,59 @@
+"""How is one way of doing a thing compared with another, on a machine that does other things as well?
+
+Both are run in turn, several times; the figure is the median of the ratios of neighbours, so that what slows
+the machine down slows both.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways of doing a thing, timed in turn."""
+
+    ours: float
+    """Median seconds of the first."""
+    theirs: float
+    """Median seconds of the second."""
+    ratio: float
+    """Median over the rounds of first / second."""
+    low: float
+    """Smallest ratio of a round."""
+    high: float
+    """Largest ratio of a round."""
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = ROUNDS) -> Comparison:
+    """Time both in turn, after one call of each that is not counted."""
+    ours(), theirs()
+    pairs = []
+    for number in range(rounds):
+        # Every other round the second goes first, so that neither always finds the caches of the other.
+        if number % 2:
+            second = seconds(theirs)
+            pairs.append((seconds(ours), second))
+        else:
+            first = seconds(ours)
+            pairs.append((first, seconds(theirs)))
+    ratios = [a / b for a, b in pairs]
+    return Comparison(
+        median(a for a, _ in pairs), median(b for _, b in pairs), median(ratios), min(ratios), max(ratios)
+    )
+
+
+def line(what: str, figure: str, comparison: Comparison) -> str:
+    """One line of a benchmark's table."""
+    spread = f"{comparison.low:.2f} … {comparison.high:.2f}"
+    return f"  {what:58s} {figure:>10s}   ({spread}; {comparison.ours:.3f} s and {comparison.theirs:.3f} s)"
