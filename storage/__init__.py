@@ -1,6 +1,64 @@
-"""How are logits kept, so that any number of students can train from them?
+"""How do logits lie on a disk, and come back as what was written? numpy and Zarr's format; no torch.
 
-numpy and Zarr, no torch. The modules stand in levels, and each imports only those before it: errors and
-progress, the format and its grid of blocks, encodings, files and the journal of commits, the store, its
-writer and reader, and on top the stream and the dask view.
+The modules in the order of their levels; each imports only those before it (tests/test_layers.py):
+
+    errors, progress   the tree of errors; how a library says how far it is
+    digest             which input a row belongs to
+    format             what the files of a store look like (docs/format-v1.md)
+    grid               how a store is cut into blocks and chunks: integers
+    layouts            which arrays a part has, and how each is cut
+    shard              a block of one array as the bytes of one shard, and back
+    order              in which order an epoch goes through the rows
+    encoding           logits as arrays, and back
+    files              bytes under a name, once and for good
+    journal            commits, seals, the log of parts
+    store              which parts there are, and whether each is what its seal says
+    part_reader | part_writer    rows of a sealed part, without trusting a byte of it; a part, block by block
+    reader | writer              samples, captures, clusterings
+    stream | dask_view | verify
+    api                open_store, create_store, Store, Capture
+
+The public names are looked up when they are first used: `logitstore --help` imports this package.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Capture, Store, begin_store, create_store, open_store
+    from .digest import digest_rows
+    from .errors import LogitStoreError
+    from .stream import Batch, Stream
+
+__all__ = [
+    "Batch",
+    "Capture",
+    "LogitStoreError",
+    "Store",
+    "Stream",
+    "begin_store",
+    "create_store",
+    "digest_rows",
+    "open_store",
+]
+
+_HOMES = {
+    "Batch": "stream",
+    "Capture": "api",
+    "LogitStoreError": "errors",
+    "Store": "api",
+    "Stream": "stream",
+    "begin_store": "api",
+    "create_store": "api",
+    "digest_rows": "digest",
+    "open_store": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

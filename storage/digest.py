@@ -35,7 +35,7 @@ def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndar
                 found=f"dtype {array.dtype}",
                 remedy="let the transfer set return numpy arrays",
             )
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        array = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
         key = (array.dtype.str, array.shape)
         if key not in headers:
             header = f"{array.dtype.str}\0{','.join(map(str, array.shape))}\0"

@@ -7,7 +7,6 @@ the cast, and kept in `peak`. A softmax does not see it, and float16 is finest n
 probable classes then are.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,12 +26,8 @@ class ArraySpec:
     """Name of the array in the capture."""
     dtype: str
     """Zarr's name of the dtype."""
-    row_dimensions: tuple[str, ...]
-    """Dimensions after (view, row)."""
     row_shape: tuple[int, ...]
-    """Their sizes."""
-    fill: float | int
-    """Fill value."""
+    """Shape of one row."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ class FloatEncoding:
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
         """The block arrays of a capture with `num_classes` columns."""
         return (
-            ArraySpec("logits", self.kind, ("class",), (num_classes,), math.nan),
-            ArraySpec("peak", "float32", (), (), math.nan),
+            ArraySpec("logits", self.kind, (num_classes,)),
+            ArraySpec("peak", "float32", ()),
         )
 
     def encode(

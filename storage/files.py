@@ -127,7 +127,7 @@ class Folder:
         with _typed(path):
             try:
                 return sorted(os.listdir(path))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
     def put_new(self, key: str, data: bytes) -> bool:

@@ -44,6 +44,13 @@ def _digest(value: object, where: str) -> str:
     return value
 
 
+def _file_key(key: str, where: str) -> str:
+    """A key that a seal may list: nothing in it leads out of the part."""
+    if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise ManifestInvalid(where, expected="keys inside the part", found=repr(key)[:80], remedy=_REMEDY)
+    return key
+
+
 @dataclass(frozen=True)
 class StoredShard:
     """What a record says of one shard."""
@@ -235,7 +242,7 @@ class Seal:
                 integer(value["blocks"], 0, where, "blocks"),
                 None if table is None else _digest(table["sha256"], where),
                 0 if table is None else integer(table["size"], 0, where, "seal_bin"),
-                {str(key): _digest(digest, where) for key, digest in value["files"].items()},
+                {_file_key(key, where): _digest(digest, where) for key, digest in value["files"].items()},
                 None if value["samples"] is None else _digest(value["samples"], where),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

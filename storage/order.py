@@ -189,7 +189,7 @@ class Batches:
 
     All are full but the last two: where the ranks' stretches differ by a row, the rank that has
     fewer makes them smaller, so that each holds something. Only where fewer rows are left than there are
-    ranks is a batch empty.
+    ranks, or where batches are of one row, is a batch empty.
     """
 
     intervals: tuple[Interval, ...]

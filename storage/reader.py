@@ -1,6 +1,6 @@
 """What is in a store: the samples of its transfer set, and the logits of each teacher?
 
-`Samples` and `CaptureReader` give the arrays of a sealed part their names and meanings; `blocks` reads
+`Samples` and `CaptureReader` give the arrays of a sealed part their names and meanings; `part_reader` reads
 them.
 """
 
@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
-from .blocks import LazyRows, PartReader
 from .encoding import FloatEncoding, encoding_described
 from .format import SAMPLES
+from .part_reader import LazyRows, PartReader
 from .store import Root, SealedPart, Spec
 
 

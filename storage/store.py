@@ -48,6 +48,7 @@ from .journal import (
     read_log,
     root_record,
 )
+from .layouts import check_layout
 from .shard import decode_small
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
@@ -74,7 +75,7 @@ def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
 class SealedPart:
     """A part that the log names, its metadata checked. Reads small arrays; blocks are the reader's."""
 
-    def __init__(self, folder: Folder, record: LogRecord) -> None:
+    def __init__(self, folder: Folder, record: LogRecord, grid: Grid) -> None:
         """Open and check a part. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
         self.folder = folder
         self.name = record.part
@@ -100,6 +101,8 @@ class SealedPart:
                     found="other metadata",
                     remedy="run `logitstore verify`",
                 )
+        for name, layout in self.layouts.items():
+            check_layout(layout, self.kind, grid, self.seal.views, str(folder.path / name / ROOT_METADATA))
 
     def _check_attributes(self) -> None:
         where = str(self.folder.path / ROOT_METADATA)
@@ -223,7 +226,7 @@ class Root:
             record = next((record for record in self.records if record.part == name), None)
             if record is None:
                 raise self._absent(name)
-            self._parts[name] = SealedPart(self.folder.sub(name), record)
+            self._parts[name] = SealedPart(self.folder.sub(name), record, self.grid)
         return self._parts[name]
 
     def _absent(self, name: str) -> StoreIncomplete | PartNotFound:

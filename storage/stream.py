@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from .blocks import check_rows
 from .digest import digest_rows
 from .errors import ConfigError, RowMismatch, SpecMismatch
 from .order import Batches, Interval, Order, Run
+from .part_reader import check_rows
 from .reader import CaptureReader, Samples
 from .store import Root
 
@@ -96,6 +96,10 @@ class Stream:
         self._captures = dict(captures)
         _check_numbers(batch_size=batch_size, world_size=world_size, window=window)
         _check_numbers(minimum=0, seed=seed)
+        if seed >= 1 << 64:
+            raise ConfigError(
+                "seed", expected="less than 2**64", found=str(seed), remedy="choose a smaller one"
+            )
         if not 0 <= rank < world_size:
             raise ConfigError(
                 "rank",
@@ -221,9 +225,11 @@ class Stream:
     def row_bytes(self) -> int:
         """Bytes of one row in a window: logits as stored, inputs, label, row, view, permutation."""
         arrays = [c.part.layouts["logits"].row_bytes for c in self._captures.values()]
-        inputs = self._samples.inputs
-        if self._inputs and inputs is not None:
-            arrays.append(inputs.dtype.itemsize * int(np.prod(inputs.shape[1:])))
+        stored = self._samples.inputs
+        if self._inputs and self._transfer_set is not None:
+            arrays.append(self._fetch(np.zeros(1, dtype=np.int64)).nbytes)
+        elif self._inputs and stored is not None:
+            arrays.append(stored.dtype.itemsize * int(np.prod(stored.shape[1:])))
         return sum(arrays) + 4 * 8
 
     def share(self, index: int, parts: int) -> "Stream":
@@ -271,12 +277,11 @@ class Stream:
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
-        missing = object()
         for key in ("epoch", "intervals"):
             if key not in state:
                 raise _bad_state(key, "what state_dict() gives", "nothing")
         for key, value in self._order_state(self._order(int(state["epoch"]))).items():
-            if state.get(key, missing) != value:
+            if key not in state or state[key] != value:
                 found = repr(state[key]) if key in state else "nothing"
                 raise _bad_state(key, repr(value), found)
         self._go_to(int(state["epoch"]))
@@ -439,7 +444,7 @@ class _ReadAhead:
         self._future: Future[_Window] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="logitstore-read-ahead")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_ReadAhead":
         self._submit()
         return self
 

@@ -82,6 +82,8 @@ def verify(
         except LogitStoreError as error:
             report.problems.append(error)
     report.unsealed = unsealed_parts(root)
+    if not root.has(SAMPLES) and SAMPLES not in report.unsealed:
+        report.unsealed.insert(0, SAMPLES)
     return report
 
 

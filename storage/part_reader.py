@@ -6,6 +6,7 @@
    wrong place is an error too. A shard that is not there is an error, never a fill value.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,9 @@ class LazyRows:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         if isinstance(rows, int | np.integer):
