@@ -30,7 +30,13 @@ args = { split = "test" }
 name = "wide"
 factory = "logitstore.pipeline.models:mlp"
 args = { hidden = [400, 400], dropout = 0.5, input_dropout = 0.2 }
-train = { lr = 2e-3, epochs = 40, batch_size = 64, schedule = "cosine", augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 1 } } }
+
+[teacher.train]
+lr = 2e-3
+epochs = 40
+batch_size = 64
+schedule = "cosine"
+augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 1 } }
 
 [[teacher]]
 name = "plain"
@@ -42,7 +48,13 @@ train = { lr = 2e-3, epochs = 40, batch_size = 64, schedule = "cosine" }
 name = "conv"
 factory = "logitstore.pipeline.models:convnet"
 args = { channels = [32, 64], hidden = [64], dropout = 0.3 }
-train = { lr = 3e-3, epochs = 40, batch_size = 64, schedule = "cosine", augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 1 } } }
+
+[teacher.train]
+lr = 3e-3
+epochs = 40
+batch_size = 64
+schedule = "cosine"
+augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 1 } }
 
 [cache]                                 # stage one: their logits, not their probabilities
 encoding = "float16"

@@ -1,5 +1,38 @@
-"""What is done with torch on the way from teachers to students?
+"""How do teachers, classes and students meet in a store? The three stages; torch where a network runs.
 
-Transfer sets and models; stage one, the cache of the teachers' logits; stage two, the classes that they
-confuse; stage three, the training of students from the store, and their evaluation.
+    experiment, tables     the experiment file, checked
+    factories              "package.module:function" strings
+    datasets, transfer     transfer sets; their examples in the order of a store
+    models, weights        networks; their weights as files
+    augment                views of a row that anyone can make again
+    records, agenda        what was made from what, and what is still to do
+    fit, inference         the training loop; logits of many rows
+    teachers               teachers from weights or from labels
+    cache                  stage one:   teachers x transfer set -> store
+    covariance, kmeans, clusters, cluster      stage two:   store -> confusable sets of classes
+    torch_stream, losses, train                stage three: store -> students
+    metrics, results, evaluate                 how good each of them is
+    run                    all of it, doing only what is not done
+
+For a training loop of your own: `TorchStream` and `losses`.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import losses
+    from .torch_stream import TorchBatch, TorchStream
+
+__all__ = ["TorchBatch", "TorchStream", "losses"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562): most modules here need no torch."""
+    from importlib import import_module
+
+    if name == "losses":
+        return import_module(f"{__name__}.losses")
+    if name in ("TorchBatch", "TorchStream"):
+        value = globals()[name] = getattr(import_module(f"{__name__}.torch_stream"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ So another temperature makes one student anew and touches no capture. Needs no t
 which everything is done says so at once.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import Any
 
 from ..storage.api import Store, open_store
 from ..storage.errors import NotAStoreError, PartNotFound, SpecMismatch, StoreIncomplete
-from ..storage.format import SAMPLES
-from ..storage.writer import difference
+from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
+from ..storage.part_writer import difference
 from .experiment import Cluster, Experiment, Student, TeacherMember
 from .factories import source_digest
 from .records import Models, Record, as_json, weights_digest
@@ -47,28 +48,34 @@ def open_existing(path: Path) -> Store | None:
     try:
         return open_store(path)
     except NotAStoreError:
-        if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists():
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set[str]()
+        if path.is_file() or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
             raise
-        if path.is_file():
-            raise
+        if ROOT_METADATA in names:
+            # Raises for a group of somebody else's, before a teacher is trained for nothing.
+            RootAttributes.from_bytes((path / ROOT_METADATA).read_bytes(), str(path / ROOT_METADATA))
         # Nothing, an empty folder, or a store whose creation was interrupted: all of them can be begun.
         return None
 
 
 def check_samples(store: Store, rows: TransferRows) -> None:
-    """Refuse a store that was made from another transfer set, as far as fingerprints tell. Raises SpecMismatch."""
-    try:
-        theirs = dict(store.samples.spec.identity)
-    except (StoreIncomplete, PartNotFound):
-        return  # its writer compares what is there
-    theirs.pop("views", None)
-    found = difference(as_json(rows.identity), theirs)
-    if found or store.num_rows != len(rows):
-        key, ours, there = found or ("rows", str(len(rows)), str(store.num_rows))
+    """Refuse a store that was made from another transfer set, as far as fingerprints and sizes tell.
+
+    Raises SpecMismatch.
+    """
+    ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
+    theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
+    with contextlib.suppress(StoreIncomplete, PartNotFound):  # what is not sealed, its writer compares
+        theirs |= store.samples.spec.identity
+        theirs.pop("views", None)
+        ours |= rows.identity
+    found = difference(as_json(ours), theirs)
+    if found:
+        key, wanted, there = found
         raise SpecMismatch(
             f"{store.path}: {SAMPLES}",
             expected=f"{key} = {there[:90]}, from which it was made",
-            found=ours[:90],
+            found=wanted[:90],
             remedy="change the transfer set back, or make a new store (another --out)",
         )
 
@@ -147,7 +154,11 @@ def missing_captures(
     missing = []
     for member in experiment.teacher_members():
         record = find_teacher(experiment, member, rows, models)
-        if record is None or store is None or member.name not in store.teachers:
+        if store is None or member.name not in store.teachers:
+            missing.append(member)
+            continue
+        if record is None:
+            _check_training(experiment, member, rows, models, store)
             missing.append(member)
             continue
         ours = as_json(capture_identity(experiment, member, rows, record.weights))
@@ -162,6 +173,27 @@ def missing_captures(
                 remedy="change it back, or give what is new another name (or another --out)",
             )
     return missing
+
+
+def _check_training(
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, models: Models, store: Store
+) -> None:
+    """Refuse a captured teacher that would be trained otherwise now, rather than after it was. Raises SpecMismatch.
+
+    Where its record is gone it is trained again, and its weights are compared with those of the capture.
+    """
+    recorded = models.recorded_identity("teachers", member.name)
+    if recorded is None:
+        return
+    found = difference(as_json(teacher_identity(experiment, member, rows)), recorded)
+    if found:
+        key, ours, there = found
+        raise SpecMismatch(
+            f"{store.path}: teachers/{member.name}",
+            expected=f"{key} = {there[:90]}, with which it was trained",
+            found=ours[:90],
+            remedy="change it back, or give what is new another name (or another --out)",
+        )
 
 
 # Clusters

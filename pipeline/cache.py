@@ -10,7 +10,6 @@ Batches never straddle a block, and what is there is not done again: killed anyw
 store ends up with the same bytes.
 """
 
-import contextlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -20,20 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import nn
 
 from ..storage.api import Store, begin_store
-from ..storage.blocks import PartReader
 from ..storage.digest import digest_rows
 from ..storage.encoding import encoding_named
 from ..storage.errors import BadLogitsError
 from ..storage.format import SAMPLES
+from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
 from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
 from .agenda import capture_identity, check_samples, missing_captures, open_existing
-from .augment import augment_rows
+from .augment import Augmentation, augment_rows
 from .experiment import Experiment, TeacherMember
 from .factories import build, expect_augmentation
+from .inference import device_of, run_model
 from .records import Models
 from .teachers import load_teacher, train_teacher
 from .transfer import TransferRows
@@ -86,12 +86,13 @@ def cache(
     teachers = [_prepare(experiment, member, rows, models, device, progress) for member in missing]
     for teacher in teachers:
         _try_out(experiment, teacher, rows)
+    augmentation = _augmentation(experiment)
     if store is None:
         store = _begin(experiment, path, rows)
     samples = None if store.root.has(SAMPLES) else _samples_writer(experiment, store, rows)
     writers = {t.member.name: _capture_writer(experiment, store, rows, t) for t in teachers}
     if samples is not None or writers:
-        _write_blocks(experiment, store, rows, teachers, samples, writers, progress)
+        _write_blocks(experiment, store, rows, teachers, samples, writers, augmentation, progress)
     return CacheReport(tuple(writers), kept, store.digest)
 
 
@@ -113,7 +114,7 @@ def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> N
     """Run a teacher on its first batch: what is wrong with it shows before anything is written."""
     first = range(min(len(rows), experiment.cache.batch_size))
     inputs, _ = rows.rows(first)
-    logits = teacher_logits(teacher.module, inputs, experiment, teacher.member.name)
+    logits = teacher_logits(teacher, inputs, experiment)
     if logits.shape[1] != rows.num_classes:
         raise BadLogitsError(
             f"teacher {teacher.member.name!r}",
@@ -125,32 +126,20 @@ def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> N
 
 
 def teacher_logits(
-    module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], experiment: Experiment, name: str
+    teacher: _Teacher, inputs: Shaped[np.ndarray, "rows ..."], experiment: Experiment
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits of some rows in the experiment's precision and batch size: (rows, classes) float32.
-
-    Raises BadLogitsError where the teacher does not return a tensor (batch, classes).
-    """
+    """Logits of some rows in the experiment's precision and batch size: (rows, classes) float32."""
     settings = experiment.cache
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    autocast: Any = contextlib.nullcontext()
-    if settings.precision != "float32":
-        autocast = torch.autocast(device.type, dtype=getattr(torch, settings.precision))
-    parts = []
-    with torch.inference_mode(), autocast:
-        for start in range(0, len(inputs), settings.batch_size):
-            batch = torch.from_numpy(inputs[start : start + settings.batch_size]).to(device)
-            logits = module(batch)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-                shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
-                raise BadLogitsError(
-                    f"teacher {name!r}",
-                    expected=f"a tensor of logits of shape ({len(batch)}, classes)",
-                    found=shape or f"a {type(logits).__name__}",
-                    remedy="wrap the model so that it returns its logits alone",
-                )
-            parts.append(logits.float().cpu())
-    return torch.cat(parts).numpy()
+    where = f"teacher {teacher.member.name!r}"
+    return run_model(teacher.module, inputs, settings.batch_size, where=where, precision=settings.precision)
+
+
+def _augmentation(experiment: Experiment) -> Augmentation | None:
+    """What makes the views differ. Raises FactoryError, before anything is written."""
+    table = experiment.cache.augment
+    if table is None:
+        return None
+    return expect_augmentation(build(table.factory, table.args, base=experiment.base), table.factory)
 
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
@@ -187,7 +176,7 @@ def _capture_writer(
         views=experiment.cache.views,
         encoding=encoding_named(experiment.cache.encoding),
         notes={
-            "device": next((p.device.type for p in teacher.module.parameters()), "cpu"),
+            "device": device_of(teacher.module).type,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "torch": torch.__version__,
@@ -202,16 +191,13 @@ def _write_blocks(
     teachers: list[_Teacher],
     samples: SamplesWriter | None,
     writers: dict[str, CaptureWriter],
+    augmentation: Augmentation | None,
     progress: Progress,
 ) -> None:
     grid = store.root.grid
     views = experiment.cache.views if writers else 1
     stored = None if samples is not None else PartReader(store.root.part(SAMPLES), grid)
     augment = experiment.cache.augment
-    augmentation = None
-    if augment is not None:
-        made = build(augment.factory, augment.args, base=experiment.base)
-        augmentation = expect_augmentation(made, augment.factory)
     total, done = len(rows) * views, 0
     task = "caching " + ", ".join(writers) if writers else "writing samples"
     progress(task, done, total, "rows")
@@ -241,9 +227,7 @@ def _write_blocks(
                     seen = digest_rows(shown)
                 for teacher in wanted[view]:
                     name = teacher.member.name
-                    writers[name].write(
-                        block_rows, teacher_logits(teacher.module, shown, experiment, name), view, seen
-                    )
+                    writers[name].write(block_rows, teacher_logits(teacher, shown, experiment), view, seen)
             done += len(block_rows)
             progress(task, done, total, "rows")
     if samples is not None:

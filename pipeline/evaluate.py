@@ -11,11 +11,12 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.progress import Progress, silent
 from .experiment import Experiment
 from .fit import choose_device
+from .inference import run_model
 from .metrics import ensemble_logits, evaluate_logits
 from .models import count_parameters
 from .records import Models
 from .results import Score, Scores, Subject, TableRow, subjects, table
-from .teachers import build_model, load_teacher, run_model
+from .teachers import build_model, load_teacher
 from .transfer import Examples, TransferRows
 from .weights import load_weights
 
@@ -97,7 +98,7 @@ class _Scorer:
         if name not in self._teachers:
             member = next(m for m in self._experiment.teacher_members() if m.name == name)
             module = load_teacher(self._experiment, member, self._rows, self._models, self._device)
-            logits = run_model(module, self._inputs, EVALUATION_BATCH).numpy()
+            logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"teacher {name!r}")
             self._teachers[name] = logits, count_parameters(module)
         return self._teachers[name]
 
@@ -116,4 +117,5 @@ class _Scorer:
         )
         load_weights(module, self._models.weights_path("students", subject.run))
         module.to(choose_device(self._device)).eval()
-        return run_model(module, self._inputs, EVALUATION_BATCH).numpy(), count_parameters(module)
+        logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"student {subject.run!r}")
+        return logits, count_parameters(module)

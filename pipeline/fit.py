@@ -35,12 +35,22 @@ REPORT_EVERY = 20
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device that is named, or the GPU where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device that is named, or the GPU where there is one. Raises ConfigError for one that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            "device",
+            expected="a device that PyTorch can use here, such as cpu",
+            found=f"{name!r} ({str(error).splitlines()[0][:120]})",
+            remedy="name another one, or leave it out",
+        ) from error
+    return device
 
 
 def learning_rate_factor(settings: Train, step: int, steps_per_epoch: int) -> float:
-    """Share of `settings.lr` at a step: a linear warm-up, then the schedule down to 0 at the last step.
+    """Share of `settings.lr` at a step: a linear warm-up, then the schedule, which comes to 0 after the last.
 
     >>> settings = Train(lr=0.1, epochs=4, schedule="linear", warmup_epochs=2)
     >>> [learning_rate_factor(settings, step, 1) for step in range(4)]

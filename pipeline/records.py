@@ -44,15 +44,26 @@ class Models:
 
     def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
         """The record of a model that was made from `identity`; None where it is to be made (anew)."""
-        path = self.weights_path(kind, name)
+        record = self._read(kind, name)
         try:
-            value = parse_json(path.with_suffix(".json").read_bytes(), str(path))
-            record = Record(value["identity"], value["weights"], value["facts"])
-            if record.identity != as_json(identity) or record.weights != weights_digest(path):
+            if record is None or record.identity != as_json(identity):
                 return None
-        except (OSError, LogitStoreError, KeyError):
+            return record if record.weights == weights_digest(self.weights_path(kind, name)) else None
+        except BadDataError:
             return None
-        return record
+
+    def recorded_identity(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """What the record of a model says that it was made from, whatever became of its weights; None without."""
+        record = self._read(kind, name)
+        return None if record is None else record.identity
+
+    def _read(self, kind: str, name: str) -> Record | None:
+        path = self.weights_path(kind, name).with_suffix(".json")
+        try:
+            value = parse_json(path.read_bytes(), str(path))
+            return Record(value["identity"], value["weights"], value["facts"])
+        except (OSError, LogitStoreError, KeyError, TypeError):
+            return None
 
     def put(
         self, kind: str, name: str, identity: Mapping[str, Any], weights: str, facts: Mapping[str, Any]
@@ -105,10 +116,10 @@ def replace_file(path: Path, content: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StorageFull if full else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a folder that can be written to",
             found=error.strerror or str(error),
-            remedy="free space or choose another folder, and run the same command again",
+            remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error

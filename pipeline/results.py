@@ -87,7 +87,7 @@ def subjects(
     experiment: Experiment, rows: TransferRows, models: Models, store: Store, evaluation: Examples
 ) -> Iterator[Subject]:
     """Everything that is there and can be scored, in the order of the table."""
-    fingerprint = evaluation.fingerprint
+    content = evaluation.content
 
     def subject(
         kind: str,
@@ -98,8 +98,8 @@ def subjects(
         members: Mapping[str, float] = MappingProxyType({}),
         mean: str = "",
     ) -> Subject:
-        content = json.dumps([weights, dict(members), mean, fingerprint, len(evaluation)], sort_keys=True)
-        return Subject(kind, name, sha256_hex(content.encode()), members, mean, weights, run)
+        known_by = json.dumps([weights, dict(members), mean, content, len(evaluation)], sort_keys=True)
+        return Subject(kind, name, sha256_hex(known_by.encode()), members, mean, weights, run)
 
     records = {m.name: find_teacher(experiment, m, rows, models) for m in experiment.teacher_members()}
     for name, record in records.items():
@@ -173,7 +173,7 @@ def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
 
 
 def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
-    """For each distilled student, a sentence: is it better than the same student trained on hard labels?"""
+    """For each distilled student, a sentence: is it better than the same one, of the same views, on hard labels?"""
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:
@@ -184,14 +184,18 @@ def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
 
 
 def _comparable(soft: Student, hard: Student) -> bool:
-    same_model = (soft.factory, soft.args) == (hard.factory, hard.args)
-    return soft.targets == "soft" and hard.targets == "hard" and same_model
+    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "views"))
+    return soft.targets == "soft" and hard.targets == "hard" and same
 
 
 def _verdict(soft: TableRow, hard: TableRow) -> str:
     ours, theirs = soft.average("errors"), hard.average("errors")
+    claim = "is better than" if ours < theirs else "is not better than"
     seeds = f"{len(soft.scores)} and {len(hard.scores)} seeds"
-    figures = f"{ours:.1f} errors against {theirs:.1f} in the mean ({seeds})"
-    if ours < theirs:
-        return f"{soft.name} is better than {hard.name}: {figures}."
-    return f"{soft.name} is not better than {hard.name}: {figures}."
+    error = math.sqrt(sum(row.spread("errors") ** 2 / len(row.scores) for row in (soft, hard)))
+    spread = (
+        ""
+        if math.isnan(error)
+        else f", a difference of {abs(theirs - ours):.1f} ± {error:.1f} (standard error)"
+    )
+    return f"{soft.name} {claim} {hard.name}: {ours:.1f} errors against {theirs:.1f} in the mean ({seeds}){spread}."

@@ -22,8 +22,10 @@ from .agenda import (
     missing_students,
     needs_clustering,
     open_existing,
+    shown_capture,
     student_seeds,
 )
+from .clusters import check_sizes
 from .experiment import Experiment
 from .records import Models
 from .results import Scores, TableRow, subjects, table
@@ -118,13 +120,30 @@ def _unscored(
     if any(
         name not in store.teachers
         for run in student_seeds(experiment)
-        for name in experiment.teacher_weights(run.student)
+        for name in shown_capture(experiment, run.student)
     ):
         return []
     examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
     known = Scores(workspace.scores)
     found = subjects(experiment, rows, workspace.models, store, examples)
     return [subject.run or subject.name for subject in found if known.get(subject) is None]
+
+
+def _check_ahead(experiment: Experiment, rows: TransferRows, todo: Pending) -> None:
+    """Let what would fail in a later stage fail now, before anything is written.
+
+    Raises FactoryError, ConfigError or BadDataError.
+    """
+    from .evaluate import evaluation_examples
+    from .teachers import build_model
+
+    if todo.clustering and experiment.cluster is not None:
+        check_sizes(rows.num_classes, experiment.cluster.clusters, experiment.cluster.classes_per_cluster)
+    if todo.students:
+        for student in experiment.students:
+            build_model(student, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
+    if experiment.evaluation_set is not None:
+        evaluation_examples(experiment, rows.num_classes)
 
 
 def run(
@@ -140,6 +159,8 @@ def run(
     store = open_existing(workspace.store)
     models = workspace.models
     common: dict[str, Any] = {"device": device, "progress": progress}
+    if todo:
+        _check_ahead(experiment, rows, todo)
     if todo.captures or store is None:
         from .cache import cache
 

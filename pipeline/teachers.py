@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -143,14 +142,3 @@ def train_teacher(
     path = models.weights_path("teachers", member.name)
     weights = save_weights(module, path)
     return models.put("teachers", member.name, teacher_identity(experiment, member, rows), weights, facts)
-
-
-def run_model(module: nn.Module, inputs: np.ndarray[Any, np.dtype[Any]], batch_size: int) -> Tensor:
-    """Logits of `inputs` (rows, …) as the module gives them, batch by batch, on the CPU: (rows, classes)."""
-    device = next(module.parameters()).device
-    with torch.inference_mode():
-        parts = [
-            module(torch.from_numpy(inputs[start : start + batch_size]).to(device)).float().cpu()
-            for start in range(0, len(inputs), batch_size)
-        ]
-    return torch.cat(parts)

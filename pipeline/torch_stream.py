@@ -70,13 +70,16 @@ class TorchStream(IterableDataset[TorchBatch]):
     """A stream of a store as whole batches of tensors.
 
     With `DataLoader(..., num_workers=n)` each worker takes its own share of the rank's rows, so that every row
-    still comes once. One process is usually fastest: reading is done by a thread that runs ahead.
+    still comes once. Workers begin with what the stream is when they are started: call `set_epoch` before each
+    epoch, or let them persist, and they go on to the next one by themselves. One process is usually fastest:
+    reading is done by a thread that runs ahead.
     """
 
     def __init__(self, stream: Stream) -> None:
         """Wrap `store.stream(...)`."""
         super().__init__()
         self.stream = stream
+        self._share: Stream | None = None
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -85,8 +88,12 @@ class TorchStream(IterableDataset[TorchBatch]):
     def __iter__(self) -> Iterator[TorchBatch]:
         """The batches of one epoch."""
         worker = get_worker_info()
-        stream = self.stream if worker is None else self.stream.share(worker.id, worker.num_workers)
-        return map(TorchBatch.of, stream)
+        if worker is None:
+            return map(TorchBatch.of, self.stream)
+        if self._share is None:
+            # Kept, so that a worker that persists goes on to the next epoch.
+            self._share = self.stream.share(worker.id, worker.num_workers)
+        return map(TorchBatch.of, self._share)
 
     def set_epoch(self, epoch: int) -> None:
         """See `Stream.set_epoch`."""

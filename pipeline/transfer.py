@@ -8,6 +8,7 @@
 Needs no torch: tensors are taken as arrays.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.order import philox_permutation
 from ..storage.stream import fetch_items
@@ -57,6 +59,17 @@ class Examples:
         return str(fingerprint()) if callable(fingerprint) else None
 
     @cached_property
+    def content(self) -> str:
+        """What the set is known by: its fingerprint, or a digest of every input and label."""
+        if self.fingerprint is not None:
+            return self.fingerprint
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1024):
+            inputs, labels = self.fetch(range(start, min(start + 1024, len(self))))
+            digest.update(digest_rows(inputs).tobytes() + labels.tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    @cached_property
     def first(self) -> Shaped[np.ndarray, "..."]:
         """The input of the first example: its shape and dtype are those of all."""
         inputs, _ = self.fetch([0])
@@ -80,7 +93,8 @@ class Examples:
     ) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Inputs (rows, …) and labels (rows,), -1 where unknown, of the examples at `indices`.
 
-        Raises BadDataError where an example cannot be had, or its input has another shape or dtype.
+        Raises BadDataError where an example cannot be had, its input has another shape or dtype, or its label is
+        none of the classes that the set names.
         """
         items = fetch_items(self.dataset, indices)
         pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
@@ -97,7 +111,18 @@ class Examples:
                     found=f"{value.dtype} of shape {value.shape}",
                     remedy="bring all inputs to one shape and dtype",
                 )
-        return np.stack(inputs), np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
+        labels = np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
+        classes = len(getattr(self.dataset, "class_names", None) or ())
+        wrong = np.flatnonzero((labels < -1) | (labels >= classes))
+        if classes and len(wrong):
+            raise BadDataError(
+                f"{self.where}, example {indices[wrong[0]]}",
+                expected=f"a label from -1 to {classes - 1} ({classes} classes)",
+                found=str(labels[wrong[0]]),
+                remedy="correct the labels, or name all classes",
+            )
+        stacked = np.stack(inputs)
+        return stacked.astype(stacked.dtype.newbyteorder("="), copy=False), labels
 
 
 class TransferRows(Examples):
