@@ -1,0 +1,240 @@
+"""Does an epoch hold every row of every view exactly once, however it is cut?
+
+The order and the cutting into ranks and batches, as integers alone: no store, no disk. `flaws` is the
+checker; mutants of the order must not get past it.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from logitstore.storage.grid import Grid
+from logitstore.storage.order import Batches, Interval, Order, cut_intervals, philox_permutation
+
+Item = tuple[int, int]
+"""(view, row)"""
+
+
+def positions(order: Order) -> list[Item]:
+    """(view, row) of every position of an epoch."""
+    found: list[Item] = []
+    for window in range(order.num_windows):
+        laid_out = [(run.view, int(row)) for run in order.runs(window) for row in run.rows]
+        found += [laid_out[place] for place in order.permutation(window)]
+    return found
+
+
+def flaws(found: Iterable[Item], views: Sequence[int], rows: Iterable[int]) -> dict[Item, int]:
+    """How often too often (or, below zero, too seldom) each (view, row) comes."""
+    wanted = Counter((view, int(row)) for row in rows for view in views)
+    have = Counter(found)
+    return {item: have[item] - wanted[item] for item in have | wanted if have[item] != wanted[item]}
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of an `Order`, with small and with large blocks."""
+    block_rows = 1 << draw(st.sampled_from([0, 1, 3, 5, 10, 11, 16]))
+    most = 40 * block_rows if block_rows < 1024 else 70_000
+    num_rows = draw(st.integers(1, max(2, min(most, 3000 if block_rows < 2048 else 70_000))))
+    subset = draw(st.none() | st.lists(st.integers(0, num_rows - 1), max_size=30).map(sorted))
+    views = tuple(draw(st.sets(st.integers(0, 5), min_size=1, max_size=3)))
+    return {
+        "num_rows": num_rows,
+        "block_rows": block_rows,
+        "views": views if num_rows < 5000 else views[:1],
+        "rows": subset,
+        "window": draw(st.none() | st.integers(1, num_rows + 3)),
+        "shuffle": draw(st.booleans()),
+        "seed": draw(st.sampled_from([0, 1, 7, 2**64 - 1])),
+        "epoch": draw(st.integers(0, 3)),
+    }
+
+
+def order_of(case: dict[str, Any], /, **other: Any) -> Order:
+    arguments = {"shuffle": True, "seed": 0, "epoch": 0} | case | other
+    grid = Grid(arguments.pop("num_rows"), arguments.pop("block_rows"))
+    if arguments["rows"] is not None:
+        arguments["rows"] = np.array(arguments["rows"], dtype=np.int64)
+    return Order(grid, **arguments)
+
+
+def rows_of(epoch: dict[str, Any]) -> Iterable[int]:
+    return range(epoch["num_rows"]) if epoch["rows"] is None else epoch["rows"]
+
+
+@given(epochs())
+def test_every_row_of_every_view_exactly_once(epoch: dict[str, Any]) -> None:
+    order = order_of(epoch)
+    found = positions(order)
+    assert len(found) == len(order) == len(list(rows_of(epoch))) * len(epoch["views"])
+    assert not flaws(found, epoch["views"], rows_of(epoch))
+    assert positions(order_of(epoch)) == found
+
+
+@given(epochs())
+def test_windows_tile_the_epoch(epoch: dict[str, Any]) -> None:
+    order = order_of(epoch)
+    intervals = [order.window_interval(window) for window in range(order.num_windows)]
+    ends = [0, *(stop for _, stop in intervals)]
+    assert [start for start, _ in intervals] == ends[:-1]
+    assert ends[-1] == len(order)
+    assert order.window_rows == max((stop - start for start, stop in intervals), default=0)
+    for window, (start, stop) in enumerate(intervals):
+        assert start < stop
+        assert order.window_at(start) == order.window_at(stop - 1) == window
+
+
+@given(epochs())
+def test_a_window_is_never_larger_than_asked_for_and_a_run(epoch: dict[str, Any]) -> None:
+    if epoch["rows"] is not None or epoch["window"] is None:
+        return
+    run_rows = Grid(epoch["num_rows"], epoch["block_rows"]).run_rows
+    assert order_of(epoch).window_rows < epoch["window"] + run_rows
+
+
+@given(epochs())
+def test_not_shuffled_is_as_stored(epoch: dict[str, Any]) -> None:
+    wanted = [(view, int(row)) for view in epoch["views"] for row in rows_of(epoch)]
+    assert positions(order_of(epoch, shuffle=False)) == wanted
+
+
+def test_seeds_and_epochs_differ() -> None:
+    epoch = {"num_rows": 200, "block_rows": 16, "views": (0,), "rows": None, "window": 64}
+    orders = [
+        positions(order_of(epoch, seed=seed, epoch=number)) for seed in (0, 1, 2**63) for number in range(4)
+    ]
+    assert len({tuple(order) for order in orders}) == len(orders)
+    neighbours = [sum(b[1] == a[1] + 1 for a, b in itertools.pairwise(o)) for o in orders]
+    assert max(neighbours) < 20  # of 199, where nothing is shuffled
+
+
+def test_the_order_is_the_same_for_ever() -> None:
+    """What a checkpoint of today resumes tomorrow; numpy keeps the raw stream of Philox fixed."""
+    assert philox_permutation(8, seed=2**64 - 1, stream=3, counter=5).tolist() == [6, 7, 2, 0, 5, 4, 3, 1]
+    order = Order(Grid(10, 2), views=(0, 1), window=6, seed=1, epoch=2)
+    assert positions(order)[:6] == [(0, 0), (0, 1), (0, 9), (0, 8), (0, 4), (0, 5)]
+
+
+def test_runs_of_neighbours_are_scattered_over_windows() -> None:
+    """A window is drawn from all of the store, not from one stretch of it."""
+    order = Order(Grid(64 * 16, 16), views=(0,), window=16 * 8, seed=3)
+    for window in range(order.num_windows):
+        starts = sorted(run.rows[0] for run in order.runs(window))
+        assert starts[-1] - starts[0] > 300
+
+
+# Ranks and batches
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[Any, ...]:
+    """What a `Batches` is made from: positions that are left, batch size, ranks, drop_last."""
+    lengths = draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=5))
+    intervals: list[Interval] = []
+    start = 0
+    for gap, length in lengths:
+        intervals.append((start + gap, start + gap + length))
+        start += gap + length
+    return tuple(intervals), draw(st.integers(1, 20)), draw(st.integers(1, 9)), draw(st.booleans())
+
+
+def members(intervals: Iterable[Interval]) -> list[int]:
+    return [position for start, stop in intervals for position in range(start, stop)]
+
+
+def joined(lists: Iterable[list[int]]) -> list[int]:
+    return [item for items in lists for item in items]
+
+
+@given(cuts())
+def test_ranks_together_are_what_is_left(arguments: tuple[Any, ...]) -> None:
+    cut = Batches(*arguments)
+    everything = members(cut.intervals)
+    stretches = [members(cut.stretch(rank)) for rank in range(cut.world_size)]
+    assert joined(stretches) == everything
+    assert max(map(len, stretches)) - min(map(len, stretches)) <= 1
+    for rank in range(cut.world_size):
+        batches = [members(batch) for batch in cut.of_rank(rank)]
+        assert len(batches) == cut.count
+        assert all(len(batch) <= cut.batch_size for batch in batches)
+        taken = joined(batches)
+        if cut.drop_last:
+            assert all(len(batch) == cut.batch_size for batch in batches)
+            assert taken == stretches[rank][: len(taken)]
+            assert min(map(len, stretches)) - len(taken) < cut.batch_size
+        else:
+            assert taken == stretches[rank]
+            if cut.total >= cut.world_size and cut.batch_size > 1:
+                assert all(batches)
+            assert all(len(batch) == cut.batch_size for batch in batches[:-2])
+
+
+@given(cuts(), st.data())
+def test_what_is_left_after_some_batches(arguments: tuple[Any, ...], data: st.DataObject) -> None:
+    cut = Batches(*arguments)
+    done = data.draw(st.integers(0, cut.count))
+    taken = [
+        members(batch)
+        for rank in range(cut.world_size)
+        for number, batch in enumerate(cut.of_rank(rank))
+        if number < done
+    ]
+    left = members(cut.after(done))
+    assert Counter(joined(taken) + left) == Counter(members(cut.intervals))
+    assert all(
+        list(cut.of_rank(rank))[done:] == list(cut.of_rank(rank, done)) for rank in range(cut.world_size)
+    )
+
+
+@given(cuts(), st.integers(0, 200), st.integers(0, 200))
+def test_cutting_is_slicing(arguments: tuple[Any, ...], first: int, length: int) -> None:
+    cut = Batches(*arguments)
+    assert (
+        members(cut_intervals(cut.intervals, first, first + length))
+        == members(cut.intervals)[first : first + length]
+    )
+
+
+# Negative controls
+
+
+def drop_a_row(items: list[Item]) -> list[Item]:
+    return items[:-1]
+
+
+def repeat_a_row(items: list[Item]) -> list[Item]:
+    return [*items, items[0]]
+
+
+def swap_a_row(items: list[Item]) -> list[Item]:
+    return [*items[:-1], items[0]]
+
+
+def swap_a_view(items: list[Item]) -> list[Item]:
+    return [(1 - items[0][0], items[0][1]), *items[1:]]
+
+
+@pytest.mark.parametrize("mutate", [drop_a_row, repeat_a_row, swap_a_row, swap_a_view])
+def test_a_wrong_order_is_noticed(mutate: Callable[[list[Item]], list[Item]]) -> None:
+    order = Order(Grid(37, 8), views=(0, 1), window=16, seed=1)
+    assert not flaws(positions(order), (0, 1), range(37))
+    assert flaws(mutate(positions(order)), (0, 1), range(37))
+
+
+def test_a_wrong_permutation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random draws in place of a permutation: the bug that a shuffle usually has."""
+
+    def draws(self: Order, window: int) -> NDArray[np.int64]:
+        start, stop = self.window_interval(window)
+        return np.random.default_rng(0).integers(0, stop - start, stop - start)
+
+    monkeypatch.setattr(Order, "permutation", draws)
+    assert flaws(positions(Order(Grid(37, 8), views=(0,), window=16)), (0,), range(37))
