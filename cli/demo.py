@@ -3,7 +3,10 @@
 The experiment is written to a file, so that it can be changed, and run as `logitstore run` would run it.
 """
 
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -123,9 +126,18 @@ def command(out: Path | None, device: str | None) -> None:
     elif file.read_bytes() != DIGITS_TOML.encode():
         click.echo(f"{file} is there already and is taken as it stands", err=True)
     run_experiment(load_experiment(file), folder, device=device)
+    program = _program()
     store, toml, there = (shlex.quote(str(path)) for path in (workspace.store, file, folder))
     print_text()
     print_text("to look at it:")
-    print_text(f"  logitstore inspect {store}")
-    print_text(f"  logitstore verify {store} --deep")
-    print_text(f"  logitstore run {toml} --out {there}    # after you set another temperature in it")
+    print_text(f"  {program} inspect {store}")
+    print_text(f"  {program} verify {store} --deep")
+    print_text(f"  {program} run {toml} --out {there}    # after you set another temperature in it")
+
+
+def _program() -> str:
+    """How to call logitstore from here: by its name where the PATH has it, else by its place beside Python."""
+    beside = Path(sys.executable).with_name("logitstore")
+    if shutil.which("logitstore") is not None or not beside.exists():
+        return "logitstore"
+    return shlex.quote(os.path.relpath(beside))

@@ -162,16 +162,18 @@ class Folder:
         self._make(staging)
         self._make(final.parent)
         temporary = staging / secrets.token_hex(12)
+        won = True
         try:
             _write_durably(temporary, data)
             os.link(temporary, final)
         except FileExistsError:
-            return False
+            won = False
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+        # Also where the name was taken: whoever took it may not have come as far as this.
         _sync_directory(final.parent)
-        return True
+        return won
 
     def remove(self, key: str) -> None:
         """Take away an object that no record speaks of. Gone already is fine."""

@@ -1,0 +1,85 @@
+"""Does the README tell the truth? Its examples run as they stand, its commands and its links are there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tree import ROOT
+
+import logitstore
+from logitstore.cli.main import COMMANDS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TRAINING, INFERENCE = EXAMPLES
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a store where `make demo` leaves it, small."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    inputs = random.integers(0, 256, (200, 8, 8), dtype=np.uint8)
+    store = logitstore.create_store(
+        tmp_path / "logitstore-demo" / "store.zarr",
+        num_classes=10,
+        labels=np.arange(200) % 10,
+        inputs=inputs,
+        store_inputs=True,
+    )
+    for name in ("wide", "conv"):
+        with store.capture(name, provenance={"made": "test"}) as capture:
+            for rows in capture.missing_blocks():
+                capture.write(rows, random.standard_normal((len(rows), 10), np.float32))
+    return tmp_path
+
+
+def run(source: str) -> dict[str, object]:
+    """Run an example as a script of its own; the names that it leaves."""
+    names: dict[str, object] = {"__name__": "example"}
+    exec(compile(source, "README.md", "exec"), names)
+    return names
+
+
+def test_the_training_loop_runs_and_trains(here: Path) -> None:
+    assert (
+        len([line for line in TRAINING.splitlines() if line and not line.startswith(("import", "from"))])
+        <= 10
+    )
+    names = run(TRAINING)
+    student = names["student"]
+    assert any(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in student.parameters()
+    )  # type: ignore[attr-defined]
+
+
+def test_the_inference_loop_runs_and_its_store_is_whole(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(INFERENCE)
+    store = logitstore.open_store(here / "mine.zarr")
+    assert store.teachers["teacher"].shape == (1, 5000, 10)
+    assert store.digest in capsys.readouterr().out
+
+
+def test_an_example_that_fails_is_noticed(here: Path) -> None:
+    """Negative control."""
+    with pytest.raises(Exception, match="no-such"):
+        run(TRAINING.replace("logitstore-demo", "no-such"))
+
+
+def test_every_command_is_listed() -> None:
+    listed = set(re.findall(r"^    logitstore (\w+)", README, re.MULTILINE))
+    assert listed == set(COMMANDS)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_every_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_every_figure_has_its_command_beside_it() -> None:
+    figures = README.partition("## Figures")[2].partition("\n## ")[0]
+    assert "make bench" in figures
+    assert "@@" not in README
