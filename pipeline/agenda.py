@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store, open_store
-from ..storage.errors import NotAStoreError, PartNotFound, SpecMismatch, StoreIncomplete
+from ..storage.errors import NotAStoreError, PartNotFound, StoreIncomplete
 from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
-from ..storage.part_writer import difference
+from ..storage.identity import check_same
 from .experiment import Cluster, Experiment, Student, TeacherMember
 from .factories import source_digest
 from .records import Models, Record, as_json, weights_digest
 from .transfer import TransferRows
+
+_RENAME = "change it back, or give what is new another name (or another --out)"
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,13 @@ def check_samples(store: Store, rows: TransferRows) -> None:
         theirs |= store.samples.spec.identity
         theirs.pop("views", None)
         ours |= rows.identity
-    found = difference(as_json(ours), theirs)
-    if found:
-        key, wanted, there = found
-        raise SpecMismatch(
-            f"{store.path}: {SAMPLES}",
-            expected=f"{key} = {there[:90]}, from which it was made",
-            found=wanted[:90],
-            remedy="change the transfer set back, or make a new store (another --out)",
-        )
+    check_same(
+        f"{store.path}: {SAMPLES}",
+        as_json(ours),
+        theirs,
+        made="from which it was made",
+        remedy="change the transfer set back, or make a new store (another --out)",
+    )
 
 
 # Teachers
@@ -163,15 +163,13 @@ def missing_captures(
             continue
         ours = as_json(capture_identity(experiment, member, rows, record.weights))
         ours |= {"encoding": {"kind": experiment.cache.encoding}, "views": experiment.cache.views}
-        found = difference(ours, store.teachers[member.name].part.spec.identity)
-        if found:
-            key, wanted, there = found
-            raise SpecMismatch(
-                f"{store.path}: teachers/{member.name}",
-                expected=f"{key} = {there[:90]}, with which it was captured",
-                found=wanted[:90],
-                remedy="change it back, or give what is new another name (or another --out)",
-            )
+        check_same(
+            f"{store.path}: teachers/{member.name}",
+            ours,
+            store.teachers[member.name].part.spec.identity,
+            made="with which it was captured",
+            remedy=_RENAME,
+        )
     return missing
 
 
@@ -185,15 +183,13 @@ def _check_training(
     recorded = models.recorded_identity("teachers", member.name)
     if recorded is None:
         return
-    found = difference(as_json(teacher_identity(experiment, member, rows)), recorded)
-    if found:
-        key, ours, there = found
-        raise SpecMismatch(
-            f"{store.path}: teachers/{member.name}",
-            expected=f"{key} = {there[:90]}, with which it was trained",
-            found=ours[:90],
-            remedy="change it back, or give what is new another name (or another --out)",
-        )
+    check_same(
+        f"{store.path}: teachers/{member.name}",
+        as_json(teacher_identity(experiment, member, rows)),
+        recorded,
+        made="with which it was trained",
+        remedy=_RENAME,
+    )
 
 
 # Clusters
@@ -217,15 +213,13 @@ def needs_clustering(store: Store, cluster: Cluster) -> bool:
         return True
     theirs = dict(store.clustering(cluster.part_name).spec.identity)
     theirs.pop("views", None)
-    found = difference(as_json(cluster_identity(store, cluster)), theirs)
-    if found:
-        key, ours, there = found
-        raise SpecMismatch(
-            f"{store.path}: clusters/{cluster.part_name}",
-            expected=f"{key} = {there}, with which it was made",
-            found=ours,
-            remedy="change it back, or give the new one another name",
-        )
+    check_same(
+        f"{store.path}: clusters/{cluster.part_name}",
+        as_json(cluster_identity(store, cluster)),
+        theirs,
+        made="with which it was made",
+        remedy="change it back, or give the new one another name",
+    )
     return False
 
 

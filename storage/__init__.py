@@ -3,7 +3,7 @@
 The modules in the order of their levels; each imports only those before it (tests/test_layers.py):
 
     errors, progress   the tree of errors; how a library says how far it is
-    digest             which input a row belongs to
+    digest, identity   which input a row belongs to; whether two things are made from the same
     format             what the files of a store look like (docs/format-v1.md)
     grid               how a store is cut into blocks and chunks: integers
     layouts            which arrays a part has, and how each is cut

@@ -276,7 +276,7 @@ def create_store(
     num_rows: rows; may be left out where labels, digests or inputs say it. labels: -1 where unknown.
     digests: `digest_rows` of the inputs, so that no student is ever trained on others; made from `inputs`
     where those are given instead. store_inputs: keep `inputs` (rows, …) in the store.
-    Raises NameTaken where the path is not free, ConfigError for lengths that do not agree, BadDataError for
+    Raises NameTaken where the path is not free, ConfigError for lengths that do not agree and for
     labels out of range; nothing is then left behind.
     """
     lengths = {

@@ -17,24 +17,10 @@ from numpy.typing import NDArray
 from .errors import BadDataError, ConfigError, ShardCorrupt, SpecMismatch
 from .files import Folder
 from .format import ROOT_METADATA, SAMPLES, SPEC, ArrayLayout, canonical_json, parse_json, sha256_hex
+from .identity import check_same
 from .journal import Commit, StoredShard, append_log, committed_blocks, put_same, seal_blocks
 from .shard import crc32c, decode_shard, encode_shard, encode_small
 from .store import KINDS, Root, part_metadata, small_keys
-
-
-def difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str] | None:
-    """The first place where two JSON values differ: (path, ours, theirs).
-
-    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
-    ('a.b', '1', '2')
-    """
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        for key in sorted({*ours, *theirs}):
-            found = difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (path, repr(ours), repr(theirs))
 
 
 def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -118,15 +104,13 @@ class PartWriter:
                 )
 
     def _compare(self, ours: Mapping[str, Any], theirs: Any) -> None:
-        found = difference(ours, theirs)
-        if found:
-            path, wanted, there = found
-            raise SpecMismatch(
-                f"{self.root.path}: {self.name}",
-                expected=f"{path} = {there[:160]}, with which it was begun",
-                found=wanted[:160],
-                remedy="change it back, or give what is new another name (or another store)",
-            )
+        check_same(
+            f"{self.root.path}: {self.name}",
+            ours,
+            theirs,
+            made="with which it was begun",
+            remedy="change it back, or give what is new another name (or another store)",
+        )
 
     @property
     def sealed(self) -> bool:

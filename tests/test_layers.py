@@ -13,7 +13,7 @@ from tree import IMPORT_NAME, ROOT, module_name, module_names, python_files
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"progress", "digest"}),
+    frozenset({"progress", "digest", "identity"}),
     frozenset({"format"}),
     frozenset({"grid"}),
     frozenset({"layouts"}),

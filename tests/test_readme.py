@@ -1,6 +1,7 @@
 """Does the README tell the truth? Its examples run as they stand, its commands and its links are there."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(source: str) -> dict[str, object]:
     """Run an example as a script of its own; the names that it leaves."""
-    names: dict[str, object] = {"__name__": "example"}
-    exec(compile(source, "README.md", "exec"), names)
-    return names
+    script = Path("example.py")
+    script.write_text(source, encoding="utf-8")
+    return runpy.run_path(str(script))
 
 
 def test_the_training_loop_runs_and_trains(here: Path) -> None:

@@ -33,7 +33,7 @@ from logitstore.storage.errors import (
     StoreIncomplete,
 )
 from logitstore.storage.format import RootAttributes
-from logitstore.storage.part_writer import difference
+from logitstore.storage.identity import difference
 from logitstore.storage.store import create_root
 from logitstore.storage.verify import verify
 from logitstore.storage.writer import SamplesWriter
