@@ -81,7 +81,11 @@ def describe(store: "Store") -> dict[str, Any]:
         "samples": samples,
         "captures": captures,
         "clusterings": clusterings,
-        "unsealed": [_unsealed(store, name) for name in store.unsealed()],
+        "unsealed": [
+            {"part": part.name, "blocks_done": part.blocks_done, "blocks": part.blocks}
+            for part in map(root.begun, store.unsealed())
+            if part is not None
+        ],
         "unreadable": unreadable,
     }
 
@@ -102,17 +106,6 @@ def _capture(store: "Store", name: str) -> dict[str, Any]:
         "dtype": capture.part.layouts["logits"].dtype,
         "provenance": capture.provenance,
     }
-
-
-def _unsealed(store: "Store", name: str) -> dict[str, Any]:
-    from ..storage.format import SPEC, parse_json
-    from ..storage.journal import committed_blocks
-
-    folder = store.root.folder.sub(name)
-    spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
-    views = int(spec.get("identity", {}).get("views", 1))
-    total = views * store.root.grid.num_blocks
-    return {"part": name, "blocks_done": len(committed_blocks(folder)), "blocks": total}
 
 
 def _print(found: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def verbosity_options(function: _Command) -> _Command:
         is_eager=True,
         expose_value=False,
         callback=_change_verbosity(-1),
-        help="Say less: no progress; twice: no errors of the log either.",
+        help="Say less: no progress bars; twice: nothing but results and errors.",
     )(function)
     return click.option(
         "-v",
@@ -125,7 +125,11 @@ def dry_run_option(function: _Command) -> _Command:
 
 def expect_option(function: _Command) -> _Command:
     """The content that the store must have."""
-    return click.option("--expect", metavar="sha256:…", help="Refuse a store of any other content.")(function)
+    return click.option(
+        "--expect",
+        metavar="sha256:…",
+        help="Take the store as it was at this digest; refuse one that never had it.",
+    )(function)
 
 
 def teacher_option(function: _Command) -> _Command:

@@ -35,7 +35,7 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
     Without --deep the metadata are compared byte by byte, the shards by presence and size.
 
     \b
-    Exit codes: 0 clean, 1 corrupt, 3 untrusted (asks for what a reader does not do, such as code),
+    Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that asks for what no reader does),
     4 could not be read, 5 incomplete (begun parts that are not sealed).
     """
     from ..storage.files import local_path
@@ -66,6 +66,7 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
                     for problem in report.problems
                 ],
                 "unsealed": report.unsealed,
+                "later": report.later,
             }
         )
     else:
@@ -73,6 +74,8 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
             print_text(" ".join(str(problem).split()))
         for part in report.unsealed:
             print_text(f"{path}: {part}: begun and not sealed; run the same command that began it again")
+        for part in report.later:
+            print_text(f"{path}: {part}: sealed after the expected digest, not checked")
         compared = "compared" if deep else "compared by size"
         print_text(
             f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "

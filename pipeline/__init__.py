@@ -4,7 +4,7 @@
     factories              "package.module:function" strings
     datasets, transfer     transfer sets; their examples in the order of a store
     models, weights        networks; their weights as files
-    augment                views of a row that anyone can make again
+    augment, views         views of a row that anyone can make again; and students get again
     records, agenda        what was made from what, and what is still to do
     fit, inference         the training loop; logits of many rows
     teachers               teachers from weights or from labels
@@ -14,7 +14,7 @@
     metrics, results, evaluate                 how good each of them is
     run                    all of it, doing only what is not done
 
-For a training loop of your own: `TorchStream` and `losses`.
+For a training loop of your own: `TorchStream`, `losses`, and `replay` for its inputs.
 """
 
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import losses
     from .torch_stream import TorchBatch, TorchStream
+    from .views import replay
 
-__all__ = ["TorchBatch", "TorchStream", "losses"]
+__all__ = ["TorchBatch", "TorchStream", "losses", "replay"]
 
 
 def __getattr__(name: str) -> object:
@@ -32,7 +33,8 @@ def __getattr__(name: str) -> object:
 
     if name == "losses":
         return import_module(f"{__name__}.losses")
-    if name in ("TorchBatch", "TorchStream"):
-        value = globals()[name] = getattr(import_module(f"{__name__}.torch_stream"), name)
+    home = {"TorchBatch": "torch_stream", "TorchStream": "torch_stream", "replay": "views"}.get(name)
+    if home is not None:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -155,22 +155,46 @@ def missing_captures(
     for member in experiment.teacher_members():
         record = find_teacher(experiment, member, rows, models)
         if store is None or member.name not in store.teachers:
+            if store is not None and record is not None:
+                _check_begun(experiment, member, rows, record, store)
             missing.append(member)
             continue
         if record is None:
             _check_training(experiment, member, rows, models, store)
             missing.append(member)
             continue
-        ours = as_json(capture_identity(experiment, member, rows, record.weights))
-        ours |= {"encoding": {"kind": experiment.cache.encoding}, "views": experiment.cache.views}
         check_same(
             f"{store.path}: teachers/{member.name}",
-            ours,
+            _whole_identity(experiment, member, rows, record),
             store.teachers[member.name].part.spec.identity,
             made="with which it was captured",
             remedy=_RENAME,
         )
     return missing
+
+
+def _whole_identity(
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, record: Record
+) -> dict[str, Any]:
+    """The identity of a capture as its spec has it."""
+    ours = as_json(capture_identity(experiment, member, rows, record.weights))
+    return ours | {"encoding": {"kind": experiment.cache.encoding}, "views": experiment.cache.views}
+
+
+def _check_begun(
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, record: Record, store: Store
+) -> None:
+    """Refuse to go on with a capture that was begun as something else, before anything is run. Raises SpecMismatch."""
+    begun = store.root.begun(f"teachers/{member.name}")
+    if begun is not None:
+        check_same(
+            f"{store.path}: teachers/{member.name}",
+            _whole_identity(experiment, member, rows, record),
+            begun.identity,
+            made="with which it was begun",
+            remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
+            f"{begun.blocks_done} blocks that are there",
+        )
 
 
 def _check_training(

@@ -87,6 +87,7 @@ def cache(
     for teacher in teachers:
         _try_out(experiment, teacher, rows)
     augmentation = _augmentation(experiment)
+    _try_out_augmentation(experiment, augmentation, rows)
     if store is None:
         store = _begin(experiment, path, rows)
     samples = None if store.root.has(SAMPLES) else _samples_writer(experiment, store, rows)
@@ -140,6 +141,19 @@ def _augmentation(experiment: Experiment) -> Augmentation | None:
     if table is None:
         return None
     return expect_augmentation(build(table.factory, table.args, base=experiment.base), table.factory)
+
+
+def _try_out_augmentation(
+    experiment: Experiment, augmentation: Augmentation | None, rows: TransferRows
+) -> None:
+    """Make every view of a few rows: an augmentation that fails does so before anything is written."""
+    table = experiment.cache.augment
+    if table is None or augmentation is None:
+        return
+    first = range(min(len(rows), 16))
+    inputs, _ = rows.rows(first)
+    for view in range(experiment.cache.views):
+        augment_rows(inputs, augmentation, table.seed, view, np.array(first, np.int64), table.first_view)
 
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:

@@ -193,9 +193,7 @@ def _verdict(soft: TableRow, hard: TableRow) -> str:
     claim = "is better than" if ours < theirs else "is not better than"
     seeds = f"{len(soft.scores)} and {len(hard.scores)} seeds"
     error = math.sqrt(sum(row.spread("errors") ** 2 / len(row.scores) for row in (soft, hard)))
-    spread = (
-        ""
-        if math.isnan(error)
-        else f", a difference of {abs(theirs - ours):.1f} ± {error:.1f} (standard error)"
-    )
+    spread = f", a difference of {abs(theirs - ours):.1f} ± {error:.1f} (standard error)"
+    if math.isnan(error):
+        spread = "; with a single seed of one of them this may be chance"
     return f"{soft.name} {claim} {hard.name}: {ours:.1f} errors against {theirs:.1f} in the mean ({seeds}){spread}."

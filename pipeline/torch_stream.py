@@ -13,7 +13,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..storage.errors import ConfigError
 from ..storage.stream import Batch, Stream
+
+MAX_WORKERS = 1024
+"""Most workers of one DataLoader."""
 
 
 @dataclass(frozen=True)
@@ -69,38 +73,61 @@ class TorchBatch:
 class TorchStream(IterableDataset[TorchBatch]):
     """A stream of a store as whole batches of tensors.
 
-    With `DataLoader(..., num_workers=n)` each worker takes its own share of the rank's rows, so that every row
-    still comes once. Workers begin with what the stream is when they are started: call `set_epoch` before each
-    epoch, or let them persist, and they go on to the next one by themselves. One process is usually fastest:
-    reading is done by a thread that runs ahead.
+    Iterate it as it is: reading is done by a thread that runs ahead, and one process is usually fastest. Or put it
+    into `DataLoader(stream, batch_size=None, num_workers=n)`: the n workers take its batches in turn, so that
+    they come exactly as they would without workers, epoch after epoch, whether workers persist or not.
     """
 
     def __init__(self, stream: Stream) -> None:
         """Wrap `store.stream(...)`."""
         super().__init__()
         self.stream = stream
-        self._share: Stream | None = None
+        # Seen by all workers: the epoch that was set (-1 for none), and how many epochs each has begun.
+        self._set = torch.full((1,), -1, dtype=torch.int64).share_memory_()
+        self._begun = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self.stream)
 
     def __iter__(self) -> Iterator[TorchBatch]:
-        """The batches of one epoch."""
+        """The batches of one epoch. Raises ConfigError for more workers than `MAX_WORKERS`."""
         worker = get_worker_info()
         if worker is None:
             return map(TorchBatch.of, self.stream)
-        if self._share is None:
-            # Kept, so that a worker that persists goes on to the next epoch.
-            self._share = self.stream.share(worker.id, worker.num_workers)
-        return map(TorchBatch.of, self._share)
+        if worker.num_workers > MAX_WORKERS:
+            raise ConfigError(
+                "num_workers",
+                expected=f"at most {MAX_WORKERS}",
+                found=str(worker.num_workers),
+                remedy="use fewer: one process with its reading thread is usually fastest",
+            )
+        share = self.stream.every(worker.num_workers, first=worker.id)
+        begun, chosen = int(self._begun[worker.id]), int(self._set[0])
+        self._begun[worker.id] += 1
+        if chosen >= 0:
+            share.set_epoch(chosen)
+        elif begun:
+            share.set_epoch(self.stream.epoch + begun)
+        return map(TorchBatch.of, share)
 
     def set_epoch(self, epoch: int) -> None:
-        """See `Stream.set_epoch`."""
+        """See `Stream.set_epoch`; workers that are running hear of it too."""
         self.stream.set_epoch(epoch)
+        self._set[0] = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Stream.state_dict`."""
+        """See `Stream.state_dict`. Raises ConfigError where workers of a DataLoader have read the stream.
+
+        They read ahead of the training, and this process does not know how far it has come.
+        """
+        if self._begun.any():
+            raise ConfigError(
+                "state_dict",
+                expected="a stream that is iterated in this process",
+                found="one that workers of a DataLoader have read",
+                remedy="iterate it with num_workers=0 where the training is to be resumed",
+            )
         return self.stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ from ..storage.errors import BadDataError, SpecMismatch
 from ..storage.progress import Progress, silent
 from ..storage.stream import Augment, Stream
 from .agenda import StudentSeed, augmentation_identity, missing_students, shown_capture, student_identity
-from .augment import augment_rows
 from .experiment import Experiment
 from .factories import build, expect_augmentation
 from .fit import choose_device, fit
@@ -26,6 +25,7 @@ from .records import Models, Record, as_json
 from .teachers import build_model
 from .torch_stream import TorchBatch, TorchStream
 from .transfer import TransferRows
+from .views import replay
 from .weights import save_weights
 
 
@@ -107,12 +107,13 @@ def open_stream(experiment: Experiment, run: StudentSeed, store: Store) -> tuple
     the one that the captures were made with.
     """
     student = run.student
-    if student.targets == "hard" and not (store.samples.labels >= 0).any():
+    needed = 'targets = "hard"' if student.targets == "hard" else f"hard_weight = {student.hard_weight:g}"
+    if (student.targets == "hard" or student.hard_weight) and not (store.samples.labels >= 0).any():
         raise BadDataError(
             f"student {student.name!r}",
-            expected='labels, for targets = "hard"',
+            expected=f"labels, for {needed}",
             found="a store without any",
-            remedy="train it on soft targets, or label the transfer set",
+            remedy="train it on soft targets alone, or label the transfer set",
         )
     names = shown_capture(experiment, student)
     first = store.teachers[names[0]]
@@ -125,12 +126,12 @@ def open_stream(experiment: Experiment, run: StudentSeed, store: Store) -> tuple
         views=student.views,
         seed=run.seed,
         transfer_set=None if transfer_set is None else transfer_set.dataset,
-        augment=replay(experiment, store, names[0]) if names and first.augmentation else None,
+        augment=recorded_views(experiment, store, names[0]) if names and first.augmentation else None,
     )
     return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
 
 
-def replay(experiment: Experiment, store: Store, teacher: str) -> Augment:
+def recorded_views(experiment: Experiment, store: Store, teacher: str) -> Augment:
     """The function that makes a capture's views again, from the experiment's own table.
 
     Code is never taken from a store: its spec is only compared. Raises SpecMismatch where the two differ.
@@ -145,6 +146,4 @@ def replay(experiment: Experiment, store: Store, teacher: str) -> Augment:
             remedy="set [cache] augment to the one of the capture",
         )
     augmentation = expect_augmentation(build(table.factory, table.args, base=experiment.base), table.factory)
-    return lambda inputs, view, rows: augment_rows(
-        inputs, augmentation, table.seed, view, rows, table.first_view
-    )
+    return replay(augmentation, table.seed, table.first_view)

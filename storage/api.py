@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from .digest import digest_rows
 from .encoding import encoding_named
-from .errors import ConfigError
-from .files import local_path
+from .errors import ConfigError, NameTaken
+from .files import Folder, local_path
 from .format import MAX_SHARD_BYTES, RootAttributes
 from .grid import plan_block_rows
+from .journal import log_key
 from .reader import CaptureReader, Samples
 from .store import Root, SealedPart, create_root, open_root
 from .stream import Augment, Stream
@@ -270,13 +271,16 @@ def create_store(
     store_inputs: bool = False,
     ids: Sequence[str] | None = None,
     block_rows: int | None = None,
+    exist_ok: bool = False,
 ) -> Store:
     """Make a store for a transfer set whose logits come from a loop of your own.
 
     num_rows: rows; may be left out where labels, digests or inputs say it. labels: -1 where unknown.
     digests: `digest_rows` of the inputs, so that no student is ever trained on others; made from `inputs`
-    where those are given instead. store_inputs: keep `inputs` (rows, …) in the store.
-    Raises NameTaken where the path is not free, ConfigError for lengths that do not agree and for
+    where those are given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: go on with the store that
+    is there, where it was made from the same rows (a script that is run again after it was killed).
+    Raises NameTaken where the path is not free (with exist_ok: where another store has it), RowMismatch or SpecMismatch
+    where the store that is there has other rows, ConfigError for lengths that do not agree and for
     labels out of range; nothing is then left behind.
     """
     lengths = {
@@ -309,7 +313,8 @@ def create_store(
     if kept is not None:
         check_input_dtype(kept.dtype)
     input_bytes = 0 if kept is None else kept[:1].nbytes
-    store = begin_store(
+    there = _same_size(location, rows, classes) if exist_ok else None
+    store = there or begin_store(
         location,
         num_rows=rows,
         num_classes=classes,
@@ -329,7 +334,8 @@ def create_store(
         input_dtype=None if kept is None else kept.dtype.name,
         id_width=max((len(i.encode()) for i in ids), default=0) if ids else None,
     )
-    for block in writer.missing_blocks():
+    # Every block: one that is there already is compared.
+    for block in map(store.root.grid.rows, range(store.root.grid.num_blocks)):
         part = slice(block.start, block.stop)
         writer.write(
             block,
@@ -340,6 +346,22 @@ def create_store(
             input=None if kept is None else kept[part],
         )
     writer.seal()
+    return store
+
+
+def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int) -> Store | None:
+    """The store at `location`; None where there is none yet. Raises NameTaken where it is of another size."""
+    path = local_path(location)
+    if not Folder(path).exists(log_key(0)):
+        return None
+    store = open_store(path)
+    if (store.num_rows, store.num_classes) != (num_rows, num_classes):
+        raise NameTaken(
+            str(path),
+            expected=f"a store of {num_rows} rows and {num_classes} classes, or none",
+            found=f"one of {store.num_rows} rows and {store.num_classes} classes",
+            remedy="choose another path",
+        )
     return store
 
 

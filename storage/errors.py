@@ -21,6 +21,7 @@ command line leaves with), and each is also the builtin that a caller would thin
     │   ├── ShardCorrupt                        shard-corrupt         65
     │   └── ManifestInvalid                     manifest-invalid      65
     ├── UntrustedStoreError                     untrusted-store       65   ValueError
+    │   ├── WrongStore                          wrong-store           65
     │   └── LimitExceeded                       limit-exceeded        65
     └── StorageError                            storage-io            75   OSError
         ├── StorageFull                         storage-full          75
@@ -180,6 +181,12 @@ class UntrustedStoreError(LogitStoreError, ValueError):
 
     code = "untrusted-store"
     exit_code = EX_DATAERR
+
+
+class WrongStore(UntrustedStoreError):
+    """The store is not, and never was, the one that was expected."""
+
+    code = "wrong-store"
 
 
 class LimitExceeded(UntrustedStoreError):

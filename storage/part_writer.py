@@ -94,7 +94,8 @@ class PartWriter:
     def _compare_metadata(self) -> None:
         """Refuse to go on with arrays of another form, or with other columns."""
         for key, data in self._metadata.items():
-            if self.folder.exists(key) and self.folder.read(key) != data:
+            there = self.folder.read(key) if self.folder.exists(key) else None
+            if there != data and (there is not None or self.sealed):
                 raise SpecMismatch(
                     f"{self.root.path}: {self.name}",
                     expected=f"the same {key.partition('/')[0]} with which it was begun",
@@ -104,12 +105,15 @@ class PartWriter:
                 )
 
     def _compare(self, ours: Mapping[str, Any], theirs: Any) -> None:
+        remedy = "change it back, or give what is new another name (or another store)"
+        if not self.sealed:
+            remedy += f"; to begin it anew, delete {self.folder.path} and what was written of it"
         check_same(
             f"{self.root.path}: {self.name}",
             ours,
             theirs,
             made="with which it was begun",
-            remedy="change it back, or give what is new another name (or another store)",
+            remedy=remedy,
         )
 
     @property

@@ -20,6 +20,7 @@ from .errors import (
     PartNotFound,
     StoreIncomplete,
     UnsupportedFeature,
+    WrongStore,
 )
 from .files import Folder
 from .format import (
@@ -63,6 +64,20 @@ class Spec:
     """What must be the same for a part to be resumed: teacher, augmentation, encoding, data …"""
     notes: Mapping[str, Any]
     """What is good to know and not compared: versions, device."""
+
+
+@dataclass(frozen=True)
+class BegunPart:
+    """A part that was begun and is not sealed."""
+
+    name: str
+    """Its name in the store, as "teachers/wide"."""
+    identity: Mapping[str, Any]
+    """What it is made from."""
+    blocks_done: int
+    """Blocks that are committed, of all views."""
+    blocks: int
+    """Blocks that it will have, of all views."""
 
 
 def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
@@ -186,6 +201,8 @@ class Root:
         self.grid = Grid(attributes.num_rows, attributes.block_rows)
         """How it is cut."""
         self.expect = expect
+        self.later: Sequence[str] = ()
+        """Parts that were sealed after the digest that was expected: they are not shown."""
         self._parts: dict[str, SealedPart] = {}
         self.refresh()
 
@@ -195,13 +212,14 @@ class Root:
         digests = [empty, *(record.digest for record in records)]
         if self.expect is not None:
             if self.expect not in digests:
-                raise ManifestInvalid(
+                raise WrongStore(
                     str(self.folder.path),
                     expected=f"the store {self.expect}",
                     found=f"{digests[-1]}, which never was that one",
-                    remedy="ask where the store came from, or drop `expect`",
+                    remedy="ask where the store came from, or open it without expecting a digest",
                 )
-            records = records[: digests.index(self.expect)]
+            kept = digests.index(self.expect)
+            records, self.later = records[:kept], [record.part for record in records[kept:]]
         self.records: Sequence[LogRecord] = records
         self.digest: str = records[-1].digest if records else empty
         """Digest of the store as it was opened."""
@@ -229,18 +247,26 @@ class Root:
             self._parts[name] = SealedPart(self.folder.sub(name), record, self.grid)
         return self._parts[name]
 
-    def _absent(self, name: str) -> StoreIncomplete | PartNotFound:
+    def begun(self, name: str) -> "BegunPart | None":
+        """What there is of a part that was begun and is not sealed; None where it was not begun."""
         folder = self.folder.sub(name)
+        if self.has(name) or not folder.exists(SPEC):
+            return None
+        spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
+        identity = dict(spec.get("identity", {}))
+        views = identity.get("views", 1)
+        total = self.grid.num_blocks * (views if isinstance(views, int) else 1)
+        return BegunPart(name, identity, len(committed_blocks(folder)), total)
+
+    def _absent(self, name: str) -> StoreIncomplete | PartNotFound:
         where = f"{self.path}: {name}"
-        if folder.exists(SPEC):
-            spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
-            views = spec.get("identity", {}).get("views", 1)
-            done, total = len(committed_blocks(folder)), self.grid.num_blocks * int(views)
+        begun = self.begun(name)
+        if begun is not None:
             return StoreIncomplete(
                 where,
                 expected="a sealed part",
-                found=f"one that was interrupted ({done} of {total} blocks are there)",
-                remedy="run the same `logitstore cache` (or `run`) again: it goes on where it stopped",
+                found=f"one that was interrupted ({begun.blocks_done} of {begun.blocks} blocks are there)",
+                remedy="run what was writing it (`logitstore cache` or `run`) again: it goes on where it stopped",
             )
         group = name.partition("/")[0]
         there = ", ".join(self.names(group)) or "none"

@@ -69,7 +69,11 @@ class _Window:
 
 
 class Stream:
-    """Batches of a store, epoch after epoch. Iterating it is one epoch; it can stop and go on anywhere."""
+    """Batches of a store, epoch after epoch. Iterating it is one epoch.
+
+    It goes on at any batch, in this process or another, by `state_dict` and `load_state_dict`; an iteration that
+    was broken off without them begins the epoch anew.
+    """
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class Stream:
                 "rank",
                 expected=f"0 to {world_size - 1} (world_size {world_size})",
                 found=str(rank),
-                remedy="mend it",
+                remedy="pass the rank of this process",
             )
         self._batch_size, self._drop_last = batch_size, drop_last
         self._rank, self._world_size = rank, world_size
@@ -123,6 +127,7 @@ class Stream:
         self._intervals: tuple[Interval, ...] | None = None
         self._batches = 0
         self._resumed = False
+        self._every = (0, 1)
 
     # What is asked for, checked
 
@@ -232,11 +237,13 @@ class Stream:
             arrays.append(stored.dtype.itemsize * int(np.prod(stored.shape[1:])))
         return sum(arrays) + 4 * 8
 
-    def share(self, index: int, parts: int) -> "Stream":
-        """The stream of one of the `parts` processes that share this rank's rows."""
+    def every(self, parts: int, first: int) -> "Stream":
+        """The batches `first`, `first + parts`, … of each epoch of this stream, for one of several processes.
+
+        Taken in turn, the batches of all of them are those of this stream, in its order.
+        """
         other = copy.copy(self)
-        other._rank = self._rank * parts + index
-        other._world_size = self._world_size * parts
+        other._every = (first, parts)
         return other
 
     @property
@@ -297,18 +304,29 @@ class Stream:
         self._resumed, self._batches = False, 0
         order = self._order(self._epoch)
         plan = self._plan(order)
-        stretch = [
-            piece for interval in plan.stretch(self._rank) for piece in _cut_at_windows(order, interval)
-        ]
-        windows = list(dict.fromkeys(window for window, _, _ in stretch))
-        with _ReadAhead(lambda window: self._read(order, window), windows) as ahead:
-            for number, intervals in enumerate(plan.of_rank(self._rank)):
-                pieces = [piece for interval in intervals for piece in _cut_at_windows(order, interval)]
+        with _ReadAhead(lambda window: self._read(order, window), self._windows(order, plan)) as ahead:
+            for number, pieces in self._own_batches(order, plan):
                 # Each piece is picked before the next window is asked for, so that only two are ever held.
-                parts = [ahead.get(window).pick(start, stop) for window, start, stop in pieces]
+                picked = [ahead.get(window).pick(start, stop) for window, start, stop in pieces]
                 self._batches = number + 1
-                yield self._batch(parts)
+                yield self._batch(picked)
         self._go_to(self._epoch if self._pinned else self._epoch + 1)
+
+    def _own_batches(self, order: Order, plan: Batches) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+        """The batches of this process: their number, and their positions cut at the borders of windows."""
+        first, parts = self._every
+        for number, intervals in enumerate(plan.of_rank(self._rank)):
+            if number % parts == first:
+                yield number, [piece for interval in intervals for piece in _cut_at_windows(order, interval)]
+
+    def _windows(self, order: Order, plan: Batches) -> Iterator[int]:
+        """The windows that the batches of this process lie in, each once, in order."""
+        last = -1
+        for _, pieces in self._own_batches(order, plan):
+            for window, _, _ in pieces:
+                if window != last:
+                    yield window
+                last = window
 
     def _read(self, order: Order, window: int) -> _Window:
         """A window, run by run into arrays of its size, so that no row of it is ever held twice."""
@@ -420,7 +438,10 @@ def _check_numbers(minimum: int = 1, **numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
             raise ConfigError(
-                name, expected=f"an integer of at least {minimum}", found=repr(value), remedy="mend it"
+                name,
+                expected=f"an integer of at least {minimum}",
+                found=repr(value),
+                remedy=f"pass another {name}",
             )
 
 
@@ -436,9 +457,9 @@ def _bad_state(key: str, expected: str, found: str) -> ConfigError:
 class _ReadAhead:
     """The windows of an epoch in the order in which they are asked for: one in use, the next on its way."""
 
-    def __init__(self, read: Callable[[int], _Window], windows: Sequence[int]) -> None:
+    def __init__(self, read: Callable[[int], _Window], windows: Iterator[int]) -> None:
         self._read = read
-        self._coming = iter(windows)
+        self._coming = windows
         self._number = -1
         self._window: _Window | None = None
         self._future: Future[_Window] | None = None

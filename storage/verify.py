@@ -44,6 +44,8 @@ class Report:
     """What is wrong, in the order in which it was found."""
     unsealed: list[str] = field(default_factory=list)
     """Parts that were begun and are not sealed."""
+    later: list[str] = field(default_factory=list)
+    """Parts that were sealed after the digest that was expected; they were not checked."""
 
     @property
     def exit_code(self) -> int:
@@ -72,7 +74,7 @@ def verify(
             raise
         report.problems.append(error)
         return report
-    report.digest = root.digest
+    report.digest, report.later = root.digest, list(root.later)
     for record in root.records:
         try:
             part = root.part(record.part)
@@ -90,7 +92,8 @@ def verify(
 def unsealed_parts(root: Root) -> list[str]:
     """Parts that were begun and that the log does not name."""
     begun = [SAMPLES, *(f"{g}/{name}" for g in ("teachers", "clusters") for name in root.folder.names(g))]
-    return [name for name in begun if not root.has(name) and root.folder.sub(name).exists(SPEC)]
+    sealed = {record.part for record in root.records} | set(root.later)
+    return [name for name in begun if name not in sealed and root.folder.sub(name).exists(SPEC)]
 
 
 def _verify_files(part: SealedPart, report: Report) -> None:

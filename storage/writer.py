@@ -252,7 +252,8 @@ class CaptureWriter(PartWriter):
         if self.has_block(view, block):
             return
         block_rows = self.root.grid.rows(block)
-        values = np.asarray(logits)
+        # A torch tensor, known by its manner: storage knows no torch. bfloat16 is nothing to numpy.
+        values = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits)
         where = f"teacher {self.teacher!r}, view {view}"
         expected = (len(block_rows), len(self.columns))
         if values.shape != expected or values.dtype.kind != "f":

@@ -36,6 +36,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Torch draws the same numbers in a test whatever ran before it, where the test uses torch at all."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_import_name() -> Iterator[None]:
     """After the last test: was everything imported as `logitstore.…`, whatever the tests did?"""

@@ -113,7 +113,7 @@ def test_the_bound_holds_for_each_hidden_unit_after_a_step() -> None:
     for name, tensor in bounded.state_dict().items():
         if name.startswith("hidden") and name.endswith("weight"):
             norms, old = tensor.norm(dim=1), before[name].norm(dim=1)
-            assert float(norms.max()) <= 0.5
+            assert float(norms.max()) <= 0.5 * (1 + 1e-6)  # renorm_ rounds
             torch.testing.assert_close(norms, old.clamp(max=0.5), rtol=1e-5, atol=0)
             torch.testing.assert_close(tensor / norms[:, None], before[name] / old[:, None])
         else:

@@ -10,10 +10,12 @@ from tree import ROOT
 
 import logitstore
 from logitstore.cli.main import COMMANDS
+from logitstore.pipeline.augment import shift
+from logitstore.pipeline.views import replay
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TRAINING, INFERENCE = EXAMPLES
+TRAINING, VIEWS, INFERENCE = EXAMPLES
 
 
 @pytest.fixture
@@ -29,10 +31,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         inputs=inputs,
         store_inputs=True,
     )
+    augmentation = {"factory": "shift", "seed": 0, "first_view": 1}
+    again = replay(shift(pixels=1))
     for name in ("wide", "conv"):
-        with store.capture(name, provenance={"made": "test"}) as capture:
-            for rows in capture.missing_blocks():
-                capture.write(rows, random.standard_normal((len(rows), 10), np.float32))
+        with store.capture(name, provenance={"augmentation": augmentation}, views=4) as capture:
+            for view in range(4):
+                for rows in capture.missing_blocks(view):
+                    seen = logitstore.digest_rows(again(inputs[rows], view, np.asarray(rows)))
+                    capture.write(rows, random.standard_normal((len(rows), 10), np.float32), view, seen)
     return tmp_path
 
 
@@ -55,12 +61,20 @@ def test_the_training_loop_runs_and_trains(here: Path) -> None:
     )  # type: ignore[attr-defined]
 
 
+def test_the_views_are_replayed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(VIEWS)
+    assert capsys.readouterr().out == "13 batches an epoch, of views {0, 1, 2, 3}\n"
+    with pytest.raises(logitstore.LogitStoreError, match="expected the input that the teacher saw"):
+        run(VIEWS.replace("seed=0", "seed=1"))
+
+
 def test_the_inference_loop_runs_and_its_store_is_whole(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(INFERENCE)
+    run(INFERENCE)  # as after a kill: nothing is missing
     store = logitstore.open_store(here / "mine.zarr")
-    assert store.teachers["teacher"].shape == (1, 5000, 10)
+    assert store.teachers["linear"].shape == (1, 5000, 10)
     assert store.digest in capsys.readouterr().out
 
 

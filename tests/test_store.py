@@ -21,6 +21,7 @@ from logitstore.storage.errors import (
     PartNotFound,
     StorageError,
     UnsupportedFeature,
+    WrongStore,
 )
 from logitstore.storage.format import RootAttributes, canonical_json, sha256_hex
 from logitstore.storage.store import create_root, open_root
@@ -166,7 +167,7 @@ def test_expect_shows_the_store_as_it_was(tmp_path: Path) -> None:
     for count, digest in enumerate(digests):
         then = open_store(tmp_path / "store", expect=digest)
         assert (list(then.teachers), then.digest) == (["zebra", "ant"][:count], digest)
-    with pytest.raises(ManifestInvalid, match="which never was that one; ask where the store came from"):
+    with pytest.raises(WrongStore, match="which never was that one; ask where the store came from"):
         open_store(tmp_path / "store", expect="sha256:" + "0" * 64)
 
 
@@ -299,3 +300,45 @@ def test_a_root_reads_the_log_anew(tmp_path: Path) -> None:
     assert other.names("teachers") == []
     other.refresh()
     assert other.names("teachers") == ["wide"]
+
+
+# A script that is run again
+
+
+def again(path: Path, **changes: Any) -> Any:
+    """What a script with an inference loop of its own begins with."""
+    arguments = {"num_classes": 3, "inputs": INPUTS, "labels": np.arange(20) % 3, "block_rows": 8, **changes}
+    return logitstore.create_store(path, exist_ok=True, **arguments)
+
+
+def test_a_script_that_is_run_again_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    with again(path).capture("wide", provenance={}) as capture:
+        capture.write(next(capture.missing_blocks()), np.zeros((8, 3), np.float32))
+    store = again(path)
+    with store.capture("wide", provenance={}) as capture:
+        assert list(capture.missing_blocks()) == [range(8, 16), range(16, 20)]
+        for rows in capture.missing_blocks():
+            capture.write(rows, np.zeros((len(rows), 3), np.float32))
+    assert list(again(path).teachers) == ["wide"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": INPUTS[::-1]}, r"row 0 .*expected an input with digest"),
+        (
+            {"inputs": INPUTS[:19], "labels": None},
+            "expected a store of 19 rows and 3 classes, or none, found one of 20",
+        ),
+        ({"num_classes": 4}, "expected a store of 20 rows and 4 classes"),
+        ({"store_inputs": True}, "samples: expected"),
+    ],
+)
+def test_another_transfer_set_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Negative controls."""
+    path = tmp_path / "store.zarr"
+    digest = again(path).digest
+    with pytest.raises(logitstore.LogitStoreError, match=message):
+        again(path, **changes)
+    assert logitstore.open_store(path).digest == digest

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from logitstore.pipeline.torch_stream import TorchBatch, TorchStream
 from logitstore.storage.api import Store, open_store
+from logitstore.storage.errors import ConfigError
 
 ROWS = 150
 
@@ -118,23 +119,44 @@ def test_a_loader_with_processes_gives_every_row_once(store: Store, rank: int | 
     assert epoch_of(loader) == (ONCE if rank is None else epoch_of(tensor_stream(store, **changes)))
 
 
-def test_processes_that_persist_go_on_to_the_next_epoch(store: Store) -> None:
-    """Like a stream in one process: an iteration is an epoch, and the next iteration is the next one."""
-    stream = tensor_stream(store, views="cycle")
+Seen = list[tuple[list[int], list[int]]]
+
+
+def epochs_of(loader: Any, stream: TorchStream, epochs: list[int | None]) -> list[Seen]:
+    """The batches of several epochs, the ones with a number set first."""
+    seen = []
+    for epoch in epochs:
+        if epoch is not None:
+            stream.set_epoch(epoch)
+        seen.append([(b.views.tolist(), b.rows.tolist()) for b in loader])
+    return seen
+
+
+@pytest.mark.parametrize("epochs", [[None, None, None], [0, 1, 2], [2, 2]], ids=str)
+@pytest.mark.parametrize("persistent", [False, True], ids=["anew", "persistent"])
+def test_batches_come_as_they_would_without_processes(
+    store: Store, persistent: bool, epochs: list[int | None]
+) -> None:
+    """The same batches in the same order, epoch after epoch, set or not."""
+    stream, here = tensor_stream(store, views="cycle"), tensor_stream(store, views="cycle")
     loader = DataLoader(
-        stream, batch_size=None, num_workers=1, multiprocessing_context="forkserver", persistent_workers=True
+        stream,
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="forkserver",
+        persistent_workers=persistent,
     )
-    orders = [[(b.views.tolist(), b.rows.tolist()) for b in loader] for _ in range(2)]
+    seen = epochs_of(loader, stream, epochs)
     del loader
-    here = tensor_stream(store, views="cycle")
-    assert orders == [[(b.views.tolist(), b.rows.tolist()) for b in here] for _ in range(2)]
+    assert seen == epochs_of(here, here, epochs)
 
 
-def test_an_epoch_that_is_set_reaches_processes_that_do_not_persist(store: Store) -> None:
-    stream = tensor_stream(store, views="cycle")
-    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="forkserver")
-    stream.set_epoch(1)
-    assert epoch_of(loader) == Counter((1, row) for row in range(ROWS))
+def test_a_state_that_workers_have_left_behind_is_refused(store: Store) -> None:
+    stream = tensor_stream(store)
+    assert stream.state_dict()["epoch"] == 0
+    list(DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="forkserver"))
+    with pytest.raises(ConfigError, match="state_dict: expected a stream that is iterated in this process"):
+        stream.state_dict()
 
 
 def test_workers_that_all_read_everything_would_be_caught(store: Store) -> None:

@@ -26,7 +26,7 @@ from logitstore.storage.errors import (
     StoreCorrupt,
     StoreIncomplete,
 )
-from logitstore.storage.verify import CLEAN, CORRUPT, INCOMPLETE, IO_ERROR, Report, verify
+from logitstore.storage.verify import CLEAN, CORRUPT, INCOMPLETE, IO_ERROR, UNTRUSTED, Report, verify
 
 
 @pytest.fixture
@@ -189,8 +189,18 @@ def test_what_was_expected(made: Made) -> None:
     (problem,) = verify(made.path, expect=f"sha256:{'0' * 64}").problems
     assert str(problem) == (
         f"{made.path}: expected the store sha256:{'0' * 64}, found {wanted}, which never was that one; "
-        "ask where the store came from, or drop `expect`"
+        "ask where the store came from, or open it without expecting a digest"
     )
+    assert verify(made.path, expect=f"sha256:{'0' * 64}").exit_code == UNTRUSTED
+
+
+def test_as_of_an_earlier_digest_later_parts_are_neither_checked_nor_missing(made: Made) -> None:
+    earlier = made.store.digest
+    with made.store.capture("late", provenance={}) as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, stores.some_logits(1, len(rows), 5)[0])
+    report = verify(made.path, deep=True, expect=earlier)
+    assert (report.exit_code, report.unsealed, report.later) == (CLEAN, [], ["teachers/late"])
 
 
 def test_unsealed_parts_are_incomplete_and_not_corrupt(made: Made) -> None:

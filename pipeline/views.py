@@ -1,0 +1,31 @@
+"""How does a student get the very inputs that its teacher saw?
+
+A stream hands over the inputs of a run of rows as the transfer set has them; `replay` makes of them the view that was
+captured, and the stream compares each with the digest of what the teacher was given.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+from ..storage.stream import Augment
+from .augment import Augmentation, augment_rows
+
+
+def replay(augmentation: Augmentation, seed: int = 0, first_view: int = 1) -> Augment:
+    """What `store.stream(..., augment=…)` takes, for an augmentation such as `shift(pixels=2)`.
+
+    seed, first_view: as the capture has them (`store.teachers[name].augmentation` says both).
+
+    >>> from logitstore.pipeline.augment import shift
+    >>> again = replay(shift(pixels=1))
+    >>> again(np.ones((2, 3, 3)), 0, np.array([4, 5])).sum()  # view 0 is the row as it is
+    np.float64(18.0)
+    """
+
+    def views(inputs: NDArray[Any], view: int, rows: Int64[np.ndarray, " rows"]) -> NDArray[Any]:
+        return augment_rows(inputs, augmentation, seed, view, rows, first_view)
+
+    return views
