@@ -117,6 +117,8 @@ def command(out: Path | None, device: str | None) -> None:
     from ..pipeline.records import replace_file
     from ..pipeline.run import Workspace
 
+    # Before torch is imported: nets this small are slower on several threads than on one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path("logitstore-demo") if out is None else out
     file, workspace = folder / "digits.toml", Workspace(folder)
     # Before the first file is written: does something else have the store's place?

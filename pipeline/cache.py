@@ -24,7 +24,6 @@ from torch import nn
 from ..storage.api import Store, begin_store
 from ..storage.digest import digest_rows
 from ..storage.encoding import encoding_named
-from ..storage.errors import BadLogitsError
 from ..storage.format import SAMPLES
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
@@ -33,7 +32,7 @@ from .agenda import capture_identity, check_samples, missing_captures, open_exis
 from .augment import Augmentation, augment_rows
 from .experiment import Experiment, TeacherMember
 from .factories import build, expect_augmentation
-from .inference import device_of, run_model
+from .inference import check_classes, device_of, run_model
 from .records import Models
 from .teachers import load_teacher, train_teacher
 from .transfer import TransferRows
@@ -116,13 +115,7 @@ def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> N
     first = range(min(len(rows), experiment.cache.batch_size))
     inputs, _ = rows.rows(first)
     logits = teacher_logits(teacher, inputs, experiment)
-    if logits.shape[1] != rows.num_classes:
-        raise BadLogitsError(
-            f"teacher {teacher.member.name!r}",
-            expected=f"logits of {rows.num_classes} classes, as the transfer set has them",
-            found=f"{logits.shape[1]}",
-            remedy="give the teacher the classes of the transfer set",
-        )
+    check_classes(logits, rows.num_classes, f"teacher {teacher.member.name!r}")
     encoding_named(experiment.cache.encoding).encode(logits, 0, f"teacher {teacher.member.name!r}")
 
 

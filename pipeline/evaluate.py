@@ -9,6 +9,7 @@ import numpy as np
 from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.progress import Progress, silent
+from ..storage.stream import fetch_items
 from .experiment import Experiment
 from .fit import choose_device
 from .inference import run_model
@@ -25,7 +26,11 @@ EVALUATION_BATCH = 512
 
 
 def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
-    """The evaluation set. Raises ConfigError where the experiment has none, BadDataError where it does not fit."""
+    """The evaluation set.
+
+    Raises ConfigError where the experiment has none, BadDataError where it has more classes than `num_classes`, or
+    no labels.
+    """
     if experiment.evaluation_set is None:
         raise ConfigError(
             "evaluation_set",
@@ -41,6 +46,14 @@ def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
             expected=f"the {num_classes} classes of the transfer set",
             found=f"{len(names)}",
             remedy="evaluate on examples of the same classes",
+        )
+    (first,) = fetch_items(examples.dataset, [0])
+    if not isinstance(first, tuple) or getattr(examples.dataset, "labels", ()) is None:
+        raise BadDataError(
+            "evaluation_set",
+            expected="labelled examples, (input, label)",
+            found="a set without labels",
+            remedy="evaluate on a labelled set, or drop [evaluation_set]",
         )
     return examples
 

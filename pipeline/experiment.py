@@ -104,6 +104,8 @@ class TransferSet(Factory):
     """Whether the store keeps the inputs, so that students need nothing else."""
     digest_of: Annotated[Literal["array"], BeforeValidator(_check_digest_of)] = "array"
     """What a row's digest is taken over: dtype, shape and bytes of its input."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Number of classes, for a set that has no class_names, such as an unlabelled one."""
 
     @model_validator(mode="after")
     def _seed_has_effect(self) -> "TransferSet":

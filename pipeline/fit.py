@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..storage.errors import ConfigError
+from ..storage.errors import BadDataError, ConfigError
 from ..storage.progress import Progress, silent
 from .experiment import Train
+from .inference import forward, refusing_failures
 
 
 class HasInputs(Protocol):
@@ -89,7 +90,8 @@ def fit(
 
     epoch_batches: the batches of an epoch, on the module's device. loss: (logits, batch) -> scalar.
     where: who is trained, for progress and messages.
-    Raises ConfigError where the loss is not finite: the settings make the training diverge.
+    Raises BadLogitsError where the module fails or gives no logits, BadDataError where the very first loss is
+    not finite, ConfigError where a later one is not: the settings make the training diverge.
     """
     module.train()
     optimizer = make_optimizer(module, settings)
@@ -102,9 +104,19 @@ def fit(
         for batch in epoch_batches(epoch):
             if not len(batch):
                 continue
+            inputs = batch.inputs
+            assert inputs is not None  # whoever trains asks for batches with inputs
             optimizer.zero_grad(set_to_none=True)
-            value = loss(module(batch.inputs), batch)
-            value.backward()
+            value = loss(forward(module, inputs, where), batch)
+            if not step and not math.isfinite(value.item()):
+                raise BadDataError(
+                    f"{where}, first step",
+                    expected="a finite loss",
+                    found=f"{value.item()} before anything was learned",
+                    remedy="look for NaN or very large numbers in the inputs, and at the model's first weights",
+                )
+            with refusing_failures(where, inputs):
+                value.backward()
             optimizer.step()
             schedule.step()
             if constrain is not None:

@@ -26,7 +26,7 @@ from .agenda import (
     student_seeds,
 )
 from .clusters import check_sizes
-from .experiment import Experiment
+from .experiment import Experiment, Factory
 from .records import Models
 from .results import Scores, TableRow, subjects, table
 from .transfer import Examples, TransferRows
@@ -132,16 +132,26 @@ def _unscored(
 def _check_ahead(experiment: Experiment, rows: TransferRows, todo: Pending) -> None:
     """Let what would fail in a later stage fail now, before anything is written.
 
-    Raises FactoryError, ConfigError or BadDataError.
+    Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
     from .evaluate import evaluation_examples
+    from .inference import check_model
     from .teachers import build_model
+
+    def check(table: Factory, where: str) -> None:
+        module = build_model(table, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
+        check_model(module, rows.a_few, rows.num_classes, where)
 
     if todo.clustering and experiment.cluster is not None:
         check_sizes(rows.num_classes, experiment.cluster.clusters, experiment.cluster.classes_per_cluster)
+    captured = [member for member in experiment.teacher_members() if member.name in todo.captures]
+    # Teachers that come with weights are tried by stage one, which writes nothing before; but it trains.
+    if any(member.teacher.train is not None for member in captured):
+        for member in captured:
+            check(member.teacher, f"teacher {member.name!r}")
     if todo.students:
         for student in experiment.students:
-            build_model(student, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
+            check(student, f"student {student.name!r}")
     if experiment.evaluation_set is not None:
         evaluation_examples(experiment, rows.num_classes)
 

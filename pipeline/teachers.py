@@ -22,6 +22,7 @@ from .augment import augment_rows
 from .experiment import Experiment, Factory, TeacherMember
 from .factories import build, expect_augmentation, expect_module
 from .fit import choose_device, fit
+from .inference import check_model
 from .models import count_parameters
 from .records import Models, Record
 from .transfer import TransferRows
@@ -80,7 +81,8 @@ def train_teacher(
 ) -> Record:
     """Train a teacher from the labels of the transfer set, unless that was done; its record.
 
-    Raises BadDataError where no example has a label.
+    Raises BadDataError where no example has a label, BadLogitsError, before the training, where the module
+    does not give logits of the transfer set's classes.
     """
     found = find_teacher(experiment, member, rows, models)
     if found is not None:
@@ -93,6 +95,7 @@ def train_teacher(
     module = build_model(
         member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
     ).to(target)
+    check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     augment = settings.augment
     augmentation = None
     if augment is not None:

@@ -19,6 +19,7 @@ from jaxtyping import Int64, Shaped
 
 from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
+from ..storage.format import INPUT_DTYPES
 from ..storage.order import philox_permutation
 from ..storage.stream import fetch_items
 from .experiment import EvaluationSet, Experiment, TransferSet
@@ -28,23 +29,37 @@ from .factories import build, expect_dataset
 class Examples:
     """A labelled or unlabelled data set, as arrays on demand."""
 
+    _stated: int | None = None  # number of classes that the experiment states
+
     def __init__(self, table: TransferSet | EvaluationSet, base: Path, where: str) -> None:
-        """Make the data set that `table` describes. Raises FactoryError, BadDataError or ConfigError.
+        """Make the data set that `table` describes, and look at its first example.
 
         base: folder that relative file names start from. where: what messages call the set.
+        Raises FactoryError, BadDataError for inputs of a dtype that no store keeps, ConfigError where the set names
+        another number of classes than the table.
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
         """The data set itself."""
         self.where = where
+        self._stated = table.num_classes if isinstance(table, TransferSet) else None
+        names = self.class_names
+        if names is not None and self._stated not in (None, len(names)):
+            raise ConfigError(
+                f"{where}.num_classes",
+                expected=f"{len(names)}, as many as the data set names (class_names)",
+                found=str(self._stated),
+                remedy="drop num_classes, or give the data set all class_names",
+            )
+        self.fetch([0])
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @property
+    @cached_property
     def class_names(self) -> list[str] | None:
         """The names of the classes, where the set knows them."""
         names = getattr(self.dataset, "class_names", None)
-        return [str(name) for name in names] if names else None
+        return None if names is None else [str(name) for name in names] or None
 
     @property
     def ids(self) -> Sequence[str] | None:
@@ -72,19 +87,26 @@ class Examples:
     @cached_property
     def first(self) -> Shaped[np.ndarray, "..."]:
         """The input of the first example: its shape and dtype are those of all."""
-        inputs, _ = self.fetch([0])
-        return np.asarray(inputs[0])
+        return np.asarray(self.a_few[0])
+
+    @cached_property
+    def a_few(self) -> Shaped[np.ndarray, "few ..."]:
+        """The inputs of the first two examples, or of the only one: what a model is tried on."""
+        return self.fetch(range(min(2, len(self))))[0]
 
     @property
     def num_classes(self) -> int:
-        """Number of classes. Raises ConfigError where the set does not say."""
+        """Number of classes, as the set names them or the table states. Raises ConfigError where neither does."""
         names = self.class_names
+        if names is None and self._stated is not None:
+            return self._stated
         if names is None or len(names) < 2:
             raise ConfigError(
                 self.where,
-                expected="a data set that names at least two classes (class_names)",
-                found="none" if names is None else f"{len(names)} ({', '.join(names)})",
-                remedy="give the data set class_names",
+                expected="a data set that names at least two classes (class_names), or num_classes",
+                found="neither" if names is None else f"{len(names)} ({', '.join(names)})",
+                remedy="give the data set class_names"
+                + (f", or set num_classes in [{self.where}]" if names is None else ""),
             )
         return len(names)
 
@@ -93,8 +115,8 @@ class Examples:
     ) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Inputs (rows, …) and labels (rows,), -1 where unknown, of the examples at `indices`.
 
-        Raises BadDataError where an example cannot be had, its input has another shape or dtype, or its label is
-        none of the classes that the set names.
+        Raises BadDataError where its input has a dtype that no store keeps, or another shape or dtype than the
+        others, or where its label is none of the classes.
         """
         items = fetch_items(self.dataset, indices)
         pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
@@ -111,8 +133,15 @@ class Examples:
                     found=f"{value.dtype} of shape {value.shape}",
                     remedy="bring all inputs to one shape and dtype",
                 )
+        if inputs and inputs[0].dtype.name not in INPUT_DTYPES:
+            raise BadDataError(
+                f"{self.where}, example {indices[0]}",
+                expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
+                found=inputs[0].dtype.name,
+                remedy="cast them in the data set, numbers with a fraction to float32",
+            )
         labels = np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
-        classes = len(getattr(self.dataset, "class_names", None) or ())
+        classes = len(self.class_names or ()) or self._stated or 0
         wrong = np.flatnonzero((labels < -1) | (labels >= classes))
         if classes and len(wrong):
             raise BadDataError(

@@ -266,3 +266,40 @@ def test_bad_choices_are_named(arguments: dict[str, object], message: str) -> No
 def test_classes_of_a_set_without_labels_cannot_be_omitted() -> None:
     with pytest.raises(ConfigError, match=r"^omit_classes: expected a set with labels, found none; "):
         ArrayDataset(INPUTS).selected(omit_classes=[1])
+
+
+def test_float64_inputs_of_a_file_become_float32(tmp_path: Path) -> None:
+    """NumPy's default, which no network computes in and no store keeps."""
+    wide = np.random.default_rng(0).normal(size=(4, 3))
+    for dtype, kept in (
+        ("<f8", "float32"),
+        (">f8", "float32"),
+        ("float32", "float32"),
+        ("float16", "float16"),
+    ):
+        np.savez(tmp_path / "set.npz", inputs=wide.astype(dtype), labels=np.arange(4))
+        inputs = arrays(tmp_path / "set.npz").inputs
+        assert inputs.dtype == kept
+        np.testing.assert_array_equal(inputs, wide.astype(kept))
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (1e300, "set.npz: expected inputs that float32 can hold, found 1e+300; scale the inputs"),
+        (
+            np.inf,
+            (
+                "set.npz, example 2: expected finite inputs, found NaN or an infinite number; "
+                "replace them in the data"
+            ),
+        ),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(tmp_path: Path, number: float, message: str) -> None:
+    inputs = np.zeros((4, 3))
+    inputs[2, 1] = number
+    np.savez(tmp_path / "set.npz", inputs=inputs, labels=np.arange(4))
+    with pytest.raises(BadDataError) as caught:
+        arrays(tmp_path / "set.npz")
+    assert str(caught.value) == f"{tmp_path}/{message}"

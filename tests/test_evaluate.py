@@ -144,3 +144,59 @@ def test_an_evaluation_set_of_more_classes_is_refused() -> None:
         BadDataError, match="evaluation_set: expected the 3 classes of the transfer set, found 4"
     ):
         evaluation_examples(experiment, 3)
+
+
+class Unlabelled:
+    """A user's own set: inputs alone."""
+
+    def __init__(self, labelled: bool) -> None:
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        example = np.zeros(experiments.SHAPE, np.uint8)
+        return (example, index) if self.labelled else example
+
+
+def own_set(labelled: bool) -> Unlabelled:
+    """A factory."""
+    return Unlabelled(labelled)
+
+
+def test_an_evaluation_set_without_labels_is_refused_before_anything_is_trained(base: Path) -> None:
+    content = document()
+    own = {"factory": f"{__name__}:own_set"}
+    for labelled in (True, False):
+        content["evaluation_set"] = own | {"args": {"labelled": labelled}}
+        if labelled:
+            assert len(evaluation_examples(parsed(content, base), 4)) == 3
+    arrays = {"factory": "logitstore.pipeline.datasets:arrays"}
+    for table in (content["evaluation_set"], arrays | {"args": {"file": "test.npz", "labels": ""}}):
+        content["evaluation_set"] = table
+        with pytest.raises(BadDataError) as caught:
+            run_document(content, base, base / "out")
+        assert str(caught.value) == (
+            "evaluation_set: expected labelled examples, (input, label), found a set without labels; "
+            "evaluate on a labelled set, or drop [evaluation_set]"
+        )
+        assert not (base / "out").exists()
+
+
+def test_an_unlabelled_transfer_set_is_distilled_and_evaluated(base: Path) -> None:
+    """Its classes are stated; the evaluation set has its own labels, and need not name them."""
+    folder = experiments.finished()
+    content = document()
+    content["transfer_set"] |= {"num_classes": 4}
+    content["transfer_set"]["args"] = {"file": "train.npz", "labels": "", "class_names": ""}
+    content["evaluation_set"]["args"]["class_names"] = ""
+    weights = str(folder / "out" / "models" / "teachers" / "wide.safetensors")
+    given = teacher("wide", weights=weights)
+    del given["train"], content["cluster"]
+    content |= {"teacher": [given], "student": [student("soft", train=train(seeds=[0]))]}
+    report = run_document(content, base, base / "out")
+    assert (report.store.num_classes, report.store.samples.labels.max()) == (4, -1)
+    whole = run_document(document(), folder, folder / "out").table
+    assert row_of(report.table, "wide").scores == row_of(whole, "wide").scores
+    assert row_of(report.table, "soft").scores[0].examples == TEST_ROWS

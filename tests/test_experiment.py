@@ -93,6 +93,16 @@ def test_the_whole_form_is_read() -> None:
     assert experiment.base == Path("folder")
 
 
+def test_the_classes_of_the_transfer_set_may_be_stated() -> None:
+    assert parse(WHOLE).transfer_set.num_classes is None
+    for number in (2, 5):
+        text = WHOLE.replace("[transfer_set]", f"[transfer_set]\nnum_classes = {number}")
+        assert parse(text).transfer_set.num_classes == number
+    for bad in ("1", "true", "2.5", '"5"'):
+        with pytest.raises(ConfigError, match=r"a\.toml: transfer_set\.num_classes: expected "):
+            parse(WHOLE.replace("[transfer_set]", f"[transfer_set]\nnum_classes = {bad}"))
+
+
 def test_members_are_expanded_with_a_seed_each() -> None:
     members = parse(WHOLE).teacher_members()
     assert [(member.name, member.seed, member.weights) for member in members] == [

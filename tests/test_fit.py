@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments import Recorder
 from logitstore.pipeline.experiment import Train
 from logitstore.pipeline.fit import REPORT_EVERY, choose_device, fit, learning_rate_factor, make_optimizer
-from logitstore.storage.errors import ConfigError
+from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -206,3 +206,83 @@ def test_the_optimiser_is_the_one_that_is_named(
 def test_a_device_that_is_named_is_taken() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("spoilt", ["inputs", "weights"])
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_rate(spoilt: str) -> None:
+    module = nn.Linear(2, 1)
+    batches = batches_of(5)
+    (batches[0].inputs if spoilt == "inputs" else module.weight.data)[0, 0] = math.nan
+    with pytest.raises(BadDataError) as caught:
+        fit(
+            module,
+            lambda _: batches,
+            20,
+            5,
+            Train(lr=0.1, epochs=1),
+            squared_error,
+            where="training teacher t",
+        )
+    assert str(caught.value) == (
+        "training teacher t, first step: expected a finite loss, found nan before anything was learned; "
+        "look for NaN or very large numbers in the inputs, and at the model's first weights"
+    )
+
+
+class Refused(torch.autograd.Function):
+    """Fails on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise KeyError("my own bug")
+
+
+class Faulty(nn.Linear):
+    """A user's own model, which does not do its work."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(2, 1)
+        self.fault = fault
+
+    def forward(self, inputs: Tensor) -> Any:
+        logits = super().forward(inputs)
+        if self.fault == "fails":
+            raise KeyError("my own bug")
+        if self.fault == "returns a dict":
+            return {"logits": logits, "loss": 0}
+        return Refused.apply(logits) if self.fault == "fails backwards" else logits
+
+
+FAILED = (
+    "training teacher t: expected logits of shape (batch, classes), found KeyError: 'my own bug'; "
+    "mend the model (-vv shows where), which was given float32 inputs of shape (4, 2)"
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("fails", FAILED),
+        ("fails backwards", FAILED),
+        (
+            "returns a dict",
+            (
+                "training teacher t: expected a tensor of logits of shape (4, classes), "
+                "found a dict of 'logits', 'loss'; wrap the model so that it returns its logits alone"
+            ),
+        ),
+    ],
+)
+def test_a_models_fault_is_its_own(fault: str, message: str) -> None:
+    settings = Train(lr=0.1, epochs=1)
+    with pytest.raises(BadLogitsError) as caught:
+        fit(
+            Faulty(fault), lambda _: batches_of(5), 20, 5, settings, squared_error, where="training teacher t"
+        )
+    assert str(caught.value) == message
+    assert fault == "returns a dict" or isinstance(caught.value.__cause__, KeyError)
+    fit(Faulty(""), lambda _: batches_of(5), 20, 5, settings, squared_error, where="training teacher t")

@@ -30,7 +30,7 @@ from logitstore.pipeline import agenda
 from logitstore.pipeline.run import RunReport, Workspace, pending
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.storage.api import begin_store, open_store
-from logitstore.storage.errors import NotAStoreError, SpecMismatch
+from logitstore.storage.errors import BadLogitsError, NotAStoreError, SpecMismatch
 
 Content = dict[str, Any]
 
@@ -451,3 +451,59 @@ def test_a_factory_of_a_students_own_is_pinned_by_name(done: Path) -> None:
     assert content["student"][1]["factory"] != MLP_FACTORY
     report, _, _ = again(done, content)
     assert "train student both-seed0" in report.done
+
+
+# Models that do not fit
+
+
+def one_class_more(hidden: list[int], *, input_shape: list[int], num_classes: int) -> Any:
+    """A model of a user's own, with its number of classes written into it."""
+    from logitstore.pipeline.models import mlp
+
+    return mlp(hidden, input_shape=input_shape, num_classes=num_classes + 1)
+
+
+def own_bug(hidden: list[int], *, input_shape: list[int], num_classes: int) -> Any:
+    """A model of a user's own that fails when it is run."""
+
+    def change(logits: Any, number: int) -> Any:
+        raise KeyError("my own bug")
+
+    return experiments.after_logits(change, hidden, input_shape, num_classes)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (
+            "one_class_more",
+            r"logits of 4 classes, as the transfer set has them, found 5; give the {kind} the classes of",
+        ),
+        ("own_bug", r"logits of shape \(batch, classes\), found KeyError: 'my own bug'; mend the model"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_trained(
+    tmp_path: Path, kind: str, factory: str, message: str
+) -> None:
+    """Though it is the last one."""
+    experiments.write_data(tmp_path)
+    content = document()
+    content[kind][-1]["factory"] = f"{__name__}:{factory}"
+    name = content[kind][-1]["name"]
+    with pytest.raises(BadLogitsError, match=f"^{kind} '{name}': expected {message.format(kind=kind)}"):
+        run_document(content, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_stage_one_alone_tries_a_teacher_before_it_trains_it(tmp_path: Path) -> None:
+    from logitstore.pipeline.teachers import train_teacher
+
+    experiments.write_data(tmp_path)
+    content = document()
+    content["teacher"][0] |= {"factory": f"{__name__}:one_class_more", "args": {"hidden": [5]}}
+    experiment, recorder = parsed(content, tmp_path), experiments.Recorder()
+    member, models = experiment.teacher_members()[0], Workspace(tmp_path / "out").models
+    with pytest.raises(BadLogitsError, match="teacher 'wide': expected logits of 4 classes"):
+        train_teacher(experiment, member, TransferRows(experiment), models, device="cpu", progress=recorder)
+    assert (recorder.calls, (tmp_path / "out").exists()) == ([], False)

@@ -128,8 +128,80 @@ def test_an_input_unlike_the_others_is_named(odd: Any, found: str) -> None:
     assert len(examples.fetch([0, 1])[0]) == 2
 
 
-@pytest.mark.parametrize(("names", "found"), [(None, "none"), ([], "none"), (["only"], r"1 \(only\)")])
+@pytest.mark.parametrize(("names", "found"), [(None, "neither"), ([], "neither"), (["only"], r"1 \(only\)")])
 def test_a_set_must_name_two_classes(names: list[str] | None, found: str) -> None:
-    message = f"transfer_set: expected a data set that names at least two classes .*, found {found}; give"
+    message = rf"transfer_set: expected a data set that names at least two classes .*, found {found}; give"
     with pytest.raises(ConfigError, match=message):
         _ = examples_of([np.zeros(3, np.uint8)], names).num_classes
+
+
+def without_labels(base: Path, **changes: Any) -> TransferRows:
+    """The rows of a set of which nothing is known but its inputs."""
+    args = {"file": "train.npz", "labels": "", "class_names": ""}
+    return transfer_rows(base, args=args, **changes)
+
+
+def test_the_experiment_can_state_the_classes_of_an_unlabelled_set(base: Path) -> None:
+    rows = without_labels(base, num_classes=5)
+    assert (rows.num_classes, rows.class_names) == (5, None)
+    assert (rows.rows(range(3))[1] == -1).all()
+    with pytest.raises(ConfigError) as caught:
+        _ = without_labels(base).num_classes
+    assert str(caught.value) == (
+        "transfer_set: expected a data set that names at least two classes (class_names), or num_classes, "
+        "found neither; give the data set class_names, or set num_classes in [transfer_set]"
+    )
+
+
+def test_stated_classes_must_agree_with_those_that_the_set_names(base: Path) -> None:
+    assert transfer_rows(base, num_classes=4).num_classes == 4
+    with pytest.raises(ConfigError) as caught:
+        transfer_rows(base, num_classes=5)
+    assert str(caught.value) == (
+        "transfer_set.num_classes: expected 4, as many as the data set names (class_names), found 5; "
+        "drop num_classes, or give the data set all class_names"
+    )
+
+
+def test_labels_are_checked_against_stated_classes() -> None:
+    examples = examples_of([(np.zeros(3, np.uint8), label) for label in (0, 1, 2)])
+    examples._stated = 2
+    assert examples.fetch([0, 1])[1].tolist() == [0, 1]
+    with pytest.raises(
+        BadDataError, match=r"example 2: expected a label from -1 to 1 \(2 classes\), found 2"
+    ):
+        examples.fetch([0, 2])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32", "bool"])
+def test_inputs_of_a_dtype_that_no_store_keeps_are_refused(dtype: str) -> None:
+    good, odd = np.zeros(3, np.float32), np.zeros(3, dtype)
+    message = (
+        f"transfer_set, example 1: expected inputs of dtype uint8, int64, float16 or float32, found {dtype}; "
+        "cast them in the data set, numbers with a fraction to float32"
+    )
+    with pytest.raises(BadDataError) as caught:
+        examples_of([good, odd]).fetch([1])
+    assert str(caught.value) == message
+    with pytest.raises(
+        BadDataError, match=f"example 1: expected a numeric input like the others.*found {dtype}"
+    ):
+        examples_of([good, odd]).fetch([0, 1])
+    assert examples_of([good, odd]).fetch([0])[0].dtype == np.float32
+
+
+def test_a_dtype_that_no_store_keeps_is_refused_when_the_set_is_opened(base: Path) -> None:
+    with np.load(base / "train.npz") as archive:
+        arrays = dict(archive)
+    for dtype in (np.float32, np.float64):
+        np.savez(base / "own.npz", **arrays | {"inputs": arrays["inputs"].astype(dtype)})
+        own = {"factory": "experiments:no_fingerprint", "args": {"file": "own.npz"}}
+        if dtype is np.float32:
+            assert len(transfer_rows(base, **own)) == ROWS
+            continue
+        with pytest.raises(
+            BadDataError, match=r"transfer_set, example 0: expected inputs of .*found float64; cast"
+        ):
+            transfer_rows(base, **own)
+        # The package's own reader casts them itself.
+        assert transfer_rows(base, args={"file": "own.npz"}).first.dtype == np.float32

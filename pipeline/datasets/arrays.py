@@ -161,7 +161,8 @@ def arrays(
     """Read a set from an `.npz` file, as `numpy.savez` writes it.
 
     inputs, labels, class_names: names of the arrays in the file. `labels=""` says that there are none;
-    `class_names` is used where it is present. Further arguments: `datasets.selection`.
+    `class_names` is used where it is present. Inputs that are float64, NumPy's default, become float32: what
+    networks compute in and stores keep. Further arguments: `datasets.selection`.
     Raises BadDataError if the file or an array in it is missing or unfit.
     """
     where = str(file)
@@ -188,7 +189,9 @@ def arrays(
             remedy='name the array with inputs = "…" and labels = "…" (labels = "" where there are none)',
         )
     names = [str(name) for name in held[class_names].tolist()] if class_names in held else None
-    dataset = ArrayDataset(held[inputs], held[labels] if labels else None, names, where=where)
+    dataset = ArrayDataset(
+        _as_float32(held[inputs], where), held[labels] if labels else None, names, where=where
+    )
     return dataset.selected(omit_classes=omit_classes, fraction=fraction, seed=seed, subset=subset)
 
 
@@ -253,6 +256,23 @@ def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -
             remedy="write -1 for an unknown label, or give class names",
         )
     return [str(number) for number in range(largest + 1)]
+
+
+def _as_float32(inputs: Shaped[np.ndarray, "..."], where: str) -> Shaped[np.ndarray, "..."]:
+    """Wider floats as float32, all else as it is; raise BadDataError if a number is too large for that."""
+    if inputs.dtype.kind != "f" or inputs.dtype.itemsize <= 4:
+        return inputs
+    with np.errstate(over="ignore"):
+        cast = inputs.astype(np.float32)
+    beyond = np.isfinite(inputs) & ~np.isfinite(cast)
+    if beyond.any():
+        raise BadDataError(
+            where,
+            expected="inputs that float32 can hold",
+            found=f"{inputs[beyond][0]:g}",
+            remedy="scale the inputs",
+        )
+    return cast
 
 
 def _checked_inputs(inputs: Shaped[np.ndarray, "rows ..."], where: str) -> Shaped[np.ndarray, "rows ..."]:
