@@ -100,7 +100,7 @@ def _checked(teacher: str, options: dict[str, Any]) -> "Cluster":
     from pydantic import ValidationError
 
     from ..pipeline.experiment import Cluster
-    from ..pipeline.tables import explain
+    from ..pipeline.schema import explain
 
     given = {key: value for key, value in options.items() if value is not None}
     try:

@@ -1,6 +1,6 @@
 """How do teachers, classes and students meet in a store? The three stages; torch where a network runs.
 
-    experiment, tables     the experiment file, checked
+    experiment, schema     the experiment file, checked
     factories              "package.module:function" strings
     datasets, transfer     transfer sets; their examples in the order of a store
     models, weights        networks; their weights as files
@@ -9,7 +9,7 @@
     fit, inference         the training loop; logits of many rows
     teachers               teachers from weights or from labels
     cache                  stage one:   teachers x transfer set -> store
-    covariance, kmeans, clusters, cluster      stage two:   store -> confusable sets of classes
+    covariance, kmeans, confusable, cluster    stage two:   store -> confusable sets of classes
     torch_stream, losses, train                stage three: store -> students
     metrics, results, evaluate                 how good each of them is
     run                    all of it, doing only what is not done

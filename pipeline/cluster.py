@@ -12,7 +12,7 @@ import numpy as np
 from ..storage.api import Store
 from ..storage.progress import Progress, silent
 from .agenda import cluster_identity, needs_clustering
-from .clusters import ErrorsInside, check_sizes, confusable_sets, errors_inside
+from .confusable import ErrorsInside, check_sizes, confusable_sets, errors_inside
 from .covariance import covariance
 from .experiment import Cluster
 

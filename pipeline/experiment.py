@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from pydantic_core import PydanticCustomError
 
 from ..storage.errors import ConfigError
-from .tables import (
+from .schema import (
     NAME,
     Arguments,
     Count,

@@ -25,7 +25,7 @@ from .agenda import (
     shown_capture,
     student_seeds,
 )
-from .clusters import check_sizes
+from .confusable import check_sizes
 from .experiment import Experiment, Factory
 from .records import Models
 from .results import Scores, TableRow, subjects, table

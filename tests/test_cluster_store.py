@@ -9,7 +9,7 @@ import pytest
 import experiments
 from experiments import CLASSES, ROWS, VIEWS, contents, document, parsed
 from logitstore.pipeline.cluster import cluster_store, errors_in_sets
-from logitstore.pipeline.clusters import confusable_sets
+from logitstore.pipeline.confusable import confusable_sets
 from logitstore.pipeline.covariance import covariance
 from logitstore.pipeline.experiment import Cluster
 from logitstore.storage.api import Store, create_store, open_store

@@ -23,7 +23,7 @@ from logitstore.pipeline import experiment as module
 from logitstore.pipeline.experiment import load_experiment, parse_experiment
 from logitstore.pipeline.factories import resolve
 from logitstore.pipeline.run import run
-from logitstore.pipeline.tables import Table
+from logitstore.pipeline.schema import Table
 from logitstore.storage.errors import ConfigError
 
 GUIDES = ROOT / "docs" / "guides"

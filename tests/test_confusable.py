@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.pipeline.clusters import check_sizes, confusable_sets, errors_inside
+from logitstore.pipeline.confusable import check_sizes, confusable_sets, errors_inside
 from logitstore.pipeline.covariance import moments
 from logitstore.storage.errors import BadDataError, ConfigError
 
