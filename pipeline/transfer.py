@@ -61,7 +61,7 @@ class Examples:
         names = getattr(self.dataset, "class_names", None)
         return None if names is None else [str(name) for name in names] or None
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[str] | None:
         """A name for each example, where the set has them."""
         ids = getattr(self.dataset, "ids", None)

@@ -224,7 +224,8 @@ def open_store(location: str | os.PathLike[str], *, expect: str | None = None) -
     """Open a store to read it, or to add captures to it.
 
     expect: "sha256:…", a digest that the store has or once had; it is opened as of that digest.
-    Raises NotAStoreError where there is no store, ManifestInvalid where it is damaged or never was the expected one.
+    Raises NotAStoreError where there is no store, ManifestInvalid where it is damaged, WrongStore where it never was
+    the expected one.
     """
     return Store(open_root(local_path(location), expect))
 
