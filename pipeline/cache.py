@@ -27,15 +27,15 @@ from ..storage.encoding import encoding_named
 from ..storage.format import SAMPLES
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
+from ..storage.stream import Augment
 from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
 from .agenda import capture_identity, check_samples, missing_captures, open_existing
-from .augment import Augmentation, augment_rows
 from .experiment import Experiment, TeacherMember
-from .factories import build, expect_augmentation
 from .inference import check_classes, device_of, run_model
 from .records import Models
 from .teachers import load_teacher, train_teacher
 from .transfer import TransferRows
+from .views import experiment_views
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ def cache(
     teachers = [_prepare(experiment, member, rows, models, device, progress) for member in missing]
     for teacher in teachers:
         _try_out(experiment, teacher, rows)
-    augmentation = _augmentation(experiment)
-    _try_out_augmentation(experiment, augmentation, rows)
+    make_view = experiment_views(experiment)
+    _try_out_views(experiment, make_view, rows)
     if store is None:
         store = _begin(experiment, path, rows)
     samples = None if store.root.has(SAMPLES) else _samples_writer(experiment, store, rows)
     writers = {t.member.name: _capture_writer(experiment, store, rows, t) for t in teachers}
     if samples is not None or writers:
-        _write_blocks(experiment, store, rows, teachers, samples, writers, augmentation, progress)
+        _write_blocks(experiment, store, rows, teachers, samples, writers, make_view, progress)
     return CacheReport(tuple(writers), kept, store.digest)
 
 
@@ -128,25 +128,14 @@ def teacher_logits(
     return run_model(teacher.module, inputs, settings.batch_size, where=where, precision=settings.precision)
 
 
-def _augmentation(experiment: Experiment) -> Augmentation | None:
-    """What makes the views differ. Raises FactoryError, before anything is written."""
-    table = experiment.cache.augment
-    if table is None:
-        return None
-    return expect_augmentation(build(table.factory, table.args, base=experiment.base), table.factory)
-
-
-def _try_out_augmentation(
-    experiment: Experiment, augmentation: Augmentation | None, rows: TransferRows
-) -> None:
+def _try_out_views(experiment: Experiment, make_view: Augment | None, rows: TransferRows) -> None:
     """Make every view of a few rows: an augmentation that fails does so before anything is written."""
-    table = experiment.cache.augment
-    if table is None or augmentation is None:
+    if make_view is None:
         return
     first = range(min(len(rows), 16))
     inputs, _ = rows.rows(first)
     for view in range(experiment.cache.views):
-        augment_rows(inputs, augmentation, table.seed, view, np.array(first, np.int64), table.first_view)
+        make_view(inputs, view, np.array(first, np.int64))
 
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
@@ -198,13 +187,12 @@ def _write_blocks(
     teachers: list[_Teacher],
     samples: SamplesWriter | None,
     writers: dict[str, CaptureWriter],
-    augmentation: Augmentation | None,
+    make_view: Augment | None,
     progress: Progress,
 ) -> None:
     grid = store.root.grid
     views = experiment.cache.views if writers else 1
     stored = None if samples is not None else PartReader(store.root.part(SAMPLES), grid)
-    augment = experiment.cache.augment
     total, done = len(rows) * views, 0
     task = "caching " + ", ".join(writers) if writers else "writing samples"
     progress(task, done, total, "rows")
@@ -225,13 +213,10 @@ def _write_blocks(
                 samples.write(block_rows, source=source, digest=digests, label=labels, id=ids, input=inputs)
         for view in range(views):
             if wanted[view]:
-                shown, seen = inputs, digests
-                if augment is not None and augmentation is not None and view >= augment.first_view:
-                    numbers = np.arange(block_rows.start, block_rows.stop, dtype=np.int64)
-                    shown = augment_rows(
-                        inputs, augmentation, augment.seed, view, numbers, augment.first_view
-                    )
-                    seen = digest_rows(shown)
+                numbers = np.arange(block_rows.start, block_rows.stop, dtype=np.int64)
+                shown = inputs if make_view is None else make_view(inputs, view, numbers)
+                # A view that is the row as it is comes back as the very array.
+                seen = digests if shown is inputs else digest_rows(shown)
                 for teacher in wanted[view]:
                     name = teacher.member.name
                     writers[name].write(block_rows, teacher_logits(teacher, shown, experiment), view, seen)

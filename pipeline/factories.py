@@ -230,6 +230,11 @@ def expect_augmentation(value: object, factory: str) -> Augmentation:
     return value  # type: ignore[return-value]
 
 
+def build_augmentation(factory: str, args: Mapping[str, object], *, base: Path | None) -> Augmentation:
+    """Make the augmentation that a table of an experiment file describes; raise as `build` does."""
+    return expect_augmentation(build(factory, args, base=base), factory)
+
+
 def describe_exception(error: BaseException) -> str:
     """Put an exception's type and text on one line.
 

@@ -1,6 +1,6 @@
 """Where do teachers come from: a weights file, or a training from labels?
 
-`build_teacher` makes the module that a table describes, `load_teacher` puts its weights in, and
+`build_model` makes the module that a table describes, `load_teacher` puts its weights in, and
 `train_teacher` trains it from the labels of the transfer set, once, and keeps the weights and a record.
 """
 
@@ -20,7 +20,7 @@ from ..storage.progress import Progress, silent
 from .agenda import find_teacher, teacher_identity
 from .augment import augment_rows
 from .experiment import Experiment, Factory, TeacherMember
-from .factories import build, expect_augmentation, expect_module
+from .factories import build, build_augmentation, expect_module
 from .fit import choose_device, fit
 from .inference import check_model
 from .models import count_parameters
@@ -99,8 +99,7 @@ def train_teacher(
     augment = settings.augment
     augmentation = None
     if augment is not None:
-        made = build(augment.factory, augment.args, base=experiment.base)
-        augmentation = expect_augmentation(made, augment.factory)
+        augmentation = build_augmentation(augment.factory, augment.args, base=experiment.base)
 
     def batches(epoch: int) -> Iterator[LabelledBatch]:
         order = philox_permutation(len(rows), member.seed, stream=epoch, counter=0)

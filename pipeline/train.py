@@ -17,7 +17,6 @@ from ..storage.progress import Progress, silent
 from ..storage.stream import Augment, Stream
 from .agenda import StudentSeed, augmentation_identity, missing_students, shown_capture, student_identity
 from .experiment import Experiment
-from .factories import build, expect_augmentation
 from .fit import choose_device, fit
 from .losses import Distillation, hard_cross_entropy, soft_targets
 from .models import count_parameters
@@ -25,7 +24,7 @@ from .records import Models, Record, as_json
 from .teachers import build_model
 from .torch_stream import TorchBatch, TorchStream
 from .transfer import TransferRows
-from .views import replay
+from .views import experiment_views
 from .weights import save_weights
 
 
@@ -137,13 +136,12 @@ def recorded_views(experiment: Experiment, store: Store, teacher: str) -> Augmen
     Code is never taken from a store: its spec is only compared. Raises SpecMismatch where the two differ.
     """
     theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
-    table = experiment.cache.augment
-    if table is None or ours is None or theirs is None or as_json(ours) != theirs:
+    make_view = experiment_views(experiment)
+    if make_view is None or ours is None or theirs is None or as_json(ours) != theirs:
         raise SpecMismatch(
             f"{store.path}: teachers/{teacher}",
             expected=f"the augmentation that it was captured with, {theirs}"[:240],
             found=f"{ours}"[:240],
             remedy="set [cache] augment to the one of the capture",
         )
-    augmentation = expect_augmentation(build(table.factory, table.args, base=experiment.base), table.factory)
-    return replay(augmentation, table.seed, table.first_view)
+    return make_view

@@ -1,7 +1,8 @@
 """How does a student get the very inputs that its teacher saw?
 
 A stream hands over the inputs of a run of rows as the transfer set has them; `replay` makes of them the view that was
-captured, and the stream compares each with the digest of what the teacher was given.
+captured, and the stream compares each with the digest of what the teacher was given. Stage one makes its views
+with the same function.
 """
 
 from typing import Any
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..storage.stream import Augment
 from .augment import Augmentation, augment_rows
+from .experiment import Experiment
+from .factories import build_augmentation
 
 
 def replay(augmentation: Augmentation, seed: int = 0, first_view: int = 1) -> Augment:
@@ -29,3 +32,15 @@ def replay(augmentation: Augmentation, seed: int = 0, first_view: int = 1) -> Au
         return augment_rows(inputs, augmentation, seed, view, rows, first_view)
 
     return views
+
+
+def experiment_views(experiment: Experiment) -> Augment | None:
+    """What makes the views of an experiment's captures; None where every view is the row as it is.
+
+    Raises FactoryError.
+    """
+    table = experiment.cache.augment
+    if table is None:
+        return None
+    augmentation = build_augmentation(table.factory, table.args, base=experiment.base)
+    return replay(augmentation, table.seed, table.first_view)
