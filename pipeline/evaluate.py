@@ -38,7 +38,13 @@ def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
             found="no such table",
             remedy="add [evaluation_set] to the experiment",
         )
-    examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
+    return check_evaluation(
+        Examples(experiment.evaluation_set, experiment.base, "evaluation_set"), num_classes
+    )
+
+
+def check_evaluation(examples: Examples, num_classes: int) -> Examples:
+    """The evaluation set itself. Raises BadDataError where it has more classes than `num_classes`, or no labels."""
     names = examples.class_names
     if names is not None and len(names) > num_classes:
         raise BadDataError(
@@ -65,12 +71,17 @@ def evaluate(
     scores: Path,
     *,
     rows: TransferRows | None = None,
+    examples: Examples | None = None,
     device: str | None = None,
     progress: Progress = silent,
 ) -> list[TableRow]:
-    """Score every model that is there and has no score yet; the whole table."""
+    """Score every model that is there and has no score yet; the whole table.
+
+    rows, examples: the transfer set and the evaluation set, where the caller has them at hand.
+    """
     rows = TransferRows(experiment) if rows is None else rows
-    examples = evaluation_examples(experiment, rows.num_classes)
+    if examples is None:
+        examples = evaluation_examples(experiment, rows.num_classes)
     known = Scores(scores)
     found = list(subjects(experiment, rows, models, store, examples))
     missing = [subject for subject in found if known.get(subject) is None]

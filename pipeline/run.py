@@ -91,9 +91,17 @@ class RunReport:
     """Teachers, ensembles and students on the evaluation set; empty where there is none."""
 
 
-def pending(experiment: Experiment, workspace: Workspace, rows: TransferRows) -> Pending:
+def _evaluation_set(experiment: Experiment) -> Examples | None:
+    table = experiment.evaluation_set
+    return None if table is None else Examples(table, experiment.base, "evaluation_set")
+
+
+def pending(
+    experiment: Experiment, workspace: Workspace, rows: TransferRows, examples: Examples | None = None
+) -> Pending:
     """What of an experiment is still to be done. Changes nothing.
 
+    examples: the evaluation set, where the caller has it at hand.
     Raises SpecMismatch where something in the store has a name of the experiment and is something else.
     """
     store = open_existing(workspace.store)
@@ -109,13 +117,17 @@ def pending(experiment: Experiment, workspace: Workspace, rows: TransferRows) ->
     ):
         clustering = cluster.part_name
     students = [run.name for run in missing_students(experiment, workspace.models, store)]
-    return Pending(captures, clustering, students, _unscored(experiment, workspace, rows, store))
+    return Pending(captures, clustering, students, _unscored(experiment, workspace, rows, store, examples))
 
 
 def _unscored(
-    experiment: Experiment, workspace: Workspace, rows: TransferRows, store: Store | None
+    experiment: Experiment,
+    workspace: Workspace,
+    rows: TransferRows,
+    store: Store | None,
+    examples: Examples | None,
 ) -> list[str]:
-    if experiment.evaluation_set is None or store is None:
+    if store is None:
         return []
     if any(
         name not in store.teachers
@@ -123,18 +135,22 @@ def _unscored(
         for name in shown_capture(experiment, run.student)
     ):
         return []
-    examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
+    examples = examples or _evaluation_set(experiment)
+    if examples is None:
+        return []
     known = Scores(workspace.scores)
     found = subjects(experiment, rows, workspace.models, store, examples)
     return [subject.run or subject.name for subject in found if known.get(subject) is None]
 
 
-def _check_ahead(experiment: Experiment, rows: TransferRows, todo: Pending) -> None:
+def _check_ahead(
+    experiment: Experiment, rows: TransferRows, todo: Pending, examples: Examples | None
+) -> None:
     """Let what would fail in a later stage fail now, before anything is written.
 
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
-    from .evaluate import evaluation_examples
+    from .evaluate import check_evaluation
     from .inference import check_model
     from .teachers import build_model
 
@@ -152,8 +168,8 @@ def _check_ahead(experiment: Experiment, rows: TransferRows, todo: Pending) -> N
     if todo.students:
         for student in experiment.students:
             check(student, f"student {student.name!r}")
-    if experiment.evaluation_set is not None:
-        evaluation_examples(experiment, rows.num_classes)
+    if examples is not None:
+        check_evaluation(examples, rows.num_classes)
 
 
 def run(
@@ -165,12 +181,13 @@ def run(
     """
     workspace = Workspace(out)
     rows = TransferRows(experiment)
-    todo = pending(experiment, workspace, rows)
+    examples = _evaluation_set(experiment)
+    todo = pending(experiment, workspace, rows, examples)
     store = open_existing(workspace.store)
     models = workspace.models
     common: dict[str, Any] = {"device": device, "progress": progress}
     if todo:
-        _check_ahead(experiment, rows, todo)
+        _check_ahead(experiment, rows, todo, examples)
     if todo.captures or store is None:
         from .cache import cache
 
@@ -186,13 +203,14 @@ def run(
 
         train_students(experiment, store, models, **common)
     results: Sequence[TableRow] = ()
-    if experiment.evaluation_set is not None:
+    if examples is not None:
         if todo:
             from .evaluate import evaluate
 
-            results = evaluate(experiment, store, models, workspace.scores, rows=rows, **common)
+            results = evaluate(
+                experiment, store, models, workspace.scores, rows=rows, examples=examples, **common
+            )
         else:
-            examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
             found = list(subjects(experiment, rows, models, store, examples))
             results = table(found, Scores(workspace.scores))
     return RunReport(todo.lines(), store, results)
