@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faults.tally import Tally, entries, table
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
@@ -34,6 +36,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data: {folder} is no folder; put it there, or set LOGITSTORE_DATA")
     return folder
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Where a test of a fault says what it tried; printed as a table at the end."""
+    return Tally(request.node.user_properties)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the table of faults: what all tests, in all processes, tried and saw."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    lines = table(entry for report in reports for entry in entries(report.user_properties))
+    if lines:
+        terminalreporter.section("faults")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
