@@ -1,6 +1,7 @@
 """Does the table add up what the tests say, and does a test fail where harm was done?"""
 
 import pytest
+
 from faults.tally import Tally, entries, table
 
 
