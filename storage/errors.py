@@ -15,6 +15,7 @@ command line leaves with), and each is also the builtin that a caller would thin
     ├── NameTaken                               name-taken            65   FileExistsError
     ├── SpecMismatch                            spec-mismatch         65   ValueError
     ├── StoreIncomplete                         store-incomplete      65   RuntimeError
+    ├── PartSealed                              part-sealed           65   RuntimeError
     ├── UnsupportedFeature                      unsupported-feature   65   NotImplementedError
     ├── StoreCorrupt                            store-corrupt         65   ValueError
     │   ├── ShardMissing                        shard-missing         65
@@ -26,6 +27,8 @@ command line leaves with), and each is also the builtin that a caller would thin
     └── StorageError                            storage-io            75   OSError
         ├── StorageFull                         storage-full          75
         ├── TransientIOError                    transient-io          75
+        ├── WriterBusy                          writer-busy           75
+        ├── UnsafeFileSystem                    unsafe-file-system    75
         └── CommitStateUnknown                  commit-state-unknown  75
 """
 
@@ -144,6 +147,13 @@ class StoreIncomplete(LogitStoreError, RuntimeError):
     exit_code = EX_DATAERR
 
 
+class PartSealed(LogitStoreError, RuntimeError):
+    """Another writer finished and sealed the part while this one was stopped; it has changed nothing since."""
+
+    code = "part-sealed"
+    exit_code = EX_DATAERR
+
+
 class UnsupportedFeature(LogitStoreError, NotImplementedError):
     """A part needs a feature that this version of logitstore does not have."""
 
@@ -212,6 +222,18 @@ class TransientIOError(StorageError):
     """A read or a write failed in a way that may pass."""
 
     code = "transient-io"
+
+
+class WriterBusy(StorageError):
+    """What needs to be alone with a part is not: another writer is at work, or is stopped in the middle of it."""
+
+    code = "writer-busy"
+
+
+class UnsafeFileSystem(StorageError):
+    """The file system can neither link a file to a free name nor rename it to one: writers would overwrite."""
+
+    code = "unsafe-file-system"
 
 
 class CommitStateUnknown(StorageError):
