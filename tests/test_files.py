@@ -1,5 +1,6 @@
 """Does an object appear whole or not at all, once, and durably, and what is said when it cannot?"""
 
+import contextlib
 import errno
 import os
 import threading
@@ -10,10 +11,13 @@ import pytest
 
 from logitstore.storage.errors import (
     ConfigError,
+    LimitExceeded,
     LogitStoreError,
     StorageError,
     StorageFull,
     TransientIOError,
+    UnsafeFileSystem,
+    UntrustedStoreError,
 )
 from logitstore.storage.files import Folder, local_path
 
@@ -68,8 +72,9 @@ def test_bytes_then_link_then_directory(folder: Folder, monkeypatch: pytest.Monk
         real = getattr(os, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            subject = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[-1])
-            happened.append(f"{name} {'tmp' if '/tmp/' in subject.replace(str(folder.path), '') else 'x'}")
+            handle = arguments[0] if name == "fsync" else named.get("dst_dir_fd", named.get("dir_fd"))
+            subject = os.readlink(f"/proc/self/fd/{handle}").replace(str(folder.path), "")
+            happened.append(f"{name} {subject.split('/')[1 + subject.startswith('/__')]}")
             return real(*arguments, **named)
 
         monkeypatch.setattr(os, name, call)
@@ -116,7 +121,7 @@ def test_errors_of_the_system_are_typed_and_leave_nothing(
 ) -> None:
     folder.put_new("there", b"")
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
@@ -149,38 +154,149 @@ def test_a_file_on_the_way_is_said(tmp_path: Path) -> None:
 def test_staging_is_tidied_under_the_hands_of_a_writer(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another writer has sealed the part and takes the staging folder away: the object is staged anew."""
-    link, times = os.link, 0
+    """Another writer leaves and takes the empty staging folder away between its making and its use."""
+    real, times = os.open, 0
 
-    def tidied(source: Any, target: Any) -> None:
+    def tidied(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
         nonlocal times
-        times += 1
-        if times <= 3:
-            folder.drop_staging()
-        link(source, target)
+        if flags & os.O_EXCL and times < 3:
+            times += 1
+            folder.tidy()
+        return real(path, flags, *arguments, **named)
 
-    monkeypatch.setattr(os, "link", tidied)
+    monkeypatch.setattr(os, "open", tidied)
     assert folder.put_new("x", b"data")
-    assert (times, folder.read("x")) == (4, b"data")
+    assert (times, folder.read("x")) == (3, b"data")
 
 
 def test_staging_that_never_stays_is_an_error(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def vanish(*_: Any) -> None:
-        raise FileNotFoundError(errno.ENOENT, "No such file")
+    real = os.open
 
-    monkeypatch.setattr(os, "link", vanish)
-    with pytest.raises(
-        TransientIOError, match="expected a staging folder that stays, found one that vanished 8 times"
-    ):
+    def vanish(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        if flags & os.O_EXCL:
+            raise FileNotFoundError(errno.ENOENT, "No such file")
+        return real(path, flags, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", vanish)
+    with pytest.raises(StorageError, match="expected folders all the way, found one that vanished"):
         folder.put_new("x", b"data")
 
 
-def test_dropping_staging_takes_what_is_left_in_it(folder: Folder) -> None:
+def test_sweeping_takes_what_killed_writers_left(folder: Folder) -> None:
     folder.put_new("x", b"")
     (folder.path / TMP / "left").write_bytes(b"half")
-    folder.drop_staging()
-    folder.drop_staging()
+    folder.tidy()
+    assert (folder.path / TMP / "left").exists()  # tidying takes nothing away that might be somebody's
+    folder.sweep()
+    folder.sweep()
     assert not (folder.path / TMP).exists()
+
+
+def test_an_object_that_is_left_unpublished_leaves_nothing(folder: Folder) -> None:
+    with pytest.raises(RuntimeError), folder.stage("x") as (new,):
+        new.write(b"half")
+        raise RuntimeError
+    assert not folder.exists("x")
+    assert os.listdir(folder.path / TMP) == []
+
+
+@pytest.mark.parametrize("key", ["", "/x", "a//b", "../x", "a/../../x", "a/.", "nul\0", "x" * 256])
+def test_no_key_leads_out(folder: Folder, key: str) -> None:
+    for call in (folder.read, folder.exists, folder.remove, folder.sub, folder.size):
+        with pytest.raises(UntrustedStoreError, match="expected keys inside the store"):
+            call(key)
+    with pytest.raises(UntrustedStoreError, match="expected keys inside the store"):
+        folder.put_new(key, b"")
+
+
+def test_what_is_no_plain_file_is_not_opened(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_bytes(b"outside")
+    folder.put_new("inside", b"")
+    os.symlink(tmp_path / "secret" / "key", folder.path / "link")
+    os.symlink(tmp_path / "secret", folder.path / "folder")
+    os.mkfifo(folder.path / "pipe")
+    (folder.path / "directory").mkdir()
+    found = {
+        "link": "a symbolic link",
+        "folder/key": "a symbolic link",
+        "pipe": "a pipe",
+        "directory": "a folder",
+    }
+    for key, kind in found.items():
+        with pytest.raises(UntrustedStoreError, match=f"plain files all the way, found {kind}; do not use"):
+            folder.read(key)
+    with pytest.raises(UntrustedStoreError, match="found a symbolic link"):
+        folder.put_new("folder/new", b"")
+    with pytest.raises(UntrustedStoreError, match="found a symbolic link"):
+        folder.names("folder")
+    assert not folder.put_new("link", b"changed")  # the name is taken; what it points to is not touched
+    assert (tmp_path / "secret" / "key").read_bytes() == b"outside"
+    assert os.listdir(tmp_path / "secret") == ["key"]
+
+
+def test_a_file_beyond_its_limit_is_not_read(folder: Folder) -> None:
+    folder.put_new("x", b"12345")
+    assert folder.read("x", most=5) == b"12345"
+    with pytest.raises(LimitExceeded, match="expected at most 4 bytes, found 5 bytes"):
+        folder.read("x", most=4)
+    with (folder.path / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(LimitExceeded, match="found 1099511627776 bytes"):
+        folder.read("sparse")
+
+
+def test_a_name_that_was_had_although_the_call_failed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system loses the answer and sends the call again: the name is taken, by ourselves."""
+    real = os.link
+
+    def forgetful(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
+        real(*arguments, **named)
+
+    monkeypatch.setattr(os, "link", forgetful)
+    assert folder.put_new("x", b"ours")
+    assert not folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+
+
+def test_without_hard_links_a_rename_that_replaces_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    assert folder.put_new("x", b"first")
+    assert not folder.put_new("x", b"second")
+    assert folder.read("x") == b"first"
+    assert os.listdir(folder.path / TMP) == []
+    monkeypatch.setattr("logitstore.storage.files.rename_noreplace", none)
+    with pytest.raises(
+        UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
+    ):
+        folder.put_new("y", b"")
+    assert not folder.exists("y")
+
+
+def test_a_file_system_that_lets_names_be_taken_over_is_refused(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.prove_exclusive()
+    assert os.listdir(folder.path / TMP) == []
+    real = os.link
+
+    def replacing(source: Any, target: Any, **named: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target, dir_fd=named["dst_dir_fd"])
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "link", replacing)
+    with pytest.raises(UnsafeFileSystem, match="expected a file system that gives a name to one file only"):
+        folder.prove_exclusive()
+    assert os.listdir(folder.path / TMP) == []
 
 
 def test_removing_and_listing(folder: Folder) -> None:
