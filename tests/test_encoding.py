@@ -134,3 +134,21 @@ def test_encodings_by_name_and_by_description() -> None:
     for description in ({"kind": "codes"}, None, "float16", {}):
         with pytest.raises(UnsupportedFeature, match=re.escape(message)):
             encoding_described(description, "teachers/wide")
+
+
+def test_float16_is_rounded_as_numpy_rounds_it() -> None:
+    """Every float16 from 0 down, every tie between two of them, and the float32 on either side of each tie."""
+    halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves[1:] + halves[:-1]) / 2
+    sizes = np.concatenate(
+        [halves, ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(np.inf))]
+    )
+    logits = np.stack([np.zeros_like(sizes), -sizes], axis=1)
+    stored = encoding_named("float16").encode(logits, 0, "here")["logits"]
+    assert (stored.view(np.uint16) == (logits + np.float32(0)).astype(np.float16).view(np.uint16)).all()
+
+
+def test_a_minus_zero_is_stored_as_zero() -> None:
+    logits = np.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-0.0, -0.0, -1.0]], np.float32)
+    stored = encoding_named("float16").encode(logits, 0, "here")["logits"]
+    assert stored.view(np.uint16).tolist() == [[0, 0, 0xBC00]] * 3
