@@ -9,7 +9,7 @@
 | stdout closed by its reader | nothing | 141, as if SIGPIPE had ended it |
 | anything else | one line that asks to report it | 70 |
 
-With `-vv` the traceback comes before the line.
+With `-vv` the traceback comes before the line. What an error quotes of a store cannot steer the terminal.
 """
 
 import errno
@@ -19,6 +19,7 @@ import sys
 import click
 
 from .options import Settings
+from .output import printable
 
 EX_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
@@ -41,7 +42,7 @@ def report(error: BaseException, settings: Settings) -> int:
     if settings.verbosity >= 2 and not isinstance(error, click.ClickException | click.Abort):
         import traceback
 
-        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        click.echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
 
     if isinstance(error, LogitStoreError):
         line, code = str(error), error.exit_code
@@ -63,7 +64,7 @@ def report(error: BaseException, settings: Settings) -> int:
         hint = "" if settings.verbosity >= 2 else " of the same command with -vv"
         line = f"expected no error here, found {what}; this is a bug, please report it with the output{hint}"
         code = EX_SOFTWARE
-    click.echo("logitstore: " + " ".join(line.split()), err=True)
+    click.echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
     return code
 
 

@@ -1,7 +1,8 @@
 """What is in a store, as its metadata alone tell?
 
 Attributes, log, seals and specs are read, each checked; no shard is opened and nothing that a store names is
-imported. A part that needs a newer logitstore is listed with what it needs.
+imported. A part that cannot be read is listed with the reason, and the rest is shown all the same: what needs a
+newer logitstore is no error, what is damaged or refused makes the exit code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import examples, expect_option, json_option, store_argument, verbosity_options
-from .output import print_json, print_table, print_text
+from .output import print_json, print_table, print_text, printable
 from .show import clustering_record, format_bytes, part_bytes
 
 if TYPE_CHECKING:
     from ..storage.api import Store
+    from ..storage.errors import LogitStoreError
     from ..storage.store import SealedPart
 
 _NAMES_SHOWN = 20
@@ -33,27 +35,35 @@ _NAMES_SHOWN = 20
 @expect_option
 @json_option
 def command(store: str, expect: str | None, as_json: bool) -> None:
-    """Say what is in a STORE: rows, classes, captures and how they were made, clusterings, sizes, seals."""
-    from ..storage.api import open_store
+    """Say what is in a STORE: rows, classes, captures and how they were made, clusterings, sizes, seals.
 
-    found = describe(open_store(store, expect=expect))
+    What is damaged is named, the rest is shown; the exit code then is 65 (75 where it could not be read).
+    """
+    from ..storage.api import open_store
+    from ..storage.errors import LogitStoreError
+
+    damaged: list[LogitStoreError] = []
+    found = describe(open_store(store, expect=expect), damaged)
     if as_json:
         print_json(found)
     else:
         _print(found)
+    click.get_current_context().exit(max((error.exit_code for error in damaged), default=0))
 
 
-def describe(store: "Store") -> dict[str, Any]:
+def describe(store: "Store", damaged: "list[LogitStoreError] | None" = None) -> dict[str, Any]:
     """Everything that the metadata of a store say, as `inspect --json` prints it.
 
-    Raises ManifestInvalid or UntrustedStoreError where the metadata cannot be believed.
+    damaged: a list to which the errors of parts that are damaged, or refused, are added.
     """
-    from ..storage.errors import UnsupportedFeature
+    from ..storage.errors import LogitStoreError, UnsupportedFeature
     from ..storage.format import FORMAT_VERSION, SAMPLES
 
     root = store.root
     samples: dict[str, Any] | None = None
+    class_names: list[str] | None = None
     captures, clusterings, unreadable = [], [], []
+    failed: list[LogitStoreError] = [] if damaged is None else damaged
     for record in root.records:
         group, _, name = record.part.partition("/")
         try:
@@ -61,12 +71,25 @@ def describe(store: "Store") -> dict[str, Any]:
             about = {"digest": part.digest, "bytes": part_bytes(part)}
             if group == SAMPLES:
                 samples = {**about, **_samples(part)}
+                class_names = store.class_names
             elif group == "teachers":
                 captures.append({"name": name, **about, **_capture(store, name)})
             else:
                 clusterings.append({**clustering_record(store, name), **about})
-        except UnsupportedFeature as error:
+        except LogitStoreError as error:
             unreadable.append({"part": record.part, "reason": str(error)})
+            if not isinstance(error, UnsupportedFeature):
+                failed.append(error)
+    unsealed = []
+    for name in store.unsealed():
+        try:
+            begun = root.begun(name)
+        except LogitStoreError as error:
+            unreadable.append({"part": name, "reason": str(error)})
+            failed.append(error)
+            continue
+        if begun is not None:
+            unsealed.append({"part": name, "blocks_done": begun.blocks_done, "blocks": begun.blocks})
     parts = [samples, *captures, *clusterings]
     return {
         "path": store.path,
@@ -74,18 +97,14 @@ def describe(store: "Store") -> dict[str, Any]:
         "digest": store.digest,
         "num_rows": store.num_rows,
         "num_classes": store.num_classes,
-        "class_names": store.class_names if samples is not None else None,
+        "class_names": class_names,
         "block_rows": store.block_rows,
         "num_blocks": root.grid.num_blocks,
         "bytes": sum(part["bytes"] for part in parts if part is not None),
         "samples": samples,
         "captures": captures,
         "clusterings": clusterings,
-        "unsealed": [
-            {"part": part.name, "blocks_done": part.blocks_done, "blocks": part.blocks}
-            for part in map(root.begun, store.unsealed())
-            if part is not None
-        ],
+        "unsealed": unsealed,
         "unreadable": unreadable,
     }
 
@@ -119,7 +138,7 @@ def _print(found: Mapping[str, Any]) -> None:
         f"rows     {found['num_rows']:,} in {blocks:,} block{'s' if blocks > 1 else ''} "
         f"of {found['block_rows']:,}"
     )
-    print_text(f"classes  {found['num_classes']:,}{_listed(names)}")
+    print_text(printable(f"classes  {found['num_classes']:,}{_listed(names)}"))
     if samples is not None:
         print_text(f"inputs   {_inputs(samples['inputs'])}")
     _print_parts(found)
@@ -127,20 +146,19 @@ def _print(found: Mapping[str, Any]) -> None:
         print_text()
         print_text(f"teachers/{capture['name']}")
         for key, value in _flat(capture["provenance"]):
-            print_text(f"  {key} = {value}")
+            print_text(printable(f"  {key} = {value}"))
     for clustering in found["clusterings"]:
         print_text()
         print_text(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
         for members in clustering["sets"][:_NAMES_SHOWN]:
-            print_text(f"  {', '.join(members)}")
+            print_text(printable(f"  {', '.join(members)}"))
     for part in found["unsealed"]:
         print_text()
-        print_text(
-            f"{part['part']}: not sealed, {part['blocks_done']:,} of {part['blocks']:,} blocks are there"
-        )
+        done = f"{part['blocks_done']:,} of {part['blocks']:,}"
+        print_text(printable(f"{part['part']}: not sealed, {done} blocks are there"))
     for part in found["unreadable"]:
         print_text()
-        print_text(f"{part['part']}: cannot be read: {part['reason']}")
+        print_text(printable(f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}"))
 
 
 def _print_parts(found: Mapping[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """How does a command print its result?
 
 On stdout, as a table of plain aligned text (`print_table`) or as JSON (`print_json`), and nothing else goes
-there. A heading is bold where stdout is a terminal.
+there. A heading is bold where stdout is a terminal. Names and texts come from stores that others wrote: what would
+steer the terminal, or hide or reorder what is read on it, is printed as an escape (`printable`).
 """
 
 import dataclasses
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +17,29 @@ import click
 
 Cell = str | int | float | None
 """What may stand in a table. None is printed as an em dash, a number to the right."""
+
+_STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of characters that do something instead of being seen: control, format, line separators."""
+_JOINERS = "\u200c\u200d"
+"""Characters of category Cf that words of some scripts are spelt with."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""`text` with escapes in place of what steers a terminal: control characters, line ends, bidirectional marks.
+
+    keep: characters that stay as they are.
+
+    >>> printable("a\x1b[31m\nb\u202e"), printable("clàss ✓"), printable("a\nb", keep="\n")
+    ('a\\x1b[31m\\nb\\u202e', 'clàss ✓', 'a\nb')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in keep or character in _JOINERS or unicodedata.category(character) not in _STEERING
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def format_cell(value: Cell) -> str:
@@ -31,7 +56,7 @@ def format_cell(value: Cell) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
-    return value
+    return printable(value)
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
@@ -66,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title
     title: a line above it.
     """
     if title is not None:
-        click.echo(title)
+        print_text(title)
     heading, *lines = format_table(columns, rows)
     click.echo(click.style(heading, bold=True))
     for line in lines:
@@ -74,8 +99,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title
 
 
 def print_text(text: str = "") -> None:
-    """Print a line, or several, to stdout."""
-    click.echo(text)
+    """Print a line, or several, to stdout. What is put into a line from a store goes through `printable` first."""
+    click.echo(printable(text, keep="\n"))
 
 
 def print_json(value: Any) -> None:
@@ -83,7 +108,14 @@ def print_json(value: Any) -> None:
 
     value: of dicts, lists, scalars, dataclasses, paths and NumPy arrays and numbers.
     """
-    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON itself escapes what is below a space; the rest of what steers a terminal only stands in strings.
+    click.echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
+
+
+def _json_escape(character: str) -> str:
+    """The character, or its escape in a JSON string."""
+    return character if printable(character, keep="\n") == character else json.dumps(character)[1:-1]
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .output import print_table, print_text
+from .output import print_table, print_text, printable
 
 if TYPE_CHECKING:
     from ..pipeline.results import TableRow
@@ -34,11 +34,18 @@ def format_bytes(size: int) -> str:
 
 
 def part_bytes(part: "SealedPart") -> int:
-    """Bytes of a sealed part: its shards, as the seal has them, and the files beside them."""
-    from ..storage.format import SEAL, SEAL_TABLE
+    """Bytes of a sealed part: its shards, as the seal has them, and the files beside them.
 
-    keys = [*part.seal.files, SEAL, *([SEAL_TABLE] if part.seal.table_sha256 else [])]
-    files = sum(part.folder.read_range(key, 0, 0)[1] for key in keys)
+    Raises ManifestInvalid where one of these files is not there.
+    """
+    from ..storage.format import SEAL, SEAL_TABLE, invalid
+
+    files = 0
+    for key in [*part.seal.files, SEAL, *([SEAL_TABLE] if part.seal.table_sha256 else [])]:
+        try:
+            files += part.folder.read_range(key, 0, 0)[1]
+        except FileNotFoundError:
+            raise invalid(str(part.folder.path / key), "a file that the seal lists", "no file") from None
     return files + (part.table.total_bytes() if part.seal.arrays else 0)
 
 
@@ -63,23 +70,26 @@ def print_store(store: "Store") -> None:
 
 
 def clustering_record(store: "Store", name: str) -> dict[str, Any]:
-    """The sets of a clustering, by names of classes."""
+    """The sets of a clustering, by names of classes. Raises ManifestInvalid for sets of what is no class."""
+    from ..storage.reader import sets_of
+
     part = store.clustering(name)
     names = store.class_names
+    capture = part.spec.identity.get("capture")
     return {
         "name": name,
         "digest": part.digest,
-        "teacher": part.spec.identity.get("capture", {}).get("name"),
+        "teacher": capture.get("name") if isinstance(capture, Mapping) else None,
         "temperature": part.spec.identity.get("temperature"),
-        "sets": [[names[c] for c in members] for members in part.small("sets").tolist()],
+        "sets": [[names[c] for c in members] for members in sets_of(part, store.num_classes).tolist()],
     }
 
 
 def print_clustering(record: Mapping[str, Any]) -> None:
     """The same as a line a set."""
-    print_text(f"classes that {record['teacher']} confuses (clusters/{record['name']})")
+    print_text(printable(f"classes that {record['teacher']} confuses (clusters/{record['name']})"))
     for number, members in enumerate(record["sets"]):
-        print_text(f"  {number}: {', '.join(members)}")
+        print_text(printable(f"  {number}: {', '.join(members)}"))
 
 
 # Scores

@@ -9,7 +9,8 @@
 3. `expect_dataset`, `expect_module` and `expect_augmentation` check that what came back is what the
    factory is for.
 
-A factory runs code. Its name comes from the command line or from a local TOML file, never from a store.
+A factory runs code. Its name comes from the command line or from a local TOML file, never from a store: what a store
+says of the factories that it was made with is text, to be printed and compared.
 """
 
 import difflib
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 Factory = Callable[..., object]
 """Whatever a factory string names: a function or a class."""
 
-_FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)", re.ASCII)
+_FACTORY = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
+)
+_LONGEST = 300
+"""Characters of a factory string; no module has a name that long."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -67,12 +72,12 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
     >>> resolve("logitstore.pipeline.augment:shift").__name__
     'shift'
     """
-    match = _FACTORY.fullmatch(factory)
+    match = _FACTORY.fullmatch(factory) if len(factory) <= _LONGEST else None
     if match is None:
         raise FactoryError(
-            f"factory {factory!r}",
+            f"factory {factory[:_LONGEST]!r}",
             expected='"package.module:function"',
-            found=repr(factory),
+            found=repr(factory[:_LONGEST]),
             remedy="name the module and the function with one colon between them",
         )
     if base is not None and str(base.resolve()) not in sys.path:

@@ -1,14 +1,18 @@
 """How do weights get into a module and onto a disk, without code in the file and without half a file?
 
 1. Weights are safetensors. Torch's own `.pt` and `.pth` are read where the caller allows it, with
-   `weights_only=True`, and never written.
+   `weights_only=True` and a torch whose reader of them has no known hole, and never written. Which reader is used
+   follows from the name of the file alone: what one of them refuses is not given to the other.
 2. Every name and shape is compared before the first weight is changed; what differs is named.
 3. A file is written beside its place, flushed to the disk, and then renamed: whoever reads it sees the
    old one or the new one. Its sha256 is the teacher's identity in a store.
 """
 
 import hashlib
+import json
+import os
 from pathlib import Path
+from typing import Any, Final
 
 import safetensors.torch
 import torch
@@ -18,6 +22,10 @@ from ..storage.errors import BadDataError, ConfigError
 from .records import replace_file, weights_digest
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+MAX_HEADER_BYTES: Final = 16 << 20
+"""Of a safetensors file: 100,000 tensors need about ten."""
+SAFE_TORCH: Final = (2, 10)
+"""The first torch that checks what a pickle says of its storages (CVE-2026-24747); older ones may run over memory."""
 
 
 def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -> str:
@@ -31,12 +39,14 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
         raise BadDataError(
             str(path),
             expected="a file of weights",
-            found="a folder" if path.is_dir() else "nothing there",
+            found="a folder" if path.is_dir() else "no plain file" if path.exists() else "nothing there",
             remedy="correct the file name (relative ones start at the experiment file's folder)",
         )
+    before = _state(path)
     if path.suffix == ".safetensors":
         tensors = _read(path, pickled=False)
     elif path.suffix in _TORCH_SUFFIXES and allow_pickle:
+        _check_torch(path)
         tensors = _read(path, pickled=True)
     elif path.suffix in _TORCH_SUFFIXES:
         raise ConfigError(
@@ -54,6 +64,13 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
         )
     _check_tensors(module.state_dict(), tensors, path)
     digest = weights_digest(path)
+    if _state(path) != before:
+        raise BadDataError(
+            str(path),
+            expected="a file that stays as it is while it is read",
+            found="one that was exchanged or written to",
+            remedy="run the same command again when nothing writes it any more",
+        )
     module.load_state_dict(tensors)
     return digest
 
@@ -74,13 +91,34 @@ def save_weights(module: nn.Module, path: Path) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+def _state(path: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is exchanged or written to."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_torch(path: Path) -> None:
+    """Refuse pickles where the torch that is installed reads them unsafely. Raises ConfigError."""
+    version = tuple(int(number) for number in torch.__version__.split("+")[0].split(".")[:2])
+    if version < SAFE_TORCH:
+        raise ConfigError(
+            str(path),
+            expected=f"torch {'.'.join(map(str, SAFE_TORCH))} or newer, to read a {path.suffix} file",
+            found=f"torch {torch.__version__}",
+            remedy="convert the file with safetensors.torch.save_file, or install a newer torch",
+        )
+
+
 def _read(path: Path, *, pickled: bool) -> dict[str, Tensor]:
     try:
         if not pickled:
+            _check_header(path)
             return dict(safetensors.torch.load_file(path))
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        if not isinstance(tensors, dict) or not all(map(_is_plain, tensors.values())):
             raise TypeError("an object that is no mapping of names to tensors")
+        if not all(isinstance(name, str) for name in tensors):
+            raise TypeError("tensors whose names are no text")
         return tensors
     except Exception as error:  # both parsers raise many kinds; all of them mean that the file is none
         text = " ".join(str(error).split())
@@ -90,6 +128,32 @@ def _read(path: Path, *, pickled: bool) -> dict[str, Tensor]:
             found=f"{type(error).__name__}: {text if len(text) <= 200 else text[:199] + '…'}",
             remedy="write it again, with the state dict of the module alone",
         ) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor of numbers that are all there."""
+    return isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a safetensors header that is too long, or that names a tensor twice. Raises ValueError.
+
+    Everything else of it is checked by the library, which takes the last of two tensors of one name.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a header with a name that occurs twice")
+        return found
+
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > os.fstat(file.fileno()).st_size - 8:
+            return  # the library names what is wrong
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes, where {MAX_HEADER_BYTES} are the most that is read")
+        json.loads(file.read(size), object_pairs_hook=unique)
 
 
 def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
@@ -106,8 +170,13 @@ def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path)
             raise refuse(f"a tensor {name!r}", f"none among the {len(given)} of the file")
         if given[name].shape != tensor.shape:
             raise refuse(f"{name!r} of shape {tuple(tensor.shape)}", f"{tuple(given[name].shape)}")
-        if given[name].is_floating_point() != tensor.is_floating_point():
+        if _number_kind(given[name]) != _number_kind(tensor):
             raise refuse(f"{name!r} of {tensor.dtype}", f"{given[name].dtype}")
     for name in given:
         if name not in own:
             raise refuse(f"only the {len(own)} tensors of the model", f"also {name!r}")
+
+
+def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether the numbers of a tensor are floating, and whether they are complex."""
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -1,6 +1,6 @@
 """What do the files of a store look like? (docs/format-v1.md as code: names, JSON, array metadata)
 
-1. Constants: version, features, keys, names.
+1. Constants: version, features, keys, names, and the limits that a reader sets to what a store states.
 2. Canonical JSON: equal content is equal bytes; reading is strict and bounded.
 3. `ArrayLayout`: one array's `zarr.json`, written from it and checked back into it against an allow-list.
 
@@ -34,12 +34,39 @@ SEAL: Final = f"{PRIVATE}/seal.json"
 SEAL_TABLE: Final = f"{PRIVATE}/seal.bin"
 COMMITS: Final = f"{PRIVATE}/commits"
 STAGING: Final = f"{PRIVATE}/tmp"
+LOCK: Final = f"{PRIVATE}/lock"
 LOG: Final = f"{PRIVATE}/log"
 
+# Limits of readers: what a store may state at most. docs/format-v1.md has the same table under this name.
+
 MAX_JSON_BYTES: Final = 1 << 20
-MAX_SHARD_BYTES: Final = 1 << 30
-MAX_CHUNK_BYTES: Final = 64 << 20
+"""Of a JSON file."""
+MAX_JSON_DEPTH: Final = 32
+"""Levels of lists and objects in a JSON file, the outermost counted."""
+MAX_SEAL_TABLE_BYTES: Final = 64 << 20
+"""Of a part's seal.bin; with it, the blocks of all views that a reader walks through."""
+MAX_PARTS: Final = 4096
+"""Of a store: records of its log."""
+MAX_ROWS: Final = 1 << 40
+"""Of a store."""
+MAX_CLASSES: Final = 1 << 20
+"""Of a store: a reader makes a list of their names."""
+MAX_BLOCKS: Final = 1 << 20
+"""Of one view."""
+MAX_VIEWS: Final = 1 << 16
+"""Of a capture."""
+MAX_ARRAYS: Final = 32
+"""Of a part."""
 MAX_DIMENSIONS: Final = 8
+"""Of an array."""
+MAX_SHARD_BYTES: Final = 1 << 30
+"""Of a shard before its codec."""
+MAX_CHUNK_BYTES: Final = 64 << 20
+"""Of an inner chunk, or a chunk of a small array, before its codec; so also of a single row."""
+MAX_CHUNKS_PER_SHARD: Final = 1 << 20
+"""Inner chunks of a shard: the entries of its index."""
+MAX_SMALL_CHUNKS: Final = 1 << 14
+"""Chunks of a small array: more do not fit into a seal."""
 
 DTYPES: Final[Mapping[str, str]] = {
     "float16": "<f2",
@@ -57,6 +84,9 @@ INPUT_DTYPES: Final = ("uint8", "int64", "float16", "float32")
 """Dtypes of inputs that `samples` may hold."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_RESTORE = "run `logitstore verify` and restore the file from a copy"
+_DISTRUST = "do not use this store: logitstore writes none like it"
 
 
 def check_name(name: str, where: str) -> str:
@@ -83,49 +113,79 @@ def sha256_hex(data: bytes | memoryview) -> str:
 def canonical_json(value: object) -> bytes:
     """The one spelling of a JSON value: sorted keys, no white space, shortest floats, a line feed.
 
+    Keys that are numbers become text before they are sorted.
+
     >>> canonical_json({"b": 1, "a": [1.5, None]})
     b'{"a":[1.5,null],"b":1}\\n'
     """
+    return _spelled(_with_text_keys(value))
+
+
+def _spelled(value: object) -> bytes:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` spells. Raises ManifestInvalid for anything else, duplicate keys included."""
-
-    def invalid(found: str) -> ManifestInvalid:
-        return ManifestInvalid(
-            where,
-            expected="a JSON object as logitstore writes it",
-            found=found,
-            remedy="run `logitstore verify` and restore the file from a copy",
-        )
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise invalid("a key that occurs twice")
-        return dict(pairs)
-
-    def refuse(constant: str) -> Any:
-        raise invalid(f"the number {constant}")
-
-    if len(data) > MAX_JSON_BYTES:
-        raise LimitExceeded(
-            where,
-            expected=f"at most {MAX_JSON_BYTES} bytes of JSON",
-            found=f"{len(data)} bytes",
-            remedy="do not use this store: logitstore writes no such file",
-        )
-    try:
-        value = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ManifestInvalid):
-            raise
-        raise invalid(f"{len(data)} bytes that do not parse ({type(error).__name__})") from None
+def _with_text_keys(value: Any) -> Any:
+    """`value` with the keys that it will have in JSON: 10 comes before 9 there. Raises ValueError where two meet."""
+    if isinstance(value, list | tuple):
+        return [_with_text_keys(item) for item in value]
     if not isinstance(value, dict):
-        raise invalid(f"a JSON {type(value).__name__}")
+        return value
+    keys = [key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0})))) for key in value]
+    if len(set(keys)) != len(keys):
+        raise ValueError("two keys that are spelled alike")
+    return dict(zip(keys, map(_with_text_keys, value.values()), strict=True))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The object that `data` spells canonically.
+
+    Raises ManifestInvalid for anything else (another spelling of the same object, a key that occurs twice, NaN
+    and numbers beyond float64 included), LimitExceeded where it is larger or deeper than a reader follows.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise beyond(where, MAX_JSON_BYTES, "bytes of JSON", f"{len(data)} bytes")
+    try:
+        value = json.loads(data)
+        if _is_deeper(value, MAX_JSON_DEPTH):
+            raise RecursionError
+        canonical = _spelled(value) == data
+    except RecursionError:
+        raise beyond(where, MAX_JSON_DEPTH, "levels of JSON", "more") from None
+    except ValueError as error:
+        raise _not_ours(where, f"{len(data)} bytes that do not parse ({type(error).__name__})") from None
+    if not canonical:
+        raise _not_ours(where, f"{len(data)} bytes of JSON in another spelling than the canonical one")
+    if not isinstance(value, dict):
+        raise _not_ours(where, f"a JSON {type(value).__name__}")
     return value
+
+
+def _not_ours(where: str, found: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        where, expected="a JSON object as logitstore writes it", found=found, remedy=_RESTORE
+    )
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects are nested in more than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
+
+
+def beyond(where: str, most: int, what: str, found: object) -> LimitExceeded:
+    """The error of a size that is over a limit of readers, to be raised.
+
+    >>> print(beyond("seal.json", 32, "arrays", 40))
+    seal.json: expected at most 32 arrays, found 40; do not use this store: logitstore writes none like it
+    """
+    return LimitExceeded(where, expected=f"at most {most} {what}", found=str(found)[:80], remedy=_DISTRUST)
+
+
+def invalid(where: str, expected: str, found: object) -> ManifestInvalid:
+    """The error of metadata that say something impossible, to be raised."""
+    return ManifestInvalid(where, expected=expected, found=str(found)[:120], remedy=_RESTORE)
 
 
 def group_metadata(attributes: Mapping[str, object] | None = None) -> bytes:
@@ -135,10 +195,14 @@ def group_metadata(attributes: Mapping[str, object] | None = None) -> bytes:
 
 
 def group_attributes(data: bytes, where: str) -> dict[str, Any]:
-    """`attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError where there is none."""
+    """`attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError where there is none.
+
+    Raises UntrustedStoreError where there is more, such as consolidated metadata, which other readers would follow.
+    """
     value = parse_json(data, where)
     attributes = value.get("attributes")
-    ours = attributes.get("logitstore") if isinstance(attributes, dict) else None
+    attributes = attributes if isinstance(attributes, dict) else {}
+    ours = attributes.get("logitstore")
     if value.get("node_type") != "group" or value.get("zarr_format") != 3 or not isinstance(ours, dict):
         raise NotAStoreError(
             where,
@@ -147,6 +211,14 @@ def group_attributes(data: bytes, where: str) -> dict[str, Any]:
             remedy="name the folder of a store that logitstore made",
         )
     check_version(ours.get("format_version"), where)
+    more = sorted((set(value) | set(attributes)) - {"attributes", "node_type", "zarr_format", "logitstore"})
+    if more:
+        raise UntrustedStoreError(
+            where,
+            expected="a group with logitstore's attributes alone",
+            found=f"{more} as well"[:120],
+            remedy=_DISTRUST,
+        )
     return ours
 
 
@@ -162,16 +234,44 @@ def check_version(version: object, where: str) -> None:
         )
 
 
-def integer(value: object, minimum: int, where: str, key: str) -> int:
-    """`value` as an int of at least `minimum`. Raises ManifestInvalid."""
+def integer(value: object, minimum: int, where: str, key: str, maximum: int | None = None) -> int:
+    """`value` as an int in a range. Raises ManifestInvalid, LimitExceeded where it is over `maximum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ManifestInvalid(
-            f"{where}: {key}",
-            expected=f"an integer of at least {minimum}",
-            found=repr(value)[:80],
-            remedy="run `logitstore verify` and restore the file from a copy",
-        )
+        raise invalid(f"{where}: {key}", f"an integer of at least {minimum}", shorten(value))
+    if maximum is not None and value > maximum:
+        raise beyond(f"{where}: {key}", maximum, "for a reader", shorten(value))
     return value
+
+
+def table(value: object, where: str, key: str) -> dict[str, Any]:
+    """`value` as a JSON object. Raises ManifestInvalid."""
+    if not isinstance(value, dict):
+        raise invalid(f"{where}: {key}", "a JSON object", shorten(value))
+    return value
+
+
+def texts(value: object, where: str, key: str) -> list[str]:
+    """`value` as a list of strings. Raises ManifestInvalid."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise invalid(f"{where}: {key}", "a list of strings", shorten(value))
+    return value
+
+
+def shorten(value: object, most: int = 80) -> str:
+    """`repr(value)`, cut: a number of a store may have thousands of digits.
+
+    >>> shorten(10**5000), shorten("row")
+    ('an integer of 16610 bits', "'row'")
+    """
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to spell it
+    return repr(value)[:most]
+
+
+def parse_spec(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`identity` and `notes` of a part's `spec.json`. Raises ManifestInvalid or LimitExceeded."""
+    value = parse_json(data, where)
+    return tuple(table(value.get(key, {}), where, key) for key in ("identity", "notes"))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -186,7 +286,19 @@ class RootAttributes:
     """Rows a block, R: a power of two."""
 
     def to_bytes(self) -> bytes:
-        """The root's `zarr.json`."""
+        """The root's `zarr.json`. Raises ConfigError for what no reader would open."""
+        for key, found, most in (
+            ("num_rows", self.num_rows, MAX_ROWS),
+            ("num_classes", self.num_classes, MAX_CLASSES),
+            ("blocks", -(-self.num_rows // self.block_rows), MAX_BLOCKS),
+        ):
+            if found > most:
+                raise ConfigError(
+                    key,
+                    expected=f"at most {most}, the limit of readers",
+                    found=str(found),
+                    remedy="make several stores of it, or larger blocks",
+                )
         return group_metadata(
             {
                 "format_version": FORMAT_VERSION,
@@ -198,20 +310,18 @@ class RootAttributes:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "RootAttributes":
-        """Read it back. Raises NotAStoreError or ManifestInvalid."""
+        """Read it back. Raises NotAStoreError, ManifestInvalid or LimitExceeded."""
         ours = group_attributes(data, where)
         root = cls(
-            integer(ours.get("num_rows"), 1, where, "num_rows"),
-            integer(ours.get("num_classes"), 2, where, "num_classes"),
-            integer(ours.get("block_rows"), 1, where, "block_rows"),
+            integer(ours.get("num_rows"), 1, where, "num_rows", MAX_ROWS),
+            integer(ours.get("num_classes"), 2, where, "num_classes", MAX_CLASSES),
+            integer(ours.get("block_rows"), 1, where, "block_rows", MAX_SHARD_BYTES),
         )
         if root.block_rows & (root.block_rows - 1):
-            raise ManifestInvalid(
-                f"{where}: block_rows",
-                expected="a power of two",
-                found=str(root.block_rows),
-                remedy="run `logitstore verify` and restore the file from a copy",
-            )
+            raise invalid(f"{where}: block_rows", "a power of two", root.block_rows)
+        blocks = -(-root.num_rows // root.block_rows)
+        if blocks > MAX_BLOCKS:
+            raise beyond(where, MAX_BLOCKS, "blocks a view", blocks)
         return root
 
 
@@ -332,9 +442,7 @@ class ArrayLayout:
         value = parse_json(data, where)
         try:
             layout = cls._from_json(name, value)
-            known = layout is not None and canonical_json(
-                parse_json(layout.to_bytes(), where)
-            ) == canonical_json(value)
+            known = layout is not None and layout.to_bytes() == data
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             layout, known = None, False
         if layout is None or not known:
@@ -344,7 +452,7 @@ class ArrayLayout:
                 found=f"{str(value.get('data_type'))[:40]!r} with metadata of another form",
                 remedy="do not read it with logitstore; look at it with zarr.open(..., zarr_format=3)",
             )
-        layout._check_sizes(where)
+        layout.check_sizes(where)
         return layout
 
     @classmethod
@@ -352,6 +460,8 @@ class ArrayLayout:
         """The layout that would write `value`, if one does: the caller compares the two."""
         shape, dimensions = tuple(value["shape"]), tuple(value["dimension_names"])
         if value["data_type"] not in DTYPES or len(shape) != len(dimensions) or not shape:
+            return None
+        if not _ARRAY_NAME.fullmatch(name) or not all(isinstance(d, str) for d in dimensions):
             return None
         axis = dimensions.index("row") if "row" in dimensions else 0
         grid = value["chunk_grid"]["configuration"]["chunk_shape"]
@@ -363,27 +473,32 @@ class ArrayLayout:
             return None
         return cls(name, shape, value["data_type"], dimensions, grid[axis], inner, fill, value["attributes"])
 
-    def _check_sizes(self, where: str) -> None:
-        def too_much(what: str, found: int, most: int) -> LimitExceeded:
-            return LimitExceeded(
+    def check_sizes(self, where: str) -> None:
+        """Refuse sizes that no array of a store has. Raises LimitExceeded or ManifestInvalid."""
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise beyond(where, MAX_DIMENSIONS, "dimensions", len(self.shape))
+        if max(self.shape) > MAX_ROWS:
+            raise beyond(where, MAX_ROWS, "elements along a dimension", shorten(max(self.shape)))
+        if 0 in self.shape or self.shard_rows < 1 or (self.is_block_array and self.chunk_rows < 1):
+            raise invalid(where, "sizes of at least 1", f"{self._sizes} of which one is 0")
+        if self.shard_rows * self.row_bytes > MAX_SHARD_BYTES:
+            raise beyond(where, MAX_SHARD_BYTES, "bytes a shard", shorten(self.shard_rows * self.row_bytes))
+        chunk_rows = self.chunk_rows if self.is_block_array else self.shard_rows
+        if chunk_rows * self.row_bytes > MAX_CHUNK_BYTES:
+            raise beyond(where, MAX_CHUNK_BYTES, "bytes a chunk", shorten(chunk_rows * self.row_bytes))
+        if self.is_block_array:
+            if self.shard_rows % self.chunk_rows:
+                raise invalid(where, "chunks that divide the shard", self._sizes)
+            if self.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
+                raise beyond(where, MAX_CHUNKS_PER_SHARD, "chunks a shard", self.chunks_per_shard)
+        elif -(-self.shape[0] // self.shard_rows) > MAX_SMALL_CHUNKS:
+            raise beyond(
                 where,
-                expected=f"at most {most} {what}",
-                found=str(found),
-                remedy="do not use this store: logitstore writes no such array",
+                MAX_SMALL_CHUNKS,
+                "chunks of an array without rows",
+                f"{self.shape[0]} in {self._sizes}",
             )
 
-        if len(self.shape) > MAX_DIMENSIONS:
-            raise too_much("dimensions", len(self.shape), MAX_DIMENSIONS)
-        if self.shard_rows * self.row_bytes > MAX_SHARD_BYTES:
-            raise too_much("bytes a shard", self.shard_rows * self.row_bytes, MAX_SHARD_BYTES)
-        chunk_rows = self.chunk_rows if self.is_block_array else self.shard_rows
-        if chunk_rows > 1 and chunk_rows * self.row_bytes > MAX_CHUNK_BYTES:
-            raise too_much("bytes a chunk", chunk_rows * self.row_bytes, MAX_CHUNK_BYTES)
-        powers = chunk_rows > 0 and (not self.is_block_array or self.shard_rows % chunk_rows == 0)
-        if not powers or self.shard_rows < 1:
-            raise ManifestInvalid(
-                where,
-                expected="chunks that divide the shard",
-                found=f"{self.shard_rows} rows a shard, {self.chunk_rows} rows a chunk",
-                remedy="run `logitstore verify` and restore the file from a copy",
-            )
+    @property
+    def _sizes(self) -> str:
+        return f"{shorten(self.shard_rows)} rows a shard, {shorten(self.chunk_rows)} rows a chunk"

@@ -6,13 +6,25 @@ sizes is believed.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from .errors import LimitExceeded, ManifestInvalid
-from .format import MAX_SHARD_BYTES, ArrayLayout
+from .format import (
+    MAX_ARRAYS,
+    MAX_CHUNK_BYTES,
+    MAX_SEAL_TABLE_BYTES,
+    MAX_SHARD_BYTES,
+    MAX_VIEWS,
+    PRIVATE,
+    ROOT_METADATA,
+    ArrayLayout,
+    beyond,
+    invalid,
+)
 from .grid import Grid, plan_chunk_rows
 
 SMALL_CHUNK_BYTES: Final = 32 << 20
@@ -57,6 +69,17 @@ DTYPES_OF: Final[Mapping[str, str]] = {
 }
 """Zarr's dtype of the arrays that have only one; `logits` and `input` have several."""
 
+REQUIRED: Final[Mapping[str, frozenset[str]]] = {
+    "samples": frozenset({"source", "digest", "label"}),
+    "capture": frozenset({"logits", "peak", "seen", "classes"}),
+    "clustering": frozenset(),
+}
+"""Arrays that every part of a kind has."""
+
+_CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
+_OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
+"""The spec, and what a later minor version may put beside it."""
+
 
 def dimensions_of(kind: str, name: str, num_dimensions: int) -> tuple[str, ...] | None:
     """The dimensions of an array; None where the format does not know it.
@@ -81,7 +104,7 @@ def fill_value(dtype: str) -> float | int:
 def block_array(
     kind: str, name: str, dtype: str, grid: Grid, *, views: int, row_shape: tuple[int, ...], where: str
 ) -> ArrayLayout:
-    """The layout of an array of rows. Raises LimitExceeded where a shard would pass 1 GiB.
+    """The layout of an array of rows. Raises LimitExceeded where a shard would pass 1 GiB, or a row 64 MiB.
 
     views: views of a capture; not used in samples. row_shape: shape of one row.
     """
@@ -92,6 +115,13 @@ def block_array(
             expected=f"shards of at most {MAX_SHARD_BYTES} bytes",
             found=f"{grid.block_rows} rows of {row_bytes} bytes",
             remedy="make a store with a smaller block_rows",
+        )
+    if row_bytes > MAX_CHUNK_BYTES:
+        raise LimitExceeded(
+            f"{where}: {name}",
+            expected=f"rows of at most {MAX_CHUNK_BYTES} bytes",
+            found=f"rows of {row_bytes} bytes",
+            remedy="do not store the inputs, or cut them into smaller examples",
         )
     shape = (grid.num_rows, *row_shape) if kind == "samples" else (views, grid.num_rows, *row_shape)
     dimensions = dimensions_of(kind, name, len(shape))
@@ -106,6 +136,72 @@ def small_array(kind: str, name: str, shape: tuple[int, ...]) -> ArrayLayout:
     element_bytes = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
     rows = max(1, min(shape[0], SMALL_CHUNK_BYTES // element_bytes))
     return ArrayLayout(name, shape, dtype, dimensions, rows, 0, fill_value(dtype))
+
+
+def check_part(
+    kind: str,
+    layouts: Mapping[str, ArrayLayout],
+    grid: Grid,
+    where: str,
+    *,
+    arrays: Sequence[tuple[str, int]],
+    shape: tuple[int, int],
+    table_bytes: int,
+    files: Collection[str],
+) -> None:
+    """Refuse arrays, and a seal of them, that a part of this store would not have.
+
+    layouts: every array of the part. where: the part. arrays, shape, table_bytes, files: what its seal says: of the
+    block arrays (name, chunks a shard), of (views, blocks), of the size of seal.bin, and the keys that it lists.
+    Raises ManifestInvalid or LimitExceeded.
+    """
+    if len(layouts) > MAX_ARRAYS:
+        raise beyond(where, MAX_ARRAYS, "arrays", len(layouts))
+    missing = REQUIRED[kind] - set(layouts)
+    if missing:
+        raise invalid(where, f"the arrays of a part of kind {kind!r}", f"no array {min(missing)!r}")
+    sharded = {name: layout.chunks_per_shard for name, layout in layouts.items() if layout.is_block_array}
+    if len(arrays) != len(sharded) or dict(arrays) != sharded:
+        listed = [name for name, _ in arrays]
+        raise invalid(where, f"a seal of the block arrays {sorted(sharded)}", f"one of {listed}")
+    views, blocks = shape
+    if blocks != (grid.num_blocks if sharded else 0) or bool(views) != bool(sharded):
+        raise invalid(
+            where, f"{grid.num_blocks if sharded else 0} blocks a view", f"{views} views x {blocks}"
+        )
+    most = 1 if kind == "samples" else MAX_VIEWS
+    if views > most:
+        raise beyond(where, most, "views", views)
+    expected = views * blocks * sum(40 + 4 * chunks for chunks in sharded.values())
+    if expected > MAX_SEAL_TABLE_BYTES:
+        raise beyond(where, MAX_SEAL_TABLE_BYTES, "bytes of seal.bin", expected)
+    if table_bytes != expected:
+        raise invalid(where, f"{expected} bytes of seal.bin", table_bytes)
+    _check_files(layouts, files, where)
+    for name, layout in layouts.items():
+        check_layout(layout, kind, grid, views, f"{where}/{name}/zarr.json")
+    if kind == "capture" and layouts["logits"].row_shape != layouts["classes"].shape:
+        raise invalid(where, "a class for each column of logits", f"{layouts['classes'].shape[0]} classes")
+
+
+def _check_files(layouts: Mapping[str, ArrayLayout], files: Collection[str], where: str) -> None:
+    """Refuse a seal that lists other files than those of the arrays and of the part itself, or not all of them."""
+    chunks = dict.fromkeys((name for name, layout in layouts.items() if not layout.is_block_array), 0)
+    for key in files:
+        name, _, chunk = key.rpartition("/")
+        number = _CHUNK.fullmatch(chunk)
+        if name in chunks and number and layouts[name].key(int(number[1])) == key:
+            chunks[name] += 1
+        elif not (
+            key == ROOT_METADATA or _OWN_FILE.fullmatch(key) or (name in layouts and chunk == ROOT_METADATA)
+        ):
+            raise invalid(where, "a seal that lists the files of the part", f"{key[:80]!r} in it")
+    for name, found in chunks.items():
+        layout = layouts[name]
+        expected = -(-layout.shape[0] // layout.shard_rows)
+        # Each is listed once, so that as many as there are, and none beyond the last, are all of them.
+        if found != expected or layout.key(expected) in files:
+            raise invalid(f"{where}/{name}", f"{expected} chunks in the seal", found)
 
 
 def check_layout(layout: ArrayLayout, kind: str, grid: Grid, views: int, where: str) -> None:

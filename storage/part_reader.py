@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, ShardCorrupt, ShardMissing
+from .errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
 from .format import ArrayLayout
 from .grid import Grid
-from .shard import chunk_span, decode_chunks
+from .shard import chunk_span, decode_chunks, shard_bytes
 from .store import SealedPart
 
 
@@ -58,13 +58,22 @@ class PartReader:
         self.grid = grid
 
     def layout(self, array: str) -> ArrayLayout:
-        """How an array is cut."""
-        return self.part.layouts[array]
+        """How an array of rows is cut. Raises PartNotFound where the part has none of that name."""
+        layout = self.part.layouts.get(array)
+        if layout is None or not layout.is_block_array:
+            raise PartNotFound(
+                str(self.part.folder.path),
+                expected="one of its arrays of rows",
+                found=repr(array),
+                remedy="look at what there is with `logitstore inspect`",
+            )
+        return layout
 
     def read(self, array: str, rows: Any, view: int = 0) -> NDArray[Any]:
         """Rows of one view of an array, as stored: (len(rows), *row shape).
 
-        Raises ConfigError for rows or a view that are not there, ShardMissing, ShardCorrupt.
+        Raises ConfigError for rows or a view that are not there, LimitExceeded for more rows than there is memory
+        for, ShardMissing, ShardCorrupt.
         """
         layout = self.layout(array)
         views = max(1, self.part.seal.views) if layout.row_axis else 1
@@ -76,14 +85,22 @@ class PartReader:
                 remedy="choose a view that was captured",
             )
         rows = check_rows(rows, self.grid.num_rows)
-        out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
-        if isinstance(rows, range):
-            for block, piece in self.grid.split(rows.start, rows.stop):
-                self._read_span(
-                    layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
-                )
-        else:
-            self._read_scattered(layout, view, rows, out)
+        try:
+            out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
+            if isinstance(rows, range):
+                for block, piece in self.grid.split(rows.start, rows.stop):
+                    self._read_span(
+                        layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
+                    )
+            else:
+                self._read_scattered(layout, view, rows, out)
+        except MemoryError:
+            raise LimitExceeded(
+                f"{self.part.folder.path}: {array}",
+                expected="rows that fit into memory",
+                found=f"{len(rows)} rows of {layout.row_bytes} bytes",
+                remedy="read fewer rows at a time",
+            ) from None
         return out
 
     def _read_span(self, layout: ArrayLayout, view: int, block: int, rows: range, out: NDArray[Any]) -> None:
@@ -118,6 +135,14 @@ class PartReader:
         key = layout.shard_key(view, block)
         where = f"{self.part.folder.path / key} (rows {self.grid.rows(block).start} to {self.grid.rows(block).stop - 1})"
         expected = self.part.table.size(layout.name, view, block)
+        whole = shard_bytes(layout, len(self.grid.rows(block)))
+        if expected != whole:
+            raise ShardCorrupt(
+                where,
+                expected=f"a shard of {whole} bytes in the seal",
+                found=f"one of {expected}",
+                remedy="do not read this part: no writer of this format sealed it",
+            )
         offset, length = chunk_span(layout, first, last)
         try:
             data, size = self.part.folder.read_range(key, offset, length)
@@ -126,14 +151,14 @@ class PartReader:
                 where,
                 expected=f"a shard of {expected} bytes",
                 found="no file",
-                remedy="restore the file from a copy, or capture this part again under another name",
+                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
             ) from None
         if size != expected or len(data) != length:
             raise ShardCorrupt(
                 where,
                 expected=f"{expected} bytes",
                 found=str(size),
-                remedy="restore the file from a copy, or capture this part again under another name",
+                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
             )
         checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
         return decode_chunks(layout, data, checksums, where, first)

@@ -1,7 +1,7 @@
-"""What is in a store: the samples of its transfer set, and the logits of each teacher?
+"""What is in a store: the samples of its transfer set, the logits of each teacher, the sets of a clustering?
 
-`Samples` and `CaptureReader` give the arrays of a sealed part their names and meanings; `part_reader` reads
-them.
+`Samples`, `CaptureReader` and `sets_of` give the arrays of a sealed part their names and meanings, and refuse
+values that can have none; `part_reader` reads them.
 """
 
 from functools import cached_property
@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
 from .encoding import FloatEncoding, encoding_described
-from .format import SAMPLES
+from .format import SAMPLES, SPEC, integer, invalid, shorten, table
 from .part_reader import LazyRows, PartReader
 from .store import Root, SealedPart, Spec
 
@@ -43,7 +43,12 @@ class Samples:
     @cached_property
     def labels(self) -> Int64[np.ndarray, " rows"]:
         """The class of each row, -1 where unknown."""
-        return self._reader.read("label", slice(None))
+        return self.labels_of(slice(None))
+
+    def labels_of(self, rows: Any) -> Int64[np.ndarray, " rows"]:
+        """The class of each of `rows` (a slice, or ascending integers). Raises ManifestInvalid for what is no class."""
+        where = f"{self._part.folder.path}/label"
+        return in_range(self._reader.read("label", rows), -1, self._num_classes, where)
 
     @cached_property
     def source(self) -> Int64[np.ndarray, " rows"]:
@@ -65,14 +70,18 @@ class Samples:
         """The id of each row; None where there are none."""
         if "id" not in self._part.layouts:
             return None
-        return [bytes(row).rstrip(b"\0").decode() for row in self._reader.read("id", slice(None))]
+        return texts_of(self._reader.read("id", slice(None)), f"{self._part.folder.path}/id")
 
     @cached_property
     def class_names(self) -> list[str]:
         """The name of each class; its number where it has none."""
         if "class_name" not in self._part.layouts:
             return [str(c) for c in range(self._num_classes)]
-        return [bytes(row).rstrip(b"\0").decode() for row in self._part.small("class_name")]
+        where = f"{self._part.folder.path}/class_name"
+        named = self._part.layouts["class_name"].shape[0]
+        if named != self._num_classes:
+            raise invalid(where, f"{self._num_classes} names", named)
+        return texts_of(self._part.small("class_name"), where)
 
 
 class CaptureReader:
@@ -81,12 +90,21 @@ class CaptureReader:
     def __init__(self, root: Root, name: str) -> None:
         self._part = root.part(f"teachers/{name}")
         self._reader = PartReader(self._part, root.grid)
+        self._num_classes = root.attributes.num_classes
         self.name = name
         """The teacher's name."""
-        self.encoding: FloatEncoding = encoding_described(
-            self._part.spec.identity.get("encoding"), self._part.name
-        )
+        where = f"{self._part.folder.path}/{SPEC}"
+        encoding = table(self._part.spec.identity.get("encoding"), where, "encoding")
+        if not isinstance(encoding.get("kind"), str):
+            raise invalid(f"{where}: encoding", "a kind", shorten(encoding.get("kind")))
+        self.encoding: FloatEncoding = encoding_described(encoding, self._part.name)
         """How its logits are stored."""
+        if self._part.layouts["logits"].dtype != self.encoding.kind:
+            raise invalid(where, f"logits in {self.encoding.kind}", self._part.layouts["logits"].dtype)
+        augmentation = self._part.spec.identity.get("augmentation")
+        if augmentation is not None:
+            first = table(augmentation, where, "augmentation").get("first_view", 0)
+            integer(first, 0, where, "augmentation: first_view")
 
     @property
     def digest(self) -> str:
@@ -117,7 +135,8 @@ class CaptureReader:
     @cached_property
     def classes(self) -> Int64[np.ndarray, " classes"]:
         """The store's class of each column, -1 the dustbin class."""
-        return self._part.small("classes")
+        where = f"{self._part.folder.path}/classes"
+        return in_range(self._part.small("classes"), -1, self._num_classes, where)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -148,3 +167,47 @@ class CaptureReader:
     def seen(self, rows: Any, view: int = 0) -> UInt64[np.ndarray, " rows"]:
         """`digest_rows` of the inputs as the teacher got them."""
         return self._reader.read("seen", rows, view)
+
+
+def sets_of(part: SealedPart, num_classes: int) -> Int64[np.ndarray, "sets members"]:
+    """The sets of classes of a clustering: (set, member). Raises ManifestInvalid for what is no class."""
+    return in_range(part.small("sets"), 0, num_classes, f"{part.folder.path}/sets")
+
+
+def check_values(root: Root, name: str) -> None:
+    """Refuse a part whose small arrays and spec say what no reader can use, though its digests fit.
+
+    name: a sealed part, as "teachers/wide". Raises ManifestInvalid or UnsupportedFeature. Reads no shard.
+    """
+    group, _, short = name.partition("/")
+    if name == SAMPLES:
+        samples = Samples(root)
+        _ = samples.spec, samples.class_names
+    elif group == "teachers":
+        _ = CaptureReader(root, short).classes
+    elif "sets" in root.part(name).layouts:
+        sets_of(root.part(name), root.attributes.num_classes)
+
+
+def in_range(values: NDArray[Any], least: int, end: int, where: str) -> NDArray[Any]:
+    """`values` themselves. Raises ManifestInvalid where one is not in least…end - 1: no writer stored it.
+
+    >>> in_range(np.array([-1, 2]), -1, 3, "label").tolist()
+    [-1, 2]
+    """
+    if values.size and (int(values.min()) < least or int(values.max()) >= end):
+        found = f"{int(values.min())} to {int(values.max())}"
+        raise invalid(where, f"classes from {least} to {end - 1}", found)
+    return values
+
+
+def texts_of(rows: NDArray[np.uint8], where: str) -> list[str]:
+    """Strings from rows of UTF-8, padded with zero bytes. Raises ManifestInvalid for other bytes.
+
+    >>> texts_of(np.frombuffer("né\\0x\\0\\0\\0".encode(), np.uint8).reshape(2, 4), "id")
+    ['né', 'x']
+    """
+    try:
+        return [row.tobytes().rstrip(b"\0").decode() for row in rows]
+    except UnicodeDecodeError as error:
+        raise invalid(where, "UTF-8", f"{error.object[:40]!r}") from None

@@ -345,7 +345,7 @@ class Stream:
         """The arrays of a run, one at a time, by their names in a window."""
         yield "rows", np.asarray(run.rows, dtype=np.int64)
         yield "views", np.full(len(run.rows), run.view, dtype=np.int64)
-        yield "labels", self._samples.reader.read("label", run.rows)
+        yield "labels", self._samples.labels_of(run.rows)
         if self._inputs:
             yield "inputs", self._read_inputs(run.rows, run.view)
         for name, capture in self._captures.items():

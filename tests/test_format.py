@@ -23,8 +23,15 @@ from hypothesis import strategies as st
 from make_golden import GOLDEN, make_golden
 from tree import ROOT
 
+from logitstore.storage import format as format_module
 from logitstore.storage.api import open_store
-from logitstore.storage.errors import LimitExceeded, ManifestInvalid, NotAStoreError, UntrustedStoreError
+from logitstore.storage.errors import (
+    ConfigError,
+    LimitExceeded,
+    ManifestInvalid,
+    NotAStoreError,
+    UntrustedStoreError,
+)
 from logitstore.storage.format import (
     DTYPES,
     ArrayLayout,
@@ -32,6 +39,7 @@ from logitstore.storage.format import (
     canonical_json,
     check_name,
     parse_json,
+    parse_spec,
 )
 from logitstore.storage.verify import verify
 
@@ -378,13 +386,23 @@ def test_canonical_json_is_one_spelling(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (b'{"a":1,"a":2}', "a key that occurs twice"),
-        (b'{"a":NaN}', "the number NaN"),
-        (b'{"a":-Infinity}', "the number -Infinity"),
-        (b"[1]", "a JSON list"),
+        (b'{"a":1,"a":2}\n', "14 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a":1}', "7 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a": 1}\n', "9 bytes of JSON in another spelling than the canonical one"),
+        (b'{"b":1,"a":2}\n', "14 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a":1E5}\n', "10 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a":"\\u0041"}\n', "15 bytes of JSON in another spelling than the canonical one"),
+        (b'\xef\xbb\xbf{"a":1}\n', "11 bytes of JSON in another spelling than the canonical one"),
+        ('{"a":1}\n'.encode("utf-16"), "18 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a":"\\ud800"}\n', "15 bytes that do not parse (UnicodeEncodeError)"),
+        (b'{"a":NaN}\n', "10 bytes that do not parse (ValueError)"),
+        (b'{"a":-Infinity}\n', "16 bytes that do not parse (ValueError)"),
+        (b'{"a":1e999}\n', "12 bytes that do not parse (ValueError)"),
+        (b'{"a":' + b"9" * 5000 + b"}\n", "5007 bytes that do not parse (ValueError)"),
+        (b"[1]\n", "a JSON list"),
+        (b"null\n", "a JSON NoneType"),
         (b"", "0 bytes that do not parse (JSONDecodeError)"),
         (b'{"a":"\xff"}', "9 bytes that do not parse (UnicodeDecodeError)"),
-        (b'{"a":' + b"[" * 100_000, "100005 bytes that do not parse (RecursionError)"),
     ],
 )
 def test_json_that_is_not_ours_is_refused(data: bytes, found: str) -> None:
@@ -399,6 +417,30 @@ def test_json_that_is_not_ours_is_refused(data: bytes, found: str) -> None:
 def test_json_over_a_mebibyte_is_refused() -> None:
     with pytest.raises(LimitExceeded, match="at most 1048576 bytes of JSON, found 1048590 bytes"):
         parse_json(b'{"a":"' + b"x" * (1 << 20) + b'"}      ', "file.json")
+
+
+@pytest.mark.parametrize("opened", ["[", '{"":'])
+def test_json_is_followed_to_a_depth_and_no_deeper(opened: str) -> None:
+    def nested(levels: int) -> bytes:
+        inner = opened * levels + ("0" if ":" in opened else "")
+        return f'{{"a":{inner}{("]" if opened == "[" else "}") * levels}}}\n'.encode()
+
+    assert set(parse_json(nested(31), "file.json")) == {"a"}
+    for levels in (32, 900, 20_000, 200_000):
+        with pytest.raises(LimitExceeded) as caught:
+            parse_json(nested(levels), "file.json")
+        assert str(caught.value) == (
+            "file.json: expected at most 32 levels of JSON, found more; "
+            "do not use this store: logitstore writes none like it"
+        )
+
+
+def test_keys_that_are_numbers_are_sorted_as_the_text_that_they_become() -> None:
+    data = canonical_json({"classes": {10: "ten", 9: "nine", True: 1}})
+    assert data == b'{"classes":{"10":"ten","9":"nine","true":1}}\n'
+    assert parse_json(data, "x") == {"classes": {"10": "ten", "9": "nine", "true": 1}}
+    with pytest.raises(ValueError, match="two keys that are spelled alike"):
+        canonical_json({"a": {1: 2, "1": 3}})
 
 
 # Array metadata
@@ -489,6 +531,82 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
         read(ArrayLayout("a", (1,) * 9, "uint8", ("row", *"abcdefgh"), 1, 1))
     with pytest.raises(ManifestInvalid, match="chunks that divide the shard, found 6 rows a shard, 4 rows"):
         read(ArrayLayout("a", (9,), "uint8", ("row",), 6, 4))
+
+
+def test_the_limits_of_the_page_are_those_of_the_code() -> None:
+    listed = {names_in(row[2])[0]: int(row[1].replace(",", "")) for row in table("## Limits of readers")}
+    assert listed == {name: value for name, value in vars(format_module).items() if name.startswith("MAX_")}
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (ArrayLayout("a", (0, 3), "uint8", ("class", "x"), 4), "sizes of at least 1"),
+        (ArrayLayout("a", (4, 0), "uint8", ("row", "x"), 4, 2), "sizes of at least 1"),
+        (ArrayLayout("a", (4,), "uint8", ("row",), 4, 0), "sizes of at least 1"),
+        (ArrayLayout("a", (4,), "uint8", ("class",), 0), "sizes of at least 1"),
+        (ArrayLayout("a", (1 << 41,), "uint8", ("row",), 4, 2), "at most 1099511627776 elements"),
+        (
+            ArrayLayout("a", (1 << 40,), "uint8", ("class",), 4),
+            "at most 16384 chunks of an array without rows",
+        ),
+        (
+            ArrayLayout("a", (9,), "uint8", ("row",), 1 << 21, 1),
+            "at most 1048576 chunks a shard, found 2097152",
+        ),
+        (ArrayLayout("a", (1, 65 << 20), "uint8", ("row", "x"), 1, 1), "at most 67108864 bytes a chunk"),
+    ],
+)
+def test_sizes_that_no_array_has_are_refused(layout: ArrayLayout, message: str) -> None:
+    with pytest.raises((ManifestInvalid, LimitExceeded), match=message):
+        ArrayLayout.from_bytes("a", layout.to_bytes(), "x")
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "../a", "a/b", "__logitstore__", "é", "a" * 65, "a\n"])
+def test_names_that_no_array_has_are_refused(name: str) -> None:
+    layout = ArrayLayout("a", (4,), "uint8", ("class",), 4)
+    with pytest.raises(UntrustedStoreError, match="expected an array of format"):
+        ArrayLayout.from_bytes(name, layout.to_bytes(), "x")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (
+            RootAttributes(1 << 41, 2, 1 << 22),
+            "num_rows: expected at most 1099511627776, the limit of readers",
+        ),
+        (RootAttributes(9, (1 << 20) + 1, 4), "num_classes: expected at most 1048576, the limit of readers"),
+        (
+            RootAttributes(1 << 30, 2, 256),
+            "blocks: expected at most 1048576, the limit of readers, found 4194304",
+        ),
+    ],
+)
+def test_a_store_that_no_reader_would_open_is_not_made(attributes: RootAttributes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        attributes.to_bytes()
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_rows": 1 << 41}, {"num_classes": 1 << 21}, {"num_rows": 1 << 30}, {"block_rows": 1 << 31}],
+)
+def test_a_root_beyond_the_limits_is_refused(change: dict[str, Any]) -> None:
+    value = json.loads(RootAttributes(9, 2, 4).to_bytes())
+    value["attributes"]["logitstore"] |= change
+    with pytest.raises(LimitExceeded, match="expected at most"):
+        RootAttributes.from_bytes(canonical(value), "zarr.json")
+
+
+@pytest.mark.parametrize(
+    "value", [{"identity": []}, {"identity": {}, "notes": "x"}, {"identity": None}, {"identity": 1}]
+)
+def test_a_spec_of_other_types_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(ManifestInvalid, match="expected a JSON object, found"):
+        parse_spec(canonical(value), "spec.json")
+    assert parse_spec(b"{}\n", "spec.json") == ({}, {})
 
 
 # The root, and names
