@@ -4,19 +4,21 @@ The modules in the order of their levels; each imports only those before it (tes
 
     errors, progress   the tree of errors; how a library says how far it is
     digest, identity   which input a row belongs to; whether two things are made from the same
+    system             what the operating system says, as errors that say what to do
     format             what the files of a store look like (docs/format-v1.md)
     grid               how a store is cut into blocks and chunks: integers
     layouts            which arrays a part has, and how each is cut
     shard              a block of one array as the bytes of one shard, and back
     order              in which order an epoch goes through the rows
     encoding           logits as arrays, and back
-    files              bytes under a name, once and for good
+    files, probe       bytes under a name, once and for good; whether a file system is fit for that
+    lease, background  whether another writer is at work; writing while the next piece is encoded
     journal            commits, seals, the log of parts
-    store              which parts there are, and whether each is what its seal says
+    store, recovery    which parts there are, and whether each is what its seal says; mending what is not sealed
     part_reader | part_writer    rows of a sealed part, without trusting a byte of it; a part, block by block
     reader | writer              samples, captures, clusterings
-    stream | dask_view | verify
-    api                open_store, create_store, Store, Capture
+    stream | dask_view | verify | rebuild
+    api | repair       open_store, create_store, Store, Capture; throwing away what is torn
 
 The public names are looked up when they are first used: `logitstore --help` imports this package.
 """

@@ -3,6 +3,7 @@
 The levels below each do one thing; this one puts them together under the public names.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -314,14 +315,21 @@ def create_store(
     if kept is not None:
         check_input_dtype(kept.dtype)
     input_bytes = 0 if kept is None else kept[:1].nbytes
-    there = _same_size(location, rows, classes) if exist_ok else None
-    store = there or begin_store(
-        location,
-        num_rows=rows,
-        num_classes=classes,
-        row_bytes=max(4 * classes, input_bytes),
-        block_rows=block_rows,
-    )
+    store = _same_size(location, rows, classes) if exist_ok else None
+    if store is None:
+        try:
+            store = begin_store(
+                location,
+                num_rows=rows,
+                num_classes=classes,
+                row_bytes=max(4 * classes, input_bytes),
+                block_rows=block_rows,
+            )
+        except NameTaken:
+            # With exist_ok, another process may have made it just now.
+            store = _same_size(location, rows, classes) if exist_ok else None
+            if store is None:
+                raise
     writer = SamplesWriter(
         store.root,
         identity={
@@ -335,18 +343,19 @@ def create_store(
         input_dtype=None if kept is None else kept.dtype.name,
         id_width=max((len(i.encode()) for i in ids), default=0) if ids else None,
     )
-    # Every block: one that is there already is compared.
-    for block in map(store.root.grid.rows, range(store.root.grid.num_blocks)):
-        part = slice(block.start, block.stop)
-        writer.write(
-            block,
-            source=np.arange(block.start, block.stop, dtype=np.int64),
-            digest=np.asarray(digest, dtype=np.uint64)[part],
-            label=label[part],
-            id=None if ids is None else list(ids[part]),
-            input=None if kept is None else kept[part],
-        )
-    writer.seal()
+    with contextlib.closing(writer):
+        # Every block: one that is there already is compared.
+        for block in map(store.root.grid.rows, range(store.root.grid.num_blocks)):
+            part = slice(block.start, block.stop)
+            writer.write(
+                block,
+                source=np.arange(block.start, block.stop, dtype=np.int64),
+                digest=np.asarray(digest, dtype=np.uint64)[part],
+                label=label[part],
+                id=None if ids is None else list(ids[part]),
+                input=None if kept is None else kept[part],
+            )
+        writer.seal()
     return store
 
 

@@ -16,25 +16,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ManifestInvalid, NotAStoreError, StoreCorrupt
+from .errors import LimitExceeded, ManifestInvalid, NotAStoreError, StoreCorrupt
 from .files import Folder
 from .format import (
     COMMITS,
     GROUPS,
     LOG,
+    MAX_JSON_BYTES,
+    MAX_PARTS,
+    MAX_SEAL_TABLE_BYTES,
     ROOT_METADATA,
     SEAL,
     SEAL_TABLE,
     ArrayLayout,
     canonical_json,
+    group_metadata,
     integer,
     parse_json,
     sha256_hex,
 )
-from .shard import Shard
+from .shard import ShardEncoder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_COMMIT = re.compile(r"(\d+)-(\d+)\.json")
+_RECORD = re.compile(r"(0|[1-9]\d{0,8})\.json")
+_ARRAY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
 _REMEDY = "run `logitstore verify` and restore the file from a copy"
 
 
@@ -42,6 +48,12 @@ def _digest(value: object, where: str) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise ManifestInvalid(where, expected="a sha256", found=repr(value)[:80], remedy=_REMEDY)
     return value
+
+
+def _array_name(name: object, where: str) -> str:
+    if not isinstance(name, str) or not _ARRAY.fullmatch(name):
+        raise ManifestInvalid(where, expected="names of arrays", found=repr(name)[:80], remedy=_REMEDY)
+    return name
 
 
 def _file_key(key: str, where: str) -> str:
@@ -63,9 +75,9 @@ class StoredShard:
     """Of each inner chunk's payload; 0 where the chunk is absent."""
 
     @classmethod
-    def of(cls, shard: Shard) -> "StoredShard":
-        """What a record says of `shard`."""
-        return cls(len(shard.data), sha256_hex(shard.data), shard.crc32c)
+    def of(cls, shard: ShardEncoder) -> "StoredShard":
+        """What a record says of a shard that was encoded to its end."""
+        return cls(shard.size, shard.sha256, shard.crc32c)
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Commit:
     @property
     def key(self) -> str:
         """Key of the record in its part."""
-        return f"{COMMITS}/{self.view}-{self.block}.json"
+        return commit_key(self.view, self.block)
 
     def to_bytes(self) -> bytes:
         """The record, its own digest included."""
@@ -117,8 +129,14 @@ class Commit:
                 )
                 for name, o in body["objects"].items()
             }
-            start, stop = body["rows"]
-            commit = cls(body["view"], body["block"], range(start, stop), body["spec"], objects)
+            start, stop = (integer(row, 0, where, "rows") for row in body["rows"])
+            commit = cls(
+                integer(body["view"], 0, where, "view"),
+                integer(body["block"], 0, where, "block"),
+                range(start, stop),
+                _digest(body["spec"], where),
+                objects,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ManifestInvalid):
                 raise
@@ -128,6 +146,11 @@ class Commit:
                 where, expected="an intact commit record", found="one that was changed", remedy=_REMEDY
             )
         return commit
+
+
+def commit_key(view: int, block: int) -> str:
+    """Key, in its part, of the record of a block."""
+    return f"{COMMITS}/{view}-{block}.json"
 
 
 def committed_blocks(part: Folder) -> set[tuple[int, int]]:
@@ -236,8 +259,14 @@ class Seal:
         value = parse_json(data, where)
         try:
             table = value["seal_bin"]
+            arrays = tuple(
+                (_array_name(name, where), integer(chunks, 1, where, "arrays"))
+                for name, chunks in value["arrays"]
+            )
+            if len(dict(arrays)) != len(arrays) or (table is None) != (not arrays):
+                raise KeyError
             return cls(
-                tuple((str(name), integer(chunks, 1, where, "arrays")) for name, chunks in value["arrays"]),
+                arrays,
                 integer(value["views"], 0, where, "views"),
                 integer(value["blocks"], 0, where, "blocks"),
                 None if table is None else _digest(table["sha256"], where),
@@ -279,12 +308,29 @@ def seal_blocks(
     return sha256_hex(seal)
 
 
+def read_table(part: Folder, seal: Seal) -> SealTable:
+    """`seal.bin` of a sealed part. Raises ManifestInvalid where it is not the one that was sealed."""
+    where = str(part.path / SEAL_TABLE)
+    expected = seal.views * seal.blocks * SealTable(seal.arrays, 0, 0).record_bytes
+    if expected > MAX_SEAL_TABLE_BYTES:
+        raise LimitExceeded(
+            where,
+            expected=f"at most {MAX_SEAL_TABLE_BYTES} bytes",
+            found=f"{seal.views} views of {seal.blocks} blocks, {expected} bytes",
+            remedy="do not use this store: logitstore writes no such part",
+        )
+    data = read_checked(part, SEAL_TABLE, seal.table_sha256 or "", MAX_SEAL_TABLE_BYTES)
+    if len(data) != expected:
+        raise ManifestInvalid(where, expected=f"{expected} bytes", found=f"{len(data)}", remedy=_REMEDY)
+    return SealTable(seal.arrays, seal.views, seal.blocks, data)
+
+
 def put_same(folder: Folder, key: str, data: bytes) -> None:
     """Write an object whose bytes are settled: who comes second must find the same ones there.
 
     Raises StoreCorrupt where other bytes have the name.
     """
-    if not folder.put_new(key, data) and folder.read(key) != data:
+    if not folder.put_new(key, data) and folder.read(key, most=max(len(data), MAX_JSON_BYTES)) != data:
         raise StoreCorrupt(
             str(folder.path / key),
             expected="the bytes that this store's settings lead to",
@@ -317,19 +363,10 @@ def root_record(files: Mapping[str, bytes]) -> bytes:
 
 def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     """The digest of the empty store, and the parts in order. Raises NotAStoreError or ManifestInvalid."""
-    try:
-        previous = root.read(log_key(0))
-    except FileNotFoundError:
-        raise NotAStoreError(
-            str(root.path),
-            expected="a store",
-            found="a folder without the log of one",
-            remedy="name a store, or make one with `logitstore cache`",
-        ) from None
-    _check_root(root, previous)
+    previous = check_root(root)
     empty = f"sha256:{sha256_hex(previous)}"
     records: list[LogRecord] = []
-    for number in range(1, len(root.names(LOG))):
+    for number in range(1, _last_record(root) + 1):
         where = str(root.path / log_key(number))
         try:
             data = root.read(log_key(number))
@@ -356,13 +393,47 @@ def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     return empty, records
 
 
-def _check_root(root: Folder, record: bytes) -> None:
+def _last_record(root: Folder) -> int:
+    """The largest number in the log. Files of other names are no records."""
+    numbers = [int(name.removesuffix(".json")) for name in root.names(LOG) if _RECORD.fullmatch(name)]
+    if len(numbers) > MAX_PARTS:
+        raise LimitExceeded(
+            str(root.path / LOG),
+            expected=f"at most {MAX_PARTS} records",
+            found=str(len(numbers)),
+            remedy="do not use this store: logitstore writes no such log",
+        )
+    return max(numbers, default=0)
+
+
+def check_root(root: Folder) -> bytes:
+    """Record 0 of the log, with whose digests the root's own metadata agree.
+
+    Raises NotAStoreError where there is no log, ManifestInvalid where they do not agree.
+    """
+    try:
+        record = root.read(log_key(0))
+    except FileNotFoundError:
+        raise NotAStoreError(
+            str(root.path),
+            expected="a store",
+            found="another Zarr group, or a store without its log",
+            remedy="name the folder of a store, or make one with `logitstore cache`",
+        ) from None
     where = str(root.path / log_key(0))
     files = parse_json(record, where).get("root")
     if not isinstance(files, dict) or set(files) != {ROOT_METADATA, *(f"{g}/zarr.json" for g in GROUPS)}:
         raise ManifestInvalid(where, expected="the digests of the root", found="others", remedy=_REMEDY)
     for key, digest in files.items():
-        read_checked(root, key, digest)
+        data = read_checked(root, key, _digest(digest, where))
+        if key != ROOT_METADATA and data != group_metadata():
+            raise ManifestInvalid(
+                str(root.path / key),
+                expected="a group without attributes",
+                found="other metadata",
+                remedy=_REMEDY,
+            )
+    return record
 
 
 def is_part(name: str) -> bool:
@@ -394,15 +465,17 @@ def append_log(root: Folder, part: str, seal: str) -> None:
         previous = (records[-1].digest if records else empty).removeprefix("sha256:")
         record = canonical_json({"part": part, "previous": previous, "seal": seal})
         if root.put_new(log_key(len(records) + 1), record):
-            root.drop_staging()
             return
 
 
-def read_checked(folder: Folder, key: str, digest: str) -> bytes:
-    """An object whose sha256 is known. Raises ManifestInvalid where it is missing or another one."""
+def read_checked(folder: Folder, key: str, digest: str, most: int = MAX_JSON_BYTES) -> bytes:
+    """An object whose sha256 is known, of at most `most` bytes.
+
+    Raises ManifestInvalid where it is missing or another one, LimitExceeded where it is larger.
+    """
     where = str(folder.path / key)
     try:
-        data = folder.read(key)
+        data = folder.read(key, most)
     except FileNotFoundError:
         raise ManifestInvalid(
             where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=_REMEDY

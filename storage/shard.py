@@ -12,6 +12,7 @@ which loses data where two writers meet and fails where the old one is torn.
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import google_crc32c
@@ -45,30 +46,106 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
     return int(google_crc32c.value(data))
 
 
+class ShardEncoder:
+    """Lays out the rows of a block as one shard, piece by piece, without copying them.
+
+    `append` gives the buffers to write; `check`, which may run while they are written, hashes them and compares each
+    chunk's checksum again.
+    """
+
+    def __init__(self, layout: ArrayLayout) -> None:
+        self._layout = layout
+        self._num_rows = 0  # in the chunk that is open
+        self._running = self._again = 0  # its checksum so far, taken before and after it was handed out
+        self._unchecked: list[tuple[NDArray[np.uint8], int | None]] = []
+        self._index = np.full((layout.chunks_per_shard, 2), ABSENT, dtype="<u8")
+        self._crc32c: list[int] = []
+        self._sha256 = sha256()
+        self.size = 0
+        """Bytes so far."""
+
+    def append(self, values: NDArray[Any]) -> list[memoryview]:
+        """The bytes that follow from the next rows: (rows, *row_shape), any number of them, not to be changed after."""
+        rows = np.ascontiguousarray(values, dtype=self._layout.numpy_dtype)
+        buffers: list[memoryview] = []
+        while len(rows):
+            room = self._layout.chunk_rows - self._num_rows
+            piece, rows = rows[:room], rows[room:]
+            payload = piece.reshape(-1).view(np.uint8)
+            self._running = int(google_crc32c.extend(self._running, payload))
+            self._num_rows += len(piece)
+            buffers.append(self._hand_out(payload))
+            if self._num_rows == self._layout.chunk_rows:
+                buffers.append(self._end_chunk())
+        return buffers
+
+    def finish(self) -> list[memoryview]:
+        """The fill of the last chunk where there is any, and the index."""
+        buffers: list[memoryview] = []
+        if self._num_rows:
+            shape = (self._layout.chunk_rows - self._num_rows, *self._layout.row_shape)
+            buffers = self.append(np.full(shape, self._layout.fill, dtype=self._layout.numpy_dtype))
+        index = self._index.tobytes()
+        footer = index + crc32c(index).to_bytes(CRC_BYTES, "little")
+        self._running = crc32c(footer)
+        return [*buffers, self._hand_out(np.frombuffer(footer, np.uint8), self._running)]
+
+    def check(self) -> None:
+        """Hash what was handed out since the last call. Raises ShardCorrupt where a chunk has changed since."""
+        for buffer, ends_with in self._unchecked:
+            self._sha256.update(buffer.data)
+            if ends_with is None or len(buffer) > CRC_BYTES:
+                self._again = int(google_crc32c.extend(self._again, buffer))
+            if ends_with is None:
+                continue
+            if self._again != ends_with:
+                raise ShardCorrupt(
+                    self._layout.name,
+                    expected="a block that stays as it was encoded",
+                    found="one that changed in memory",
+                    remedy="check this machine's memory; nothing of the block was kept",
+                )
+            self._again = 0
+        self._unchecked = []
+
+    @property
+    def crc32c(self) -> tuple[int, ...]:
+        """crc32c of each inner chunk's payload; 0 where the chunk is absent."""
+        return (*self._crc32c, *[0] * (self._layout.chunks_per_shard - len(self._crc32c)))
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes that were checked."""
+        return self._sha256.hexdigest()
+
+    def _end_chunk(self) -> memoryview:
+        payload_bytes = self._layout.chunk_rows * self._layout.row_bytes
+        self._index[len(self._crc32c)] = self.size - payload_bytes, payload_bytes + CRC_BYTES
+        self._crc32c.append(self._running)
+        checksum = np.frombuffer(self._running.to_bytes(CRC_BYTES, "little"), np.uint8)
+        buffer = self._hand_out(checksum, self._running)
+        self._running = self._num_rows = 0
+        return buffer
+
+    def _hand_out(self, buffer: NDArray[np.uint8], ends_with: int | None = None) -> memoryview:
+        """ends_with: the checksum of what is complete with this buffer."""
+        self._unchecked.append((buffer, ends_with))
+        self.size += len(buffer)
+        return buffer.data
+
+
+def shard_of(layout: ArrayLayout, values: NDArray[Any]) -> tuple[bytes, ShardEncoder]:
+    """The bytes of one shard that holds `values`, and the encoder that knows their checksums and digest."""
+    encoder = ShardEncoder(layout)
+    buffers = [*encoder.append(values), *encoder.finish()]
+    encoder.check()
+    return b"".join(buffers), encoder
+
+
 def encode_shard(layout: ArrayLayout, values: NDArray[Any]) -> Shard:
     """Lay out `values` (rows, *row_shape), at most a shard's rows, as one shard of `layout`."""
-    values = np.ascontiguousarray(values, dtype=layout.numpy_dtype)
-    rows, chunk_rows = len(values), layout.chunk_rows
-    pieces: list[bytes] = []
-    checksums: list[int] = []
-    index = np.full((layout.chunks_per_shard, 2), ABSENT, dtype="<u8")
-    offset = 0
-    for chunk, start in enumerate(range(0, rows, chunk_rows)):
-        part = values[start : start + chunk_rows]
-        if len(part) < chunk_rows:
-            padded = np.full((chunk_rows, *layout.row_shape), layout.fill, dtype=layout.numpy_dtype)
-            padded[: len(part)] = part
-            part = padded
-        payload = part.tobytes()
-        checksum = crc32c(payload)
-        pieces += [payload, checksum.to_bytes(CRC_BYTES, "little")]
-        checksums.append(checksum)
-        index[chunk] = offset, len(payload) + CRC_BYTES
-        offset += len(payload) + CRC_BYTES
-    checksums += [0] * (layout.chunks_per_shard - len(checksums))
-    footer = index.tobytes()
-    pieces += [footer, crc32c(footer).to_bytes(CRC_BYTES, "little")]
-    return Shard(b"".join(pieces), tuple(checksums))
+    data, encoder = shard_of(layout, values)
+    return Shard(data, encoder.crc32c)
 
 
 def shard_bytes(layout: ArrayLayout, rows: int) -> int:
@@ -85,7 +162,11 @@ def chunk_span(layout: ArrayLayout, first: int, last: int) -> tuple[int, int]:
 
 
 def decode_chunks(
-    layout: ArrayLayout, data: bytes, expected: NDArray[np.uint32], where: str, first: int = 0
+    layout: ArrayLayout,
+    data: bytes | NDArray[np.uint8],
+    expected: NDArray[np.uint32],
+    where: str,
+    first: int = 0,
 ) -> NDArray[Any]:
     """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
 
@@ -102,7 +183,7 @@ def decode_chunks(
                 f"{where}, chunk {first + chunk}",
                 expected=f"crc32c {int(wanted):08x}",
                 found=f"{found:08x}",
-                remedy="restore the file from a copy, or capture this part again under another name",
+                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
             )
     rows = np.ascontiguousarray(table[:, :payload]).view(layout.numpy_dtype)
     return rows.reshape(-1, *layout.row_shape)
@@ -151,8 +232,24 @@ def encode_small(layout: ArrayLayout, values: NDArray[Any]) -> list[bytes]:
     return chunks
 
 
-def decode_small(layout: ArrayLayout, chunks: list[bytes]) -> NDArray[Any]:
-    """A small array from its chunks; the caller has compared their sha256 with the seal."""
+def decode_small(layout: ArrayLayout, chunks: list[bytes], where: str = "") -> NDArray[Any]:
+    """A small array from its chunks, each checked by size and by its own crc32c. Raises ShardCorrupt.
+
+    The caller has compared their sha256 with the seal: that they are the ones that were sealed, not that they are
+    chunks of this array. where: the array, for messages.
+    """
+    size = layout.shard_rows * layout.row_bytes + CRC_BYTES
+    for number, chunk in enumerate(chunks):
+        if (
+            len(chunk) != size
+            or crc32c(chunk[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != chunk[-CRC_BYTES:]
+        ):
+            raise ShardCorrupt(
+                f"{where or layout.name}, chunk {number}",
+                expected=f"a chunk of {size} bytes that ends in its crc32c",
+                found=f"{len(chunk)} bytes" if len(chunk) != size else "another crc32c",
+                remedy="restore the file from a copy, or make this part again under another name",
+            )
     payload = b"".join(chunk[:-CRC_BYTES] for chunk in chunks)
     rows = np.frombuffer(payload, dtype=layout.numpy_dtype).reshape(-1, *layout.row_shape)
     return rows[: layout.shape[0]]

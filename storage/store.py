@@ -27,30 +27,35 @@ from .format import (
     FEATURES,
     FORMAT_VERSION,
     GROUPS,
+    MAX_JSON_BYTES,
+    PRIVATE,
     ROOT_METADATA,
     SEAL,
-    SEAL_TABLE,
     SPEC,
     ArrayLayout,
     RootAttributes,
     group_attributes,
     group_metadata,
-    parse_json,
+    parse_spec,
+    texts,
 )
 from .grid import Grid
 from .journal import (
     LogRecord,
     Seal,
     SealTable,
+    check_root,
     committed_blocks,
     log_key,
     put_same,
     read_checked,
     read_log,
+    read_table,
     root_record,
 )
-from .layouts import check_layout
-from .shard import decode_small
+from .layouts import check_part
+from .lease import lease, tidy_up
+from .shard import CRC_BYTES, decode_small
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 """First component of a part's name -> its kind."""
@@ -107,17 +112,16 @@ class SealedPart:
             if key.endswith("/zarr.json")
         }
         """Every array of the part, by name."""
-        for name, chunks in self.seal.arrays:
-            layout = self.layouts.get(name)
-            if layout is None or not layout.is_block_array or layout.chunks_per_shard != chunks:
-                raise ManifestInvalid(
-                    where,
-                    expected=f"an array {name!r} of {chunks} chunks a shard",
-                    found="other metadata",
-                    remedy="run `logitstore verify`",
-                )
-        for name, layout in self.layouts.items():
-            check_layout(layout, self.kind, grid, self.seal.views, str(folder.path / name / ROOT_METADATA))
+        check_part(
+            self.kind,
+            self.layouts,
+            grid,
+            str(folder.path),
+            arrays=self.seal.arrays,
+            shape=(self.seal.views, self.seal.blocks),
+            table_bytes=self.seal.table_size,
+            files=self.seal.files,
+        )
 
     def _check_attributes(self) -> None:
         where = str(self.folder.path / ROOT_METADATA)
@@ -129,7 +133,9 @@ class SealedPart:
                 found=repr(attributes.get("kind"))[:40],
                 remedy="run `logitstore verify`",
             )
-        lacking = sorted(set(map(str, attributes.get("required_features", ()))) - FEATURES)
+        lacking = sorted(
+            set(texts(attributes.get("required_features"), where, "required_features")) - FEATURES
+        )
         if lacking:
             raise UnsupportedFeature(
                 where,
@@ -138,8 +144,8 @@ class SealedPart:
                 remedy="open this part with a newer logitstore; the other parts can be read",
             )
 
-    def _file(self, key: str) -> bytes:
-        """A file that the seal lists, checked."""
+    def _file(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
+        """A file that the seal lists, of at most `most` bytes, checked."""
         if key not in self.seal.files:
             raise ManifestInvalid(
                 str(self.folder.path / SEAL),
@@ -147,7 +153,7 @@ class SealedPart:
                 found="none",
                 remedy="run `logitstore verify`",
             )
-        return read_checked(self.folder, key, self.seal.files[key])
+        return read_checked(self.folder, key, self.seal.files[key], most)
 
     def _layout(self, name: str) -> ArrayLayout:
         key = f"{name}/zarr.json"
@@ -156,23 +162,19 @@ class SealedPart:
     @cached_property
     def spec(self) -> Spec:
         """What the part was made from."""
-        value = parse_json(self._file(SPEC), str(self.folder.path / SPEC))
-        return Spec(dict(value.get("identity", {})), dict(value.get("notes", {})))
+        return Spec(*parse_spec(self._file(SPEC), str(self.folder.path / SPEC)))
 
     @cached_property
     def table(self) -> SealTable:
         """Sizes and checksums of the shards, read when first asked for."""
-        data = read_checked(self.folder, SEAL_TABLE, self.seal.table_sha256 or "")
-        table = SealTable(self.seal.arrays, 0, 0)
-        expected = self.seal.views * self.seal.blocks * table.record_bytes
-        if len(data) != expected:
-            raise ManifestInvalid(
-                str(self.folder.path / SEAL_TABLE),
-                expected=f"{expected} bytes",
-                found=f"{len(data)}",
-                remedy="run `logitstore verify`",
-            )
-        return SealTable(self.seal.arrays, self.seal.views, self.seal.blocks, data)
+        return read_table(self.folder, self.seal)
+
+    def absent_blocks(self) -> set[tuple[int, int]]:
+        """(view, block) of every block of which a shard is not there, by name alone.
+
+        There are none in a whole store; `repair` takes away shards that are torn.
+        """
+        return absent_blocks(self.folder, self.seal, [self.layouts[name] for name, _ in self.seal.arrays])
 
     def small(self, name: str) -> NDArray[Any]:
         """A small array (no rows) as a whole. Raises PartNotFound where the part has none of that name."""
@@ -184,7 +186,22 @@ class SealedPart:
                 found=repr(name),
                 remedy="look at what there is with `logitstore inspect`",
             )
-        return decode_small(layout, [self._file(key) for key in small_keys(layout)])
+        chunk_bytes = layout.shard_rows * layout.row_bytes + CRC_BYTES
+        return decode_small(
+            layout, [self._file(key, chunk_bytes) for key in small_keys(layout)], str(self.folder.path / name)
+        )
+
+
+def absent_blocks(folder: Folder, seal: Seal, layouts: Sequence[ArrayLayout]) -> set[tuple[int, int]]:
+    """(view, block) of every block of a sealed part of which a shard is not there, by name alone."""
+    absent = set()
+    for layout in layouts:
+        there = set(folder.names(layout.name))
+        for view in range(seal.views):
+            for block in range(seal.blocks):
+                if layout.shard_key(view, block).rpartition("/")[2] not in there:
+                    absent.add((view, block))
+    return absent
 
 
 def small_keys(layout: ArrayLayout) -> list[str]:
@@ -247,13 +264,27 @@ class Root:
             self._parts[name] = SealedPart(self.folder.sub(name), record, self.grid)
         return self._parts[name]
 
+    def is_whole(self, name: str) -> bool:
+        """Whether a part is sealed and every file of it is there, by name alone.
+
+        A part that is sealed and not whole has been repaired: what made it makes just the rest again.
+        """
+        if not self.has(name):
+            return False
+        part = self.part(name)
+        return not part.absent_blocks() and all(part.folder.exists(key) for key in part.seal.files)
+
+    def tidy_up(self) -> None:
+        """Take away the locks and the staging that killed writers left in the root and in sealed parts."""
+        for folder in (self.folder, *(self.folder.sub(record.part) for record in self.records)):
+            tidy_up(folder)
+
     def begun(self, name: str) -> "BegunPart | None":
         """What there is of a part that was begun and is not sealed; None where it was not begun."""
         folder = self.folder.sub(name)
         if self.has(name) or not folder.exists(SPEC):
             return None
-        spec = parse_json(folder.read(SPEC), str(folder.path / SPEC))
-        identity = dict(spec.get("identity", {}))
+        identity, _ = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
         views = identity.get("views", 1)
         total = self.grid.num_blocks * (views if isinstance(views, int) else 1)
         return BegunPart(name, identity, len(committed_blocks(folder)), total)
@@ -298,30 +329,35 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
             remedy="choose another path, or move it away",
         )
 
-    if path.exists() and not path.is_dir():
-        raise taken("a file")
+    if (kind := folder.kind()) not in ("nothing", "a folder"):
+        raise taken(kind)
     if folder.exists(log_key(0)):
         raise taken("a store")
     if folder.exists(ROOT_METADATA) and folder.read(ROOT_METADATA) != files[ROOT_METADATA]:
         raise taken("another Zarr group")
-    strangers = set(folder.names()) - {ROOT_METADATA, *GROUPS, "__logitstore__"}
+    strangers = set(folder.names()) - {ROOT_METADATA, *GROUPS, PRIVATE}
     if strangers:
         raise taken(f"a folder with other things in it ({min(strangers)!r})")
-    for key, data in files.items():
-        put_same(folder, key, data)
-    put_same(folder, log_key(0), root_record(files))
-    folder.drop_staging()
+    with lease(folder):
+        folder.prove_exclusive()
+        for key, data in files.items():
+            put_same(folder, key, data)
+        put_same(folder, log_key(0), root_record(files))
     return Root(folder, attributes)
 
 
 def open_root(path: Path, expect: str | None = None) -> Root:
     """Open a store. Raises NotAStoreError where the path holds none, ManifestInvalid where it is damaged."""
     folder = Folder(path)
-    remedy = "name the folder of a store, or make one with `logitstore cache`"
     try:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):
-        what = "a file" if path.is_file() else "a folder without zarr.json" if path.is_dir() else "nothing"
-        raise NotAStoreError(str(path), expected="a store", found=what, remedy=remedy) from None
-    attributes = RootAttributes.from_bytes(data, str(path / ROOT_METADATA))
-    return Root(folder, attributes, expect)
+        what = {"nothing": "nothing", "a folder": "a folder without zarr.json"}.get(folder.kind(), "a file")
+        raise NotAStoreError(
+            str(path),
+            expected="a store",
+            found=what,
+            remedy="name the folder of a store, or make one with `logitstore cache`",
+        ) from None
+    check_root(folder)  # before the metadata: what a damaged file says of itself is worth nothing
+    return Root(folder, RootAttributes.from_bytes(data, str(path / ROOT_METADATA)), expect)

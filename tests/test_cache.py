@@ -161,10 +161,10 @@ torch.set_num_threads(1)
 import experiments
 from logitstore.pipeline import cache as stage
 from logitstore.pipeline.records import Models
-from logitstore.storage.files import Folder
+from logitstore.storage.files import NewObject
 
 base, work = Path(sys.argv[1]), Path(sys.argv[2])
-genuine_put, genuine_logits = Folder.put_new, stage.teacher_logits
+genuine_put, genuine_logits = NewObject.publish, stage.teacher_logits
 counts = {"put": 0, "logits": 0}
 os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
 
@@ -173,11 +173,11 @@ def die():
 
 def capture(folder, put=None, logits=None, after=False):
     '''Stage one, killed before (or after) put number `put`, or while a teacher runs for time `logits`.'''
-    def put_new(self, *arguments, **others):
+    def publish(self):
         counts["put"] += 1
         if counts["put"] == put and not after:
             die()
-        result = genuine_put(self, *arguments, **others)
+        result = genuine_put(self)
         if counts["put"] == put:
             die()
         return result
@@ -186,7 +186,7 @@ def capture(folder, put=None, logits=None, after=False):
         if counts["logits"] == logits:
             die()
         return genuine_logits(*arguments)
-    Folder.put_new, stage.teacher_logits = put_new, teacher_logits
+    NewObject.publish, stage.teacher_logits = publish, teacher_logits
     experiment = experiments.parsed(experiments.document(), base)
     stage.cache(experiment, folder / "store.zarr", Models(folder / "models"), device="cpu")
     (folder / "counts.json").write_text(json.dumps(counts))

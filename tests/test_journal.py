@@ -123,7 +123,7 @@ def test_a_seal_that_is_none_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ManifestInvalid):
         Seal.from_bytes(canonical_json(good | change), "seal.json")
     with pytest.raises(ManifestInvalid, match="expected a seal, found other JSON"):
-        Seal.from_bytes(b"{}", "seal.json")
+        Seal.from_bytes(b"{}\n", "seal.json")
 
 
 def test_commits_by_name(tmp_path: Path) -> None:

@@ -13,19 +13,20 @@ from tree import IMPORT_NAME, ROOT, module_name, module_names, python_files
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"progress", "digest", "identity"}),
+    frozenset({"progress", "digest", "identity", "system"}),
     frozenset({"format"}),
     frozenset({"grid"}),
     frozenset({"layouts"}),
     frozenset({"shard", "order"}),
     frozenset({"encoding"}),
-    frozenset({"files"}),
+    frozenset({"files", "probe"}),
+    frozenset({"lease", "background"}),
     frozenset({"journal"}),
-    frozenset({"store"}),
+    frozenset({"store", "recovery"}),
     frozenset({"part_reader", "part_writer"}),
     frozenset({"writer", "reader"}),
-    frozenset({"stream", "dask_view", "verify"}),
-    frozenset({"api"}),
+    frozenset({"stream", "dask_view", "verify", "rebuild"}),
+    frozenset({"api", "repair"}),
 )
 """The modules of storage/; each imports only those of earlier levels, and none of its own."""
 LEVEL = {name: level for level, names in enumerate(STORAGE_LEVELS) for name in names}

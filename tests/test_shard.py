@@ -120,9 +120,7 @@ def test_a_good_chunk_in_the_wrong_place_is_refused() -> None:
     layout, values, data = example()
     sums = np.array(encode_shard(layout, values).crc32c, dtype=np.uint32)
     swapped = data[16:32] + data[:16]
-    wrong = (
-        f"a/c.0.0, chunk 4: expected crc32c {sums[0]:08x}, found {sums[1]:08x}; restore the file from a copy"
-    )
+    wrong = f"a/c.0.0, chunk 4: expected crc32c {sums[0]:08x}, found {sums[1]:08x}; run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
     with pytest.raises(ShardCorrupt) as caught:
         decode_chunks(layout, swapped, sums[:2], "a/c.0.0", first=4)
     assert str(caught.value).startswith(wrong)
