@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store, open_store
-from ..storage.errors import NotAStoreError, PartNotFound, StoreIncomplete
+from ..storage.errors import (
+    ManifestInvalid,
+    NotAStoreError,
+    PartNotFound,
+    StoreIncomplete,
+    UntrustedStoreError,
+)
+from ..storage.files import Folder
 from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
 from ..storage.identity import check_same
 from .experiment import Cluster, Experiment, Student, TeacherMember
@@ -53,11 +60,20 @@ def open_existing(path: Path) -> Store | None:
         names = {entry.name for entry in path.iterdir()} if path.is_dir() else set[str]()
         if path.is_file() or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
             raise
-        if ROOT_METADATA in names:
-            # Raises for a group of somebody else's, before a teacher is trained for nothing.
-            RootAttributes.from_bytes((path / ROOT_METADATA).read_bytes(), str(path / ROOT_METADATA))
+        # A group of somebody else's is refused before a teacher is trained for nothing.
+        if ROOT_METADATA in names and not _begins_a_store(path):
+            raise
         # Nothing, an empty folder, or a store whose creation was interrupted: all of them can be begun.
         return None
+
+
+def _begins_a_store(path: Path) -> bool:
+    """Whether the root metadata at `path` are those of a store."""
+    try:
+        RootAttributes.from_bytes(Folder(path).read(ROOT_METADATA), str(path / ROOT_METADATA))
+    except (ManifestInvalid, NotAStoreError, UntrustedStoreError):
+        return False
+    return True
 
 
 def check_samples(store: Store, rows: TransferRows) -> None:
@@ -147,7 +163,7 @@ def capture_identity(
 def missing_captures(
     experiment: Experiment, rows: TransferRows, models: Models, store: Store | None
 ) -> list[TeacherMember]:
-    """The teachers that are not cached yet, or not trained yet.
+    """The teachers that are not cached yet, or not trained yet, or whose capture has lost blocks.
 
     Raises SpecMismatch where a sealed capture has the name of a teacher and is of another one.
     """
@@ -170,6 +186,8 @@ def missing_captures(
             made="with which it was captured",
             remedy=_RENAME,
         )
+        if not store.root.is_whole(f"teachers/{member.name}"):
+            missing.append(member)
     return missing
 
 
@@ -232,7 +250,7 @@ def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
 
 
 def needs_clustering(store: Store, cluster: Cluster) -> bool:
-    """Whether a clustering is still to be made. Raises SpecMismatch where its name is another one's."""
+    """Whether a clustering is still to be made, or has lost files. Raises SpecMismatch where its name is another one's."""
     if cluster.part_name not in store.clusterings:
         return True
     theirs = dict(store.clustering(cluster.part_name).spec.identity)
@@ -244,7 +262,7 @@ def needs_clustering(store: Store, cluster: Cluster) -> bool:
         made="with which it was made",
         remedy="change it back, or give the new one another name",
     )
-    return False
+    return not store.root.is_whole(f"clusters/{cluster.part_name}")
 
 
 # Students

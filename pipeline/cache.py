@@ -10,6 +10,7 @@ Batches never straddle a block, and what is there is not done again: killed anyw
 store ends up with the same bytes.
 """
 
+import contextlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import nn
 from ..storage.api import Store, begin_store
 from ..storage.digest import digest_rows
 from ..storage.encoding import encoding_named
+from ..storage.errors import PartSealed
+from ..storage.files import Folder
 from ..storage.format import SAMPLES
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
@@ -38,6 +41,11 @@ from .transfer import TransferRows
 from .views import experiment_views
 
 log = logging.getLogger(__name__)
+
+_SAMPLE_BYTES = 24
+"""Of a row in `samples`, but for its input: source, digest, label."""
+_ROW_BYTES = 12
+"""Of a row in a capture, but for its logits: peak and seen."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ def cache(
         check_samples(store, rows)
     missing = missing_captures(experiment, rows, models, store)
     kept = tuple(m.name for m in experiment.teacher_members() if m not in missing)
+    _warn_of_space(experiment, path, rows, store, missing)
     teachers = [_prepare(experiment, member, rows, models, device, progress) for member in missing]
     for teacher in teachers:
         _try_out(experiment, teacher, rows)
@@ -89,11 +98,43 @@ def cache(
     _try_out_views(experiment, make_view, rows)
     if store is None:
         store = _begin(experiment, path, rows)
-    samples = None if store.root.has(SAMPLES) else _samples_writer(experiment, store, rows)
-    writers = {t.member.name: _capture_writer(experiment, store, rows, t) for t in teachers}
-    if samples is not None or writers:
-        _write_blocks(experiment, store, rows, teachers, samples, writers, make_view, progress)
+    with contextlib.ExitStack() as stack:
+        samples = None
+        if not store.root.is_whole(SAMPLES):
+            samples = stack.enter_context(contextlib.closing(_samples_writer(experiment, store, rows)))
+        writers = {
+            t.member.name: stack.enter_context(
+                contextlib.closing(_capture_writer(experiment, store, rows, t))
+            )
+            for t in teachers
+        }
+        if samples is not None or writers:
+            _write_blocks(experiment, store, rows, teachers, samples, writers, make_view, progress)
+    store.root.tidy_up()
     return CacheReport(tuple(writers), kept, store.digest)
+
+
+def _warn_of_space(
+    experiment: Experiment, path: Path, rows: TransferRows, store: Store | None, missing: list[TeacherMember]
+) -> None:
+    """Say that the disk is too small before hours are spent on teachers, and not after."""
+    needed = 0.0
+    if store is None or not store.root.has(SAMPLES):
+        inputs = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
+        needed += len(rows) * (_SAMPLE_BYTES + inputs)
+    logits = rows.num_classes * np.dtype(experiment.cache.encoding).itemsize
+    for member in missing:
+        begun = None if store is None else store.root.begun(f"teachers/{member.name}")
+        left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
+        needed += left * experiment.cache.views * len(rows) * (logits + _ROW_BYTES)
+    if needed > (free := Folder(path).free_bytes()):
+        log.warning(
+            "%s: this needs about %s bytes and %s are free; what fits will be kept, and the same command goes on "
+            "where it stopped when there is more room",
+            path,
+            f"{needed:,.0f}",
+            f"{free:,}",
+        )
 
 
 def _prepare(
@@ -219,7 +260,13 @@ def _write_blocks(
                 seen = digests if shown is inputs else digest_rows(shown)
                 for teacher in wanted[view]:
                     name = teacher.member.name
-                    writers[name].write(block_rows, teacher_logits(teacher, shown, experiment), view, seen)
+                    if writers[name].has_block(view, block):
+                        continue  # another writer sealed this capture meanwhile
+                    logits = teacher_logits(teacher, shown, experiment)
+                    try:
+                        writers[name].write(block_rows, logits, view, seen)
+                    except PartSealed as error:
+                        log.warning("%s", error)  # it is there, and this teacher is not run any more
             done += len(block_rows)
             progress(task, done, total, "rows")
     if samples is not None:

@@ -61,6 +61,8 @@ class Pending:
 
     captures: Sequence[str]
     """Teachers to be run (and trained, where they are not)."""
+    samples: bool
+    """Whether samples that are sealed have lost blocks, which are to be written again."""
     clustering: str | None
     """The clustering to be made."""
     students: Sequence[str]
@@ -69,11 +71,12 @@ class Pending:
     """Models to be evaluated, as far as they are there; those that are still to be made come on top."""
 
     def __bool__(self) -> bool:
-        return bool(self.captures or self.clustering or self.students or self.scores)
+        return bool(self.captures or self.samples or self.clustering or self.students or self.scores)
 
     def lines(self) -> list[str]:
         """A line for each thing to do."""
-        lines = [f"capture teacher {name}" for name in self.captures]
+        lines = ["write samples again"] if self.samples else []
+        lines += [f"capture teacher {name}" for name in self.captures]
         lines += [f"make clustering {self.clustering}"] if self.clustering else []
         lines += [f"train student {name}" for name in self.students]
         return lines + [f"evaluate {name}" for name in self.scores]
@@ -110,6 +113,7 @@ def pending(
     captures = [m.name for m in missing_captures(experiment, rows, workspace.models, store)]
     if store is None or not store.root.has(SAMPLES):
         store = None
+    samples = store is not None and not store.root.is_whole(SAMPLES)
     cluster = experiment.cluster
     clustering = None
     if cluster is not None and (
@@ -117,7 +121,9 @@ def pending(
     ):
         clustering = cluster.part_name
     students = [run.name for run in missing_students(experiment, workspace.models, store)]
-    return Pending(captures, clustering, students, _unscored(experiment, workspace, rows, store, examples))
+    return Pending(
+        captures, samples, clustering, students, _unscored(experiment, workspace, rows, store, examples)
+    )
 
 
 def _unscored(
@@ -188,7 +194,7 @@ def run(
     common: dict[str, Any] = {"device": device, "progress": progress}
     if todo:
         _check_ahead(experiment, rows, todo, examples)
-    if todo.captures or store is None:
+    if todo.captures or todo.samples or store is None:
         from .cache import cache
 
         cache(experiment, workspace.store, models, rows=rows, **common)
