@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "Errors, likelihood and calibration of teachers and students.",
     "inspect": "What is in a store, from its metadata alone.",
     "verify": "Check every byte of a store, without running a teacher.",
+    "repair": "Throw away what is torn, so that it is made again.",
+    "doctor": "Is a disk safe for several writers?",
 }
 """Name and summary of each command, in the order in which a user meets them."""
 

@@ -32,7 +32,8 @@ _VERDICTS = {0: "clean", 1: "corrupt", 3: "untrusted", 4: "cannot be read", 5: "
 def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
     """Check a STORE against its seals; no teacher is run and nothing is changed.
 
-    Without --deep the metadata are compared byte by byte, the shards by presence and size.
+    Without --deep the metadata are compared byte by byte, the shards by presence and size. Files that nothing in the
+    store knows are listed; they are a problem where a plain reader of Zarr would take them for data.
 
     \b
     Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that asks for what no reader does),
@@ -67,6 +68,7 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
                 ],
                 "unsealed": report.unsealed,
                 "later": report.later,
+                "strays": report.strays,
             }
         )
     else:
@@ -76,6 +78,8 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
             print_text(f"{path}: {part}: begun and not sealed; run the same command that began it again")
         for part in report.later:
             print_text(f"{path}: {part}: sealed after the expected digest, not checked")
+        for key in report.strays:
+            print_text(f"{path / key}: known to nothing in the store, and read by nothing")
         compared = "compared" if deep else "compared by size"
         print_text(
             f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "
