@@ -6,6 +6,7 @@ here, before anything that reads them is imported.
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data: {folder} is no folder; put it there, or set LOGITSTORE_DATA")
     return folder
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where there is one: for many small files, of which no durability is asked."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if usable else None, prefix="logitstore-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""What did format 1.0 look like on the day it was fixed? Writes the golden store, always the same bytes.
+"""What did format 1.0 look like on the day it was fixed? Writes the golden stores, always the same bytes.
 
-    python tests/make_golden.py FOLDER
+    python tests/make_golden.py [FOLDER]
 
-tests/data/store-v1.0 is what this script wrote when the format was fixed. A change of the code that
-changes a byte of it is a change of the format.
+tests/data holds what this script wrote when the format was fixed. A change of the code that changes a byte of it is a
+change of the format.
 """
 
 import shutil
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from stores import Made, Teacher, add_clustering, make
 
-GOLDEN = Path(__file__).parent / "data" / "store-v1.0"
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "store-v1.0"
+PLAIN = DATA / "plain-v1.0"
 
 
 def make_golden(path: Path) -> Made:
@@ -31,7 +33,26 @@ def make_golden(path: Path) -> Made:
     return made
 
 
+def make_plain(path: Path) -> Made:
+    """A store with as little as there may be: float32 inputs, neither names nor ids, whole blocks, one view."""
+    return make(
+        path,
+        rows=8,
+        block_rows=4,
+        classes=2,
+        teachers={"only": Teacher(encoding="float32")},
+        input_dtype="float32",
+        names=False,
+        seed=1,
+    )
+
+
+MAKERS = {GOLDEN.name: make_golden, PLAIN.name: make_plain}
+"""Every golden store -> what makes it."""
+
+
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
-    shutil.rmtree(target, ignore_errors=True)
-    print(make_golden(target).store.digest)
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
+    for name, maker in MAKERS.items():
+        shutil.rmtree(target / name, ignore_errors=True)
+        print(name, maker(target / name).store.digest)

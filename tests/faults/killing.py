@@ -1,0 +1,117 @@
+"""Is anything lost when real writers are killed at random and at named points, and started again in another number?
+
+`runs` is called in an interpreter of its own (`processes.apart`). One run: writers of one capture are killed, what they
+have acknowledged is looked at, and another number of them goes on, until all end by themselves.
+"""
+
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import stores
+
+from .points import POINTS, Watch
+from .processes import Child
+from .writers import (
+    EARLY,
+    MUTANTS,
+    PART_SEALED,
+    PLAN,
+    Place,
+    acks,
+    broken_commits,
+    differences,
+    golden,
+    stamps,
+    status_of,
+    work,
+)
+
+MOST = 60
+"""Incarnations after which a run that is not done never will be."""
+
+
+def die() -> None:
+    """As the power of the machine goes: without a last word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def writer(path: Path, share: tuple[int, int], pipe: int, aim: tuple[str, int] | None, mutant: str) -> int:
+    """One writer, in a fork; aim: the point at which, and the time for which, it kills itself there."""
+    write = os.write
+    if mutant:
+        MUTANTS[mutant]()
+    if aim is not None:
+        Watch(*aim, die).start()
+
+    def acknowledged(view: int, block: int) -> None:
+        write(pipe, bytes((view, block)))
+
+    return status_of(log_of(path), work, path, PLAN, share, acknowledged, early=mutant == EARLY)
+
+
+def log_of(path: Path) -> Path:
+    """Where the writers of a store say what ended them."""
+    return path.with_suffix(".errors")
+
+
+def runs(first: int, count: int, folder: str, mutant: str = "") -> dict[str, Any]:
+    """Runs number `first` and on: what they did, and every violation. Odd ones begin at a named point."""
+    total: Counter[str] = Counter()
+    violations: list[str] = []
+    with tempfile.TemporaryDirectory(dir=folder) as base:
+        whole = golden(Path(base) / "golden")
+        for number in range(first, first + count):
+            path = Path(base) / "store"
+            found = _run(number, path, whole, mutant, total)
+            violations += [f"run {number}{f' ({mutant})' if mutant else ''}: {line}" for line in found]
+            shutil.rmtree(path, ignore_errors=True)
+            log_of(path).unlink(missing_ok=True)
+    return {"violations": violations, "points": len([p for p in total if ": " in p]), **total}
+
+
+def _run(number: int, path: Path, whole: dict[str, bytes], mutant: str, total: Counter[str]) -> list[str]:
+    chance = random.Random(number)
+    part = PLAN.part(path)
+    acknowledged: set[Place] = set()
+    written: dict[str, tuple[int, int]] = {}
+    aimed = POINTS[number // 2 % len(POINTS)] if number % 2 else None
+    for incarnation in range(MOST):
+        world = chance.randint(1, 4)
+        reading, writing = os.pipe()
+        aim = None
+        if incarnation == 0 and aimed is not None:
+            aim = (aimed, chance.randint(1, 6) if aimed.startswith(("data", "record")) else 1)
+        children = [Child(writer, path, (rank, world), writing, aim, mutant) for rank in range(world)]
+        os.close(writing)
+        if aim is None:
+            # Where the machine is busy 50 ms are too few to come anywhere: ever longer.
+            time.sleep(chance.random() ** 2 * 0.05 * (1 + incarnation / 4))
+            statuses = [child.status if child.has_ended() else child.kill() for child in children]
+        else:
+            statuses = [child.wait(20) for child in children]
+            total[f"{aimed}"] += statuses.count(-signal.SIGKILL) > 0
+        new = acks(reading)
+        os.close(reading)
+        total["incarnations"] += 1
+        total["kills"] += statuses.count(-signal.SIGKILL)
+        bad = [status for status in statuses if status not in (0, PART_SEALED, -signal.SIGKILL)]
+        wrong = [f"writers left with {bad}: {log_of(path).read_text()}"] if bad else []
+        wrong += [f"acknowledged in vain: {line}" for line in broken_commits(part, acknowledged | new)]
+        wrong += [f"a record speaks of what is not there: {line}" for line in broken_commits(part)]
+        wrong += [f"{place} was acknowledged and done again" for place in sorted(acknowledged & new)]
+        now = stamps(part, acknowledged)
+        wrong += [f"{key} was written again" for key, stamp in written.items() if now.get(key) != stamp]
+        if wrong:
+            return wrong
+        acknowledged |= new
+        written = stamps(part, acknowledged)
+        if not any(statuses) or (set(statuses) == {0, PART_SEALED}):
+            return list(differences(stores.tree(path), whole))
+    return [f"not sealed after {MOST} incarnations"]

@@ -1,0 +1,68 @@
+"""Is every flipped bit found, wherever it is, and is nothing found where nothing is wrong?"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.damage import Case, outside, unchecked_chunks, unguarded
+from faults.flip import clean, harm_of_flip, places
+from faults.tally import Tally, scale
+from logitstore.storage import verify
+
+PIECES = 4
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
+    memory_path: Path, tally: Tally, piece: int
+) -> None:
+    count = scale(2_000, 20_000) // PIECES
+    done = outside("flip:flips", path=str(memory_path / "store.zarr"), seed=piece, count=count)
+    assert done["classes"] == 10
+    tally.reached("flip", count, "bits", done["harm"])
+
+
+@pytest.mark.timeout(3600)
+def test_a_whole_store_raises_no_alarm(memory_path: Path, tally: Tally) -> None:
+    count = 1_000
+    alarms = outside("flip:clean", folder=str(memory_path), count=count)
+    tally.reached("flip", 0, "bits", alarms, clean_verifies=count)
+
+
+def test_an_alarm_would_be_noticed(memory_path: Path, tally: Tally) -> None:
+    with unguarded(("verify.check_shard", _always_corrupt)):
+        tally.control("flip", "a verifier that cries wolf", bool(clean(str(memory_path), 1)))
+
+
+def _always_corrupt(folder: object, key: str, *_: object) -> None:
+    raise verify.ShardCorrupt(key, expected="a", found="b", remedy="c")
+
+
+Guards = list[tuple[str, Any]]
+CONTROLS: dict[str, tuple[str, Guards]] = {
+    "checksums of a read": ("payload", [("part_reader.decode_chunks", unchecked_chunks)]),
+    "sha256 of shards in verify": ("payload", [("verify.check_shard", lambda *_, **__: None)]),
+    "records in verify": ("record", [("verify._verify_record", lambda *_: None)]),
+    "sha256 of what a seal lists": (
+        "spec",
+        [
+            ("verify.check_file", lambda *_: None),
+            ("store.read_checked", lambda folder, key, *_: folder.read(key)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_guard_that_is_taken_out_is_missed(memory_path: Path, tally: Tally, name: str) -> None:
+    kind, guards = CONTROLS[name]
+    case = Case(memory_path / "store.zarr", teachers={}, clustering=False)
+    case.write()
+    key, start, _ = places(case)[kind][0]
+    # Of a spec: in the middle of a word, so that it is still JSON.
+    bit = 8 * (case.whole[key].index(b"as_is") if kind == "spec" else start) + 1
+    assert harm_of_flip(case, kind, key, bit) == []
+    with unguarded(*guards):
+        tally.control("flip", name, bool(harm_of_flip(case, kind, key, bit)))

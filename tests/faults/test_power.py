@@ -1,0 +1,278 @@
+"""Is anything lost, or anything wrong read, after a power loss at any moment of the real writer's work?
+
+The writer runs on the modelled disk; its trace is cut off anywhere, what was not synced is there or not (`crash`), and
+the state is judged: what a reader sees, what a later run of the same command makes of it, and whether all that was
+acknowledged is still there.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import stores
+
+from faults import traces
+from faults.crash import Judge, Windows
+from faults.disk import STORE, Disk, Named, Node
+from faults.tally import Tally, scale
+from faults.traces import FAMILIES, Run, everything, record, unchecked
+from logitstore.storage import journal, part_writer, recovery, store
+from logitstore.storage.files import Folder, NewObject
+from logitstore.storage.format import COMMITS, SEAL, ArrayLayout, sha256_hex
+from logitstore.storage.journal import Commit, StoredShard
+from logitstore.storage.part_writer import PartWriter
+from logitstore.storage.shard import ShardEncoder
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+def search(
+    runs: Iterator[Run],
+    states: int,
+    seed: int,
+    judge: Judge | None = None,
+    until: str | tuple[str, ...] | None = None,
+) -> tuple[int, int, list[str]]:
+    """Judge `states` states of each run: (how many, how many of them were not alike, what is wrong).
+
+    until: stop at the first harm of this kind, or of one of these; no other counts.
+    """
+    judge, tried, harm = judge or Judge(), 0, list[str]()
+    rng = random.Random(seed)
+    for number, (disk, first, wrong) in enumerate(runs):
+        harm += [f"run {number}: {what}" for what in wrong]
+        windows = Windows(disk.trace, disk.mount)
+        for _ in range(states):
+            prefix = rng.randint(first, len(disk.trace))
+            verdict = judge(windows.sample(prefix, rng))
+            found = verdict.after(windows.prefixes[prefix].said)
+            tried += 1
+            harm += [f"seed {seed}, run {number}, prefix {prefix}: {what}" for what in found]
+            if until and any(what.startswith(until) for what in found):
+                return tried, judge.num_distinct, [what for what in found if what.startswith(until)]
+    return tried, judge.num_distinct, [] if until else harm
+
+
+@pytest.mark.parametrize(
+    ("family", "runs", "deep_runs"),
+    [("alone", 1, 1), ("killed", 150, 400), ("stopped", 150, 400), ("together", 40, 200)],
+)
+def test_what_was_acknowledged_survives_a_power_loss(
+    family: str, runs: int, deep_runs: int, tally: Tally
+) -> None:
+    runs = scale(runs, deep_runs)
+    with unchecked():
+        made = (FAMILIES[family](number) for number in range(runs))
+        tried, distinct, harm = search(made, -(-scale(5_000, 500_000) // runs), seed=1)
+    tally.reached("power", tried, "states", harm, states_apart=distinct, runs=runs)
+
+
+def test_the_modelled_disk_holds_what_a_real_one_does(tmp_path: Path) -> None:
+    disk = record()
+    with mock.patch.object(traces, "STORE", tmp_path / STORE.name):
+        everything()
+    assert disk.files() == stores.tree(tmp_path)
+
+
+# The protocol with a guard taken out.
+
+Mutant = Callable[[Disk], AbstractContextManager[Any]]
+
+
+def named(disk: Disk, start: str) -> Callable[[Node], bool]:
+    """Whether a node has a name that begins like this."""
+    return lambda node: any(
+        isinstance(step, Named) and step.node == node.number and step.name.startswith(start)
+        for step in disk.trace
+    )
+
+
+def unproven() -> AbstractContextManager[Any]:
+    """Without the probe that refuses to begin a store where names are not exclusive."""
+    return mock.patch.object(Folder, "prove_exclusive", lambda self: None)
+
+
+@contextmanager
+def no_sync_of_files(disk: Disk) -> Iterator[None]:
+    disk.deaf = lambda node: node.parts is None
+    yield
+
+
+@contextmanager
+def no_sync_of_directories(disk: Disk) -> Iterator[None]:
+    disk.deaf = lambda node: node.parts is not None
+    yield
+
+
+@contextmanager
+def record_before_data(disk: Disk) -> Iterator[None]:
+    def commit(self: PartWriter, view: int, block: int, arrays_of: Any) -> None:
+        rows = self.root.grid.rows(block)
+        self._begin()
+        arrays, objects = arrays_of(slice(0, len(rows))), {}
+        for name, layout in self.layouts.items():
+            encoder = ShardEncoder(layout)
+            encoder.append(arrays[name])
+            encoder.finish()
+            encoder.check()
+            objects[name] = StoredShard.of(encoder)
+        made = Commit(view, block, rows, self._files["__logitstore__/spec.json"], objects)
+        self.folder.put_new(made.key, made.to_bytes())
+        self._put_shards(view, block, [arrays])
+        self._committed.add((view, block))
+
+    with mock.patch.object(PartWriter, "commit", commit):
+        yield
+
+
+@contextmanager
+def written_in_place(disk: Disk) -> Iterator[None]:
+    def begin(self: Any, folder: Folder, key: str, staging: int) -> None:
+        *self._within, self._name = key.split("/")
+        self._folder, self._path, self._directory, self._is_staged = folder, folder.path / key, staging, False
+        with folder.directory(self._within, make=True) as final:
+            flags = disk.O_CREAT | disk.O_EXCL | disk.O_WRONLY
+            self._handle = disk.open(self._name, flags, dir_fd=final)
+
+    def publish(self: Any) -> bool:
+        with self._folder.directory(self._within) as final:
+            disk.fsync(self._handle)
+            self._close()
+            disk.fsync(final)
+        return True
+
+    with (
+        unproven(),
+        mock.patch.object(NewObject, "__init__", begin),
+        mock.patch.object(NewObject, "publish", publish),
+    ):
+        yield
+
+
+@contextmanager
+def written_in_place_without_sync(disk: Disk) -> Iterator[None]:
+    with written_in_place(disk), no_sync_of_files(disk):
+        yield
+
+
+@contextmanager
+def renamed_without_sync(disk: Disk) -> Iterator[None]:
+    def link(self: Any, final: int) -> bool:
+        disk.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=final)
+        self._is_staged = False
+        return True
+
+    disk.deaf = lambda node: True
+    with unproven(), mock.patch.object(NewObject, "_link", link):
+        yield
+
+
+@contextmanager
+def acknowledged_before_its_record_is_durable(disk: Disk) -> Iterator[None]:
+    real, is_commits, hears = PartWriter.commit, named(disk, "commits"), disk.deaf
+
+    def commit(self: PartWriter, view: int, block: int, arrays_of: Any) -> None:
+        if self.folder.is_folder(COMMITS):
+            self.folder.sync(COMMITS)
+        disk.deaf = is_commits
+        try:
+            real(self, view, block, arrays_of)
+        finally:
+            disk.deaf = hears
+
+    with mock.patch.object(PartWriter, "commit", commit):
+        yield
+
+
+@contextmanager
+def sealed_before_its_records_are_durable(disk: Disk) -> Iterator[None]:
+    disk.deaf = named(disk, "commits")
+    yield
+
+
+@contextmanager
+def logged_before_the_seal_is_durable(disk: Disk) -> Iterator[None]:
+    real, hears = journal.put_same, disk.deaf
+
+    def put_same(folder: Folder, key: str, data: bytes) -> None:
+        disk.deaf = (lambda node: True) if key == SEAL else hears
+        try:
+            real(folder, key, data)
+        finally:
+            disk.deaf = hears
+
+    with mock.patch.object(journal, "put_same", put_same):
+        yield
+
+
+MUTANTS: list[tuple[Mutant, str]] = [
+    (no_sync_of_files, "torn:"),
+    (no_sync_of_directories, "lost:"),
+    (record_before_data, "torn: the record of"),
+    (written_in_place, "torn:"),
+    (written_in_place_without_sync, "torn:"),
+    (renamed_without_sync, "lost:"),
+    (acknowledged_before_its_record_is_durable, "lost:"),
+    (sealed_before_its_records_are_durable, "tree:"),
+    (logged_before_the_seal_is_durable, "reader:"),
+]
+
+
+def run_of(mutant: Mutant) -> Run:
+    """What a writer with a guard taken out does."""
+    disk = Disk()
+    with mutant(disk):
+        return Run(record(disk=disk))
+
+
+@pytest.mark.parametrize(("mutant", "kind"), MUTANTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_protocol_with_a_guard_taken_out_does_harm(mutant: Mutant, kind: str, tally: Tally) -> None:
+    with unchecked():
+        _, _, harm = search(iter([run_of(mutant)]), 3_000, seed=2, until=kind)
+    tally.control("power", f"{mutant.__name__} ({kind})", bool(harm))
+
+
+def test_torn_orphans_that_are_adopted_blindly_do_harm(tally: Tally) -> None:
+    """Shards that were written in place and not synced are mended by recovery, as long as no record is there."""
+
+    def adopt(folder: Folder, layout: ArrayLayout, view: int, block: int, rows: int) -> StoredShard:
+        data = folder.read(layout.shard_key(view, block))
+        return StoredShard(len(data), sha256_hex(data), (0,) * layout.chunks_per_shard)
+
+    disk, rng = Disk(), random.Random(3)
+    disk.deaf = named(disk, "c.")
+    with unchecked(), written_in_place(disk):
+        record(disk=disk)
+    windows = Windows(disk.trace, disk.mount)
+    (end, *_) = [
+        n for n, step in enumerate(disk.trace) if isinstance(step, Named) and step.name == "0-0.json"
+    ]
+    states = [windows.sample(rng.randint(end - 12, end), rng) for _ in range(100)]
+    with unchecked():
+        real, blind = Judge(), Judge()
+        mended = [what for state in states for what in real(state).harm if not what.startswith("torn:")]
+        with mock.patch.object(recovery, "stored_shard", adopt):
+            spoilt = [what for state in states for what in blind(state).harm if what.startswith("tree:")]
+    assert mended == []
+    tally.control("power", "torn orphans are adopted blindly", bool(spoilt))
+
+
+def test_names_that_others_gave_are_not_taken_for_durable(tally: Tally) -> None:
+    with unchecked(), mock.patch.object(Folder, "sync", lambda self, key: None):
+        made = (FAMILIES["killed"](number) for number in range(200))
+        _, _, harm = search(made, 40, seed=4, until=("tree:", "lost:", "resume:"))
+    tally.control("power", "what a killed writer named is not synced by who goes on", bool(harm))
+
+
+def test_locks_and_staging_of_dead_writers_are_seen(tally: Tally) -> None:
+    with (
+        unchecked(),
+        mock.patch.object(part_writer, "tidy_up", lambda folder: None),
+        mock.patch.object(store, "tidy_up", lambda folder: None),
+    ):
+        _, _, harm = search(iter([traces.alone(0)]), 500, seed=5, until="tree:")
+    tally.control("power", "nobody takes away what dead writers leave", bool(harm))
