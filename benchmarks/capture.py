@@ -74,12 +74,12 @@ def plain_files(folder: Path) -> None:
         return path
 
     template = capture()
-    shards = [path.read_bytes() for path in sorted(template.rglob("c.*"))]
+    files = [path.read_bytes() for path in sorted(template.rglob("*")) if path.is_file()]
 
     def plain() -> None:
         target = folder / f"plain-{next(runs)}"
         target.mkdir()
-        for number, data in enumerate(shards):
+        for number, data in enumerate(files):
             handle = os.open(target / str(number), os.O_CREAT | os.O_WRONLY)
             os.write(handle, data)
             os.fsync(handle)
