@@ -91,7 +91,12 @@ def _aim(number: int, index: int) -> tuple[str, int] | None:
 
 
 def _run(
-    number: int, path: Path, whole: dict[str, bytes], mutant: str, first_aim: tuple[str, int] | None, total: Counter[str]
+    number: int,
+    path: Path,
+    whole: dict[str, bytes],
+    mutant: str,
+    first_aim: tuple[str, int] | None,
+    total: Counter[str],
 ) -> list[str]:
     chance = random.Random(number)
     part = PLAN.part(path)
