@@ -3,6 +3,7 @@
 The modules in the order of their levels; each imports only those before it (tests/test_layers.py):
 
     errors, progress   the tree of errors; how a library says how far it is
+    codec              a chunk made smaller, and whole again
     digest, identity   which input a row belongs to; whether two things are made from the same
     system             what the operating system says, as errors that say what to do
     format             what the files of a store look like (docs/format-v1.md)
@@ -10,7 +11,9 @@ The modules in the order of their levels; each imports only those before it (tes
     layouts            which arrays a part has, and how each is cut
     shard              a block of one array as the bytes of one shard, and back
     order              in which order an epoch goes through the rows
-    encoding           logits as arrays, and back
+    encoding           what an encoding of logits is
+    floats | error_budget | top_k | divergence    the encodings, and how far from the truth each is
+    encodings          which of them a user or a spec means
     files, probe       bytes under a name, once and for good; whether a file system is fit for that
     lease, background  whether another writer is at work; writing while the next piece is encoded
     journal            commits, seals, the log of parts

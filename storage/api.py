@@ -15,7 +15,8 @@ from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
 from .digest import digest_rows
-from .encoding import encoding_named
+from .encoding import Encoding
+from .encodings import encoding_named
 from .errors import ConfigError, NameTaken
 from .files import Folder, local_path
 from .format import MAX_SHARD_BYTES, RootAttributes
@@ -31,11 +32,14 @@ from .writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clust
 class Capture(CaptureReader):
     """The sealed logits of one teacher."""
 
-    def dask(self) -> Any:
-        """dask.array float32 (view, row, class), a block a chunk; each is checked against the seal."""
+    def dask(self, temperature: float | None = None) -> Any:
+        """dask.array float32 (view, row, class), a block a chunk; each is checked against the seal.
+
+        temperature: as for `read`.
+        """
         from .dask_view import logits_array  # dask takes half a second to import
 
-        return logits_array(self)
+        return logits_array(self, temperature)
 
     def __repr__(self) -> str:
         return f"<Capture {self.name!r} (view, row, class) = {self.shape}, {self.encoding.kind}>"
@@ -137,7 +141,7 @@ class Store:
         *,
         provenance: Mapping[str, Any],
         views: int = 1,
-        encoding: str = "float16",
+        encoding: "str | Mapping[str, Any] | Encoding" = "float16",
         classes: Sequence[int] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> CaptureWriter:
@@ -145,6 +149,7 @@ class Store:
 
         provenance: what makes the capture what it is (model, weights sha256, preprocessing …), compared when
         it is resumed; a key "augmentation" says how views differ from the rows. notes: what is not compared.
+        encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0} or {"top_k": 64} (docs/encodings.md).
         classes: the store's class of each column where they are not all classes in order; -1 the dustbin class.
         Raises SpecMismatch where the name was begun with another provenance, views, classes or encoding.
         """
@@ -179,6 +184,7 @@ class Store:
         drop_last: bool = False,
         window: int | None = None,
         decode: bool = True,
+        temperature: float | None = None,
         inputs: bool = True,
         transfer_set: Any = None,
         augment: Augment | None = None,
@@ -189,7 +195,7 @@ class Store:
         row in an epoch, "cycle" takes view `epoch mod V`, an integer that one. rows: a slice or ascending
         integers (repeats allowed), all when None. window: rows that are shuffled together, about; two windows
         are held in memory (`Stream.window_bytes` each). decode: False leaves logits as they are stored.
-        inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
+        temperature: the one at which the logits will be used; captures of the k largest need it to be decoded. inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
         against its digest. augment: makes a view's inputs from the rows'; each is checked against what the
         teacher saw.
 
@@ -215,6 +221,7 @@ class Store:
             drop_last=drop_last,
             window=window,
             decode=decode,
+            temperature=temperature,
             inputs=inputs,
             transfer_set=transfer_set,
             augment=augment,

@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 from .reader import CaptureReader
 
 
-def logits_array(capture: CaptureReader) -> Any:
-    """dask.array float32 (view, row, class): a block a chunk, the largest logit of each row 0."""
+def logits_array(capture: CaptureReader, temperature: float | None = None) -> Any:
+    """dask.array float32 (view, row, class): a block a chunk, the largest logit of each row 0.
+
+    temperature: as for `CaptureReader.read`.
+    """
+    capture.check_temperature(temperature)
     views, _, classes = capture.shape
     grid = capture.reader.grid
 
     @delayed(pure=False, name=f"read-{capture.name}")  # type: ignore[untyped-decorator]
     def read(view: int, rows: range) -> NDArray[Any]:
-        return capture.read(rows, view)[None]
+        return capture.read(rows, view, temperature)[None]
 
     blocks = [
         [

@@ -1,34 +1,19 @@
-"""How do logits become arrays, and back?
+"""What is an encoding of logits?
 
-An encoding is an object with one small interface: which arrays it stores (`arrays`), a block of logits
-to those arrays (`encode`), stored rows to float32 logits (`decode`), and what names it in a spec
-(`describe`). Format 1.0 has `float16` and `float32`: the row's maximum is taken out in float32, before
-the cast, and kept in `peak`. A softmax does not see it, and float16 is finest near zero, where the
-probable classes then are.
+An object with one small interface: which arrays it stores, a block of logits to those arrays, stored rows to float32
+logits, what names it in a spec, and the error that it guarantees. There are four (`encodings`): two of floats
+(`floats`), one by error budget (`error_budget`), one of the k largest (`top_k`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, Float32
+from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from .errors import BadLogitsError, ConfigError, UnsupportedFeature
-
-_ROUNDS_TO_INFINITY: Final = {"float16": np.float32(65520), "float32": np.float32(np.inf)}
-"""The smallest size that a dtype cannot hold: half a step beyond its largest number."""
-
-_CACHED: Final = 1 << 15
-"""Elements that are converted at a time: some arrays of that many stay in a core's cache."""
-_REBIAS: Final = np.uint32((((15 - 127) << 23) + 0xFFF + (1 << 28)) % 2**32)
-"""From float32's exponents to float16's, a half of the last digit less a little (ties go to even), and the sign."""
-_LEAST_NORMAL: Final = np.uint32(113 << 23)
-"""Bits of 2⁻¹⁴, the least normal float16."""
-_SHIFT: Final = np.float32(0.5)
-_SHIFT_BITS: Final = _SHIFT.view(np.uint32)
-"""At 0.5 the last digit of a float32 is 2⁻²⁴, that of a small float16."""
+from .errors import BadLogitsError
 
 
 @dataclass(frozen=True)
@@ -41,128 +26,83 @@ class ArraySpec:
     """Zarr's name of the dtype."""
     row_shape: tuple[int, ...]
     """Shape of one row."""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    """Its Zarr attributes."""
 
 
-@dataclass(frozen=True)
-class FloatEncoding:
-    """Dense logits in float16 or float32, each row's maximum subtracted."""
+@runtime_checkable
+class Encoding(Protocol):
+    """How the logits of a capture are stored."""
 
-    kind: str
-    """"float16" or "float32"."""
+    @property
+    def kind(self) -> str:
+        """Its name in a spec."""
+
+    @property
+    def form(self) -> str:
+        """Which arrays a capture then has: one of the forms of `layouts`."""
+
+    @property
+    def decoded_from(self) -> tuple[str, ...]:
+        """The arrays that `decode` needs."""
+
+    @property
+    def scale(self) -> float | None:
+        """What stored integers are multiplied by; None where there are none."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every logit is stored, so that it decodes to the same at any temperature."""
 
     def describe(self) -> dict[str, object]:
         """What a spec says of the encoding."""
-        return {"kind": self.kind}
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """The block arrays of a capture with `num_classes` columns."""
-        return (
-            ArraySpec("logits", self.kind, (num_classes,)),
-            ArraySpec("peak", "float32", ()),
-        )
+        """The block arrays of a capture with `num_classes` columns. Raises ConfigError where there can be none."""
 
     def encode(
         self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
     ) -> dict[str, NDArray[Any]]:
-        """Centre and cast a block.
+        """Rows of logits as the arrays of `arrays`, rows first; each row by itself.
 
         logits: any additive constant per row. first_row: the store's row of logits[0], for messages.
-        Returns the arrays of `arrays`, rows first. Raises BadLogitsError for a row with a NaN, an
-        infinity, or a value too far below its maximum for float16.
+        Raises BadLogitsError for a row with a NaN, an infinity, or a value out of the encoding's range.
         """
-        peak, least = logits.max(axis=1), logits.min(axis=1)
-        if not (np.isfinite(peak).all() and np.isfinite(least).all()):  # a NaN is its row's maximum
-            self._refuse(~np.isfinite(logits), logits, first_row, "finite logits", where)
-        with np.errstate(over="ignore"):
-            if not ((least - peak) > -_ROUNDS_TO_INFINITY[self.kind]).all():
-                centred = logits - peak[:, None]
-                expected = (
-                    f"logits within {np.finfo(self.kind).max:.0f} of the row's maximum, {self.kind}'s range"
-                )
-                self._refuse(~np.isfinite(centred.astype(self.kind)), centred, first_row, expected, where)
-        stored = logits - peak[:, None] if self.kind == "float32" else _centred_float16(logits, peak)
-        return {"logits": stored, "peak": peak}
 
-    def decode(self, stored: Mapping[str, NDArray[Any]]) -> Float32[np.ndarray, "rows classes"]:
-        """Centred logits (the largest of a row is 0) from stored rows."""
-        return stored["logits"].astype(np.float32)
+    def decode(
+        self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Centred logits from stored rows: their softmax at `temperature`, or at any where `is_dense`."""
 
-    @staticmethod
-    def _refuse(
-        bad: NDArray[np.bool_],
-        values: Float32[np.ndarray, "rows classes"],
-        first_row: int,
-        expected: str,
-        where: str,
-    ) -> None:
-        if not bad.any():
-            return
-        row, column = (int(i) for i in np.argwhere(bad)[0])
-        raise BadLogitsError(
-            f"{where}, row {first_row + row}, class {column}",
-            expected=expected,
-            found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows of this block are so)",
-            remedy="mend the teacher (or its precision) and run it again; nothing of this block was kept",
-        )
+    def bound(self, temperature: float) -> float | None:
+        """KL(teacher ‖ decoded) that no row exceeds at this temperature, in nats; None where it is only measured."""
 
 
-def _centred_float16(
-    logits: Float32[np.ndarray, "rows classes"], peak: Float32[np.ndarray, " rows"]
-) -> Float16[np.ndarray, "rows classes"]:
-    """logits - peak, rounded to nearest even, as `astype` rounds; in half of its time, which is most of a write.
+def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
+    """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
+    if not (
+        np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()
+    ):  # a NaN is the maximum
+        raise bad_logits(~np.isfinite(logits), logits, first_row, where, expected="finite logits")
 
-    The differences are finite in float16 and not positive. numpy converts one number at a time; these are some
-    passes over a piece that stays in the cache (F. Giesen, "Float to half conversion", public domain, 2012: the idea).
+
+def bad_logits(
+    bad: NDArray[np.bool_],
+    values: Float32[np.ndarray, "rows classes"],
+    first_row: int,
+    where: str,
+    *,
+    expected: str,
+    remedy: str = "mend the teacher (or its precision) and run it again",
+) -> BadLogitsError:
+    """The error of logits that an encoding cannot store, to be raised; it names the first.
+
+    bad: (rows, classes), at least one of them true. values: of which that one is shown.
     """
-    stored = np.empty(logits.shape, np.float16)
-    peak = peak + np.float32(0)  # of two zeros the difference is then no negative one
-    step = max(1, _CACHED // max(1, logits.shape[1]))
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        # Not negative here, so that its bits are those of its size.
-        size = np.subtract(peak[rows, None], logits[rows])
-        bits = size.view(np.uint32)
-        rounded = bits >> np.uint32(13)
-        rounded &= np.uint32(1)
-        rounded += bits
-        rounded += _REBIAS
-        rounded >>= np.uint32(13)
-        # Few but the zeros are so small. Adding a large number shifts their digits into place, and rounds them.
-        tiny = np.flatnonzero(bits < _LEAST_NORMAL)
-        small = size.reshape(-1)[tiny]
-        sign = (small > 0).astype(np.uint32) << np.uint32(15)  # zero has none
-        rounded.reshape(-1)[tiny] = ((small + _SHIFT).view(np.uint32) - _SHIFT_BITS) | sign
-        stored[rows].view(np.uint16)[...] = rounded
-    return stored
-
-
-ENCODINGS: Final[Mapping[str, FloatEncoding]] = {kind: FloatEncoding(kind) for kind in ("float16", "float32")}
-
-
-def encoding_named(kind: str) -> FloatEncoding:
-    """The encoding that a user names. Raises ConfigError.
-
-    >>> encoding_named("float16").describe()
-    {'kind': 'float16'}
-    """
-    if kind not in ENCODINGS:
-        raise ConfigError(
-            "encoding",
-            expected=" or ".join(map(repr, ENCODINGS)),
-            found=repr(kind),
-            remedy="choose one of these",
-        )
-    return ENCODINGS[kind]
-
-
-def encoding_described(description: object, where: str) -> FloatEncoding:
-    """The encoding that a spec describes. Raises UnsupportedFeature."""
-    kind = description.get("kind") if isinstance(description, Mapping) else None
-    if kind not in ENCODINGS:
-        raise UnsupportedFeature(
-            where,
-            expected=" or ".join(map(repr, ENCODINGS)),
-            found=f"the encoding {description!r}"[:120],
-            remedy="open this capture with a newer logitstore",
-        )
-    return ENCODINGS[str(kind)]
+    row, column = (int(i) for i in np.argwhere(bad)[0])
+    return BadLogitsError(
+        f"{where}, row {first_row + row}, class {column}",
+        expected=expected,
+        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows of this block are so)",
+        remedy=f"{remedy}; nothing of this block was kept",
+    )

@@ -17,10 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from .codec import BLOSC, RAW, ZSTD, codec_metadata
 from .errors import ConfigError, LimitExceeded, ManifestInvalid, NotAStoreError, UntrustedStoreError
 
 FORMAT_VERSION: Final = "1.0"
-FEATURES: Final = frozenset[str]()
+CAPTURE, ERROR_BUDGET, TOP_K = "capture", "error-budget", "top-k"
+FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K})
 """The `required_features` that this version of logitstore can read."""
 
 ROOT_METADATA: Final = "zarr.json"
@@ -79,6 +81,9 @@ DTYPES: Final[Mapping[str, str]] = {
     "int64": "<i8",
 }
 """Zarr's name of each dtype that a store may hold -> numpy's."""
+
+TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0, 20.0)
+"""At which an encoded capture records its error."""
 
 INPUT_DTYPES: Final = ("uint8", "int64", "float16", "float32")
 """Dtypes of inputs that `samples` may hold."""
@@ -343,6 +348,8 @@ class ArrayLayout:
     """Rows an inner chunk; 0 for small arrays, which have none."""
     fill: float | int = 0
     """Fill value: NaN for floats."""
+    codec: str = RAW
+    """What inner chunks are made smaller by: one of those of `codec`."""
     attributes: Mapping[str, object] = field(default_factory=dict)
     """The array's own Zarr attributes."""
 
@@ -401,16 +408,15 @@ class ArrayLayout:
 
     def to_bytes(self) -> bytes:
         """The array's `zarr.json`."""
-        plain: list[dict[str, object]] = [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "crc32c"},
-        ]
-        codecs: list[dict[str, object]] = plain
+        endian: dict[str, object] = {"name": "bytes", "configuration": {"endian": "little"}}
+        checksum: dict[str, object] = {"name": "crc32c"}
+        smaller = codec_metadata(self.codec, self.numpy_dtype.itemsize)
+        codecs = [endian, *smaller, checksum]
         if self.is_block_array:
             sharding = {
                 "chunk_shape": self._grid_shape(self.chunk_rows),
-                "codecs": plain,
-                "index_codecs": plain,
+                "codecs": codecs,
+                "index_codecs": [endian, checksum],
                 "index_location": "end",
             }
             codecs = [{"name": "sharding_indexed", "configuration": sharding}]
@@ -467,11 +473,15 @@ class ArrayLayout:
         grid = value["chunk_grid"]["configuration"]["chunk_shape"]
         codec = value["codecs"][0]
         inner = codec["configuration"]["chunk_shape"][axis] if "row" in dimensions else 0
+        chain = [c["name"] for c in codec["configuration"]["codecs"]] if "row" in dimensions else []
+        smaller = next((name for name in (ZSTD, BLOSC) if name in chain), RAW)
         fill = math.nan if value["fill_value"] == "NaN" else value["fill_value"]
         numbers = [*shape, grid[axis], inner]
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
             return None
-        return cls(name, shape, value["data_type"], dimensions, grid[axis], inner, fill, value["attributes"])
+        return cls(
+            name, shape, value["data_type"], dimensions, grid[axis], inner, fill, smaller, value["attributes"]
+        )
 
     def check_sizes(self, where: str) -> None:
         """Refuse sizes that no array of a store has. Raises LimitExceeded or ManifestInvalid."""

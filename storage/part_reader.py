@@ -12,11 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codec import RAW
 from .errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
 from .format import ArrayLayout
 from .grid import Grid
-from .shard import chunk_span, decode_chunks, shard_bytes
+from .shard import (
+    REMAKE,
+    UNSEALABLE,
+    check_shard_bytes,
+    chunk_ends,
+    chunk_span,
+    decode_chunks,
+    index_bytes,
+)
 from .store import SealedPart
+
+_MOST_INDEXES = 4096
+"""Indexes of shards that a reader keeps, of 8 bytes a chunk."""
 
 
 def check_rows(rows: Any, num_rows: int) -> range | NDArray[np.int64]:
@@ -56,6 +68,7 @@ class PartReader:
     def __init__(self, part: SealedPart, grid: Grid) -> None:
         self.part = part
         self.grid = grid
+        self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def layout(self, array: str) -> ArrayLayout:
         """How an array of rows is cut. Raises PartNotFound where the part has none of that name."""
@@ -133,35 +146,44 @@ class PartReader:
     def _chunks(self, layout: ArrayLayout, view: int, block: int, first: int, last: int) -> NDArray[Any]:
         """Inner chunks first…last of a shard, checked: (chunks x chunk_rows, *row shape)."""
         key = layout.shard_key(view, block)
-        where = f"{self.part.folder.path / key} (rows {self.grid.rows(block).start} to {self.grid.rows(block).stop - 1})"
-        expected = self.part.table.size(layout.name, view, block)
-        whole = shard_bytes(layout, len(self.grid.rows(block)))
-        if expected != whole:
-            raise ShardCorrupt(
-                where,
-                expected=f"a shard of {whole} bytes in the seal",
-                found=f"one of {expected}",
-                remedy="do not read this part: no writer of this format sealed it",
-            )
-        offset, length = chunk_span(layout, first, last)
+        rows = self.grid.rows(block)
+        where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
+        sealed = self.part.table.size(layout.name, view, block)
+        check_shard_bytes(layout, len(rows), sealed, where, UNSEALABLE)
+        ends = None
+        if layout.codec == RAW:
+            offset, length = chunk_span(layout, first, last)
+        else:
+            ends = self._ends(layout, key, len(rows), sealed, where)
+            offset = int(ends[first - 1]) if first else 0
+            length = int(ends[last]) - offset
+            ends = ends[first : last + 1] - offset
+        data = self._bytes(key, offset, length, sealed, where)
+        checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
+        return decode_chunks(layout, data, checksums, where, first, ends)
+
+    def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
+        """Where each chunk of a shard ends, from its index, which is read once."""
+        ends = self._indexes.get(key)
+        if ends is None:
+            length = index_bytes(layout)
+            index = self._bytes(key, sealed - length, length, sealed, where)
+            if len(self._indexes) >= _MOST_INDEXES:
+                self._indexes.clear()
+            ends = self._indexes[key] = chunk_ends(layout, index, rows, sealed, where)
+        return ends
+
+    def _bytes(self, key: str, offset: int, length: int, sealed: int, where: str) -> bytes:
+        """Bytes of a shard that has the size that was sealed. Raises ShardMissing or ShardCorrupt."""
         try:
             data, size = self.part.folder.read_range(key, offset, length)
         except FileNotFoundError:
             raise ShardMissing(
-                where,
-                expected=f"a shard of {expected} bytes",
-                found="no file",
-                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
+                where, expected=f"a shard of {sealed} bytes", found="no file", remedy=REMAKE
             ) from None
-        if size != expected or len(data) != length:
-            raise ShardCorrupt(
-                where,
-                expected=f"{expected} bytes",
-                found=str(size),
-                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
-            )
-        checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
-        return decode_chunks(layout, data, checksums, where, first)
+        if size != sealed or len(data) != length:
+            raise ShardCorrupt(where, expected=f"{sealed} bytes", found=str(size), remedy=REMAKE)
+        return data
 
 
 class LazyRows:

@@ -11,6 +11,7 @@ those blocks, and only with the bytes that were sealed.
 """
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ from .journal import (
     read_table,
     seal_blocks,
 )
+from .layouts import features_of, form_of
 from .lease import Lease, lease, tidy_up
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
 from .shard import ShardEncoder, encode_small, shard_bytes
@@ -83,7 +85,10 @@ def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 class PartWriter:
-    """Writes one part: what `SamplesWriter` and `CaptureWriter` share."""
+    """Writes one part: what `SamplesWriter` and `CaptureWriter` share.
+
+    Several threads may commit blocks at once; one of them begins, seals and closes.
+    """
 
     def __init__(
         self,
@@ -108,13 +113,16 @@ class PartWriter:
         if self.folder.exists(SPEC):
             there = self.folder.read(SPEC)
             self._compare(spec["identity"], parse_json(there, str(self.folder.path / SPEC)).get("identity"))
-        self._metadata = {ROOT_METADATA: part_metadata(KINDS[name.partition("/")[0]])}
+        kind = KINDS[name.partition("/")[0]]
+        form = form_of(kind, [layout.name for layout in layouts])
+        self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
         for layout in layouts:
             self._metadata[layout.metadata_key] = layout.to_bytes()
             if not layout.is_block_array:
                 chunks = encode_small(layout, small[layout.name])
                 self._metadata.update(zip(small_keys(layout), chunks, strict=True))
         self._files: dict[str, str] = {}
+        self._beginning = threading.Lock()
         self._lease = Lease(self.folder)
         weakref.finalize(self, self._lease.release)
         self._table: SealTable | None = None
@@ -188,22 +196,23 @@ class PartWriter:
 
         A teacher whose very first block is refused leaves no trace, and its name stays free.
         """
-        if self._files:
-            return
-        # Before anything is put beside it: whoever made the store may not have come as far as this.
-        self.root.folder.sync(LOG)
-        if not self._lease.held:
-            self._lease.take()
-            self._lease.share()
-        self.folder.prove_exclusive()
-        self.folder.put_new(SPEC, self._spec)
-        there = self.folder.read(SPEC)
-        ours, theirs = (parse_json(data, str(self.folder.path / SPEC)) for data in (self._spec, there))
-        self._compare(ours["identity"], theirs.get("identity"))
-        for key, data in self._metadata.items():
-            put_same(self.folder, key, data)
-        files = {**self._metadata, SPEC: there}
-        self._files = {key: sha256_hex(data) for key, data in files.items()}
+        with self._beginning:  # a lease is no matter for two threads at once
+            if self._files:
+                return
+            # Before anything is put beside it: whoever made the store may not have come as far as this.
+            self.root.folder.sync(LOG)
+            if not self._lease.held:
+                self._lease.take()
+                self._lease.share()
+            self.folder.prove_exclusive()
+            self.folder.put_new(SPEC, self._spec)
+            there = self.folder.read(SPEC)
+            ours, theirs = (parse_json(data, str(self.folder.path / SPEC)) for data in (self._spec, there))
+            self._compare(ours["identity"], theirs.get("identity"))
+            for key, data in self._metadata.items():
+                put_same(self.folder, key, data)
+            files = {**self._metadata, SPEC: there}
+            self._files = {key: sha256_hex(data) for key, data in files.items()}
 
     def _compare_metadata(self) -> None:
         """Refuse to go on with arrays of another form, or with other columns."""

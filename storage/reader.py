@@ -8,10 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt64
+from jaxtyping import Float32, Float64, Int64, UInt64
 from numpy.typing import NDArray
 
-from .encoding import FloatEncoding, encoding_described
+from .divergence import kl_of_error
+from .encoding import Encoding
+from .encodings import encoding_described
+from .errors import ConfigError
 from .format import SAMPLES, SPEC, integer, invalid, shorten, table
 from .part_reader import LazyRows, PartReader
 from .store import Root, SealedPart, Spec
@@ -97,14 +100,25 @@ class CaptureReader:
         encoding = table(self._part.spec.identity.get("encoding"), where, "encoding")
         if not isinstance(encoding.get("kind"), str):
             raise invalid(f"{where}: encoding", "a kind", shorten(encoding.get("kind")))
-        self.encoding: FloatEncoding = encoding_described(encoding, self._part.name)
+        self.encoding: Encoding = encoding_described(encoding, self._part.name)
         """How its logits are stored."""
-        if self._part.layouts["logits"].dtype != self.encoding.kind:
-            raise invalid(where, f"logits in {self.encoding.kind}", self._part.layouts["logits"].dtype)
+        self._check_arrays(where)
         augmentation = self._part.spec.identity.get("augmentation")
         if augmentation is not None:
             first = table(augmentation, where, "augmentation").get("first_view", 0)
             integer(first, 0, where, "augmentation: first_view")
+
+    def _check_arrays(self, where: str) -> None:
+        """Refuse a capture whose arrays are not those of its encoding."""
+        try:
+            specs = self.encoding.arrays(self._part.layouts["classes"].shape[0])
+        except ConfigError as error:
+            raise invalid(where, error.expected, error.found) from None
+        for spec in specs:
+            layout = self._part.layouts.get(spec.name)
+            found = layout and (layout.dtype, layout.row_shape, dict(layout.attributes))
+            if found != (spec.dtype, spec.row_shape, dict(spec.attributes)):
+                raise invalid(where, f"{spec.name} in {spec.dtype} {spec.row_shape}", shorten(found))
 
     @property
     def digest(self) -> str:
@@ -129,8 +143,8 @@ class CaptureReader:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(views, rows, classes)."""
-        views, rows, classes = self._part.layouts["logits"].shape
-        return views, rows, classes
+        views, rows = self._part.layouts["peak"].shape
+        return views, rows, self._part.layouts["classes"].shape[0]
 
     @cached_property
     def classes(self) -> Int64[np.ndarray, " classes"]:
@@ -148,17 +162,40 @@ class CaptureReader:
         """How its views were made; None where every view is the row as it is."""
         return self._part.spec.identity.get("augmentation")
 
-    def read(self, rows: Any, view: int = 0) -> Float32[np.ndarray, "rows classes"]:
+    def read(
+        self, rows: Any, view: int = 0, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
         """Logits of `rows` (a slice, or ascending integers), the largest of each row 0.
 
         A softmax of any temperature does not see the constant that was taken out; `peak` has it.
+        temperature: the one at which the logits will be used, in natural-log units; only a capture of the k largest
+        needs it, whose other classes are decoded to what they are worth there.
         Raises ConfigError, ShardMissing or ShardCorrupt.
         """
-        return self.encoding.decode(self.read_stored(rows, view))
+        self.check_temperature(temperature)
+        return self.encoding.decode(self.read_stored(rows, view), self.shape[2], temperature)
+
+    def check_temperature(self, temperature: float | None) -> None:
+        """Refuse to decode the k largest logits without a temperature. Raises ConfigError."""
+        if temperature is None and not self.encoding.is_dense:
+            raise ConfigError(
+                f"{self._part.name}: temperature",
+                expected="the one at which the logits will be used: top-k rows decode to others at each",
+                found="none",
+                remedy="pass temperature=…, or read them as they are stored",
+            )
 
     def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
-        """What the encoding stores of `rows`, but for `peak`."""
-        return {"logits": self._reader.read("logits", rows, view)}
+        """What the encoding decodes `rows` from: "logits", and "index" and "tail" of a top-k capture."""
+        return {name: self._reader.read(name, rows, view) for name in self.encoding.decoded_from}
+
+    def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
+        """KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as it was measured when they were written.
+
+        Of a capture made by `logitstore compress` it is the KL to the capture that it was made from.
+        Raises PartNotFound where nothing was measured (float16, float32).
+        """
+        return kl_of_error(self._reader.read("error", rows, view))
 
     def peak(self, rows: Any, view: int = 0) -> Float32[np.ndarray, " rows"]:
         """max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the teacher's raw logits."""

@@ -12,26 +12,30 @@ from typing import Any, Final
 
 import numpy as np
 
+from .encoding import ArraySpec
+from .encodings import encoding_described
 from .errors import LogitStoreError
 from .files import Folder
 from .format import (
-    DTYPES,
+    FEATURES,
     GROUPS,
     MAX_DIMENSIONS,
     MAX_JSON_BYTES,
     ROOT_METADATA,
     SAMPLES,
+    SPEC,
     ArrayLayout,
     RootAttributes,
     group_metadata,
     parse_json,
+    parse_spec,
     sha256_hex,
 )
 from .grid import Grid
-from .journal import Seal, SealTable
-from .layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
+from .journal import Seal, SealTable, read_checked
+from .layouts import DIMENSIONS, DTYPES_OF, block_array, dtypes_of, form_of, small_array
 from .shard import CRC_BYTES
-from .store import KINDS, part_metadata
+from .store import KINDS, part_metadatas
 
 _MAX_SHAPES: Final = 20_000
 """Shapes that are tried for an array: those of an image in half a second."""
@@ -60,7 +64,12 @@ def _with_digest(candidates: Iterable[bytes], digest: str) -> bytes | None:
 
 def group_of_part(name: str, digest: str) -> bytes | None:
     """`zarr.json` of a part, by its sha256; None where it is none that format 1.0 has."""
-    return _with_digest([part_metadata(KINDS[name.partition("/")[0]])], digest)
+    return _with_digest(part_metadatas(name), digest)
+
+
+def form_of_seal(name: str, seal: Seal) -> str:
+    """The form of a sealed part, by the arrays that its seal lists."""
+    return form_of(KINDS[name.partition("/")[0]], [key.partition("/")[0] for key in seal.files])
 
 
 def array_of_part(
@@ -70,17 +79,49 @@ def array_of_part(
 
     name: of the part. table: its `seal.bin`, which says how large shards are; None where that is lost, too.
     """
-    kind = KINDS[name.partition("/")[0]]
+    form = form_of_seal(name, seal)
     digest = seal.files[f"{array}/{ROOT_METADATA}"]
     chunks = dict(seal.arrays).get(array)
     if chunks is None:
-        return _with_digest((layout.to_bytes() for layout in _small_layouts(folder, kind, array)), digest)
+        return _with_digest((layout.to_bytes() for layout in _small_layouts(folder, form, array)), digest)
     if table is None or not table.shape[0] or not table.shape[1]:
         return None
-    row_bytes = _row_bytes(table.size(array, 0, 0), chunks, grid)
-    where = str(folder.path / array)
-    found = _block_layouts(kind, array, row_bytes, max(1, seal.views), grid, where)
+    views, where = max(1, seal.views), str(folder.path / array)
+    found: Iterable[ArrayLayout]
+    if form in FEATURES:
+        found = _encoded_layouts(folder, form, array, seal, grid, where)
+    else:
+        row_bytes = _row_bytes(table.size(array, 0, 0), chunks, grid)
+        found = _block_layouts(form, array, row_bytes, views, grid, where)
     return _with_digest((layout.to_bytes() for layout in found), digest)
+
+
+def _encoded_layouts(
+    folder: Folder, form: str, array: str, seal: Seal, grid: Grid, where: str
+) -> Iterator[ArrayLayout]:
+    """Layouts of an array of an encoded capture: its spec says what the encoding stores, its classes how many."""
+    try:
+        spec, _ = parse_spec(read_checked(folder, SPEC, seal.files[SPEC]), where)
+        encoding = encoding_described(spec.get("encoding"), where)
+    except (KeyError, FileNotFoundError, LogitStoreError):
+        return
+    for small in _small_layouts(folder, form, "classes"):
+        try:
+            specs = [*encoding.arrays(small.shape[0]), ArraySpec("seen", DTYPES_OF["seen"], ())]
+        except LogitStoreError:
+            continue
+        for found in specs:
+            if found.name == array:
+                yield block_array(
+                    form,
+                    array,
+                    found.dtype,
+                    grid,
+                    views=seal.views,
+                    row_shape=found.row_shape,
+                    where=where,
+                    attributes=found.attributes,
+                )
 
 
 def _row_bytes(shard_size: int, chunks_per_shard: int, grid: Grid) -> int:
@@ -95,13 +136,13 @@ def _row_bytes(shard_size: int, chunks_per_shard: int, grid: Grid) -> int:
 
 
 def _block_layouts(
-    kind: str, array: str, row_bytes: int, views: int, grid: Grid, where: str
+    form: str, array: str, row_bytes: int, views: int, grid: Grid, where: str
 ) -> Iterator[ArrayLayout]:
-    leading = 1 if kind == "samples" else 2
-    known = DIMENSIONS[kind].get(array)
-    if not row_bytes or (known is None and (kind, array) != ("samples", "input")):
+    leading = 1 if form == "samples" else 2
+    known = DIMENSIONS[form].get(array)
+    dtypes = dtypes_of(form, array)
+    if not row_bytes:
         return
-    dtypes = [DTYPES_OF[array]] if array in DTYPES_OF else list(DTYPES)
     depths = range(MAX_DIMENSIONS - leading + 1) if known is None else [len(known) - leading]
     shapes = (
         (dtype, shape)
@@ -111,12 +152,12 @@ def _block_layouts(
         for shape in factorizations(row_bytes // _item_bytes(dtype), depth)
     )
     for dtype, shape in islice(shapes, _MAX_SHAPES):
-        yield block_array(kind, array, dtype, grid, views=views, row_shape=shape, where=where)
+        yield block_array(form, array, dtype, grid, views=views, row_shape=shape, where=where)
 
 
-def _small_layouts(folder: Folder, kind: str, array: str) -> Iterator[ArrayLayout]:
+def _small_layouts(folder: Folder, form: str, array: str) -> Iterator[ArrayLayout]:
     """Layouts of a small array whose first chunk, which nearly always is its only one, is there."""
-    dimensions = DIMENSIONS[kind].get(array)
+    dimensions = DIMENSIONS[form].get(array)
     if dimensions is None:
         return
     key = f"{array}/c.{'.'.join('0' * len(dimensions))}"
@@ -127,7 +168,7 @@ def _small_layouts(folder: Folder, kind: str, array: str) -> Iterator[ArrayLayou
     item = _item_bytes(DTYPES_OF[array])
     if size > 0 and size % item == 0:
         for shape in islice(factorizations(size // item, len(dimensions)), _MAX_SHAPES):
-            yield small_array(kind, array, shape)
+            yield small_array(form, array, shape)
 
 
 def _item_bytes(dtype: str) -> int:

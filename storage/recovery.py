@@ -19,7 +19,7 @@ from .files import Folder
 from .format import SPEC, ArrayLayout
 from .grid import Grid
 from .journal import Commit, StoredShard, commit_key, committed_blocks
-from .shard import decode_shard, shard_bytes, shard_of
+from .shard import check_shard_bytes, decode_shard, shard_of
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,8 @@ def stored_shard(folder: Folder, layout: ArrayLayout, view: int, block: int, row
     key = layout.shard_key(view, block)
     where = str(folder.path / key)
     size = folder.size(key)
-    if size != shard_bytes(layout, rows):
-        raise ShardCorrupt(
-            where,
-            expected=f"a whole shard of {shard_bytes(layout, rows)} bytes",
-            found=f"{size} bytes",
-            remedy="end all writers and run the same command again: a writer that is alone takes it away",
-        )
+    remedy = "end all writers and run the same command again: a writer that is alone takes it away"
+    check_shard_bytes(layout, rows, size, where, remedy)
     data = folder.read(key, most=size)
     # Encoding what was decoded gives checksums and digest, and shows that nothing else is in the file.
     encoded, again = shard_of(layout, decode_shard(layout, data, rows, where))
@@ -100,7 +95,7 @@ def stored_shard(folder: Folder, layout: ArrayLayout, view: int, block: int, row
             where,
             expected="a shard as logitstore writes it",
             found="one of the same rows with other bytes",
-            remedy="end all writers and run the same command again: a writer that is alone takes it away",
+            remedy=remedy,
         )
     return StoredShard.of(again)
 

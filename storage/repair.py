@@ -54,13 +54,13 @@ from .journal import (
     read_checked,
     root_record,
 )
-from .layouts import DIMENSIONS, check_layout
+from .layouts import DIMENSIONS, check_layout, features_of, form_of
 from .lease import Lease
 from .progress import Progress, silent
-from .rebuild import array_of_part, group_of_part, root_file
+from .rebuild import array_of_part, form_of_seal, group_of_part, root_file
 from .recovery import Plan, recover, stored_shard
-from .shard import shard_bytes
-from .store import KINDS, Root, open_root, part_metadata, small_keys
+from .shard import is_shard_size
+from .store import KINDS, Root, begun_form, open_root, part_metadata, small_keys
 from .verify import (
     check_begun_group,
     check_begun_seal,
@@ -306,6 +306,7 @@ class _SealedRepair:
         self._progress = progress
         self._faults: list[_Fault] = []
         self._layouts: dict[str, ArrayLayout] = {}
+        self._form = self._kind
 
     def run(self) -> Seal | None:
         """Mend the part; its seal, None where that is lost and nothing can be said of the rest."""
@@ -334,12 +335,13 @@ class _SealedRepair:
         return seal
 
     def _read_layouts(self, seal: Seal, wrong: dict[str, StoreCorrupt]) -> None:
+        self._form = form = form_of_seal(self._name, seal)
         for key in seal.files:
             array, _, name = key.rpartition("/")
             if array and name == ROOT_METADATA and key not in wrong:
                 with contextlib.suppress(FileNotFoundError, LogitStoreError):
                     layout = ArrayLayout.from_bytes(array, self._folder.read(key), self._site.path(key))
-                    check_layout(layout, self._kind, self._root.grid, seal.views, self._site.path(key))
+                    check_layout(layout, form, self._root.grid, seal.views, self._site.path(key))
                     self._layouts[array] = layout
 
     def _look_at_file(self, seal: Seal, table: SealTable | None, key: str, error: StoreCorrupt) -> None:
@@ -446,7 +448,7 @@ class _SealedRepair:
         """Key of a shard; None where nothing tells how many dimensions the array has."""
         if array in self._layouts:
             return self._layouts[array].shard_key(view, block)
-        dimensions = DIMENSIONS[self._kind].get(array)
+        dimensions = DIMENSIONS[self._form].get(array)
         if dimensions is None:
             return None
         index = [block] if self._kind == "samples" else [view, block]
@@ -603,7 +605,8 @@ class _BegunRepair:
         except FileNotFoundError:
             whole = False
         except LogitStoreError:
-            self._site.rebuild(ROOT_METADATA, part_metadata(self._kind))
+            form = form_of(self._kind, self._folder.names())
+            self._site.rebuild(ROOT_METADATA, part_metadata(self._kind, features_of(form)))
         for array in self._folder.names():
             key = f"{array}/{ROOT_METADATA}"
             if array == PRIVATE or not self._folder.exists(key):
@@ -611,7 +614,7 @@ class _BegunRepair:
             where = self._site.path(key)
             try:
                 layout = ArrayLayout.from_bytes(array, self._folder.read(key), where)
-                check_layout(layout, self._kind, self._root.grid, views, where)
+                check_layout(layout, begun_form(self._folder, self._name), self._root.grid, views, where)
             except LogitStoreError:
                 self._site.remove(key)
                 whole = False
@@ -636,4 +639,4 @@ class _BegunRepair:
         if stored is None:
             return not layout.is_block_array
         rows = len(self._root.grid.rows(commit.block))
-        return layout.is_block_array and stored.size == shard_bytes(layout, rows)
+        return layout.is_block_array and is_shard_size(layout, rows, stored.size)

@@ -7,10 +7,13 @@ then an index of (offset, length) for each chunk, then the index's crc32c:
     │ chunk 0 │ crc │ chunk 1 │ crc │ … │ offset, length of each, u8 │ crc │
     └─────────┴─────┴─────────┴─────┴───┴────────────────────────────┴─────┘
 
+A chunk is raw, or made smaller by a codec; then only the index says where it lies.
+
 We write shards ourselves, whole, once: a shard written through Zarr is read, changed and written back,
 which loses data where two writers meet and fails where the old one is torn.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -19,10 +22,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from .codec import RAW, compress, decompress, most_bytes
 from .errors import ShardCorrupt
 from .format import ArrayLayout
 
 CRC_BYTES = 4
+UNSEALABLE = "do not read this part: no writer of this format sealed it"
+REMAKE = "run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
 ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that is not there."""
 
@@ -47,17 +53,20 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
 
 
 class ShardEncoder:
-    """Lays out the rows of a block as one shard, piece by piece, without copying them.
+    """Lays out the rows of a block as one shard, piece by piece; raw chunks are not copied.
 
     `append` gives the buffers to write; `check`, which may run while they are written, hashes them and compares each
-    chunk's checksum again.
+    chunk's checksum again; a chunk that a codec made smaller is decoded for that.
     """
 
     def __init__(self, layout: ArrayLayout) -> None:
         self._layout = layout
         self._num_rows = 0  # in the chunk that is open
+        self._open: list[NDArray[np.uint8]] = []  # its bytes, where a codec needs all of them at once
+        self._payload_bytes = 0  # of what of it was handed out
         self._running = self._again = 0  # its checksum so far, taken before and after it was handed out
         self._unchecked: list[tuple[NDArray[np.uint8], int | None]] = []
+        self._undecoded: list[tuple[NDArray[np.uint8], int]] = []
         self._index = np.full((layout.chunks_per_shard, 2), ABSENT, dtype="<u8")
         self._crc32c: list[int] = []
         self._sha256 = sha256()
@@ -72,11 +81,13 @@ class ShardEncoder:
             room = self._layout.chunk_rows - self._num_rows
             piece, rows = rows[:room], rows[room:]
             payload = piece.reshape(-1).view(np.uint8)
-            self._running = int(google_crc32c.extend(self._running, payload))
             self._num_rows += len(piece)
-            buffers.append(self._hand_out(payload))
+            if self._layout.codec == RAW:
+                buffers.append(self._hand_out_payload(payload))
+            else:
+                self._open.append(payload)
             if self._num_rows == self._layout.chunk_rows:
-                buffers.append(self._end_chunk())
+                buffers += self._end_chunk()
         return buffers
 
     def finish(self) -> list[memoryview]:
@@ -99,14 +110,26 @@ class ShardEncoder:
             if ends_with is None:
                 continue
             if self._again != ends_with:
-                raise ShardCorrupt(
-                    self._layout.name,
-                    expected="a block that stays as it was encoded",
-                    found="one that changed in memory",
-                    remedy="check this machine's memory; nothing of the block was kept",
-                )
+                raise self._changed("a block that stays as it was encoded", "one that changed in memory")
             self._again = 0
         self._unchecked = []
+        for smaller, checksum in self._undecoded:
+            decoded = np.empty((self._layout.chunk_rows, *self._layout.row_shape), self._layout.numpy_dtype)
+            try:
+                decompress(self._layout.codec, smaller, decoded)
+            except ValueError as error:
+                raise self._changed("a chunk that can be decoded", str(error)) from None
+            if crc32c(decoded.reshape(-1).view(np.uint8)) != checksum:
+                raise self._changed("a chunk that decodes to what was encoded", "other numbers")
+        self._undecoded = []
+
+    def _changed(self, expected: str, found: str) -> ShardCorrupt:
+        return ShardCorrupt(
+            self._layout.name,
+            expected=expected,
+            found=found,
+            remedy="check this machine's memory; nothing of the block was kept",
+        )
 
     @property
     def crc32c(self) -> tuple[int, ...]:
@@ -118,14 +141,29 @@ class ShardEncoder:
         """Of all bytes that were checked."""
         return self._sha256.hexdigest()
 
-    def _end_chunk(self) -> memoryview:
-        payload_bytes = self._layout.chunk_rows * self._layout.row_bytes
-        self._index[len(self._crc32c)] = self.size - payload_bytes, payload_bytes + CRC_BYTES
+    def _end_chunk(self) -> list[memoryview]:
+        buffers = []
+        if self._layout.codec != RAW:
+            whole = np.concatenate(self._open) if len(self._open) > 1 else self._open[0]
+            smaller = np.frombuffer(
+                compress(self._layout.codec, whole.view(self._layout.numpy_dtype)), np.uint8
+            )
+            self._undecoded.append((smaller, crc32c(whole)))
+            self._open = []
+            buffers.append(self._hand_out_payload(smaller))
+        start = self.size - self._payload_bytes
+        self._index[len(self._crc32c)] = start, self._payload_bytes + CRC_BYTES
         self._crc32c.append(self._running)
         checksum = np.frombuffer(self._running.to_bytes(CRC_BYTES, "little"), np.uint8)
-        buffer = self._hand_out(checksum, self._running)
-        self._running = self._num_rows = 0
-        return buffer
+        buffers.append(self._hand_out(checksum, self._running))
+        self._running = self._num_rows = self._payload_bytes = 0
+        return buffers
+
+    def _hand_out_payload(self, payload: NDArray[np.uint8]) -> memoryview:
+        """Some of the bytes of a chunk, as they are stored."""
+        self._running = int(google_crc32c.extend(self._running, payload))
+        self._payload_bytes += len(payload)
+        return self._hand_out(payload)
 
     def _hand_out(self, buffer: NDArray[np.uint8], ends_with: int | None = None) -> memoryview:
         """ends_with: the checksum of what is complete with this buffer."""
@@ -148,17 +186,82 @@ def encode_shard(layout: ArrayLayout, values: NDArray[Any]) -> Shard:
     return Shard(data, encoder.crc32c)
 
 
+def index_bytes(layout: ArrayLayout) -> int:
+    """Bytes of the index at the end of a shard, its checksum included."""
+    return layout.chunks_per_shard * 16 + CRC_BYTES
+
+
+def chunk_bytes(layout: ArrayLayout) -> tuple[int, int]:
+    """Fewest and most bytes of an inner chunk, its checksum included; the same where chunks are raw."""
+    payload = layout.chunk_rows * layout.row_bytes
+    if layout.codec == RAW:
+        return payload + CRC_BYTES, payload + CRC_BYTES
+    return 1 + CRC_BYTES, most_bytes(payload) + CRC_BYTES
+
+
 def shard_bytes(layout: ArrayLayout, rows: int) -> int:
-    """Bytes of a shard that holds `rows` rows."""
+    """Bytes of a shard that holds `rows` rows; the most that it can have where a codec decides."""
+    return -(-rows // layout.chunk_rows) * chunk_bytes(layout)[1] + index_bytes(layout)
+
+
+def is_shard_size(layout: ArrayLayout, rows: int, size: int) -> bool:
+    """Whether a shard that holds `rows` rows can have that many bytes."""
+    fewest, most = chunk_bytes(layout)
     chunks = -(-rows // layout.chunk_rows)
-    index = layout.chunks_per_shard * 16 + CRC_BYTES
-    return chunks * (layout.chunk_rows * layout.row_bytes + CRC_BYTES) + index
+    return chunks * fewest <= size - index_bytes(layout) <= chunks * most
+
+
+def check_shard_bytes(layout: ArrayLayout, rows: int, size: int, where: str, remedy: str) -> None:
+    """Refuse a size that no shard of `rows` rows has. Raises ShardCorrupt.
+
+    size: of a file, or as a seal or a record states it.
+    """
+    if not is_shard_size(layout, rows, size):
+        at_most = "" if layout.codec == RAW else "at most "
+        raise ShardCorrupt(
+            where,
+            expected=f"a whole shard of {at_most}{shard_bytes(layout, rows)} bytes",
+            found=f"{size} bytes",
+            remedy=remedy,
+        )
 
 
 def chunk_span(layout: ArrayLayout, first: int, last: int) -> tuple[int, int]:
-    """Offset and length, in a shard, of the inner chunks first…last (included), checksums and all."""
-    stride = layout.chunk_rows * layout.row_bytes + CRC_BYTES
+    """Offset and length, in a shard of raw chunks, of the chunks first…last (included), checksums and all."""
+    stride = chunk_bytes(layout)[1]
     return first * stride, (last - first + 1) * stride
+
+
+def chunk_ends(layout: ArrayLayout, index: bytes, rows: int, size: int, where: str) -> NDArray[np.int64]:
+    """Where each inner chunk of a shard ends, checksum included, from the index of the shard: (chunks with rows,).
+
+    index: the last `index_bytes` of the shard. size: of the shard. Raises ShardCorrupt where the index is not that of
+    chunks that lie one after another and fill the shard.
+    """
+    chunks = -(-rows // layout.chunk_rows)
+    body = index[:-CRC_BYTES]
+    good = (
+        len(index) == index_bytes(layout) and crc32c(body).to_bytes(CRC_BYTES, "little") == index[-CRC_BYTES:]
+    )
+    if good:
+        table = np.frombuffer(body, dtype="<u8").reshape(-1, 2)
+        fewest, most = chunk_bytes(layout)
+        lengths = table[:chunks, 1]
+        good = bool(
+            (lengths >= fewest).all() and (lengths <= most).all() and (table[chunks:] == ABSENT).all()
+        )
+    if good:
+        ends = np.cumsum(lengths.astype(np.int64))
+        starts = np.concatenate([[0], ends[:-1]])
+        good = bool((table[:chunks, 0] == starts.astype(np.uint64)).all() and ends[-1] + len(index) == size)
+    if not good:
+        raise ShardCorrupt(
+            where,
+            expected=f"an index of {chunks} chunks, one after another",
+            found="another one",
+            remedy=REMAKE,
+        )
+    return ends
 
 
 def decode_chunks(
@@ -167,26 +270,51 @@ def decode_chunks(
     expected: NDArray[np.uint32],
     where: str,
     first: int = 0,
+    ends: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
     """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
 
     data: the chunks' payloads, each followed by its crc32c, as they lie in the shard.
     expected: the crc32c that the seal has for each of them. first: number of the first chunk, for messages.
+    ends: where each of them ends in `data`; for chunks that a codec made smaller.
     Raises ShardCorrupt where a chunk is not the one that was committed.
     """
-    payload = layout.chunk_rows * layout.row_bytes
-    table = np.frombuffer(data, dtype=np.uint8).reshape(len(expected), payload + CRC_BYTES)
-    for chunk, wanted in enumerate(expected):
-        found = crc32c(table[chunk, :payload])
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    if ends is None:
+        table = buffer.reshape(len(expected), chunk_bytes(layout)[1])[:, :-CRC_BYTES]
+        _check_chunks(table, expected, where, first)
+        rows = np.ascontiguousarray(table).view(layout.numpy_dtype)
+        return rows.reshape(-1, *layout.row_shape)
+    starts = [0, *ends[:-1].tolist()]
+    pieces = [buffer[start : end - CRC_BYTES] for start, end in zip(starts, ends.tolist(), strict=True)]
+    _check_chunks(pieces, expected, where, first)
+    out = np.empty((len(pieces), layout.chunk_rows, *layout.row_shape), layout.numpy_dtype)
+    for number, piece in enumerate(pieces):
+        try:
+            decompress(layout.codec, piece, out[number])
+        except ValueError as error:
+            raise ShardCorrupt(
+                f"{where}, chunk {first + number}",
+                expected=f"a chunk that decodes to {out[number].nbytes} bytes",
+                found=str(error),
+                remedy=UNSEALABLE,
+            ) from None
+    return out.reshape(-1, *layout.row_shape)
+
+
+def _check_chunks(
+    pieces: Iterable[NDArray[np.uint8]], expected: NDArray[np.uint32], where: str, first: int
+) -> None:
+    """Compare the checksum of each chunk with the seal's. Raises ShardCorrupt."""
+    for chunk, (piece, wanted) in enumerate(zip(pieces, expected, strict=True)):
+        found = crc32c(piece)
         if found != wanted:
             raise ShardCorrupt(
                 f"{where}, chunk {first + chunk}",
                 expected=f"crc32c {int(wanted):08x}",
                 found=f"{found:08x}",
-                remedy="run `logitstore repair`, and then again what wrote it; or restore the file from a copy",
+                remedy=REMAKE,
             )
-    rows = np.ascontiguousarray(table[:, :payload]).view(layout.numpy_dtype)
-    return rows.reshape(-1, *layout.row_shape)
 
 
 def decode_shard(layout: ArrayLayout, data: bytes, rows: int, where: str) -> NDArray[Any]:
@@ -194,29 +322,14 @@ def decode_shard(layout: ArrayLayout, data: bytes, rows: int, where: str) -> NDA
 
     For recovery, where a shard is there and its commit record is not.
     """
-    shard_ok = len(data) == shard_bytes(layout, rows)
-    if shard_ok:
-        footer = data[-layout.chunks_per_shard * 16 - CRC_BYTES : -CRC_BYTES]
-        shard_ok = crc32c(footer).to_bytes(CRC_BYTES, "little") == data[-CRC_BYTES:]
-    if not shard_ok:
-        raise ShardCorrupt(
-            where,
-            expected=f"a whole shard of {shard_bytes(layout, rows)} bytes",
-            found=f"{len(data)} bytes that are not one",
-            remedy="remove the file and resume the capture",
-        )
-    chunks = -(-rows // layout.chunk_rows)
-    offset, length = chunk_span(layout, 0, chunks - 1)
-    body = data[offset : offset + length]
-    stride = length // chunks
-    stored = np.array(
-        [
-            int.from_bytes(body[(i + 1) * stride - CRC_BYTES : (i + 1) * stride], "little")
-            for i in range(chunks)
-        ],
-        dtype=np.uint32,
-    )
-    return decode_chunks(layout, body, stored, where)[:rows]
+    remedy = "remove the file and resume the capture"
+    check_shard_bytes(layout, rows, len(data), where, remedy)
+    body = len(data) - index_bytes(layout)
+    ends = chunk_ends(layout, data[body:], rows, len(data), where)
+    stored = [int.from_bytes(data[end - CRC_BYTES : end], "little") for end in ends.tolist()]
+    expected = np.array(stored, dtype=np.uint32)
+    decoded = decode_chunks(layout, data[:body], expected, where, ends=None if layout.codec == RAW else ends)
+    return decoded[:rows]
 
 
 def encode_small(layout: ArrayLayout, values: NDArray[Any]) -> list[bytes]:

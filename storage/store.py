@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .errors import (
+    LogitStoreError,
     ManifestInvalid,
     NameTaken,
     NotAStoreError,
@@ -24,6 +25,8 @@ from .errors import (
 )
 from .files import Folder
 from .format import (
+    CAPTURE,
+    ERROR_BUDGET,
     FEATURES,
     FORMAT_VERSION,
     GROUPS,
@@ -32,10 +35,12 @@ from .format import (
     ROOT_METADATA,
     SEAL,
     SPEC,
+    TOP_K,
     ArrayLayout,
     RootAttributes,
     group_attributes,
     group_metadata,
+    invalid,
     parse_spec,
     texts,
 )
@@ -53,7 +58,7 @@ from .journal import (
     read_table,
     root_record,
 )
-from .layouts import check_part
+from .layouts import check_part, features_of, form_of
 from .lease import lease, tidy_up
 from .shard import CRC_BYTES, decode_small
 
@@ -92,6 +97,25 @@ def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
     )
 
 
+def part_metadatas(name: str) -> list[bytes]:
+    """Every `zarr.json` that a part of this name may have: one for each form of its kind."""
+    kind = KINDS[name.partition("/")[0]]
+    forms = (CAPTURE, ERROR_BUDGET, TOP_K) if kind == CAPTURE else (kind,)
+    return [part_metadata(kind, features_of(form)) for form in forms]
+
+
+def begun_form(folder: Folder, name: str) -> str:
+    """The form of a part that is being written, as its group says, or, where that is lost, the arrays it has so far."""
+    kind = KINDS[name.partition("/")[0]]
+    try:
+        features = group_attributes(folder.read(ROOT_METADATA), name).get("required_features")
+    except (FileNotFoundError, LogitStoreError):
+        features = None
+    if kind == CAPTURE and isinstance(features, list) and len(features) == 1 and features[0] in FEATURES:
+        return str(features[0])
+    return kind if features == [] else form_of(kind, folder.names())
+
+
 class SealedPart:
     """A part that the log names, its metadata checked. Reads small arrays; blocks are the reader's."""
 
@@ -105,15 +129,21 @@ class SealedPart:
         """The part's identity: the sha256 of its seal."""
         where = str(folder.path / SEAL)
         self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
-        self._check_attributes()
+        features = self._check_attributes()
         self.layouts = {
             key.removesuffix("/zarr.json"): self._layout(key.removesuffix("/zarr.json"))
             for key in sorted(self.seal.files)
             if key.endswith("/zarr.json")
         }
         """Every array of the part, by name."""
+        self.form = form_of(self.kind, self.layouts)
+        """Which arrays it has: its kind, or what it is encoded by."""
+        if features != list(features_of(self.form)):
+            raise invalid(
+                str(folder.path / ROOT_METADATA), f"the features of its arrays, {self.form}", features
+            )
         check_part(
-            self.kind,
+            self.form,
             self.layouts,
             grid,
             str(folder.path),
@@ -123,7 +153,8 @@ class SealedPart:
             files=self.seal.files,
         )
 
-    def _check_attributes(self) -> None:
+    def _check_attributes(self) -> list[str]:
+        """What a reader needs for the part. Raises UnsupportedFeature where that is not here."""
         where = str(self.folder.path / ROOT_METADATA)
         attributes = group_attributes(self._file(ROOT_METADATA), where)
         if attributes.get("kind") != self.kind:
@@ -133,9 +164,8 @@ class SealedPart:
                 found=repr(attributes.get("kind"))[:40],
                 remedy="run `logitstore verify`",
             )
-        lacking = sorted(
-            set(texts(attributes.get("required_features"), where, "required_features")) - FEATURES
-        )
+        features = texts(attributes.get("required_features"), where, "required_features")
+        lacking = sorted(set(features) - FEATURES)
         if lacking:
             raise UnsupportedFeature(
                 where,
@@ -143,6 +173,7 @@ class SealedPart:
                 found=", ".join(lacking),
                 remedy="open this part with a newer logitstore; the other parts can be read",
             )
+        return features
 
     def _file(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
         """A file that the seal lists, of at most `most` bytes, checked."""

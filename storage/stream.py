@@ -31,6 +31,20 @@ Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class TopKRows:
+    """Rows of a capture of the k largest logits, as they are stored."""
+
+    index: NDArray[Any]
+    """(batch, k): the columns of the k largest, in descending order."""
+    logits: NDArray[Any]
+    """float16 (batch, k): those logits, minus the row's largest."""
+    tail: NDArray[Any]
+    """float32 (batch, 3): ln Σ exp, mean and variance of the logits that were left out."""
+    num_classes: int
+    """Columns of the capture."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some rows, and all that is known of them."""
 
@@ -42,10 +56,10 @@ class Batch:
     """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
     labels: Int64[np.ndarray, " batch"]
     """Class of each row, -1 where unknown."""
-    logits: Mapping[str, NDArray[Any]]
+    logits: Mapping[str, "NDArray[Any] | TopKRows"]
     """By teacher: float32 (batch, classes), the largest of each row 0; as stored with decode=False."""
     scale: Mapping[str, float] = field(default_factory=dict)
-    """By teacher: what stored integers are to be multiplied by; empty for float captures."""
+    """By teacher, with decode=False: what stored integers are to be multiplied by; not for floats."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +74,7 @@ class _Window:
     permutation: Int64[np.ndarray, " rows"]
     """Place in memory of each of its positions."""
     arrays: Mapping[str, NDArray[Any]]
-    """"rows", "views", "labels", "inputs" where there are any, and "logits/<teacher>": rows first."""
+    """"rows", "views", "labels", "inputs" where there are any, and "logits/<teacher>" …: rows first."""
 
     def pick(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Positions start…stop of the epoch, all in this window."""
@@ -90,6 +104,7 @@ class Stream:
         drop_last: bool = False,
         window: int | None = None,
         decode: bool = True,
+        temperature: float | None = None,
         inputs: bool = True,
         transfer_set: Any = None,
         augment: Augment | None = None,
@@ -114,7 +129,10 @@ class Stream:
         self._batch_size, self._drop_last = batch_size, drop_last
         self._rank, self._world_size = rank, world_size
         self._shuffle, self._seed, self._window = shuffle, seed, window
-        self._decode = decode
+        self._decode, self._temperature = decode, temperature
+        if decode:
+            for capture in self._captures.values():
+                capture.check_temperature(temperature)
         self._rows = self._check_subset(rows)
         self._num_views = min((c.num_views for c in self._captures.values()), default=1)
         self._views = self._check_views(views)
@@ -229,7 +247,11 @@ class Stream:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row in a window: logits as stored, inputs, label, row, view, permutation."""
-        arrays = [c.part.layouts["logits"].row_bytes for c in self._captures.values()]
+        arrays = [
+            c.part.layouts[name].row_bytes
+            for c in self._captures.values()
+            for name in c.encoding.decoded_from
+        ]
         stored = self._samples.inputs
         if self._inputs and self._transfer_set is not None:
             arrays.append(self._fetch(np.zeros(1, dtype=np.int64)).nbytes)
@@ -349,7 +371,8 @@ class Stream:
         if self._inputs:
             yield "inputs", self._read_inputs(run.rows, run.view)
         for name, capture in self._captures.items():
-            yield f"logits/{name}", capture.read_stored(run.rows, run.view)["logits"]
+            for array, values in capture.read_stored(run.rows, run.view).items():
+                yield f"{array}/{name}", values
 
     @cached_property
     def _empty(self) -> dict[str, NDArray[Any]]:
@@ -360,8 +383,9 @@ class Stream:
             stored = self._samples.inputs
             empty["inputs"] = none if stored is None else np.zeros((0, *stored.shape[1:]), stored.dtype)
         for name, capture in self._captures.items():
-            layout = capture.part.layouts["logits"]
-            empty[f"logits/{name}"] = np.zeros((0, *layout.row_shape), layout.numpy_dtype)
+            for array in capture.encoding.decoded_from:
+                layout = capture.part.layouts[array]
+                empty[f"{array}/{name}"] = np.zeros((0, *layout.row_shape), layout.numpy_dtype)
         return empty
 
     def _batch(self, parts: Sequence[Mapping[str, NDArray[Any]]]) -> Batch:
@@ -369,10 +393,25 @@ class Stream:
         arrays = parts[0] if len(parts) == 1 else self._empty
         if len(parts) > 1:
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in self._empty}
-        logits = {name: arrays[f"logits/{name}"] for name in self._captures}
+        logits = {name: self._logits(name, arrays) for name in self._captures}
+        scale = {} if self._decode else self._scale
+        return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits, scale)
+
+    def _logits(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> "NDArray[Any] | TopKRows":
+        """What a batch holds of a teacher."""
+        capture = self._captures[name]
+        stored = {array: arrays[f"{array}/{name}"] for array in capture.encoding.decoded_from}
         if self._decode:
-            logits = {name: self._captures[name].encoding.decode({"logits": z}) for name, z in logits.items()}
-        return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits)
+            return capture.encoding.decode(stored, capture.shape[2], self._temperature)
+        if capture.encoding.is_dense:
+            return stored["logits"]
+        return TopKRows(**stored, num_classes=capture.shape[2])
+
+    @cached_property
+    def _scale(self) -> dict[str, float]:
+        """By teacher, what its stored integers are multiplied by."""
+        scales = {name: capture.encoding.scale for name, capture in self._captures.items()}
+        return {name: scale for name, scale in scales.items() if scale is not None}
 
     def _read_inputs(self, rows: Any, view: int) -> NDArray[Any]:
         """The inputs of a run of rows, as the teachers saw them, each checked against its digest."""

@@ -57,8 +57,8 @@ from .journal import Commit, Seal, SealTable, StoredShard, committed_blocks, is_
 from .layouts import check_layout
 from .progress import Progress, silent
 from .reader import check_values
-from .shard import CRC_BYTES, crc32c, shard_bytes
-from .store import KINDS, Root, SealedPart, open_root, part_metadata, small_keys
+from .shard import CRC_BYTES, UNSEALABLE, check_shard_bytes, crc32c, is_shard_size
+from .store import Root, SealedPart, begun_form, open_root, part_metadatas, small_keys
 
 CLEAN, CORRUPT, UNTRUSTED, IO_ERROR, INCOMPLETE = 0, 1, 3, 4, 5
 """What `logitstore verify` leaves with."""
@@ -269,9 +269,9 @@ def _verify_blocks(root: Root, part: SealedPart, deep: bool, report: Report, pro
             expected = table.shard(name, view, block)
             key = part.layouts[name].shard_key(view, block)
             with report.gathering(str(part.folder.path / key)):
-                _check_sealed_size(
-                    part.layouts[name], len(root.grid.rows(block)), expected, f"{part.folder.path / key}"
-                )
+                rows, where = len(root.grid.rows(block)), str(part.folder.path / key)
+                # Before as much is read as the seal states.
+                check_shard_bytes(part.layouts[name], rows, expected.size, where, UNSEALABLE)
                 check_shard(part.folder, key, expected, deep)
             report.objects += 1
             report.bytes += expected.size
@@ -280,18 +280,6 @@ def _verify_blocks(root: Root, part: SealedPart, deep: bool, report: Report, pro
             _verify_record(part.folder, sealed_commit(root, part.seal, table, view, block), recorded, deep)
         report.objects += 1
         progress(f"verifying {part.name}", number + 1, total, "blocks")
-
-
-def _check_sealed_size(layout: ArrayLayout, rows: int, sealed: StoredShard, where: str) -> None:
-    """Refuse a seal that states another size than a shard of so many rows has, before as much is read."""
-    whole = shard_bytes(layout, rows)
-    if sealed.size != whole:
-        raise ShardCorrupt(
-            where,
-            expected=f"a shard of {whole} bytes in the seal",
-            found=f"one of {sealed.size}",
-            remedy="do not read this part: no writer of this format sealed it",
-        )
 
 
 def sealed_commit(root: Root, seal: Seal, table: SealTable, view: int, block: int) -> Commit:
@@ -397,7 +385,7 @@ def _begun_layouts(
         where = str(folder.path / key)
         with report.gathering(where):
             layout = ArrayLayout.from_bytes(array, folder.read(key), where)
-            check_layout(layout, KINDS[name.partition("/")[0]], root.grid, views, where)
+            check_layout(layout, begun_form(folder, name), root.grid, views, where)
             layouts[array] = layout
             if not layout.is_block_array:
                 for chunk in small_keys(layout):
@@ -418,7 +406,7 @@ def check_begun_seal(folder: Folder) -> None:
 
 def check_begun_group(folder: Folder, name: str) -> None:
     """Refuse a `zarr.json` of an unsealed part that is not the one of its kind. Raises ManifestInvalid, FileNotFoundError."""
-    if folder.read(ROOT_METADATA) != part_metadata(KINDS[name.partition("/")[0]]):
+    if folder.read(ROOT_METADATA) not in part_metadatas(name):
         raise ManifestInvalid(
             str(folder.path / ROOT_METADATA),
             expected="the metadata of a part of this kind",
@@ -462,7 +450,7 @@ def check_begun_record(
         and 0 <= block < root.grid.num_blocks
         and set(commit.objects) == set(arrays)
         and all(
-            stored.size == shard_bytes(arrays[name], len(rows))
+            is_shard_size(arrays[name], len(rows), stored.size)
             and len(stored.crc32c) == arrays[name].chunks_per_shard
             for name, stored in commit.objects.items()
         )

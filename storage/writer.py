@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
-from .encoding import FloatEncoding
+from .encoding import ArraySpec, Encoding
 from .errors import BadDataError, BadLogitsError, ConfigError, PartSealed, RowMismatch, ShardMissing
 from .format import INPUT_DTYPES, SAMPLES, ArrayLayout, check_name
 from .layouts import DTYPES_OF, block_array, small_array
@@ -181,7 +181,7 @@ class CaptureWriter(PartWriter):
         *,
         identity: Mapping[str, Any],
         views: int,
-        encoding: FloatEncoding,
+        encoding: Encoding,
         classes: Int64[np.ndarray, " classes"] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -207,20 +207,20 @@ class CaptureWriter(PartWriter):
         self.columns = columns
         self.encoding = encoding
         self.teacher = name
-        arrays = [(spec.name, spec.dtype, spec.row_shape) for spec in encoding.arrays(len(columns))]
         layouts = [
             block_array(
-                "capture",
-                array,
-                dtype,
+                encoding.form,
+                spec.name,
+                spec.dtype,
                 root.grid,
                 views=views,
-                row_shape=row_shape,
+                row_shape=spec.row_shape,
                 where=f"{root.path}: teachers/{name}",
+                attributes=spec.attributes,
             )
-            for array, dtype, row_shape in [*arrays, ("seen", DTYPES_OF["seen"], ())]
+            for spec in [*encoding.arrays(len(columns)), ArraySpec("seen", DTYPES_OF["seen"], ())]
         ]
-        layouts.append(small_array("capture", "classes", columns.shape))
+        layouts.append(small_array(encoding.form, "classes", columns.shape))
         super().__init__(
             root,
             f"teachers/{name}",
@@ -255,12 +255,15 @@ class CaptureWriter(PartWriter):
         logits: Any,
         view: int = 0,
         seen: UInt64[np.ndarray, " rows"] | None = None,
+        peak: Float32[np.ndarray, " rows"] | None = None,
     ) -> None:
         """Commit the logits of one block of one view. A block that is there already stays as it is.
 
         rows: the rows of one block, as missing_blocks() names them.
         logits: (len(rows), classes), floating, natural-log units, any additive constant per row.
         seen: `digest_rows` of the inputs as the teacher got them; may be left out where nothing is augmented.
+        peak: of logits that were centred before (the largest of each row is 0), what was taken out of each row;
+        stored as it is, where adding it to the logits would cost them digits.
         Raises ConfigError for other rows, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
         """
         block = self.block_of(rows)
@@ -290,12 +293,33 @@ class CaptureWriter(PartWriter):
                 values = values.astype(np.float32)
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
+        given: dict[str, NDArray[Any]] = {"seen": digests}
+        if peak is not None:
+            self._check_peak(peak, values, block_rows, where)
+            given["peak"] = peak
 
         def encoded(part: slice) -> dict[str, NDArray[Any]]:
             arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
-            return {**arrays, "seen": digests[part]}
+            return arrays | {name: array[part] for name, array in given.items()}
 
         self.commit(view, block, encoded)
+
+    def _check_peak(
+        self, peak: Float32[np.ndarray, " rows"], logits: NDArray[np.float32], rows: range, where: str
+    ) -> None:
+        """Refuse a peak of logits that still hold one. Raises BadLogitsError, BadDataError."""
+        self.check_array("peak", peak, len(rows))
+        largest = logits.max(axis=1)
+        # A row that is not finite is the encoding's to refuse.
+        bad = np.flatnonzero((np.isfinite(largest) & (largest != 0)) | ~np.isfinite(peak))
+        if len(bad):
+            first = int(bad[0])
+            raise BadLogitsError(
+                f"{where}, row {rows.start + first}: peak",
+                expected="a finite peak, and logits whose largest is 0",
+                found=f"{peak[first]} and {largest[first]}",
+                remedy="pass centred logits, or leave the peak out",
+            )
 
     def _seen(self, rows: range, seen: UInt64[np.ndarray, " rows"] | None) -> UInt64[np.ndarray, " rows"]:
         if seen is not None:

@@ -31,9 +31,9 @@ def test_a_part_of_it_reads_the_blocks_that_hold_the_part(
     asked = []
     read = CaptureReader.read
 
-    def counted(self: CaptureReader, rows: range, view: int = 0) -> np.ndarray:  # type: ignore[type-arg]
+    def counted(self: CaptureReader, rows: range, view: int, temperature: None) -> np.ndarray:  # type: ignore[type-arg]
         asked.append((view, rows))
-        return np.asarray(read(self, rows, view))
+        return np.asarray(read(self, rows, view, temperature))
 
     monkeypatch.setattr(CaptureReader, "read", counted)
     found = made.store.teachers["wide"].dask()[1, 7:9, 2].compute(scheduler="synchronous")

@@ -12,13 +12,15 @@ import pytest
 from tree import IMPORT_NAME, ROOT, module_name, module_names, python_files
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "codec"}),
     frozenset({"progress", "digest", "identity", "system"}),
     frozenset({"format"}),
     frozenset({"grid"}),
     frozenset({"layouts"}),
     frozenset({"shard", "order"}),
-    frozenset({"encoding"}),
+    frozenset({"encoding", "divergence"}),
+    frozenset({"floats", "error_budget", "top_k"}),
+    frozenset({"encodings"}),
     frozenset({"files", "probe"}),
     frozenset({"lease", "background"}),
     frozenset({"journal"}),

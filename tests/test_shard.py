@@ -110,7 +110,7 @@ def test_another_size_is_no_shard(change: Any) -> None:
     with pytest.raises(ShardCorrupt) as caught:
         decode_shard(layout, torn, 7, "a/c.0.0")
     assert str(caught.value) == (
-        f"a/c.0.0: expected a whole shard of {len(data)} bytes, found {len(torn)} bytes that are not one; "
+        f"a/c.0.0: expected a whole shard of {len(data)} bytes, found {len(torn)} bytes; "
         "remove the file and resume the capture"
     )
 

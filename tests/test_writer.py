@@ -375,7 +375,7 @@ def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
         ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture one"),
         (
             {"encoding": "float8"},
-            "encoding: expected 'float16' or 'float32', found 'float8'; choose one of these",
+            "encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
         ),
         ({"provenance": {"a": object()}}, "expected text, finite numbers, lists and tables"),
         ({"provenance": {"a": float("nan")}}, "expected text, finite numbers, lists and tables"),

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from logitstore.storage.encoding import ENCODINGS, encoding_described, encoding_named
+from logitstore.storage.encodings import encoding_described, encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError, UnsupportedFeature
+from logitstore.storage.floats import FLOATS
 
 TEMPERATURES = (0.5, 1.0, 2.0, 5.0, 20.0)
 
@@ -38,7 +39,7 @@ def test_the_soft_targets_of_float16_are_the_teachers(
     logits: NDArray[np.float32], temperature: float
 ) -> None:
     """KL <= eps² / (2 T²), where eps is half a float16 ulp at the largest |z - max z| (Hoeffding's lemma)."""
-    encoding = ENCODINGS["float16"]
+    encoding = FLOATS["float16"]
     decoded = encoding.decode(encoding.encode(logits, 0, "x"))
     centred = logits - logits.max(axis=1, keepdims=True)
     eps = max(float(np.spacing(np.float16(np.abs(centred).max()))) / 2, 2**-25)
@@ -51,17 +52,17 @@ def test_the_soft_targets_of_float16_are_the_teachers(
 def test_the_soft_targets_of_float32_are_the_teachers(
     logits: NDArray[np.float32], temperature: float
 ) -> None:
-    encoding = ENCODINGS["float32"]
+    encoding = FLOATS["float32"]
     decoded = encoding.decode(encoding.encode(logits, 0, "x"))
     wanted = stores.softmax(logits, temperature)
     assert np.allclose(stores.softmax(decoded, temperature), wanted, rtol=0, atol=1e-5)
 
 
-@given(some_logits(), st.sampled_from(sorted(ENCODINGS)))
+@given(some_logits(), st.sampled_from(sorted(FLOATS)))
 def test_the_largest_of_a_row_is_zero_and_peak_gives_the_logits_back(
     logits: NDArray[np.float32], kind: str
 ) -> None:
-    encoding = ENCODINGS[kind]
+    encoding = FLOATS[kind]
     stored = encoding.encode(logits, 0, "x")
     assert stored["logits"].dtype == np.dtype(kind)
     assert (stored["logits"].max(axis=1) == 0).all()
@@ -77,7 +78,7 @@ def test_the_largest_of_a_row_is_zero_and_peak_gives_the_logits_back(
 def test_a_constant_is_not_stored(logits: NDArray[np.float32], constant: float) -> None:
     """A softmax does not see it; where float32 holds both exactly, the bytes are the same."""
     exact = np.round(logits % 32 * 64) / 64
-    encoding = ENCODINGS["float16"]
+    encoding = FLOATS["float16"]
     one = encoding.encode(exact.astype(np.float32), 0, "x")
     other = encoding.encode((exact + constant).astype(np.float32), 0, "x")
     assert one["logits"].tobytes() == other["logits"].tobytes()
@@ -87,7 +88,7 @@ def test_a_constant_is_not_stored(logits: NDArray[np.float32], constant: float) 
 def test_centring_comes_before_the_cast() -> None:
     """Negative control: the other way round, a large constant takes the differences away."""
     logits = (10_000 + np.array([[0.0, 0.5, 1.0]])).astype(np.float32)
-    kept = ENCODINGS["float16"].encode(logits, 0, "x")["logits"]
+    kept = FLOATS["float16"].encode(logits, 0, "x")["logits"]
     assert kept.tolist() == [[-1.0, -0.5, 0.0]]
     cast_first = logits.astype(np.float16)
     assert (cast_first - cast_first.max()).tolist() == [[0.0, 0.0, 0.0]]
@@ -110,7 +111,7 @@ def test_what_cannot_be_kept_is_named(kind: str, bad: float, found: str, expecte
         logits[4, 0] = 3.4e38
     logits[4, 2] = bad
     with pytest.raises(BadLogitsError) as caught:
-        ENCODINGS[kind].encode(logits, 100, "teacher 'wide', view 1")
+        FLOATS[kind].encode(logits, 100, "teacher 'wide', view 1")
     message = str(caught.value)
     assert message.startswith(f"teacher 'wide', view 1, row 104, class 2: expected {expected}")
     assert f", found {found} (1 of 6 rows" in message
@@ -121,14 +122,14 @@ def test_what_cannot_be_kept_is_named(kind: str, bad: float, found: str, expecte
 
 def test_the_largest_difference_that_float16_keeps() -> None:
     logits = np.array([[0.0, -65_504.0]], np.float32)
-    assert ENCODINGS["float16"].encode(logits, 0, "x")["logits"].tolist() == [[0.0, -65_504.0]]
+    assert FLOATS["float16"].encode(logits, 0, "x")["logits"].tolist() == [[0.0, -65_504.0]]
 
 
 def test_encodings_by_name_and_by_description() -> None:
-    for kind, encoding in ENCODINGS.items():
+    for kind, encoding in FLOATS.items():
         assert encoding_named(kind) is encoding
         assert encoding_described(encoding.describe(), "x") is encoding
-    with pytest.raises(ConfigError, match=r"encoding: expected 'float16' or 'float32', found 'float8'"):
+    with pytest.raises(ConfigError, match=r"encoding: expected 'float16', 'float32', .*, found 'float8'"):
         encoding_named("float8")
     message = "open this capture with a newer logitstore"
     for description in ({"kind": "codes"}, None, "float16", {}):

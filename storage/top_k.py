@@ -1,0 +1,204 @@
+"""How are logits stored where a dense row cannot be kept: the k largest, and three figures of the others?
+
+The classes that are left out, n of them, are decoded as one level, the mean of their probabilities at the temperature
+that is asked for. With x = z − max z of those classes and β = 1/T, the logarithm of that mean is the cumulant function
+
+    K(β) = ln((1/n) Σ exp(βx)) = μβ + σ²β²/2 + cβ³ + …
+
+whose first two derivatives at β = 0 are the mean and the variance of x, and whose value at β = 1 is stored:
+c makes K(1) exact. It is kept between two bounds that hold for any x: μβ (Jensen) and β times the smallest logit that was
+kept. What is lost is *measured* and recorded, not bounded.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
+
+from .divergence import logit_error
+from .encoding import ArraySpec, bad_logits, check_finite
+from .errors import ConfigError
+from .format import TEMPERATURES, TOP_K
+
+_LOGITS: Final = 1 << 18
+"""Logits that are sorted at a time."""
+_LARGEST: Final = np.float32(65504.0)
+"""The largest float16."""
+_FURTHEST: Final = np.float32(1e19)
+"""The furthest below its maximum that a logit may be, so that float32 holds the variance of the others."""
+_COLDEST: Final = 1e-6
+"""The lowest temperature to decode for."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest logits of a row in float16, their classes, and three figures of the classes left out."""
+
+    k: int
+    """Classes that are kept."""
+
+    form = TOP_K
+    kind = TOP_K
+    decoded_from = ("index", "logits", "tail")
+    scale = None
+    is_dense = False
+
+    def __post_init__(self) -> None:
+        """Refuse a k that is no number of classes. Raises ConfigError."""
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise _bad_k(self.k, "an integer of at least 1")
+
+    def describe(self) -> dict[str, object]:
+        """What a spec says of the encoding."""
+        return {"kind": self.kind, "k": self.k}
+
+    def bound(self, temperature: float) -> float | None:
+        """None: the error is measured."""
+        return None
+
+    def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
+        """The block arrays of a capture with `num_classes` columns. Raises ConfigError for fewer than k."""
+        if self.k > num_classes:
+            raise _bad_k(self.k, f"at most {num_classes}, the classes of this capture")
+        # The largest value is the fill.
+        dtype = "uint16" if num_classes <= np.iinfo(np.uint16).max else "uint32"
+        return (
+            ArraySpec("index", dtype, (self.k,)),
+            ArraySpec("logits", "float16", (self.k,)),
+            ArraySpec("tail", "float32", (3,)),
+            ArraySpec("peak", "float32", ()),
+            ArraySpec("error", "float16", (len(TEMPERATURES),), {"temperature": list(TEMPERATURES)}),
+        )
+
+    def encode(
+        self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
+    ) -> dict[str, NDArray[Any]]:
+        """`index`, `logits`, `tail`, `peak` and the `error` that each row has: see `Encoding.encode`."""
+        num_classes = logits.shape[1]
+        arrays = {
+            spec.name: np.empty((len(logits), *spec.row_shape), spec.dtype)
+            for spec in self.arrays(num_classes)
+        }
+        step = max(1, _LOGITS // num_classes)
+        for start in range(0, len(logits), step):
+            rows = slice(start, start + step)
+            for name, values in self._encode(logits[rows], first_row + start, where).items():
+                arrays[name][rows] = values
+        return arrays
+
+    def _encode(self, logits: NDArray[np.float32], first_row: int, where: str) -> dict[str, NDArray[Any]]:
+        check_finite(logits, first_row, where)
+        peak = logits.max(axis=1)
+        with np.errstate(over="ignore"):
+            centred = logits - peak[:, None]
+        index = largest(centred, self.k)
+        kept = np.take_along_axis(centred, index, axis=1)
+        if not (kept[:, -1] >= -_LARGEST).all():
+            far = np.zeros(logits.shape, np.bool_)
+            np.put_along_axis(far, index, kept < -_LARGEST, axis=1)
+            raise bad_logits(
+                far,
+                centred,
+                first_row,
+                where,
+                expected="the k largest logits within float16's range of 65504",
+            )
+        if not (centred.min(axis=1) >= -_FURTHEST).all():
+            raise bad_logits(
+                ~(centred >= -_FURTHEST),
+                centred,
+                first_row,
+                where,
+                expected=f"logits within {_FURTHEST:.0e} of the row's maximum",
+                remedy="leave classes that are masked out of the capture (classes=…)",
+            )
+        stored = {
+            "index": index,
+            # Adding 0 leaves no negative zero behind.
+            "logits": kept.astype(np.float16) + np.float16(0),
+            "tail": tail_figures(centred, index),
+        }
+        error = logit_error(centred, (self.decode(stored, logits.shape[1], t) for t in TEMPERATURES))
+        return {**stored, "peak": peak, "error": error}
+
+    def decode(
+        self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Dense logits whose softmax at `temperature` is what was stored.
+
+        Raises ConfigError where there is no temperature, or none from 1e-6 on.
+        """
+        if temperature is None or not _COLDEST <= temperature < math.inf:
+            raise ConfigError(
+                "temperature",
+                expected="the temperature at which the logits will be used: top-k rows decode to others at each",
+                found=repr(temperature),
+                remedy="pass temperature=…, or read them as they are stored",
+            )
+        kept = stored["logits"].astype(np.float32)
+        dense = np.empty((len(kept), num_classes), np.float32)
+        if self.k < num_classes:
+            level = tail_level(stored["tail"], kept[:, -1], num_classes - self.k, temperature)
+            dense[...] = level.astype(np.float32)[:, None]
+        np.put_along_axis(dense, stored["index"].astype(np.int64), kept, axis=1)
+        return dense
+
+
+def largest(logits: Float32[np.ndarray, "rows classes"], k: int) -> NDArray[np.int64]:
+    """The classes of the k largest logits of each row, in descending order; of equal ones the lower class first.
+
+    >>> largest(np.array([[0.0, -1.0, 0.0, -2.0]], np.float32), 3).tolist()
+    [[0, 2, 1]]
+    """
+    # One integer a logit that sorts as (−logit, class): the bits of a float that is not positive grow with its size.
+    size = (np.float32(0) - logits).view(np.uint32).astype(np.uint64)
+    keys = (size << np.uint64(32)) | np.arange(logits.shape[1], dtype=np.uint64)
+    if k < logits.shape[1]:
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys.sort(axis=1)
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def tail_figures(
+    centred: Float32[np.ndarray, "rows classes"], index: NDArray[np.int64]
+) -> Float32[np.ndarray, "rows 3"]:
+    """ln Σ exp(x), mean and variance of the classes that are not in `index`; zeros where there are none."""
+    left_out = centred.shape[1] - index.shape[1]
+    figures = np.zeros((len(centred), 3), np.float32)
+    if not left_out:
+        return figures
+    mask = np.ones(centred.shape, np.bool_)
+    np.put_along_axis(mask, index, False, axis=1)
+    tail = centred[mask].reshape(len(centred), left_out).astype(np.float64)
+    top = tail.max(axis=1)
+    figures[:, 0] = top + np.log(np.exp(tail - top[:, None]).sum(axis=1))
+    figures[:, 1] = tail.mean(axis=1)
+    figures[:, 2] = tail.var(axis=1)
+    return figures
+
+
+def tail_level(
+    figures: Float32[np.ndarray, "rows 3"],
+    smallest: Float32[np.ndarray, " rows"],
+    left_out: int,
+    temperature: float,
+) -> Float64[np.ndarray, " rows"]:
+    """The logit, at `temperature`, of each class that was left out: T·K(1/T).
+
+    figures: as `tail_figures` gives them. smallest: the smallest logit that was kept.
+    """
+    log_sum, mean, variance = figures.astype(np.float64).T
+    beta = 1 / temperature
+    # c = ln(Σ exp(x) / n) − μ − σ²/2, put in and collected: at T = 1 no digit of a large mean or variance is in the way.
+    level = mean * (1 - beta**2) + variance / 2 * (beta - beta**2)
+    level += (log_sum - np.log(left_out)) * beta**2
+    bounded: NDArray[np.float64] = np.clip(level, mean, np.maximum(smallest, mean))
+    return bounded
+
+
+def _bad_k(found: object, expected: str) -> ConfigError:
+    return ConfigError("encoding: top_k", expected=expected, found=repr(found), remedy="choose another k")
