@@ -10,7 +10,7 @@
     teachers               teachers from weights or from labels
     cache                  stage one:   teachers x transfer set -> store
     covariance, kmeans, confusable, cluster    stage two:   store -> confusable sets of classes
-    torch_stream, losses, train                stage three: store -> students
+    decode, torch_stream, losses, train        stage three: store -> students
     metrics, results, evaluate                 how good each of them is
     run                    all of it, doing only what is not done
 

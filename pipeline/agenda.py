@@ -196,7 +196,7 @@ def _whole_identity(
 ) -> dict[str, Any]:
     """The identity of a capture as its spec has it."""
     ours = as_json(capture_identity(experiment, member, rows, record.weights))
-    return ours | {"encoding": {"kind": experiment.cache.encoding}, "views": experiment.cache.views}
+    return ours | {"encoding": experiment.cache.chosen_encoding.describe(), "views": experiment.cache.views}
 
 
 def _check_begun(

@@ -12,6 +12,7 @@ store ends up with the same bytes.
 
 import contextlib
 import logging
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from torch import nn
 
 from ..storage.api import Store, begin_store
 from ..storage.digest import digest_rows
-from ..storage.encoding import encoding_named
 from ..storage.errors import PartSealed
 from ..storage.files import Folder
 from ..storage.format import SAMPLES
@@ -122,7 +122,7 @@ def _warn_of_space(
     if store is None or not store.root.has(SAMPLES):
         inputs = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
         needed += len(rows) * (_SAMPLE_BYTES + inputs)
-    logits = rows.num_classes * np.dtype(experiment.cache.encoding).itemsize
+    logits = sum(_widths(experiment, rows))
     for member in missing:
         begun = None if store is None else store.root.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
@@ -157,7 +157,7 @@ def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> N
     inputs, _ = rows.rows(first)
     logits = teacher_logits(teacher, inputs, experiment)
     check_classes(logits, rows.num_classes, f"teacher {teacher.member.name!r}")
-    encoding_named(experiment.cache.encoding).encode(logits, 0, f"teacher {teacher.member.name!r}")
+    experiment.cache.chosen_encoding.encode(logits, 0, f"teacher {teacher.member.name!r}")
 
 
 def teacher_logits(
@@ -181,14 +181,19 @@ def _try_out_views(experiment: Experiment, make_view: Augment | None, rows: Tran
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
     input_bytes = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
-    logit_bytes = rows.num_classes * np.dtype(experiment.cache.encoding).itemsize
     return begin_store(
         path,
         num_rows=len(rows),
         num_classes=rows.num_classes,
-        row_bytes=max(input_bytes, logit_bytes),
+        row_bytes=max(input_bytes, *_widths(experiment, rows)),
         block_rows=experiment.cache.block_rows,
     )
+
+
+def _widths(experiment: Experiment, rows: TransferRows) -> list[int]:
+    """Bytes of a row of each array that the encoding stores, before their codecs."""
+    specs = experiment.cache.chosen_encoding.arrays(rows.num_classes)
+    return [math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in specs]
 
 
 def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) -> SamplesWriter:
@@ -211,7 +216,7 @@ def _capture_writer(
         teacher.member.name,
         identity=capture_identity(experiment, teacher.member, rows, teacher.weights),
         views=experiment.cache.views,
-        encoding=encoding_named(experiment.cache.encoding),
+        encoding=experiment.cache.chosen_encoding,
         notes={
             "device": device_of(teacher.module).type,
             "python": platform.python_version(),

@@ -28,7 +28,9 @@ def cluster_store(
     capture = store.teachers[cluster.teacher]
     check_sizes(store.num_classes, cluster.clusters, cluster.classes_per_cluster)
     if needs_clustering(store, cluster):
-        matrix = covariance(capture.dask(), cluster.temperature, scheduler=scheduler, progress=progress)
+        matrix = covariance(
+            capture.dask(cluster.temperature), cluster.temperature, scheduler=scheduler, progress=progress
+        )
         found = confusable_sets(
             matrix,
             clusters=cluster.clusters,
@@ -54,6 +56,6 @@ def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
     capture = store.teachers[str(part.spec.identity["capture"]["name"])]
     grid = store.root.grid
     predictions = np.concatenate(
-        [capture.read(grid.rows(block)).argmax(axis=1) for block in range(grid.num_blocks)]
+        [capture.read(grid.rows(block), temperature=1.0).argmax(axis=1) for block in range(grid.num_blocks)]
     )
     return errors_inside(part.small("sets"), labels, predictions, num_classes=store.num_classes)

@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..storage.encoding import Encoding
+from ..storage.encodings import encoding_named
 from ..storage.errors import ConfigError
 from .schema import (
     NAME,
@@ -41,18 +43,16 @@ from .schema import (
     show,
 )
 
-ENCODINGS = ("float16", "float32")
-"""What `cache.encoding` may be in this version."""
-
 
 def _check_encoding(value: object) -> object:
-    if value not in ENCODINGS:
-        later = isinstance(value, Mapping) and bool({"max_kl", "top_k"} & set(value))
-        raise problem(
-            " or ".join(f"'{encoding}'" for encoding in ENCODINGS),
-            show(value) + (", which this version cannot write yet" if later else ""),
-            "take 'float16' unless the logits need more than 11 bits of precision",
+    try:
+        encoding_named(value)
+    except ConfigError as error:
+        whole = error.where == "encoding"
+        expected = (
+            error.expected if whole else f"{error.where.removeprefix('encoding: ')} to be {error.expected}"
         )
+        raise problem(expected, show(value) if whole else error.found, error.remedy) from None
     return value
 
 
@@ -244,8 +244,8 @@ class Teacher(Factory):
 class Cache(Table):
     """`[cache]`: how the teachers are run and their logits kept."""
 
-    encoding: Annotated[Literal["float16", "float32"], BeforeValidator(_check_encoding)] = "float16"
-    """How a logit is stored, after the row's largest one has been subtracted."""
+    encoding: Annotated[str | dict[str, Any], BeforeValidator(_check_encoding)] = "float16"
+    """How the logits are stored: a name, `{ max_kl = …, min_temperature = … }` or `{ top_k = … }`."""
     views: Count = 1
     """Augmentations of every row, counting the row as it is."""
     augment: ViewAugmentation | None = None
@@ -256,6 +256,11 @@ class Cache(Table):
     """Precision that the teachers compute in; the lower ones are autocast."""
     block_rows: Count | None = None
     """Rows a block of the store; chosen from the size of a row where it is left out."""
+
+    @property
+    def chosen_encoding(self) -> Encoding:
+        """The encoding that is meant."""
+        return encoding_named(self.encoding)
 
     @model_validator(mode="after")
     def _views_differ(self) -> "Cache":

@@ -76,7 +76,7 @@ def train_student(
     def loss(logits: Tensor, batch: TorchBatch) -> Tensor:
         if student.targets == "hard":
             return hard_cross_entropy(logits, batch.labels)
-        targets = soft_targets(batch.logits, student.temperature, weights, student.mean)
+        targets = soft_targets(batch.teacher_logits(), student.temperature, weights, student.mean)
         value: Tensor = distillation(logits, targets, batch.labels)
         return value
 
@@ -124,6 +124,7 @@ def open_stream(experiment: Experiment, run: StudentSeed, store: Store) -> tuple
         teachers=names,
         views=student.views,
         seed=run.seed,
+        temperature=student.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=recorded_views(experiment, store, names[0]) if names and first.augmentation else None,
     )

@@ -207,10 +207,18 @@ def test_an_experiment_survives_its_own_dump() -> None:
         ),
         (
             "views = 4",
-            "views = 4\nencoding = { max_kl = 1e-3 }",
+            "views = 4\nencoding = { max_kl = 0 }",
             (
-                "a.toml: cache.encoding: expected 'float16' or 'float32', found { max_kl = … }, which this version "
-                "cannot write yet; take 'float16' unless the logits need more than 11 bits of precision"
+                "a.toml: cache.encoding: expected max_kl to be a positive number of nats, found 0.0; "
+                "choose one, such as 1e-3"
+            ),
+        ),
+        (
+            "views = 4",
+            "views = 4\nencoding = { top_p = 0.9 }",
+            (
+                "a.toml: cache.encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, "
+                "1 unless given) or { top_k = 64 }, found { top_p = … }; choose one of these"
             ),
         ),
         (
