@@ -27,7 +27,7 @@ class Teacher:
 
     views: int = 1
     """Views that are captured."""
-    encoding: str = "float16"
+    encoding: "str | Mapping[str, Any]" = "float16"
     """How its logits are stored."""
     augmented: bool = False
     """Whether views from 1 on show `augment` of the rows."""
@@ -225,7 +225,10 @@ def read_everything(path: Path) -> list[bytes]:
         found += [capture.classes.tobytes(), repr(sorted(capture.provenance)).encode()]
         for view in range(capture.num_views):
             rows = slice(None)
-            found += [a(rows, view).tobytes() for a in (capture.read, capture.peak, capture.seen)]
+            found += [a(rows, view).tobytes() for a in (capture.peak, capture.seen)]
+            found.append(capture.read(rows, view, temperature=2.0).tobytes())
+            if capture.encoding.form != "capture":
+                found.append(capture.divergence(rows, view).tobytes())
     for name in store.clusterings:
         part = store.clustering(name)
         found += [part.small(array).tobytes() for array in sorted(part.layouts)]

@@ -1,8 +1,8 @@
 """Is one bit that changed, anywhere in a store, found by `verify`, and by the reads that use it?
 
-What a read uses: payloads of shards, small arrays, every `zarr.json`, spec, seal, `seal.bin`, the log. What it does not:
-the index of a shard and the checksums in it (the seal has both in a stronger form), and the commit records of sealed
-parts. Those only `verify` sees; a read gives the numbers that were written all the same.
+What a read uses: payloads of shards, the index where a codec made chunks smaller, small arrays, every `zarr.json`, spec,
+seal, `seal.bin`, the log. What it does not: the index of a shard of raw chunks and the checksums in any shard (the seal
+has them in a stronger form), and the commit records of sealed parts. Those only `verify` sees; a read gives the numbers that were written all the same.
 """
 
 import random
@@ -13,6 +13,7 @@ import stores
 from stores import Teacher
 
 from faults.damage import Case, kind_of
+from logitstore.storage.codec import RAW
 from logitstore.storage.errors import LogitStoreError
 from logitstore.storage.verify import CLEAN, verify
 
@@ -31,7 +32,8 @@ def places(case: Case) -> dict[str, list[tuple[str, int, int]]]:
         spans = shards[key].payload_spans
         found.setdefault("payload", []).extend((key, start, stop) for start, stop in spans)
         found.setdefault("checksum", []).extend((key, stop, stop + 4) for _, stop in spans)
-        found.setdefault("index", []).append((key, spans[-1][1] + 4, len(data)))
+        index = "index" if shards[key].layout.codec == RAW else "index of smaller chunks"
+        found.setdefault(index, []).append((key, spans[-1][1] + 4, len(data)))
     return found
 
 

@@ -20,7 +20,7 @@ def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
 ) -> None:
     count = scale(2_000, 20_000) // PIECES
     done = outside("flip:flips", path=str(memory_path / "store.zarr"), seed=piece, count=count)
-    assert done["classes"] == 10
+    assert done["classes"] == 11
     tally.reached("flip", count, "bits", done["harm"])
 
 

@@ -16,6 +16,8 @@ PIECES = 2
 ARRAYS = {
     *(f"samples/{name}" for name in ("source", "digest", "label", "id", "input", "class_name")),
     *(f"teachers/{t}/{name}" for t in ("wide", "deep") for name in ("logits", "peak", "seen", "classes")),
+    *(f"teachers/codes/{name}" for name in ("logits", "error", "peak", "seen", "classes")),
+    *(f"teachers/largest/{n}" for n in ("index", "logits", "tail", "error", "peak", "seen", "classes")),
     *(f"clusters/wide-2x2/{name}" for name in ("covariance", "assignment", "centres", "sets")),
 }
 
