@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .writers import (
     PART_SEALED,
     PLAN,
     Place,
+    Plan,
     acks,
     broken_commits,
     differences,
@@ -33,6 +35,8 @@ from .writers import (
     work,
 )
 
+PLANS = (PLAN, replace(PLAN, encoding={"max_kl": 1e-2}), replace(PLAN, encoding={"top_k": 2}))
+"""What is captured, run by run: floats, codes that a codec makes smaller, and the largest logits."""
 MOST = 60
 """Incarnations after which a run that is not done never will be."""
 
@@ -42,7 +46,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def writer(path: Path, share: tuple[int, int], pipe: int, aim: tuple[str, int] | None, mutant: str) -> int:
+def writer(
+    path: Path, plan: Plan, share: tuple[int, int], pipe: int, aim: tuple[str, int] | None, mutant: str
+) -> int:
     """One writer, in a fork; aim: the point at which, and the time for which, it kills itself there."""
     write = os.write
     if mutant:
@@ -53,7 +59,7 @@ def writer(path: Path, share: tuple[int, int], pipe: int, aim: tuple[str, int] |
     def acknowledged(view: int, block: int) -> None:
         write(pipe, bytes((view, block)))
 
-    return status_of(log_of(path), work, path, PLAN, share, acknowledged, early=mutant == EARLY)
+    return status_of(log_of(path), work, path, plan, share, acknowledged, early=mutant == EARLY)
 
 
 def log_of(path: Path) -> Path:
@@ -66,11 +72,13 @@ def runs(first: int, count: int, folder: str, mutant: str = "") -> dict[str, Any
     total: Counter[str] = Counter()
     violations: list[str] = []
     with tempfile.TemporaryDirectory(dir=folder) as base:
-        whole = golden(Path(base) / "golden")
+        whole = [golden(Path(base) / f"golden-{number}", plan) for number, plan in enumerate(PLANS)]
         for number in range(first, first + count):
             path = Path(base) / "store"
             aim = _aim(number, number - first)
-            found = _run(number, path, whole, mutant, aim, total)
+            # Of the runs that begin at a named point, and of the others, every third is of a kind.
+            kind = number // 2 % len(PLANS)
+            found = _run(number, path, PLANS[kind], whole[kind], mutant, aim, total)
             violations += [f"run {number}{f' ({mutant})' if mutant else ''}: {line}" for line in found]
             shutil.rmtree(path, ignore_errors=True)
             log_of(path).unlink(missing_ok=True)
@@ -93,20 +101,21 @@ def _aim(number: int, index: int) -> tuple[str, int] | None:
 def _run(
     number: int,
     path: Path,
+    plan: Plan,
     whole: dict[str, bytes],
     mutant: str,
     first_aim: tuple[str, int] | None,
     total: Counter[str],
 ) -> list[str]:
     chance = random.Random(number)
-    part = PLAN.part(path)
+    part = plan.part(path)
     acknowledged: set[Place] = set()
     written: dict[str, tuple[int, int]] = {}
     for incarnation in range(MOST):
         world = chance.randint(1, 4)
         reading, writing = os.pipe()
         aim = first_aim if incarnation == 0 else None
-        children = [Child(writer, path, (rank, world), writing, aim, mutant) for rank in range(world)]
+        children = [Child(writer, path, plan, (rank, world), writing, aim, mutant) for rank in range(world)]
         os.close(writing)
         if aim is None:
             # Where the machine is busy 50 ms are too few to come anywhere: ever longer.

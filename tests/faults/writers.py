@@ -42,7 +42,7 @@ class Plan:
     block_rows: int = 8
     views: int = 2
     name: str = "wide"
-    encoding: str = "float16"
+    encoding: "str | Mapping[str, Any]" = "float16"
     seed: int = 0
 
     @cached_property
@@ -151,7 +151,8 @@ class _Lines(logging.Handler):
 
 def shards_of(part: Path, view: int, block: int, arrays: Collection[str]) -> dict[str, Path]:
     """Where the shards of a block of a capture are, by array."""
-    return {array: part / array / f"c.{view}.{block}{'.0' if array == 'logits' else ''}" for array in arrays}
+    flat = ("peak", "seen")  # arrays of one number a row
+    return {array: part / array / f"c.{view}.{block}{'' if array in flat else '.0'}" for array in arrays}
 
 
 def record_of(part: Path, view: int, block: int) -> Path:
