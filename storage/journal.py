@@ -366,7 +366,7 @@ def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     previous = check_root(root)
     empty = f"sha256:{sha256_hex(previous)}"
     records: list[LogRecord] = []
-    for number in range(1, _last_record(root) + 1):
+    for number in range(1, last_record(root) + 1):
         where = str(root.path / log_key(number))
         try:
             data = root.read(log_key(number))
@@ -381,7 +381,8 @@ def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
                 where,
                 expected="a record that follows the one before",
                 found="one of another chain",
-                remedy=_REMEDY,
+                remedy="run `logitstore repair`, which finds out whether it or the one before was changed; "
+                "or restore both from a copy",
             )
         records.append(LogRecord(part, _digest(value.get("seal"), where), f"sha256:{sha256_hex(data)}"))
         previous = data
@@ -393,7 +394,7 @@ def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     return empty, records
 
 
-def _last_record(root: Folder) -> int:
+def last_record(root: Folder) -> int:
     """The largest number in the log. Files of other names are no records."""
     numbers = [int(name.removesuffix(".json")) for name in root.names(LOG) if _RECORD.fullmatch(name)]
     if len(numbers) > MAX_PARTS:

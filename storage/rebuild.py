@@ -23,16 +23,18 @@ from .format import (
     MAX_JSON_BYTES,
     ROOT_METADATA,
     SAMPLES,
+    SEAL,
     SPEC,
     ArrayLayout,
     RootAttributes,
+    canonical_json,
     group_metadata,
     parse_json,
     parse_spec,
     sha256_hex,
 )
 from .grid import Grid
-from .journal import Seal, SealTable, read_checked
+from .journal import Seal, SealTable, is_part, read_checked
 from .layouts import DIMENSIONS, DTYPES_OF, block_array, dtypes_of, form_of, small_array
 from .shard import CRC_BYTES
 from .store import KINDS, part_metadatas
@@ -190,6 +192,23 @@ def root_file(folder: Folder, key: str, digest: str) -> bytes | None:
         if found is not None:
             return found
     return None
+
+
+def log_record(folder: Folder, previous: bytes, digest: str) -> bytes | None:
+    """The record of the log that follows `previous`, by its sha256; None where no part that is there has it."""
+    parts = [SAMPLES, *(f"{group}/{name}" for group in GROUPS for name in folder.names(group))]
+    return _with_digest((data for part in parts if (data := record_of(folder, part, previous))), digest)
+
+
+def record_of(folder: Folder, part: str, previous: bytes) -> bytes | None:
+    """The record that a part has in the log where it follows `previous`; None where the part has no seal."""
+    try:
+        seal = folder.sub(part).read(SEAL) if is_part(part) else None
+    except (LogitStoreError, OSError):
+        return None
+    if seal is None:
+        return None
+    return canonical_json({"part": part, "previous": sha256_hex(previous), "seal": sha256_hex(seal)})
 
 
 def _cuts(folder: Folder) -> set[tuple[int, int]]:

@@ -3,11 +3,12 @@
 For the root and for each part, as far as its seal or its records tell what was there:
 
 1. What follows from other files is rebuilt, and is put back only with the sha256 that it had: commit records from
-   `seal.bin`, `seal.bin` from the records and the shards, metadata of groups and arrays (`rebuild`).
+   `seal.bin`, `seal.bin` from the records and the shards, metadata of groups and arrays, every record of the log that
+   another one follows (`rebuild`).
 2. What can be made again is thrown away where it is torn or of another store: shards, chunks of small arrays. Whatever
    wrote the part then writes just that again: a writer takes a block as missing when one of its shards is.
 3. A part that is not sealed is mended as its next writer would mend it (`recovery`), but by the digests of its records.
-4. What no other file tells (`spec.json`, `seal.json`, a record of the log) is listed: it comes back from a copy only.
+4. What no other file tells (`spec.json`, `seal.json`, the last record of the log) is listed: it comes back from a copy only.
 
 A file that is intact is never deleted, nor is one that could not be read. Nothing is deleted while a writer is at
 work on the part: each part is held alone (`lease`) while it is changed.
@@ -50,6 +51,7 @@ from .journal import (
     StoredShard,
     commit_key,
     committed_blocks,
+    last_record,
     log_key,
     read_checked,
     root_record,
@@ -57,7 +59,7 @@ from .journal import (
 from .layouts import DIMENSIONS, check_layout, features_of, form_of
 from .lease import Lease
 from .progress import Progress, silent
-from .rebuild import array_of_part, form_of_seal, group_of_part, root_file
+from .rebuild import array_of_part, form_of_seal, group_of_part, log_record, record_of, root_file
 from .recovery import Plan, recover, stored_shard
 from .shard import is_shard_size
 from .store import KINDS, Root, begun_form, open_root, part_metadata, small_keys
@@ -118,6 +120,7 @@ def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) ->
     if not top.exists(log_key(0)) and not top.exists(ROOT_METADATA):
         open_root(path)  # says what is there instead
     _repair_root(_Site(top, "", done))
+    _repair_log(_Site(top, "", done))
     try:
         root = open_root(path)
     except LogitStoreError as error:
@@ -254,6 +257,39 @@ def _repair_root(site: _Site) -> None:
                 site.give_up(_lost(site.path(key)))
                 if sha256_hex(record or b"") != vouched:  # the digest may be what is wrong
                     site.give_up(_lost(site.path(log_key(0))))
+
+
+def _repair_log(site: _Site) -> None:
+    """Records of the log, each by the digest of it that the one after it has, from the seals that there are."""
+    last = last_record(site.folder)
+    for number in range(last - 1, 0, -1):
+        before, record, after = (_record(site, n) for n in (number - 1, number, number + 1))
+        if before is None or after is None:
+            continue  # reading the log says so
+        vouched = str(parse_json(after, site.path(log_key(number + 1))).get("previous"))
+        if record is not None and sha256_hex(record) == vouched:
+            continue
+        again = log_record(site.folder, before, vouched)
+        if again is not None:
+            with site.alone():
+                site.rebuild(log_key(number), again)
+            continue
+        # One that agrees with its part and with what is before it is right; then the last one, for which none vouches, is not.
+        part = record and parse_json(record, site.path(log_key(number))).get("part")
+        is_right = record is not None and record == record_of(site.folder, str(part), before)
+        if not is_right:
+            site.give_up(_lost(site.path(log_key(number))))
+        if number + 1 == last:
+            site.give_up(_lost(site.path(log_key(last))))
+
+
+def _record(site: _Site, number: int) -> bytes | None:
+    """A record of the log where it is JSON as it must be; None where it is not."""
+    with contextlib.suppress(FileNotFoundError, StoreCorrupt, LimitExceeded):
+        data = site.folder.read(log_key(number))
+        parse_json(data, site.path(log_key(number)))
+        return data
+    return None
 
 
 def _root_digests(record: bytes, where: str, keys: list[str]) -> dict[str, str] | None:

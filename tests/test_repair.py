@@ -66,6 +66,8 @@ REBUILT = [
     "zarr.json",
     "teachers/zarr.json",
     "__logitstore__/log/0.json",
+    "__logitstore__/log/1.json",
+    "__logitstore__/log/2.json",
     "samples/zarr.json",
     "samples/input/zarr.json",
     "samples/id/zarr.json",
@@ -92,6 +94,28 @@ def test_what_other_files_tell_is_rebuilt(case: Case, key: str) -> None:
     done = repair(case.path)
     assert (what(done), done.exit_code) == ({"rebuilt": [key]}, DONE)
     assert stores.tree(case.path) == case.whole
+
+
+def test_a_digit_of_the_log_that_changed_is_found_in_the_right_record(case: Case) -> None:
+    """Both of two records may be what was changed where they do not follow each other."""
+    log = case.path / "__logitstore__/log"
+    whole = {number: (log / f"{number}.json").read_bytes() for number in (1, 2, 3)}
+    for number, key in ((1, b'"seal":"'), (2, b'"seal":"'), (2, b'"previous":"')):
+        place = whole[number].index(key) + len(key)
+        digit = b"1" if whole[number][place : place + 1] == b"0" else b"0"
+        (log / f"{number}.json").write_bytes(whole[number][:place] + digit + whole[number][place + 1 :])
+        assert what(repair(case.path)) == {"rebuilt": [f"__logitstore__/log/{number}.json"]}
+        assert stores.tree(case.path) == case.whole
+    # Nothing vouches for the last one; the one before it agrees with its part.
+    place = whole[3].index(b'"previous":"') + 12
+    digit = b"1" if whole[3][place : place + 1] == b"0" else b"0"
+    (log / "3.json").write_bytes(whole[3][:place] + digit + whole[3][place + 1 :])
+    assert what(repair(case.path)) == {"beyond": [str(log / "3.json")]}
+    # Where a record and the seal of its part are gone, a copy of that record alone would do; of which, nothing tells.
+    (log / "3.json").write_bytes(whole[3])
+    (log / "2.json").unlink()
+    (case.path / "teachers/wide/__logitstore__/seal.json").unlink()
+    assert what(repair(case.path))["beyond"] == [str(log / "2.json"), str(log / "3.json")]
 
 
 def test_a_seal_table_is_rebuilt_from_shards_where_a_record_is_lost(case: Case) -> None:
@@ -130,7 +154,7 @@ def test_what_can_be_made_again_is_thrown_away(case: Case) -> None:
     [
         "samples/__logitstore__/spec.json",
         "teachers/wide/__logitstore__/seal.json",
-        "__logitstore__/log/2.json",
+        "__logitstore__/log/3.json",
     ],
 )
 def test_what_nothing_else_tells_is_beyond_repair(case: Case, key: str) -> None:

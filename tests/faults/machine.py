@@ -442,6 +442,17 @@ def _place_of_note(spec: Path) -> int:
     return spec.read_bytes().index(b"notes") + 2
 
 
+def _mend_a_digit_of_the_log(trial: Any) -> None:
+    """The record still is one, so that the next one is found not to follow it."""
+    trial.begin(finished=True)
+    record = trial.path / PRIVATE / "log" / "1.json"
+    place = record.read_bytes().index(b'"seal":"') + 8
+    while record.read_bytes()[place : place + 1] not in b"02468":
+        place += 1
+    trial.change(f"{PRIVATE}/log/1.json", "flip", 16 * place)
+    trial.mend()
+
+
 SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = {
     "checksums of a read": (_read_a_damaged_row, (("part_reader.decode_chunks", unchecked_chunks),)),
     "shards in verify": (_look_at_a_torn_shard, (("verify.check_shard", lambda *_, **__: None),)),
@@ -449,6 +460,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = 
         _resume_after_a_kill,
         (("part_writer.recover", lambda *_: Recovery()), ("repair.recover", lambda *_: Recovery())),
     ),
+    "records of the log": (_mend_a_digit_of_the_log, (("repair._repair_log", lambda _: None),)),
     "spec of an unsealed part": (_resume_with_another_spec, ()),
 }
 """Orders of events that everybody wants to see tried, and the guard that is taken out for a negative control."""
