@@ -19,11 +19,13 @@ from .options import Settings, verbosity_options
 COMMANDS = {
     "demo": "The whole pipeline on embedded data, in under a minute.",
     "run": "Every stage of an experiment; what is done is not done again.",
+    "plan": "What an experiment will cost, before anything is spent.",
     "cache": "Stage one: run the teachers once, keep their logits.",
     "cluster": "Stage two: find the sets of classes that a teacher confuses.",
     "train": "Stage three: train the students from the store.",
     "evaluate": "Errors, likelihood and calibration of teachers and students.",
     "inspect": "What is in a store, from its metadata alone.",
+    "compress": "A smaller copy of a capture, its error bounded or measured.",
     "verify": "Check every byte of a store, without running a teacher.",
     "repair": "Throw away what is torn, so that it is made again.",
     "doctor": "Is a disk safe for several writers?",
@@ -47,7 +49,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the listing from the table: importing eight modules for their summaries takes seconds."""
+        """Write the listing from the table: importing their modules for their summaries takes seconds."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 

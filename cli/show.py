@@ -1,7 +1,7 @@
 """How do the results of an experiment, and the parts of a store, look to somebody who reads them?
 
-What several commands print alike: the table of scores, the sets of classes, where the store is and how
-large. Sizes come from the seals, so that no shard is read or even looked at.
+What several commands print alike: the table of scores, the sets of classes, how far an encoded capture is from the
+truth, where the store is and how large. Sizes come from the seals, so that no shard is read or even looked at.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .output import print_table, print_text, printable
 
 if TYPE_CHECKING:
+    from ..pipeline.fidelity import Fidelity
     from ..pipeline.results import TableRow
     from ..storage.api import Store
     from ..storage.store import SealedPart
@@ -64,6 +65,50 @@ def print_store(store: "Store") -> None:
     print_text(f"store   {store.path}")
     print_text(f"size    {format_bytes(store_bytes(store))}")
     print_text(f"digest  {store.digest}")
+
+
+# Encoded captures
+
+
+def fidelity_records(found: "Sequence[Fidelity]") -> list[dict[str, Any]]:
+    """How far an encoded capture is from what it was made from, in nats, a record a temperature."""
+    return [
+        {
+            "temperature": one.temperature,
+            "bound": one.bound,
+            "bound_to_source": one.bound_to_source,
+            "max": one.max,
+            "p99.9": one.p999,
+            "mean": one.mean,
+        }
+        for one in found
+    ]
+
+
+def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) -> None:
+    """The same as a table.
+
+    source: the capture that it was made from; None where it was made from the teacher's own logits.
+    """
+    source = None if source is None else printable(source)  # a store says it
+    given = source or "the teacher"
+    bounds = {"bound": "bound to the teacher", "bound_to_source": f"bound to {source}"}
+    if source is None:
+        del bounds["bound_to_source"]
+    if all(record["bound"] is None for record in records):
+        bounds = {}
+    print_table(
+        ["T", *bounds.values(), "max", "99.9th percentile", "mean"],
+        [
+            [f"{record['temperature']:g}"] + [_nats(record[key]) for key in (*bounds, "max", "p99.9", "mean")]
+            for record in records
+        ],
+        title=f"KL to {given} as measured, in nats a row{', and what no row exceeds' if bounds else ''}",
+    )
+
+
+def _nats(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2e}"
 
 
 # Clusterings

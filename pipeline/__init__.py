@@ -9,9 +9,12 @@
     fit, inference         the training loop; logits of many rows
     teachers               teachers from weights or from labels
     cache                  stage one:   teachers x transfer set -> store
+    blocks                 a function over every block of a store, on all cores
+    choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first
     covariance, kmeans, confusable, cluster    stage two:   store -> confusable sets of classes
     decode, torch_stream, losses, train        stage three: store -> students
     metrics, results, evaluate                 how good each of them is
+    plan, footprint, sampling, trial           what an experiment will cost, before it is run
     run                    all of it, doing only what is not done
 
 For a training loop of your own: `TorchStream`, `losses`, and `replay` for its inputs.

@@ -1,4 +1,4 @@
-"""Do the eight commands do what they say, say what they did, and leave alone what is done?
+"""Do the commands do what they say, say what they did, and leave alone what is done?
 
 Most of these laws run on the small experiment, done once by `logitstore run`.
 """
@@ -369,7 +369,7 @@ def test_the_sizes_of_inspect_are_those_of_the_files(whole: tuple[Path, Result])
 
 
 def _shards(store: Path) -> list[Path]:
-    arrays = ("source", "digest", "label", "input", "logits", "peak", "seen")
+    arrays = ("source", "digest", "label", "input", "logits", "peak", "seen", "index", "tail")
     return [file for name in arrays for file in store.rglob(f"{name}/c.*")]
 
 
@@ -410,6 +410,146 @@ def test_inspect_counts_the_blocks_of_what_is_not_sealed(done: Path) -> None:
         capture.write(rows, np.zeros((len(rows), 3), np.float32))
     assert printed("inspect", path)["unsealed"] == [{"part": "teachers/half", "blocks_done": 3, "blocks": 10}]
     assert "teachers/half: not sealed, 3 of 10 blocks are there" in call("inspect", path).stdout
+
+
+# compress
+
+
+SMALL = ("--teacher", "line", "--max-kl", "1e-2", "--name", "small")
+
+
+def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
+    path = done / "out" / "store.zarr"
+    before = small.snapshot(done)
+    assert call("compress", path, *SMALL, "--dry-run").stdout == (
+        "make capture small from line: KL at most 0.01 at T >= 1\n"
+    )
+    assert printed("compress", path, *SMALL, "--dry-run") == {
+        "pending": ["make capture small from line: KL at most 0.01 at T >= 1"]
+    }
+    assert small.snapshot(done) == before
+    head, table, figures = re.split(r"\n\n|(?<=T >= 1)\n", call("compress", path, *SMALL).stdout)
+    assert head == "teachers/small: KL at most 0.01 at T >= 1"
+    heading, large, little = (re.split(r"  +", line) for line in table.splitlines())
+    assert heading == ["capture", "bytes a row", "share"]
+    assert (large[0], large[2], little[0]) == ("teachers/line", "100.0%", "teachers/small")
+    title, heading, *rows, digest = (re.split(r"  +", line) for line in figures.splitlines())
+    assert title == ["KL to teachers/line as measured, in nats a row, and what no row exceeds"]
+    assert heading == [
+        "T",
+        "bound to the teacher",
+        "bound to teachers/line",
+        "max",
+        "99.9th percentile",
+        "mean",
+    ]
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "20"]
+    assert [row[1] for row in rows] == ["1.00e-02", "2.50e-03", "6.25e-04", "1.56e-04", "2.50e-05"]
+    for row in rows:
+        bound, to_source, worst, percentile, mean = map(float, row[1:])
+        assert bound >= to_source >= worst >= percentile >= mean > 0
+    store = logitstore.open_store(path)
+    assert digest == ["digest", store.digest]
+
+    before = small.snapshot(done)
+    found = printed("compress", path, *SMALL)
+    assert (found["name"], found["source"], found["made"], found["store"]) == (
+        "small",
+        "line",
+        False,
+        store.digest,
+    )
+    assert found["encoding"] == store.teachers["small"].encoding.describe()
+    assert found["divergence"][2]["temperature"] == 4.0
+    assert found["divergence"][2]["max"] == store.teachers["small"].divergence()[:, 2].max()
+    again = call("compress", path, *SMALL).stdout
+    assert again.startswith("nothing to do: teachers/small is made and unchanged\nteachers/small: ")
+    nothing = "nothing to do: everything is done and unchanged\n"
+    assert call("compress", path, *SMALL, "--dry-run").stdout == nothing
+    assert small.snapshot(done) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "line"),
+    [
+        (
+            (),
+            64,
+            "logitstore compress: expected one of --max-kl, --top-k and --top-k-kl, found none; give one",
+        ),
+        (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
+        (
+            ("--top-k", "2", "--statistic", "max"),
+            64,
+            "--statistic: expected it beside --top-k-kl alone, found it",
+        ),
+        (
+            ("--top-k", "2", "--min-temperature", "2"),
+            64,
+            "expected it beside --max-kl alone, found it beside --top-k",
+        ),
+        (
+            ("--top-k-kl", "0.1"),
+            64,
+            "temperature: expected a positive number: where the KL is to be kept, found none",
+        ),
+        (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
+        (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),
+        (("--max-kl", "1e-30"), 64, "max_kl: expected at least "),
+        (("--max-kl", "few"), 64, "invalid value for '--max-kl'"),
+        (("--top-k", "0"), 64, "top_k: expected an integer of at least 1, found 0"),
+        (("--top-k", "4"), 64, "top_k: expected at most 3, the classes of this capture, found 4"),
+        (("--top-k", "2", "--teacher", "nobody"), 65, "teachers/nobody: expected one of the sealed parts"),
+        (("--top-k", "2", "--name", "line"), 65, "teachers/line: expected a name that is free"),
+        (("--top-k", "2", "--name", "A"), 64, "the name of the new capture: expected a name of 1 to 64"),
+    ],
+)
+def test_compress_names_what_is_wrong_and_leaves_nothing(
+    whole: tuple[Path, Result], options: tuple[str, ...], code: int, line: str
+) -> None:
+    before = small.snapshot(whole[0])
+    path = str(whole[0] / "out" / "store.zarr")
+    result = CliRunner().invoke(cli, ["compress", path, "--teacher", "line", "--name", "new", *options])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.count("\n") == 1
+    assert line in result.stderr
+    assert small.snapshot(whole[0]) == before
+
+
+def test_inspect_shows_the_error_of_encoded_captures(done: Path) -> None:
+    path = done / "out" / "store.zarr"
+    line = printed("inspect", path)["captures"][0]
+    assert (line["derived_from"], line["divergence"]) == (None, None)
+    made = printed("compress", path, *SMALL)
+    store = logitstore.open_store(path)
+    with store.capture("own", provenance={}, encoding={"top_k": 2}) as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, store.teachers["line"].read(rows))
+    captures = {capture["name"]: capture for capture in printed("inspect", path)["captures"]}
+    assert captures["small"]["derived_from"] == {"capture": "line", "seal": store.teachers["line"].digest}
+    assert captures["small"]["divergence"] == made["divergence"]
+    assert captures["own"]["derived_from"] is None
+    assert [one["bound"] for one in captures["own"]["divergence"]] == [None] * 5
+    text = call("inspect", path).stdout
+    assert "KL to teachers/line as measured, in nats a row, and what no row exceeds\nT   bound to" in text
+    assert "KL to the teacher as measured, in nats a row\nT   max" in text
+    assert text.count("99.9th percentile") == 2
+
+    # The error is all that is read of the rows. Where it is lost the rest is shown, and the exit code tells.
+    for shard in _shards(path):
+        shard.unlink()
+    assert call("inspect", path).stdout == text
+    (lost,) = (path / "teachers/small/error").glob("c.0.2*")
+    lost.unlink()
+    result = CliRunner().invoke(cli, ["inspect", str(path), "--json"])
+    assert result.exit_code == 65
+    found = json.loads(result.stdout)
+    assert [part["part"] for part in found["unreadable"]] == ["teachers/small"]
+    assert {c["name"]: c["divergence"] is None for c in found["captures"]} == {
+        "line": True, "small": True, "own": False,
+    }  # fmt: skip
+    assert "expected a shard of" in found["unreadable"][0]["reason"]
+    assert CliRunner().invoke(cli, ["inspect", str(path)]).exit_code == 65
 
 
 # verify
@@ -504,6 +644,7 @@ def test_what_runs_no_network_imports_no_torch(done: Path) -> None:
         ["cache", toml, store, "--dry-run"],
         ["train", toml, store],
         ["cluster", store, "--teacher", "line", *sizes],
+        ["compress", store, "--teacher", "line", "--max-kl", "1e-2", "--name", "small"],
         ["inspect", store],
         ["verify", store, "--deep"],
         ["run", other, "--out", out],
