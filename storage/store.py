@@ -328,7 +328,7 @@ class Root:
                 where,
                 expected="a sealed part",
                 found=f"one that was interrupted ({begun.blocks_done} of {begun.blocks} blocks are there)",
-                remedy="run what was writing it (`logitstore cache` or `run`) again: it goes on where it stopped",
+                remedy="run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped",
             )
         group = name.partition("/")[0]
         there = ", ".join(self.names(group)) or "none"

@@ -545,7 +545,7 @@ def test_an_interrupted_capture_is_no_training_set(whole: Path, tmp_path: Path) 
     message = (
         f"{store}: teachers/second: expected a sealed part, found one that was interrupted "
         "(3 of 5 blocks are there); "
-        "run what was writing it (`logitstore cache` or `run`) again: it goes on where it stopped"
+        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
     )
     assert refused(folder, DATA, "train", experiment, store) == message
     opened = logitstore.open_store(store)

@@ -310,7 +310,7 @@ def test_an_exception_in_the_loop_seals_nothing(tmp_path: Path) -> None:
         _ = made.store.teachers["wide"]
     assert str(caught.value) == (
         f"{made.path}: teachers/wide: expected a sealed part, found one that was interrupted (1 of 8 blocks are there); "
-        "run what was writing it (`logitstore cache` or `run`) again: it goes on where it stopped"
+        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
     )
 
 
