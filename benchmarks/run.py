@@ -4,6 +4,7 @@ import os
 import platform
 
 import capture
+import encoding
 import startup
 import stream
 import torch
@@ -15,7 +16,7 @@ def main() -> None:
     print(
         f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"
     )
-    for benchmark in (startup, stream, capture):
+    for benchmark in (startup, stream, capture, encoding):
         benchmark.main()
 
 

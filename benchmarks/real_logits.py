@@ -1,0 +1,107 @@
+"""Where do the logits that a benchmark measures come from?
+
+From nets that were really trained: the teacher of experiments/mnist.toml, and that of experiments/omniglot.toml, which has
+964 classes. Where such an experiment has run (`logitstore run`), its weights are taken from runs/<experiment>/models; where
+not, the net is trained here, once, into the same folder (MNIST: fewer epochs, into runs/benchmark). Data that are not
+there are no error: the block is left out, with a word why. And from a generator, that of the first figures.
+
+$LOGITSTORE_RUNS names another folder than runs/.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.pipeline.agenda import find_teacher
+from logitstore.pipeline.experiment import Experiment, load_experiment
+from logitstore.pipeline.inference import run_model
+from logitstore.pipeline.records import Models
+from logitstore.pipeline.teachers import load_teacher, train_teacher
+from logitstore.pipeline.transfer import Examples, TransferRows
+from logitstore.storage.errors import BadDataError
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+RUNS = Path(os.environ.get("LOGITSTORE_RUNS", "runs"))
+SHORT_EPOCHS = 6
+"""Epochs of MNIST's teacher where it is trained for the benchmark alone; the experiment has 25."""
+
+
+@dataclass(frozen=True)
+class RealLogits:
+    """What a trained net says of examples that it learned from, and of others."""
+
+    about: str
+    """The net, how it was trained, and how good it is: for the heading of a table."""
+    logits: NDArray[np.float32]
+    """(rows, classes) float32, as the net gave them; the transfer set, then the evaluation set."""
+    transfer_rows: int
+    """How many of the rows are the transfer set's."""
+    experiment: Experiment
+    """What it was trained by."""
+
+
+def mnist_logits() -> "RealLogits | str":
+    """Ten classes: the first teacher of experiments/mnist.toml. A sentence where the data are not there."""
+    return _logits("mnist", "wide-0", SHORT_EPOCHS)
+
+
+def omniglot_logits() -> "RealLogits | str":
+    """964 classes: the teacher of experiments/omniglot.toml. A sentence where the data are not there."""
+    return _logits("omniglot", "conv", None)
+
+
+def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | str":
+    experiment = load_experiment(EXPERIMENTS / f"{name}.toml")
+    try:
+        rows = TransferRows(experiment)
+    except BadDataError as error:
+        return f"{name}: left out, its data are not there ({error})"
+    member = next(m for m in experiment.teacher_members() if m.name == teacher)
+    models = Models(RUNS / name / "models")
+    if short_epochs is not None and find_teacher(experiment, member, rows, models) is None:
+        experiment = _shortened(experiment, short_epochs)
+        member = next(m for m in experiment.teacher_members() if m.name == teacher)
+        models = Models(RUNS / "benchmark" / name / "models")
+    if find_teacher(experiment, member, rows, models) is None:
+        print(f"  training {name}'s teacher {teacher}, once: it takes minutes", flush=True)
+    record = train_teacher(experiment, member, rows, models)
+    module = load_teacher(experiment, member, rows, models)
+    assert experiment.evaluation_set is not None and member.teacher.train is not None
+    examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
+    inputs, _ = rows.rows(range(len(rows)))
+    unseen, labels = examples.fetch(range(len(examples)))
+    both = np.concatenate([inputs, unseen])
+    logits = run_model(module, both, experiment.cache.batch_size, where=f"teacher {teacher}")
+    accuracy = float((logits[len(inputs) :].argmax(axis=1) == labels).mean())
+    about = (
+        f"{name}, {logits.shape[1]} classes: {len(inputs):,} examples that {teacher} was trained on "
+        f"({member.teacher.train.epochs} epochs, {record.facts['seconds']:.0f} s) and {len(unseen):,} others, of "
+        f"which it knows {accuracy:.1%}"
+    )
+    return RealLogits(about, logits, len(inputs), experiment)
+
+
+def _shortened(experiment: Experiment, epochs: int) -> Experiment:
+    """The same experiment with fewer epochs for every teacher."""
+    teachers = tuple(
+        teacher.model_copy(
+            update={"train": teacher.train and teacher.train.model_copy(update={"epochs": epochs})}
+        )
+        for teacher in experiment.teachers
+    )
+    shorter = experiment.model_copy(update={"teachers": teachers})
+    shorter._base = experiment.base
+    return shorter
+
+
+def synthetic_logits(num_rows: int = 16_384, num_classes: int = 1000, seed: int = 0) -> NDArray[np.float32]:
+    """A normal distribution of standard deviation 2.5, and five random classes of each row raised by 8."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2.5, (num_rows, num_classes)).astype(np.float32)
+    every = np.arange(num_rows)
+    for _ in range(5):
+        logits[every, random.integers(0, num_classes, num_rows)] += 8
+    return logits
