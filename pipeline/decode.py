@@ -5,6 +5,7 @@ does what `Capture.read` does on the host. Both give the same bits for codes (on
 last digit but one for top-k rows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,9 +57,19 @@ def decode_top_k(rows: TopKTensors, temperature: float) -> Float32[Tensor, "rows
     if left_out:
         log_sum, mean, variance = rows.tail.to(torch.float64).unbind(1)
         beta = 1 / temperature
-        cubic = log_sum - torch.log(torch.tensor(left_out, dtype=torch.float64)) - mean - variance / 2
-        level = mean * beta + variance * beta**2 / 2 + cubic * beta**3
-        smallest = torch.maximum(kept[:, -1].to(torch.float64), mean)
-        level = torch.clamp(level, mean * beta, smallest * beta) * temperature
+        at_one = torch.maximum(log_sum - math.log(left_out), mean)
+        rise = at_one - mean
+        below = 2 * rise * (1 - beta) + variance * beta
+        level = mean + rise * variance * beta / torch.where(below > 0, below, 1.0)
+        level = torch.where(below > 0, level, math.inf)
+        largest = torch.maximum(kept[:, -1].to(torch.float64), at_one)
+        by_largest = temperature * at_one + (1 - temperature) * largest
+        if temperature >= 1:
+            level = torch.clamp(level, torch.maximum(mean, by_largest), at_one)
+        else:
+            width = torch.clamp(largest - mean, min=1e-30)
+            power = torch.clamp(beta * width, max=500)  # beyond, the other bound is the lower one
+            by_variance = mean + temperature * variance * (torch.expm1(power) - power) / width**2
+            level = torch.clamp(level, at_one, torch.maximum(at_one, torch.minimum(by_largest, by_variance)))
         dense.copy_(level.to(torch.float32)[:, None].expand_as(dense))
     return dense.scatter_(1, rows.index.to(torch.int64), kept)

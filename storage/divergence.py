@@ -83,17 +83,18 @@ def _near_divergence(
 def _far_divergence(
     exact: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float
 ) -> NDArray[np.float64]:
-    """The same in float64, for errors of any size: p̃ is summed as such, so that nothing overflows."""
-    scaled = exact.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-    p = np.exp(log_p)
-    error = (exact.astype(np.float64) - decoded) / temperature
-    error -= (p * error).sum(axis=1, keepdims=True)
-    log_ratio = log_p - error  # of p̃, up to the constant that is sought
-    top = log_ratio.max(axis=1, keepdims=True)
-    kl: NDArray[np.float64] = top[:, 0] + np.log(np.exp(log_ratio - top).sum(axis=1))
+    """The same in float64, for errors of any size: Σ p·(ln p − ln p̃), of which no term overflows."""
+    ln_p, ln_q = _log_softmax(exact, temperature), _log_softmax(decoded, temperature)
+    kl: NDArray[np.float64] = (np.exp(ln_p) * (ln_p - ln_q)).sum(axis=1)
     return np.maximum(kl, 0.0)
+
+
+def _log_softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    scaled = logits.astype(np.float64)
+    scaled -= scaled.max(axis=1, keepdims=True)
+    scaled /= temperature
+    scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return scaled
 
 
 def logit_error(

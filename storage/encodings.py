@@ -8,7 +8,7 @@ from .error_budget import ErrorBudget
 from .errors import ConfigError, LogitStoreError, UnsupportedFeature
 from .floats import FLOATS
 from .format import ERROR_BUDGET, TOP_K
-from .top_k import TopK
+from .top_k import TopK, bad_k
 
 EXPECTED: Final = (
     "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
@@ -30,7 +30,7 @@ def encoding_named(name: object) -> Encoding:
         return FLOATS[name]
     if isinstance(name, Mapping):
         if set(name) == {"top_k"}:
-            return TopK(name["top_k"])
+            return _top_k(name["top_k"])
         if "max_kl" in name and set(name) <= {"max_kl", "min_temperature"}:
             return ErrorBudget(
                 _number(name["max_kl"], "max_kl"),
@@ -46,7 +46,7 @@ def encoding_described(description: object, where: str) -> Encoding:
         if isinstance(kind, str) and kind in FLOATS:
             return FLOATS[kind]
         try:
-            encoding = {ERROR_BUDGET: _budget, TOP_K: _top_k}[str(kind)](description)
+            encoding = _top_k(description["k"]) if kind == TOP_K else _budget(description)
         except (KeyError, LogitStoreError, TypeError, ValueError, OverflowError):
             encoding = None
         if encoding is not None and dict(description).items() >= encoding.describe().items():
@@ -60,6 +60,8 @@ def encoding_described(description: object, where: str) -> Encoding:
 
 
 def _budget(description: Mapping[str, Any]) -> Encoding | None:
+    if description["kind"] != ERROR_BUDGET:
+        return None
     numbers = [description[key] for key in ("max_kl", "min_temperature", "source_error", "step")]
     shift, dtype = description["shift"], description["dtype"]
     whole = isinstance(shift, int) and not isinstance(shift, bool) and 0 <= shift < 16
@@ -69,8 +71,10 @@ def _budget(description: Mapping[str, Any]) -> Encoding | None:
     return ErrorBudget(max_kl, min_temperature, source_error, dtype, shift)
 
 
-def _top_k(description: Mapping[str, Any]) -> Encoding | None:
-    return TopK(description["k"])
+def _top_k(k: object) -> Encoding:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise bad_k(k, "an integer of at least 1")
+    return TopK(k)
 
 
 def _number(value: object, name: str) -> float:

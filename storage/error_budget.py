@@ -83,7 +83,7 @@ class ErrorBudget:
             rounded = ", since the logits that are given are already rounded" if self.source_error else ""
             raise ConfigError(
                 "encoding: max_kl",
-                expected=f"at least {_two_digits_up(self._budget_of_step(2 * least)):g}{rounded}",
+                expected=f"at least {two_digits_up(self._budget_of_step(2 * least)):g}{rounded}",
                 found=repr(self.max_kl),
                 remedy="allow more, or capture the teacher in float32" if rounded else "allow more",
             )
@@ -206,7 +206,7 @@ class ErrorBudget:
             first_row,
             where,
             expected=f"logits within {reach:.6g} of the row's maximum, the reach of {self.dtype} at max_kl {self.max_kl:g}",
-            remedy=f"allow max_kl {_two_digits_up(self.budget_of(float(below.max()))):g}, the smallest that fits these rows",
+            remedy=f"allow max_kl {two_digits_up(self.budget_of(float(below.max()))):g}, the smallest that fits these rows",
         )
 
     def decode(
@@ -229,10 +229,10 @@ def float32_down(value: float) -> np.float32:
     return np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > value else nearest
 
 
-def _two_digits_up(value: float) -> float:
+def two_digits_up(value: float) -> float:
     """`value` with two digits, rounded up.
 
-    >>> _two_digits_up(0.00123), _two_digits_up(0.0012)
+    >>> two_digits_up(0.00123), two_digits_up(0.0012)
     (0.0013, 0.0012)
     """
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

@@ -186,8 +186,14 @@ class CaptureReader:
             )
 
     def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
-        """What the encoding decodes `rows` from: "logits", and "index" and "tail" of a top-k capture."""
-        return {name: self._reader.read(name, rows, view) for name in self.encoding.decoded_from}
+        """What the encoding decodes `rows` from: "logits", and "index" and "tail" of a top-k capture.
+
+        Raises ManifestInvalid for an index that is no column.
+        """
+        stored = {name: self._reader.read(name, rows, view) for name in self.encoding.decoded_from}
+        if "index" in stored:
+            in_range(stored["index"], 0, self.shape[2], f"{self._part.folder.path}/index")
+        return stored
 
     def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
         """KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as it was measured when they were written.
