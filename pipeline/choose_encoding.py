@@ -326,7 +326,11 @@ def _top_k_kl(
     index = order[:, :k]
     kept = np.take_along_axis(logits, index, axis=1)
     with np.errstate(over="ignore"):  # out of range: no k that keeps such a logit is any good
-        stored = {"index": index, "logits": kept.astype(np.float16), "tail": tail_figures(logits, index)}
+        stored: dict[str, NDArray[Any]] = {
+            "index": index,
+            "logits": kept.astype(np.float16),
+            "tail": tail_figures(logits, index),
+        }
     kl = divergence(logits, TopK(k).decode(stored, logits.shape[1], temperature), temperature)
     recorded = float16_up(temperature * np.sqrt(2 * kl)).astype(np.float64)
     recorded[kept[:, -1] < -_FLOAT16_MAX] = np.inf

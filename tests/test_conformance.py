@@ -1,7 +1,7 @@
 """Does every reader of Zarr v3 see the same bits, and does the page describe a store well enough to read it?
 
-Five readers that know nothing of logitstore, and a sixth, below, made of json, numpy and numcodecs' crc32c
-alone and written from docs/format-v1.md.
+Five readers that know nothing of logitstore, and a sixth, below, made of json, numpy and three codecs of numcodecs
+(crc32c, and zstd and blosc for codes) and written from docs/format-v1.md.
 """
 
 import json
@@ -17,10 +17,15 @@ import stores
 import tensorstore
 import xarray
 import zarr
+from numcodecs.blosc import Blosc
 from numcodecs.checksum32 import CRC32C
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from logitstore.storage.api import open_store
 from logitstore.storage.digest import digest_rows
+from logitstore.storage.encodings import encoding_named
+from logitstore.storage.error_budget import ErrorBudget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at __logitstore__ is not recognized")
 
@@ -36,7 +41,7 @@ def checked(data: bytes) -> bytes:
 
 
 def read_array(folder: Path) -> NDArray[Any]:
-    """An array of a store, by json, numpy and a crc32c."""
+    """An array of a store, by json, numpy, a crc32c and what chunks are made smaller by."""
     meta = json.loads((folder / "zarr.json").read_bytes())
     fill = np.nan if meta["fill_value"] == "NaN" else meta["fill_value"]
     dtype = np.dtype(meta["data_type"]).newbyteorder("<")
@@ -53,7 +58,9 @@ def read_array(folder: Path) -> NDArray[Any]:
             size = int(np.prod(parts))
             index = np.frombuffer(checked(data[-16 * size - 4 :]), "<u8").reshape(size, 2).tolist()
             here = [(s, o, n) for s, (o, n) in zip(np.ndindex(*parts), index, strict=True) if n != 2**64 - 1]
-            pieces = [checked(data[offset : offset + length]) for _, offset, length in here]
+            smaller = {c["name"] for c in codec["configuration"]["codecs"]} - {"bytes", "crc32c"}
+            whole = {"zstd": Zstd().decode, "blosc": Blosc().decode}[smaller.pop()] if smaller else bytes
+            pieces = [bytes(whole(checked(data[offset : offset + length]))) for _, offset, length in here]
             spots = [tuple(b + i * c for b, i, c in zip(spots[0], s, inner, strict=True)) for s, _, _ in here]
         for spot, piece in zip(spots, pieces, strict=True):
             target = out[tuple(slice(b, b + c) for b, c in zip(spot, inner, strict=True))]
@@ -76,12 +83,25 @@ STORES = {
 }
 
 
+ENCODED: dict[str, Any] = {
+    "codes": {"max_kl": 1e-3},
+    "bytes": ErrorBudget(1e-1, dtype="uint8"),
+    "shifted": ErrorBudget(1e-4, shift=2),
+    "largest": {"top_k": 2},
+}
+TEACHERS = {
+    "wide": stores.Teacher(views=2),
+    "deep": stores.Teacher(views=2, encoding="float32"),
+    **{name: stores.Teacher(views=2, encoding=encoding) for name, encoding in ENCODED.items()},
+}
+
+
 @pytest.fixture(scope="module", params=STORES, ids=lambda name: name.replace(" ", "-"))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
     """A store, and every array of it by its path, from what went in."""
     path = tmp_path_factory.mktemp("conformance") / "store.zarr"
     wanted = STORES[request.param]
-    made = stores.make(path, **wanted)  # type: ignore[arg-type]
+    made = stores.make(path, teachers=TEACHERS, **wanted)  # type: ignore[arg-type]
     rows = len(made.labels)
     arrays: Arrays = {
         "samples/source": np.arange(rows),
@@ -99,6 +119,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         arrays[f"teachers/{name}/peak"] = raw.max(axis=2)
         arrays[f"teachers/{name}/seen"] = np.stack([arrays["samples/digest"]] * 2)
         arrays[f"teachers/{name}/classes"] = np.arange(5)
+    for name, encoding in ENCODED.items():
+        views = [encoding_named(encoding).encode(view, 0, name) for view in made.logits[name]]
+        for array in views[0]:
+            arrays[f"teachers/{name}/{array}"] = np.stack([view[array] for view in views])
+        arrays[f"teachers/{name}/seen"] = arrays["teachers/wide/seen"]
+        arrays[f"teachers/{name}/classes"] = arrays["teachers/wide/classes"]
     for name, array in stores.add_clustering(made.store).items():
         arrays[f"clusters/wide-2x2/{name}"] = array
     return path, arrays
@@ -138,7 +164,7 @@ def test_dask(case: tuple[Path, Arrays]) -> None:
 def test_xarray_parts(case: tuple[Path, Arrays]) -> None:
     path, arrays = case
     for part in sorted({name.rpartition("/")[0] for name in arrays}):
-        with xarray.open_zarr(path / part, consolidated=False, chunks=None) as dataset:
+        with xarray.open_zarr(path / part, consolidated=False, chunks=None, mask_and_scale=False) as dataset:
             wanted = {name.rpartition("/")[2]: a for name, a in arrays.items() if name.startswith(f"{part}/")}
             assert set(dataset.data_vars) == set(wanted)
             for name, array in wanted.items():
@@ -147,11 +173,47 @@ def test_xarray_parts(case: tuple[Path, Arrays]) -> None:
 
 def test_xarray_root(case: tuple[Path, Arrays]) -> None:
     path, arrays = case
-    with xarray.open_datatree(path, engine="zarr", consolidated=False) as datatree:
+    with xarray.open_datatree(path, engine="zarr", consolidated=False, mask_and_scale=False) as datatree:
         for name, wanted in arrays.items():
             part, _, array = name.rpartition("/")
             assert_same(datatree[part][array].values, wanted, name)
         assert datatree["teachers/wide"]["logits"].dims == ("view", "row", "class")
+        assert datatree["teachers/codes"]["error"].dims == ("view", "row", "temperature")
+        assert datatree["teachers/largest"]["index"].dims == ("view", "row", "k")
+
+
+def test_xarray_decodes_codes_as_we_do(case: tuple[Path, Arrays]) -> None:
+    """`scale_factor` and `_FillValue` are what it knows from CF: whoever opens a capture gets its logits."""
+    path, _ = case
+    store = open_store(path)
+    with xarray.open_datatree(path, engine="zarr", consolidated=False) as datatree:
+        for name in ("codes", "bytes", "shifted"):
+            found = datatree[f"teachers/{name}"]["logits"]
+            for view in (0, 1):
+                ours = store.teachers[name].read(slice(None), view)
+                assert not np.isnan(found.values).any()
+                assert np.array_equal(found.values[view].astype(np.float32), ours)
+        for name in ("wide", "deep"):
+            ours = store.teachers[name].read(slice(None))
+            assert np.array_equal(datatree[f"teachers/{name}"]["logits"].values[0].astype(np.float32), ours)
+
+
+def test_codes_times_scale_are_the_logits(case: tuple[Path, Arrays]) -> None:
+    """By zarr-python and the attribute alone: one product in float32."""
+    path, _ = case
+    store = open_store(path)
+    for name in ("codes", "bytes", "shifted"):
+        node = zarr.open_array(path / "teachers" / name / "logits", mode="r", zarr_format=3)
+        scale = node.attrs["scale_factor"]
+        assert isinstance(scale, float)
+        assert float(np.float32(scale)) == scale
+        assert node.attrs["_FillValue"] == node.fill_value == np.iinfo(node.dtype).max
+        stored = np.asarray(node[...])
+        assert int(stored.max()) < np.iinfo(node.dtype).max
+        decoded = stored.astype(np.float32) * np.float32(scale)
+        for view in (0, 1):
+            ours = store.teachers[name].read(slice(None), view)
+            assert decoded[view].tobytes() == ours.tobytes()
 
 
 def test_tensorstore(case: tuple[Path, Arrays]) -> None:

@@ -1,6 +1,5 @@
 """Do stored integers and top-k rows become, on the device, the logits that the host reads?"""
 
-
 import numpy as np
 import pytest
 import torch
