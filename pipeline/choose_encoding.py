@@ -18,7 +18,7 @@ from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
 from ..storage.codec import BLOSC, compress
-from ..storage.divergence import divergence, float16_up
+from ..storage.divergence import float16_up
 from ..storage.encoding import Encoding
 from ..storage.error_budget import ErrorBudget, two_digits_up
 from ..storage.errors import BadLogitsError, ConfigError
@@ -26,7 +26,7 @@ from ..storage.floats import rounding_error
 from ..storage.grid import plan_chunk_rows
 from ..storage.progress import Progress, silent
 from ..storage.reader import CaptureReader
-from ..storage.top_k import TopK, largest, tail_figures
+from ..storage.top_k import TopK, largest, tail_figures, top_k_divergence
 from .blocks import Block, every_block, over_blocks
 from .fidelity import percentile
 
@@ -331,7 +331,7 @@ def _top_k_kl(
             "logits": kept.astype(np.float16),
             "tail": tail_figures(logits, index),
         }
-    kl = divergence(logits, TopK(k).decode(stored, logits.shape[1], temperature), temperature)
+        (kl,) = top_k_divergence(logits, stored, [temperature])
     recorded = float16_up(temperature * np.sqrt(2 * kl)).astype(np.float64)
     recorded[kept[:, -1] < -_FLOAT16_MAX] = np.inf
     return np.asarray(recorded**2 / (2 * temperature**2))

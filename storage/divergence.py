@@ -8,7 +8,7 @@ d = (z − z̃)/T, centred so that E_p[d] = 0 (a softmax sees no constant), the 
 a sum of terms that are not negative, good to float32's last digits but one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -106,9 +106,16 @@ def logit_error(
     An error of every logit by at most ε makes it at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)), so that one
     scale serves them all. decoded: the decoded logits, for each temperature.
     """
-    columns = [
-        t * np.sqrt(2 * divergence(exact, logits, t)) for t, logits in zip(TEMPERATURES, decoded, strict=True)
-    ]
+    return error_of_kl(
+        [divergence(exact, logits, t) for t, logits in zip(TEMPERATURES, decoded, strict=True)]
+    )
+
+
+def error_of_kl(
+    kl: Sequence[Float64[np.ndarray, " rows"]],
+) -> Float16[np.ndarray, "rows temperatures"]:
+    """T·√(2·KL) from the KL at each of `TEMPERATURES`, rounded up to float16."""
+    columns = [t * np.sqrt(2 * values) for t, values in zip(TEMPERATURES, kl, strict=True)]
     return float16_up(np.stack(columns, axis=1))
 
 
