@@ -44,7 +44,7 @@ def harm(name: str, make: Build, folder: Path, suffix: str) -> list[str]:
     path = folder / f"weights{suffix}"
     make(path)
     target, untouched = model(), model()
-    memory, start = resident_bytes(), time.perf_counter()
+    memory, start = resident_bytes(), time.process_time()
     wrong = []
     try:
         load_weights(target, path, allow_pickle=True)
@@ -54,7 +54,7 @@ def harm(name: str, make: Build, folder: Path, suffix: str) -> list[str]:
             wrong.append(f"more than a line: {str(error)[:200]!r}")
     except Exception as error:  # noqa: BLE001 - whatever else it is, it is wrong
         wrong.append(f"{type(error).__name__}: {str(error)[:200]}")
-    seconds, growth = time.perf_counter() - start, resident_bytes() - memory
+    seconds, growth = time.process_time() - start, resident_bytes() - memory
     if seconds > MOST_SECONDS:
         wrong.append(f"{seconds:.1f} s")
     if growth > MOST_GROWTH:
