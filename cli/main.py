@@ -24,7 +24,7 @@ COMMANDS = {
     "cluster": "Stage two: find the sets of classes that a teacher confuses.",
     "train": "Stage three: train the students from the store.",
     "evaluate": "Errors, likelihood and calibration of teachers and students.",
-    "inspect": "What is in a store, from its metadata alone.",
+    "inspect": "What is in a store, without reading a logit.",
     "compress": "A smaller copy of a capture, its error bounded or measured.",
     "verify": "Check every byte of a store, without running a teacher.",
     "repair": "Throw away what is torn, so that it is made again.",

@@ -166,7 +166,16 @@ def compress(
         if chosen is None:
             chosen = _choose(store, plan, progress)
         _write(store, plan, chosen, progress)
-    return _report(store, plan)
+    report = _report(store, plan)
+    if report.made and report.row_bytes >= report.source_row_bytes:
+        log.warning(
+            "%s: %.1f bytes a row, %s has %.1f: with so few classes nothing is gained",
+            f"{store.path}: teachers/{name}",
+            report.row_bytes,
+            teacher,
+            report.source_row_bytes,
+        )
+    return report
 
 
 def plan_compression(

@@ -69,6 +69,8 @@ def soft_targets(
             )
         return soften(logits, temperature)
     shares = ensemble_shares(list(logits), weights)
+    for tensor in logits.values():
+        _check_floating(tensor)
     _check_shapes(logits)
     if mean == "geometric":
         mixed = _sum_of([shares[name] * _widened(tensor) for name, tensor in logits.items()])
@@ -232,8 +234,21 @@ def _sum_of(terms: list[Tensor]) -> Tensor:
 
 
 def _widened(logits: Tensor) -> Tensor:
+    _check_floating(logits)
     # Enough under autocast too: it lowers matrix products and convolutions, and there are none here.
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_floating(logits: object) -> None:
+    """Refuse codes and top-k rows: what a stream with decode=False gives. Raises BadLogitsError."""
+    if not (isinstance(logits, Tensor) and logits.is_floating_point()):
+        found = f"{logits.dtype} codes" if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadLogitsError(
+            "logits",
+            expected="floating logits",
+            found=f"{found}, as they are stored",
+            remedy="decode them first: `batch.teacher_logits(temperature)`, or a stream with decode=True",
+        )
 
 
 def _check_shapes(logits: Mapping[str, Tensor]) -> None:

@@ -164,6 +164,15 @@ class Store:
             notes=notes,
         )
 
+    def _originals(self) -> list[str]:
+        """The captures that were not made from another one that is here."""
+        origins = {name: self.teachers[name].part.spec.identity.get("derived_from") for name in self.teachers}
+        return [
+            name
+            for name, origin in origins.items()
+            if not (isinstance(origin, Mapping) and origin.get("capture") in origins)
+        ]
+
     def write_clustering(
         self, name: str, arrays: Mapping[str, NDArray[Any]], *, identity: Mapping[str, Any]
     ) -> str:
@@ -191,11 +200,13 @@ class Store:
     ) -> Stream:
         """Batches of the store for training, an epoch an iteration.
 
-        teachers: captures in each batch; all of them when None. views: "all" passes over every view of every
+        teachers: captures in each batch; when None all of them, but for those that were made from another one by
+        `logitstore compress`, which would count it twice. views: "all" passes over every view of every
         row in an epoch, "cycle" takes view `epoch mod V`, an integer that one. rows: a slice or ascending
         integers (repeats allowed), all when None. window: rows that are shuffled together, about; two windows
         are held in memory (`Stream.window_bytes` each). decode: False leaves logits as they are stored.
-        temperature: the one at which the logits will be used; captures of the k largest need it to be decoded. inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
+        temperature: the one at which the logits will be used, which captures of the k largest need to be decoded.
+        inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
         against its digest. augment: makes a view's inputs from the rows'; each is checked against what the
         teacher saw.
 
@@ -203,7 +214,7 @@ class Store:
         Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for teachers that are not
         there, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
-        names = list(self.teachers) if teachers is None else list(teachers)
+        names = self._originals() if teachers is None else list(teachers)
         if isinstance(teachers, str):
             raise ConfigError(
                 "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"

@@ -103,6 +103,6 @@ def bad_logits(
     return BadLogitsError(
         f"{where}, row {first_row + row}, class {column}",
         expected=expected,
-        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows of this block are so)",
+        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows here are so)",
         remedy=f"{remedy}; nothing of this block was kept",
     )

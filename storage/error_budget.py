@@ -36,6 +36,8 @@ _FAST_CODES: Final = 1 << 13
 """Codes up to which float32 divides exactly enough: three roundings of 2⁻²⁴·2¹³ Δ are less than 2⁻⁸ of Δ/2."""
 _STEPS: Final = (2.0**-100, 2.0**100)
 """Smallest and largest step: its reciprocal, its 2⁻¹⁵ and its 2¹⁶ are then numbers of float32 with all their digits."""
+_USEFUL: Final = 10.0
+"""Nats; more than any distribution over 20,000 classes can be away from an even one."""
 _CODES: Final = 1 << 15
 """Numbers that are quantised at a time: some arrays of that many stay in a core's cache."""
 
@@ -164,19 +166,25 @@ class ErrorBudget:
         """Codes, `peak`, and the `error` that each row has: see `Encoding.encode`."""
         check_finite(logits, first_row, where)
         peak = logits.max(axis=1)
+        below = peak.astype(np.float64) - logits.min(axis=1)
+        if (below >= self._reach).any():
+            raise self._too_wide(logits, peak, below, first_row, where)
         codes = np.empty(logits.shape, self.dtype)
         error = np.empty((len(logits), len(TEMPERATURES)), np.float16)
         step = max(1, _CODES // max(1, logits.shape[1]))
         for start in range(0, len(logits), step):
             rows = slice(start, start + step)
-            codes[rows] = self._codes(logits[rows], peak[rows], first_row + start, where)
+            codes[rows] = self._codes(logits[rows], peak[rows])
             decoded = self.decode({"logits": codes[rows]})
             error[rows] = logit_error(logits[rows] - peak[rows, None], repeat(decoded, len(TEMPERATURES)))
         return {"logits": codes, "peak": peak, "error": error}
 
-    def _codes(
-        self, logits: NDArray[np.float32], peak: NDArray[np.float32], first_row: int, where: str
-    ) -> NDArray[Any]:
+    @property
+    def _reach(self) -> float:
+        """How far below its row's maximum a logit has no code any more."""
+        return (self.most_codes + 0.5) * self.step
+
+    def _codes(self, logits: NDArray[np.float32], peak: NDArray[np.float32]) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             below = peak[:, None] - logits
             quotient = below * np.float32(1 / self.step)
@@ -184,29 +192,34 @@ class ErrorBudget:
         large = ~(quotient.max(axis=1) <= _FAST_CODES)
         if large.any():
             exact = (peak[large, None].astype(np.float64) - logits[large]) / self.step
-            if exact.max() >= self.most_codes + 0.5:
-                raise self._too_wide(logits, peak, first_row, where)
-            quotient[large] = np.rint(exact)
-        if quotient.max() > self.most_codes:
-            raise self._too_wide(logits, peak, first_row, where)
+            quotient[large] = np.minimum(np.rint(exact), self.most_codes)
         codes = quotient.astype(self.dtype)
         codes <<= np.array(self.shift, self.dtype)
         return codes
 
     def _too_wide(
-        self, logits: NDArray[np.float32], peak: NDArray[np.float32], first_row: int, where: str
+        self,
+        logits: NDArray[np.float32],
+        peak: NDArray[np.float32],
+        below: NDArray[np.float64],
+        first_row: int,
+        where: str,
     ) -> Exception:
-        below = peak[:, None].astype(np.float64) - logits
-        reach = (self.most_codes + 0.5) * self.step
         with np.errstate(over="ignore"):
-            shown = -below.astype(np.float32)
+            centred = logits - peak[:, None]
+        fits = two_digits_up(self.budget_of(float(below.max())))
         return bad_logits(
-            below >= reach,
-            shown,
+            peak[:, None].astype(np.float64) - logits >= self._reach,
+            centred,
             first_row,
             where,
-            expected=f"logits within {reach:.6g} of the row's maximum, the reach of {self.dtype} at max_kl {self.max_kl:g}",
-            remedy=f"allow max_kl {two_digits_up(self.budget_of(float(below.max()))):g}, the smallest that fits these rows",
+            expected=f"logits within {self._reach:.6g} of the row's maximum, the reach of {self.dtype} at max_kl {self.max_kl:g}",
+            remedy=(
+                f"allow max_kl {fits:g}, the smallest that fits these rows (others may need more), or capture in float32 "
+                "and compress that"
+                if fits <= _USEFUL
+                else "store them as float32: no budget that means anything fits these rows"
+            ),
         )
 
     def decode(

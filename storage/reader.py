@@ -199,8 +199,15 @@ class CaptureReader:
         """KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as it was measured when they were written.
 
         Of a capture made by `logitstore compress` it is the KL to the capture that it was made from.
-        Raises PartNotFound where nothing was measured (float16, float32).
+        Raises ConfigError where nothing was measured (float16, float32).
         """
+        if "error" not in self._part.layouts:
+            raise ConfigError(
+                f"{self._part.name}: divergence",
+                expected="an encoded capture, which records its error",
+                found=f"one in {self.encoding.kind}",
+                remedy="float32 has none, and float16 rounds to 11 bits: nothing is measured of them",
+            )
         return kl_of_error(self._reader.read("error", rows, view))
 
     def peak(self, rows: Any, view: int = 0) -> Float32[np.ndarray, " rows"]:

@@ -9,6 +9,7 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -129,6 +130,10 @@ class Stream:
         self._batch_size, self._drop_last = batch_size, drop_last
         self._rank, self._world_size = rank, world_size
         self._shuffle, self._seed, self._window = shuffle, seed, window
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ConfigError(
+                "temperature", expected="a positive number", found=repr(temperature), remedy="pass another"
+            )
         self._decode, self._temperature = decode, temperature
         if decode:
             for capture in self._captures.values():

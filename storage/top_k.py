@@ -113,6 +113,7 @@ class TopK:
                 first_row,
                 where,
                 expected="the k largest logits within float16's range of 65504",
+                remedy="keep fewer of them, or store the logits by error budget or as float32",
             )
         if not (centred.min(axis=1) >= -_FURTHEST).all():
             raise bad_logits(

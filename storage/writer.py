@@ -299,7 +299,11 @@ class CaptureWriter(PartWriter):
             given["peak"] = peak
 
         def encoded(part: slice) -> dict[str, NDArray[Any]]:
-            arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
+            try:
+                arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
+            except BadLogitsError:
+                self.encoding.encode(values, block_rows.start, where)  # which says it of the whole block
+                raise
             return arrays | {name: array[part] for name, array in given.items()}
 
         self.commit(view, block, encoded)

@@ -374,7 +374,7 @@ def test_logits_that_are_not_finite(folder: Path, whole: Path, spoilt: str) -> N
     line = line_of(call("run", experiment, "--out", folder / "out"), DATA)
     assert line == (
         f"teacher 'line', view 0, row 250, class 0: expected finite logits, found {spoilt} "
-        "(1 of 64 rows of this block are so); "
+        "(1 of 64 rows here are so); "
         "mend the teacher (or its precision) and run it again; nothing of this block was kept"
     )
     kept = {

@@ -800,3 +800,12 @@ def test_a_scan_sees_every_row(store: Store) -> None:
         capture = store.teachers[name]
         least = min(float(capture.read(slice(None), view).min()) for view in range(VIEWS))
         assert scan(capture).spread == -least
+
+
+def test_a_stream_of_all_teachers_does_not_count_one_twice(store: Store) -> None:
+    teachers = list(store.teachers)
+    compress(store, teachers[0], "smaller", {"max_kl": 1e-2})
+    batch = next(iter(store.stream(4)))
+    assert list(batch.logits) == teachers
+    alone = next(iter(store.stream(4, teachers=["smaller"])))
+    assert list(alone.logits) == ["smaller"]

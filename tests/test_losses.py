@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from logitstore.pipeline import losses
 from logitstore.pipeline.losses import (
     Distillation,
     ensemble_shares,
@@ -376,3 +377,16 @@ def test_other_bad_ensembles_are_named() -> None:
     assert str(caught.value).startswith(
         "teacher 'deep': expected logits of shape (2, 3), like those of 'wide', found (2, 4); "
     )
+
+
+def test_codes_that_nobody_decoded_are_no_logits() -> None:
+    """Their order is upside down: the softmax of raw codes would be a quiet disaster."""
+    codes = torch.tensor([[0, 9, 40]], dtype=torch.uint8)
+    floats = codes.float()
+    for mean in ("arithmetic", "geometric"):
+        with pytest.raises(BadLogitsError, match=r"expected floating logits, found torch.uint8 codes"):
+            soft_targets({"wide": floats, "deep": codes}, 2.0, mean=mean)
+    # The annotations refuse them first where they are checked, which outside of tests they are not.
+    for stored in (codes, object()):
+        with pytest.raises(BadLogitsError, match="decode them first"):
+            losses._check_floating(stored)
