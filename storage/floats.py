@@ -116,8 +116,9 @@ def _centred_float16(
         # Few but the zeros are so small. Adding a large number shifts their digits into place, and rounds them.
         tiny = np.flatnonzero(bits < _LEAST_NORMAL)
         small = size.reshape(-1)[tiny]
-        sign = (small > 0).astype(np.uint32) << np.uint32(15)  # zero has none
-        rounded.reshape(-1)[tiny] = ((small + _SHIFT).view(np.uint32) - _SHIFT_BITS) | sign
+        digits = (small + _SHIFT).view(np.uint32) - _SHIFT_BITS
+        sign = (digits > 0).astype(np.uint32) << np.uint32(15)  # zero has none, nor what is rounded to it
+        rounded.reshape(-1)[tiny] = digits | sign
         stored[rows].view(np.uint16)[...] = rounded
     return stored
 
