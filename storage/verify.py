@@ -54,7 +54,7 @@ from .format import (
     sha256_hex,
 )
 from .journal import Commit, Seal, SealTable, StoredShard, committed_blocks, is_part, log_key, read_checked
-from .layouts import check_layout
+from .layouts import REQUIRED, check_layout
 from .progress import Progress, silent
 from .reader import check_values
 from .shard import CRC_BYTES, UNSEALABLE, check_shard_bytes, crc32c, is_shard_size
@@ -374,10 +374,15 @@ def _begun_layouts(
 ) -> dict[str, ArrayLayout]:
     """The arrays that a part has so far, by name; what is wrong with their metadata goes into the report.
 
-    complete: whether all of the small arrays must be there.
+    complete: whether all arrays of its form, and all of the small ones, must be there.
     """
     folder = root.folder.sub(name)
     layouts = {}
+    for array in sorted(REQUIRED[begun_form(folder, name)]) if complete else ():
+        key = f"{array}/{ROOT_METADATA}"
+        with report.gathering(str(folder.path / key)):
+            if not folder.exists(key):
+                raise FileNotFoundError
     for array in folder.names():
         key = f"{array}/{ROOT_METADATA}"
         if array == PRIVATE or not folder.exists(key):

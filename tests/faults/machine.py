@@ -453,12 +453,24 @@ def _mend_a_digit_of_the_log(trial: Any) -> None:
     trial.mend()
 
 
+def _look_at_a_part_without_its_columns(trial: Any) -> None:
+    """Of an array that is gone nothing is left to look at; the others' records say that it must be there."""
+    trial.begin(finished=False)
+    trial.write(place=(0, 0))
+    trial.change(f"{PART}/classes/zarr.json", "delete", 0)
+    trial.look()
+
+
 SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = {
     "checksums of a read": (_read_a_damaged_row, (("part_reader.decode_chunks", unchecked_chunks),)),
     "shards in verify": (_look_at_a_torn_shard, (("verify.check_shard", lambda *_, **__: None),)),
     "recovery": (
         _resume_after_a_kill,
         (("part_writer.recover", lambda *_: Recovery()), ("repair.recover", lambda *_: Recovery())),
+    ),
+    "arrays of a part that was begun": (
+        _look_at_a_part_without_its_columns,
+        (("verify.REQUIRED", {"capture": frozenset(), "samples": frozenset()}),),
     ),
     "records of the log": (_mend_a_digit_of_the_log, (("repair._repair_log", lambda _: None),)),
     "spec of an unsealed part": (_resume_with_another_spec, ()),
