@@ -12,7 +12,6 @@ store ends up with the same bytes.
 
 import contextlib
 import logging
-import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..storage.stream import Augment
 from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
 from .agenda import capture_identity, check_samples, missing_captures, open_existing
 from .experiment import Experiment, TeacherMember
+from .footprint import encoded_widths, input_bytes
 from .inference import check_classes, device_of, run_model
 from .records import Models
 from .teachers import load_teacher, train_teacher
@@ -120,9 +120,8 @@ def _warn_of_space(
     """Say that the disk is too small before hours are spent on teachers, and not after."""
     needed = 0.0
     if store is None or not store.root.has(SAMPLES):
-        inputs = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
-        needed += len(rows) * (_SAMPLE_BYTES + inputs)
-    logits = sum(_widths(experiment, rows))
+        needed += len(rows) * (_SAMPLE_BYTES + input_bytes(experiment, rows))
+    logits = sum(encoded_widths(experiment.cache.chosen_encoding, rows.num_classes))
     for member in missing:
         begun = None if store is None else store.root.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
@@ -180,20 +179,14 @@ def _try_out_views(experiment: Experiment, make_view: Augment | None, rows: Tran
 
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
-    input_bytes = rows.first.nbytes if experiment.transfer_set.store_inputs else 0
+    widths = encoded_widths(experiment.cache.chosen_encoding, rows.num_classes)
     return begin_store(
         path,
         num_rows=len(rows),
         num_classes=rows.num_classes,
-        row_bytes=max(input_bytes, *_widths(experiment, rows)),
+        row_bytes=max(input_bytes(experiment, rows), *widths),
         block_rows=experiment.cache.block_rows,
     )
-
-
-def _widths(experiment: Experiment, rows: TransferRows) -> list[int]:
-    """Bytes of a row of each array that the encoding stores, before their codecs."""
-    specs = experiment.cache.chosen_encoding.arrays(rows.num_classes)
-    return [math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in specs]
 
 
 def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) -> SamplesWriter:

@@ -8,7 +8,7 @@ d = (z − z̃)/T, centred so that E_p[d] = 0 (a softmax sees no constant), the 
 a sum of terms that are not negative, good to float32's last digits but one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -99,16 +99,14 @@ def _log_softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.
 
 def logit_error(
     exact: Float32[np.ndarray, "rows classes"],
-    decoded: Iterable[Float32[np.ndarray, "rows classes"]],
+    decoded: Float32[np.ndarray, "rows classes"],
 ) -> Float16[np.ndarray, "rows temperatures"]:
     """T·√(2·KL) of each row at each of `TEMPERATURES`, rounded up to float16: natural-log units of a logit.
 
     An error of every logit by at most ε makes it at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)), so that one
-    scale serves them all. decoded: the decoded logits, for each temperature.
+    scale serves them all. decoded: the same logits at every temperature.
     """
-    return error_of_kl(
-        [divergence(exact, logits, t) for t, logits in zip(TEMPERATURES, decoded, strict=True)]
-    )
+    return error_of_kl([divergence(exact, decoded, t) for t in TEMPERATURES])
 
 
 def error_of_kl(

@@ -18,7 +18,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -176,7 +175,7 @@ class ErrorBudget:
             rows = slice(start, start + step)
             codes[rows] = self._codes(logits[rows], peak[rows])
             decoded = self.decode({"logits": codes[rows]})
-            error[rows] = logit_error(logits[rows] - peak[rows, None], repeat(decoded, len(TEMPERATURES)))
+            error[rows] = logit_error(logits[rows] - peak[rows, None], decoded)
         return {"logits": codes, "peak": peak, "error": error}
 
     @property

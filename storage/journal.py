@@ -361,6 +361,11 @@ def root_record(files: Mapping[str, bytes]) -> bytes:
     return canonical_json({"previous": None, "root": {key: sha256_hex(data) for key, data in files.items()}})
 
 
+def part_record(part: str, previous: str, seal: str) -> bytes:
+    """The record of a part. previous: sha256 of the record before it. seal: sha256 of the part's seal.json."""
+    return canonical_json({"part": part, "previous": previous, "seal": seal})
+
+
 def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     """The digest of the empty store, and the parts in order. Raises NotAStoreError or ManifestInvalid."""
     previous = check_root(root)
@@ -464,7 +469,7 @@ def append_log(root: Folder, part: str, seal: str) -> None:
                 )
             return
         previous = (records[-1].digest if records else empty).removeprefix("sha256:")
-        record = canonical_json({"part": part, "previous": previous, "seal": seal})
+        record = part_record(part, previous, seal)
         if root.put_new(log_key(len(records) + 1), record):
             return
 

@@ -27,14 +27,13 @@ from .format import (
     SPEC,
     ArrayLayout,
     RootAttributes,
-    canonical_json,
     group_metadata,
     parse_json,
     parse_spec,
     sha256_hex,
 )
 from .grid import Grid
-from .journal import Seal, SealTable, is_part, read_checked
+from .journal import Seal, SealTable, is_part, part_record, read_checked
 from .layouts import DIMENSIONS, DTYPES_OF, block_array, dtypes_of, form_of, small_array
 from .shard import CRC_BYTES
 from .store import KINDS, part_metadatas
@@ -208,7 +207,7 @@ def record_of(folder: Folder, part: str, previous: bytes) -> bytes | None:
         return None
     if seal is None:
         return None
-    return canonical_json({"part": part, "previous": sha256_hex(previous), "seal": sha256_hex(seal)})
+    return part_record(part, sha256_hex(previous), sha256_hex(seal))
 
 
 def _cuts(folder: Folder) -> set[tuple[int, int]]:

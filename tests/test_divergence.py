@@ -4,7 +4,6 @@ The reference is Python's `decimal`, with fifty digits: it shares neither a form
 """
 
 from decimal import Decimal, localcontext
-from itertools import repeat
 
 import numpy as np
 import pytest
@@ -159,7 +158,7 @@ def test_the_nearest_float16_would_be_too_small() -> None:
 def test_what_is_kept_is_not_less_than_the_kl(pair: tuple[Logits, Logits]) -> None:
     """At each temperature, to float32's digits; and more by two steps of float16 at the most."""
     exact, decoded = pair
-    error = logit_error(exact, repeat(decoded, len(TEMPERATURES)))
+    error = logit_error(exact, decoded)
     kept = kl_of_error(error)
     assert (error.shape, kept.shape) == ((len(exact), 5), (len(exact), 5))
     for column, temperature in enumerate(TEMPERATURES):
@@ -174,5 +173,5 @@ def test_an_error_of_every_logit_bounds_it_at_every_temperature(size: float, cla
     rng = np.random.default_rng(seed)
     exact = rng.normal(0, 4, (8, classes)).astype(np.float32)
     decoded = (exact + size * np.sign(rng.normal(0, 1, exact.shape))).astype(np.float32)
-    error = logit_error(exact, repeat(decoded, len(TEMPERATURES)))
+    error = logit_error(exact, decoded)
     assert float(error.max()) <= np.abs(exact - decoded).max() * (1 + 2e-3)
