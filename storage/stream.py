@@ -134,7 +134,7 @@ class Stream:
             raise ConfigError(
                 "temperature", expected="a positive number", found=repr(temperature), remedy="pass another"
             )
-        self._decode, self._temperature = decode, temperature
+        self.decode, self.temperature = decode, temperature
         if decode:
             for capture in self._captures.values():
                 capture.check_temperature(temperature)
@@ -326,6 +326,10 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or the rest of it where a state was loaded."""
+        return self.batches(self.decode)
+
+    def batches(self, decode: bool) -> Iterator[Batch]:
+        """What iterating gives, decoded or as stored: for who decodes elsewhere, as `TorchStream` does."""
         if not self._resumed:
             self._intervals = None
         self._resumed, self._batches = False, 0
@@ -336,7 +340,7 @@ class Stream:
                 # Each piece is picked before the next window is asked for, so that only two are ever held.
                 picked = [ahead.get(window).pick(start, stop) for window, start, stop in pieces]
                 self._batches = number + 1
-                yield self._batch(picked)
+                yield self._batch(picked, decode)
         self._go_to(self._epoch if self._pinned else self._epoch + 1)
 
     def _own_batches(self, order: Order, plan: Batches) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
@@ -393,21 +397,23 @@ class Stream:
                 empty[f"{array}/{name}"] = np.zeros((0, *layout.row_shape), layout.numpy_dtype)
         return empty
 
-    def _batch(self, parts: Sequence[Mapping[str, NDArray[Any]]]) -> Batch:
+    def _batch(self, parts: Sequence[Mapping[str, NDArray[Any]]], decode: bool) -> Batch:
         """A batch from what was picked out of the windows that hold it."""
         arrays = parts[0] if len(parts) == 1 else self._empty
         if len(parts) > 1:
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in self._empty}
-        logits = {name: self._logits(name, arrays) for name in self._captures}
-        scale = {} if self._decode else self._scale
+        logits = {name: self._logits(name, arrays, decode) for name in self._captures}
+        scale = {} if decode else self._scale
         return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits, scale)
 
-    def _logits(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> "NDArray[Any] | TopKRows":
+    def _logits(
+        self, name: str, arrays: Mapping[str, NDArray[Any]], decode: bool
+    ) -> "NDArray[Any] | TopKRows":
         """What a batch holds of a teacher."""
         capture = self._captures[name]
         stored = {array: arrays[f"{array}/{name}"] for array in capture.encoding.decoded_from}
-        if self._decode:
-            return capture.encoding.decode(stored, capture.shape[2], self._temperature)
+        if decode:
+            return capture.encoding.decode(stored, capture.shape[2], self.temperature)
         if capture.encoding.is_dense:
             return stored["logits"]
         return TopKRows(**stored, num_classes=capture.shape[2])
