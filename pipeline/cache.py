@@ -29,7 +29,7 @@ from ..storage.files import Folder
 from ..storage.format import SAMPLES
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
-from ..storage.stream import Augment
+from ..storage.inputs import Augment
 from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
 from .agenda import capture_identity, check_samples, missing_captures, open_existing
 from .experiment import Experiment, TeacherMember

@@ -9,7 +9,7 @@ import numpy as np
 from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.progress import Progress, silent
-from ..storage.stream import fetch_items
+from ..storage.inputs import fetch_items
 from .experiment import Experiment
 from .fit import choose_device
 from .inference import run_model

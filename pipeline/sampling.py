@@ -25,7 +25,7 @@ from ..storage.encoding import check_finite
 from ..storage.floats import FloatEncoding
 from ..storage.grid import Grid
 from ..storage.progress import Progress, silent
-from ..storage.stream import Augment
+from ..storage.inputs import Augment
 from .agenda import capture_identity, find_teacher
 from .experiment import Experiment, TeacherMember
 from .fit import choose_device

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..storage.errors import ConfigError
-from ..storage.stream import Batch, Stream, TopKRows
+from ..storage.batch import Batch, TopKRows
+from ..storage.stream import Stream
 from .decode import TopKTensors, decode_codes, decode_top_k
 
 StoredLogits = (

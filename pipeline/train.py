@@ -14,7 +14,8 @@ from torch import Tensor
 from ..storage.api import Store
 from ..storage.errors import BadDataError, SpecMismatch
 from ..storage.progress import Progress, silent
-from ..storage.stream import Augment, Stream
+from ..storage.inputs import Augment
+from ..storage.stream import Stream
 from .agenda import StudentSeed, augmentation_identity, missing_students, shown_capture, student_identity
 from .experiment import Experiment
 from .fit import choose_device, fit

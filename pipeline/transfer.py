@@ -21,7 +21,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format import INPUT_DTYPES
 from ..storage.order import philox_permutation
-from ..storage.stream import fetch_items
+from ..storage.inputs import fetch_items
 from .experiment import EvaluationSet, Experiment, TransferSet
 from .factories import build, expect_dataset
 

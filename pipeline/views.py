@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from ..storage.stream import Augment
+from ..storage.inputs import Augment
 from .augment import Augmentation, augment_rows
 from .experiment import Experiment
 from .factories import build_augmentation

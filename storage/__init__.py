@@ -10,7 +10,8 @@ The modules in the order of their levels; each imports only those before it (tes
     grid               how a store is cut into blocks and chunks: integers
     layouts            which arrays a part has, and how each is cut
     shard              a block of one array as the bytes of one shard, and back
-    order              in which order an epoch goes through the rows
+    order, pieces      in which order an epoch goes through the rows; which are left, and which a rank's
+    batches | window   how that is cut into batches; windows in memory, read ahead
     encoding           what an encoding of logits is
     floats | error_budget | top_k | divergence    the encodings, and how far from the truth each is
     encodings          which of them a user or a spec means
@@ -20,6 +21,7 @@ The modules in the order of their levels; each imports only those before it (tes
     store, recovery    which parts there are, and whether each is what its seal says; mending what is not sealed
     part_reader | part_writer    rows of a sealed part, without trusting a byte of it; a part, block by block
     reader | writer              samples, captures, clusterings
+    batch, inputs      what a stream gives at a time; inputs, checked to be what the teachers saw
     stream | dask_view | verify | rebuild
     api | repair       open_store, create_store, Store, Capture; throwing away what is torn
 
@@ -30,9 +32,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import Capture, Store, begin_store, create_store, open_store
+    from .batch import Batch
     from .digest import digest_rows
     from .errors import LogitStoreError
-    from .stream import Batch, Stream
+    from .stream import Stream
 
 __all__ = [
     "Batch",
@@ -47,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Batch": "stream",
+    "Batch": "batch",
     "Capture": "api",
     "LogitStoreError": "errors",
     "Store": "api",

@@ -21,10 +21,11 @@ from .errors import ConfigError, NameTaken
 from .files import Folder, local_path
 from .format import MAX_SHARD_BYTES, RootAttributes
 from .grid import plan_block_rows
+from .inputs import Augment
 from .journal import log_key
 from .reader import CaptureReader, Samples
 from .store import Root, SealedPart, create_root, open_root
-from .stream import Augment, Stream
+from .stream import Stream
 from .verify import unsealed_parts
 from .writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 
@@ -186,6 +187,8 @@ class Store:
         teachers: Sequence[str] | None = None,
         views: "str | int" = "cycle",
         rows: Any = None,
+        strata: Sequence[Any] | None = None,
+        shares: Sequence[int | float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         rank: int = 0,
@@ -203,7 +206,10 @@ class Store:
         teachers: captures in each batch; when None all of them, but for those that were made from another one by
         `logitstore compress`, which would count it twice. views: "all" passes over every view of every
         row in an epoch, "cycle" takes view `epoch mod V`, an integer that one. rows: a slice or ascending
-        integers (repeats allowed), all when None. window: rows that are shuffled together, about; two windows
+        integers (repeats allowed), all when None. strata: instead of rows, two or more such selections, of each of
+        which every batch holds its share (`shares`, any scale, equal by default; first the rows of the first stratum, then
+        those of the second …). An epoch then goes once through the stratum that lasts longest, and as often through the
+        others as that takes; batches are all full. window: rows that are shuffled together, about; two windows
         are held in memory (`Stream.window_bytes` each). decode: False leaves logits as they are stored.
         temperature: the one at which the logits will be used, which captures of the k largest need to be decoded.
         inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
@@ -225,6 +231,8 @@ class Store:
             batch_size=batch_size,
             views=views,
             rows=rows,
+            strata=strata,
+            shares=shares,
             shuffle=shuffle,
             seed=seed,
             rank=rank,

@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from .errors import (
     CommitStateUnknown,
     ConfigError,
     LimitExceeded,
+    StorageError,
     UnsafeFileSystem,
     UntrustedStoreError,
 )
@@ -41,6 +42,7 @@ from .system import (
     kind_of,
     mode_of,
     read_at,
+    read_into_at,
     rename_noreplace,
     sync_directory,
     typed_errors,
@@ -53,12 +55,19 @@ _ATTEMPTS = 8
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def local_path(location: str | os.PathLike[str]) -> Path:
-    """The path that `location` names. Raises ConfigError for the URL of another machine.
+def local_path(location: Any) -> Path:
+    """The path that `location` (a str or os.PathLike) names. Raises ConfigError for what is on no local disk.
 
     >>> local_path("file:///data/store.zarr").as_posix()
     '/data/store.zarr'
     """
+    if not isinstance(location, str | os.PathLike):
+        raise ConfigError(
+            "the path of a store",
+            expected="a local path",
+            found=f"a {type(location).__name__}",
+            remedy="pass a path; what is elsewhere can be read (docs/remote.md), not written",
+        )
     text = os.fspath(location)
     if "\0" in text:
         raise ConfigError(
@@ -75,12 +84,12 @@ def local_path(location: str | os.PathLike[str]) -> Path:
             text,
             expected="a local path",
             found=f"a {parts.scheme}:// URL",
-            remedy="copy the store to a local disk first; this version reads local stores alone",
+            remedy="copy the store to a local disk first; what is elsewhere can be read (docs/remote.md), not written",
         )
     return Path(text)
 
 
-def _untrusted(where: Path, found: str) -> UntrustedStoreError:
+def _untrusted(where: PurePath, found: str) -> UntrustedStoreError:
     return UntrustedStoreError(
         str(where),
         expected="folders and plain files all the way",
@@ -89,7 +98,7 @@ def _untrusted(where: Path, found: str) -> UntrustedStoreError:
     )
 
 
-def _components(key: str, where: Path) -> list[str]:
+def components(key: str, where: PurePath) -> list[str]:
     """The names that a key is made of. Raises UntrustedStoreError where one of them leads elsewhere."""
     parts = key.split("/")
     if any(part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255 for part in parts):
@@ -105,11 +114,14 @@ def _components(key: str, where: Path) -> list[str]:
 class Folder:
     """A directory of a store, as a place for objects that are written once."""
 
+    can_list = True
+    """Whether it can be asked which files there are."""
+
     def __init__(self, path: Path, inside: Sequence[str] = ()) -> None:
         """path: the store, which the user named; links in it are the user's. inside: the folder in the store."""
         self._top = path
         self._inside = tuple(inside)
-        self.path = path.joinpath(*inside)
+        self.path: PurePath = path.joinpath(*inside)
         """Where it is."""
         self._durable: set[tuple[str, ...]] = set()
         # Directories whose names this object has seen to be durable in the directory above.
@@ -119,7 +131,7 @@ class Folder:
 
     def sub(self, name: str) -> "Folder":
         """The folder of a part, with staging of its own."""
-        return Folder(self._top, (*self._inside, *_components(name, self.path)))
+        return Folder(self._top, (*self._inside, *components(name, self.path)))
 
     def kind(self) -> str:
         """ "nothing", "a folder" or "a file": what is at the path that the user named."""
@@ -196,7 +208,7 @@ class Folder:
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
         """A descriptor of a plain file, and its size."""
         path = self.path / key
-        *within, name = _components(key, self.path)
+        *within, name = components(key, self.path)
         with typed_errors(path), contextlib.ExitStack() as stack:
             try:
                 directory = stack.enter_context(self.directory(within))
@@ -234,6 +246,16 @@ class Folder:
         with self._opened(key) as (handle, size):
             return read_at(handle, offset, max(0, min(size - offset, length))), size
 
+    def read_into(self, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers`, one after another, from `offset`; the size of the object. Raises FileNotFoundError.
+
+        Where the object ends too early they are not full: whoever knows what size it should have, must compare.
+        """
+        with self._opened(key) as (handle, size):
+            filled = read_into_at(handle, offset, buffers)
+        wanted = sum(len(buffer) for buffer in buffers)
+        return size if filled == wanted else min(size, offset + filled)
+
     def size(self, key: str) -> int:
         """Bytes of the object. Raises FileNotFoundError."""
         with self._opened(key) as (_, size):
@@ -241,7 +263,7 @@ class Folder:
 
     def exists(self, key: str) -> bool:
         """Whether something has that name."""
-        *within, name = _components(key, self.path)
+        *within, name = components(key, self.path)
         with typed_errors(self.path / key):
             try:
                 with self.directory(within) as directory:
@@ -252,7 +274,7 @@ class Folder:
 
     def names(self, prefix: str = "") -> list[str]:
         """Names directly under `prefix`, sorted; none where there is no such folder."""
-        within = _components(prefix, self.path) if prefix else []
+        within = components(prefix, self.path) if prefix else []
         with typed_errors(self.path / prefix):
             try:
                 with self.directory(within) as directory:
@@ -262,13 +284,40 @@ class Folder:
 
     def is_folder(self, key: str) -> bool:
         """Whether there is a folder (no link to one) of that name."""
-        *within, name = _components(key, self.path)
+        *within, name = components(key, self.path)
         with typed_errors(self.path / key):
             try:
                 with self.directory(within) as directory:
                     return stat.S_ISDIR(mode_of(name, directory))
             except (FileNotFoundError, NotADirectoryError):
                 return False
+
+    def files(self) -> list[str]:
+        """Keys of every file below the folder, and of every link; links are not followed. Raises StorageError."""
+        found, todo = [], [""]
+        while todo:
+            prefix = todo.pop()
+            try:
+                with os.scandir(self.path / prefix) as entries:
+                    for entry in entries:
+                        key = f"{prefix}{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(f"{key}/")
+                        else:
+                            found.append(key)
+            except FileNotFoundError:  # a staging folder, tidied by its writer
+                continue
+            except OSError as error:
+                raise StorageError(
+                    str(self.path / prefix),
+                    expected="a folder that can be listed",
+                    found=f"{error.strerror or error} (errno {error.errno})",
+                    remedy="check the path and its permissions",
+                ) from error
+        return sorted(found)
+
+    def check_writable(self) -> None:
+        """Raise ConfigError where nothing can be written because of what kind of place it is."""
 
     def free_bytes(self) -> int:
         """Bytes that may still be written where the folder is, or will be."""
@@ -335,7 +384,7 @@ class Folder:
 
         Only for who is alone with the folder (`lease`): another writer may have found the object good.
         """
-        *within, name = _components(key, self.path)
+        *within, name = components(key, self.path)
         with typed_errors(self.path / key), self.directory(within) as directory:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
@@ -343,7 +392,7 @@ class Folder:
 
     def sync(self, key: str) -> None:
         """Make the names in a folder of that name durable."""
-        with typed_errors(self.path / key), self.directory(_components(key, self.path)) as directory:
+        with typed_errors(self.path / key), self.directory(components(key, self.path)) as directory:
             os.fsync(directory)
 
     def sweep(self) -> None:
@@ -371,7 +420,7 @@ class NewObject:
         """staging: descriptor of the folder's staging folder. Raises FileNotFoundError where it is gone."""
         self._folder = folder
         self._path = folder.path / key
-        *self._within, self._name = _components(key, folder.path)
+        *self._within, self._name = components(key, folder.path)
         self._temporary = secrets.token_hex(12)
         self._directory = staging
         self._handle = os.open(self._temporary, _NEW_FILE, 0o666, dir_fd=staging)

@@ -1,25 +1,24 @@
-"""In which order does an epoch go through the rows, and which of them are a rank's?
+"""In which order does an epoch go through the rows?
 
-1. Every view of every row lies in a *run* of chunks (grid). The runs of all views are permuted.
+1. Every view of every row lies in a *run* of chunks (grid). The runs of all views are permuted. One after
+   another, they give every row of the epoch its *place*: 0 … len − 1.
 2. Consecutive runs are gathered into *windows* of about `window` rows.
-3. Inside a window the rows are permuted.
-4. All windows, one after another, are the epoch: positions 0 … len − 1.
-5. Ranks take equal stretches of the positions that are left, each in its own.
+3. Inside a window the rows are permuted, which gives every row its *turn*: also 0 … len − 1.
 
         runs      [7][2][9][4] [0][8][5][1] [3][6]        permuted: each is read once, as a whole
         windows   └─────0────┘ └─────1────┘ └──2─┘        rows permuted inside
-        ranks     ├────── 0 ──────┼────── 1 ──────┤       world_size = 2
 
 The order is a pure function of (seed, epoch, rows, views, R, window). It knows nothing of teachers,
-encodings, batch size or world; so both of the latter may change in mid-epoch.
+encodings, batch size or world; so both of the latter may change in mid-epoch (pieces).
 
 Random numbers are the raw output of Philox, sorted: numpy keeps that stream fixed for ever, and does
 not promise so for `Generator.permutation`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,11 +26,10 @@ from numpy.typing import NDArray
 
 from .grid import Grid
 
-Interval = tuple[int, int]
-"""Positions start…stop of an epoch, half-open."""
-
-WINDOW_RUNS = 16
+WINDOW_RUNS = 32
 """Runs in a window, where the user does not say how many rows it shall have."""
+_LAP_BITS = 32
+_WINDOW_MASK = (1 << _LAP_BITS) - 1
 
 
 def philox_permutation(size: int, seed: int, stream: int, counter: int) -> Int64[np.ndarray, " size"]:
@@ -57,6 +55,31 @@ class Run:
     """Ascending; all in one run of chunks."""
 
 
+@runtime_checkable
+class Windows(Protocol):
+    """An order as who reads it sees it: windows, each an interval of places and of turns alike."""
+
+    @property
+    def window_rows(self) -> int:
+        """Most rows that a window has: what a reader must hold at once."""
+
+    def window_at(self, place: int) -> int:
+        """The window that holds a place."""
+
+    def window_interval(self, window: int) -> tuple[int, int]:
+        """The places of a window, and its turns: the same integers, half-open."""
+
+    def runs(self, window: int) -> list[Run]:
+        """What a window reads, in the order of its places."""
+
+    def permutation(self, window: int) -> Int64[np.ndarray, " rows"]:
+        """For each turn of a window, which of its places comes; both counted from its first."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether all windows hold the same rows in the same places."""
+
+
 class Order:
     """The order of one epoch."""
 
@@ -70,11 +93,13 @@ class Order:
         shuffle: bool = True,
         seed: int = 0,
         epoch: int = 0,
+        lap: int = 0,
     ) -> None:
         """Plan an epoch.
 
         views: the views it passes over. rows: ascending rows of the store, repeats allowed; all when None.
         window: rows a window, about; memory follows from it. shuffle: False gives views and rows as stored.
+        lap: how often these rows were gone through in this epoch before.
         """
         self._grid = grid
         self._views = tuple(views)
@@ -82,6 +107,7 @@ class Order:
         self._shuffle = shuffle
         self._seed = seed
         self._epoch = epoch
+        self._lap = lap
         self._window = window or WINDOW_RUNS * grid.run_rows
 
     @cached_property
@@ -92,17 +118,23 @@ class Order:
         return borders if self._rows is None else np.searchsorted(self._rows, borders).astype(np.int64)
 
     @cached_property
+    def fits(self) -> bool:
+        """Whether one window holds everything: then the rows have the same places lap after lap, and are read once."""
+        return int(np.diff(self._cuts).sum()) * len(self._views) <= self._window
+
+    @cached_property
     def _runs(self) -> Int64[np.ndarray, " runs"]:
         """The runs that hold rows, in the order of the epoch, numbered through all views."""
         counts = np.tile(np.diff(self._cuts), len(self._views))
         runs = np.flatnonzero(counts).astype(np.int64)
         if self._shuffle:
-            runs = runs[philox_permutation(len(runs), self._seed, self._epoch, 0)]
+            lap = 0 if self.fits else self._lap
+            runs = runs[philox_permutation(len(runs), self._seed, self._epoch, lap << _LAP_BITS)]
         return runs
 
     @cached_property
     def _ends(self) -> Int64[np.ndarray, " runs"]:
-        """Position just after each run, in the order of the epoch."""
+        """Place just after each run, in the order of the epoch."""
         return np.cumsum(np.diff(self._cuts)[self._runs % self._grid.num_runs], dtype=np.int64)
 
     @cached_property
@@ -115,33 +147,31 @@ class Order:
         return np.append(firsts, len(begins)).astype(np.int64)
 
     def __len__(self) -> int:
-        """Positions in the epoch."""
+        """Rows in the epoch, each view counted."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @property
+    @cached_property
     def num_windows(self) -> int:
         """Windows in the epoch."""
         return len(self._window_runs) - 1
 
     @property
     def window_rows(self) -> int:
-        """Rows of the largest window: what a reader must hold at once."""
-        return max(
-            (stop - start for start, stop in map(self.window_interval, range(self.num_windows))), default=0
-        )
+        """Most rows that a window has, in this epoch or another: it ends with the run in which it is full."""
+        return min(len(self), self._window - 1 + int(np.diff(self._cuts).max(initial=0)))
 
-    def window_interval(self, window: int) -> Interval:
-        """The positions of a window."""
+    def window_interval(self, window: int) -> tuple[int, int]:
+        """The places of a window, and its turns."""
         first, last = int(self._window_runs[window]), int(self._window_runs[window + 1]) - 1
         return (int(self._ends[first - 1]) if first else 0), int(self._ends[last])
 
-    def window_at(self, position: int) -> int:
-        """The window that holds a position."""
-        run = int(np.searchsorted(self._ends, position, side="right"))
+    def window_at(self, place: int) -> int:
+        """The window that holds a place."""
+        run = int(np.searchsorted(self._ends, place, side="right"))
         return int(np.searchsorted(self._window_runs, run, side="right")) - 1
 
     def runs(self, window: int) -> list[Run]:
-        """What a window reads, in the order in which it is laid out in memory."""
+        """What a window reads, in the order of its places."""
         selected = self._runs[self._window_runs[window] : self._window_runs[window + 1]]
         return [self._run(int(run)) for run in selected]
 
@@ -151,108 +181,62 @@ class Order:
         return Run(self._views[view], range(start, stop) if self._rows is None else self._rows[start:stop])
 
     def permutation(self, window: int) -> Int64[np.ndarray, " rows"]:
-        """For each position of a window, which of its rows in memory comes there."""
+        """For each turn of a window, which of its places comes; both counted from its first."""
         start, stop = self.window_interval(window)
         if not self._shuffle:
             return np.arange(stop - start, dtype=np.int64)
-        return philox_permutation(stop - start, self._seed, self._epoch, window + 1)
-
-
-def split_intervals(intervals: Sequence[Interval], rank: int, world_size: int) -> list[Interval]:
-    """A rank's stretch of the positions that are left; together, the ranks' stretches are all of them.
-
-    >>> split_intervals([(0, 4), (10, 16)], 0, 2), split_intervals([(0, 4), (10, 16)], 1, 2)
-    ([(0, 4), (10, 11)], [(11, 16)])
-    """
-    total = sum(stop - start for start, stop in intervals)
-    return cut_intervals(intervals, total * rank // world_size, total * (rank + 1) // world_size)
-
-
-def cut_intervals(intervals: Sequence[Interval], first: int, last: int) -> list[Interval]:
-    """Positions number first…last (half-open) of those in `intervals`, counted from 0.
-
-    >>> cut_intervals([(0, 4), (10, 16)], 3, 6)
-    [(3, 4), (10, 12)]
-    """
-    cut, before = [], 0
-    for start, stop in intervals:
-        low, high = max(first - before, 0), min(last - before, stop - start)
-        if low < high:
-            cut.append((start + low, start + high))
-        before += stop - start
-    return cut
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How a rank's positions are cut into batches; every rank gets equally many.
-
-    All are full but the last two: where the ranks' stretches differ by a row, the rank that has
-    fewer makes them smaller, so that each holds something. Only where fewer rows are left than there are
-    ranks, or where batches are of one row, is a batch empty.
-    """
-
-    intervals: tuple[Interval, ...]
-    """The positions that all ranks together have left."""
-    batch_size: int
-    """Rows a full batch of one rank."""
-    world_size: int
-    """Ranks."""
-    drop_last: bool = False
-    """Whether a batch that is not full on every rank is left out."""
+        return philox_permutation(
+            stop - start, self._seed, self._epoch, (self._lap << _LAP_BITS) + window + 1
+        )
 
     @property
-    def total(self) -> int:
-        """Positions that all ranks together have left."""
-        return sum(stop - start for start, stop in self.intervals)
+    def repeats(self) -> bool:
+        """No: every row comes once."""
+        return False
+
+
+class Laps:
+    """Rows that are gone through again and again: one order after another, as many as are asked for."""
+
+    def __init__(self, order_of: Callable[[int], Order]) -> None:
+        """order_of: the order of each lap, all of them of the same rows."""
+        self._order_of = order_of
+        self._orders: dict[int, Order] = {}
+        self.lap_rows = len(order_of(0))
+        """Rows in a lap, each view counted."""
+
+    def _lap(self, lap: int) -> Order:
+        if lap not in self._orders:
+            if len(self._orders) > 2:  # Laps come one after another.
+                self._orders.clear()
+            self._orders[lap] = self._order_of(lap)
+        return self._orders[lap]
 
     @property
-    def count(self) -> int:
-        """Batches of each rank.
+    def window_rows(self) -> int:
+        """Most rows that a window of any lap has."""
+        return self._lap(0).window_rows
 
-        >>> Batches(((0, 11),), batch_size=4, world_size=2).count
-        2
-        """
-        if self.drop_last:
-            return self.total // self.world_size // self.batch_size
-        largest = -(-self.total // self.world_size)
-        return -(-largest // self.batch_size)
+    def window_at(self, place: int) -> int:
+        """The window that holds a place."""
+        lap, place = divmod(place, self.lap_rows)
+        return (lap << _LAP_BITS) + self._lap(lap).window_at(place)
 
-    def stretch(self, rank: int) -> list[Interval]:
-        """The positions of a rank."""
-        return split_intervals(self.intervals, rank, self.world_size)
+    def window_interval(self, window: int) -> tuple[int, int]:
+        """The places of a window, and its turns."""
+        lap = window >> _LAP_BITS
+        start, stop = self._lap(lap).window_interval(window & _WINDOW_MASK)
+        return lap * self.lap_rows + start, lap * self.lap_rows + stop
 
-    def consumed(self, rank: int, batches: int) -> int:
-        """Rows in the first `batches` batches of a rank.
+    def runs(self, window: int) -> list[Run]:
+        """What a window reads, in the order of its places."""
+        return self._lap(window >> _LAP_BITS).runs(window & _WINDOW_MASK)
 
-        >>> cut = Batches(((0, 9),), batch_size=4, world_size=2)
-        >>> [cut.consumed(0, n) for n in range(3)], [cut.consumed(1, n) for n in range(3)]
-        ([0, 3, 4], [0, 4, 5])
-        """
-        rows = sum(stop - start for start, stop in self.stretch(rank))
-        if self.drop_last:
-            return batches * self.batch_size
-        done = min(batches, max(0, self.count - 2)) * self.batch_size
-        for batch in range(max(0, self.count - 2), batches):
-            left_after = self.count - batch - 1
-            remaining = rows - done
-            done += max(min(self.batch_size, remaining - left_after), min(1, remaining))
-        return done
+    def permutation(self, window: int) -> Int64[np.ndarray, " rows"]:
+        """For each turn of a window, which of its places comes; both counted from its first."""
+        return self._lap(window >> _LAP_BITS).permutation(window & _WINDOW_MASK)
 
-    def of_rank(self, rank: int, first: int = 0) -> Iterator[list[Interval]]:
-        """The positions of each batch of a rank, from batch `first` on."""
-        stretch = self.stretch(rank)
-        done = self.consumed(rank, first)
-        for batch in range(first, self.count):
-            after = self.consumed(rank, batch + 1)
-            yield cut_intervals(stretch, done, after)
-            done = after
-
-    def after(self, batches: int) -> tuple[Interval, ...]:
-        """The positions that are left when every rank has taken `batches` batches."""
-        left: list[Interval] = []
-        for rank in range(self.world_size):
-            stretch = self.stretch(rank)
-            rows = sum(stop - start for start, stop in stretch)
-            left += cut_intervals(stretch, self.consumed(rank, batches), rows)
-        return tuple(left)
+    @property
+    def repeats(self) -> bool:
+        """Whether one window holds a lap: then it is read once."""
+        return self._lap(0).fits

@@ -6,7 +6,8 @@
    wrong place is an error too. A shard that is not there is an error, never a fill value.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from .errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, Shar
 from .format import ArrayLayout
 from .grid import Grid
 from .shard import (
+    CRC_BYTES,
     REMAKE,
     UNSEALABLE,
+    check_chunks,
     check_shard_bytes,
     chunk_ends,
     chunk_span,
-    decode_chunks,
+    decode_chunk,
     index_bytes,
 )
 from .store import SealedPart
@@ -89,24 +92,10 @@ class PartReader:
         for, ShardMissing, ShardCorrupt.
         """
         layout = self.layout(array)
-        views = max(1, self.part.seal.views) if layout.row_axis else 1
-        if not 0 <= view < views:
-            raise ConfigError(
-                f"{self.part.name}: view",
-                expected=f"0 to {views - 1}",
-                found=str(view),
-                remedy="choose a view that was captured",
-            )
         rows = check_rows(rows, self.grid.num_rows)
         try:
             out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
-            if isinstance(rows, range):
-                for block, piece in self.grid.split(rows.start, rows.stop):
-                    self._read_span(
-                        layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
-                    )
-            else:
-                self._read_scattered(layout, view, rows, out)
+            self.read_into(array, rows, view, out)
         except MemoryError:
             raise LimitExceeded(
                 f"{self.part.folder.path}: {array}",
@@ -116,13 +105,48 @@ class PartReader:
             ) from None
         return out
 
+    def read_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
+        """What `read` gives, into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
+
+        Where nothing has to be decoded, whole chunks go from the file to their place in `out` without a copy.
+        """
+        layout = self.layout(array)
+        rows = check_rows(rows, self.grid.num_rows)
+        views = max(1, self.part.seal.views) if layout.row_axis else 1
+        if not 0 <= view < views:
+            raise ConfigError(
+                f"{self.part.name}: view",
+                expected=f"0 to {views - 1}",
+                found=str(view),
+                remedy="choose a view that was captured",
+            )
+        if isinstance(rows, range):
+            for block, piece in self.grid.split(rows.start, rows.stop):
+                self._read_span(
+                    layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
+                )
+        else:
+            self._read_scattered(layout, view, rows, out)
+
     def _read_span(self, layout: ArrayLayout, view: int, block: int, rows: range, out: NDArray[Any]) -> None:
         """Consecutive rows of one block into `out`."""
+        size = layout.chunk_rows
         start = rows.start - block * self.grid.block_rows
-        first, last = start // layout.chunk_rows, (start + len(rows) - 1) // layout.chunk_rows
-        decoded = self._chunks(layout, view, block, first, last)
-        skip = start - first * layout.chunk_rows
-        out[...] = decoded[skip : skip + len(rows)]
+        stop = start + len(rows)
+        first, last = start // size, (stop - 1) // size
+        targets, copies = [], []
+        for chunk in range(first, last + 1):
+            begin, end = max(start, chunk * size), min(stop, (chunk + 1) * size)
+            piece = out[begin - start : end - start]
+            if len(piece) < size:  # a part of a chunk: the whole of it elsewhere, then the part
+                target = np.empty((size, *layout.row_shape), dtype=layout.numpy_dtype)
+                copies.append((piece, target[begin - chunk * size : end - chunk * size]))
+            else:
+                target = piece
+            targets.append(target)
+        self._read_chunks(layout, view, block, first, targets)
+        for piece, values in copies:
+            piece[...] = values
 
     def _read_scattered(
         self,
@@ -140,27 +164,47 @@ class PartReader:
                 continue
             first, last = int(chunks[piece[0]]), int(chunks[piece[-1]])
             block = first // per_block
-            decoded = self._chunks(layout, view, block, first - block * per_block, last - block * per_block)
-            out[piece] = decoded[rows[piece] - first * layout.chunk_rows]
+            shape = (last - first + 1, layout.chunk_rows, *layout.row_shape)
+            decoded = np.empty(shape, dtype=layout.numpy_dtype)
+            self._read_chunks(layout, view, block, first - block * per_block, list(decoded))
+            flat = decoded.reshape(-1, *layout.row_shape)
+            out[piece] = flat[rows[piece] - first * layout.chunk_rows]
 
-    def _chunks(self, layout: ArrayLayout, view: int, block: int, first: int, last: int) -> NDArray[Any]:
-        """Inner chunks first…last of a shard, checked: (chunks x chunk_rows, *row shape)."""
+    def _read_chunks(
+        self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
+    ) -> None:
+        """Inner chunks first, first + 1, … of a shard, checked, each into a target of a chunk's rows."""
         key = layout.shard_key(view, block)
         rows = self.grid.rows(block)
         where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
         sealed = self.part.table.size(layout.name, view, block)
         check_shard_bytes(layout, len(rows), sealed, where, UNSEALABLE)
-        ends = None
+        end = first + len(targets)
+        checksums = self.part.table.checksums(layout.name, view, block)[first:end]
         if layout.codec == RAW:
-            offset, length = chunk_span(layout, first, last)
-        else:
-            ends = self._ends(layout, key, len(rows), sealed, where)
-            offset = int(ends[first - 1]) if first else 0
-            length = int(ends[last]) - offset
-            ends = ends[first : last + 1] - offset
-        data = self._bytes(key, offset, length, sealed, where)
-        checksums = self.part.table.checksums(layout.name, view, block)[first : last + 1]
-        return decode_chunks(layout, data, checksums, where, first, ends)
+            payloads = [target.reshape(-1).view(np.uint8) for target in targets]
+            offset, _ = chunk_span(layout, first, end - 1)
+            self._fill(key, offset, payloads, sealed, where)
+            check_chunks(payloads, checksums, where, first)
+            return
+        ends = self._ends(layout, key, len(rows), sealed, where)
+        begins = [int(ends[first - 1]) if first else 0, *ends[first : end - 1].tolist()]
+        lengths = np.diff([*begins, int(ends[end - 1])])
+        payloads = [np.empty(length - CRC_BYTES, dtype=np.uint8) for length in lengths.tolist()]
+        self._fill(key, begins[0], payloads, sealed, where)
+        check_chunks(payloads, checksums, where, first)
+        for chunk, (payload, target) in enumerate(zip(payloads, targets, strict=True)):
+            decode_chunk(layout, payload, target, where, first + chunk)
+
+    def _fill(
+        self, key: str, offset: int, payloads: Sequence[NDArray[np.uint8]], sealed: int, where: str
+    ) -> None:
+        """Payloads of consecutive chunks, without the checksums behind them: the seal has those as well."""
+        checksum = memoryview(bytearray(CRC_BYTES))
+        buffers = [buffer for payload in payloads for buffer in (payload.data, checksum)]
+        with self._expecting(sealed, where):
+            size = self.part.folder.read_into(key, offset, buffers)
+        self._check_size(size, sealed, where)
 
     def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
         """Where each chunk of a shard ends, from its index, which is read once."""
@@ -175,15 +219,25 @@ class PartReader:
 
     def _bytes(self, key: str, offset: int, length: int, sealed: int, where: str) -> bytes:
         """Bytes of a shard that has the size that was sealed. Raises ShardMissing or ShardCorrupt."""
-        try:
+        with self._expecting(sealed, where):
             data, size = self.part.folder.read_range(key, offset, length)
+        self._check_size(size if len(data) == length else offset + len(data), sealed, where)
+        return data
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _expecting(sealed: int, where: str) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
             raise ShardMissing(
                 where, expected=f"a shard of {sealed} bytes", found="no file", remedy=REMAKE
             ) from None
-        if size != sealed or len(data) != length:
+
+    @staticmethod
+    def _check_size(size: int, sealed: int, where: str) -> None:
+        if size != sealed:
             raise ShardCorrupt(where, expected=f"{sealed} bytes", found=str(size), remedy=REMAKE)
-        return data
 
 
 class LazyRows:

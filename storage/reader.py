@@ -53,6 +53,11 @@ class Samples:
         where = f"{self._part.folder.path}/label"
         return in_range(self._reader.read("label", rows), -1, self._num_classes, where)
 
+    def read_labels(self, rows: Any, out: NDArray[np.int64]) -> None:
+        """What `labels_of` gives, into `out`."""
+        self._reader.read_into("label", rows, 0, out)
+        in_range(out, -1, self._num_classes, f"{self._part.folder.path}/label")
+
     @cached_property
     def source(self) -> Int64[np.ndarray, " rows"]:
         """Index of each row in the transfer set."""
@@ -194,6 +199,12 @@ class CaptureReader:
         if "index" in stored:
             in_range(stored["index"], 0, self.shape[2], f"{self._part.folder.path}/index")
         return stored
+
+    def read_stored_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
+        """One of the arrays that `read_stored` gives, into `out`."""
+        self._reader.read_into(array, rows, view, out)
+        if array == "index":
+            in_range(out, 0, self.shape[2], f"{self._part.folder.path}/index")
 
     def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
         """KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as it was measured when they were written.

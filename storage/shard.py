@@ -264,6 +264,39 @@ def chunk_ends(layout: ArrayLayout, index: bytes, rows: int, size: int, where: s
     return ends
 
 
+def check_chunks(
+    pieces: Iterable[NDArray[np.uint8]], expected: NDArray[np.uint32], where: str, first: int = 0
+) -> None:
+    """Compare the checksum of each inner chunk's payload with the one that was committed. Raises ShardCorrupt.
+
+    expected: the crc32c that the seal has for each of them. first: number of the first chunk, for messages.
+    """
+    for chunk, (piece, wanted) in enumerate(zip(pieces, expected, strict=True)):
+        found = crc32c(piece)
+        if found != wanted:
+            raise ShardCorrupt(
+                f"{where}, chunk {first + chunk}",
+                expected=f"crc32c {int(wanted):08x}",
+                found=f"{found:08x}",
+                remedy=REMAKE,
+            )
+
+
+def decode_chunk(
+    layout: ArrayLayout, payload: NDArray[np.uint8], out: NDArray[Any], where: str, chunk: int
+) -> None:
+    """A chunk that a codec made smaller, and whose checksum is right, into `out`. Raises ShardCorrupt."""
+    try:
+        decompress(layout.codec, payload, out)
+    except ValueError as error:
+        raise ShardCorrupt(
+            f"{where}, chunk {chunk}",
+            expected=f"a chunk that decodes to {out.nbytes} bytes",
+            found=str(error),
+            remedy=UNSEALABLE,
+        ) from None
+
+
 def decode_chunks(
     layout: ArrayLayout,
     data: bytes | NDArray[np.uint8],
@@ -274,47 +307,23 @@ def decode_chunks(
 ) -> NDArray[Any]:
     """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
 
-    data: the chunks' payloads, each followed by its crc32c, as they lie in the shard.
-    expected: the crc32c that the seal has for each of them. first: number of the first chunk, for messages.
+    data: the chunks' payloads, each followed by its crc32c, as they lie in the shard. expected, first: of `check_chunks`.
     ends: where each of them ends in `data`; for chunks that a codec made smaller.
     Raises ShardCorrupt where a chunk is not the one that was committed.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
     if ends is None:
         table = buffer.reshape(len(expected), chunk_bytes(layout)[1])[:, :-CRC_BYTES]
-        _check_chunks(table, expected, where, first)
+        check_chunks(table, expected, where, first)
         rows = np.ascontiguousarray(table).view(layout.numpy_dtype)
         return rows.reshape(-1, *layout.row_shape)
     starts = [0, *ends[:-1].tolist()]
-    pieces = [buffer[start : end - CRC_BYTES] for start, end in zip(starts, ends.tolist(), strict=True)]
-    _check_chunks(pieces, expected, where, first)
-    out = np.empty((len(pieces), layout.chunk_rows, *layout.row_shape), layout.numpy_dtype)
-    for number, piece in enumerate(pieces):
-        try:
-            decompress(layout.codec, piece, out[number])
-        except ValueError as error:
-            raise ShardCorrupt(
-                f"{where}, chunk {first + number}",
-                expected=f"a chunk that decodes to {out[number].nbytes} bytes",
-                found=str(error),
-                remedy=UNSEALABLE,
-            ) from None
+    payloads = [buffer[start : end - CRC_BYTES] for start, end in zip(starts, ends.tolist(), strict=True)]
+    check_chunks(payloads, expected, where, first)
+    out = np.empty((len(payloads), layout.chunk_rows, *layout.row_shape), layout.numpy_dtype)
+    for chunk, payload in enumerate(payloads):
+        decode_chunk(layout, payload, out[chunk], where, first + chunk)
     return out.reshape(-1, *layout.row_shape)
-
-
-def _check_chunks(
-    pieces: Iterable[NDArray[np.uint8]], expected: NDArray[np.uint32], where: str, first: int
-) -> None:
-    """Compare the checksum of each chunk with the seal's. Raises ShardCorrupt."""
-    for chunk, (piece, wanted) in enumerate(zip(pieces, expected, strict=True)):
-        found = crc32c(piece)
-        if found != wanted:
-            raise ShardCorrupt(
-                f"{where}, chunk {first + chunk}",
-                expected=f"crc32c {int(wanted):08x}",
-                found=f"{found:08x}",
-                remedy=REMAKE,
-            )
 
 
 def decode_shard(layout: ArrayLayout, data: bytes, rows: int, where: str) -> NDArray[Any]:

@@ -1,8 +1,7 @@
 """How do the rows of an epoch become batches?
 
-1. `order` says which rows come when, and which are this rank's.
-2. A window of rows is read, whole runs of chunks of every array, while the window before it is consumed
-   (one thread; memory is two windows, `Stream.window_bytes` each).
+1. `order` says which rows come when, `pieces` and `batches` which are left, which are this rank's, and in which batch.
+2. `window` reads whole runs of chunks of every array, a window ahead of the one in use.
 3. Batches are picked out of the window in memory.
 
 Nothing forks, nothing is shared between processes, and the state is a few integers.
@@ -10,77 +9,30 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from .batch import Batch, TopKRows
+from .batches import Course, Slice, Stratum, Way, mixed_courses, rows_by_share, whole_course
 from .digest import digest_rows
-from .errors import ConfigError, RowMismatch, SpecMismatch
-from .order import Batches, Interval, Order, Run
+from .errors import ConfigError
+from .inputs import Augment, Inputs, common_augmentation, is_augmented
+from .order import WINDOW_RUNS, Laps, Order, Run, Windows
 from .part_reader import check_rows
+from .pieces import Piece
 from .reader import CaptureReader, Samples
 from .store import Root
+from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
 
-Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
-"""(inputs (rows, …), view, rows) -> the inputs of that view: what the capture showed to its teacher."""
-
-
-@dataclass(frozen=True)
-class TopKRows:
-    """Rows of a capture of the k largest logits, as they are stored."""
-
-    index: NDArray[Any]
-    """(batch, k): the columns of the k largest, in descending order."""
-    logits: NDArray[Any]
-    """float16 (batch, k): those logits, minus the row's largest."""
-    tail: NDArray[Any]
-    """float32 (batch, 3): ln Σ exp, mean and variance of the logits that were left out."""
-    num_classes: int
-    """Columns of the capture."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some rows, and all that is known of them."""
-
-    rows: Int64[np.ndarray, " batch"]
-    """Rows of the store."""
-    views: Int64[np.ndarray, " batch"]
-    """View of each row."""
-    inputs: NDArray[Any] | None
-    """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
-    labels: Int64[np.ndarray, " batch"]
-    """Class of each row, -1 where unknown."""
-    logits: Mapping[str, "NDArray[Any] | TopKRows"]
-    """By teacher: float32 (batch, classes), the largest of each row 0; as stored with decode=False."""
-    scale: Mapping[str, float] = field(default_factory=dict)
-    """By teacher, with decode=False: what stored integers are to be multiplied by; not for floats."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window in memory, in the order in which it was read."""
-
-    first: int
-    """Its first position in the epoch."""
-    permutation: Int64[np.ndarray, " rows"]
-    """Place in memory of each of its positions."""
-    arrays: Mapping[str, NDArray[Any]]
-    """"rows", "views", "labels", "inputs" where there are any, and "logits/<teacher>" …: rows first."""
-
-    def pick(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """Positions start…stop of the epoch, all in this window."""
-        places = self.permutation[start - self.first : stop - self.first]
-        return {name: array[places] for name, array in self.arrays.items()}
+Places = tuple[tuple[tuple[Piece, ...], int], ...]
+"""Of each stratum what is left, and how many of its places belong to the epoch so far."""
 
 
 class Stream:
@@ -98,6 +50,8 @@ class Stream:
         batch_size: int,
         views: "str | int" = "cycle",
         rows: Any = None,
+        strata: Sequence[Any] | None = None,
+        shares: Sequence[int | float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         rank: int = 0,
@@ -120,7 +74,7 @@ class Stream:
             raise ConfigError(
                 "seed", expected="less than 2**64", found=str(seed), remedy="choose a smaller one"
             )
-        if not 0 <= rank < world_size:
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:
             raise ConfigError(
                 "rank",
                 expected=f"0 to {world_size - 1} (world_size {world_size})",
@@ -138,27 +92,76 @@ class Stream:
         if decode:
             for capture in self._captures.values():
                 capture.check_temperature(temperature)
-        self._rows = self._check_subset(rows)
+        self._rows = None if rows is None else self._check_rows(rows)
+        self._strata, self._shares = self._check_strata(strata, shares)
         self._num_views = min((c.num_views for c in self._captures.values()), default=1)
         self._views = self._check_views(views)
-        self._augmentation = self._common_augmentation()
-        self._transfer_set, self._augment = transfer_set, augment
-        self._inputs = inputs and (transfer_set is not None or self._samples.inputs is not None)
-        self._check_augment()
+        self._augmentation = common_augmentation(self._captures, self._streamed_views(), str(root.path))
+        self._has_inputs = inputs and (transfer_set is not None or self._samples.inputs is not None)
+        self._check_augment(augment)
+        self._inputs = Inputs(
+            self._samples,
+            next(iter(self._captures.values()), None),
+            augmentation=self._augmentation,
+            transfer_set=transfer_set,
+            augment=augment,
+            view=self._streamed_views()[0],
+        )
         self._epoch = 0
         self._pinned = False
-        self._intervals: tuple[Interval, ...] | None = None
+        self._places: Places | None = None  # where this epoch begins, where a state was loaded
         self._batches = 0
         self._resumed = False
         self._every = (0, 1)
+        self._buffers: list[Buffers] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has windows of its own; what is derived from open parts is derived again.
+        left_out = ("_buffers", "_fields")
+        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_buffers": []}
 
     # What is asked for, checked
 
-    def _check_subset(self, rows: Any) -> NDArray[np.int64] | None:
-        if rows is None:
-            return None
-        checked = check_rows(rows, self._root.grid.num_rows)
-        return np.asarray(checked, dtype=np.int64)
+    def _check_rows(self, rows: Any) -> NDArray[np.int64]:
+        return np.asarray(check_rows(rows, self._root.grid.num_rows), dtype=np.int64)
+
+    def _check_strata(
+        self, strata: Sequence[Any] | None, shares: Sequence[int | float] | None
+    ) -> tuple[list[NDArray[np.int64]], list[float]]:
+        """The rows of each stratum and its share; none where there are no strata."""
+        if strata is None:
+            if shares is not None:
+                raise ConfigError(
+                    "shares", expected="strata to share out", found="none", remedy="pass strata=[…], too"
+                )
+            return [], []
+        if self._rows is not None:
+            raise ConfigError(
+                "rows", expected="either rows or strata", found="both", remedy="leave the rows out"
+            )
+        if isinstance(strata, str) or len(strata) < 2:
+            raise ConfigError(
+                "strata",
+                expected="two or more selections of rows",
+                found=repr(strata)[:80],
+                remedy="use rows=…",
+            )
+        checked = [self._check_rows(rows) for rows in strata]
+        for number, rows in enumerate(checked):
+            if not len(rows):
+                raise ConfigError(
+                    f"strata[{number}]", expected="rows", found="none", remedy="leave the stratum out"
+                )
+        weights = [1.0] * len(checked) if shares is None else [float(share) for share in shares]
+        if len(weights) != len(checked) or not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(
+                "shares",
+                expected=f"{len(checked)} positive numbers, one a stratum",
+                found=repr(shares)[:80],
+                remedy="pass one for each stratum, such as [0.5, 0.5]",
+            )
+        rows_by_share(self._batch_size, weights)
+        return checked, weights
 
     def _check_views(self, views: "str | int") -> "str | int":
         valid = views in ("all", "cycle") or (isinstance(views, int) and 0 <= views < self._num_views)
@@ -171,41 +174,19 @@ class Stream:
             )
         return views
 
-    def _common_augmentation(self) -> Mapping[str, Any] | None:
-        """The augmentation of all captures. Raises SpecMismatch where they saw different inputs."""
-        streamed = self._streamed_views()
-        found: dict[str, Any] = {
-            name: c.augmentation if any(_is_augmented(c.augmentation, view) for view in streamed) else None
-            for name, c in self._captures.items()
-        }
-        names = list(found)
-        for name in names[1:]:
-            if found[name] != found[names[0]]:
-                raise SpecMismatch(
-                    f"{self._root.path}: teachers {names[0]!r} and {name!r}",
-                    expected="captures of the same augmented inputs",
-                    found=f"{found[names[0]]} and {found[name]}"[:200],
-                    remedy="stream them one at a time, or capture one of them again",
-                )
-        augmentation: Mapping[str, Any] | None = found[names[0]] if names else None
-        return augmentation
-
-    def _is_augmented(self, view: int) -> bool:
-        return _is_augmented(self._augmentation, view)
+    def _check_augment(self, augment: Augment | None) -> None:
+        augmented = [view for view in self._streamed_views() if is_augmented(self._augmentation, view)]
+        if self._has_inputs and augment is None and augmented:
+            raise ConfigError(
+                "augment",
+                expected=f"the function that made views {augmented} of the inputs",
+                found="none",
+                remedy="pass augment=…, or views=0, or inputs=False where you need no inputs",
+            )
 
     def _streamed_views(self) -> tuple[int, ...]:
         """The views that any epoch may come to."""
         return self._epoch_views(0) if isinstance(self._views, int) else tuple(range(self._num_views))
-
-    def _check_augment(self) -> None:
-        views = self._streamed_views()
-        if self._inputs and self._augment is None and any(map(self._is_augmented, views)):
-            raise ConfigError(
-                "augment",
-                expected=f"the function that made views {[v for v in views if self._is_augmented(v)]} of the inputs",
-                found="none",
-                remedy="pass augment=…, or views=0, or inputs=False where you need no inputs",
-            )
 
     # Epochs and positions
 
@@ -214,29 +195,58 @@ class Stream:
             return tuple(range(self._num_views))
         return (epoch % self._num_views,) if self._views == "cycle" else (int(self._views),)
 
-    def _order(self, epoch: int) -> Order:
+    def _order(
+        self, epoch: int, rows: NDArray[np.int64] | None = None, window: int | None = None, lap: int = 0
+    ) -> Order:
         return Order(
             self._root.grid,
             views=self._epoch_views(epoch),
-            rows=self._rows,
-            window=self._window,
+            rows=rows,
+            window=window,
             shuffle=self._shuffle,
             seed=self._seed,
             epoch=epoch,
+            lap=lap,
         )
 
-    def _plan(self, order: Order) -> Batches:
-        intervals = ((0, len(order)),) if self._intervals is None else self._intervals
-        return Batches(intervals, self._batch_size, self._world_size, self._drop_last)
+    def _laps(self, epoch: int) -> list[Laps]:
+        """Each stratum's rows, again and again; its windows have its share of the rows of a window."""
+        whole = self._window or WINDOW_RUNS * self._root.grid.run_rows
+        laps = []
+        for rows, share in zip(self._strata, self._shares, strict=True):
+            window = max(1, round(whole * share / sum(self._shares)))
+
+            def order_of(lap: int, rows: NDArray[np.int64] = rows, window: int = window) -> Order:
+                return self._order(epoch, rows, window, lap)
+
+            laps.append(Laps(order_of))
+        return laps
+
+    def _courses(self, epoch: int, places: Places | None) -> tuple[list[Course], list[int]]:
+        """The ways through an epoch, from its beginning or from `places`; and how far each stratum will have come."""
+        if not self._strata:
+            order = self._order(epoch, self._rows, self._window)
+            pieces = (Piece(0, len(order)),) if places is None else places[0][0]
+            course = whole_course(order, pieces, self._batch_size, self._world_size, self._drop_last)
+            return [course], [len(order)]
+        strata = []
+        for number, laps in enumerate(self._laps(epoch)):
+            begun = (((Piece(0, laps.lap_rows),), laps.lap_rows)) if places is None else places[number]
+            strata.append(Stratum(laps, self._shares[number], *begun))
+        return mixed_courses(strata, self._batch_size, self._world_size, self._drop_last)
+
+    @cached_property
+    def _first_courses(self) -> list[Course]:
+        return self._courses(0, None)[0]
 
     def __len__(self) -> int:
         """Batches in a whole epoch, the same on every rank."""
-        return Batches(((0, len(self._order(0))),), self._batch_size, self._world_size, self._drop_last).count
+        return self._first_courses[0].batches.count
 
     @property
     def epoch_rows(self) -> int:
         """Rows in a whole epoch of all ranks together, each view counted."""
-        return len(self._order(0))
+        return sum(course.batches.total for course in self._first_courses)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -246,23 +256,13 @@ class Stream:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the largest window; a stream holds at most two of them."""
-        return self._order(0).window_rows * self.row_bytes
+        """Bytes of the largest window (of all strata together); a stream holds at most two of them."""
+        return sum(course.order.window_rows for course in self._first_courses) * self.row_bytes
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row in a window: logits as stored, inputs, label, row, view, permutation."""
-        arrays = [
-            c.part.layouts[name].row_bytes
-            for c in self._captures.values()
-            for name in c.encoding.decoded_from
-        ]
-        stored = self._samples.inputs
-        if self._inputs and self._transfer_set is not None:
-            arrays.append(self._fetch(np.zeros(1, dtype=np.int64)).nbytes)
-        elif self._inputs and stored is not None:
-            arrays.append(stored.dtype.itemsize * int(np.prod(stored.shape[1:])))
-        return sum(arrays) + 4 * 8
+        """Bytes of one row in a window: logits as stored, inputs, label, row, view, and its place among the turns."""
+        return sum(field.row_bytes for field in self._fields) + 8
 
     def every(self, parts: int, first: int) -> "Stream":
         """The batches `first`, `first + parts`, … of each epoch of this stream, for one of several processes.
@@ -285,25 +285,33 @@ class Stream:
         self._go_to(epoch)
 
     def _go_to(self, epoch: int) -> None:
-        self._epoch, self._intervals, self._batches, self._resumed = epoch, None, 0, False
+        self._epoch, self._places, self._batches, self._resumed = epoch, None, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, between any two batches; the same on every rank that has taken as many."""
-        order = self._order(self._epoch)
-        plan = self._plan(order)
-        left = [list(interval) for interval in plan.after(self._batches)]
-        return {"epoch": self._epoch, "intervals": left, **self._order_state(order)}
+        courses, reached = self._courses(self._epoch, self._places)
+        left = [
+            [[piece.start, piece.stop, piece.after] for piece in course.after(self._batches)]
+            for course in courses
+        ]
+        return {"epoch": self._epoch, "left": left, "reached": reached, **self._order_state()}
 
-    def _order_state(self, order: Order) -> dict[str, Any]:
-        """What the order of an epoch follows from: the positions of a state mean nothing in another."""
+    def _order_state(self) -> dict[str, Any]:
+        """What the order of an epoch follows from: the places of a state mean nothing in another."""
+
+        def digest(rows: NDArray[np.int64]) -> str:
+            return f"{int(digest_rows([rows])[0]):016x}"
+
         return {
             "samples": self._samples.digest,
             "seed": self._seed,
             "shuffle": self._shuffle,
             "views": self._views,
+            "num_views": self._num_views,
             "window": self._window,
-            "rows": None if self._rows is None else f"{int(digest_rows([self._rows])[0]):016x}",
-            "positions": len(order),
+            "rows": None if self._rows is None else digest(self._rows),
+            "strata": [digest(rows) for rows in self._strata],
+            "shares": list(self._shares),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,16 +319,36 @@ class Stream:
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
-        for key in ("epoch", "intervals"):
-            if key not in state:
-                raise _bad_state(key, "what state_dict() gives", "nothing")
-        for key, value in self._order_state(self._order(int(state["epoch"]))).items():
+        for key, value in self._order_state().items():
             if key not in state or state[key] != value:
-                found = repr(state[key]) if key in state else "nothing"
-                raise _bad_state(key, repr(value), found)
-        self._go_to(int(state["epoch"]))
-        self._intervals = tuple((int(start), int(stop)) for start, stop in state["intervals"])
+                found = repr(state[key])[:80] if key in state else "nothing"
+                raise _bad_state(key, repr(value)[:80], found)
+        epoch = state.get("epoch")
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise _bad_state("epoch", "an epoch", repr(epoch)[:80])
+        places = self._places_of(epoch, state)
+        self._go_to(epoch)
+        self._places = places
         self._resumed = True
+
+    def _places_of(self, epoch: int, state: Mapping[str, Any]) -> Places:
+        """What a state says is left, checked."""
+        try:
+            left = [[Piece(*map(int, piece)) for piece in pieces] for pieces in state["left"]]
+            reached = [int(place) for place in state["reached"]]
+        except (KeyError, TypeError, ValueError):
+            raise _bad_state("left", "what state_dict() gives", "something else") from None
+        orders: Sequence[Windows] = self._laps(epoch) if self._strata else [self._order(epoch, self._rows)]
+        if not len(left) == len(reached) == len(orders):
+            raise _bad_state("left", f"pieces of {len(orders)} orders", f"of {len(left)}")
+        for pieces, end in zip(left, reached, strict=True):
+            borders = [0, *(place for piece in pieces for place in (piece.start, piece.stop)), end]
+            ascending = all(a <= b for a, b in pairwise(borders))
+            if not ascending or any(piece.start == piece.stop or piece.after < 0 for piece in pieces):
+                raise _bad_state("left", f"pieces that go up, to {end}", repr(borders)[:80])
+        if not self._strata and reached[0] != len(self._order(epoch, self._rows)):
+            raise _bad_state("reached", str(len(self._order(epoch, self._rows))), str(reached[0]))
+        return tuple((tuple(pieces), end) for pieces, end in zip(left, reached, strict=True))
 
     # Reading
 
@@ -331,84 +359,92 @@ class Stream:
     def batches(self, decode: bool) -> Iterator[Batch]:
         """What iterating gives, decoded or as stored: for who decodes elsewhere, as `TorchStream` does."""
         if not self._resumed:
-            self._intervals = None
+            self._places = None
         self._resumed, self._batches = False, 0
-        order = self._order(self._epoch)
-        plan = self._plan(order)
-        with _ReadAhead(lambda window: self._read(order, window), self._windows(order, plan)) as ahead:
-            for number, pieces in self._own_batches(order, plan):
-                # Each piece is picked before the next window is asked for, so that only two are ever held.
-                picked = [ahead.get(window).pick(start, stop) for window, start, stop in pieces]
+        courses, _ = self._courses(self._epoch, self._places)
+        ways = [course.way(self._rank) for course in courses]
+        first, parts = self._every
+        numbers = range(first, courses[0].batches.count, parts)
+        process = os.getpid()
+        threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="logitstore-read-ahead")
+        readers: list[ReadAhead] = []
+        try:
+            for course, way, buffers in zip(courses, ways, self._memory(len(courses)), strict=True):
+                portions = _portions(way, numbers)
+                readers.append(ReadAhead(course.order, way.left, portions, self._fields, buffers, threads))
+            for number in numbers:
+                picked = self._pick([way.batch(number) for way in ways], readers)
                 self._batches = number + 1
                 yield self._batch(picked, decode)
+        finally:
+            if os.getpid() == process:  # In a fork there are no threads to wait for.
+                threads.shutdown(wait=True, cancel_futures=True)
+                for reader in readers:
+                    reader.close()
         self._go_to(self._epoch if self._pinned else self._epoch + 1)
 
-    def _own_batches(self, order: Order, plan: Batches) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-        """The batches of this process: their number, and their positions cut at the borders of windows."""
-        first, parts = self._every
-        for number, intervals in enumerate(plan.of_rank(self._rank)):
-            if number % parts == first:
-                yield number, [piece for interval in intervals for piece in _cut_at_windows(order, interval)]
-
-    def _windows(self, order: Order, plan: Batches) -> Iterator[int]:
-        """The windows that the batches of this process lie in, each once, in order."""
-        last = -1
-        for _, pieces in self._own_batches(order, plan):
-            for window, _, _ in pieces:
-                if window != last:
-                    yield window
-                last = window
-
-    def _read(self, order: Order, window: int) -> _Window:
-        """A window, run by run into arrays of its size, so that no row of it is ever held twice."""
-        first, stop = order.window_interval(window)
-        arrays: dict[str, NDArray[Any]] = {}
-        done = 0
-        for run in order.runs(window):
-            for name, values in self._read_run(run):
-                if name not in arrays:
-                    arrays[name] = np.empty((stop - first, *values.shape[1:]), values.dtype)
-                arrays[name][done : done + len(run.rows)] = values
-            done += len(run.rows)
-        return _Window(first, order.permutation(window), arrays)
-
-    def _read_run(self, run: Run) -> Iterator[tuple[str, NDArray[Any]]]:
-        """The arrays of a run, one at a time, by their names in a window."""
-        yield "rows", np.asarray(run.rows, dtype=np.int64)
-        yield "views", np.full(len(run.rows), run.view, dtype=np.int64)
-        yield "labels", self._samples.labels_of(run.rows)
-        if self._inputs:
-            yield "inputs", self._read_inputs(run.rows, run.view)
-        for name, capture in self._captures.items():
-            for array, values in capture.read_stored(run.rows, run.view).items():
-                yield f"{array}/{name}", values
+    def _memory(self, strata: int) -> list[Buffers]:
+        """The memory of each stratum's windows, which is kept from epoch to epoch."""
+        while len(self._buffers) < strata:
+            self._buffers.append(Buffers(self._fields))
+        return self._buffers
 
     @cached_property
-    def _empty(self) -> dict[str, NDArray[Any]]:
-        """The arrays of a window without rows: their names, dtypes and row shapes."""
-        none = np.zeros(0, dtype=np.int64)
-        empty: dict[str, NDArray[Any]] = {"rows": none, "views": none, "labels": none}
-        if self._inputs:
-            stored = self._samples.inputs
-            empty["inputs"] = none if stored is None else np.zeros((0, *stored.shape[1:]), stored.dtype)
+    def _fields(self) -> list[Field]:
+        """The arrays of a window."""
+        int64 = np.dtype(np.int64)
+
+        def read_rows(run: Run, out: NDArray[Any]) -> None:
+            out[...] = run.rows
+
+        def read_views(run: Run, out: NDArray[Any]) -> None:
+            out[...] = run.view
+
+        def read_labels(run: Run, out: NDArray[Any]) -> None:
+            self._samples.read_labels(run.rows, out)
+
+        fields = [
+            Field("rows", int64, (), read_rows),
+            Field("views", int64, (), read_views),
+            Field("labels", int64, (), read_labels),
+        ]
+        if self._has_inputs:
+            fields.append(self._inputs.field)
         for name, capture in self._captures.items():
             for array in capture.encoding.decoded_from:
                 layout = capture.part.layouts[array]
-                empty[f"{array}/{name}"] = np.zeros((0, *layout.row_shape), layout.numpy_dtype)
-        return empty
 
-    def _batch(self, parts: Sequence[Mapping[str, NDArray[Any]]], decode: bool) -> Batch:
+                def read(
+                    run: Run, out: NDArray[Any], array: str = array, capture: CaptureReader = capture
+                ) -> None:
+                    capture.read_stored_into(array, run.rows, run.view, out)
+
+                fields.append(Field(f"{array}/{name}", layout.numpy_dtype, layout.row_shape, read))
+        return fields
+
+    def _pick(self, slices: Sequence[Sequence[Slice]], readers: Sequence[ReadAhead]) -> Arrays:
+        """The rows of a batch: of each stratum those that its slices name."""
+        count = sum(piece.stop - piece.start for pieces in slices for piece in pieces)
+        picked = {field.name: field.empty(count) for field in self._fields}
+        done = 0
+        for reader, pieces in zip(readers, slices, strict=True):
+            for piece in pieces:
+                # Each piece is picked before the next window is asked for, so that only two are ever held.
+                end = done + piece.stop - piece.start
+                window = reader.get(piece.portion)
+                window.pick(
+                    piece.start, piece.stop, {name: array[done:end] for name, array in picked.items()}
+                )
+                done = end
+        return picked
+
+    def _batch(self, arrays: Arrays, decode: bool) -> Batch:
         """A batch from what was picked out of the windows that hold it."""
-        arrays = parts[0] if len(parts) == 1 else self._empty
-        if len(parts) > 1:
-            arrays = {name: np.concatenate([part[name] for part in parts]) for name in self._empty}
         logits = {name: self._logits(name, arrays, decode) for name in self._captures}
         scale = {} if decode else self._scale
         return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits, scale)
 
-    def _logits(
-        self, name: str, arrays: Mapping[str, NDArray[Any]], decode: bool
-    ) -> "NDArray[Any] | TopKRows":
+    def _logits(self, name: str, arrays: Arrays, decode: bool) -> "NDArray[Any] | TopKRows":
         """What a batch holds of a teacher."""
         capture = self._captures[name]
         stored = {array: arrays[f"{array}/{name}"] for array in capture.encoding.decoded_from}
@@ -424,64 +460,15 @@ class Stream:
         scales = {name: capture.encoding.scale for name, capture in self._captures.items()}
         return {name: scale for name, scale in scales.items() if scale is not None}
 
-    def _read_inputs(self, rows: Any, view: int) -> NDArray[Any]:
-        """The inputs of a run of rows, as the teachers saw them, each checked against its digest."""
-        numbers = np.asarray(rows, dtype=np.int64)
-        if self._transfer_set is None:
-            inputs = self._samples.reader.read("input", rows)
-        else:
-            inputs = self._fetch(self._samples.source[numbers])
-            self._check(inputs, self._samples.reader.read("digest", rows), numbers, view=None)
-        if self._is_augmented(view) and self._augment is not None:
-            inputs = self._augment(inputs, view, numbers)
-            first = next(iter(self._captures.values()))
-            self._check(inputs, first.seen(rows, view), numbers, view=view)
-        return inputs
 
-    def _fetch(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        items = fetch_items(self._transfer_set, indices.tolist())
-        return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
-
-    def _check(
-        self,
-        inputs: NDArray[Any],
-        expected: NDArray[Any],
-        rows: NDArray[np.int64],
-        view: int | None,
-    ) -> None:
-        found = digest_rows(inputs)
-        bad = np.flatnonzero(found != expected)
-        if len(bad):
-            row = int(rows[bad[0]])
-            what = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
-            raise RowMismatch(
-                f"row {row} (index {int(self._samples.source[row])} of the transfer set)",
-                expected=f"the input that the teacher saw, digest {int(expected[bad[0]]):016x}",
-                found=f"{int(found[bad[0]]):016x} from {what}",
-                remedy="use the transfer set and the augmentation that the store was made from",
-            )
-
-
-def _cut_at_windows(order: Order, interval: Interval) -> Iterator[tuple[int, int, int]]:
-    """Positions cut at the borders of windows: (window, start, stop)."""
-    start, stop = interval
-    while start < stop:
-        window = order.window_at(start)
-        end = min(stop, order.window_interval(window)[1])
-        yield window, start, end
-        start = end
-
-
-def _is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
-    """Whether a teacher was shown something else than the rows in this view."""
-    return augmentation is not None and view >= int(augmentation.get("first_view", 0))
-
-
-def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Items of a map-style data set, in one call where it has `__getitems__`."""
-    if hasattr(dataset, "__getitems__"):
-        return list(dataset.__getitems__(list(indices)))
-    return [dataset[index] for index in indices]
+def _portions(way: Way, numbers: Iterable[int]) -> Iterator[int]:
+    """The portions that some batches of a way need, each once, in order."""
+    last = -1
+    for number in numbers:
+        for piece in way.batch(number):
+            if piece.portion != last:
+                yield piece.portion
+            last = piece.portion
 
 
 def _check_numbers(minimum: int = 1, **numbers: int | None) -> None:
@@ -502,36 +489,3 @@ def _bad_state(key: str, expected: str, found: str) -> ConfigError:
         found=found,
         remedy="make the stream with the store and the arguments that the state was taken from",
     )
-
-
-class _ReadAhead:
-    """The windows of an epoch in the order in which they are asked for: one in use, the next on its way."""
-
-    def __init__(self, read: Callable[[int], _Window], windows: Iterator[int]) -> None:
-        self._read = read
-        self._coming = windows
-        self._number = -1
-        self._window: _Window | None = None
-        self._future: Future[_Window] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="logitstore-read-ahead")
-
-    def __enter__(self) -> "_ReadAhead":
-        self._submit()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _submit(self) -> None:
-        self._coming_number = next(self._coming, -1)
-        if self._coming_number >= 0:
-            self._future = self._thread.submit(self._read, self._coming_number)
-
-    def get(self, number: int) -> _Window:
-        """A window: the one in use, or the one after it (which lets the former go and begins the next)."""
-        if number != self._number or self._window is None:
-            assert self._future is not None and number == self._coming_number  # asked for in order
-            self._window = None
-            self._number, self._window, self._future = number, self._future.result(), None
-            self._submit()
-        return self._window

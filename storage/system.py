@@ -9,8 +9,10 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Final
 
 from .errors import StorageError, StorageFull, TransientIOError
@@ -34,12 +36,14 @@ _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _RENAME_NOREPLACE: Final = 1
 
+MOST_BUFFERS: Final = 256
+"""Most buffers that one read fills; Linux takes up to 1024."""
 CALL_BYTES: Final = 1 << 30
 """Most bytes that one read or write is asked for: Linux moves no more at once."""
 
 
 @contextlib.contextmanager
-def typed_errors(where: Path) -> Iterator[None]:
+def typed_errors(where: PurePath) -> Iterator[None]:
     """Turn OSError into the error that says what to do. FileNotFoundError and the like pass."""
     try:
         yield
@@ -70,7 +74,7 @@ def typed_errors(where: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def expecting_folders(path: Path) -> Iterator[None]:
+def expecting_folders(path: PurePath) -> Iterator[None]:
     try:
         with typed_errors(path):
             yield
@@ -128,6 +132,22 @@ def read_at(handle: int, offset: int, length: int) -> bytes:
         pieces.append(piece)
         offset, length = offset + len(piece), length - len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def read_into_at(handle: int, offset: int, buffers: Sequence[memoryview]) -> int:
+    """Fill buffers of bytes, one after another, from `offset`; how many bytes there were."""
+    filled, left = 0, deque(buffer for buffer in buffers if len(buffer))
+    while left:
+        length = os.preadv(handle, list(islice(left, MOST_BUFFERS)), offset + filled)
+        if not length:
+            break
+        filled += length
+        while length:
+            if length < len(left[0]):
+                left[0] = left[0][length:]
+                break
+            length -= len(left.popleft())
+    return filled
 
 
 def close_quietly(handle: int) -> None:

@@ -1,7 +1,7 @@
 """Is an encoded capture a capture like any other: written, resumed, read, streamed, verified and repaired?"""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +18,7 @@ from test_reader import QUESTIONS
 
 from logitstore.storage import part_writer
 from logitstore.storage.api import Capture, Store, create_store, open_store
+from logitstore.storage.batch import TopKRows
 from logitstore.storage.encodings import encoding_named
 from logitstore.storage.error_budget import ErrorBudget
 from logitstore.storage.errors import (
@@ -32,7 +33,7 @@ from logitstore.storage.errors import (
 from logitstore.storage.files import Folder
 from logitstore.storage.format import TEMPERATURES
 from logitstore.storage.repair import DONE, repair
-from logitstore.storage.stream import Stream, TopKRows
+from logitstore.storage.stream import Stream
 from logitstore.storage.top_k import TopK
 from logitstore.storage.verify import CLEAN, CORRUPT, verify
 
@@ -134,15 +135,21 @@ def test_only_the_chunks_that_hold_the_rows_are_read_and_an_index_once(
 ) -> None:
     asked: list[tuple[str, int, int]] = []
     read: Callable[..., tuple[bytes, int]] = Folder.read_range
+    read_into: Callable[..., int] = Folder.read_into
 
     def counted(self: Folder, key: str, offset: int, length: int) -> tuple[bytes, int]:
         asked.append((key, offset, length))
         return read(self, key, offset, length)
 
+    def counted_into(self: Folder, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        asked.append((key, offset, sum(map(len, buffers))))
+        return read_into(self, key, offset, buffers)
+
     capture = open_store(chunked.path).teachers["codes"]
     file = capture.part.folder.path / "logits/c.0.0.0"
     size, table = file.stat().st_size, np.frombuffer(file.read_bytes()[-36:-4], "<u8").tolist()
     monkeypatch.setattr(Folder, "read_range", counted)
+    monkeypatch.setattr(Folder, "read_into", counted_into)
     capture.read([1024, 1025])
     assert asked == [("logits/c.0.0.0", size - 36, 36), ("logits/c.0.0.0", table[2], table[3])]
     asked.clear()

@@ -18,6 +18,8 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"grid"}),
     frozenset({"layouts"}),
     frozenset({"shard", "order"}),
+    frozenset({"pieces"}),
+    frozenset({"batches", "window"}),
     frozenset({"encoding", "divergence"}),
     frozenset({"floats", "error_budget", "top_k"}),
     frozenset({"encodings"}),
@@ -27,6 +29,7 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"store", "recovery"}),
     frozenset({"part_reader", "part_writer"}),
     frozenset({"writer", "reader"}),
+    frozenset({"batch", "inputs"}),
     frozenset({"stream", "dask_view", "verify", "rebuild"}),
     frozenset({"api", "repair"}),
 )

@@ -1,7 +1,6 @@
-"""Does an epoch hold every row of every view exactly once, however it is cut?
+"""Does the order of an epoch hold every row of every view exactly once?
 
-The order and the cutting into ranks and batches, as integers alone: no store, no disk. `flaws` is the
-checker; mutants of the order must not get past it.
+As integers alone: no store, no disk. `flaws` is the checker; mutants of the order must not get past it.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from logitstore.storage.grid import Grid
-from logitstore.storage.order import Batches, Interval, Order, cut_intervals, philox_permutation
+from logitstore.storage.order import Laps, Order, philox_permutation
 
 Item = tuple[int, int]
 """(view, row)"""
@@ -86,7 +85,7 @@ def test_windows_tile_the_epoch(epoch: dict[str, Any]) -> None:
     ends = [0, *(stop for _, stop in intervals)]
     assert [start for start, _ in intervals] == ends[:-1]
     assert ends[-1] == len(order)
-    assert order.window_rows == max((stop - start for start, stop in intervals), default=0)
+    assert max((stop - start for start, stop in intervals), default=0) <= order.window_rows <= len(order)
     for window, (start, stop) in enumerate(intervals):
         assert start < stop
         assert order.window_at(start) == order.window_at(stop - 1) == window
@@ -131,76 +130,37 @@ def test_runs_of_neighbours_are_scattered_over_windows() -> None:
         assert starts[-1] - starts[0] > 300
 
 
-# Ranks and batches
+# Laps: rows that come again and again
 
 
-@st.composite
-def cuts(draw: st.DrawFn) -> tuple[Any, ...]:
-    """What a `Batches` is made from: positions that are left, batch size, ranks, drop_last."""
-    lengths = draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), max_size=5))
-    intervals: list[Interval] = []
-    start = 0
-    for gap, length in lengths:
-        intervals.append((start + gap, start + gap + length))
-        start += gap + length
-    return tuple(intervals), draw(st.integers(1, 20)), draw(st.integers(1, 9)), draw(st.booleans())
+@given(epochs(), st.integers(2, 4))
+def test_laps_are_orders_one_after_another(epoch: dict[str, Any], count: int) -> None:
+    if not list(rows_of(epoch)):
+        return
+    laps = Laps(lambda lap: order_of(epoch, lap=lap))
+    place = 0
+    found: list[list[Item]] = []
+    for lap in range(count):
+        items = []
+        while place < (lap + 1) * laps.lap_rows:
+            window = laps.window_at(place)
+            start, stop = laps.window_interval(window)
+            assert start == place < stop <= place + laps.window_rows
+            laid_out = [(run.view, int(row)) for run in laps.runs(window) for row in run.rows]
+            items += [laid_out[at] for at in laps.permutation(window)]
+            if laps.repeats:
+                assert laid_out == [(run.view, int(row)) for run in laps.runs(0) for row in run.rows]
+            place = stop
+        found.append(items)
+        assert not flaws(items, epoch["views"], rows_of(epoch))
+    assert found[0] == positions(order_of(epoch))
 
 
-def members(intervals: Iterable[Interval]) -> list[int]:
-    return [position for start, stop in intervals for position in range(start, stop)]
-
-
-def joined(lists: Iterable[list[int]]) -> list[int]:
-    return [item for items in lists for item in items]
-
-
-@given(cuts())
-def test_ranks_together_are_what_is_left(arguments: tuple[Any, ...]) -> None:
-    cut = Batches(*arguments)
-    everything = members(cut.intervals)
-    stretches = [members(cut.stretch(rank)) for rank in range(cut.world_size)]
-    assert joined(stretches) == everything
-    assert max(map(len, stretches)) - min(map(len, stretches)) <= 1
-    for rank in range(cut.world_size):
-        batches = [members(batch) for batch in cut.of_rank(rank)]
-        assert len(batches) == cut.count
-        assert all(len(batch) <= cut.batch_size for batch in batches)
-        taken = joined(batches)
-        if cut.drop_last:
-            assert all(len(batch) == cut.batch_size for batch in batches)
-            assert taken == stretches[rank][: len(taken)]
-            assert min(map(len, stretches)) - len(taken) < cut.batch_size
-        else:
-            assert taken == stretches[rank]
-            if cut.total >= cut.world_size and cut.batch_size > 1:
-                assert all(batches)
-            assert all(len(batch) == cut.batch_size for batch in batches[:-2])
-
-
-@given(cuts(), st.data())
-def test_what_is_left_after_some_batches(arguments: tuple[Any, ...], data: st.DataObject) -> None:
-    cut = Batches(*arguments)
-    done = data.draw(st.integers(0, cut.count))
-    taken = [
-        members(batch)
-        for rank in range(cut.world_size)
-        for number, batch in enumerate(cut.of_rank(rank))
-        if number < done
-    ]
-    left = members(cut.after(done))
-    assert Counter(joined(taken) + left) == Counter(members(cut.intervals))
-    assert all(
-        list(cut.of_rank(rank))[done:] == list(cut.of_rank(rank, done)) for rank in range(cut.world_size)
-    )
-
-
-@given(cuts(), st.integers(0, 200), st.integers(0, 200))
-def test_cutting_is_slicing(arguments: tuple[Any, ...], first: int, length: int) -> None:
-    cut = Batches(*arguments)
-    assert (
-        members(cut_intervals(cut.intervals, first, first + length))
-        == members(cut.intervals)[first : first + length]
-    )
+def test_each_lap_is_another_permutation() -> None:
+    for window in (16, 64):  # several windows, and one that holds all
+        epoch = {"num_rows": 50, "block_rows": 8, "views": (0,), "rows": None, "window": window}
+        laps = [tuple(positions(order_of(epoch, lap=lap))) for lap in range(4)]
+        assert len(set(laps)) == 4
 
 
 # Negative controls

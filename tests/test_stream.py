@@ -6,7 +6,7 @@ see, `flaws` (of test_order) says what is wrong with it, and broken streams must
 
 import dataclasses
 import json
-import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from stores import Made, Teacher
 from test_order import Item, flaws
 
+from logitstore.storage.batch import Batch
 from logitstore.storage.errors import ConfigError, PartNotFound, RowMismatch, ShardCorrupt, SpecMismatch
-from logitstore.storage.stream import Batch, Stream
+from logitstore.storage.reader import CaptureReader
+from logitstore.storage.stream import Stream
+from logitstore.storage.window import Buffers
 
 VIEWS = 3
 
@@ -137,17 +140,19 @@ def test_the_same_arguments_give_the_same_bits(
 def test_the_order_knows_nothing_of_teachers_batches_or_world(
     made_store: Callable[[int, int], Made], case: dict[str, Any]
 ) -> None:
-    """Ranks one after another, in any number and batch size, with any teachers, are one and the same order."""
+    """Every rank goes through its rows in one and the same order, whatever its batch size and its teachers."""
     made = made_store(*case["store"])
     arguments = case["arguments"]
 
-    def order(world_size: int, **other: Any) -> list[Item]:
+    def orders(world_size: int, **other: Any) -> list[list[Item]]:
         ranks = streams(made, world_size, case["epoch"], **arguments | other)
-        return [item for stream in ranks for item in items(list(stream))]
+        return [items(list(stream)) for stream in ranks]
 
-    wanted = order(1, teachers=["wide"])
-    assert order(case["world_size"]) == wanted
-    assert order(1, batch_size=3, teachers=["deep"], inputs=False, decode=False) == wanted
+    (wanted,) = orders(1, teachers=["wide"])
+    assert orders(1, batch_size=3, teachers=["deep"], inputs=False, decode=False) == [wanted]
+    for of_rank in orders(case["world_size"]):
+        rest = iter(wanted)
+        assert all(item in rest for item in of_rank)
 
 
 @settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
@@ -263,37 +268,145 @@ def test_as_stored(made_store: Callable[[int, int], Made]) -> None:
 # Memory
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("window", [None, 8, 40])
 def test_two_windows_and_no_more(
-    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch, window: int | None
+    made_store: Callable[[int, int], Made],
+    monkeypatch: pytest.MonkeyPatch,
+    window: int | None,
+    world_size: int,
 ) -> None:
-    stream = made_store(100, 32).store.stream(batch_size=7, views="all", window=window)
-    alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    most, largest = 0, 0
-    read = Stream._read
+    made = made_store(100, 32)
+    for rank in range(world_size):
+        stream = made.store.stream(7, views="all", window=window, rank=rank, world_size=world_size)
+        taken: dict[int, Any] = {}
+        take = Buffers.take
 
-    def counted(self: Stream, order: Any, number: int) -> Any:
-        nonlocal most, largest
-        held = read(self, order, number)
-        alive.add(holder := Held(held))
-        held.arrays["rows"].flags.writeable = False
-        object.__setattr__(held, "holder", holder)
-        most = max(most, len(alive))
-        places = held.permutation.nbytes
-        largest = max(largest, sum(array.nbytes for array in held.arrays.values()) + places)
-        return held
+        def counted(
+            self: Buffers, rows: int, take: Any = take, taken: dict[int, Any] = taken
+        ) -> dict[str, NDArray[Any]]:
+            arrays = take(self, rows)
+            taken[id(arrays)] = arrays
+            return arrays
 
-    monkeypatch.setattr(Stream, "_read", counted)
+        with monkeypatch.context() as patched:
+            patched.setattr(Buffers, "take", counted)
+            for _ in range(3):  # the memory of an epoch is that of the next
+                list(stream)
+        sizes = [sum(array.nbytes for array in arrays.values()) for arrays in taken.values()]
+        assert len(sizes) <= 2
+        places = stream.window_bytes // stream.row_bytes * 8
+        assert all(size + places <= stream.window_bytes for size in sizes)
+        if world_size == 1:  # what is said beforehand is what it takes
+            assert {size + places for size in sizes} == {stream.window_bytes}
+
+
+def test_memory_that_is_not_used_again_is_noticed(
+    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Buffers, "give", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_two_windows_and_no_more(made_store, monkeypatch, 8, 1)
+
+
+def test_batches_do_not_share_memory_with_windows(made_store: Callable[[int, int], Made]) -> None:
+    """The memory of a window is used again: a batch that is kept must not change."""
+    made = made_store(100, 32)
+    stream = made.store.stream(7, views="all", window=8)
+    kept = list(stream)
+    before = [bits(batch) for batch in kept]
     list(stream)
-    assert most <= 2
-    assert largest == stream.window_bytes  # what is said beforehand is what it takes
+    assert [bits(batch) for batch in kept] == before
+    for batch in kept:
+        assert_belongs(made, batch)
 
 
-class Held:
-    """Lives as long as the window that points to it."""
+def test_two_iterations_at_once_do_not_disturb_each_other(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(100, 32)
+    stream = made.store.stream(7, views=0, window=8)
+    stream.set_epoch(0)
+    wanted = [bits(batch) for batch in stream]
+    found = list(zip(map(bits, stream), map(bits, stream), strict=True))
+    assert found == [(batch, batch) for batch in wanted]
 
-    def __init__(self, window: Any) -> None:
-        pass
+
+# Strata
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> dict[str, Any]:
+    """A store of 100 rows, and arguments for a stream of strata of it."""
+    border = draw(st.integers(1, 99))
+    return {
+        "strata": [list(range(border)), list(range(border, 100))],
+        "shares": draw(st.sampled_from([None, [0.5, 0.5], [1, 3]])),
+        "batch_size": draw(st.integers(4, 30)),
+        "window": draw(st.none() | st.integers(1, 100)),
+        "views": draw(st.sampled_from(["all", "cycle", 1])),
+        "seed": draw(st.integers(0, 2)),
+    }
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=mixtures(), world_size=st.integers(1, 3), stop=st.floats(0, 1))
+def test_strata_and_shares_hold_in_every_batch(
+    made_store: Callable[[int, int], Made], case: dict[str, Any], world_size: int, stop: float
+) -> None:
+    """Also after an interruption, from the state of one rank; and the longest stratum is gone through."""
+    made = made_store(100, 32)
+    border = len(case["strata"][0])
+    shares = case["shares"] or [1, 1]
+    batches: list[Batch] = []
+
+    def checked(batch: Batch) -> Batch:
+        special = int((batch.rows < border).sum())
+        assert len(batch) == case["batch_size"]
+        assert (batch.rows[:special] < border).all()
+        assert abs(special - len(batch) * shares[0] / sum(shares)) < 1
+        assert_belongs(made, batch)
+        return batch
+
+    ranks = streams(made, world_size, **case)
+    done = round(len(ranks[0]) * stop)
+    iterators = [iter(stream) for stream in ranks]
+    for iterator in iterators:
+        batches += [checked(next(iterator)) for _ in range(done)]
+    states = [stream.state_dict() for stream in ranks]
+    assert all(state == states[0] for state in states)
+    tails = [[bits(batch) for batch in iterator] for iterator in iterators]
+    if done < len(ranks[0]):
+        for stream, tail in zip(streams(made, world_size, **case), tails, strict=True):
+            stream.load_state_dict(json.loads(json.dumps(states[0])))
+            rest = [checked(batch) for batch in stream]
+            assert [bits(batch) for batch in rest] == tail
+            batches += rest
+    seen = Counter(items(batches))
+    views = {"all": range(VIEWS), "cycle": [0], 1: [1]}[case["views"]]
+    first, second = (
+        [seen[view, row] for view in views for row in rows] for rows in (range(border), range(border, 100))
+    )
+    assert max(first) - min(first) <= 1
+    assert max(second) - min(second) <= 1
+    assert min(first if len(first) / shares[0] >= len(second) / shares[1] else second) >= 1
+
+
+def test_a_stratum_that_fits_into_its_window_is_read_once(
+    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_store(100, 32)
+    stream = made.store.stream(8, strata=[[1, 40, 70], range(100)], views=0, window=32)
+    asked: Counter[int] = Counter()
+    read = CaptureReader.read_stored_into
+
+    def counted(self: CaptureReader, array: str, rows: Any, *others: Any) -> None:
+        asked[len(rows)] += 1
+        read(self, array, rows, *others)
+
+    monkeypatch.setattr(CaptureReader, "read_stored_into", counted)
+    visits = Counter(row for batch in stream for row in batch.rows[:4].tolist())
+    assert set(visits) == {1, 40, 70}
+    assert sum(visits.values()) == 100
+    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four laps
 
 
 # Inputs from a transfer set, and augmented ones
@@ -326,7 +439,8 @@ def test_inputs_come_from_the_transfer_set(made_store: Callable[[int, int], Made
     examples = Examples(made.inputs)
     for batch in made.store.stream(batch_size=8, transfer_set=examples):
         assert_belongs(made, batch)
-    assert sorted(examples.asked) == list(range(37))
+    # The first was asked for its shape beforehand.
+    assert sorted(examples.asked) == [0, *range(37)]
 
 
 def test_a_changed_row_is_named(made_store: Callable[[int, int], Made]) -> None:
@@ -440,6 +554,21 @@ def test_a_single_view_is_not_mixed_either(tmp_path: Path) -> None:
         ),
         ({"rows": [1, 37]}, "found row 37; sort them, and leave out those that the store does not have"),
         ({"rows": [-1, 3]}, "found row -1"),
+        ({"rank": -1, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found -1; pass the rank of"),
+        ({"shares": [1, 1]}, "shares: expected strata to share out, found none; pass strata=[…], too"),
+        ({"strata": [[1, 2]]}, "strata: expected two or more selections of rows, found [[1, 2]]; use rows=…"),
+        ({"strata": [[1], []]}, "strata[1]: expected rows, found none; leave the stratum out"),
+        ({"strata": [[1], [40]]}, "found row 40"),
+        ({"strata": [[1], [2]], "rows": [1]}, "rows: expected either rows or strata, found both"),
+        (
+            {"strata": [[1], [2]], "shares": [1]},
+            "shares: expected 2 positive numbers, one a stratum, found [1]",
+        ),
+        ({"strata": [[1], [2]], "shares": [1, -1]}, "shares: expected 2 positive numbers"),
+        (
+            {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
+            "batch_size: expected a row of each of 2 strata",
+        ),
         ({"teachers": "wide"}, "teachers: expected a list of names, found 'wide'; pass ['wide']"),
     ],
 )
@@ -466,6 +595,7 @@ def test_a_teacher_that_is_not_there_is_named(made_store: Callable[[int, int], M
         ({"shuffle": False}, "shuffle"),
         ({"views": 0}, "views"),
         ({"rows": slice(1, None)}, "rows"),
+        ({"strata": [[1], [2]]}, "strata"),
     ],
 )
 def test_a_state_of_another_order_is_refused(
@@ -481,8 +611,32 @@ def test_a_state_of_another_order_is_refused(
         made_store(37, 8).store.stream(batch_size=5, **other).load_state_dict(state)
     with pytest.raises(ConfigError, match="state: samples"):
         made_store(100, 32).store.stream(batch_size=5).load_state_dict(state)
-    with pytest.raises(ConfigError, match="state: epoch: expected what state_dict"):
+    with pytest.raises(ConfigError, match=r"state: samples: expected 'sha256:.*', found nothing"):
         stream.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epoch", -1),
+        ("epoch", "1"),
+        ("left", None),
+        ("left", []),
+        ("left", [[[0, 38, 0]]]),
+        ("left", [[[5, 3, 0]]]),
+        ("left", [[[0, 9, 0], [8, 12, 0]]]),
+        ("left", [[[0, 9, -2]]]),
+        ("reached", [36]),
+    ],
+)
+def test_a_state_that_was_changed_is_refused(
+    made_store: Callable[[int, int], Made], key: str, value: Any
+) -> None:
+    stream = made_store(37, 8).store.stream(batch_size=5)
+    before = stream.state_dict()
+    with pytest.raises(ConfigError, match=r"state: (epoch|left|reached): expected .*; make the stream with"):
+        stream.load_state_dict(before | {key: value})
+    assert stream.state_dict() == before
 
 
 def test_damage_stops_the_stream(tmp_path: Path) -> None:
@@ -526,22 +680,6 @@ def test_a_stream_that_mixes_rows_up_is_noticed(made_store: Callable[[int, int],
     )
     with pytest.raises(AssertionError):
         assert_belongs(made, dataclasses.replace(batch, **{field: rolled}))
-
-
-def test_a_window_that_is_kept_is_noticed(
-    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The instrument of `test_two_windows_and_no_more` sees windows that somebody holds on to."""
-    kept: list[Any] = []
-    read = Stream._read
-
-    def keep(self: Stream, order: Any, number: int) -> Any:
-        kept.append(read(self, order, number))
-        return kept[-1]
-
-    monkeypatch.setattr(Stream, "_read", keep)
-    with pytest.raises(AssertionError):
-        test_two_windows_and_no_more(made_store, monkeypatch, 8)
 
 
 def test_iterating_is_lazy(made_store: Callable[[int, int], Made]) -> None:

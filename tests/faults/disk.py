@@ -18,7 +18,7 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -314,6 +314,17 @@ class Disk:
         node = self._handle(handle).node
         self.wait("pread", node)
         return node.data[offset : offset + length]
+
+    def preadv(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """preadv(2)."""
+        node = self._handle(handle).node
+        self.wait("preadv", node)
+        first = offset
+        for buffer in buffers:
+            piece = node.data[offset : offset + len(buffer)]
+            buffer[: len(piece)] = piece
+            offset += len(piece)
+        return offset - first
 
     def write(self, handle: int, data: Any) -> int:
         """write(2), at the end of the file, where all of ours write."""

@@ -1,0 +1,44 @@
+"""What does a stream give at a time?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TopKRows:
+    """Rows of a capture of the k largest logits, as they are stored."""
+
+    index: NDArray[Any]
+    """(batch, k): the columns of the k largest, in descending order."""
+    logits: NDArray[Any]
+    """float16 (batch, k): those logits, minus the row's largest."""
+    tail: NDArray[Any]
+    """float32 (batch, 3): ln Σ exp, mean and variance of the logits that were left out."""
+    num_classes: int
+    """Columns of the capture."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, and all that is known of them."""
+
+    rows: Int64[np.ndarray, " batch"]
+    """Rows of the store."""
+    views: Int64[np.ndarray, " batch"]
+    """View of each row."""
+    inputs: NDArray[Any] | None
+    """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
+    labels: Int64[np.ndarray, " batch"]
+    """Class of each row, -1 where unknown."""
+    logits: Mapping[str, "NDArray[Any] | TopKRows"]
+    """By teacher: float32 (batch, classes), the largest of each row 0; as stored with decode=False."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """By teacher, with decode=False: what stored integers are to be multiplied by; not for floats."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
