@@ -260,6 +260,18 @@ class Stream:
         return sum(course.order.window_rows for course in self._first_courses) * self.row_bytes
 
     @property
+    def memory_bytes(self) -> int:
+        """Most bytes that an iteration holds: two windows, what reading threads decode from, and a batch.
+
+        A thread has a run of chunks of one array at a time, as bytes of the store and once more where not all of its
+        rows are wanted. Batches that the caller keeps are the caller's; decoded, their logits are float32.
+        """
+        classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
+        widest = max(field.row_bytes for field in self._fields)
+        reading = READ_THREADS * 2 * self._root.grid.run_rows * widest
+        return 2 * self.window_bytes + reading + self._batch_size * (self.row_bytes + 4 * classes)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row in a window: logits as stored, inputs, label, row, view, and its place among the turns."""
         return sum(field.row_bytes for field in self._fields) + 8

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from logitstore.storage.encodings import encoding_described, encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError, UnsupportedFeature
-from logitstore.storage.floats import FLOATS
+from logitstore.storage.floats import FLOATS, widened
 
 TEMPERATURES = (0.5, 1.0, 2.0, 5.0, 20.0)
 
@@ -157,3 +157,11 @@ def test_a_minus_zero_is_stored_as_zero() -> None:
     )
     stored = encoding_named("float16").encode(logits, 0, "here")["logits"]
     assert stored.view(np.uint16).tolist() == [[0, 0, 0xBC00]] * 4
+
+
+def test_every_float16_is_widened_as_numpy_widens_it() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    for numbers in (finite, finite.reshape(-1, 2)[::3], finite[:0], np.tile(finite, 3)):
+        assert widened(numbers).tobytes() == numbers.astype(np.float32).tobytes()
+    assert np.array_equal(widened(every), every.astype(np.float32), equal_nan=True)
