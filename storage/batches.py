@@ -201,7 +201,7 @@ def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
 
     Raises ConfigError where a stratum has none.
 
-    >>> rows_by_share(256, [0.5, 0.5]), rows_by_share(10, [1, 1, 1])
+    >>> rows_by_share(256, [0.5, 0.5]), rows_by_share(10, [1.0, 1.0, 1.0])
     ([128, 128], [4, 3, 3])
     """
     exact = [batch_size * share / sum(shares) for share in shares]
