@@ -4,10 +4,16 @@ import os
 import platform
 
 import capture
+import checked_inputs
 import encoding
+import live_teacher
+import memory
+import ranks
 import startup
 import stream
 import torch
+import training_step
+import variety
 
 
 def main() -> None:
@@ -16,7 +22,8 @@ def main() -> None:
     print(
         f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"
     )
-    for benchmark in (startup, stream, capture, encoding):
+    streaming = (stream, training_step, live_teacher, checked_inputs, ranks, memory, variety)
+    for benchmark in (startup, *streaming, capture, encoding):
         benchmark.main()
 
 

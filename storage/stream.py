@@ -261,15 +261,16 @@ class Stream:
 
     @property
     def memory_bytes(self) -> int:
-        """Most bytes that an iteration holds: two windows, what reading threads decode from, and a batch.
+        """Most bytes that an iteration holds: two windows, what reading threads decode from, and two batches.
 
         A thread has a run of chunks of one array at a time, as bytes of the store and once more where not all of its
-        rows are wanted. Batches that the caller keeps are the caller's; decoded, their logits are float32.
+        rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside it; what the caller
+        keeps beyond the last one is the caller's.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         widest = max(field.row_bytes for field in self._fields)
         reading = READ_THREADS * 2 * self._root.grid.run_rows * widest
-        return 2 * self.window_bytes + reading + self._batch_size * (self.row_bytes + 4 * classes)
+        return 2 * (self.window_bytes + self._batch_size * (self.row_bytes + 4 * classes)) + reading
 
     @property
     def row_bytes(self) -> int:
