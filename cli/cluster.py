@@ -57,9 +57,10 @@ def command(
     from ..pipeline.agenda import needs_clustering
     from ..pipeline.cluster import cluster_store, errors_in_sets
     from ..storage.api import open_store
+    from ..storage.files import local_path
 
     cluster = _checked(teacher, table)
-    opened = open_store(store)
+    opened = open_store(local_path(store))  # it will be written to
     _ = opened.teachers[cluster.teacher]  # a teacher that is not there comes before anything else
     todo = needs_clustering(opened, cluster)
     if dry_run:

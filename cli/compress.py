@@ -53,9 +53,10 @@ def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, *
     """
     from ..pipeline.compress import compress, plan_compression, say
     from ..storage.api import open_store
+    from ..storage.files import local_path
 
     wish = _wish(wishes)
-    opened = open_store(store)
+    opened = open_store(local_path(store))  # it will be written to
     plan = plan_compression(opened, teacher, name, wish)
     if dry_run:
         print_todo(plan.lines, as_json=as_json)

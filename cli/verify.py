@@ -39,12 +39,13 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
     Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that asks for what no reader does),
     4 could not be read, 5 incomplete (begun parts that are not sealed).
     """
-    from ..storage.files import local_path
     from ..storage.verify import verify
+    from ..storage.zarr_folder import folder_at
 
-    path = local_path(store)
+    folder = folder_at(store)
+    path = folder.path
     with show_progress(quiet=settings().quiet) as progress:
-        report = verify(path, deep=deep, expect=expect, progress=progress)
+        report = verify(folder, deep=deep, expect=expect, progress=progress)
     verdict = _VERDICTS[report.exit_code]
     if as_json:
         print_json(

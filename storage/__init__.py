@@ -16,6 +16,7 @@ The modules in the order of their levels; each imports only those before it (tes
     floats | error_budget | top_k | divergence    the encodings, and how far from the truth each is
     encodings          which of them a user or a spec means
     files, probe       bytes under a name, once and for good; whether a file system is fit for that
+    zarr_bytes, zarr_folder    what lies elsewhere, read through Zarr's stores: bytes, then the same folder
     lease, background  whether another writer is at work; writing while the next piece is encoded
     journal            commits, seals, the log of parts
     store, recovery    which parts there are, and whether each is what its seal says; mending what is not sealed

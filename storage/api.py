@@ -7,8 +7,8 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -28,6 +28,10 @@ from .store import Root, SealedPart, create_root, open_root
 from .stream import Stream
 from .verify import unsealed_parts
 from .writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
+from .zarr_folder import folder_at
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
 
 
 class Capture(CaptureReader):
@@ -89,8 +93,8 @@ class Store:
         return self._root
 
     @property
-    def path(self) -> Path:
-        """Where it is."""
+    def path(self) -> PurePath:
+        """Where it is: a Path, or, on no local disk, a PurePath that prints as the URL or the name of the place."""
         return self._root.path
 
     @property
@@ -154,6 +158,7 @@ class Store:
         classes: the store's class of each column where they are not all classes in order; -1 the dustbin class.
         Raises SpecMismatch where the name was begun with another provenance, views, classes or encoding.
         """
+        self._root.folder.check_writable()
         columns = None if classes is None else np.asarray(classes, dtype=np.int64)
         return CaptureWriter(
             self._root,
@@ -178,6 +183,7 @@ class Store:
         self, name: str, arrays: Mapping[str, NDArray[Any]], *, identity: Mapping[str, Any]
     ) -> str:
         """Write and seal `clusters/<name>`: "covariance", "assignment", "centres", "sets"; its digest."""
+        self._root.folder.check_writable()
         return write_clustering(self._root, name, arrays, identity=identity)
 
     def stream(
@@ -247,14 +253,16 @@ class Store:
         )
 
 
-def open_store(location: str | os.PathLike[str], *, expect: str | None = None) -> Store:
-    """Open a store to read it, or to add captures to it.
+def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:
+    """Open a store to read it, or, on a local disk, to add captures to it.
 
+    location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store; what is
+    not on a local disk is read alone, with the same checks of every byte (docs/remote.md).
     expect: "sha256:…", a digest that the store has or once had; it is opened as of that digest.
     Raises NotAStoreError where there is no store, ManifestInvalid where it is damaged, WrongStore where it never was
     the expected one.
     """
-    return Store(open_root(local_path(location), expect))
+    return Store(open_root(folder_at(location), expect))
 
 
 def begin_store(

@@ -48,7 +48,7 @@ def _digests(inputs: NDArray[Any], first_row: int = 0) -> UInt64[np.ndarray, " r
         digests[...] = header.intdigest()
         return digests
     stored = np.ascontiguousarray(inputs, dtype=dtype).reshape(len(inputs), -1).view(np.uint8)
-    data, size = memoryview(stored).cast("B"), stored.shape[1]
+    data, size = stored.data.cast("B"), stored.shape[1]
     for row in range(len(inputs)):
         state = header.copy()
         state.update(data[row * size : (row + 1) * size])

@@ -70,7 +70,6 @@ from .verify import (
     check_shard,
     check_small,
     file_digest,
-    files_of,
     find_strays,
     sealed_commit,
     unsealed_parts,
@@ -143,7 +142,7 @@ def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) ->
     for name in () if in_doubt else done.unsealed:
         with _giving_up(done):
             _BegunRepair(root, name, _Site(root.folder.sub(name), name, done), progress).run()
-    done.strays, shown = find_strays(open_root(path), seals, files_of(path))
+    done.strays, shown = find_strays(open_root(path), seals, Folder(path).files())
     done.beyond += shown
     return done
 

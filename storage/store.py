@@ -8,7 +8,7 @@ and small arrays were checked against the log. Nothing here reads or writes bloc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from numpy.typing import NDArray
@@ -273,8 +273,8 @@ class Root:
         """Digest of the store as it was opened."""
 
     @property
-    def path(self) -> Path:
-        """Where it is."""
+    def path(self) -> PurePath:
+        """Where it is; of what is on no local disk, what messages call it."""
         return self.folder.path
 
     def names(self, group: str) -> list[str]:
@@ -377,18 +377,18 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
     return Root(folder, attributes)
 
 
-def open_root(path: Path, expect: str | None = None) -> Root:
-    """Open a store. Raises NotAStoreError where the path holds none, ManifestInvalid where it is damaged."""
-    folder = Folder(path)
+def open_root(place: Path | Folder, expect: str | None = None) -> Root:
+    """Open a store. Raises NotAStoreError where the place holds none, ManifestInvalid where it is damaged."""
+    folder = place if isinstance(place, Folder) else Folder(place)
     try:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):
         what = {"nothing": "nothing", "a folder": "a folder without zarr.json"}.get(folder.kind(), "a file")
         raise NotAStoreError(
-            str(path),
+            str(folder.path),
             expected="a store",
             found=what,
             remedy="name the folder of a store, or make one with `logitstore cache`",
         ) from None
     check_root(folder)  # before the metadata: what a damaged file says of itself is worth nothing
-    return Root(folder, RootAttributes.from_bytes(data, str(path / ROOT_METADATA)), expect)
+    return Root(folder, RootAttributes.from_bytes(data, str(folder.path / ROOT_METADATA)), expect)

@@ -14,7 +14,6 @@ Nothing is changed, no teacher is run, nothing that the store names is imported.
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -130,19 +129,22 @@ class Report:
 
 
 def verify(
-    path: Path, *, deep: bool = False, expect: str | None = None, progress: Progress = silent
+    place: Path | Folder, *, deep: bool = False, expect: str | None = None, progress: Progress = silent
 ) -> Report:
     """Check a store. Problems are gathered, not raised, so that one report names all of them.
 
-    Raises NotAStoreError only where the path holds no store at all.
+    Raises NotAStoreError only where the place holds no store at all, ConfigError where files cannot be listed.
     """
-    report = Report()
+    top = place if isinstance(place, Folder) else Folder(place)
+    if not top.can_list:
+        top.files()  # raises
+    report, path = Report(), top.path
     root = None
     with report.gathering(str(path)):
-        root = open_root(path, expect)
+        root = open_root(top, expect)
     if root is None:
         (error,) = report.problems
-        if isinstance(error, NotAStoreError) and not Folder(path).exists(log_key(0)):
+        if isinstance(error, NotAStoreError) and not top.exists(log_key(0)):
             raise error
         return report
     report.digest, report.later = root.digest, list(root.later)
@@ -156,7 +158,7 @@ def verify(
             _verify_sealed(root, record.part, seal, deep, report, progress)
     with report.gathering(str(path)):
         # The files before the parts: a part that is begun meanwhile is then known by its spec.
-        files = files_of(path)
+        files = top.files()
         report.unsealed = unsealed_parts(root)
         for name in report.unsealed:
             with report.gathering(str(path / name)):
@@ -169,8 +171,9 @@ def verify(
 
 
 def unsealed_parts(root: Root) -> list[str]:
-    """Parts that were begun and that the log does not name."""
-    begun = [SAMPLES, *(f"{g}/{name}" for g in GROUPS for name in root.folder.names(g))]
+    """Parts that were begun and that the log does not name; as far as they can be known, where files are not listed."""
+    groups = GROUPS if root.folder.can_list else ()
+    begun = [SAMPLES, *(f"{g}/{name}" for g in groups for name in root.folder.names(g))]
     sealed = {record.part for record in root.records} | set(root.later)
     # A part whose spec was lost is one that was begun all the same.
     traces = (SPEC, ROOT_METADATA)
@@ -470,31 +473,6 @@ def check_begun_record(
 
 
 # Strays
-
-
-def files_of(path: Path) -> list[str]:
-    """Keys of every file under `path`, and of every link; links are not followed. Raises StorageError."""
-    found, todo = [], [""]
-    while todo:
-        prefix = todo.pop()
-        try:
-            with os.scandir(path / prefix) as entries:
-                for entry in entries:
-                    key = f"{prefix}{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(f"{key}/")
-                    else:
-                        found.append(key)
-        except FileNotFoundError:  # a staging folder, tidied by its writer
-            continue
-        except OSError as error:
-            raise StorageError(
-                str(path / prefix),
-                expected="a folder that can be listed",
-                found=f"{error.strerror or error} (errno {error.errno})",
-                remedy="check the path and its permissions",
-            ) from error
-    return sorted(found)
 
 
 def find_strays(

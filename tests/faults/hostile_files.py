@@ -257,9 +257,9 @@ for _name in (
 
 
 LOCATIONS: Final = (
-    "http://127.0.0.1:9/store.zarr", "https://user:word@localhost/store.zarr", "s3://bucket/store.zarr",
-    "gs://bucket/store.zarr", "file://host/store.zarr", "file://localhost@evil/x", "simplecache::http://127.0.0.1:9/s.zip",
-    "zip://::http://127.0.0.1:9/s.zip", "zip:///tmp/x.zip", "memory://store", "ftp://127.0.0.1/x", "github://a:b@c/x",
+    "http://127.0.0.1:9/s.zarr?key=word", "https://user:word@localhost/store.zarr", "s3://user:word@bucket/store.zarr",
+    "filecache::s3://bucket/s", "file://host/store.zarr", "file://localhost@evil/x", "simplecache::http://127.0.0.1:9/s.zip",
+    "zip://::http://127.0.0.1:9/s.zip", "zip:///tmp/x.zip", "memory://store#x", "ftp://127.0.0.1/x", "github://a:b@c/x",
     "reference::file:///etc/hostname", "icechunk://x", "data:application/json,{}", "nothing/../nothing\x1b[31m", "a\0b", "",
 )  # fmt: skip
-"""What a victim may be told to open. No redirect can be followed: nothing is asked of any server."""
+"""What a victim may be told to open, and nothing is asked of any server. (Plain URLs are opened: tests/test_remote.py.)"""
