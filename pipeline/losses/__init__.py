@@ -1,0 +1,44 @@
+"""What does a student learn from logits?
+
+With logits z of the student and v of a teacher, temperature T and C classes:
+
+    targets          what the teachers say: `soften`, `soft_targets` and `ensemble_logits`, for any temperature,
+                     weights and either mean. It is what makes stored logits worth more than stored probabilities.
+    hard             what the labels say: `hard_cross_entropy`, with label smoothing for a baseline
+    distillation     `Distillation`: T² · soft cross-entropy + w · hard cross-entropy (Hinton et al. 2015)
+    matching         `logit_matching`, `LogitMatching`: what becomes of it, up to a factor 1/C, as T grows without bound
+    decoupled        `DecoupledDistillation`: the target class apart from the others (DKD, Zhao et al. 2022)
+    correlation      `Dist`: rows and columns need only correlate (DIST, Huang et al. 2022)
+    standardisation  `standardise`: rows of mean 0 and deviation 1 before any of them (Sun et al. 2024)
+    checks           what is refused
+
+`Distillation` takes the targets as probabilities, `soft_targets(batch.logits, T)`; the others take logits,
+`ensemble_logits(batch.logits, T)`. docs/losses.md says when to take which.
+
+Everything is computed in float32, whatever the logits come in and whatever autocast says; in float64
+where the logits are float64. None of them waits for an accelerator.
+"""
+
+from .checks import check_temperature
+from .correlation import Dist
+from .decoupled import DecoupledDistillation
+from .distillation import Distillation
+from .hard import hard_cross_entropy
+from .matching import LogitMatching, logit_matching
+from .standardisation import standardise
+from .targets import ensemble_logits, ensemble_shares, soft_targets, soften
+
+__all__ = [
+    "DecoupledDistillation",
+    "Dist",
+    "Distillation",
+    "LogitMatching",
+    "check_temperature",
+    "ensemble_logits",
+    "ensemble_shares",
+    "hard_cross_entropy",
+    "logit_matching",
+    "soft_targets",
+    "soften",
+    "standardise",
+]

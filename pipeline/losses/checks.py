@@ -1,0 +1,119 @@
+"""Which arguments of a loss are refused, and in what words?
+
+Nothing here looks at a value on an accelerator, for which the host would have to wait.
+"""
+
+from collections.abc import Mapping
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from ...storage.errors import BadDataError, BadLogitsError, ConfigError
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ConfigError if a temperature is not finite or not above 0."""
+    if not (isfinite(temperature) and temperature > 0):
+        raise ConfigError(
+            "temperature",
+            expected="a finite number above 0",
+            found=str(temperature),
+            remedy="correct temperature",
+        )
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raise ConfigError if the weight of a term is not finite or below 0."""
+    if not (isfinite(weight) and weight >= 0):
+        raise ConfigError(
+            name, expected="a finite number of 0 or more", found=str(weight), remedy=f"correct {name}"
+        )
+
+
+def widened(logits: object, where: str = "logits") -> Tensor:
+    """The logits in float32, or in float64 where they are that. Raises BadLogitsError as `check_floating`."""
+    # Enough under autocast too: it lowers matrix products and convolutions, and there are none here.
+    floating = check_floating(logits, where)
+    return floating if floating.dtype == torch.float64 else floating.float()
+
+
+def check_floating(logits: object, where: str = "logits") -> Tensor:
+    """Return what is a floating tensor; refuse codes, top-k rows and several teachers. Raises BadLogitsError."""
+    if isinstance(logits, Tensor) and logits.is_floating_point():
+        return logits
+    if isinstance(logits, Mapping):
+        raise BadLogitsError(
+            where,
+            expected="one tensor",
+            found=f"the logits of {len(logits)} teachers",
+            remedy="combine them first: `ensemble_logits(batch.logits, temperature)`",
+        )
+    found = f"{logits.dtype} codes" if isinstance(logits, Tensor) else type(logits).__name__
+    raise BadLogitsError(
+        where,
+        expected="floating logits",
+        found=f"{found}, as they are stored",
+        remedy="decode them first: `batch.teacher_logits(temperature)`, or a stream with decode=True",
+    )
+
+
+def widened_pair(student_logits: object, teacher_logits: object) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's logits, widened, in the wider dtype of the two.
+
+    Raises BadLogitsError where one is no floating tensor, or where their shapes are not one (rows, classes).
+    """
+    student, teacher = widened(student_logits, "student_logits"), widened(teacher_logits, "teacher_logits")
+    check_same_shape(student, teacher, "teacher_logits")
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def check_same_shape(student: Tensor, other: Tensor, where: str) -> None:
+    """Raise BadLogitsError unless both are (rows, classes), so that nothing is broadcast."""
+    if student.ndim != 2:
+        raise BadLogitsError(
+            "student_logits",
+            expected="the shape (rows, classes)",
+            found=f"{tuple(student.shape)}",
+            remedy="reshape them",
+        )
+    if other.shape != student.shape:
+        raise BadLogitsError(
+            where,
+            expected=f"the shape of the student's logits, {tuple(student.shape)}",
+            found=f"{tuple(other.shape)}",
+            remedy="give both the same rows and classes",
+        )
+
+
+def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy: str) -> Tensor:
+    """Return labels that are there, int64, one a row, and, on the CPU, of classes that there are, or -1.
+
+    needed_for: what there must be labels for; remedy: what to do where there are none. On an accelerator the kernels assert the range themselves.
+    Raises ConfigError without labels, BadDataError for wrong ones.
+    """
+    if labels is None:
+        raise ConfigError(
+            "labels",
+            expected=f"labels, for {needed_for}",
+            found="none",
+            remedy=remedy,
+        )
+    if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
+        raise BadDataError(
+            "labels",
+            expected=f"int64 of shape ({len(logits)},), one a row",
+            found=f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}",
+            remedy="check that labels and logits belong together",
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[(labels < -1) | (labels >= logits.shape[1])]
+        if len(wrong):
+            raise BadDataError(
+                "labels",
+                expected=f"classes from 0 to {logits.shape[1] - 1}, or -1 where unknown",
+                found=str(int(wrong[0])),
+                remedy="check that labels and logits belong together",
+            )
+    return labels

@@ -1,0 +1,91 @@
+"""What does a student learn that need only correlate with its teacher?
+
+With p = softmax(v / T) and q = softmax(z / T) of a batch of B rows and C classes, and ρ Pearson's correlation,
+
+    inter-class   1 - 1/B Σ_rows    ρ(q_row, p_row)           which classes a row is like
+    intra-class   1 - 1/C Σ_classes ρ(q_·class, p_·class)     which rows a class is like
+
+Source: Huang, You, Wang, Qian & Xu 2022 (NeurIPS), "Knowledge distillation from a stronger teacher".
+Weights, T and T² as in the authors' code. It adds 1e-8 to the product of the two norms, which is not done here: at
+high temperatures, and for classes that no row of the batch is like, it is all that is left of the denominator.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .checks import check_temperature, check_weight, widened_pair
+from .hard import plus_hard_term
+
+
+class Dist(nn.Module):
+    """T² · (β · inter-class + γ · intra-class) + w · hard cross-entropy (DIST)."""
+
+    def __init__(
+        self, temperature: float = 1.0, inter: float = 1.0, intra: float = 1.0, hard_weight: float = 1.0
+    ) -> None:
+        """Keep the four numbers.
+
+        temperature: T, finite, above 0. inter, intra, hard_weight: β, γ and w, finite, 0 or more. The defaults are
+        those of the authors' code. Raises ConfigError if they are not.
+        A correlation does not shrink as T grows, so T² makes the soft terms large; with T the weights want another look.
+        """
+        super().__init__()
+        check_temperature(temperature)
+        check_weight("inter", inter)
+        check_weight("intra", intra)
+        check_weight("hard_weight", hard_weight)
+        self.temperature = temperature
+        self.inter = inter
+        self.intra = intra
+        self.hard_weight = hard_weight
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "rows classes"],
+        teacher_logits: Float[Tensor, "rows classes"],
+        labels: Int64[Tensor, "rows"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss, T² · (β + γ) at most twice; of a perfect student 0 but for the hard term.
+
+        student_logits, teacher_logits: (rows, classes), nats, any constant a row; of an ensemble `ensemble_logits` at
+        this temperature. labels: (rows,) int64, -1 where unknown.
+        Where a row or a column is constant there is no correlation, and it counts as 0: a batch of one row learns
+        nothing from its columns. The gradient is finite there.
+        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes.
+        """
+        student, teacher = widened_pair(student_logits, teacher_logits)
+        log_q = torch.log_softmax(student / self.temperature, dim=-1)
+        log_p = torch.log_softmax(teacher / self.temperature, dim=-1)
+        inter = 1 - _correlation(log_q, log_p, dim=1).mean()
+        intra = 1 - _correlation(log_q, log_p, dim=0).mean()
+        soft = self.temperature**2 * (self.inter * inter + self.intra * intra)
+        return plus_hard_term(soft, self.hard_weight, student, labels)
+
+    def extra_repr(self) -> str:
+        """Show the four numbers in `repr`."""
+        return (
+            f"temperature={self.temperature}, inter={self.inter}, intra={self.intra}, "
+            f"hard_weight={self.hard_weight}"
+        )
+
+
+def _correlation(log_q: Tensor, log_p: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation of exp(log_q) and exp(log_p) along a dimension; 0 where either is constant."""
+    return (_unit_vectors(log_q, dim) * _unit_vectors(log_p, dim)).sum(dim=dim)
+
+
+def _unit_vectors(log_probabilities: Tensor, dim: int) -> Tensor:
+    """The probabilities less their mean, divided by their norm, along a dimension.
+
+    A correlation does not see the scale, so the largest may be 1: small probabilities do not vanish when they are
+    squared. A vector that is constant to the precision of its numbers is divided by 1, not by a norm of 0 or of
+    noise: the value is then 0, and the gradient that of a covariance.
+    """
+    largest = log_probabilities.detach().amax(dim=dim, keepdim=True)
+    scaled = torch.exp(log_probabilities - largest)
+    centred = scaled - scaled.mean(dim=dim, keepdim=True)
+    square = centred.square().sum(dim=dim, keepdim=True)
+    noise = 4 * torch.finfo(square.dtype).eps * (1 + largest.abs())
+    is_constant = square <= scaled.shape[dim] * noise.square()
+    return centred / torch.where(is_constant, 1.0, square).sqrt()

@@ -1,0 +1,60 @@
+"""What does a student learn from soft targets?
+
+T² times the cross-entropy of q = softmax(z / T) against the soft targets, plus `hard_weight` times the
+cross-entropy of softmax(z) against the labels. The gradient of the former falls as 1/T²; the factor
+keeps the balance of the two terms when the temperature is changed.
+
+Source: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network", section 2.
+"""
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_floating, check_same_shape, check_temperature, check_weight, widened
+from .hard import plus_hard_term
+
+
+class Distillation(nn.Module):
+    """T² · soft cross-entropy + w · hard cross-entropy, of the same student logits.
+
+    The soft term is at temperature T, the hard one at 1. The weight w is relative to 1 for the soft term:
+    the paper's speech experiment has 0.5.
+    """
+
+    def __init__(self, temperature: float, hard_weight: float = 0.0) -> None:
+        """Keep the two numbers.
+
+        temperature: T, finite, above 0; that of the targets. hard_weight: w, finite, 0 or more.
+        Raises ConfigError if they are not.
+        """
+        super().__init__()
+        check_temperature(temperature)
+        check_weight("hard_weight", hard_weight)
+        self.temperature = temperature
+        self.hard_weight = hard_weight
+
+    def forward(
+        self,
+        student_logits: Float[Tensor, "rows classes"],
+        targets: Float[Tensor, "rows classes"],
+        labels: Int64[Tensor, "rows"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss, nats, a mean over rows.
+
+        student_logits: (rows, classes). targets: (rows, classes), probabilities at this temperature, as
+        `soft_targets` gives them. labels: (rows,) int64, -1 where unknown; the hard term is the mean over
+        the rows that have one, and 0 if none has.
+        The soft term's gradient is T · (q - p) / rows, T² times equation 2. Its entropy is not taken off,
+        so the loss of a perfect student is T² times the entropy of the targets.
+        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes.
+        """
+        student = widened(student_logits, "student_logits")
+        check_same_shape(student, check_floating(targets, "targets"), "targets")
+        log_q = F.log_softmax(student / self.temperature, dim=-1)
+        soft = -(targets.to(log_q.dtype) * log_q).sum(dim=-1).mean()
+        return plus_hard_term(self.temperature**2 * soft, self.hard_weight, student, labels)
+
+    def extra_repr(self) -> str:
+        """Show the two numbers in `repr`."""
+        return f"temperature={self.temperature}, hard_weight={self.hard_weight}"
