@@ -5,6 +5,7 @@ captured, and the stream compares each with the digest of what the teacher was g
 with the same function.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,19 @@ def replay(augmentation: Augmentation, seed: int = 0, first_view: int = 1) -> Au
     >>> again(np.ones((2, 3, 3)), 0, np.array([4, 5])).sum()  # view 0 is the row as it is
     np.float64(18.0)
     """
+    return _Replay(augmentation, seed, first_view)
 
-    def views(inputs: NDArray[Any], view: int, rows: Int64[np.ndarray, " rows"]) -> NDArray[Any]:
-        return augment_rows(inputs, augmentation, seed, view, rows, first_view)
 
-    return views
+@dataclass(frozen=True)
+class _Replay:
+    """An object and no closure: a stream is sent to the workers of a DataLoader, and what it holds with it."""
+
+    augmentation: Augmentation
+    seed: int
+    first_view: int
+
+    def __call__(self, inputs: NDArray[Any], view: int, rows: Int64[np.ndarray, " rows"]) -> NDArray[Any]:
+        return augment_rows(inputs, self.augmentation, self.seed, view, rows, self.first_view)
 
 
 def experiment_views(experiment: Experiment) -> Augment | None:

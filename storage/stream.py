@@ -110,6 +110,7 @@ class Stream:
         self._epoch = 0
         self._pinned = False
         self._places: Places | None = None  # where this epoch begins, where a state was loaded
+        self._here: tuple[list[Course], list[int]] | None = None  # the way through it from there
         self._batches = 0
         self._resumed = False
         self._every = (0, 1)
@@ -117,8 +118,8 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process has windows of its own; what is derived from open parts is derived again.
-        left_out = ("_buffers", "_fields")
-        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_buffers": []}
+        left_out = ("_buffers", "_fields", "_here", "_first_courses")
+        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_buffers": [], "_here": None}
 
     # What is asked for, checked
 
@@ -292,22 +293,39 @@ class Stream:
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Make every iteration from now on this epoch, until it is set again."""
+        """Make every iteration from now on this epoch, until it is set again.
+
+        Where a state of this very epoch was loaded, and not gone on from yet, the next iteration is the rest of it.
+        """
         _check_numbers(minimum=0, epoch=epoch)
+        if self._resumed and epoch == self._epoch:
+            self._pinned = True
+        else:
+            self.begin_epoch(epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """`set_epoch`, and the whole of that epoch whatever was loaded."""
         self._pinned = True
         self._go_to(epoch)
 
     def _go_to(self, epoch: int) -> None:
         self._epoch, self._places, self._batches, self._resumed = epoch, None, 0, False
+        self._here = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, between any two batches; the same on every rank that has taken as many."""
-        courses, reached = self._courses(self._epoch, self._places)
+        courses, reached = self._way_from_here()
         left = [
             [[piece.start, piece.stop, piece.after] for piece in course.after(self._batches)]
             for course in courses
         ]
         return {"epoch": self._epoch, "left": left, "reached": reached, **self._order_state()}
+
+    def _way_from_here(self) -> tuple[list[Course], list[int]]:
+        """The ways through what is left of this epoch, from where the iteration under way began."""
+        if self._here is None:
+            self._here = self._courses(self._epoch, self._places)
+        return self._here
 
     def _order_state(self) -> dict[str, Any]:
         """What the order of an epoch follows from: the places of a state mean nothing in another."""
@@ -372,9 +390,9 @@ class Stream:
     def batches(self, decode: bool) -> Iterator[Batch]:
         """What iterating gives, decoded or as stored: for who decodes elsewhere, as `TorchStream` does."""
         if not self._resumed:
-            self._places = None
+            self._places = self._here = None
         self._resumed, self._batches = False, 0
-        courses, _ = self._courses(self._epoch, self._places)
+        courses, _ = self._way_from_here()
         ways = [course.way(self._rank) for course in courses]
         first, parts = self._every
         numbers = range(first, courses[0].batches.count, parts)

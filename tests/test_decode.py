@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import logitstore
-from logitstore.pipeline.decode import decode_codes, decode_top_k
+from logitstore.pipeline.decode import TopKTensors, decode_codes, decode_top_k
 from logitstore.pipeline.losses import soft_targets
-from logitstore.pipeline.torch_stream import TopKTensors, TorchStream
+from logitstore.pipeline.torch_stream import TorchStream
 from logitstore.storage.errors import ConfigError
 
 ROWS, CLASSES = 300, 70
@@ -45,6 +45,23 @@ def test_codes_decode_to_the_same_bits_as_on_the_host(store: logitstore.Store) -
         for name in ("codes", "floats"):
             assert decoded[name].dtype == torch.float32
             assert np.array_equal(decoded[name].numpy()[order], store.teachers[name].read(rows))
+
+
+def test_a_stream_of_tensors_decodes_to_the_bits_of_the_stream_of_arrays(store: logitstore.Store) -> None:
+    """torch decodes what numpy decodes otherwise: zeros with their sign, and every other bit."""
+    arguments = {"batch_size": 64, "teachers": list(ENCODINGS), "temperature": 3.0, "seed": 2}
+    for arrays, tensors in zip(
+        store.stream(**arguments), TorchStream(store.stream(**arguments)), strict=True
+    ):
+        assert not tensors.scale
+        for name in ("floats", "codes"):
+            decoded = tensors.logits[name]
+            assert decoded.dtype == torch.float32
+            assert np.array_equal(decoded.numpy().view(np.uint32), arrays.logits[name].view(np.uint32)), name
+        for name in ("largest", "all"):
+            np.testing.assert_allclose(
+                tensors.logits[name].numpy(), arrays.logits[name], rtol=1e-6, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0, 1000.0])
@@ -90,3 +107,21 @@ def test_codes_of_any_width_and_sign_decode() -> None:
     codes = torch.tensor([[0, 254, 7]], dtype=torch.uint8)
     assert decode_codes(codes, -0.5).tolist() == [[0.0, -127.0, -3.5]]
     assert decode_codes(codes.to(torch.uint16), -0.5).tolist() == [[0.0, -127.0, -3.5]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("scale", [-0.0883, -1e-3, -7.25])
+def test_every_code_decodes_to_the_bits_of_numpy(dtype: str, scale: float) -> None:
+    codes = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(-1, 16)
+    step = float(np.float32(scale))  # a store has float32 steps
+    expected = codes.astype(np.float32) * np.float32(step)
+    found = decode_codes(torch.from_numpy(codes), step).numpy()
+    assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_every_float16_decodes_to_the_bits_of_numpy() -> None:
+    """Subnormal ones and both zeros too; a capture has no NaN."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[~np.isnan(halves)][None]
+    found = torch.from_numpy(halves).to(torch.float32).numpy()
+    assert np.array_equal(found.view(np.uint32), halves.astype(np.float32).view(np.uint32))

@@ -243,6 +243,26 @@ def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int
     assert len({tuple(of_epoch(epoch)) for epoch in range(6)}) == 6
 
 
+def test_setting_the_epoch_of_a_state_keeps_what_is_left_of_it(
+    made_store: Callable[[int, int], Made],
+) -> None:
+    """A loop that goes on says which epoch it is in; accelerate says so by itself."""
+    made = made_store(37, 8)
+    first = made.store.stream(batch_size=5, views=0)
+    first.set_epoch(2)
+    batches = iter(first)
+    next(batches)
+    state, tail = first.state_dict(), [bits(batch) for batch in batches]
+    again = made.store.stream(batch_size=5, views=0)
+    again.load_state_dict(state)
+    again.set_epoch(2)
+    assert [bits(batch) for batch in again] == tail
+    assert len(list(again)) == 8  # and then the whole of it
+    again.load_state_dict(state)
+    again.set_epoch(3)
+    assert len(list(again)) == 8
+
+
 def test_an_epoch_that_was_left_begins_again(made_store: Callable[[int, int], Made]) -> None:
     stream = made_store(37, 8).store.stream(batch_size=10)
     first = bits(next(iter(stream)))
