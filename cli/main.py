@@ -31,6 +31,8 @@ COMMANDS = {
     "doctor": "Is a disk safe for several writers?",
 }
 """Name and summary of each command, in the order in which a user meets them."""
+OF_ONE_PROCESS = ("demo", "run", "cache", "cluster", "evaluate", "compress", "repair")
+"""What every process of a `torchrun` would do all of."""
 
 
 class LazyGroup(click.Group):
@@ -112,7 +114,8 @@ class LazyGroup(click.Group):
 )
 @click.version_option(package_name="logitstore", message="%(prog)s %(version)s")
 @verbosity_options
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Distil large networks into small ones through a sealed store of the teachers' logits.
 
     \b
@@ -123,6 +126,23 @@ def cli() -> None:
     Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 64 wrong usage, 65 bad data,
     70 a bug, 75 try again, 130 interrupted; `verify` has some of its own.
     """
+    if context.invoked_subcommand in OF_ONE_PROCESS and "RANK" in os.environ:
+        check_alone(context)
+
+
+def check_alone(context: click.Context) -> None:
+    """Refuse a command of one process that `torchrun` has started several of; the first of them says so."""
+    from ..pipeline.ranks import are_several
+
+    if not are_several():
+        return
+    if os.environ["RANK"] != "0":
+        context.exit(64)
+    raise click.UsageError(
+        f"expected one process for '{context.invoked_subcommand}', found {os.environ['WORLD_SIZE']} of torchrun; "
+        "run this stage without it, and 'train' with it",
+        context,
+    )
 
 
 def main() -> None:

@@ -1,33 +1,45 @@
 """How do teachers, classes and students meet in a store? The three stages; torch where a network runs.
 
-    experiment, schema     the experiment file, checked
+    experiment, training_tables, schema        the experiment file, checked
     factories              "package.module:function" strings
     datasets, transfer     transfer sets; their examples in the order of a store
     models, weights        networks; their weights as files
     augment, views         views of a row that anyone can make again; and students get again
     records, agenda        what was made from what, and what is still to do
-    fit, inference         the training loop; logits of many rows
+    fit, optimise, training_log, inference     the training loop and what it says; logits of many rows
+    checkpoint, keep       what an interrupted training goes on from
+    ranks                  several processes that train one network
     teachers               teachers from weights or from labels
     cache                  stage one:   teachers x transfer set -> store
     blocks                 a function over every block of a store, on all cores
     choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first
     covariance, kmeans, confusable, cluster    stage two:   store -> confusable sets of classes
-    decode, torch_stream, losses, train        stage three: store -> students
+    decode, torch_batch, device_feed, torch_stream    batches of a store, on the device that uses them
+    losses, student_loss, train                stage three: store -> students
     metrics, results, evaluate                 how good each of them is
     plan, footprint, sampling, trial           what an experiment will cost, before it is run
     run                    all of it, doing only what is not done
 
-For a training loop of your own: `TorchStream`, `losses`, and `replay` for its inputs.
+For a training loop of your own: `TorchStream`, `losses`, `replay` for its inputs, and `to_device` for a `DataLoader`.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import losses
-    from .torch_stream import TorchBatch, TorchStream
+    from .device_feed import to_device
+    from .torch_batch import TorchBatch
+    from .torch_stream import TorchStream
     from .views import replay
 
-__all__ = ["TorchBatch", "TorchStream", "losses", "replay"]
+__all__ = ["TorchBatch", "TorchStream", "losses", "replay", "to_device"]
+
+_HOMES = {
+    "TorchBatch": "torch_batch",
+    "TorchStream": "torch_stream",
+    "replay": "views",
+    "to_device": "device_feed",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -36,8 +48,7 @@ def __getattr__(name: str) -> object:
 
     if name == "losses":
         return import_module(f"{__name__}.losses")
-    home = {"TorchBatch": "torch_stream", "TorchStream": "torch_stream", "replay": "views"}.get(name)
-    if home is not None:
-        value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -13,7 +13,7 @@ which everything is done says so at once.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from ..storage.errors import (
 from ..storage.files import Folder
 from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
 from ..storage.identity import check_same
-from .experiment import Cluster, Experiment, Student, TeacherMember
+from .experiment import Cluster, Experiment, Loss, Student, TeacherMember
 from .factories import source_digest
 from .records import Models, Record, as_json, weights_digest
+from .schema import Table
 from .transfer import TransferRows
 
 _RENAME = "change it back, or give what is new another name (or another --out)"
@@ -96,6 +97,17 @@ def check_samples(store: Store, rows: TransferRows) -> None:
     )
 
 
+def _settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
+    """What a table says of what is made from it.
+
+    later: keys that came to the table after things were made from it. At their defaults they are left out, so
+    that those things are still what they were. idle: keys from which nothing follows.
+    """
+    fields = type(table).model_fields
+    unset = {name for name in later if getattr(table, name) == fields[name].default}
+    return table.model_dump(mode="json", exclude=idle | unset)
+
+
 # Teachers
 
 
@@ -106,7 +118,7 @@ def teacher_identity(experiment: Experiment, member: TeacherMember, rows: Transf
     return {
         "factory": teacher.factory,
         "args": teacher.args,
-        "train": teacher.train.model_dump(mode="json"),
+        "train": _settled(teacher.train, later={"clip_norm", "ema", "precision"}, idle={"compile"}),
         "seed": member.seed,
         "transfer_set": rows.fingerprint,
         "num_examples": len(rows),
@@ -287,11 +299,16 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     Raises PartNotFound or StoreIncomplete where a capture that it needs is not there.
     """
     student = run.student
-    table: Mapping[str, Any] = student.model_dump(mode="json", exclude={"name", "teachers", "train"})
+    loss = {"name": student.loss.name, **student.loss.numbers}
     return {
-        **table,
+        **_settled(student, later={"standardise"}, idle={"name", "teachers", "train", "loss"}),
+        **({} if student.loss == Loss() else {"loss": loss}),
         "teachers": experiment.teacher_weights(student),
-        "train": student.train.model_dump(mode="json", exclude={"seeds"}),
+        "train": _settled(
+            student.train,
+            later={"clip_norm", "ema", "label_smoothing", "precision"},
+            idle={"checkpoint_every", "compile", "seeds"},
+        ),
         "seed": run.seed,
         "samples": store.samples.digest,
         "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},

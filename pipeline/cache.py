@@ -27,9 +27,9 @@ from ..storage.digest import digest_rows
 from ..storage.errors import PartSealed
 from ..storage.files import Folder
 from ..storage.format import SAMPLES
+from ..storage.inputs import Augment
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
-from ..storage.inputs import Augment
 from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
 from .agenda import capture_identity, check_samples, missing_captures, open_existing
 from .experiment import Experiment, TeacherMember

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError
-from ..storage.progress import Progress, silent
 from ..storage.inputs import fetch_items
+from ..storage.progress import Progress, silent
 from .experiment import Experiment
 from .fit import choose_device
 from .inference import run_model

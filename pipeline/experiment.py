@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..storage.encoding import Encoding
@@ -24,10 +24,7 @@ from ..storage.encodings import encoding_named
 from ..storage.errors import ConfigError
 from .schema import (
     NAME,
-    Arguments,
     Count,
-    FactoryName,
-    Fraction,
     Name,
     NotNegative,
     Positive,
@@ -42,6 +39,27 @@ from .schema import (
     problem,
     show,
 )
+from .training_tables import Augmentation, Factory, Loss, StudentTrain, TeacherTrain, Train, as_loss
+
+__all__ = [
+    "Augmentation",
+    "Cache",
+    "Cluster",
+    "EvaluationSet",
+    "Experiment",
+    "Factory",
+    "Loss",
+    "Student",
+    "StudentTrain",
+    "Teacher",
+    "TeacherMember",
+    "TeacherTrain",
+    "Train",
+    "TransferSet",
+    "ViewAugmentation",
+    "load_experiment",
+    "parse_experiment",
+]
 
 
 def _check_encoding(value: object) -> object:
@@ -84,15 +102,6 @@ def _as_weights(value: object) -> object:
     return value
 
 
-class Factory(Table):
-    """Something that a function of a Python module makes."""
-
-    factory: FactoryName
-    """`package.module:function`."""
-    args: Arguments = Field(default_factory=dict[str, Any])
-    """Keyword arguments of the function; relative file names are relative to the experiment file."""
-
-
 class TransferSet(Factory):
     """`[transfer_set]`: the examples that the teachers are run on."""
 
@@ -118,81 +127,11 @@ class EvaluationSet(Factory):
     """`[evaluation_set]`: the labelled examples that every accuracy in a table comes from."""
 
 
-class Augmentation(Factory):
-    """A random change of an input, a pure function of it and of a random generator."""
-
-    seed: Seed = 0
-    """Seed of the generator."""
-
-
 class ViewAugmentation(Augmentation):
     """`[cache] augment`: what makes one view of a row differ from another."""
 
     first_view: Whole = 1
     """The first view that is augmented; those before it are the row as it is."""
-
-
-class Train(Table):
-    """How a network is trained."""
-
-    lr: Positive
-    """Learning rate at its highest."""
-    epochs: Count
-    """Passes over the rows."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    """The optimiser, with PyTorch's defaults for what is not said here."""
-    momentum: Fraction = 0.0
-    """Momentum of `sgd`; the others have none to set."""
-    weight_decay: NotNegative = 0.0
-    """Weight decay, as the optimiser understands it."""
-    batch_size: Count = 128
-    """Rows a step."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate goes from `lr` to 0 (or stays) over the epochs after the warm-up."""
-    warmup_epochs: Whole = 0
-    """Epochs over which the learning rate rises linearly from 0 to `lr`."""
-
-    @model_validator(mode="after")
-    def _settings_have_effect(self) -> "Train":
-        if self.momentum and self.optimizer != "sgd":
-            raise problem(
-                f"no momentum with optimizer = '{self.optimizer}'",
-                show(self.momentum),
-                "drop it, or take optimizer = 'sgd'",
-                "momentum",
-            )
-        if self.warmup_epochs >= self.epochs:
-            raise problem(
-                f"fewer than epochs = {self.epochs}", show(self.warmup_epochs), "shorten it", "warmup_epochs"
-            )
-        return self
-
-
-class TeacherTrain(Train):
-    """`[[teacher]] train`: trained here, from the labels of the transfer set, before it is cached."""
-
-    label_smoothing: Fraction = 0.0
-    """Share of the target that is spread evenly over all classes."""
-    augment: Augmentation | None = None
-    """Applied to every input of every epoch anew."""
-
-    @classmethod
-    def unknown_key(cls, key: str, known: list[str]) -> PydanticCustomError:
-        if key == "seeds":
-            return problem("no 'seeds' for a teacher", "them", "use the teacher's seed and members", key)
-        return super().unknown_key(key, known)
-
-
-class StudentTrain(Train):
-    """`[[student]] train`."""
-
-    seeds: Annotated[
-        tuple[Seed, ...],
-        BeforeValidator(list_as_tuple),
-        AfterValidator(check_distinct),
-        Field(min_length=1),
-    ] = (0,)
-    """The student is trained once a seed; a table gives mean and spread."""
 
 
 class Teacher(Factory):
@@ -311,8 +250,8 @@ class Cluster(Table):
 class Student(Factory):
     """`[[student]]`: a network trained from the store.
 
-    With `targets = "hard"` it is the baseline, trained on the labels alone: then no teachers, mean,
-    temperature or hard_weight may be given.
+    With `targets = "hard"` it is the baseline, trained on the labels alone: then nothing that is about teachers
+    may be given.
     """
 
     name: Name
@@ -328,6 +267,10 @@ class Student(Factory):
     """Of targets and student alike during the training."""
     hard_weight: NotNegative = 0.0
     """Weight of the cross-entropy with the labels, beside T² times the soft one."""
+    loss: Annotated[Loss, BeforeValidator(as_loss)] = Loss()
+    """What is made of the teachers' logits: a name, or a table with its numbers."""
+    standardise: bool = False
+    """Whether rows of logits, the teachers' and its own, are brought to mean 0 and deviation 1 before the loss."""
     views: Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)] = "cycle"
     """All views every epoch, another one each epoch, or this one."""
     train: StudentTrain
@@ -343,10 +286,38 @@ class Student(Factory):
                 "teachers",
             )
         if self.targets == "hard":
-            for key in ("teachers", "mean", "temperature", "hard_weight"):
+            for key in ("teachers", "mean", "temperature", "hard_weight", "loss", "standardise"):
                 if key in self.model_fields_set:
-                    raise problem(f"no {key} with targets = 'hard'", show(getattr(self, key)), "drop it", key)
+                    value = self.loss.name if key == "loss" else getattr(self, key)
+                    raise problem(f"no {key} with targets = 'hard'", show(value), "drop it", key)
         return self
+
+    @model_validator(mode="after")
+    def _loss_takes_the_settings(self) -> "Student":
+        if self.targets == "soft" and self.train.label_smoothing:
+            raise problem(
+                "no label_smoothing with targets = 'soft'",
+                show(self.train.label_smoothing),
+                "drop it, or set targets = 'hard'",
+                "train.label_smoothing",
+            )
+        if self.loss.name == "logit_matching" and "temperature" in self.model_fields_set:
+            raise problem(
+                "no temperature with loss = 'logit_matching'",
+                show(self.temperature),
+                "drop it",
+                "temperature",
+            )
+        return self
+
+    @property
+    def labels_needed_for(self) -> str | None:
+        """The setting that the labels are needed for; None where they are not."""
+        if self.targets == "hard":
+            return 'targets = "hard"'
+        if self.loss.name == "dkd":
+            return 'loss = "dkd"'
+        return f"hard_weight = {self.hard_weight:g}" if self.hard_weight else None
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from ..storage.api import Capture, Store
 from ..storage.encoding import check_finite
 from ..storage.floats import FloatEncoding
 from ..storage.grid import Grid
-from ..storage.progress import Progress, silent
 from ..storage.inputs import Augment
+from ..storage.progress import Progress, silent
 from .agenda import capture_identity, find_teacher
 from .experiment import Experiment, TeacherMember
 from .fit import choose_device

@@ -1,29 +1,39 @@
 """Stage three: how is a student trained from a store?
 
-Inputs, labels and the teachers' logits come from one stream; the soft targets of the student's temperature,
-weights and mean are made of them batch by batch. With `targets = "hard"` the same student learns from the
-labels of the same inputs.
+Inputs, labels and the teachers' logits come from one stream; the targets of the student's temperature, weights and
+mean are made of them batch by batch (`student_loss`). With `targets = "hard"` the same student learns from the
+labels of the same inputs. A training that was interrupted goes on from its last checkpoint (`keep`), and several
+processes may share one (`ranks`).
 """
 
-import time
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from ..storage.api import Store
 from ..storage.errors import BadDataError, SpecMismatch
-from ..storage.progress import Progress, silent
 from ..storage.inputs import Augment
+from ..storage.progress import Progress, silent
 from ..storage.stream import Stream
-from .agenda import StudentSeed, augmentation_identity, missing_students, shown_capture, student_identity
+from .agenda import (
+    StudentSeed,
+    augmentation_identity,
+    missing_students,
+    shown_capture,
+    student_identity,
+    student_seeds,
+)
 from .experiment import Experiment
 from .fit import choose_device, fit
-from .losses import Distillation, hard_cross_entropy, soft_targets
+from .keep import StudentKeeper, seed_rank
 from .models import count_parameters
+from .ranks import ALONE, Ranks
 from .records import Models, Record, as_json
+from .student_loss import StudentLoss
 from .teachers import build_model
 from .torch_stream import TorchBatch, TorchStream
+from .training_log import Clock, TrainingLog
 from .transfer import TransferRows
 from .views import experiment_views
 from .weights import save_weights
@@ -36,15 +46,20 @@ def train_students(
     *,
     device: str | None = None,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> list[str]:
     """Train every student that is not trained yet; their names, one a seed.
 
+    ranks: the processes that train each of them together, all of which call this.
     Raises StoreIncomplete or PartNotFound where a capture that a student learns from is not sealed.
     """
     missing = missing_students(experiment, models, store)
-    for run in missing:
-        train_student(experiment, run, store, models, device=device, progress=progress)
-    return [run.name for run in missing]
+    # What is missing is asked once, of the first: the others might come late, and miss what it has finished.
+    names = json.loads(ranks.first_says(json.dumps([run.name for run in missing])))
+    todo = [run for run in student_seeds(experiment) if run.name in names]
+    for run in todo:
+        train_student(experiment, run, store, models, device=device, progress=progress, ranks=ranks)
+    return [run.name for run in todo]
 
 
 def train_student(
@@ -55,60 +70,91 @@ def train_student(
     *,
     device: str | None = None,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Record:
-    """Train one student from one seed, and keep its weights and its record."""
+    """Train one student from one seed, or go on with it, and keep its weights and its record.
+
+    Beside the weights stands a log of the training, `<name>.metrics.jsonl`, and, until it is done, the folder of
+    its checkpoints, `<name>.checkpoints`. Raises SpecMismatch where those belong to another store or setting.
+    """
     student, settings = run.student, run.student.train
     identity = student_identity(experiment, run, store)
-    stream, input_shape = open_stream(experiment, run, store)
-    target = choose_device(device)
-    started = time.monotonic()
+    stream, input_shape = open_stream(experiment, run, store, ranks)
+    target = choose_device(ranks.device(device))
+    path = models.weights_path("students", run.name)
     torch.manual_seed(run.seed)
     module = build_model(student, experiment, input_shape=input_shape, num_classes=store.num_classes).to(
         target
     )
-    batches = TorchStream(stream)
-    weights = experiment.teacher_weights(student)
-    distillation = Distillation(student.temperature, student.hard_weight)
-
-    def epoch_batches(epoch: int) -> Iterator[TorchBatch]:
-        batches.set_epoch(epoch)
-        return (batch.to(target) for batch in batches)
-
-    def loss(logits: Tensor, batch: TorchBatch) -> Tensor:
-        if student.targets == "hard":
-            return hard_cross_entropy(logits, batch.labels)
-        targets = soft_targets(batch.teacher_logits(), student.temperature, weights, student.mean)
-        value: Tensor = distillation(logits, targets, batch.labels)
-        return value
-
-    last = fit(
-        module,
-        epoch_batches,
-        stream.epoch_rows,
-        len(stream),
-        settings,
-        loss,
-        where=f"training student {run.name}",
-        progress=progress,
+    seed_rank(run.seed, ranks)
+    batches = TorchStream(stream, target)
+    keeper = StudentKeeper(
+        path.with_suffix(".checkpoints"),
+        identity,
+        batches,
+        every=settings.checkpoint_every,
+        seed=run.seed,
+        store=store.path,
+        device=target,
+        ranks=ranks,
     )
+    if ranks.is_first and as_json(models.recorded_identity("students", run.name) or {}) in (
+        keeper.checkpoints.identities()
+    ):
+        keeper.checkpoints.remove()  # of a training that was finished, and killed before this
+
+    def epoch_batches(epoch: int) -> Iterable[TorchBatch]:
+        keeper.begin_epoch(epoch)
+        return batches
+
+    loss = StudentLoss(
+        student,
+        experiment.teacher_weights(student),
+        labels_are_complete=bool((store.samples.labels >= 0).all()),
+        ranks=ranks,
+    )
+    clock = Clock()
+    with TrainingLog(path.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
+        last = fit(
+            module,
+            epoch_batches,
+            stream.epoch_rows,
+            len(stream),
+            settings,
+            loss,
+            where=f"training student {run.name}",
+            progress=progress if ranks.is_first else silent,
+            log=log,
+            clock=clock,
+            keeper=keeper,
+            ranks=ranks,
+            loss_is_of_all_ranks=loss.is_of_all_ranks,
+        )
     facts = {
         "parameters": count_parameters(module),
         "last_loss": last,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(clock.seconds, 1),
     }
-    digest = save_weights(module, models.weights_path("students", run.name))
-    return models.put("students", run.name, identity, digest, facts)
+    digest = ranks.first_says(save_weights(module, path) if ranks.is_first else "")
+    if not ranks.is_first:
+        return Record(as_json(identity), digest, facts)
+    record = models.put("students", run.name, identity, digest, facts)
+    keeper.checkpoints.remove()
+    return record
 
 
-def open_stream(experiment: Experiment, run: StudentSeed, store: Store) -> tuple[Stream, tuple[int, ...]]:
-    """The stream that a student learns from, and the shape of one of its inputs.
+def open_stream(
+    experiment: Experiment, run: StudentSeed, store: Store, ranks: Ranks = ALONE
+) -> tuple[Stream, tuple[int, ...]]:
+    """The stream that a student learns from, on this rank, and the shape of one of its inputs.
 
-    Raises BadDataError for hard targets without labels, SpecMismatch where the experiment's augmentation is not
+    Raises ConfigError where the rows of a step are
+    no multiple of the ranks, BadDataError for labels that are needed and not there, SpecMismatch where the experiment's augmentation is not
     the one that the captures were made with.
     """
     student = run.student
-    needed = 'targets = "hard"' if student.targets == "hard" else f"hard_weight = {student.hard_weight:g}"
-    if (student.targets == "hard" or student.hard_weight) and not (store.samples.labels >= 0).any():
+    needed = student.labels_needed_for
+    if needed is not None and not (store.samples.labels >= 0).any():
         raise BadDataError(
             f"student {student.name!r}",
             expected=f"labels, for {needed}",
@@ -121,10 +167,13 @@ def open_stream(experiment: Experiment, run: StudentSeed, store: Store) -> tuple
         names = []
     transfer_set = TransferRows(experiment) if store.samples.inputs is None else None
     stream = store.stream(
-        student.train.batch_size,
+        ranks.rows_each(student.train.batch_size),
         teachers=names,
         views=student.views,
         seed=run.seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        decode=student.targets == "soft",
         temperature=student.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=recorded_views(experiment, store, names[0]) if names and first.augmentation else None,

@@ -20,8 +20,8 @@ from jaxtyping import Int64, Shaped
 from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format import INPUT_DTYPES
-from ..storage.order import philox_permutation
 from ..storage.inputs import fetch_items
+from ..storage.order import philox_permutation
 from .experiment import EvaluationSet, Experiment, TransferSet
 from .factories import build, expect_dataset
 

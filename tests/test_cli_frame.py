@@ -393,3 +393,20 @@ def test_settings_reach_a_command(invoke: Callable[..., Result]) -> None:
 def test_the_environment_of_these_tests_is_no_terminal() -> None:
     """Else the lines above would be bars."""
     assert not os.isatty(2) or not sys.stderr.isatty()
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
+def test_a_stage_of_one_process_is_refused_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, rank: str, said: bool
+) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(cli, ["run", "nowhere.toml"])
+    assert result.exit_code == 64
+    line = (
+        "logitstore: expected one process for 'run', found 2 of torchrun; run this stage without it, and 'train' "
+        "with it; see 'logitstore --help'\n"
+    )
+    assert result.stderr == (line if said else "")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "nowhere.toml" in CliRunner().invoke(cli, ["run", "nowhere.toml"]).stderr

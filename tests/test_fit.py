@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from experiments import Recorder
 from logitstore.pipeline.experiment import Train
-from logitstore.pipeline.fit import REPORT_EVERY, choose_device, fit, learning_rate_factor, make_optimizer
+from logitstore.pipeline.fit import REPORT_EVERY, choose_device, fit
+from logitstore.pipeline.optimise import learning_rate_factor, make_optimizer
+from logitstore.pipeline.ranks import Ranks
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
@@ -156,6 +159,41 @@ def test_an_epoch_asks_for_its_own_batches_and_empty_ones_are_passed_over() -> N
     assert math.isfinite(loss)
 
 
+class WithoutRows(Ranks):
+    """A rank of two that has no rows in a step in which the other has four."""
+
+    def counts(self, number: int) -> list[int]:
+        return [number, 4]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
+
+def test_a_rank_without_rows_takes_part_in_the_step_and_adds_nothing_to_it() -> None:
+    """As many passes as the other ranks, or they would wait for ever; no gradient, no statistics."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    empty = Examples(torch.zeros(0, 2), torch.zeros(0, 1))
+    calls: list[int] = []
+    module[0].weight.register_hook(lambda gradient: calls.append(1))
+
+    def fitted(batches: list[Examples]) -> None:
+        settings = Train(lr=0.1, epochs=1, optimizer="sgd")
+        fit(
+            module, lambda _: batches, 8, 2, settings, squared_error, where="fitting", ranks=WithoutRows(0, 2)
+        )
+
+    fitted([empty, empty])
+    assert len(calls) == 2
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    fitted(batches_of(2))  # control
+    assert not all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+
+
 def test_progress_reaches_its_total() -> None:
     recorder = Recorder()
     count = 2 * REPORT_EVERY + 3
@@ -166,6 +204,7 @@ def test_progress_reaches_its_total() -> None:
     assert told == sorted(told)
     assert len(told) == 2 + 2 * count // REPORT_EVERY
     assert recorder.calls[-1][4].startswith("loss ")
+    assert re.fullmatch(r"loss \S+, waiting \d+ %", recorder.calls[1][4])
 
 
 @pytest.mark.parametrize("settings", [Train(lr=1e30, epochs=3, optimizer="sgd")])

@@ -51,7 +51,8 @@ def again(folder: Path, content: Content) -> tuple[RunReport, set[str], set[str]
 
 def student_files(*names: str) -> set[str]:
     """The files of students."""
-    return {f"models/students/{name}.{suffix}" for name in names for suffix in ("json", "safetensors")}
+    suffixes = ("json", "metrics.jsonl", "safetensors")
+    return {f"models/students/{name}.{suffix}" for name in names for suffix in suffixes}
 
 
 # Nothing to do
@@ -347,7 +348,8 @@ def test_a_model_file_that_is_gone_or_damaged_is_made_again(done: Path, name: st
     what = "train student both-seed0" if "students" in name else "capture teacher deep"
     assert list(report.done) == [what]
     after = contents(done / "out")
-    same = {n: digest for n, digest in after.items() if not n.endswith(".json") or n.startswith("store.zarr")}
+    timed = (".json", ".jsonl")
+    same = {n: digest for n, digest in after.items() if not n.endswith(timed) or n.startswith("store.zarr")}
     assert changed(same, before) == set()
     assert set(after) == set(before)
 
