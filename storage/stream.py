@@ -119,7 +119,8 @@ class Stream:
     def __getstate__(self) -> dict[str, Any]:
         # Another process has windows of its own; what is derived from open parts is derived again.
         left_out = ("_buffers", "_fields", "_here", "_first_courses")
-        return {name: value for name, value in vars(self).items() if name not in left_out} | {"_buffers": [], "_here": None}
+        kept = {name: value for name, value in vars(self).items() if name not in left_out}
+        return kept | {"_buffers": [], "_here": None}
 
     # What is asked for, checked
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_order import order_of
@@ -69,6 +69,8 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
 
 Stop = tuple[int, int, bool, float]
 """Batch size, ranks, drop_last, and which part of the batches they take before they stop."""
+MANY = settings(max_examples=5 * settings.default.max_examples)
+"""Of what is quick to try: 250 here, 5,000 in the deep run."""
 stops = st.tuples(st.integers(1, 40), st.integers(1, 9), st.just(False), st.floats(0, 1))
 
 
@@ -79,6 +81,7 @@ def course_of(order: Order, pieces: Sequence[Piece], stop: Stop) -> tuple[Course
     return course, round(course.batches.count * part)
 
 
+@MANY
 @given(orders(), st.lists(stops, min_size=1, max_size=5))
 def test_every_row_comes_once_whoever_goes_on(epoch: dict[str, Any], several: list[Stop]) -> None:
     order = order_of(epoch)
@@ -98,6 +101,7 @@ def test_every_row_comes_once_whoever_goes_on(epoch: dict[str, Any], several: li
     assert sorted(seen) == list(range(len(order)))
 
 
+@MANY
 @given(orders(), stops, st.data())
 def test_what_is_left_gives_the_same_tail(epoch: dict[str, Any], stop: Stop, data: st.DataObject) -> None:
     order = order_of(epoch)
