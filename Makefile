@@ -40,7 +40,7 @@ PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadgroup --durations 15
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(DEPENDENCIES): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
@@ -89,6 +89,10 @@ format: venv ## format the code, and repair what ruff can repair
 .PHONY: bench
 bench: venv ## what is fast, against what one would use instead
 	$(BIN)/python benchmarks/run.py
+
+.PHONY: bench-loaders
+bench-loaders: venv ## the stream against other loaders, which pip installs under runs/ at first use
+	@$(BIN)/python benchmarks/loaders.py
 
 .PHONY: experiments
 experiments: venv ## the paper's tables, on real data
