@@ -111,7 +111,7 @@ def forget_the_stream() -> Any:
 
     def load(self: TorchStream, state: Any) -> None:
         genuine(self, state)
-        self.set_epoch(int(state["epoch"]))
+        self.stream.begin_epoch(int(state["epoch"]))
 
     return mock.patch.object(TorchStream, "load_state_dict", load)
 
