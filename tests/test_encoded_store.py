@@ -33,9 +33,9 @@ from logitstore.storage.errors import (
 from logitstore.storage.files import Folder
 from logitstore.storage.format import TEMPERATURES
 from logitstore.storage.repair import DONE, repair
-from logitstore.storage.window import Buffers
 from logitstore.storage.top_k import TopK
 from logitstore.storage.verify import CLEAN, CORRUPT, verify
+from logitstore.storage.window import Buffers
 
 ENCODINGS: Mapping[str, Any] = {
     "codes": {"max_kl": 1e-3, "min_temperature": 1.5},
