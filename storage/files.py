@@ -17,11 +17,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import (
     CommitStateUnknown,
@@ -42,7 +45,7 @@ from .system import (
     kind_of,
     mode_of,
     read_at,
-    read_into_at,
+    read_through,
     rename_noreplace,
     sync_directory,
     typed_errors,
@@ -246,15 +249,16 @@ class Folder:
         with self._opened(key) as (handle, size):
             return read_at(handle, offset, max(0, min(size - offset, length))), size
 
-    def read_into(self, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill `buffers`, one after another, from `offset`; the size of the object. Raises FileNotFoundError.
+    def read_through(
+        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+    ) -> int:
+        """Give `take` `length` bytes from `offset` (fewer at the end), piece by piece; the size of the object.
 
-        Where the object ends too early they are not full: whoever knows what size it should have, must compare.
+        A piece is there until `take` returns. Raises FileNotFoundError.
         """
         with self._opened(key) as (handle, size):
-            filled = read_into_at(handle, offset, buffers)
-        wanted = sum(len(buffer) for buffer in buffers)
-        return size if filled == wanted else min(size, offset + filled)
+            read_through(handle, offset, max(0, min(size - offset, length)), take)
+            return size
 
     def size(self, key: str) -> int:
         """Bytes of the object. Raises FileNotFoundError."""

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from .shard import (
     CRC_BYTES,
     REMAKE,
     UNSEALABLE,
-    check_chunks,
+    check_crc32c,
     check_shard_bytes,
     chunk_ends,
     chunk_span,
@@ -63,6 +64,37 @@ def _bad_rows(found: str, num_rows: int) -> ConfigError:
         found=found,
         remedy="sort them, and leave out those that the store does not have",
     )
+
+
+class _Chunks:
+    """Takes the bytes of consecutive chunks as they come: payloads to their places, and their checksums on the way."""
+
+    def __init__(self, payloads: Sequence[NDArray[np.uint8]]) -> None:
+        self._payloads = payloads
+        self._number = self._done = self._running = (
+            0  # the chunk that is open, its bytes so far, its checksum so far
+        )
+        self.taken = 0
+        """Bytes so far."""
+        self.crc32c: list[int] = []
+        """Of each payload that is complete."""
+
+    def take(self, piece: NDArray[np.uint8]) -> None:
+        """The next bytes, any number of them."""
+        self.taken += len(piece)
+        while len(piece):
+            payload = self._payloads[self._number]
+            part = piece[: max(0, len(payload) - self._done)]
+            if len(part):
+                payload[self._done : self._done + len(part)] = part
+                self._running = int(google_crc32c.extend(self._running, part))
+            else:
+                part = piece[: len(payload) + CRC_BYTES - self._done]
+            self._done += len(part)
+            piece = piece[len(part) :]
+            if self._done == len(payload) + CRC_BYTES:
+                self.crc32c.append(self._running)
+                self._number, self._done, self._running = self._number + 1, 0, 0
 
 
 class PartReader:
@@ -108,7 +140,7 @@ class PartReader:
     def read_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
         """What `read` gives, into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
 
-        Where nothing has to be decoded, whole chunks go from the file to their place in `out` without a copy.
+        Where nothing has to be decoded, whole chunks go straight to their place in `out`.
         """
         layout = self.layout(array)
         rows = check_rows(rows, self.grid.num_rows)
@@ -184,27 +216,33 @@ class PartReader:
         if layout.codec == RAW:
             payloads = [target.reshape(-1).view(np.uint8) for target in targets]
             offset, _ = chunk_span(layout, first, end - 1)
-            self._fill(key, offset, payloads, sealed, where)
-            check_chunks(payloads, checksums, where, first)
+            self._fill(key, offset, payloads, checksums, sealed, where, first)
             return
         ends = self._ends(layout, key, len(rows), sealed, where)
         begins = [int(ends[first - 1]) if first else 0, *ends[first : end - 1].tolist()]
         lengths = np.diff([*begins, int(ends[end - 1])])
         payloads = [np.empty(length - CRC_BYTES, dtype=np.uint8) for length in lengths.tolist()]
-        self._fill(key, begins[0], payloads, sealed, where)
-        check_chunks(payloads, checksums, where, first)
+        self._fill(key, begins[0], payloads, checksums, sealed, where, first)
         for chunk, (payload, target) in enumerate(zip(payloads, targets, strict=True)):
             decode_chunk(layout, payload, target, where, first + chunk)
 
     def _fill(
-        self, key: str, offset: int, payloads: Sequence[NDArray[np.uint8]], sealed: int, where: str
+        self,
+        key: str,
+        offset: int,
+        payloads: Sequence[NDArray[np.uint8]],
+        checksums: NDArray[np.uint32],
+        sealed: int,
+        where: str,
+        first: int,
     ) -> None:
-        """Payloads of consecutive chunks, without the checksums behind them: the seal has those as well."""
-        checksum = memoryview(bytearray(CRC_BYTES))
-        buffers = [buffer for payload in payloads for buffer in (payload.data, checksum)]
+        """Payloads of consecutive chunks, checked, without the checksums behind them: the seal has those as well."""
+        chunks = _Chunks(payloads)
+        length = sum(len(payload) + CRC_BYTES for payload in payloads)
         with self._expecting(sealed, where):
-            size = self.part.folder.read_into(key, offset, buffers)
-        self._check_size(size, sealed, where)
+            size = self.part.folder.read_through(key, offset, length, chunks.take)
+        self._check_size(size if chunks.taken == length else offset + chunks.taken, sealed, where)
+        check_crc32c(chunks.crc32c, checksums, where, first)
 
     def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
         """Where each chunk of a shard ends, from its index, which is read once."""

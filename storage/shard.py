@@ -264,20 +264,17 @@ def chunk_ends(layout: ArrayLayout, index: bytes, rows: int, size: int, where: s
     return ends
 
 
-def check_chunks(
-    pieces: Iterable[NDArray[np.uint8]], expected: NDArray[np.uint32], where: str, first: int = 0
-) -> None:
-    """Compare the checksum of each inner chunk's payload with the one that was committed. Raises ShardCorrupt.
+def check_crc32c(found: Iterable[int], expected: NDArray[np.uint32], where: str, first: int = 0) -> None:
+    """Compare the crc32c of the payloads of inner chunks with those that were committed. Raises ShardCorrupt.
 
-    expected: the crc32c that the seal has for each of them. first: number of the first chunk, for messages.
+    expected: what the seal has for each of them. first: number of the first chunk, for messages.
     """
-    for chunk, (piece, wanted) in enumerate(zip(pieces, expected, strict=True)):
-        found = crc32c(piece)
-        if found != wanted:
+    for chunk, (is_there, wanted) in enumerate(zip(found, expected, strict=True)):
+        if is_there != wanted:
             raise ShardCorrupt(
                 f"{where}, chunk {first + chunk}",
                 expected=f"crc32c {int(wanted):08x}",
-                found=f"{found:08x}",
+                found=f"{is_there:08x}",
                 remedy=REMAKE,
             )
 
@@ -307,19 +304,19 @@ def decode_chunks(
 ) -> NDArray[Any]:
     """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
 
-    data: the chunks' payloads, each followed by its crc32c, as they lie in the shard. expected, first: of `check_chunks`.
+    data: the chunks' payloads, each followed by its crc32c, as they lie in the shard. expected, first: of `check_crc32c`.
     ends: where each of them ends in `data`; for chunks that a codec made smaller.
     Raises ShardCorrupt where a chunk is not the one that was committed.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
     if ends is None:
         table = buffer.reshape(len(expected), chunk_bytes(layout)[1])[:, :-CRC_BYTES]
-        check_chunks(table, expected, where, first)
+        check_crc32c(map(crc32c, table), expected, where, first)
         rows = np.ascontiguousarray(table).view(layout.numpy_dtype)
         return rows.reshape(-1, *layout.row_shape)
     starts = [0, *ends[:-1].tolist()]
     payloads = [buffer[start : end - CRC_BYTES] for start, end in zip(starts, ends.tolist(), strict=True)]
-    check_chunks(payloads, expected, where, first)
+    check_crc32c(map(crc32c, payloads), expected, where, first)
     out = np.empty((len(payloads), layout.chunk_rows, *layout.row_shape), layout.numpy_dtype)
     for chunk, payload in enumerate(payloads):
         decode_chunk(layout, payload, out[chunk], where, first + chunk)

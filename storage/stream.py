@@ -29,6 +29,7 @@ from .part_reader import check_rows
 from .pieces import Piece
 from .reader import CaptureReader, Samples
 from .store import Root
+from .system import PIECE_BYTES
 from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
 
 Places = tuple[tuple[tuple[Piece, ...], int], ...]
@@ -265,13 +266,13 @@ class Stream:
     def memory_bytes(self) -> int:
         """Most bytes that an iteration holds: two windows, what reading threads decode from, and two batches.
 
-        A thread has a run of chunks of one array at a time, as bytes of the store and once more where not all of its
-        rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside it; what the caller
+        A thread has a piece of the file, and a run of chunks of one array as bytes of the store and once more where
+        not all of its rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside it; what the caller
         keeps beyond the last one is the caller's.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         widest = max(field.row_bytes for field in self._fields)
-        reading = READ_THREADS * 2 * self._root.grid.run_rows * widest
+        reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
         return 2 * (self.window_bytes + self._batch_size * (self.row_bytes + 4 * classes)) + reading
 
     @property

@@ -9,11 +9,12 @@ import ctypes
 import errno
 import os
 import stat
-from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import StorageError, StorageFull, TransientIOError
 
@@ -36,8 +37,11 @@ _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _RENAME_NOREPLACE: Final = 1
 
-MOST_BUFFERS: Final = 256
-"""Most buffers that one read fills; Linux takes up to 1024."""
+PIECE_BYTES: Final = 1 << 20
+"""Bytes that are read and looked at at a time: as much as stays in a core's own cache."""
+_PAGE: Final = 4096
+_APART: Final = 64
+"""How far source and target lie apart within a page."""
 CALL_BYTES: Final = 1 << 30
 """Most bytes that one read or write is asked for: Linux moves no more at once."""
 
@@ -134,20 +138,24 @@ def read_at(handle: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def read_into_at(handle: int, offset: int, buffers: Sequence[memoryview]) -> int:
-    """Fill buffers of bytes, one after another, from `offset`; how many bytes there were."""
-    filled, left = 0, deque(buffer for buffer in buffers if len(buffer))
-    while left:
-        length = os.preadv(handle, list(islice(left, MOST_BUFFERS)), offset + filled)
-        if not length:
+def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]) -> None:
+    """Give `take` the bytes from `offset`, piece by piece; a piece is there until the next is asked for.
+
+    Pieces stay in a core's cache while they are looked at. The kernel copies two to four times as fast where source
+    and target lie alike within sixteen bytes and not alike within a page, which chunks of a file and their places in
+    memory seldom do: so they come through a buffer that is laid so (measured: docs/log.md, 2026-11-21).
+    """
+    buffer = np.empty(min(length, PIECE_BYTES) + 2 * _PAGE, dtype=np.uint8)
+    first = -buffer.ctypes.data % _PAGE
+    stop = offset + length
+    while offset < stop:
+        begin = first + (offset - _APART) % _PAGE
+        piece = buffer[begin : begin + min(stop - offset, PIECE_BYTES)]
+        found = os.preadv(handle, [piece.data], offset)
+        if not found:
             break
-        filled += length
-        while length:
-            if length < len(left[0]):
-                left[0] = left[0][length:]
-                break
-            length -= len(left.popleft())
-    return filled
+        take(piece[:found])
+        offset += found
 
 
 def close_quietly(handle: int) -> None:

@@ -24,8 +24,8 @@ from .errors import ConfigError
 from .order import Run, Windows
 from .pieces import Left, Portion
 
-READ_THREADS = min(4, os.cpu_count() or 1)
-"""Threads that read a window, a run of chunks each at a time."""
+READ_THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
+"""Threads that read a window, a run of chunks each at a time; the core of whoever uses the batches is left alone."""
 
 
 @dataclass(frozen=True)

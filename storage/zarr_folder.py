@@ -12,11 +12,14 @@ it cannot be written: the commits of format 1.0 rest on the links and locks of a
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import ConfigError, LimitExceeded
 from .files import Folder, components, local_path
@@ -92,16 +95,13 @@ class ZarrFolder(Folder):
         data, size = self._objects.read(self._key(key)[0], offset, length, self._key(key)[1])
         return bytes(data), size
 
-    def read_into(self, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill `buffers`, one after another, from `offset`; the size of the object. Raises FileNotFoundError.
-
-        Where the object ends too early they are not full: whoever knows what size it should have, must compare.
-        """
+    def read_through(
+        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+    ) -> int:
+        """Give `take` `length` bytes from `offset` (fewer at the end); the size of the object. Raises FileNotFoundError."""
         inner, where = self._key(key)
-        data, size = self._objects.read(inner, offset, sum(len(buffer) for buffer in buffers), where)
-        for buffer in buffers:
-            piece, data = data[: len(buffer)], data[len(buffer) :]
-            buffer[: len(piece)] = piece
+        data, size = self._objects.read(inner, offset, length, where)
+        take(np.frombuffer(data, dtype=np.uint8))
         return size
 
     def size(self, key: str) -> int:

@@ -1,7 +1,7 @@
 """Is an encoded capture a capture like any other: written, resumed, read, streamed, verified and repaired?"""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -135,21 +135,21 @@ def test_only_the_chunks_that_hold_the_rows_are_read_and_an_index_once(
 ) -> None:
     asked: list[tuple[str, int, int]] = []
     read: Callable[..., tuple[bytes, int]] = Folder.read_range
-    read_into: Callable[..., int] = Folder.read_into
+    read_through: Callable[..., int] = Folder.read_through
 
     def counted(self: Folder, key: str, offset: int, length: int) -> tuple[bytes, int]:
         asked.append((key, offset, length))
         return read(self, key, offset, length)
 
-    def counted_into(self: Folder, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        asked.append((key, offset, sum(map(len, buffers))))
-        return read_into(self, key, offset, buffers)
+    def counted_through(self: Folder, key: str, offset: int, length: int, take: Any) -> int:
+        asked.append((key, offset, length))
+        return read_through(self, key, offset, length, take)
 
     capture = open_store(chunked.path).teachers["codes"]
     file = capture.part.folder.path / "logits/c.0.0.0"
     size, table = file.stat().st_size, np.frombuffer(file.read_bytes()[-36:-4], "<u8").tolist()
     monkeypatch.setattr(Folder, "read_range", counted)
-    monkeypatch.setattr(Folder, "read_into", counted_into)
+    monkeypatch.setattr(Folder, "read_through", counted_through)
     capture.read([1024, 1025])
     assert asked == [("logits/c.0.0.0", size - 36, 36), ("logits/c.0.0.0", table[2], table[3])]
     asked.clear()

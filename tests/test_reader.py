@@ -1,7 +1,7 @@
 """Does a read give the rows that were asked for, whatever the shape of the question?"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def test_only_the_chunks_that_hold_the_rows_are_read(chunked: Made, monkeypatch:
     from logitstore.storage.files import Folder
 
     asked: list[tuple[str, int, int]] = []
-    read: Callable[..., int] = Folder.read_into
+    read: Callable[..., int] = Folder.read_through
 
-    def counted(self: Folder, key: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        asked.append((key, offset, sum(map(len, buffers))))
-        return read(self, key, offset, buffers)
+    def counted(self: Folder, key: str, offset: int, length: int, take: Any) -> int:
+        asked.append((key, offset, length))
+        return read(self, key, offset, length, take)
 
     capture = chunked.store.teachers["wide"]
-    monkeypatch.setattr(Folder, "read_into", counted)
+    monkeypatch.setattr(Folder, "read_through", counted)
     capture.read([1024, 1025, 4096])
     chunk = 1024 * 5 * 2 + 4
     assert asked == [("logits/c.0.0.0", chunk, chunk), ("logits/c.0.2.0", 0, chunk)]

@@ -242,9 +242,8 @@ SPANS = [(0, 4), (3, 4), (8, 9), (20, 1), (0, 0), (0, 10), (10, 1)]
 
 
 def _into(folder: Folder, key: str, offset: int, length: int) -> tuple[int, bytes]:
-    data = bytearray(length + 3)
-    view = memoryview(data)
-    return folder.read_into(key, offset, [view[: length // 2], view[length // 2 : length]]), bytes(data)
+    data = bytearray()
+    return folder.read_through(key, offset, length, lambda piece: data.extend(piece.tobytes())), bytes(data)
 
 
 def _outcome(call: Callable[[Any], Any], folder: Folder) -> object:

@@ -241,4 +241,4 @@ def unguarded(*targets: tuple[str, Any]) -> Any:
 
 
 def unchecked_chunks(*_: Any) -> None:
-    """`shard.check_chunks`, as it would be without its look at the checksums: a guard that is taken out."""
+    """`shard.check_crc32c`, as it would be without its look at the checksums: a guard that is taken out."""

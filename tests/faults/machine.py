@@ -462,7 +462,7 @@ def _look_at_a_part_without_its_columns(trial: Any) -> None:
 
 
 SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = {
-    "checksums of a read": (_read_a_damaged_row, (("part_reader.check_chunks", unchecked_chunks),)),
+    "checksums of a read": (_read_a_damaged_row, (("part_reader.check_crc32c", unchecked_chunks),)),
     "shards in verify": (_look_at_a_torn_shard, (("verify.check_shard", lambda *_, **__: None),)),
     "recovery": (
         _resume_after_a_kill,

@@ -213,7 +213,7 @@ def _expecting_nothing(self: Root, folder: Any, attributes: Any, expect: str | N
 _INIT = Root.__init__
 
 CONTROLS: dict[str, tuple[str, str, Any]] = {
-    "checksums of the seal": ("exchanged shards", "part_reader.check_chunks", unchecked_chunks),
+    "checksums of the seal": ("exchanged shards", "part_reader.check_crc32c", unchecked_chunks),
     "shards in verify": ("shard of another store", "verify.check_shard", lambda *_, **__: None),
     "records in verify": ("exchanged records", "verify._verify_record", lambda *_: None),
     "expect=": ("old log", "store.Root.__init__", _expecting_nothing),

@@ -42,7 +42,7 @@ def _always_corrupt(folder: object, key: str, *_: object) -> None:
 
 Guards = list[tuple[str, Any]]
 CONTROLS: dict[str, tuple[str, Guards]] = {
-    "checksums of a read": ("payload", [("part_reader.check_chunks", unchecked_chunks)]),
+    "checksums of a read": ("payload", [("part_reader.check_crc32c", unchecked_chunks)]),
     "sha256 of shards in verify": ("payload", [("verify.check_shard", lambda *_, **__: None)]),
     "records in verify": ("record", [("verify._verify_record", lambda *_: None)]),
     "sha256 of what a seal lists": (

@@ -42,7 +42,7 @@ def _tear(case: Case, key: str, change: Callable[[bytes], bytes]) -> None:
     [
         (
             "checksums of a read",
-            "part_reader.check_chunks",
+            "part_reader.check_crc32c",
             unchecked_chunks,
             lambda data: b"\1" * 9 + data[9:],
         ),
