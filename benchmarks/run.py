@@ -4,16 +4,21 @@ import os
 import platform
 
 import capture
+import capture_memory
 import checked_inputs
+import device_teacher
 import encoding
 import live_teacher
 import memory
 import ranks
+import resume
+import stage_one
 import startup
 import stream
 import torch
 import training_step
 import variety
+import views
 
 
 def main() -> None:
@@ -23,7 +28,8 @@ def main() -> None:
         f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"
     )
     streaming = (stream, training_step, live_teacher, checked_inputs, ranks, memory, variety)
-    for benchmark in (startup, *streaming, capture, encoding):
+    caching = (stage_one, resume, capture_memory, views, capture, device_teacher)
+    for benchmark in (startup, *streaming, *caching, encoding):
         benchmark.main()
 
 

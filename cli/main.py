@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor": "Is a disk safe for several writers?",
 }
 """Name and summary of each command, in the order in which a user meets them."""
-OF_ONE_PROCESS = ("demo", "run", "cache", "cluster", "evaluate", "compress", "repair")
+OF_ONE_PROCESS = ("demo", "run", "cluster", "evaluate", "compress", "repair")
 """What every process of a `torchrun` would do all of."""
 
 
@@ -140,7 +140,7 @@ def check_alone(context: click.Context) -> None:
         context.exit(64)
     raise click.UsageError(
         f"expected one process for '{context.invoked_subcommand}', found {os.environ['WORLD_SIZE']} of torchrun; "
-        "run this stage without it, and 'train' with it",
+        "run this stage without it, and 'cache' and 'train' with it",
         context,
     )
 

@@ -6,10 +6,13 @@
     models, weights        networks; their weights as files
     augment, views         views of a row that anyone can make again; and students get again
     records, agenda        what was made from what, and what is still to do
+    provenance             with what else it was made
     fit, optimise, training_log, inference     the training loop and what it says; logits of many rows
     checkpoint, keep       what an interrupted training goes on from
     ranks                  several processes that train one network
-    teachers               teachers from weights or from labels
+    sources, class_order   of which files a teacher is made; whether its classes are the transfer set's
+    hugging_face, exported, named_models       networks of transformers; whole ones in a file; of timm and torchvision
+    teachers               teachers from weights, from whole networks, or from labels
     cache                  stage one:   teachers x transfer set -> store
     blocks                 a function over every block of a store, on all cores
     choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first

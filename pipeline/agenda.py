@@ -13,7 +13,8 @@ which everything is done says so at once.
 """
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,18 @@ from ..storage.errors import (
     UntrustedStoreError,
 )
 from ..storage.files import Folder
-from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
+from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SPEC, RootAttributes, parse_spec
 from ..storage.identity import check_same
+from .class_order import check_class_order, stated_class_names
 from .experiment import Cluster, Experiment, Loss, Student, TeacherMember
 from .factories import source_digest
-from .records import Models, Record, as_json, weights_digest
+from .provenance import SOURCE, source_note
+from .records import Models, Record, as_json
 from .schema import Table
+from .sources import source_digests
 from .transfer import TransferRows
+
+log = logging.getLogger(__name__)
 
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
@@ -133,8 +139,15 @@ def find_teacher(
     Raises BadDataError where the experiment names a weights file that is not there.
     """
     if member.weights is not None:
-        return Record({}, weights_digest(member.weights), {})
+        return Record({}, source_digests(member.weights)[0], {})
     return models.find("teachers", member.name, teacher_identity(experiment, member, rows))
+
+
+def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
+    """Refuse a teacher whose file says that its classes are others than the transfer set's. Raises BadDataError."""
+    if member.weights is not None and member.teacher.check_class_names:
+        where = f"teacher {member.name!r} ({member.weights})"
+        check_class_order(stated_class_names(member.weights), rows.class_names, where)
 
 
 # Captures
@@ -157,19 +170,47 @@ def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
 def capture_identity(
     experiment: Experiment, member: TeacherMember, rows: TransferRows, weights: str
 ) -> dict[str, Any]:
-    """What a capture follows from, but for its encoding and number of views, which its writer adds."""
+    """What a capture follows from, but for its encoding and number of views, which its writer adds.
+
+    weights: digest of the teacher's weights. A model that is a folder has each of its files named as well.
+    """
+    files = None
+    if member.weights is not None and member.teacher.is_whole:
+        files = source_digests(member.weights)[1]
     return {
         "teacher": {
             "factory": member.teacher.factory,
             "args": member.teacher.args,
             "weights": weights,
             "head": {"kind": "softmax"},
+            **({} if files is None else {"files": files}),
         },
         "augmentation": augmentation_identity(experiment),
         "precision": experiment.cache.precision,
         "batch_size": experiment.cache.batch_size,
         "transfer_set": rows.fingerprint,
+        # Keys that came later: at their defaults a capture is what it was.
+        **{key: True for key in ("compile", "channels_last") if getattr(experiment.cache, key)},
     }
+
+
+HALVED = "batch_size_asked"
+"""In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
+
+
+def with_agreed_batch(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Our identity of a capture, with the batch to which theirs was halved where we ask for the same.
+
+    >>> with_agreed_batch({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
+    {'batch_size': 64, 'batch_size_asked': 256}
+    >>> with_agreed_batch({"batch_size": 64}, {"batch_size": 64, "batch_size_asked": 256})
+    {'batch_size': 64, 'batch_size_asked': 256}
+    >>> with_agreed_batch({"batch_size": 512}, {"batch_size": 64, "batch_size_asked": 256})
+    {'batch_size': 512}
+    """
+    if HALVED in theirs and ours["batch_size"] in (theirs[HALVED], theirs["batch_size"]):
+        return {**ours, "batch_size": theirs["batch_size"], HALVED: theirs[HALVED]}
+    return dict(ours)
 
 
 def missing_captures(
@@ -182,48 +223,85 @@ def missing_captures(
     missing = []
     for member in experiment.teacher_members():
         record = find_teacher(experiment, member, rows, models)
+        check_stated_classes(member, rows)
         if store is None or member.name not in store.teachers:
-            if store is not None and record is not None:
-                _check_begun(experiment, member, rows, record, store)
+            if store is not None:
+                _check_begun(experiment, member, rows, models, record, store)
             missing.append(member)
             continue
         if record is None:
             _check_training(experiment, member, rows, models, store)
-            missing.append(member)
-            continue
+        spec = store.teachers[member.name].part.spec
         check_same(
             f"{store.path}: teachers/{member.name}",
-            _whole_identity(experiment, member, rows, record),
-            store.teachers[member.name].part.spec.identity,
+            with_agreed_batch(
+                _whole_identity(experiment, member, rows, record, spec.identity), spec.identity
+            ),
+            spec.identity,
             made="with which it was captured",
             remedy=_RENAME,
         )
+        if record is None:
+            missing.append(member)
+            continue
+        _say_changed_source(experiment, member, spec.notes)
         if not store.root.is_whole(f"teachers/{member.name}"):
             missing.append(member)
     return missing
 
 
 def _whole_identity(
-    experiment: Experiment, member: TeacherMember, rows: TransferRows, record: Record
+    experiment: Experiment,
+    member: TeacherMember,
+    rows: TransferRows,
+    record: Record | None,
+    theirs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The identity of a capture as its spec has it."""
-    ours = as_json(capture_identity(experiment, member, rows, record.weights))
+    """The identity of a capture as its spec has it; a teacher that is to be trained is taken to have their weights."""
+    weights = "" if record is None else record.weights
+    if record is None and isinstance(made_by := theirs.get("teacher"), Mapping):
+        weights = str(made_by.get("weights"))
+    ours = as_json(capture_identity(experiment, member, rows, weights))
     return ours | {"encoding": experiment.cache.chosen_encoding.describe(), "views": experiment.cache.views}
 
 
 def _check_begun(
-    experiment: Experiment, member: TeacherMember, rows: TransferRows, record: Record, store: Store
+    experiment: Experiment,
+    member: TeacherMember,
+    rows: TransferRows,
+    models: Models,
+    record: Record | None,
+    store: Store,
 ) -> None:
     """Refuse to go on with a capture that was begun as something else, before anything is run. Raises SpecMismatch."""
     begun = store.root.begun(f"teachers/{member.name}")
-    if begun is not None:
-        check_same(
-            f"{store.path}: teachers/{member.name}",
-            _whole_identity(experiment, member, rows, record),
-            begun.identity,
-            made="with which it was begun",
-            remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
-            f"{begun.blocks_done} blocks that are there",
+    if begun is None:
+        return
+    if record is None:
+        _check_training(experiment, member, rows, models, store)
+    folder = store.root.folder.sub(begun.name)
+    _, notes = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
+    ours = _whole_identity(experiment, member, rows, record, begun.identity)
+    now = source_note(experiment, member) if SOURCE in notes else {}
+    check_same(
+        f"{store.path}: teachers/{member.name}",
+        {**with_agreed_batch(ours, begun.identity), **now},
+        {**begun.identity, **({SOURCE: notes[SOURCE]} if now else {})},
+        made="with which it was begun",
+        remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
+        f"{begun.blocks_done} blocks that are there",
+    )
+
+
+def _say_changed_source(experiment: Experiment, member: TeacherMember, notes: Mapping[str, Any]) -> None:
+    """Say that the module of a captured teacher is another one now: its logits may not be what it would give."""
+    now = source_note(experiment, member)
+    if now and SOURCE in notes and notes[SOURCE] != now[SOURCE]:
+        log.warning(
+            "teacher %s: %s has changed since it was captured; its capture is kept, as factory, arguments and "
+            "weights are the same",
+            member.name,
+            ", ".join(now[SOURCE]),
         )
 
 

@@ -1,43 +1,49 @@
 """Stage one: how do the teachers' logits get into the store?
 
-1. Teachers that are not there yet are trained or loaded, and tried on a few rows, before anything is written.
-2. Block by block: the inputs are fetched once, digested, and written to (or compared with) `samples`.
-3. For each view, the block's inputs are augmented once and shown to every teacher that lacks the block; its
-   logits are committed as a whole.
-4. `samples` and then the captures are sealed, in the order of the experiment.
+1. Teachers that are not there yet are trained or loaded, and tried on a batch, before anything is written; a batch
+   that does not fit the device is halved then (`trying_out`).
+2. The blocks of which something is missing are dealt to the ranks, whole.
+3. Each rank goes over its blocks (`capture_pass`): the inputs are fetched once, digested, and written to (or compared
+   with) `samples`; each view of them is made once and shown to every teacher that lacks it.
+4. When all ranks are through, the first seals `samples` and then the captures, in the order of the experiment.
 
-Batches never straddle a block, and what is there is not done again: killed anywhere and started again, the
-store ends up with the same bytes.
+Batches never straddle a block, and what is there is not done again: killed anywhere and started again, with
+another number of ranks as well, the store ends up with the same bytes.
 """
 
 import contextlib
+import json
 import logging
-import platform
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import nn
 
-from ..storage.api import Store, begin_store
-from ..storage.digest import digest_rows
-from ..storage.errors import PartSealed
+from ..storage.api import Store, begin_store, open_store
+from ..storage.errors import BadLogitsError
 from ..storage.files import Folder
 from ..storage.format import SAMPLES
 from ..storage.inputs import Augment
 from ..storage.part_reader import PartReader
 from ..storage.progress import Progress, silent
-from ..storage.writer import CaptureWriter, SamplesWriter, check_digests
-from .agenda import capture_identity, check_samples, missing_captures, open_existing
+from ..storage.writer import CaptureWriter, SamplesWriter
+from .agenda import HALVED, capture_identity, check_samples, missing_captures, open_existing
+from .capture_pass import CapturePass
+from .device_logits import Held, run
 from .experiment import Experiment, TeacherMember
 from .footprint import encoded_widths, input_bytes
-from .inference import check_classes, device_of, run_model
+from .inference import Runner
+from .provenance import capture_notes
+from .quality import Quality, Tally
+from .ranks import ALONE, Ranks
 from .records import Models
+from .shown_rows import Shown, Todo, plan_todo
 from .teachers import load_teacher, train_teacher
 from .transfer import TransferRows
+from .trying_out import no_room, out_of_memory, try_out
 from .views import experiment_views
 
 log = logging.getLogger(__name__)
@@ -58,6 +64,8 @@ class CacheReport:
     """Captures that were there already."""
     digest: str
     """Digest of the store."""
+    quality: Mapping[str, Tally] = field(default_factory=dict)
+    """By teacher that was run now: how good it was on the rows that it was shown."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,10 @@ class _Teacher:
     """A teacher that is ready to run."""
 
     member: TeacherMember
-    module: nn.Module
+    runner: Runner
     weights: str
+    is_begun: bool
+    """Whether blocks of its capture are there, so that its batch is settled."""
 
 
 def cache(
@@ -77,41 +87,69 @@ def cache(
     rows: TransferRows | None = None,
     device: str | None = None,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
+    stop_below: float | None = None,
 ) -> CacheReport:
     """Run the teachers of an experiment over its transfer set and seal their logits in the store at `path`.
 
     rows: the transfer set, where the caller has it at hand. device: "cpu", "cuda" …; the GPU where there is one.
+    ranks: the processes that do it together, each of which calls this. stop_below: an accuracy; a teacher that has less
+    after its first rows stops the whole.
     Raises SpecMismatch or RowMismatch where the store was made from something else, BadLogitsError for a
     teacher whose logits cannot be kept, StorageError where the disk fails; running it again goes on.
     """
     rows = TransferRows(experiment) if rows is None else rows
+    progress = progress if ranks.is_first else silent
     store = open_existing(path)
     if store is not None:
         check_samples(store, rows)
     missing = missing_captures(experiment, rows, models, store)
     kept = tuple(m.name for m in experiment.teacher_members() if m not in missing)
-    _warn_of_space(experiment, path, rows, store, missing)
-    teachers = [_prepare(experiment, member, rows, models, device, progress) for member in missing]
-    for teacher in teachers:
-        _try_out(experiment, teacher, rows)
-    make_view = experiment_views(experiment)
-    _try_out_views(experiment, make_view, rows)
-    if store is None:
-        store = _begin(experiment, path, rows)
+    ranks.counts(0)  # all have looked before one of them writes
+    if ranks.is_first:
+        _warn_of_space(experiment, path, rows, store, missing)
+        for member in missing:
+            train_teacher(experiment, member, rows, models, device=ranks.device(device), progress=progress)
+    ranks.counts(0)
+    place = ranks.device(device)
+    teachers = [_prepare(experiment, member, rows, models, place, store) for member in missing]
+    make_view = experiment_views(experiment, rows)
+    _try_out(experiment, rows, teachers, make_view, ranks)
+    quality = Quality([t.member.name for t in teachers], stop_below)
     with contextlib.ExitStack() as stack:
-        samples = None
-        if not store.root.is_whole(SAMPLES):
-            samples = stack.enter_context(contextlib.closing(_samples_writer(experiment, store, rows)))
-        writers = {
-            t.member.name: stack.enter_context(
-                contextlib.closing(_capture_writer(experiment, store, rows, t))
-            )
-            for t in teachers
-        }
+        store = _opened_in_turn(experiment, path, rows, store, ranks)
+        samples, writers = _writers(experiment, store, rows, teachers, stack)
+        if ranks.is_first:
+            todo = _missing_blocks(experiment, store, samples, writers)
+        todo = _dealt(ranks, todo if ranks.is_first else [])
+        # Nobody writes before all have opened: what one of them mends, it must be alone with.
+        ranks.counts(0)
+        capture_pass = CapturePass(
+            experiment,
+            rows,
+            store.root.grid,
+            todo,
+            samples,
+            PartReader(store.root.part(SAMPLES), store.root.grid) if samples is None else None,
+            writers,
+            make_view,
+            _runs_of(teachers, writers),
+            quality,
+        )
         if samples is not None or writers:
-            _write_blocks(experiment, store, rows, teachers, samples, writers, make_view, progress)
-    store.root.tidy_up()
-    return CacheReport(tuple(writers), kept, store.digest)
+            capture_pass.run(_task(writers, ranks), progress)
+        tallies = _of_all(ranks, quality)  # so that all are through
+        if ranks.is_first:
+            if samples is not None:
+                samples.seal()
+            for writer in writers.values():
+                writer.seal()
+    ranks.counts(0)
+    if ranks.is_first:
+        store.root.tidy_up()
+    else:
+        store.root.refresh()
+    return CacheReport(tuple(writers), kept, store.digest, tallies)
 
 
 def _warn_of_space(
@@ -142,40 +180,166 @@ def _prepare(
     rows: TransferRows,
     models: Models,
     device: str | None,
-    progress: Progress,
+    store: Store | None,
 ) -> _Teacher:
-    record = train_teacher(experiment, member, rows, models, device=device, progress=progress)
+    record = train_teacher(experiment, member, rows, models, device=device)  # it is trained: its record
     module = load_teacher(experiment, member, rows, models, device)
     log.info("teacher %s has weights %s", member.name, record.weights)
-    return _Teacher(member, module, record.weights)
-
-
-def _try_out(experiment: Experiment, teacher: _Teacher, rows: TransferRows) -> None:
-    """Run a teacher on its first batch: what is wrong with it shows before anything is written."""
-    first = range(min(len(rows), experiment.cache.batch_size))
-    inputs, _ = rows.rows(first)
-    logits = teacher_logits(teacher, inputs, experiment)
-    check_classes(logits, rows.num_classes, f"teacher {teacher.member.name!r}")
-    experiment.cache.chosen_encoding.encode(logits, 0, f"teacher {teacher.member.name!r}")
-
-
-def teacher_logits(
-    teacher: _Teacher, inputs: Shaped[np.ndarray, "rows ..."], experiment: Experiment
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits of some rows in the experiment's precision and batch size: (rows, classes) float32."""
     settings = experiment.cache
-    where = f"teacher {teacher.member.name!r}"
-    return run_model(teacher.module, inputs, settings.batch_size, where=where, precision=settings.precision)
+    identity = None if store is None else _identity_there(store, member.name)
+    runner = Runner(
+        module,
+        where=f"teacher {member.name!r}",
+        # A batch that did not fit was halved when the capture was begun: it is part of what the capture is.
+        batch_size=identity["batch_size"] if identity and HALVED in identity else settings.batch_size,
+        precision=settings.precision,
+        compiled=settings.compile,
+        channels_last=settings.channels_last,
+    )
+    return _Teacher(member, runner, record.weights, identity is not None)
 
 
-def _try_out_views(experiment: Experiment, make_view: Augment | None, rows: TransferRows) -> None:
-    """Make every view of a few rows: an augmentation that fails does so before anything is written."""
-    if make_view is None:
-        return
-    first = range(min(len(rows), 16))
-    inputs, _ = rows.rows(first)
-    for view in range(experiment.cache.views):
-        make_view(inputs, view, np.array(first, np.int64))
+def _identity_there(store: Store, name: str) -> Mapping[str, Any] | None:
+    """What a capture that is there, or was begun, follows from."""
+    if name in store.teachers:
+        return store.teachers[name].part.spec.identity
+    begun = store.root.begun(f"teachers/{name}")
+    return None if begun is None else begun.identity
+
+
+def teacher_logits(runner: Runner, shown: Shown, as_float16: bool) -> Held:
+    """Run a teacher over a view of a block: the one place where that is done."""
+    return run(runner, shown.inputs, as_float16=as_float16)
+
+
+def _try_out(
+    experiment: Experiment,
+    rows: TransferRows,
+    teachers: Sequence[_Teacher],
+    make_view: Augment | None,
+    ranks: Ranks,
+) -> None:
+    """Run each teacher, and make each view, before anything is written. The ranks agree on the smallest batch."""
+    for teacher in teachers:
+        if teacher.is_begun:
+            continue  # what is wrong with it shows at its next block, and it is shown none that is there
+        try_out(experiment, rows, teacher.runner)
+        teacher.runner.batch_size = least = min(ranks.counts(teacher.runner.batch_size))
+        if least != experiment.cache.batch_size and ranks.is_first:
+            log.warning(
+                "%s: batches of %d rows do not fit the device; it is run in batches of %d, which the capture records",
+                teacher.runner.where,
+                experiment.cache.batch_size,
+                least,
+            )
+    if make_view is not None:
+        first = range(min(len(rows), 16))
+        inputs, _ = rows.rows(first)
+        for view in range(experiment.cache.views):
+            make_view(inputs, view, np.array(first, np.int64))
+
+
+def _opened_in_turn(
+    experiment: Experiment, path: Path, rows: TransferRows, store: Store | None, ranks: Ranks
+) -> Store:
+    """The store, begun by the first rank where it is not there."""
+    if store is None and ranks.is_first:
+        store = _begin(experiment, path, rows)
+    ranks.counts(0)
+    return open_store(path) if store is None else store
+
+
+def _writers(
+    experiment: Experiment,
+    store: Store,
+    rows: TransferRows,
+    teachers: Sequence[_Teacher],
+    stack: contextlib.ExitStack,
+) -> tuple[SamplesWriter | None, dict[str, CaptureWriter]]:
+    """Writers of what is not there, closed with the stack."""
+    samples = None
+    if not store.root.is_whole(SAMPLES):
+        samples = stack.enter_context(contextlib.closing(_samples_writer(experiment, store, rows)))
+    writers = {
+        t.member.name: stack.enter_context(contextlib.closing(_capture_writer(experiment, store, rows, t)))
+        for t in teachers
+    }
+    return samples, writers
+
+
+def _missing_blocks(
+    experiment: Experiment,
+    store: Store,
+    samples: SamplesWriter | None,
+    writers: Mapping[str, CaptureWriter],
+) -> list[Todo]:
+    return plan_todo(
+        store.root.grid,
+        experiment.cache.views if writers else 1,
+        list(writers),
+        lambda block: samples is None or samples.has_block(0, block),
+        lambda name, view, block: writers[name].has_block(view, block),
+    )
+
+
+def _dealt(ranks: Ranks, todo: Sequence[Todo]) -> list[Todo]:
+    """The blocks of this rank, of those that the first has found missing."""
+    if ranks.size == 1:
+        return list(todo)
+    said = ranks.first_says(json.dumps([[one.block, list(one.views.items())] for one in todo]))
+    every = [Todo(block, {view: tuple(names) for view, names in views}) for block, views in json.loads(said)]
+    return every[ranks.rank :: ranks.size]
+
+
+def _runs_of(teachers: Sequence[_Teacher], writers: Mapping[str, CaptureWriter]) -> "_Runs":
+    return _Runs({t.member.name: t for t in teachers}, writers)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs a teacher by its name."""
+
+    teachers: Mapping[str, _Teacher]
+    writers: Mapping[str, CaptureWriter]
+
+    def __call__(self, name: str, shown: Shown) -> Held:
+        """Its logits. Raises BadLogitsError, which says what can still be set where memory is short."""
+        runner, writer = self.teachers[name].runner, self.writers[name]
+        try:
+            return teacher_logits(runner, shown, writer.encoding.kind == "float16")
+        except BadLogitsError as error:
+            if not out_of_memory(error):
+                raise
+            there = writer.views * writer.root.grid.num_blocks - writer.num_missing
+            raise no_room(runner, error, str(writer.folder.path) if there else None) from error
+
+
+def _task(writers: Mapping[str, CaptureWriter], ranks: Ranks) -> str:
+    task = "caching " + ", ".join(writers) if writers else "writing samples"
+    return task if ranks.size == 1 else f"{task} (of the first of {ranks.size} ranks)"
+
+
+def _of_all(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
+    """The tallies of all ranks together, which are said in the log. Returns when all have come as far as this."""
+    tallies = {}
+    for name, tally in quality.tallies.items():
+        mine = torch.tensor([tally.rows, tally.right, tally.nats], dtype=torch.float64)
+        total = torch.stack(ranks.tensors(mine)).sum(dim=0).tolist()
+        tallies[name] = Tally(int(total[0]), int(total[1]), total[2])
+    compared, disagreed = sum(ranks.counts(quality.compared)), sum(ranks.counts(quality.disagreed))
+    if ranks.is_first:
+        for name, tally in tallies.items():
+            if tally.rows:
+                log.info(
+                    "teacher %s: accuracy %.4f, %.4g nats a row, on %s labelled rows of this run",
+                    name,
+                    tally.accuracy,
+                    tally.nll,
+                    f"{tally.rows:,}",
+                )
+        if compared:
+            log.info("the teachers disagree on %.4f of %s rows", disagreed / compared, f"{compared:,}")
+    return tallies
 
 
 def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
@@ -204,70 +368,14 @@ def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) ->
 def _capture_writer(
     experiment: Experiment, store: Store, rows: TransferRows, teacher: _Teacher
 ) -> CaptureWriter:
+    identity = capture_identity(experiment, teacher.member, rows, teacher.weights)
+    if (batch := teacher.runner.batch_size) != (asked := experiment.cache.batch_size):
+        identity |= {"batch_size": batch, HALVED: asked}
     return CaptureWriter(
         store.root,
         teacher.member.name,
-        identity=capture_identity(experiment, teacher.member, rows, teacher.weights),
+        identity=identity,
         views=experiment.cache.views,
         encoding=experiment.cache.chosen_encoding,
-        notes={
-            "device": device_of(teacher.module).type,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-        },
+        notes=capture_notes(experiment, teacher.member, teacher.runner.device.type),
     )
-
-
-def _write_blocks(
-    experiment: Experiment,
-    store: Store,
-    rows: TransferRows,
-    teachers: list[_Teacher],
-    samples: SamplesWriter | None,
-    writers: dict[str, CaptureWriter],
-    make_view: Augment | None,
-    progress: Progress,
-) -> None:
-    grid = store.root.grid
-    views = experiment.cache.views if writers else 1
-    stored = None if samples is not None else PartReader(store.root.part(SAMPLES), grid)
-    total, done = len(rows) * views, 0
-    task = "caching " + ", ".join(writers) if writers else "writing samples"
-    progress(task, done, total, "rows")
-    for block in range(grid.num_blocks):
-        block_rows = grid.rows(block)
-        wanted = {
-            view: [t for t in teachers if not writers[t.member.name].has_block(view, block)]
-            for view in range(views)
-        }
-        if any(wanted.values()) or (samples is not None and not samples.has_block(0, block)):
-            inputs, labels = rows.rows(block_rows)
-            source = rows.source[block_rows.start : block_rows.stop]
-            digests = digest_rows(inputs)
-            if stored is not None:
-                check_digests(block_rows, digests, stored.read("digest", block_rows), source)
-            elif samples is not None:
-                ids = [rows.ids[i] for i in source] if rows.ids else None
-                samples.write(block_rows, source=source, digest=digests, label=labels, id=ids, input=inputs)
-        for view in range(views):
-            if wanted[view]:
-                numbers = np.arange(block_rows.start, block_rows.stop, dtype=np.int64)
-                shown = inputs if make_view is None else make_view(inputs, view, numbers)
-                # A view that is the row as it is comes back as the very array.
-                seen = digests if shown is inputs else digest_rows(shown)
-                for teacher in wanted[view]:
-                    name = teacher.member.name
-                    if writers[name].has_block(view, block):
-                        continue  # another writer sealed this capture meanwhile
-                    logits = teacher_logits(teacher, shown, experiment)
-                    try:
-                        writers[name].write(block_rows, logits, view, seen)
-                    except PartSealed as error:
-                        log.warning("%s", error)  # it is there, and this teacher is not run any more
-            done += len(block_rows)
-            progress(task, done, total, "rows")
-    if samples is not None:
-        samples.seal()
-    for writer in writers.values():
-        writer.seal()

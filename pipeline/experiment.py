@@ -39,6 +39,7 @@ from .schema import (
     problem,
     show,
 )
+from .sources import SOURCES, WHOLE
 from .training_tables import Augmentation, Factory, Loss, StudentTrain, TeacherTrain, Train, as_loss
 
 __all__ = [
@@ -135,10 +136,23 @@ class ViewAugmentation(Augmentation):
 
 
 class Teacher(Factory):
-    """`[[teacher]]`: a model whose logits are cached, or several that differ by their seed alone."""
+    """`[[teacher]]`: a model whose logits are cached, or several that differ by their seed alone.
+
+    In the place of `factory` one of the other sources may stand; then `factory` is what that source means.
+    """
 
     name: Name
     """Its name in the store; with members, the common part of their names."""
+    hugging_face: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a Hugging Face model for image or sequence classification, in safetensors."""
+    file: Annotated[str, Field(min_length=1)] | None = None
+    """File of a whole network: `.pt2` (torch.export), or `.pt`, `.ts` (TorchScript). Loading it runs what it holds."""
+    timm: Annotated[str, Field(min_length=1)] | None = None
+    """Name of a network of timm; its weights come from `weights` or from `train`."""
+    torchvision: Annotated[str, Field(min_length=1)] | None = None
+    """Name of a classifier of torchvision; its weights come from `weights` or from `train`."""
+    check_class_names: bool = True
+    """Whether the class names that a model states must be those of the transfer set, in its order."""
     weights: Annotated[str, Field(min_length=1)] | None = None
     """File of its weights; with members, `{member}` in it stands for the member's number."""
     allow_pickle: bool = False
@@ -150,27 +164,71 @@ class Teacher(Factory):
     seed: Seed = 0
     """Seed of the first member's training; the others count up from it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _factory_of_the_source(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        given = [key for key in ("factory", *SOURCES) if key in data]
+        if len(given) > 1:
+            one = f"one of factory, {', '.join(SOURCES)}"
+            raise problem(one, " and ".join(given), "drop all but one")
+        if not given or given == ["factory"]:
+            return data
+        filled = {**data, "factory": SOURCES[given[0]]}
+        args = data.get("args", {})
+        if given[0] not in WHOLE and isinstance(args, Mapping):
+            if "model" in args:
+                raise problem(f"no model beside {given[0]}", show(args["model"]), "drop it", "args.model")
+            filled["args"] = {**args, "model": data[given[0]]}
+        return filled
+
+    @model_validator(mode="after")
+    def _whole_models_have_weights(self) -> "Teacher":
+        for key in sorted(WHOLE):
+            if getattr(self, key) is not None:
+                for other in ("weights", "allow_pickle", "train", "seed"):
+                    if other in self.model_fields_set:
+                        raise problem(f"no {other} with {key}", "it", "drop one of the two", other)
+        return self
+
     @model_validator(mode="after")
     def _weights_or_train(self) -> "Teacher":
+        if self.hugging_face is not None or self.file is not None:
+            key = "file" if self.hugging_face is None else "hugging_face"
+            self._check_members(key, getattr(self, key))
+            return self
         if (self.weights is None) == (self.train is None):
             raise problem(
                 "either weights or train",
                 "neither" if self.train is None else "both",
                 "name a safetensors file in weights, or say in train how to train it",
             )
-        if self.weights is None:
-            if self.allow_pickle:
-                raise problem("no allow_pickle without weights", "it", "drop it", "allow_pickle")
-        elif self.members > 1 and "{member}" not in self.weights:
+        if self.weights is None and self.allow_pickle:
+            raise problem("no allow_pickle without weights", "it", "drop it", "allow_pickle")
+        self._check_members("weights", self.weights)
+        return self
+
+    def _check_members(self, key: str, file: str | None) -> None:
+        if self.members > 1 and file is not None and "{member}" not in file:
             raise problem(
                 "a file a member, with {member} in the name",
-                show(self.weights),
-                "write it like 'wide-{member}.safetensors', or drop members",
-                "weights",
+                show(file),
+                f"write it like 'wide-{{member}}{Path(file).suffix}', or drop members",
+                key,
             )
         if self.members > 1:
             check_name(f"{self.name}-{self.members - 1}")
-        return self
+
+    @property
+    def weights_file(self) -> str | None:
+        """File or folder that its weights are in, `{member}` not filled in; None where it is trained here."""
+        return self.weights or self.hugging_face or self.file
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that file or folder holds the network as well as its weights."""
+        return self.hugging_face is not None or self.file is not None
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -195,6 +253,12 @@ class Cache(Table):
     """Precision that the teachers compute in; the lower ones are autocast."""
     block_rows: Count | None = None
     """Rows a block of the store; chosen from the size of a row where it is left out."""
+    workers: Whole = 0
+    """Processes that prepare the inputs; 0 for a thread of this one. The bytes do not depend on it."""
+    compile: bool = False
+    """Whether the teachers go through `torch.compile`; part of a capture's identity."""
+    channels_last: bool = False
+    """Whether images and the teachers' weights are laid out channels last; part of a capture's identity."""
 
     @property
     def chosen_encoding(self) -> Encoding:
@@ -329,7 +393,7 @@ class TeacherMember:
     seed: int
     """Seed that it is trained from."""
     weights: Path | None
-    """File of its weights, resolved; None where it is trained here."""
+    """File of its weights, or folder of the whole model, resolved; None where it is trained here."""
     teacher: Teacher
     """The table that it comes from."""
 
@@ -416,8 +480,8 @@ class Experiment(Table):
                 name,
                 teacher.seed + member,
                 None
-                if teacher.weights is None
-                else self.base / teacher.weights.replace("{member}", str(member)),
+                if teacher.weights_file is None
+                else self.base / teacher.weights_file.replace("{member}", str(member)),
                 teacher,
             )
             for teacher in self.teachers

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from ..storage.errors import FactoryError, LogitStoreError
-from .augment import Augmentation
+from .augment import Augmentation, PairAugmentation
+from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
 
 if TYPE_CHECKING:
@@ -142,16 +143,19 @@ def build(
 
 
 def source_digest(factory: str, *, base: Path | None = None) -> str:
-    """Digest the source file of the module that *defines* a factory, "sha256:…".
+    """Digest the source file of the module that *defines* a factory, "sha256:…", or give the version that it states.
 
-    It is part of an augmentation's identity: a re-export does not change it, an edit of the file does.
+    It is part of an augmentation's identity: a re-export does not change it, an edit of the file does; a
+    factory that states a version (`augment.source_version`) is known by that, and its file may be edited.
     Raises FactoryError as `resolve` does, and where there is no Python source.
 
     >>> source_digest("logitstore.pipeline.augment:shift")[:7]
     'sha256:'
     """
     function = resolve(factory, base=base)
-    definition: Any = inspect.unwrap(function)
+    definition: Any = inspect.unwrap(function, stop=lambda wrapper: stated_version(wrapper) is not None)
+    if (version := stated_version(definition)) is not None:
+        return version
     try:
         source = inspect.getsourcefile(sys.modules[definition.__module__])
         if source is None:
@@ -215,8 +219,10 @@ def expect_module(value: object, factory: str) -> "torch.nn.Module":
     return value
 
 
-def expect_augmentation(value: object, factory: str) -> Augmentation:
-    """Return `value` if it can be called with (input, generator); raise FactoryError if it cannot."""
+def expect_augmentation(value: object, factory: str) -> Augmentation | PairAugmentation:
+    """Return `value` if it can be called with (input, generator), or mixes rows; raise FactoryError otherwise."""
+    if isinstance(value, PairAugmentation) and not inspect.isclass(value):
+        return value
     problem = None if callable(value) and not inspect.isclass(value) else _described(value)
     if problem is None and callable(value):
         try:
@@ -235,7 +241,9 @@ def expect_augmentation(value: object, factory: str) -> Augmentation:
     return value  # type: ignore[return-value]
 
 
-def build_augmentation(factory: str, args: Mapping[str, object], *, base: Path | None) -> Augmentation:
+def build_augmentation(
+    factory: str, args: Mapping[str, object], *, base: Path | None
+) -> Augmentation | PairAugmentation:
     """Make the augmentation that a table of an experiment file describes; raise as `build` does."""
     return expect_augmentation(build(factory, args, base=base), factory)
 

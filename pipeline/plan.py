@@ -176,7 +176,7 @@ def plan(
     )
     # A store that is there has its blocks already, whatever the encoding.
     trials = _Trials(experiment, rows, sample, None if there is None else there.root.grid)
-    make_view = experiment_views(experiment)
+    make_view = experiment_views(experiment, rows)
     samples: list[tuple[Source, bool, float]] = []
     for member in experiment.teacher_members():
         found = sample_teacher(

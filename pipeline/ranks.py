@@ -201,7 +201,7 @@ def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
             f"rank {ranks.rank} of {ranks.size}",
             expected="all ranks to go on",
             found="that one of them is gone or does not answer",
-            remedy="run the same command again: it goes on from the last checkpoint",
+            remedy="run the same command again: it goes on from where it was kept last",
         )
     code = getattr(error, "exit_code", EX_SOFTWARE)
     mine = f"{ranks.rank} {code}"

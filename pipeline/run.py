@@ -26,7 +26,7 @@ from .agenda import (
     student_seeds,
 )
 from .confusable import check_sizes
-from .experiment import Experiment, Factory
+from .experiment import Experiment
 from .records import Models
 from .results import Scores, TableRow, subjects, table
 from .transfer import Examples, TransferRows
@@ -158,11 +158,7 @@ def _check_ahead(
     """
     from .evaluate import check_evaluation
     from .inference import check_model
-    from .teachers import build_model
-
-    def check(table: Factory, where: str) -> None:
-        module = build_model(table, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
-        check_model(module, rows.a_few, rows.num_classes, where)
+    from .teachers import build_model, build_teacher
 
     if todo.clustering and experiment.cluster is not None:
         check_sizes(rows.num_classes, experiment.cluster.clusters, experiment.cluster.classes_per_cluster)
@@ -170,10 +166,14 @@ def _check_ahead(
     # Teachers that come with weights are tried by stage one, which writes nothing before; but it trains.
     if any(member.teacher.train is not None for member in captured):
         for member in captured:
-            check(member.teacher, f"teacher {member.name!r}")
+            module = build_teacher(experiment, member, rows)
+            check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     if todo.students:
         for student in experiment.students:
-            check(student, f"student {student.name!r}")
+            module = build_model(
+                student, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+            )
+            check_model(module, rows.a_few, rows.num_classes, f"student {student.name!r}")
     if examples is not None:
         check_evaluation(examples, rows.num_classes)
 

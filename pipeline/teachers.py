@@ -1,7 +1,8 @@
-"""Where do teachers come from: a weights file, or a training from labels?
+"""Where do teachers come from: a weights file, a file of the whole network, or a training from labels?
 
-`build_model` makes the module that a table describes, `load_teacher` puts its weights in, and
-`train_teacher` trains it from the labels of the transfer set, once, and keeps the weights and a record.
+`build_model` makes the module that a table describes, `build_teacher` also one that is a file, `load_teacher` puts
+its weights in and moves it to its device, and `train_teacher` trains it from the labels of the transfer set, once,
+and keeps the weights and a record. Networks of libraries: `hugging_face`, `named_models`; of files: `exported`.
 """
 
 import time
@@ -19,6 +20,7 @@ from ..storage.order import philox_permutation
 from ..storage.progress import Progress, silent
 from .agenda import find_teacher, teacher_identity
 from .augment import augment_rows
+from .class_order import check_class_order
 from .experiment import Experiment, Factory, TeacherMember
 from .factories import build, build_augmentation, expect_module
 from .fit import choose_device, fit
@@ -51,6 +53,20 @@ def build_model(
     return expect_module(module, table.factory)
 
 
+def build_teacher(experiment: Experiment, member: TeacherMember, rows: TransferRows) -> nn.Module:
+    """The module of a teacher: with its weights where one file holds both, freshly initialised otherwise.
+
+    Raises FactoryError or ConfigError for what cannot be made, BadDataError for a file that cannot be read.
+    """
+    teacher = member.teacher
+    if not teacher.is_whole:
+        return build_model(teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
+    offered: Mapping[str, object] = {"path": member.weights}
+    return expect_module(
+        build(teacher.factory, teacher.args, offered=offered, base=experiment.base), teacher.factory
+    )
+
+
 def load_teacher(
     experiment: Experiment,
     member: TeacherMember,
@@ -60,14 +76,28 @@ def load_teacher(
 ) -> nn.Module:
     """A teacher with its weights, in evaluation mode. Its weights must be there (`find_teacher`).
 
-    Raises FactoryError, or BadDataError where the weights do not fit the module.
+    A module that is on several devices already stays where it is.
+    Raises FactoryError, or BadDataError where the weights do not fit the module, or where it says that its classes
+    (attribute `class_names`) are others than the transfer set's.
     """
-    module = build_model(
-        member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
-    )
-    path = member.weights or models.weights_path("teachers", member.name)
-    load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
+    module = build_teacher(experiment, member, rows)
+    if not member.teacher.is_whole:
+        path = member.weights or models.weights_path("teachers", member.name)
+        load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
+    if member.teacher.check_class_names:
+        names = getattr(module, "class_names", None)
+        if isinstance(names, (list, tuple)) and names:
+            check_class_order([str(n) for n in names], rows.class_names, f"teacher {member.name!r}")
+    if is_placed(module):
+        return module.eval()
     return module.to(choose_device(device)).eval()
+
+
+def is_placed(module: nn.Module) -> bool:
+    """Whether a module has its places already: on several devices, or put on one by accelerate."""
+    if any(getattr(part, "hf_device_map", None) for part in module.modules()):
+        return True
+    return len({parameter.device for parameter in module.parameters()}) > 1
 
 
 def train_teacher(
@@ -92,9 +122,7 @@ def train_teacher(
     target = choose_device(device)
     started = time.monotonic()
     torch.manual_seed(member.seed)
-    module = build_model(
-        member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
-    ).to(target)
+    module = build_teacher(experiment, member, rows).to(target)
     check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     augment = settings.augment
     augmentation = None

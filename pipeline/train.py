@@ -13,8 +13,9 @@ import torch
 
 from ..storage.api import Store
 from ..storage.errors import BadDataError, SpecMismatch
-from ..storage.inputs import Augment
+from ..storage.inputs import Augment, is_augmented
 from ..storage.progress import Progress, silent
+from ..storage.reader import CaptureReader
 from ..storage.stream import Stream
 from .agenda import (
     StudentSeed,
@@ -24,7 +25,7 @@ from .agenda import (
     student_identity,
     student_seeds,
 )
-from .experiment import Experiment
+from .experiment import Experiment, Student
 from .fit import choose_device, fit
 from .keep import StudentKeeper, seed_rank
 from .models import count_parameters
@@ -35,7 +36,7 @@ from .teachers import build_model
 from .torch_stream import TorchBatch, TorchStream
 from .training_log import Clock, TrainingLog
 from .transfer import TransferRows
-from .views import experiment_views
+from .views import experiment_views, mixes_rows, rows_of_store
 from .weights import save_weights
 
 
@@ -149,8 +150,8 @@ def open_stream(
     """The stream that a student learns from, on this rank, and the shape of one of its inputs.
 
     Raises ConfigError where the rows of a step are
-    no multiple of the ranks, BadDataError for labels that are needed and not there, SpecMismatch where the experiment's augmentation is not
-    the one that the captures were made with.
+    no multiple of the ranks, BadDataError for labels that are needed and not there, or not there for what it would be
+    shown, SpecMismatch where the experiment's augmentation is not the one that the captures were made with.
     """
     student = run.student
     needed = student.labels_needed_for
@@ -166,6 +167,10 @@ def open_stream(
     if student.targets == "hard" and first.num_views == 1:
         names = []
     transfer_set = TransferRows(experiment) if store.samples.inputs is None else None
+    augment = None
+    if names and first.augmentation:
+        augment = recorded_views(experiment, store, names[0], transfer_set)
+        _check_labels_of_views(student, first, augment)
     stream = store.stream(
         ranks.rows_each(student.train.batch_size),
         teachers=names,
@@ -176,18 +181,38 @@ def open_stream(
         decode=student.targets == "soft",
         temperature=student.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,
-        augment=recorded_views(experiment, store, names[0]) if names and first.augmentation else None,
+        augment=augment,
     )
     return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
 
 
-def recorded_views(experiment: Experiment, store: Store, teacher: str) -> Augment:
+def _check_labels_of_views(student: Student, shown: CaptureReader, augment: Augment) -> None:
+    """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError."""
+    needed = student.labels_needed_for
+    views = range(shown.num_views) if isinstance(student.views, str) else [student.views]
+    mixed = [view for view in views if is_augmented(shown.augmentation, view)]
+    if needed is not None and mixed and mixes_rows(augment):
+        raise BadDataError(
+            f"student {student.name!r}",
+            expected=f"inputs that have a label, for {needed}",
+            found=f"views {mixed}, whose inputs are mixtures of two rows",
+            remedy="train it on soft targets alone, or on a view that is not augmented (views = 0)",
+        )
+
+
+def recorded_views(
+    experiment: Experiment, store: Store, teacher: str, transfer_set: TransferRows | None = None
+) -> Augment:
     """The function that makes a capture's views again, from the experiment's own table.
 
+    transfer_set: where the store keeps no inputs, what has them.
     Code is never taken from a store: its spec is only compared. Raises SpecMismatch where the two differ.
     """
     theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
-    make_view = experiment_views(experiment)
+    others = (
+        rows_of_store(store) if transfer_set is None and store.samples.inputs is not None else transfer_set
+    )
+    make_view = experiment_views(experiment, others, made_twice=False)
     if make_view is None or ours is None or theirs is None or as_json(ours) != theirs:
         raise SpecMismatch(
             f"{store.path}: teachers/{teacher}",

@@ -172,7 +172,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def capture(folder, put=None, logits=None, after=False):
-    '''Stage one, killed before (or after) put number `put`, or while a teacher runs for time `logits`.'''
+    '''Stage one, killed before (or after) put number `put`, or while a teacher runs for time `logits` (0: is tried out).'''
     def publish(self):
         counts["put"] += 1
         if counts["put"] == put and not after:
@@ -187,6 +187,8 @@ def capture(folder, put=None, logits=None, after=False):
             die()
         return genuine_logits(*arguments)
     NewObject.publish, stage.teacher_logits = publish, teacher_logits
+    if logits == 0:
+        stage.try_out = lambda *arguments: die()
     experiment = experiments.parsed(experiments.document(), base)
     stage.cache(experiment, folder / "store.zarr", Models(folder / "models"), device="cpu")
     (folder / "counts.json").write_text(json.dumps(counts))
@@ -213,7 +215,7 @@ total = json.loads((whole / "counts.json").read_text())
 expected = experiments.contents(whole / "store.zarr")
 same_twice = expected == experiments.contents(fresh / "store.zarr")
 points = [{"put": n, "after": bool(n % 2)} for n in (1, 2, 4, *range(9, total["put"], 13), total["put"])]
-points += [{"logits": n} for n in (1, 3, total["logits"] // 2, total["logits"])]
+points += [{"logits": n} for n in (0, 1, 3, total["logits"] // 2, total["logits"])]
 results = []
 for number, point in enumerate(points):
     folder = work / f"killed-{number}"

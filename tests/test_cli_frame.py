@@ -404,8 +404,8 @@ def test_a_stage_of_one_process_is_refused_under_torchrun(
     result = CliRunner().invoke(cli, ["run", "nowhere.toml"])
     assert result.exit_code == 64
     line = (
-        "logitstore: expected one process for 'run', found 2 of torchrun; run this stage without it, and 'train' "
-        "with it; see 'logitstore --help'\n"
+        "logitstore: expected one process for 'run', found 2 of torchrun; run this stage without it, and 'cache' "
+        "and 'train' with it; see 'logitstore --help'\n"
     )
     assert result.stderr == (line if said else "")
     monkeypatch.setenv("WORLD_SIZE", "1")

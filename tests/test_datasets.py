@@ -102,7 +102,11 @@ def test_the_fingerprint_is_of_the_content() -> None:
         ),
         (
             lambda: ArrayDataset(INPUTS.astype(np.int32)),
-            "transfer set: expected inputs as uint8 or float, found int32; ",
+            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found int32; ",
+        ),
+        (
+            lambda: ArrayDataset(INPUTS.astype(np.int64)),  # images: nobody would scale them
+            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found int64; ",
         ),
         (
             lambda: ArrayDataset(INPUTS[:0]),

@@ -58,13 +58,13 @@ class ArrayDataset:
     ) -> None:
         """Check and keep the arrays (uncopied where they are contiguous and of native byte order).
 
-        inputs: (rows, …) uint8 or float, finite. labels: (rows,) integers, -1 where unknown, or None.
+        inputs: (rows, …) uint8 or float, finite, or (rows, length) int64 token ids. labels: (rows,) integers, -1 where unknown, or None.
         class_names: one a class; by default "0" … up to the largest label. ids: one a row.
         where: what the messages call the set.
         Raises BadDataError if something does not fit.
         """
         self.inputs = _checked_inputs(inputs, where)
-        """(rows, …) uint8 or float."""
+        """(rows, …) uint8 or float, or (rows, length) int64."""
         if class_names is None:
             class_names = _numbered_classes(labels, where)
         self.class_names = checked_class_names(class_names, where)
@@ -283,10 +283,13 @@ def _checked_inputs(inputs: Shaped[np.ndarray, "rows ..."], where: str) -> Shape
             found=f"inputs of shape {inputs.shape}",
             remedy="give inputs of shape (rows, …)",
         )
-    if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
+    is_sequence = (
+        inputs.dtype == np.int64 and inputs.ndim == 2
+    )  # token ids; images of int64 would not be scaled
+    if inputs.dtype != np.uint8 and not is_sequence and not np.issubdtype(inputs.dtype, np.floating):
         raise BadDataError(
             where,
-            expected="inputs as uint8 or float",
+            expected="inputs as uint8 or float, or rows of token ids as int64",
             found=str(inputs.dtype),
             remedy="convert them (uint8 for pixels from 0 to 255)",
         )
