@@ -8,7 +8,7 @@
     records, agenda        what was made from what, and what is still to do
     fit, optimise, training_log, inference     the training loop and what it says; logits of many rows
     checkpoint, keep       what an interrupted training goes on from
-    ranks                  several processes that train one network
+    device, ranks          where a network runs; several processes that train one network
     teachers               teachers from weights or from labels
     cache                  stage one:   teachers x transfer set -> store
     blocks                 a function over every block of a store, on all cores
