@@ -5,6 +5,19 @@ import torch
 from ..storage.errors import ConfigError
 
 
+def named_device(device: torch.device | str) -> torch.device:
+    """The device of that name, whether it is there or not. Raises ConfigError for what names none."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            "device",
+            expected="a device such as cpu or cuda:0",
+            found=f"{device!r} ({str(error).splitlines()[0][:120]})",
+            remedy="name another one, or leave it out",
+        ) from error
+
+
 def choose_device(name: str | None = None) -> torch.device:
     """The device that is named, or the GPU where there is one. Raises ConfigError for one that is not there."""
     try:

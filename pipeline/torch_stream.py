@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..storage.errors import ConfigError
 from ..storage.stream import Stream
 from .decode import TopKTensors
-from .device import choose_device
+from .device import named_device
 from .device_feed import copier_for, run_ahead
 from .torch_batch import StoredLogits, TorchBatch
 
@@ -62,7 +62,7 @@ class TorchStream(IterableDataset[TorchBatch]):
                 remedy="pass store.stream(batch_size=…)",
             )
         self.stream = stream
-        self.device = None if device is None else choose_device(str(device))
+        self.device = None if device is None else named_device(device)
         self._pass: _Pass | None = None
         self._left: State | None = None  # where an iteration was left early
         # Seen by all workers: the epoch that was set (-1 for none), the epoch that each begins next (-1: the

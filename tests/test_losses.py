@@ -224,7 +224,7 @@ def test_logits_in_place_of_probabilities_are_refused() -> None:
     with pytest.raises(
         BadLogitsError, match=r"targets: expected probabilities, found numbers down to -2, as logits"
     ):
-        losses.Distillation(2.0)(z, v)
+        Distillation(2.0)(z, v)
 
 
 def test_logit_matching_by_hand() -> None:
