@@ -9,7 +9,7 @@
     provenance             with what else it was made
     fit, optimise, training_log, inference     the training loop and what it says; logits of many rows
     checkpoint, keep       what an interrupted training goes on from
-    ranks                  several processes that train one network
+    device, ranks          where a network runs; several processes that train one network
     sources, class_order   of which files a teacher is made; whether its classes are the transfer set's
     hugging_face, exported, named_models       networks of transformers; whole ones in a file; of timm and torchvision
     teachers               teachers from weights, from whole networks, or from labels

@@ -99,15 +99,18 @@ class Checkpoints:
 
         Raises BadDataError where there are some, and none of them is whole.
         """
-        first: BadDataError | None = None
+        failed: list[BadDataError] = []
         for step in reversed(self._steps()):
             try:
-                return self.read(step)
+                found = self.read(step)
             except BadDataError as error:
-                first = first or error
-                log.warning("%s", error)
-        if first is not None:
-            raise first
+                failed.append(error)
+                continue
+            for broken in failed:
+                log.warning("%s: %s; going on from step %d", broken.where, broken.found, step)
+            return found
+        if failed:
+            raise failed[0]
         return None
 
     def read(self, step: int) -> Checkpoint:
@@ -125,6 +128,8 @@ class Checkpoints:
             raise  # a disk that fails says nothing of the checkpoint
         except Exception as error:  # safetensors raises many kinds; all of them mean that it is none
             found = error.found if isinstance(error, LogitStoreError) else " ".join(str(error).split())
+            if isinstance(error, FileNotFoundError):
+                found = "no file of its tensors"
             raise BadDataError(
                 str(self.path / key),
                 expected="a checkpoint as it was written",

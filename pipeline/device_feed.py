@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..storage.errors import ConfigError
+from .device import choose_device
 from .torch_batch import TorchBatch
 
 AHEAD = 2
@@ -115,9 +116,10 @@ class Copier:
 
 
 def copier_for(device: torch.device, then: Callable[[TorchBatch], TorchBatch]) -> Copier | None:
-    """What copies to this device while it computes; None where there is no such thing."""
+    """What copies to this device while it computes; None where there is no such thing. Raises ConfigError."""
     if device.type != "cuda":
         return None
+    choose_device(str(device))  # one line where it is not there
     return Copier(
         device if device.index is not None else torch.device("cuda", torch.cuda.current_device()), then
     )

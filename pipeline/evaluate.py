@@ -10,8 +10,8 @@ from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.inputs import fetch_items
 from ..storage.progress import Progress, silent
+from .device import choose_device
 from .experiment import Experiment
-from .fit import choose_device
 from .inference import run_model
 from .metrics import ensemble_logits, evaluate_logits
 from .models import count_parameters

@@ -6,6 +6,7 @@ seals of the parts that the student reads: with any other store or setting the t
 anew over what took hours or gone on with as something else.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,8 @@ from .checkpoint import Checkpoint, Checkpoints
 from .fit import Training
 from .ranks import ALONE, Ranks
 from .records import as_json
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -139,6 +142,7 @@ class StudentKeeper:
                 found=" ".join(str(error).split())[:200],
                 remedy="bring back the model's code, or delete the folder to begin the training anew",
             ) from error
+        log.info("%s: going on from step %d", self.checkpoints.path, at.step)
         self._batches.set_epoch(at.epoch)  # or an epoch that is over would be told by where the next begins
         self._batches.load_state_dict(state["stream"])
         self._resumed_epoch = at.epoch

@@ -23,8 +23,8 @@ from ..storage.format import SAMPLES, TEMPERATURES
 from ..storage.grid import Grid
 from ..storage.progress import Progress, silent
 from .agenda import capture_identity, check_samples, open_existing, student_seeds
+from .device import choose_device
 from .experiment import Experiment, Student
-from .fit import choose_device
 from .footprint import (
     SampleRows,
     input_bytes,

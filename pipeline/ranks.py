@@ -151,6 +151,18 @@ def are_several() -> bool:
     return all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
+def check_place() -> None:
+    """Refuse a rank that is outside its world: the others would wait for the one that is missing. Raises ConfigError."""
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise ConfigError(
+            "RANK",
+            expected="an integer from 0 to WORLD_SIZE - 1",
+            found=f"RANK={rank}, WORLD_SIZE={size}"[:80],
+            remedy="start the processes by torchrun, or correct the two variables",
+        )
+
+
 @contextmanager
 def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """The ranks that this process is one of; `ALONE` where it was not started by `torchrun`.
@@ -167,6 +179,7 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, not in __all__
     from torch.distributed.rendezvous import rendezvous
 
+    check_place()
     limit = timedelta(seconds=timeout)
     store, rank, size = next(rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
@@ -191,6 +204,8 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
         if said is error:
             raise
         raise said from error
+    # The first rank keeps the store that the others take their leave in: nobody goes before all are here.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

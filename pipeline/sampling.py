@@ -27,8 +27,8 @@ from ..storage.grid import Grid
 from ..storage.inputs import Augment
 from ..storage.progress import Progress, silent
 from .agenda import capture_identity, find_teacher
+from .device import choose_device
 from .experiment import Experiment, TeacherMember
-from .fit import choose_device
 from .footprint import SampleRows
 from .inference import check_classes, run_model
 from .records import Models, as_json

@@ -21,9 +21,10 @@ from ..storage.progress import Progress, silent
 from .agenda import find_teacher, teacher_identity
 from .augment import augment_rows
 from .class_order import check_class_order
+from .device import choose_device
 from .experiment import Experiment, Factory, TeacherMember
 from .factories import build, build_augmentation, expect_module
-from .fit import choose_device, fit
+from .fit import fit
 from .inference import check_model
 from .models import count_parameters
 from .records import Models, Record

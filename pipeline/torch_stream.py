@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..storage.errors import ConfigError
 from ..storage.stream import Stream
 from .decode import TopKTensors
+from .device import named_device
 from .device_feed import copier_for, run_ahead
 from .torch_batch import StoredLogits, TorchBatch
 
@@ -53,8 +54,15 @@ class TorchStream(IterableDataset[TorchBatch]):
         two through page-locked memory, as they are stored, and they are decoded there while one is used.
         """
         super().__init__()
+        if not isinstance(stream, Stream):
+            raise ConfigError(
+                "TorchStream",
+                expected="a stream",
+                found=type(stream).__name__,
+                remedy="pass store.stream(batch_size=…)",
+            )
         self.stream = stream
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else named_device(device)
         self._pass: _Pass | None = None
         self._left: State | None = None  # where an iteration was left early
         # Seen by all workers: the epoch that was set (-1 for none), the epoch that each begins next (-1: the
@@ -88,7 +96,7 @@ class TorchStream(IterableDataset[TorchBatch]):
         """See `Stream.set_epoch`; workers that are running hear of it too."""
         self.stream.set_epoch(epoch)
         self._left = None
-        self._set[0] = epoch
+        self._set[0] = self.stream.epoch
 
     def state_dict(self) -> State:
         """Where the stream is, between any two batches: see `Stream.state_dict`.
@@ -169,9 +177,8 @@ class TorchStream(IterableDataset[TorchBatch]):
     def _in_worker(self, worker: int, workers: int) -> Iterator[TorchBatch]:
         """The batches of this worker: from a state of its own, of the epoch that is its turn, or as it was sent."""
         refusal = self._refusal(workers)
-        if (
-            refusal is not None
-        ):  # raised with the first batch: an error of `iter` ends a persistent worker, unheard
+        if refusal is not None:
+            # Raised with the first batch: an error of `iter` ends a persistent worker, unheard.
             return _raising(refusal)
         upcoming, chosen = int(self._next[worker]), int(self._set[0])
         resume, self._resume = self._resume, None
@@ -325,4 +332,4 @@ class _Nowhere:
     """A file that keeps nothing."""
 
     def write(self, data: Any) -> int:
-        return len(data)
+        return memoryview(data).nbytes  # a large array comes as a buffer, which has no len()

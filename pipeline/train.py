@@ -25,8 +25,9 @@ from .agenda import (
     student_identity,
     student_seeds,
 )
+from .device import choose_device
 from .experiment import Experiment, Student
-from .fit import choose_device, fit
+from .fit import fit
 from .keep import StudentKeeper, seed_rank
 from .models import count_parameters
 from .ranks import ALONE, Ranks

@@ -23,6 +23,7 @@ The modules in the order of their levels; each imports only those before it (tes
     part_reader | part_writer    rows of a sealed part, without trusting a byte of it; a part, block by block
     reader | writer              samples, captures, clusterings
     batch, inputs      what a stream gives at a time; inputs, checked to be what the teachers saw
+    arguments          which arguments of a stream are refused
     stream | dask_view | verify | rebuild
     api | repair       open_store, create_store, Store, Capture; throwing away what is torn
 

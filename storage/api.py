@@ -5,7 +5,7 @@ The levels below each do one thing; this one puts them together under the public
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -226,11 +226,11 @@ class Store:
         Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for teachers that are not
         there, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
-        names = self._originals() if teachers is None else list(teachers)
-        if isinstance(teachers, str):
+        if teachers is not None and (isinstance(teachers, str) or not isinstance(teachers, Iterable)):
             raise ConfigError(
                 "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
             )
+        names = self._originals() if teachers is None else list(teachers)
         return Stream(
             self._root,
             {name: self.teachers[name] for name in names},

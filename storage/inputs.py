@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .digest import digest_rows
-from .errors import ConfigError, RowMismatch, SpecMismatch
+from .errors import BadDataError, ConfigError, LogitStoreError, RowMismatch, SpecMismatch
 from .order import Run
 from .reader import CaptureReader, Samples
 from .window import Field
@@ -69,6 +69,27 @@ class Inputs:
         self._augment = augment
         self._view = view
         self._one_at_a_time = threading.Lock()
+        if transfer_set is not None:
+            self._check_transfer_set()
+
+    def _check_transfer_set(self) -> None:
+        """Refuse what is no data set, or has lost examples, before anything is read. Raises ConfigError."""
+        readable = any(hasattr(self._transfer_set, name) for name in ("__getitem__", "__getitems__"))
+        if not readable or not hasattr(self._transfer_set, "__len__"):
+            raise ConfigError(
+                "transfer_set",
+                expected="a data set with a length and examples by number",
+                found=type(self._transfer_set).__name__,
+                remedy="pass the one that the store was made from",
+            )
+        needed = int(self._samples.source.max(initial=-1)) + 1
+        if len(self._transfer_set) < needed:
+            raise ConfigError(
+                "transfer_set",
+                expected=f"at least {needed} examples, as the store was made from",
+                found=str(len(self._transfer_set)),
+                remedy="use the transfer set that the store was made from, whole",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_one_at_a_time"}
@@ -127,7 +148,15 @@ class Inputs:
 
     def _fetch(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         items = fetch_items(self._transfer_set, indices.tolist())
-        return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
+        try:
+            return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
+        except ValueError as error:
+            raise BadDataError(
+                f"transfer set, {_span(indices)}",
+                expected="inputs of one shape, alone or as (input, label)",
+                found=" ".join(str(error).split())[:160],
+                remedy="use the transfer set that the store was made from",
+            ) from None
 
     def _check(
         self,
@@ -150,7 +179,35 @@ class Inputs:
 
 
 def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Items of a map-style data set, in one call where it has `__getitems__`."""
-    if hasattr(dataset, "__getitems__"):
-        return list(dataset.__getitems__(list(indices)))
-    return [dataset[index] for index in indices]
+    """Items of a map-style data set, in one call where it has `__getitems__`. Raises BadDataError for what it raises."""
+    try:
+        if hasattr(dataset, "__getitems__"):
+            return list(dataset.__getitems__(list(indices)))
+        return [_item(dataset, index) for index in indices]
+    except LogitStoreError:
+        raise
+    except Exception as error:
+        raise _failed(error, _span(np.asarray(indices))) from error
+
+
+def _item(dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except LogitStoreError:
+        raise
+    except Exception as error:
+        raise _failed(error, f"example {index}") from error
+
+
+def _failed(error: Exception, where: str) -> BadDataError:
+    """What a data set raised, as one line that says where."""
+    return BadDataError(
+        f"transfer set, {where}",
+        expected="an example",
+        found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
+        remedy="mend the data set; nothing of the store has changed",
+    )
+
+
+def _span(indices: NDArray[np.int64]) -> str:
+    return f"examples {int(indices.min())} to {int(indices.max())}" if len(indices) else "no examples"

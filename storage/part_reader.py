@@ -35,35 +35,41 @@ _MOST_INDEXES = 4096
 """Indexes of shards that a reader keeps, of 8 bytes a chunk."""
 
 
-def check_rows(rows: Any, num_rows: int) -> range | NDArray[np.int64]:
+def check_rows(rows: Any, num_rows: int, name: str = "rows") -> range | NDArray[np.int64]:
     """Rows as a contiguous range or as ascending int64. Raises ConfigError where they are neither, or out of range.
+
+    A slice that goes beyond the rows is cut, as everywhere in Python. name: of the argument, for messages.
 
     >>> check_rows(slice(2, None), 5), check_rows([0, 3, 3], 5).tolist()
     (range(2, 5), [0, 3, 3])
     """
+
+    def bad(found: str, remedy: str) -> ConfigError:
+        expected = f"a slice, or ascending integers from 0 to {num_rows - 1}"
+        return ConfigError(name, expected=expected, found=found, remedy=remedy)
+
+    unsorted = "sort them, and leave out those that the store does not have"
     if isinstance(rows, slice):
-        rows = range(*rows.indices(num_rows))
+        try:
+            rows = range(*rows.indices(num_rows))
+        except (TypeError, ValueError) as error:
+            raise bad(f"{rows} ({error})", "pass whole numbers") from None
     if isinstance(rows, range) and rows.step == 1:
         if rows.start < 0 or rows.stop > num_rows:
-            raise _bad_rows(f"{rows.start} to {rows.stop}", num_rows)
+            raise bad(f"{rows.start} to {rows.stop}", unsorted)
         return rows
-    values = np.asarray(rows)
+    try:
+        values = np.asarray(rows)
+    except ValueError:
+        raise bad(repr(rows)[:80], "pass one list of whole numbers") from None
     if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
-        raise _bad_rows(f"an array of shape {values.shape} and dtype {values.dtype}", num_rows)
+        remedy = "pass np.flatnonzero(mask)" if values.dtype.kind == "b" else "pass one list of whole numbers"
+        raise bad(f"an array of shape {values.shape} and dtype {values.dtype}", remedy)
     numbers = values.astype(np.int64)
     if len(numbers) and (numbers[0] < 0 or numbers[-1] >= num_rows or (np.diff(numbers) < 0).any()):
         outside = numbers[(numbers < 0) | (numbers >= num_rows)]
-        raise _bad_rows(f"row {outside[0]}" if len(outside) else "rows that go down", num_rows)
+        raise bad(f"row {outside[0]}" if len(outside) else "rows that go down", unsorted)
     return numbers
-
-
-def _bad_rows(found: str, num_rows: int) -> ConfigError:
-    return ConfigError(
-        "rows",
-        expected=f"a slice, or ascending integers from 0 to {num_rows - 1}",
-        found=found,
-        remedy="sort them, and leave out those that the store does not have",
-    )
 
 
 class _Chunks:

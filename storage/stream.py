@@ -8,7 +8,6 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 """
 
 import copy
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import (
+    check_flags,
+    check_rank,
+    check_strata,
+    check_temperature,
+    check_view,
+    selected_rows,
+    whole_number,
+)
 from .batch import Batch, TopKRows
-from .batches import Course, Slice, Stratum, Way, mixed_courses, rows_by_share, whole_course
+from .batches import Course, Slice, Stratum, Way, mixed_courses, whole_course
 from .digest import digest_rows
 from .errors import ConfigError
 from .inputs import Augment, Inputs, common_augmentation, is_augmented
 from .order import WINDOW_RUNS, Laps, Order, Run, Windows
-from .part_reader import check_rows
 from .pieces import Piece
 from .reader import CaptureReader, Samples
 from .store import Root
@@ -69,34 +76,23 @@ class Stream:
         self._root = root
         self._samples = Samples(root)
         self._captures = dict(captures)
-        _check_numbers(batch_size=batch_size, world_size=world_size, window=window)
-        _check_numbers(minimum=0, seed=seed)
-        if seed >= 1 << 64:
-            raise ConfigError(
-                "seed", expected="less than 2**64", found=str(seed), remedy="choose a smaller one"
-            )
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:
-            raise ConfigError(
-                "rank",
-                expected=f"0 to {world_size - 1} (world_size {world_size})",
-                found=str(rank),
-                remedy="pass the rank of this process",
-            )
-        self._batch_size, self._drop_last = batch_size, drop_last
-        self._rank, self._world_size = rank, world_size
-        self._shuffle, self._seed, self._window = shuffle, seed, window
-        if temperature is not None and not 0 < temperature < math.inf:
-            raise ConfigError(
-                "temperature", expected="a positive number", found=repr(temperature), remedy="pass another"
-            )
+        check_flags(shuffle=shuffle, drop_last=drop_last, decode=decode, inputs=inputs)
+        self._batch_size = whole_number("batch_size", batch_size, 1)
+        self._world_size = whole_number("world_size", world_size, 1)
+        self._rank = check_rank(rank, self._world_size)
+        self._seed = whole_number("seed", seed, 0, below=1 << 64)
+        self._window = None if window is None else whole_number("window", window, 1)
+        self._shuffle, self._drop_last = shuffle, drop_last
+        temperature = check_temperature(temperature)
         self.decode, self.temperature = decode, temperature
         if decode:
             for capture in self._captures.values():
                 capture.check_temperature(temperature)
-        self._rows = None if rows is None else self._check_rows(rows)
-        self._strata, self._shares = self._check_strata(strata, shares)
+        num_rows = root.grid.num_rows
+        self._strata, self._shares = check_strata(strata, shares, rows, num_rows, self._batch_size)
+        self._rows = None if rows is None else selected_rows(rows, num_rows)
         self._num_views = min((c.num_views for c in self._captures.values()), default=1)
-        self._views = self._check_views(views)
+        self._views = check_view(views, self._num_views)
         self._augmentation = common_augmentation(self._captures, self._streamed_views(), str(root.path))
         self._has_inputs = inputs and (transfer_set is not None or self._samples.inputs is not None)
         self._check_augment(augment)
@@ -125,59 +121,11 @@ class Stream:
 
     # What is asked for, checked
 
-    def _check_rows(self, rows: Any) -> NDArray[np.int64]:
-        return np.asarray(check_rows(rows, self._root.grid.num_rows), dtype=np.int64)
-
-    def _check_strata(
-        self, strata: Sequence[Any] | None, shares: Sequence[int | float] | None
-    ) -> tuple[list[NDArray[np.int64]], list[float]]:
-        """The rows of each stratum and its share; none where there are no strata."""
-        if strata is None:
-            if shares is not None:
-                raise ConfigError(
-                    "shares", expected="strata to share out", found="none", remedy="pass strata=[…], too"
-                )
-            return [], []
-        if self._rows is not None:
-            raise ConfigError(
-                "rows", expected="either rows or strata", found="both", remedy="leave the rows out"
-            )
-        if isinstance(strata, str) or len(strata) < 2:
-            raise ConfigError(
-                "strata",
-                expected="two or more selections of rows",
-                found=repr(strata)[:80],
-                remedy="use rows=…",
-            )
-        checked = [self._check_rows(rows) for rows in strata]
-        for number, rows in enumerate(checked):
-            if not len(rows):
-                raise ConfigError(
-                    f"strata[{number}]", expected="rows", found="none", remedy="leave the stratum out"
-                )
-        weights = [1.0] * len(checked) if shares is None else [float(share) for share in shares]
-        if len(weights) != len(checked) or not all(0 < weight < math.inf for weight in weights):
-            raise ConfigError(
-                "shares",
-                expected=f"{len(checked)} positive numbers, one a stratum",
-                found=repr(shares)[:80],
-                remedy="pass one for each stratum, such as [0.5, 0.5]",
-            )
-        rows_by_share(self._batch_size, weights)
-        return checked, weights
-
-    def _check_views(self, views: "str | int") -> "str | int":
-        valid = views in ("all", "cycle") or (isinstance(views, int) and 0 <= views < self._num_views)
-        if not valid or isinstance(views, bool):
-            raise ConfigError(
-                "views",
-                expected=f'"all", "cycle" or a view from 0 to {self._num_views - 1}',
-                found=repr(views),
-                remedy="choose one that every teacher of this stream was captured with",
-            )
-        return views
-
     def _check_augment(self, augment: Augment | None) -> None:
+        if augment is not None and not callable(augment):
+            raise ConfigError(
+                "augment", expected="a function", found=repr(augment)[:80], remedy="pass replay(…), or none"
+            )
         augmented = [view for view in self._streamed_views() if is_augmented(self._augmentation, view)]
         if self._has_inputs and augment is None and augmented:
             raise ConfigError(
@@ -273,7 +221,8 @@ class Stream:
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         widest = max(field.row_bytes for field in self._fields)
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
-        return 2 * (self.window_bytes + self._batch_size * (self.row_bytes + 4 * classes)) + reading
+        batch_rows = min(self._batch_size, self.epoch_rows)
+        return 2 * (self.window_bytes + batch_rows * (self.row_bytes + 4 * classes)) + reading
 
     @property
     def row_bytes(self) -> int:
@@ -299,7 +248,7 @@ class Stream:
 
         Where a state of this very epoch was loaded, and not gone on from yet, the next iteration is the rest of it.
         """
-        _check_numbers(minimum=0, epoch=epoch)
+        epoch = whole_number("epoch", epoch, 0)
         if self._resumed and epoch == self._epoch:
             self._pinned = True
         else:
@@ -352,12 +301,14 @@ class Stream:
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
+        if not isinstance(state, Mapping):
+            raise _bad_state("state", "what state_dict() gives", repr(state)[:80])
         for key, value in self._order_state().items():
             if key not in state or state[key] != value:
                 found = repr(state[key])[:80] if key in state else "nothing"
                 raise _bad_state(key, repr(value)[:80], found)
         epoch = state.get("epoch")
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 1 << 63:
             raise _bad_state("epoch", "an epoch", repr(epoch)[:80])
         places = self._places_of(epoch, state)
         self._go_to(epoch)
@@ -371,7 +322,8 @@ class Stream:
             reached = [int(place) for place in state["reached"]]
         except (KeyError, TypeError, ValueError):
             raise _bad_state("left", "what state_dict() gives", "something else") from None
-        orders: Sequence[Windows] = self._laps(epoch) if self._strata else [self._order(epoch, self._rows)]
+        whole = self._order(epoch, self._rows, self._window)
+        orders: Sequence[Windows] = self._laps(epoch) if self._strata else [whole]
         if not len(left) == len(reached) == len(orders):
             raise _bad_state("left", f"pieces of {len(orders)} orders", f"of {len(left)}")
         for pieces, end in zip(left, reached, strict=True):
@@ -379,8 +331,8 @@ class Stream:
             ascending = all(a <= b for a, b in pairwise(borders))
             if not ascending or any(piece.start == piece.stop or piece.after < 0 for piece in pieces):
                 raise _bad_state("left", f"pieces that go up, to {end}", repr(borders)[:80])
-        if not self._strata and reached[0] != len(self._order(epoch, self._rows)):
-            raise _bad_state("reached", str(len(self._order(epoch, self._rows))), str(reached[0]))
+        if not self._strata and reached[0] != len(whole):
+            raise _bad_state("reached", str(len(whole)), str(reached[0]))
         return tuple((tuple(pieces), end) for pieces, end in zip(left, reached, strict=True))
 
     # Reading
@@ -502,17 +454,6 @@ def _portions(way: Way, numbers: Iterable[int]) -> Iterator[int]:
             if piece.portion != last:
                 yield piece.portion
             last = piece.portion
-
-
-def _check_numbers(minimum: int = 1, **numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
-            raise ConfigError(
-                name,
-                expected=f"an integer of at least {minimum}",
-                found=repr(value),
-                remedy=f"pass another {name}",
-            )
 
 
 def _bad_state(key: str, expected: str, found: str) -> ConfigError:

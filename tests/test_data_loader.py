@@ -17,7 +17,7 @@ from torch_batches import ROWS, begun, contents, context, make_store, tensor_str
 from logitstore.pipeline.augment import shift
 from logitstore.pipeline.torch_stream import MAX_WORKERS, TorchStream
 from logitstore.pipeline.views import replay
-from logitstore.storage.api import Store, open_store
+from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import ConfigError
 
 
@@ -175,6 +175,17 @@ def test_persistent_workers_that_never_heard_of_a_state_refuse(store: Store) -> 
 
 
 # What is sent
+
+
+def test_a_large_array_in_a_transfer_set_is_sent(tmp_path: Path) -> None:
+    """More than 64 KiB come as a buffer when they are pickled."""
+    inputs = np.arange(600 * 256).astype(np.uint8).reshape(600, 16, 16)
+    store = create_store(tmp_path / "large", num_classes=2, inputs=inputs)
+
+    def stream() -> TorchStream:
+        return TorchStream(store.stream(batch_size=64, transfer_set=inputs))
+
+    assert contents(loader_of(stream(), 1)) == contents(stream())
 
 
 class OpenFile:

@@ -18,7 +18,7 @@ from ranks_child import INTERRUPTED_AT, SCENARIOS, document, recorded
 from trainings import as_if_by, curve, interruption, trained
 
 import experiments
-from logitstore.pipeline.ranks import ALONE, Ranks
+from logitstore.pipeline.ranks import ALONE, Ranks, joined
 from logitstore.pipeline.student_loss import StudentLoss
 from logitstore.pipeline.torch_stream import TorchBatch
 from logitstore.storage.api import Store, open_store
@@ -152,6 +152,19 @@ def test_two_ranks_go_on_to_the_same_bytes_with_random_numbers_of_their_own(fold
     first, second = (json.loads((folder / f"random-{rank}.json").read_text()) for rank in (0, 1))
     assert first[0] != second[0]
     assert first[1] != second[1]
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many")])
+def test_a_rank_outside_its_world_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match="RANK: expected an integer from 0 to WORLD_SIZE - 1, found RANK="),
+        joined(),
+    ):
+        raise AssertionError("joined")
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from experiments import Recorder
+from logitstore.pipeline.device import choose_device
 from logitstore.pipeline.experiment import Train
-from logitstore.pipeline.fit import REPORT_EVERY, choose_device, fit
+from logitstore.pipeline.fit import REPORT_EVERY, fit
 from logitstore.pipeline.optimise import learning_rate_factor, make_optimizer
 from logitstore.pipeline.ranks import Ranks
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError

@@ -29,7 +29,7 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"store", "recovery"}),
     frozenset({"part_reader", "part_writer"}),
     frozenset({"writer", "reader"}),
-    frozenset({"batch", "inputs"}),
+    frozenset({"arguments", "batch", "inputs"}),
     frozenset({"stream", "dask_view", "verify", "rebuild"}),
     frozenset({"api", "repair"}),
 )

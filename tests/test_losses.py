@@ -18,7 +18,7 @@ from logitstore.pipeline.losses import (
     soft_targets,
     soften,
 )
-from logitstore.storage.errors import ConfigError
+from logitstore.storage.errors import BadLogitsError, ConfigError
 
 
 def soft_gradient(z: Tensor, v: Tensor, temperature: float) -> Tensor:
@@ -216,6 +216,15 @@ def test_label_smoothing_is_a_share(smoothing: float) -> None:
         ConfigError, match=rf"^label_smoothing: expected a number from 0 to below 1, found {smoothing}"
     ):
         hard_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), smoothing)
+
+
+def test_logits_in_place_of_probabilities_are_refused() -> None:
+    """The likeliest mistake: the other losses take logits there."""
+    z, v = torch.zeros(2, 3), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
+    with pytest.raises(
+        BadLogitsError, match=r"targets: expected probabilities, found numbers down to -2, as logits"
+    ):
+        Distillation(2.0)(z, v)
 
 
 def test_logit_matching_by_hand() -> None:

@@ -57,6 +57,18 @@ ALL: dict[str, Callable[[float, float], Loss]] = {
 every_loss = pytest.mark.parametrize("name", ALL)
 
 
+@every_loss
+@pytest.mark.parametrize("hard_weight", [0.0, 0.5])
+def test_of_no_rows_a_loss_is_nought_with_a_gradient_of_nought(name: str, hard_weight: float) -> None:
+    """A rank's share of a step may be empty, and the others wait for it in the backward pass."""
+    weight = torch.ones(3, 4, requires_grad=True)
+    none = torch.zeros(0, 3) @ weight
+    loss = ALL[name](2.0, hard_weight)(none, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert weight.grad is not None and not weight.grad.any()
+
+
 # Precision ---------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ Hypothesis draws the store, the arguments and the interruption. `seen_by` gather
 see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -22,7 +23,14 @@ from stores import Made, Teacher
 from test_order import Item, flaws
 
 from logitstore.storage.batch import Batch
-from logitstore.storage.errors import ConfigError, PartNotFound, RowMismatch, ShardCorrupt, SpecMismatch
+from logitstore.storage.errors import (
+    BadDataError,
+    ConfigError,
+    PartNotFound,
+    RowMismatch,
+    ShardCorrupt,
+    SpecMismatch,
+)
 from logitstore.storage.reader import CaptureReader
 from logitstore.storage.stream import Stream
 from logitstore.storage.window import Buffers
@@ -576,7 +584,22 @@ def test_a_single_view_is_not_mixed_either(tmp_path: Path) -> None:
         ({"rows": [-1, 3]}, "found row -1"),
         ({"rank": -1, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found -1; pass the rank of"),
         ({"shares": [1, 1]}, "shares: expected strata to share out, found none; pass strata=[…], too"),
-        ({"strata": [[1, 2]]}, "strata: expected two or more selections of rows, found [[1, 2]]; use rows=…"),
+        (
+            {"strata": [[1, 2]]},
+            "strata: expected a list of two or more selections of rows, found [[1, 2]]; use",
+        ),
+        (
+            {"strata": [[1], [1.5]]},
+            "strata[1]: expected a slice, or ascending integers from 0 to 36, found an array",
+        ),
+        (
+            {"strata": [[1], [2]], "shares": [1e308, 1e308]},
+            "shares: expected 2 positive numbers, one a stratum",
+        ),
+        (
+            {"rows": np.ones(37, bool)},
+            "found an array of shape (37,) and dtype bool; pass np.flatnonzero(mask)",
+        ),
         ({"strata": [[1], []]}, "strata[1]: expected rows, found none; leave the stratum out"),
         ({"strata": [[1], [40]]}, "found row 40"),
         ({"strata": [[1], [2]], "rows": [1]}, "rows: expected either rows or strata, found both"),
@@ -598,6 +621,97 @@ def test_wrong_arguments_are_refused(
     with pytest.raises(ConfigError) as caught:
         made_store(37, 8).store.stream(**arguments)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": None}, "batch_size: expected an integer of at least 1, found None"),
+        ({"batch_size": True}, "batch_size: expected an integer of at least 1, found True"),
+        ({"world_size": None}, "world_size: expected an integer of at least 1, found None"),
+        ({"seed": None}, "seed: expected an integer of at least 0, found None"),
+        ({"rank": "0"}, "rank: expected 0 to 0 (world_size 1), found '0'"),
+        ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
+        ({"drop_last": 1}, "drop_last: expected True or False, found 1"),
+        ({"temperature": "2"}, "temperature: expected a positive number, found '2'"),
+        (
+            {"views": np.array([0, 1])},
+            'views: expected "all", "cycle" or a view from 0 to 2, found array([0, 1])',
+        ),
+        ({"teachers": 5}, "teachers: expected a list of names, found 5"),
+        ({"strata": 5}, "strata: expected a list of two or more selections of rows, found 5"),
+        (
+            {"strata": [[1], [2]], "shares": "ab"},
+            "shares: expected 2 positive numbers, one a stratum, found 'ab'",
+        ),
+        ({"strata": [[1], [2]], "shares": [None, 1]}, "shares: expected 2 positive numbers, one a stratum"),
+        (
+            {"strata": [[1], [2]], "shares": 0.5},
+            "shares: expected 2 positive numbers, one a stratum, found 0.5",
+        ),
+        ({"augment": 5}, "augment: expected a function, found 5"),
+        (
+            {"transfer_set": 5},
+            "transfer_set: expected a data set with a length and examples by number, found int",
+        ),
+        (
+            {"transfer_set": [1, 2]},
+            "transfer_set: expected at least 37 examples, as the store was made from, found 2",
+        ),
+        (
+            {"rows": [[1, 2], [3]]},
+            "rows: expected a slice, or ascending integers from 0 to 36, found [[1, 2], [3]]",
+        ),
+    ],
+)
+def test_arguments_of_other_types_are_refused(
+    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
+) -> None:
+    """As a user meets them, for whom nobody checks annotations."""
+    made = made_store(37, 8)
+    capture = {} if "teachers" in arguments else dict(made.store.teachers)
+    with jaxtyping_off(), pytest.raises(ConfigError) as caught:
+        if "teachers" in arguments:
+            made.store.stream(**arguments)
+        else:
+            Stream(made.store.root, capture, **{"batch_size": 8, **arguments})
+    assert message in str(caught.value)
+
+
+@contextlib.contextmanager
+def jaxtyping_off() -> Iterator[None]:
+    """Without the checks of annotations that are on in these tests."""
+    import jaxtyping
+
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+
+    class Torn(Examples):
+        def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
+            if index == 17:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    with pytest.raises(
+        BadDataError, match=r"transfer set, example 17: expected an example, found OSError: image"
+    ):
+        list(made.store.stream(batch_size=8, transfer_set=Torn(made.inputs)))
+
+
+def test_numbers_may_be_those_of_numpy(made_store: Callable[[int, int], Made]) -> None:
+    with jaxtyping_off():
+        stream = made_store(37, 8).store.stream(
+            np.int64(5), rank=np.int64(0), seed=np.uint8(0), views=np.int8(1)
+        )
+    assert [bits(b) for b in stream] == [bits(b) for b in made_store(37, 8).store.stream(5, views=1)]
 
 
 def test_a_teacher_that_is_not_there_is_named(made_store: Callable[[int, int], Made]) -> None:

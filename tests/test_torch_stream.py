@@ -162,3 +162,12 @@ def test_a_stream_survives_pickling(store: Store, tmp_path: Path) -> None:
 def test_inputs_of_a_transfer_set_come_as_tensors(store: Store, made: Any) -> None:
     for batch in tensor_stream(store, transfer_set=made.inputs):
         np.testing.assert_array_equal(batch.inputs.numpy(), made.inputs[store.samples.source[batch.rows]])
+
+
+def test_what_is_no_stream_or_no_device_is_refused_at_once(store: Store) -> None:
+    stream = store.stream(batch_size=5)
+    with pytest.raises(ConfigError, match="device: expected a device such as cpu or cuda:0, found 'nope'"):
+        TorchStream(stream, device="nope")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device: expected a device that PyTorch can use here"):
+            list(TorchStream(stream, device="cuda"))

@@ -117,3 +117,21 @@ def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy:
                 remedy="check that labels and logits belong together",
             )
     return labels
+
+
+def mean_over_rows(rows: Tensor) -> Tensor:
+    """The mean; 0, with a gradient of 0, of no rows: what a rank may have of a step where others have some."""
+    return rows.mean() if len(rows) else rows.sum()
+
+
+def check_probabilities(targets: Tensor) -> None:
+    """Refuse logits where probabilities are meant. Raises BadLogitsError; looks at tensors of the CPU alone."""
+    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
+        least = float(targets.detach().min())
+        if least < 0:
+            raise BadLogitsError(
+                "targets",
+                expected="probabilities",
+                found=f"numbers down to {least:.4g}, as logits are",
+                remedy="pass soft_targets(logits, temperature)",
+            )

@@ -55,6 +55,8 @@ class Dist(nn.Module):
         Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes.
         """
         student, teacher = widened_pair(student_logits, teacher_logits)
+        if not len(student):  # a rank's share of a step may be empty
+            return plus_hard_term(student.sum(), self.hard_weight, student, labels)
         log_q = torch.log_softmax(student / self.temperature, dim=-1)
         log_p = torch.log_softmax(teacher / self.temperature, dim=-1)
         inter = 1 - _correlation(log_q, log_p, dim=1).mean()

@@ -11,7 +11,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_floating, check_same_shape, check_temperature, check_weight, widened
+from .checks import (
+    check_floating,
+    check_probabilities,
+    check_same_shape,
+    check_temperature,
+    check_weight,
+    mean_over_rows,
+    widened,
+)
 from .hard import plus_hard_term
 
 
@@ -47,12 +55,14 @@ class Distillation(nn.Module):
         the rows that have one, and 0 if none has.
         The soft term's gradient is T · (q - p) / rows, T² times equation 2. Its entropy is not taken off,
         so the loss of a perfect student is T² times the entropy of the targets.
-        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes.
+        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes, and on the CPU for
+        logits in place of probabilities.
         """
         student = widened(student_logits, "student_logits")
         check_same_shape(student, check_floating(targets, "targets"), "targets")
+        check_probabilities(targets)
         log_q = F.log_softmax(student / self.temperature, dim=-1)
-        soft = -(targets.to(log_q.dtype) * log_q).sum(dim=-1).mean()
+        soft = mean_over_rows(-(targets.to(log_q.dtype) * log_q).sum(dim=-1))
         return plus_hard_term(self.temperature**2 * soft, self.hard_weight, student, labels)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ Dean 2015, section 2.1.
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .checks import check_weight, widened_pair
+from .checks import check_weight, mean_over_rows, widened_pair
 from .hard import plus_hard_term
 
 
@@ -28,7 +28,7 @@ def logit_matching(
     student, teacher = widened_pair(student_logits, teacher_logits)
     student = student - student.mean(dim=-1, keepdim=True)
     teacher = teacher - teacher.mean(dim=-1, keepdim=True)
-    return 0.5 * (student - teacher).square().sum(dim=-1).mean()
+    return 0.5 * mean_over_rows((student - teacher).square().sum(dim=-1))
 
 
 class LogitMatching(nn.Module):
