@@ -159,6 +159,8 @@ def test_keys_in_the_text_exist() -> None:
         "datasets:image_folder",
         "datasets:arrays",
         "augment:shift",
+        "augment:crop_flip",
+        "augment:mixup",
     ):
         known |= set(inspect.signature(resolve(f"logitstore.pipeline.{name}")).parameters)
     for name, page in PAGES.items():
