@@ -52,7 +52,7 @@ class StudentLoss:
         labels = self._of_all(batch.labels)
         logits = self._of_all(logits)
         if student.targets == "hard":
-            return _hard(logits, labels, student.train.label_smoothing)
+            return hard_cross_entropy(logits, labels, student.train.label_smoothing)
         given = {name: self._of_all(z) for name, z in batch.teacher_logits(student.temperature).items()}
         own = logits
         if student.standardise:
@@ -71,12 +71,6 @@ class StudentLoss:
 
     def _of_all(self, rows: Tensor) -> Tensor:
         return self._ranks.rows_of_all(rows) if self.is_of_all_ranks else rows
-
-
-def _hard(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    if not label_smoothing:
-        return hard_cross_entropy(logits, labels)
-    return hard_cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def _matching(student: Student, hard_weight: float) -> Matching:

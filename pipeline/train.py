@@ -150,9 +150,9 @@ def open_stream(
 ) -> tuple[Stream, tuple[int, ...]]:
     """The stream that a student learns from, on this rank, and the shape of one of its inputs.
 
-    Raises ConfigError where the rows of a step are
-    no multiple of the ranks, BadDataError for labels that are needed and not there, or not there for what it would be
-    shown, SpecMismatch where the experiment's augmentation is not the one that the captures were made with.
+    Raises ConfigError where the rows of a step are no multiple of the ranks, BadDataError for labels that are needed
+    and not there, or not there for what it would be shown, SpecMismatch where the experiment's augmentation is not the
+    one that the captures were made with.
     """
     student = run.student
     needed = student.labels_needed_for

@@ -72,7 +72,10 @@ class Stream:
         transfer_set: Any = None,
         augment: Augment | None = None,
     ) -> None:
-        """Plan the stream; reads metadata only. See `Store.stream` for the arguments and the errors."""
+        """Plan the stream; reads metadata, and for a transfer set which of its examples each row is.
+
+        See `Store.stream` for the arguments and the errors.
+        """
         self._root = root
         self._samples = Samples(root)
         self._captures = dict(captures)
@@ -215,8 +218,8 @@ class Stream:
         """Most bytes that an iteration holds: two windows, what reading threads decode from, and two batches.
 
         A thread has a piece of the file, and a run of chunks of one array as bytes of the store and once more where
-        not all of its rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside it; what the caller
-        keeps beyond the last one is the caller's.
+        not all of its rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside
+        it; what the caller keeps beyond the last one is the caller's.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         widest = max(field.row_bytes for field in self._fields)
@@ -280,10 +283,6 @@ class Stream:
 
     def _order_state(self) -> dict[str, Any]:
         """What the order of an epoch follows from: the places of a state mean nothing in another."""
-
-        def digest(rows: NDArray[np.int64]) -> str:
-            return f"{int(digest_rows([rows])[0]):016x}"
-
         return {
             "samples": self._samples.digest,
             "seed": self._seed,
@@ -291,10 +290,16 @@ class Stream:
             "views": self._views,
             "num_views": self._num_views,
             "window": self._window,
-            "rows": None if self._rows is None else digest(self._rows),
-            "strata": [digest(rows) for rows in self._strata],
+            "rows": None if self._rows is None else self._selected[0],
+            "strata": list(self._selected) if self._strata else [],
             "shares": list(self._shares),
         }
+
+    @cached_property
+    def _selected(self) -> list[str]:
+        """What the selections of rows are known by: states are taken between batches, and there may be many rows."""
+        selections = self._strata if self._rows is None else [self._rows]
+        return [f"{int(digest_rows([rows])[0]):016x}" for rows in selections]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, with any batch size and any number of ranks.

@@ -150,9 +150,8 @@ class ReadAhead:
         self._fields = fields
         self._buffers = buffers
         self._threads = threads
-        self._rows = min(order.window_rows, sum(piece.stop - piece.start for piece in left.pieces))
-        if order.repeats:
-            self._rows = order.window_rows
+        in_all = sum(piece.stop - piece.start for piece in left.pieces)
+        self._rows = order.window_rows if order.repeats else min(order.window_rows, in_all)
         self._process = os.getpid()
         self._number = self._next = -1
         self._window: Window | None = None

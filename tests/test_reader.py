@@ -89,27 +89,30 @@ def test_the_chunk_that_is_wrong_is_named(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{made.path / key} (rows 0 to 2047), chunk 1: expected crc32c ")
 
 
+_SORT = "sort them, and leave out those that the store does not have"
+_NUMBERS = "pass one list of whole numbers"
+
+
 @pytest.mark.parametrize(
-    ("rows", "found"),
+    ("rows", "found", "remedy"),
     [
-        ([37], "row 37"),
-        ([-1, 2], "row -1"),
-        ([5, 4], "rows that go down"),
-        (slice(None, None, -1), "rows that go down"),
-        (range(30, 40), "30 to 40"),
-        (range(-3, 3), "-3 to 3"),
-        (3, "an array of shape () and dtype int64"),
-        ([[1, 2]], "an array of shape (1, 2) and dtype int64"),
-        ([True, False], "an array of shape (2,) and dtype bool"),
-        ([0.5], "an array of shape (1,) and dtype float64"),
+        ([37], "row 37", _SORT),
+        ([-1, 2], "row -1", _SORT),
+        ([5, 4], "rows that go down", _SORT),
+        (slice(None, None, -1), "rows that go down", _SORT),
+        (range(30, 40), "30 to 40", _SORT),
+        (range(-3, 3), "-3 to 3", _SORT),
+        (3, "an array of shape () and dtype int64", _NUMBERS),
+        ([[1, 2]], "an array of shape (1, 2) and dtype int64", _NUMBERS),
+        ([True, False], "an array of shape (2,) and dtype bool", "pass np.flatnonzero(mask)"),
+        ([0.5], "an array of shape (1,) and dtype float64", _NUMBERS),
     ],
 )
-def test_rows_that_are_not_there_are_refused(made: Made, rows: Any, found: str) -> None:
+def test_rows_that_are_not_there_are_refused(made: Made, rows: Any, found: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
         made.store.teachers["wide"].read(rows)
     assert str(caught.value) == (
-        f"rows: expected a slice, or ascending integers from 0 to 36, found {found}; "
-        "sort them, and leave out those that the store does not have"
+        f"rows: expected a slice, or ascending integers from 0 to 36, found {found}; {remedy}"
     )
 
 
