@@ -14,6 +14,7 @@ another number of ranks as well, the store ends up with the same bytes.
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..storage.progress import Progress, silent
 from ..storage.writer import CaptureWriter, SamplesWriter
 from .agenda import HALVED, capture_identity, check_samples, missing_captures, open_existing
 from .capture_pass import CapturePass
-from .device_logits import Held, run
+from .device_logits import BlockLogits, Memory, block_logits
 from .experiment import Experiment, TeacherMember
 from .footprint import encoded_widths, input_bytes
 from .inference import Runner
@@ -133,7 +134,7 @@ def cache(
             PartReader(store.root.part(SAMPLES), store.root.grid) if samples is None else None,
             writers,
             make_view,
-            _runs_of(teachers, writers),
+            _Teachers({t.member.name: t for t in teachers}, writers),
             quality,
         )
         if samples is not None or writers:
@@ -207,9 +208,9 @@ def _identity_there(store: Store, name: str) -> Mapping[str, Any] | None:
     return None if begun is None else begun.identity
 
 
-def teacher_logits(runner: Runner, shown: Shown, as_float16: bool) -> Held:
-    """Run a teacher over a view of a block: the one place where that is done."""
-    return run(runner, shown.inputs, as_float16=as_float16)
+def teacher_logits(runner: Runner, shown: Shown, logits: BlockLogits) -> None:
+    """Run a teacher over a view of some rows: the one place where that is done."""
+    logits.add(shown.inputs)
 
 
 def _try_out(
@@ -291,22 +292,35 @@ def _dealt(ranks: Ranks, todo: Sequence[Todo]) -> list[Todo]:
     return every[ranks.rank :: ranks.size]
 
 
-def _runs_of(teachers: Sequence[_Teacher], writers: Mapping[str, CaptureWriter]) -> "_Runs":
-    return _Runs({t.member.name: t for t in teachers}, writers)
-
-
 @dataclass(frozen=True)
-class _Runs:
-    """Runs a teacher by its name."""
+class _Teachers:
+    """The teachers by their names, as they are run over the rows."""
 
-    teachers: Mapping[str, _Teacher]
+    by_name: Mapping[str, _Teacher]
     writers: Mapping[str, CaptureWriter]
+    memory: Memory = field(default_factory=Memory)
 
-    def __call__(self, name: str, shown: Shown) -> Held:
-        """Its logits. Raises BadLogitsError, which says what can still be set where memory is short."""
-        runner, writer = self.teachers[name].runner, self.writers[name]
+    @property
+    def batch_rows(self) -> int:
+        """Rows that are whole batches of every teacher."""
+        return math.lcm(*(teacher.runner.batch_size for teacher in self.by_name.values()))
+
+    def begin(self, name: str, rows: int) -> BlockLogits:
+        """Room for the logits of a block."""
+        writer = self.writers[name]
+        return block_logits(
+            self.by_name[name].runner,
+            rows,
+            len(writer.columns),
+            as_float16=writer.encoding.kind == "float16",
+            memory=self.memory,
+        )
+
+    def run(self, name: str, shown: Shown, logits: BlockLogits) -> None:
+        """Have a teacher say its logits. Raises BadLogitsError, which says what can still be set where memory is short."""
+        runner, writer = self.by_name[name].runner, self.writers[name]
         try:
-            return teacher_logits(runner, shown, writer.encoding.kind == "float16")
+            teacher_logits(runner, shown, logits)
         except BadLogitsError as error:
             if not out_of_memory(error):
                 raise

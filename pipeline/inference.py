@@ -198,9 +198,16 @@ class Runner:
             batch = batch.contiguous(memory_format=torch.channels_last)
         return forward(self._run, batch, self.where)
 
-    def logits(self, inputs: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows classes"]:
-        """Logits of `inputs`, which stay as they are, in the memory of the host. Raises BadLogitsError."""
-        found: Tensor | None = None
+    def logits(
+        self,
+        inputs: Shaped[np.ndarray, "rows ..."],
+        into: Float32[np.ndarray, "rows classes"] | None = None,
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Logits of `inputs`, which stay as they are, in the memory of the host. into: where they are put.
+
+        Raises BadLogitsError, also for another number of classes than `into` has.
+        """
+        found = None if into is None else torch.from_numpy(into)
         with self.mode():
             for rows in self.batches(len(inputs)):
                 batch = host_batch(inputs[rows])

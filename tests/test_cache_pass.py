@@ -79,9 +79,9 @@ def counted() -> tuple[Any, list[tuple[int, int]]]:
     """A patch under which teachers run, and a list of what they were shown: (block, rows)."""
     genuine, shown_blocks = stage.teacher_logits, []
 
-    def teacher_logits(runner: Runner, shown: Shown, as_float16: bool) -> Any:
+    def teacher_logits(runner: Runner, shown: Shown, logits: Any) -> Any:
         shown_blocks.append((shown.todo.block, len(shown.inputs)))
-        return genuine(runner, shown, as_float16)
+        return genuine(runner, shown, logits)
 
     return mock.patch.object(stage, "teacher_logits", teacher_logits), shown_blocks
 
@@ -111,8 +111,8 @@ def test_memory_is_what_was_said_however_slow_the_disk_is(
         captured(folder)
     (queue,) = queues
     assert 64 * 3 * 4 < queue.high_water <= max(most, 64 * 4 * 4)
-    # two blocks of inputs, the logits in work, and the queue
-    said = 2 * 64 * 16 + 64 * 3 * 4 + max(most, 64 * 16)
+    # two blocks of inputs, the logits in work, the queue, and a block of float16 with peaks and digests
+    said = 2 * 64 * 16 + 64 * 3 * 4 + max(most, 64 * 16) + 64 * (3 * 2 + 4 + 8)
     assert f"inputs and logits of at most {said:,} bytes are held at once" in caplog.text
 
 
@@ -126,13 +126,13 @@ def test_inputs_are_fetched_while_the_teacher_runs(folder: Path) -> None:
         fetched.append(which.start // 64)
         return genuine_rows(self, which)
 
-    def teacher_logits(runner: Runner, shown: Shown, as_float16: bool) -> Any:
+    def teacher_logits(runner: Runner, shown: Shown, logits: Any) -> Any:
         deadline = time.monotonic() + 5
         while max(fetched) == shown.todo.block and shown.todo.block < 4 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.02)  # for a second one to come, if it did
         ahead.append(max(fetched) - shown.todo.block)
-        return genuine(runner, shown, as_float16)
+        return genuine(runner, shown, logits)
 
     with (
         mock.patch.object(stage.TransferRows, "rows", rows),
@@ -151,11 +151,54 @@ def test_the_workers_of_a_loader_make_the_same_bytes(folder: Path) -> None:
     model = 'factory = "logitstore.pipeline.models:mlp"\nargs = { hidden = [4] }\ntrain = { epochs = 1, lr = 0.1 }'
     weights = ('factory = "faulty:linear"\nweights = "line.safetensors"', model)
     captured(folder, factory, weights, ("[cache]", f"[cache]\n{augment}"))
-    with mock.patch("logitstore.pipeline.shown_rows._CHUNK_BYTES", 16 * 25):  # a block is three pieces
+    with mock.patch("logitstore.pipeline.row_workers.CHUNK_BYTES", 16 * 25):  # a block is three pieces
         captured(
             folder, factory, weights, ("[cache]", f"[cache]\nworkers = 2\n{augment}"), out="workers.zarr"
         )
     assert stores.tree(folder / "workers.zarr") == stores.tree(folder / "store.zarr")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("gathered", "sweeps"), [(1, 3), (2 * 2 * 64 * 3 * 4, 2)])
+def test_blocks_whose_inputs_take_too_much_come_in_pieces_with_the_same_bytes(
+    folder: Path, workers: int, gathered: int, sweeps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole batches of each teacher, fetched once a sweep: logits are gathered of one view, or of two."""
+    line = '[[teacher]]\nname = "line"'
+    second = '[[teacher]]\nname = "other"\nfactory = "faulty:linear"\nweights = "line.safetensors"\n'
+    changes = [
+        ("[transfer_set]", "[transfer_set]\nstore_inputs = false"),
+        (line, f"{second}\n{line}"),
+        ("[cache]", "[cache]\nviews = 3\n" + 'augment = { factory = "faulty:noisy" }'),
+    ]
+    with (folder / "faulty.py").open("a") as file:
+        file.write(
+            "\ndef noisy():\n    return lambda x, random: x + random.standard_normal(4, dtype='float32')\n"
+        )
+    captured(folder, *changes)
+    monkeypatch.setattr(
+        "logitstore.pipeline.capture_pass.PIECE_BYTES", 16 * 25
+    )  # 25 rows: batches of 8 or so
+    monkeypatch.setattr("logitstore.pipeline.capture_pass.GATHERED_BYTES", gathered)
+    fetched: list[range] = []
+    genuine = stage.TransferRows.rows
+
+    def rows(self: Any, which: range) -> Any:
+        fetched.append(which)
+        return genuine(self, which)
+
+    monkeypatch.setattr(stage.TransferRows, "rows", rows)
+    patch, shown = counted()
+    with patch:
+        captured(
+            folder, *changes[:2], (changes[2][0], f"{changes[2][1]}\nworkers = {workers}"), out="pieces.zarr"
+        )
+    assert stores.tree(folder / "pieces.zarr") == stores.tree(folder / "store.zarr")
+    assert {rows for _, rows in shown} == {32, 44 - 32}
+    assert len(shown) == 2 * 3 * 10  # teachers, views, pieces
+    if not workers:
+        tried_out = 3  # each teacher on a batch, and the views of a few rows
+        assert len(fetched) == tried_out + sweeps * 10
 
 
 def test_what_a_worker_raises_is_one_line_and_so_is_its_death(folder: Path) -> None:
@@ -176,7 +219,7 @@ def test_what_a_worker_raises_is_one_line_and_so_is_its_death(folder: Path) -> N
     with pytest.raises(BadDataError) as caught:
         captured(folder, *changes)
     assert str(caught.value).startswith(
-        "transfer_set, rows 128 to 191 of the store: expected their inputs and labels, found KeyError: 'torn file'; "
+        "transfer set, example 150: expected an example, found KeyError: 'torn file'; "
     )
     assert commits(folder) == ["0-0", "0-1"]
     (folder / "dies").touch()
@@ -234,11 +277,11 @@ def test_a_full_disk_stops_the_teachers(folder: Path) -> None:
 def test_ctrl_c_keeps_what_was_finished_and_leaves_no_thread(folder: Path) -> None:
     genuine = stage.teacher_logits
 
-    def interrupted(runner: Runner, shown: Shown, as_float16: bool) -> Any:
+    def interrupted(runner: Runner, shown: Shown, logits: Any) -> Any:
         if shown.todo.block == 3:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
-        return genuine(runner, shown, as_float16)
+        return genuine(runner, shown, logits)
 
     with mock.patch.object(stage, "teacher_logits", interrupted), pytest.raises(KeyboardInterrupt):
         captured(folder)
@@ -278,10 +321,10 @@ def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
     genuine = stage.teacher_logits
     last = 300 // 64
 
-    def stopping(runner: Runner, shown: Shown, as_float16: bool) -> Any:
+    def stopping(runner: Runner, shown: Shown, logits: Any) -> Any:
         if shown.todo.block == last:
             raise KeyboardInterrupt
-        return genuine(runner, shown, as_float16)
+        return genuine(runner, shown, logits)
 
     with mock.patch.object(stage, "teacher_logits", stopping), pytest.raises(KeyboardInterrupt):
         captured(folder)
@@ -392,13 +435,13 @@ def test_memory_that_runs_short_after_the_first_commit_stops_and_says_what_to_se
 ) -> None:
     genuine = stage.teacher_logits
 
-    def shrinking(runner: Runner, shown: Shown, as_float16: bool) -> Any:
+    def shrinking(runner: Runner, shown: Shown, logits: Any) -> Any:
         if shown.todo.block == 2:
             deadline = time.monotonic() + 5
             while commits(folder) != ["0-0", "0-1"] and time.monotonic() < deadline:
                 time.sleep(0.01)
             room(20)
-        return genuine(runner, shown, as_float16)
+        return genuine(runner, shown, logits)
 
     with mock.patch.object(stage, "teacher_logits", shrinking), pytest.raises(BadLogitsError) as caught:
         captured(folder, SHORT)
