@@ -111,7 +111,10 @@ class CapturePass:
         gathered = logits
         if piece < rows * self.rows.first.nbytes:
             gathered *= len(self.writers) * min(self.cut.views_a_sweep, self.experiment.cache.views)
-        waiting = max(QUEUE_BYTES, logits, piece if self.samples is not None else 0)
+        kept = piece if self.samples is not None and self.experiment.transfer_set.store_inputs else 0
+        # The memory of logits that are committed is kept for the next ones, while inputs wait in their place; by the
+        # order of the queue never more of them than one.
+        waiting = max(QUEUE_BYTES, logits, kept) + kept
         widths = [sum(layout.row_bytes for layout in w.layouts.values()) for w in self.writers.values()]
         return (1 + AHEAD) * piece * (1 + views) + ready + gathered + waiting + rows * max(widths, default=0)
 
