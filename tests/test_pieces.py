@@ -209,7 +209,9 @@ def test_strata_hold_in_every_batch_and_the_longest_is_gone_through(
     strata = begun(laps, shares)
     seen = [Counter[int]() for _ in laps]
     parts = data.draw(st.lists(st.floats(0, 1), max_size=2))
+    worlds = {world_size}
     for part in [*parts, 1.0]:
+        worlds.add(world_size)
         courses, reached = mixed_courses(strata, batch_size, world_size, False)
         (count,) = {course.batches.count for course in courses}
         taken = round(count * part)
@@ -231,7 +233,10 @@ def test_strata_hold_in_every_batch_and_the_longest_is_gone_through(
     for stratum, (counted, size) in enumerate(zip(seen, mixture["sizes"], strict=True)):
         assert set(counted.values()) <= {1}  # a place is a row of a lap
         visits = Counter(place % size for place in counted)
-        assert max(visits.values()) - min(visits[row] for row in range(size)) <= 1
+        # Of an unbroken run of places no row comes twice more than another. Ranks that others go on for leave several.
+        runs = sum(place - 1 not in counted for place in counted)
+        assert runs == 1 or len(worlds) > 1
+        assert max(visits.values()) - min(visits[row] for row in range(size)) <= runs
         if stratum == longest:
             assert min(visits[row] for row in range(size)) >= 1
 
