@@ -35,11 +35,17 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = ROUNDS) -> Comparison:
-    """Time both in turn, after one call of each that is not counted."""
+def compare(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int = ROUNDS,
+    before: Callable[[], object] = lambda: None,
+) -> Comparison:
+    """Time both in turn, after one call of each that is not counted. before: done before each round, untimed."""
     ours(), theirs()
     pairs = []
     for number in range(rounds):
+        before()
         # Every other round the second goes first, so that neither always finds the caches of the other.
         if number % 2:
             second = seconds(theirs)

@@ -35,13 +35,10 @@ def is_placed(module: nn.Module) -> bool:
     So are models that Hugging Face has dispatched (`device_map`), those of FSDP, and whoever has put the layers of a
     model on devices of his own choice. Such a model is given inputs on the device of its first parameter.
     """
-    if getattr(module, "hf_device_map", None):
-        return True
-    if any(
-        "fully_sharded" in type(part).__module__ or "fsdp" in type(part).__module__
-        for part in module.modules()
-    ):
-        return True
+    for part in module.modules():
+        sharded = "fully_sharded" in type(part).__module__ or "fsdp" in type(part).__module__
+        if sharded or getattr(part, "hf_device_map", None):
+            return True
     return len({parameter.device for parameter in module.parameters()}) > 1
 
 

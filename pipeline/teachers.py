@@ -25,7 +25,7 @@ from .device import choose_device
 from .experiment import Experiment, Factory, TeacherMember
 from .factories import build, build_augmentation, expect_module
 from .fit import fit
-from .inference import check_model
+from .inference import check_model, place
 from .models import count_parameters
 from .records import Models, Record
 from .transfer import TransferRows
@@ -89,16 +89,7 @@ def load_teacher(
         names = getattr(module, "class_names", None)
         if isinstance(names, (list, tuple)) and names:
             check_class_order([str(n) for n in names], rows.class_names, f"teacher {member.name!r}")
-    if is_placed(module):
-        return module.eval()
-    return module.to(choose_device(device)).eval()
-
-
-def is_placed(module: nn.Module) -> bool:
-    """Whether a module has its places already: on several devices, or put on one by accelerate."""
-    if any(getattr(part, "hf_device_map", None) for part in module.modules()):
-        return True
-    return len({parameter.device for parameter in module.parameters()}) > 1
+    return place(module, choose_device(device)).eval()
 
 
 def train_teacher(

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from logitstore.pipeline.class_order import check_class_order, is_generic, stated_class_names
 from logitstore.pipeline.experiment import Experiment, load_experiment, parse_experiment
 from logitstore.pipeline.exported import Exported, exported
+from logitstore.pipeline.inference import is_placed
 from logitstore.pipeline.named_models import timm_model, torchvision_model
 from logitstore.pipeline.records import weights_digest
 from logitstore.pipeline.run import run
 from logitstore.pipeline.sources import model_files, source_digests
-from logitstore.pipeline.teachers import is_placed
 from logitstore.storage.errors import BadDataError, ConfigError, LogitStoreError, SpecMismatch
 
 NAMES = ["a", "b", "c"]
