@@ -12,6 +12,7 @@ finished before it is committed, and the error is that of the earliest block.
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,6 +144,7 @@ class CapturePass:
             self.experiment, self.rows, self.grid, self.todo, self.cut, self.make_view, self._check_sealed
         )
         block = _Gathered(-1)
+        started, busy = time.perf_counter(), 0.0
         with (
             CommitQueue(QUEUE_BYTES) as queue,
             contextlib.closing(run_ahead(prepared, lambda shown: shown, AHEAD)) as ahead,
@@ -154,14 +156,25 @@ class CapturePass:
                 if shown.is_new and shown.is_last and self.samples is not None:
                     queue.put(self._write_samples(block, shown.prepared), shown.prepared.inputs.nbytes)
                 for name in self._names(shown):
+                    begun = time.perf_counter()
                     self._run(name, shown, block)
+                    busy += time.perf_counter() - begun
                     if shown.is_last:
                         held = block.logits.pop((shown.view, name))
                         queue.put(self._write_logits(name, shown, block, held), held.nbytes)
                         del held  # the queue's alone
                 done += len(shown.prepared.rows)
-                queue.put(self._report(progress, task, done, total), 0)
+                waiting = 1 - busy / (time.perf_counter() - started)
+                queue.put(self._report(progress, task, done, total, waiting), 0)
                 del shown
+        if self.writers:
+            took = time.perf_counter() - started
+            log.info(
+                "%s: %.1f s, of which the teachers waited for inputs and the disk %.0f %%",
+                task,
+                took,
+                100 * (1 - busy / took),
+            )
 
     def _run(self, name: str, shown: Shown, block: "_Gathered") -> None:
         key = (shown.view, name)
@@ -228,8 +241,16 @@ class CapturePass:
 
         return write
 
-    def _report(self, progress: Progress, task: str, done: int, total: int) -> Callable[[], None]:
-        return lambda: progress(task, done, total, "rows", self.quality.detail)
+    def _report(
+        self, progress: Progress, task: str, done: int, total: int, waiting: float
+    ) -> Callable[[], None]:
+        """waiting: share of the time in which no teacher ran."""
+
+        def report() -> None:
+            parts = (self.quality.detail, f"waiting {100 * waiting:.0f} %" if self.writers else "")
+            progress(task, done, total, "rows", ", ".join(filter(None, parts)))
+
+        return report
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -611,7 +612,10 @@ def test_how_good_the_teachers_are_is_said_as_it_goes(folder: Path, caplog: pyte
     details = [detail for *_, detail in recorder.calls if detail]
     assert len(details) == 5
     assert details[-1].startswith(f"line {right.mean():.2%} right, ")
-    assert details[-1].endswith("they disagree on 0.00%")
+    assert re.search(r", they disagree on 0\.00%, waiting \d+ %$", details[-1])
+    assert re.search(
+        r"caching .*: \d+\.\d s, of which the teachers waited for inputs and the disk \d+ %", caplog.text
+    )
     assert f"teacher line: accuracy {right.mean():.4f}, " in caplog.text
 
 
