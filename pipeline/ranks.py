@@ -10,6 +10,7 @@ one process without `torchrun` is the rank `ALONE`.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,11 +91,8 @@ class Ranks:
         if self.size == 1:
             return [number]
         import torch
-        from torch import distributed
 
-        found = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        distributed.all_gather(found, torch.tensor([number]))
-        return [int(count) for count in found]
+        return [int(count) for count in self.tensors(torch.tensor([number]))]
 
     def mean(self, value: "Tensor") -> "Tensor":
         """The mean of a tensor over the ranks, which stays where it is."""
@@ -104,6 +102,7 @@ class Ranks:
 
         total = value.detach().clone()
         distributed.all_reduce(total)
+        _LENT.append([total])
         return total / self.size
 
     def tensors(self, tensor: "Tensor") -> "list[Tensor]":
@@ -115,6 +114,7 @@ class Ranks:
 
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         distributed.all_gather(found, tensor)
+        _LENT.append([tensor, *found])
         return found
 
     def rows_of_all(self, rows: "Tensor") -> "Tensor":
@@ -141,6 +141,11 @@ class Ranks:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+
+_LENT: "deque[list[Tensor]]" = deque(maxlen=4)
+"""What went through the last collectives. Threads of gloo may let go of it after the call has returned; were that the last
+reference, they would ask for Python's lock, and Python ends a thread that does so while the process is leaving: torch
+does not survive that."""
 
 ALONE = Ranks()
 """One process."""

@@ -4,6 +4,7 @@
 here, before anything that reads them is imported.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -72,6 +73,23 @@ def seeded() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test finds nothing of another in its process: no modules from beside an experiment, no level of the log."""
+    # A module that is written twice within a second has a cache that seems to be its own.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    temporary = (f"{tmp_path_factory.getbasetemp()}{os.sep}", "/dev/shm/")
+    logger, path, modules = logging.getLogger("logitstore"), sys.path.copy(), set(sys.modules)
+    level, handlers = logger.level, logger.handlers.copy()
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

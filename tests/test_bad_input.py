@@ -36,15 +36,6 @@ TRAINED = (
 """Makes the teacher one that is trained here, from labels."""
 
 
-@pytest.fixture(autouse=True)
-def no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has a `faulty` of its own, and Python leaves no caches beside it."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    yield
-    sys.modules.pop("faulty", None)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the small experiment."""

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,15 +44,6 @@ from logitstore.storage.files import NewObject
 from logitstore.storage.writer import CaptureWriter
 
 FACTORY = 'factory = "faulty:linear"'
-
-
-@pytest.fixture(autouse=True)
-def no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has a module `faulty` of its own."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    yield
-    sys.modules.pop("faulty", None)
 
 
 @pytest.fixture
@@ -276,6 +267,7 @@ def test_a_full_disk_stops_the_teachers(folder: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_finished_and_leaves_no_thread(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who is run in the background ignores it
     genuine = stage.teacher_logits
 
     def interrupted(runner: Runner, shown: Shown, logits: Any) -> Any:

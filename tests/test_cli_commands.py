@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,6 @@ teacher = "line"
 clusters = 2
 classes_per_cluster = 2
 """
-
-
-@pytest.fixture(autouse=True)
-def no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Python leaves no caches beside the experiments."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    yield
-    sys.modules.pop("faulty", None)
 
 
 def call(*arguments: object) -> Result:

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -76,13 +74,10 @@ TRAINED = (
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to be in; Python leaves no caches beside the experiments."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("faulty", None)
+    return tmp_path
 
 
 def lay_out(folder: Path, *changes: tuple[str, str], more: str = "") -> Path:
