@@ -16,8 +16,8 @@ from ..storage.errors import BadLogitsError
 
 STOP_ROWS = 1000
 """Labelled rows after which an accuracy is judged: for a fair network it is then known to 0.05."""
-_PIECE = 1 << 18
-"""Logits that are looked at together."""
+_PIECE = 1 << 15
+"""Logits that are looked at together: few enough to stay in the cache."""
 
 
 @dataclass
@@ -71,17 +71,20 @@ class Quality:
         """
         predicted = np.empty(len(logits), np.int64)
         right, nats, step = 0, 0.0, max(1, _PIECE // max(1, logits.shape[1]))
+        buffer = np.empty((min(step, len(logits)), logits.shape[1]), np.float32)
         for start in range(0, len(logits), step):
-            part, known = logits[start : start + step], labels[start : start + step] >= 0
+            part, label = logits[start : start + step], labels[start : start + step]
             predicted[start : start + step] = best = part.argmax(axis=1)
-            if not known.any():
+            known = np.flatnonzero(label >= 0)
+            if not len(known):
                 continue
-            z, label = part[known].astype(np.float32, copy=False), labels[start : start + step][known]
+            below, label = buffer[: len(part)], label[known]
             with np.errstate(all="ignore"):
-                z = z - z.max(axis=1, keepdims=True)
-                log_likelihood = z[np.arange(len(z)), label] - np.log(np.exp(z).sum(axis=1))
+                np.subtract(part, part[np.arange(len(part)), best][:, None], out=below, dtype=np.float32)
+                of_label = below[known, label]
+                log_sum = np.log(np.exp(below, out=below).sum(axis=1))
             right += int((best[known] == label).sum())
-            nats -= float(log_likelihood.sum(dtype=np.float64))
+            nats += float((log_sum[known] - of_label).sum(dtype=np.float64))
         if not np.isfinite(nats):
             return
         tally = self.tallies[teacher]
