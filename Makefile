@@ -97,6 +97,7 @@ bench-loaders: venv ## the stream against other loaders, which pip installs unde
 .PHONY: experiments
 experiments: venv ## the paper's tables, on real data
 	$(BIN)/logitstore run experiments/mnist.toml
+	$(BIN)/python experiments/specialists.py --jobs 2
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches

@@ -6,6 +6,8 @@ import platform
 import capture
 import capture_memory
 import checked_inputs
+import combine
+import covariance
 import device_teacher
 import encoding
 import live_teacher
@@ -29,7 +31,7 @@ def main() -> None:
     )
     streaming = (stream, training_step, live_teacher, checked_inputs, ranks, memory, variety)
     caching = (stage_one, resume, capture_memory, views, capture, device_teacher)
-    for benchmark in (startup, *streaming, *caching, encoding):
+    for benchmark in (startup, *streaming, *caching, encoding, covariance, combine):
         benchmark.main()
 
 

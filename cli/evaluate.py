@@ -1,6 +1,7 @@
-"""How good are the teachers, the ensembles and the students of an experiment?"""
+"""How good are the models of an experiment, or the captures of a store, specialists and all?"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,17 +9,16 @@ from .options import (
     device_option,
     dry_run_option,
     examples,
-    experiment_argument,
     json_option,
     models_option,
     settings,
-    store_argument,
     verbosity_options,
 )
 from .output import print_json, print_text
 from .progress import show_progress
 from .run import print_todo, print_verdicts
 from .show import print_scores, score_records
+from .show_captures import capture_records, print_captures
 
 
 @click.command(
@@ -26,30 +26,83 @@ from .show import print_scores, score_records
     epilog=examples(
         "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr",
         "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr --json",
+        "logitstore evaluate runs/mnist/store.zarr",
     ),
 )
 @verbosity_options
-@experiment_argument
-@store_argument
+@click.argument("places", nargs=-1, required=True, metavar="[EXPERIMENT] STORE")
 @models_option
 @device_option
 @dry_run_option
+@click.option(
+    "--generalist", metavar="NAME", help="Without an experiment: compare every capture with this one …"
+)
+@click.option("--clustering", metavar="NAME", help="… by the sets of this clustering.")
+@click.option(
+    "--view", type=int, metavar="N", help="Without an experiment: the view to look at; 0 by default."
+)
 @json_option
 def command(
-    experiment: Path, store: str, models: Path | None, device: str | None, dry_run: bool, as_json: bool
+    places: tuple[str, ...],
+    models: Path | None,
+    device: str | None,
+    dry_run: bool,
+    generalist: str | None,
+    clustering: str | None,
+    view: int | None,
+    as_json: bool,
 ) -> None:
-    """Score every model of an EXPERIMENT that is there on its evaluation set.
+    """Score every model of an EXPERIMENT on its evaluation set, or every capture of a STORE on its own labels.
 
-    Errors, accuracy, negative log-likelihood (nats), expected calibration error. Scores are kept beside the
-    STORE, in evaluation.json, and measured again only where a model or the evaluation set has changed.
+    With an experiment: errors, accuracy, negative log-likelihood (nats), expected calibration error of every model that
+    is there. Scores are kept beside the STORE, in evaluation.json, and measured again only where a model or the
+    evaluation set has changed.
+
+    With a store alone, from its captures: the same and top-5, and for every combination of a generalist with
+    specialists the conditional accuracy (examples of special classes, predictions restricted to them) and what has
+    changed, by the number of specialists that cover the correct class. No model is run, nothing is written.
     """
+    if len(places) > 2:
+        raise click.UsageError(f"expected [EXPERIMENT] STORE, found {len(places)} arguments")
+    of_store = {"--generalist": generalist, "--clustering": clustering, "--view": view}
+    of_experiment = {"--models": models, "--device": device, "--dry-run": dry_run or None}
+    whole = len(places) == 2
+    for option, value in (of_store if whole else of_experiment).items():
+        if value is not None:
+            form = "a store without an experiment" if whole else "an experiment"
+            raise click.UsageError(f"{option} is for {form}; drop it")
+    if whole:
+        _evaluate_experiment(Path(places[0]), places[1], models, device, dry_run=dry_run, as_json=as_json)
+    else:
+        _evaluate_store(places[0], generalist, clustering, view or 0, as_json=as_json)
+
+
+def _evaluate_store(
+    location: str, generalist: str | None, clustering: str | None, view: int, *, as_json: bool
+) -> None:
+    from ..pipeline.capture_scores import comparisons, evaluate_captures
+    from ..storage.api import open_store
+
+    store = open_store(location)
+    with show_progress(quiet=settings().quiet) as progress:
+        compare = comparisons(store, generalist=generalist, clustering=clustering)
+        found = evaluate_captures(store, compare, view=view, progress=progress)
+    if as_json:
+        print_json(capture_records(found))
+    else:
+        print_captures(found)
+
+
+def _evaluate_experiment(
+    experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
+) -> None:
     from ..pipeline.experiment import load_experiment
     from ..pipeline.records import Models
     from ..pipeline.results import verdicts
     from ..storage.api import open_store
     from ..storage.files import local_path
 
-    found, path = load_experiment(experiment), local_path(store)
+    found, path = load_experiment(experiment), local_path(location)
     kept, opened = Models(path.parent / "models" if models is None else models), open_store(path)
     scores = path.parent / "evaluation.json"
     from ..pipeline.evaluate import evaluate, evaluation_examples
@@ -66,8 +119,9 @@ def command(
     with show_progress(quiet=settings().quiet) as progress:
         table = evaluate(found, opened, kept, scores, device=device, progress=progress)
     sentences = verdicts(found, table)
+    answer: dict[str, Any] = {"table": score_records(table), "verdicts": sentences}
     if as_json:
-        print_json({"table": score_records(table), "verdicts": sentences})
+        print_json(answer)
     elif table:
         print_scores(table)
         print_verdicts(sentences)

@@ -13,7 +13,14 @@ import click
 
 from .options import examples, expect_option, json_option, store_argument, verbosity_options
 from .output import print_json, print_table, print_text, printable
-from .show import clustering_record, fidelity_records, format_bytes, part_bytes, print_fidelity
+from .show import (
+    clustering_record,
+    fidelity_records,
+    format_bytes,
+    part_bytes,
+    print_fidelity,
+    single_classes,
+)
 
 if TYPE_CHECKING:
     from ..storage.api import Store
@@ -169,8 +176,11 @@ def _print(found: Mapping[str, Any]) -> None:
     for clustering in found["clusterings"]:
         print_text()
         print_text(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
+        print_text(printable(f"  {_how(clustering)}"))
         for members in clustering["sets"][:_NAMES_SHOWN]:
             print_text(printable(f"  {', '.join(members)}"))
+        if clustering["single"]:
+            print_text(printable(f"  in no set: {single_classes(clustering)}"))
     for part in found["unsealed"]:
         print_text()
         done = f"{part['blocks_done']:,} of {part['blocks']:,}"
@@ -178,6 +188,22 @@ def _print(found: Mapping[str, Any]) -> None:
     for part in found["unreadable"]:
         print_text()
         print_text(printable(f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}"))
+
+
+def _how(clustering: Mapping[str, Any]) -> str:
+    """Of which predictions a clustering is, and how it was made."""
+    parts = [" + ".join(clustering["teachers"]) or "an unknown teacher"]
+    parts += (
+        [f"T = {clustering['temperature']:g}"] if isinstance(clustering["temperature"], int | float) else []
+    )
+    parts += [str(clustering["algorithm"])] if clustering["algorithm"] else []
+    parts += ["correlations"] if clustering["normalise"] else []
+    parts += ["disjoint sets"] if clustering["disjoint"] else []
+    parts += [f"{clustering['dimensions']} random dimensions"] if clustering["dimensions"] else []
+    parts += (
+        [f"inertia {clustering['inertia']:.4g}"] if isinstance(clustering["inertia"], int | float) else []
+    )
+    return ", ".join(parts)
 
 
 def _print_parts(found: Mapping[str, Any]) -> None:

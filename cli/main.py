@@ -23,6 +23,7 @@ COMMANDS = {
     "cache": "Stage one: run the teachers once, keep their logits.",
     "cluster": "Stage two: find the sets of classes that a teacher confuses.",
     "train": "Stage three: train the students from the store.",
+    "combine": "A generalist and its specialists as one teacher in the store.",
     "evaluate": "Errors, likelihood and calibration of teachers and students.",
     "inspect": "What is in a store, without reading a logit.",
     "compress": "A smaller copy of a capture, its error bounded or measured.",
@@ -31,7 +32,7 @@ COMMANDS = {
     "doctor": "Is a disk safe for several writers?",
 }
 """Name and summary of each command, in the order in which a user meets them."""
-OF_ONE_PROCESS = ("demo", "run", "cluster", "evaluate", "compress", "repair")
+OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "repair")
 """What every process of a `torchrun` would do all of."""
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..storage.api import Store
     from ..storage.store import SealedPart
 
+_SINGLE_SHOWN = 20
+"""Classes in no set that a line names."""
 _MEASURES = ("errors", "accuracy", "nll", "calibration_error", "parameters")
 
 
@@ -115,26 +117,61 @@ def _nats(value: float | None) -> str | None:
 
 
 def clustering_record(store: "Store", name: str) -> dict[str, Any]:
-    """The sets of a clustering, by names of classes. Raises ManifestInvalid for sets of what is no class."""
+    """The sets of a clustering, by names of classes, and how they were made.
+
+    Raises ManifestInvalid for sets of what is no class.
+    """
     from ..storage.reader import sets_of
 
     part = store.clustering(name)
+    identity, notes = part.spec.identity, part.spec.notes
     names = store.class_names
-    capture = part.spec.identity.get("capture")
+    sets = sets_of(part, store.num_classes)
+    inside = set(sets.ravel().tolist())
+    capture, captures = identity.get("capture"), identity.get("captures")
+    teacher = capture.get("name") if isinstance(capture, Mapping) else None
+    shares: dict[str, Any] = {teacher: 1.0} if teacher is not None else {}
+    if isinstance(captures, Mapping):
+        shares = {one: about.get("share") for one, about in captures.items() if isinstance(about, Mapping)}
     return {
         "name": name,
         "digest": part.digest,
-        "teacher": capture.get("name") if isinstance(capture, Mapping) else None,
-        "temperature": part.spec.identity.get("temperature"),
-        "sets": [[names[c] for c in members] for members in sets_of(part, store.num_classes).tolist()],
+        "teacher": teacher,
+        "teachers": shares,
+        "temperature": identity.get("temperature"),
+        "algorithm": identity.get("algorithm"),
+        "normalise": bool(identity.get("normalise")),
+        "disjoint": bool(identity.get("disjoint")),
+        "dimensions": identity.get("dimensions"),
+        "inertia": notes.get("inertia"),
+        "projection_error": notes.get("projection_error"),
+        "sets": [[names[c] for c in members] for members in sets.tolist()],
+        "single": [names[c] for c in range(store.num_classes) if c not in inside],
     }
 
 
 def print_clustering(record: Mapping[str, Any]) -> None:
-    """The same as a line a set."""
-    print_text(printable(f"classes that {record['teacher']} confuses (clusters/{record['name']})"))
+    """The same as a line a set, and the classes that are in none."""
+    teachers = " + ".join(record["teachers"]) or str(record["teacher"])
+    print_text(printable(f"classes that {teachers} confuses (clusters/{record['name']})"))
     for number, members in enumerate(record["sets"]):
         print_text(printable(f"  {number}: {', '.join(members)}"))
+    if record["single"]:
+        print_text(printable(f"  in no set: {single_classes(record)}"))
+    error = record["projection_error"]
+    if isinstance(error, Mapping):
+        print_text(
+            f"columns projected into {record['dimensions']:,} dimensions: squared distances are wrong by "
+            f"{error['rms']:.1%} (root mean square), {error['largest']:.1%} at most, among "
+            f"{error['classes']:,} classes that were also kept whole"
+        )
+
+
+def single_classes(record: Mapping[str, Any]) -> str:
+    """The classes that are in no set: their number, and the first of their names."""
+    single = record["single"]
+    more = ", …" if len(single) > _SINGLE_SHOWN else ""
+    return f"{len(single):,} ({', '.join(single[:_SINGLE_SHOWN])}{more})"
 
 
 # Scores

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from .cache import WAIT_SECONDS
 from .options import (
     device_option,
     dry_run_option,
@@ -17,6 +18,7 @@ from .options import (
 from .output import print_text
 from .progress import show_progress
 from .run import print_todo
+from .scheduler import scheduler_at
 
 
 @click.command(
@@ -31,41 +33,91 @@ from .run import print_todo
 @store_argument
 @models_option
 @device_option
+@click.option(
+    "--scheduler",
+    metavar="tcp://…",
+    help="A dask scheduler whose workers train the specialists, one each at a time.",
+)
 @dry_run_option
-def command(experiment: Path, store: str, models: Path | None, device: str | None, dry_run: bool) -> None:
-    """Train the students of an EXPERIMENT from a STORE, once a seed: no teacher is run.
+def command(
+    experiment: Path,
+    store: str,
+    models: Path | None,
+    device: str | None,
+    scheduler: str | None,
+    dry_run: bool,
+) -> None:
+    """Train the specialists and the students of an EXPERIMENT from a STORE: no teacher is run.
 
-    A student that was trained from the same captures with the same settings is not trained again, and one that was
+    Specialists are trained, captured in the STORE and combined, as the experiment says; students are trained once a
+    seed. What was trained from the same captures with the same settings is not trained again, and a training that was
     interrupted goes on from its last checkpoint, where it has checkpoint_every. Several processes train each
-    student together: torchrun --nproc-per-node N -m logitstore train EXPERIMENT STORE.
+    student together, and deal the specialists: torchrun --nproc-per-node N -m logitstore train EXPERIMENT STORE.
     """
     from ..pipeline.agenda import missing_students
     from ..pipeline.experiment import load_experiment
     from ..pipeline.ranks import OtherRankFailed, joined
     from ..pipeline.records import Models
+    from ..pipeline.specialist_stage import make_specialists, pending_specialists
+    from ..pipeline.transfer import TransferRows
     from ..storage.api import open_store
     from ..storage.files import local_path
 
     try:
-        with joined() as ranks:
+        with joined(_patience(experiment)) as ranks:
             found, path = load_experiment(experiment), local_path(store)
             kept, opened = Models(path.parent / "models" if models is None else models), open_store(path)
+            rows = None if found.specialists is None else TransferRows(found)
+            special = None if rows is None else pending_specialists(found, rows, kept, opened)
             missing = missing_students(found, kept, opened)
             if dry_run:
                 if ranks.is_first:
-                    print_todo([f"train student {run.name}" for run in missing])
+                    lines = [] if special is None else special.lines()
+                    print_todo([*lines, *(f"train student {run.name}" for run in missing)])
                 return
             names: list[str] = []
+            quiet = settings().quiet or not ranks.is_first
             # Several ranks always ask the first what is missing: it may be done before the last has looked.
+            if special or (special is not None and ranks.size > 1):
+                with show_progress(quiet=quiet) as progress, scheduler_at(scheduler) as client:
+                    done = make_specialists(
+                        found,
+                        opened,
+                        kept,
+                        rows=rows,
+                        device=device,
+                        progress=progress,
+                        ranks=ranks,
+                        scheduler=client,
+                    )
+                if ranks.is_first:
+                    for name in done.trained:
+                        print_text(f"trained   {kept.weights_path('specialists', name)}")
+                    for name in done.captured:
+                        print_text(f"captured  {name}")
+                    if done.combined is not None:
+                        print_text(f"combined  {done.combined}")
             if missing or ranks.size > 1:
                 from ..pipeline.train import train_students
 
-                with show_progress(quiet=settings().quiet or not ranks.is_first) as progress:
+                with show_progress(quiet=quiet) as progress:
                     names = train_students(found, opened, kept, device=device, progress=progress, ranks=ranks)
             if ranks.is_first:
-                if not names:
-                    print_text("nothing to do: every student is trained and unchanged")
+                if not names and not special:
+                    who = "every student" if rows is None else "everything"
+                    print_text(f"nothing to do: {who} is trained and unchanged")
+                said = "trained  " if rows is None else "trained   "
                 for name in names:
-                    print_text(f"trained  {kept.weights_path('students', name)}")
+                    print_text(f"{said}{kept.weights_path('students', name)}")
     except OtherRankFailed as failure:
         raise click.exceptions.Exit(failure.exit_code) from failure
+
+
+def _patience(experiment: Path) -> float:
+    """Seconds that a rank waits for the others, who may be training a specialist; less where there can be none."""
+    from ..pipeline.ranks import TIMEOUT_SECONDS
+
+    try:
+        return WAIT_SECONDS if b"[specialists" in experiment.read_bytes() else TIMEOUT_SECONDS
+    except OSError:
+        return TIMEOUT_SECONDS  # which is said when it is read in earnest

@@ -16,9 +16,14 @@
     cache                  stage one:   teachers x transfer set -> store
     blocks                 a function over every block of a store, on all cores
     choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first
-    covariance, kmeans, confusable, cluster    stage two:   store -> confusable sets of classes
+    softened, moments, covariance              stage two:   store -> which classes the predictions move together
+    matrix_memory, projection                  where classes x classes do not fit into memory
+    kmeans, confusable, confusions             -> confusable sets, and the errors that lie inside them
+    cluster, cluster_figure                    -> a sealed part of the store, and its picture
     decode, torch_batch, device_feed, torch_stream    batches of a store, on the device that uses them
     losses, student_loss, train                stage three: store -> students
+    specialist_tables, specialist_agenda, specialist_heads, dustbin
+    specialists, specialist_captures, specialist_stage    a network for each confusable set, back into the store
     metrics, results, evaluate                 how good each of them is
     plan, footprint, sampling, trial           what an experiment will cost, before it is run
     run                    all of it, doing only what is not done

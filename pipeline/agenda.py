@@ -8,6 +8,8 @@ identity is there.
     clusters  the seal of a capture, the settings                          spec in the store
     student   the seals of the captures, loss, settings, seed              record beside its weights
 
+Specialists, and their combination: `specialist_agenda`.
+
 So another temperature makes one student anew and touches no capture. Needs no torch: an experiment in
 which everything is done says so at once.
 """
@@ -21,6 +23,7 @@ from typing import Any
 
 from ..storage.api import Store, open_store
 from ..storage.errors import (
+    ConfigError,
     ManifestInvalid,
     NotAStoreError,
     PartNotFound,
@@ -31,8 +34,10 @@ from ..storage.files import Folder
 from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SPEC, RootAttributes, parse_spec
 from ..storage.identity import check_same
 from .class_order import check_class_order, stated_class_names
+from .confusable import check_sizes
 from .experiment import Cluster, Experiment, Loss, Student, TeacherMember
 from .factories import source_digest
+from .matrix_memory import GIB, MATRICES, choose_dimensions, gib
 from .provenance import SOURCE, source_note
 from .records import Models, Record, as_json
 from .schema import Table
@@ -103,7 +108,7 @@ def check_samples(store: Store, rows: TransferRows) -> None:
     )
 
 
-def _settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
+def settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
     """What a table says of what is made from it.
 
     later: keys that came to the table after things were made from it. At their defaults they are left out, so
@@ -124,7 +129,7 @@ def teacher_identity(experiment: Experiment, member: TeacherMember, rows: Transf
     return {
         "factory": teacher.factory,
         "args": teacher.args,
-        "train": _settled(teacher.train, later={"clip_norm", "ema", "precision"}, idle={"compile"}),
+        "train": settled(teacher.train, later={"clip_norm", "ema", "precision"}, idle={"compile"}),
         "seed": member.seed,
         "transfer_set": rows.fingerprint,
         "num_examples": len(rows),
@@ -327,15 +332,48 @@ def _check_training(
 # Clusters
 
 
+def check_cluster(cluster: Cluster, num_classes: int) -> int | None:
+    """Dimensions that the columns of the covariance are projected into; None where the whole matrix fits.
+
+    Costs nothing, so it can come before everything else. Raises ConfigError for settings that no clustering of so many
+    classes can have.
+    """
+    check_sizes(num_classes, cluster.clusters, cluster.classes_per_cluster, disjoint=cluster.disjoint)
+    dimensions = choose_dimensions(num_classes, int(cluster.memory * GIB))
+    if dimensions is not None and cluster.normalise:
+        raise ConfigError(
+            "normalise",
+            expected=f"memory = {gib(MATRICES * 8 * num_classes**2)}, for the whole matrix",
+            found=f"{cluster.memory:g}, for a projection, of which variances would have to be known beforehand",
+            remedy="raise memory, or leave normalise out",
+        )
+    return dimensions
+
+
 def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
     """What a clustering follows from."""
+    captures = {
+        name: {"seal": store.teachers[name].digest, "share": share} for name, share in cluster.shares.items()
+    }
+    dimensions = check_cluster(cluster, store.num_classes)
     return {
-        "capture": {"name": cluster.teacher, "seal": store.teachers[cluster.teacher].digest},
+        **(
+            {"captures": captures}
+            if cluster.teacher is None
+            else {"capture": {"name": cluster.teacher, "seal": captures[cluster.teacher]["seal"]}}
+        ),
         "clusters": cluster.clusters,
         "classes_per_cluster": cluster.classes_per_cluster,
         "temperature": cluster.temperature,
         "seed": cluster.seed,
-        "algorithm": "online-kmeans",
+        "algorithm": f"{cluster.method}-kmeans",
+        # Keys that came later: at their defaults a clustering is what it was.
+        **settled(
+            cluster,
+            later={"disjoint", "normalise", "restarts"},
+            idle=set(Cluster.model_fields) - {"disjoint", "normalise", "restarts"},
+        ),
+        **({} if dimensions is None else {"dimensions": dimensions}),
     }
 
 
@@ -379,10 +417,10 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     student = run.student
     loss = {"name": student.loss.name, **student.loss.numbers}
     return {
-        **_settled(student, later={"standardise"}, idle={"name", "teachers", "train", "loss"}),
+        **settled(student, later={"standardise"}, idle={"name", "teachers", "train", "loss"}),
         **({} if student.loss == Loss() else {"loss": loss}),
         "teachers": experiment.teacher_weights(student),
-        "train": _settled(
+        "train": settled(
             student.train,
             later={"clip_norm", "ema", "label_smoothing", "precision"},
             idle={"checkpoint_every", "compile", "seeds"},

@@ -22,8 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
+from torch import nn
 
 from ..storage.api import Store, begin_store, open_store
+from ..storage.encoding import Encoding
 from ..storage.errors import BadLogitsError
 from ..storage.files import Folder
 from ..storage.format import SAMPLES
@@ -70,12 +73,21 @@ class CacheReport:
 
 
 @dataclass(frozen=True)
-class _Teacher:
-    """A teacher that is ready to run."""
+class ReadyTeacher:
+    """A teacher that is ready to run, and what its capture will say of itself."""
 
-    member: TeacherMember
+    name: str
+    """Of its capture."""
     runner: Runner
-    weights: str
+    """The network."""
+    identity: Mapping[str, Any]
+    """What the capture follows from, with the batch that was asked for."""
+    notes: Mapping[str, Any]
+    """What is good to know of it."""
+    encoding: Encoding
+    """How its logits are stored."""
+    columns: Int64[np.ndarray, " columns"]
+    """The store's class of each of its logits, -1 the dustbin class."""
     is_begun: bool
     """Whether blocks of its capture are there, so that its batch is settled."""
 
@@ -115,10 +127,32 @@ def cache(
     place = ranks.device(device)
     teachers = [_prepare(experiment, member, rows, models, place, store) for member in missing]
     make_view = experiment_views(experiment, rows)
-    _try_out(experiment, rows, teachers, make_view, ranks)
-    quality = Quality([t.member.name for t in teachers], stop_below)
+    try_teachers_out(experiment, rows, teachers, make_view, ranks)
+    quality = Quality([t.name for t in teachers], stop_below)
+    store = _opened_in_turn(experiment, path, rows, store, ranks)
+    tallies = capture_teachers(
+        experiment, store, rows, teachers, make_view, quality, progress=progress, ranks=ranks
+    )
+    return CacheReport(tuple(t.name for t in teachers), kept, store.digest, tallies)
+
+
+def capture_teachers(
+    experiment: Experiment,
+    store: Store,
+    rows: TransferRows,
+    teachers: Sequence[ReadyTeacher],
+    make_view: Augment | None,
+    quality: Quality,
+    *,
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+) -> dict[str, Tally]:
+    """Write what is missing of the samples and of the captures of some teachers, and seal them; how good each was.
+
+    make_view: what makes the views (`experiment_views`). quality: of these very teachers. Called by all ranks.
+    Raises as `cache`.
+    """
     with contextlib.ExitStack() as stack:
-        store = _opened_in_turn(experiment, path, rows, store, ranks)
         samples, writers = _writers(experiment, store, rows, teachers, stack)
         if ranks.is_first:
             todo = _missing_blocks(experiment, store, samples, writers)
@@ -134,7 +168,7 @@ def cache(
             PartReader(store.root.part(SAMPLES), store.root.grid) if samples is None else None,
             writers,
             make_view,
-            _Teachers({t.member.name: t for t in teachers}, writers),
+            _Teachers({t.name: t for t in teachers}, writers),
             quality,
         )
         if samples is not None or writers:
@@ -150,7 +184,7 @@ def cache(
         store.root.tidy_up()
     else:
         store.root.refresh()
-    return CacheReport(tuple(writers), kept, store.digest, tallies)
+    return tallies
 
 
 def _warn_of_space(
@@ -182,22 +216,41 @@ def _prepare(
     models: Models,
     device: str | None,
     store: Store | None,
-) -> _Teacher:
+) -> ReadyTeacher:
     record = train_teacher(experiment, member, rows, models, device=device)  # it is trained: its record
     module = load_teacher(experiment, member, rows, models, device)
     log.info("teacher %s has weights %s", member.name, record.weights)
+    runner, is_begun = runner_of(experiment, module, f"teacher {member.name!r}", store, member.name)
+    return ReadyTeacher(
+        member.name,
+        runner,
+        capture_identity(experiment, member, rows, record.weights),
+        capture_notes(experiment, member, runner.device.type),
+        experiment.cache.chosen_encoding,
+        np.arange(rows.num_classes, dtype=np.int64),
+        is_begun,
+    )
+
+
+def runner_of(
+    experiment: Experiment, module: nn.Module, where: str, store: Store | None, name: str
+) -> tuple[Runner, bool]:
+    """A network as the experiment says that it is run, and whether blocks of its capture are there.
+
+    where: who it is, for messages. name: of its capture.
+    """
     settings = experiment.cache
-    identity = None if store is None else _identity_there(store, member.name)
+    identity = None if store is None else _identity_there(store, name)
     runner = Runner(
         module,
-        where=f"teacher {member.name!r}",
+        where=where,
         # A batch that did not fit was halved when the capture was begun: it is part of what the capture is.
         batch_size=identity["batch_size"] if identity and HALVED in identity else settings.batch_size,
         precision=settings.precision,
         compiled=settings.compile,
         channels_last=settings.channels_last,
     )
-    return _Teacher(member, runner, record.weights, identity is not None)
+    return runner, identity is not None
 
 
 def _identity_there(store: Store, name: str) -> Mapping[str, Any] | None:
@@ -213,18 +266,21 @@ def teacher_logits(runner: Runner, shown: Shown, logits: BlockLogits) -> None:
     logits.add(shown.inputs)
 
 
-def _try_out(
+def try_teachers_out(
     experiment: Experiment,
     rows: TransferRows,
-    teachers: Sequence[_Teacher],
+    teachers: Sequence[ReadyTeacher],
     make_view: Augment | None,
     ranks: Ranks,
 ) -> None:
-    """Run each teacher, and make each view, before anything is written. The ranks agree on the smallest batch."""
+    """Run each teacher, and make each view, before anything is written. The ranks agree on the smallest batch.
+
+    Raises BadLogitsError for one that fails, or whose logits cannot be stored.
+    """
     for teacher in teachers:
         if teacher.is_begun:
             continue  # what is wrong with it shows at its next block, and it is shown none that is there
-        try_out(experiment, rows, teacher.runner)
+        try_out(experiment, rows, teacher.runner, len(teacher.columns), teacher.encoding)
         teacher.runner.batch_size = least = min(ranks.counts(teacher.runner.batch_size))
         if least != experiment.cache.batch_size and ranks.is_first:
             log.warning(
@@ -254,7 +310,7 @@ def _writers(
     experiment: Experiment,
     store: Store,
     rows: TransferRows,
-    teachers: Sequence[_Teacher],
+    teachers: Sequence[ReadyTeacher],
     stack: contextlib.ExitStack,
 ) -> tuple[SamplesWriter | None, dict[str, CaptureWriter]]:
     """Writers of what is not there, closed with the stack."""
@@ -262,7 +318,7 @@ def _writers(
     if not store.root.is_whole(SAMPLES):
         samples = stack.enter_context(contextlib.closing(_samples_writer(experiment, store, rows)))
     writers = {
-        t.member.name: stack.enter_context(contextlib.closing(_capture_writer(experiment, store, rows, t)))
+        t.name: stack.enter_context(contextlib.closing(_capture_writer(experiment, store, t)))
         for t in teachers
     }
     return samples, writers
@@ -296,7 +352,7 @@ def _dealt(ranks: Ranks, todo: Sequence[Todo]) -> list[Todo]:
 class _Teachers:
     """The teachers by their names, as they are run over the rows."""
 
-    by_name: Mapping[str, _Teacher]
+    by_name: Mapping[str, ReadyTeacher]
     writers: Mapping[str, CaptureWriter]
     memory: Memory = field(default_factory=Memory)
 
@@ -379,17 +435,16 @@ def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) ->
     )
 
 
-def _capture_writer(
-    experiment: Experiment, store: Store, rows: TransferRows, teacher: _Teacher
-) -> CaptureWriter:
-    identity = capture_identity(experiment, teacher.member, rows, teacher.weights)
+def _capture_writer(experiment: Experiment, store: Store, teacher: ReadyTeacher) -> CaptureWriter:
+    identity = dict(teacher.identity)
     if (batch := teacher.runner.batch_size) != (asked := experiment.cache.batch_size):
         identity |= {"batch_size": batch, HALVED: asked}
     return CaptureWriter(
         store.root,
-        teacher.member.name,
+        teacher.name,
         identity=identity,
         views=experiment.cache.views,
-        encoding=experiment.cache.chosen_encoding,
-        notes=capture_notes(experiment, teacher.member, teacher.runner.device.type),
+        encoding=teacher.encoding,
+        classes=teacher.columns,
+        notes=teacher.notes,
     )

@@ -1,203 +1,190 @@
 """Which classes does a teacher's softened output move together, over all rows and views of a capture?
 
-1. One task a block: `moments` takes softmax(z / T), its mean and its centred second moment.
-2. `merge` joins the moments of two sets of rows into those of their union; a tree of them joins all blocks.
-3. `covariance` builds that graph over a dask array and runs it, on threads or on a cluster.
+1. The blocks are dealt to `LANES` lanes. A lane goes through its blocks one after another, one dask task a block:
+   each task adds the moments of its block to those of the blocks before it.
+2. A tree of `merge` joins the lanes.
+3. `covariance` builds that graph and runs it, on threads or on a cluster; `second_moments` is the same for
+   combinations of the classes, where their matrix would be too large.
 
-Memory is a few C × C matrices a thread and does not grow with rows. Source: Hinton et al. 2015, section 5.3
-(the covariance of the generalist's predictions, for which no labels are needed).
-
-Numbers: the probabilities are float64 (they take a small part of the time), the products float32, their
-sums over slices of a block float64. Before it is cast, each column of a slice is centred and divided by its
-largest magnitude: a class whose probability is never above 1e-20 keeps its covariance to the same relative
-accuracy as the others, and one that is nearly constant at 1 loses nothing by cancellation.
+Memory is the matrices of the blocks in flight and of the lanes that wait to be joined, at most
+`FAN_IN - 1` a level of the tree: it does not grow with the rows. What is added to what follows from the rows and the
+blocks alone, not from the number of threads or from who ends first, so that every run on the same machine gives the
+same bits. Source: Hinton et al. 2015, section 5.3 (the covariance of the generalist's predictions, for which no labels
+are needed).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Final
+from uuid import uuid4
 
-import dask.array
-import dask.config
 import numpy as np
-from dask.base import compute, tokenize
+from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from jaxtyping import Float32, Float64
+from dask.system import CPU_COUNT
+from jaxtyping import Float64
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
-from ..storage.errors import BadDataError, BadLogitsError, ConfigError
+from ..storage.errors import BadDataError
 from ..storage.progress import Progress, silent
+from .matrix_memory import FAN_IN, LANES, threads_within
+from .moments import Combinations, Moments, merge, with_slice
+from .softened import Softened
 
-FAN_IN = 8
-"""Moments that one task of the tree joins."""
-SLICE_ROWS = 4096
-"""Most rows whose products are summed in float32."""
-SLICE_VALUES = 1 << 22
-"""Most values of a slice in float64 (32 MiB), unless `SLICE_ROWS_MIN` rows need more."""
-SLICE_ROWS_MIN = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and centred second moment of some rows."""
-
-    count: int
-    """Number of rows."""
-    mean: Float64[np.ndarray, "classes"]
-    """Their mean."""
-    scatter: Float64[np.ndarray, "classes classes"]
-    """Sum of the outer products of their differences from the mean."""
-
-
-def softmax(
-    logits: Float32[np.ndarray, "rows classes"], temperature: float
-) -> Float64[np.ndarray, "rows classes"]:
-    """Softmax of logits / temperature along the classes. Source: Hinton et al. 2015, eq. 1."""
-    scaled = logits.astype(np.float64)
-    scaled -= scaled.max(axis=1, keepdims=True)
-    scaled /= temperature
-    np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=1, keepdims=True)
-    return scaled
-
-
-def moments(logits: Float32[np.ndarray, "rows classes"], temperature: float) -> Moments:
-    """Moments of softmax(logits / temperature).
-
-    logits: nats, any additive constant per row; at least one row, all finite.
-    """
-    rows, classes = logits.shape
-    step = min(SLICE_ROWS, max(SLICE_ROWS_MIN, SLICE_VALUES // classes))
-    total: Moments | None = None
-    for first in range(0, rows, step):
-        probabilities = softmax(logits[first : first + step], temperature)
-        mean = probabilities.mean(axis=0)
-        probabilities -= mean
-        scale = np.abs(probabilities).max(axis=0)
-        scale[scale == 0] = 1
-        probabilities /= scale
-        columns = probabilities.astype(np.float32)
-        scatter = (columns.T @ columns).astype(np.float64)
-        scatter *= np.outer(scale, scale)
-        part = Moments(len(columns), mean, scatter)
-        total = part if total is None else merge([total, part])
-    assert total is not None
-    return total
-
-
-def merge(parts: Sequence[Moments]) -> Moments:
-    """Moments of the union of disjoint sets of rows; at least one set.
-
-    Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
-    variances", eq. 2.1.
-    """
-    count, mean, scatter = parts[0].count, parts[0].mean, parts[0].scatter.copy()
-    for part in parts[1:]:
-        both = count + part.count
-        difference = part.mean - mean
-        scatter += part.scatter
-        scatter += np.outer(difference, difference * (count * part.count / both))
-        mean = mean + difference * (part.count / both)
-        count = both
-    return Moments(count, mean, (scatter + scatter.T) / 2)
+_TASK: Final = "covariance"
+_TOPIC: Final = "logitstore-covariance"
 
 
 def covariance(
-    logits: dask.array.Array,
-    temperature: float = 1.0,
+    softened: Softened,
     *,
     scheduler: Any = "threads",
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> Float64[np.ndarray, "classes classes"]:
-    """Population covariance of softmax(logits / temperature) over all rows and views.
+    """Population covariance of softened outputs over all rows and views.
 
-    logits: (view, row, class) float32, nats, any additive constant per row; the classes are one chunk,
-        as `Capture.dask()` gives it.
-    temperature: of the softmax, above 0.
+    softened: whose outputs, at which temperature.
     scheduler: as `dask.compute` takes it: "threads", "synchronous", a `distributed.Client`.
-    progress: told the rows that are done (on a cluster: only at the end).
+    memory: bytes that the matrices of all threads together may take; one thread runs in any case.
+    progress: told the rows that are done.
 
     Returns a symmetric matrix whose rows sum to 0, equal to the float64 one within
     1e-5 · sqrt(c_ii c_jj), however the rows are cut into blocks.
-    Raises ConfigError for a temperature that is not positive, BadDataError where there are no rows,
-    BadLogitsError, naming view and row, where a logit is not finite.
+    Raises BadDataError where there are no rows, BadLogitsError, naming view and row, where a logit is not finite.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(
-            "temperature",
-            expected="a number above 0",
-            found=f"{temperature:g}",
-            remedy="give the temperature of the softmax",
-        )
-    if logits.ndim != 3 or logits.dtype != np.float32 or logits.numblocks[2] > 1:
-        raise BadDataError(
-            "logits",
-            expected="a float32 array (view, row, class) with all classes in a chunk",
-            found=f"{logits.dtype} {logits.shape} in {logits.numblocks} chunks",
-            remedy="pass what Capture.dask() returns",
-        )
-    if 0 in logits.shape:
+    total = second_moments(softened, scheduler=scheduler, memory=memory, progress=progress)
+    found = np.asarray(total.scatter / total.count)
+    return (found + found.T) / 2
+
+
+def second_moments(
+    softened: Softened,
+    combinations: Combinations | None = None,
+    *,
+    scheduler: Any = "threads",
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> Moments:
+    """Moments of softened outputs over all rows and views, or of `combinations` of them with each class.
+
+    Arguments and errors are those of `covariance`.
+    """
+    if 0 in softened.shape:
         raise BadDataError(
             "logits",
             expected="at least one view, row and class",
-            found=f"shape {logits.shape}",
+            found=f"shape {softened.shape}",
             remedy="check the capture",
         )
-    views, rows, _ = logits.shape
-    first_view = np.cumsum((0, *logits.chunks[0]))
-    first_row = np.cumsum((0, *logits.chunks[1]))
-    name = f"moments-{tokenize(logits, temperature)}"
-    task = delayed(_block_moments, pure=True)
-    level = [
-        task(block, temperature, int(first_view[v]), int(first_row[r]), dask_key_name=f"{name}-{v}-{r}")
-        for v, line in enumerate(logits.to_delayed()[:, :, 0])
-        for r, block in enumerate(line)
-    ]
-    while len(level) > 1:
-        level = [
-            delayed(merge, pure=True)(level[first : first + FAN_IN]) for first in range(0, len(level), FAN_IN)
-        ]
+    blocks = softened.blocks()
+    total = sum(len(rows) for _, rows in blocks)
+    name = f"moments-{uuid4().hex}"
+    graph = _graph(softened, combinations, name, None if _is_local(scheduler) else f"{_TOPIC}-{name}")
+    progress(_TASK, 0, total)
+    if not _is_local(scheduler):
+        return _on_cluster(graph, scheduler, f"{_TOPIC}-{name}", total, progress)
+    classes = softened.shape[2]
+    lines = classes if combinations is None else combinations.width
+    threads = 1 if scheduler != "threads" else threads_within(memory, 8 * lines * classes, CPU_COUNT)
     with (
-        # A task that was fused with the reading of its block would report under the reading's name.
-        dask.config.set({"optimization.fuse.active": False}),
-        _Report(name, views * rows, progress) as report,
+        ThreadPoolExecutor(threads, "logitstore-covariance") as pool,
+        _Report(name, {(view, rows.start): len(rows) for view, rows in blocks}, total, progress),
+        # One product a thread: BLAS with threads of its own would have them wait for each other.
+        threadpool_limits(max(1, CPU_COUNT // threads), user_api="blas"),
     ):
-        (total,) = compute(level[0], scheduler=scheduler)
-    report.finish()
-    return np.asarray(total.scatter / total.count)
+        try:
+            (found,) = compute(graph, scheduler=scheduler, pool=pool, optimize_graph=False)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    assert isinstance(found, Moments)
+    return found
 
 
-def _block_moments(
-    block: Float32[np.ndarray, "views rows classes"], temperature: float, first_view: int, first_row: int
+def lanes_of(blocks: Sequence[Any], lanes: int = LANES) -> list[Sequence[Any]]:
+    """Runs of blocks, as long as each other to one block.
+
+    >>> lanes_of([0, 1, 2, 3, 4], lanes=2), lanes_of([0], lanes=2)
+    ([[0, 1], [2, 3, 4]], [[0]])
+    """
+    count = min(lanes, len(blocks))
+    edges = [number * len(blocks) // count for number in range(count + 1)]
+    return [blocks[first:last] for first, last in pairwise(edges)]
+
+
+def _graph(softened: Softened, combinations: Combinations | None, name: str, topic: str | None) -> Any:
+    """The dask graph whose value is the moments of everything."""
+    source = delayed((softened, combinations), traverse=False, pure=False)
+    task = delayed(_with_block, pure=False)
+    level = []
+    for lane in lanes_of(softened.blocks()):
+        total = None
+        for view, rows in lane:
+            total = task(source, view, rows, total, topic, dask_key_name=f"{name}-{view}-{rows.start}")
+        level.append(total)
+    join = delayed(merge, pure=False)
+    while len(level) > 1:
+        level = [join(level[first : first + FAN_IN]) for first in range(0, len(level), FAN_IN)]
+    return level[0]
+
+
+def _with_block(
+    source: tuple[Softened, Combinations | None],
+    view: int,
+    rows: range,
+    before: Moments | None,
+    topic: str | None,
 ) -> Moments:
-    finite = np.isfinite(block).all(axis=2)
-    if not finite.all():
-        view, row = np.argwhere(~finite)[0]
-        raise BadLogitsError(
-            f"view {first_view + int(view)}, row {first_row + int(row)}",
-            expected="finite logits",
-            found="NaN or infinity",
-            remedy="run `logitstore verify` on the store",
-        )
-    return moments(block.reshape(-1, block.shape[2]), temperature)
+    """The moments of the rows before and those of a block."""
+    softened, combinations = source
+    total, owned = before, False
+    for some in softened.slices(rows):
+        read = softened.reader(view, some)
+        total = with_slice(total, len(some), softened.shape[2], read, combinations, owned=owned)
+        owned = True
+    assert total is not None
+    if topic is not None:
+        from distributed import get_worker
+
+        get_worker().log_event(topic, len(rows))
+    return total
+
+
+def _is_local(scheduler: Any) -> bool:
+    return isinstance(scheduler, str)
+
+
+def _on_cluster(graph: Any, client: Any, topic: str, total: int, progress: Progress) -> Moments:
+    """Run a graph by a `distributed.Client`, whose workers tell of each block that is done."""
+    done = 0
+
+    def heard(event: tuple[float, int]) -> None:
+        nonlocal done
+        done = min(total, done + event[1])  # a block that a lost worker did is done again
+        progress(_TASK, done, total)
+
+    client.subscribe_topic(topic, heard)
+    try:
+        found = client.compute(graph, optimize_graph=False).result()
+    finally:
+        client.unsubscribe_topic(topic)
+    if done < total:
+        progress(_TASK, total, total)
+    assert isinstance(found, Moments)
+    return found
 
 
 class _Report(Callback):
     """Tells `progress` the rows of each block whose task has ended."""
 
-    def __init__(self, name: str, total: int, progress: Progress) -> None:
-        self._name = name
-        self._done = 0
-        self._total = total
-        self._progress = progress
+    def __init__(self, name: str, sizes: dict[tuple[int, int], int], total: int, progress: Progress) -> None:
+        self._sizes = {f"{name}-{view}-{first}": rows for (view, first), rows in sizes.items()}
+        self._done, self._total, self._progress = 0, total, progress
 
-    def _posttask(self, key: object, result: object, *_: object) -> None:
-        if isinstance(result, Moments) and str(key).startswith(self._name):
-            self._done += result.count
-            self._progress("covariance", self._done, self._total)
-
-    def finish(self) -> None:
-        """Report the end to those who heard nothing: other schedulers know no callbacks."""
-        if self._done < self._total:
-            self._progress("covariance", self._total, self._total)
+    def _posttask(self, key: object, *_: object) -> None:
+        if rows := self._sizes.get(str(key)):
+            self._done += rows
+            self._progress(_TASK, self._done, self._total)

@@ -86,7 +86,7 @@ def evaluate(
     found = list(subjects(experiment, rows, models, store, examples))
     missing = [subject for subject in found if known.get(subject) is None]
     if missing:
-        scorer = _Scorer(experiment, rows, models, examples, device)
+        scorer = _Scorer(experiment, store, rows, models, examples, device)
         for number, subject in enumerate(missing):
             known.put(subject, scorer.score(subject))
             progress("evaluating", number + 1, len(missing), "models", subject.name)
@@ -99,11 +99,13 @@ class _Scorer:
     def __init__(
         self,
         experiment: Experiment,
+        store: Store,
         rows: TransferRows,
         models: Models,
         examples: Examples,
         device: str | None,
     ) -> None:
+        self._store = store
         self._experiment, self._rows, self._models, self._device = experiment, rows, models, device
         self._inputs, self._labels = examples.fetch(range(len(examples)))
         self._teachers: dict[str, tuple[np.ndarray[Any, np.dtype[np.float32]], int]] = {}
@@ -113,6 +115,8 @@ class _Scorer:
             logits, parameters = self._teacher(subject.name)
         elif subject.kind == "ensemble":
             logits, parameters = self._ensemble(subject.members, subject.mean)
+        elif subject.kind == "combination":
+            logits, parameters = self._combination()
         else:
             logits, parameters = self._student(subject)
         metrics = evaluate_logits(np.asarray(logits), self._labels)
@@ -130,6 +134,22 @@ class _Scorer:
         logits = {name: self._teacher(name)[0] for name in members}
         kind: Any = mean
         return ensemble_logits(logits, members, kind), sum(self._teacher(name)[1] for name in members)
+
+    def _combination(self) -> tuple[Any, int]:
+        from .evaluate_combination import combination_logits
+
+        generalist, own = self._teacher(self._experiment.generalist.name)
+        logits, parameters = combination_logits(
+            self._experiment,
+            self._store,
+            self._models,
+            self._rows,
+            self._inputs,
+            generalist,
+            batch_size=EVALUATION_BATCH,
+            device=self._device,
+        )
+        return logits, own + parameters
 
     def _student(self, subject: Subject) -> tuple[Any, int]:
         student = next(s for s in self._experiment.students if s.name == subject.name)

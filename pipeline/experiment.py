@@ -11,7 +11,7 @@ from results that a setting was ignored.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,16 +40,20 @@ from .schema import (
     show,
 )
 from .sources import SOURCES, WHOLE
+from .specialist_tables import Combine, Specialists, SpecialistTrain, check_specialist_names
 from .training_tables import Augmentation, Factory, Loss, StudentTrain, TeacherTrain, Train, as_loss
 
 __all__ = [
     "Augmentation",
     "Cache",
     "Cluster",
+    "Combine",
     "EvaluationSet",
     "Experiment",
     "Factory",
     "Loss",
+    "SpecialistTrain",
+    "Specialists",
     "Student",
     "StudentTrain",
     "Teacher",
@@ -284,10 +288,13 @@ class Cache(Table):
 
 
 class Cluster(Table):
-    """`[cluster]`: sets of classes that one teacher confuses."""
+    """`[cluster]`: sets of classes that a teacher, or an ensemble, confuses."""
 
-    teacher: Name
+    teacher: Name | None = None
     """Whose predictions; one member where it has several."""
+    teachers: Annotated[dict[str, Positive], BeforeValidator(_as_weights)] | None = None
+    """Instead of `teacher`: an ensemble, whose softened probabilities are averaged. Weight of each, any scale; a list
+    means equal weights, and a teacher with members stands for all of them, equally."""
     clusters: Count
     """Number of sets."""
     classes_per_cluster: Annotated[int, Field(ge=2)]
@@ -295,9 +302,30 @@ class Cluster(Table):
     temperature: Positive = 1.0
     """Of the softmax whose covariance is taken."""
     seed: Seed = 0
-    """Seed of k-means."""
+    """Seed of k-means, of a projection and of the random sets to compare with."""
+    method: Literal["online", "minibatch"] = "online"
+    """K-means one column at a time, as in the paper, or scikit-learn's MiniBatchKMeans."""
+    restarts: Count = 10
+    """Starts of k-means, of which the tightest is kept."""
+    normalise: bool = False
+    """Whether correlations are clustered instead of covariances, so that rare classes count as much as others."""
+    disjoint: bool = False
+    """Whether no class is in two sets."""
+    memory: Positive = 4.0
+    """GiB that matrices of classes by classes may take; where they do not fit, projections of them are clustered."""
     name: Name | None = None
     """Name of the clustering in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Cluster":
+        if (self.teacher is None) == (self.teachers is None):
+            raise problem(
+                "either teacher or teachers",
+                "neither" if self.teacher is None else "both",
+                "name the teacher whose predictions are clustered",
+                "teacher",
+            )
+        return self
 
     @model_validator(mode="after")
     def _part_has_a_name(self) -> "Cluster":
@@ -308,7 +336,25 @@ class Cluster(Table):
     @property
     def part_name(self) -> str:
         """Its name in the store."""
-        return self.name or f"{self.teacher}-{self.clusters}x{self.classes_per_cluster}"
+        return self.name or f"{self.teacher or 'ensemble'}-{self.clusters}x{self.classes_per_cluster}"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each teacher in the predictions, by name; they sum to 1."""
+        weights = self.teachers or {str(self.teacher): 1.0}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+    def of_members(self, groups: Mapping[str, Sequence[str]]) -> "Cluster":
+        """The same with every teacher that has several members in their place. groups: members of each, by name."""
+        if self.teachers is None or all(len(groups.get(name, ())) < 2 for name in self.teachers):
+            return self
+        weights: dict[str, float] = {}
+        for name, weight in self.teachers.items():
+            members = groups.get(name, (name,))
+            for member in members:
+                weights[member] = weights.get(member, 0.0) + weight / len(members)
+        return self.model_copy(update={"teachers": weights})
 
 
 class Student(Factory):
@@ -413,6 +459,10 @@ class Experiment(Table):
     """How they are cached."""
     cluster: Cluster | None = None
     """What is clustered; None for nothing."""
+    specialists: Specialists | None = None
+    """Specialists of the sets of a clustering; None for none."""
+    combine: Combine | None = None
+    """Generalist and specialists as one capture; None for none."""
     students: Annotated[tuple[Student, ...], BeforeValidator(list_as_tuple)] = Field(
         default=(), alias="student"
     )
@@ -425,14 +475,6 @@ class Experiment(Table):
         """Folder from which the experiment's relative file names are resolved."""
         return self._base
 
-    @classmethod
-    def unknown_key(cls, key: str, known: list[str]) -> PydanticCustomError:
-        if key == "specialists":
-            return problem(
-                "no [specialists]", "this table", "drop it: this version cannot train specialists yet", key
-            )
-        return super().unknown_key(key, known)
-
     @model_validator(mode="after")
     def _tables_agree(self) -> "Experiment":
         names: dict[str, str] = {}
@@ -444,16 +486,24 @@ class Experiment(Table):
         members = [name for teacher in self.teachers for name in teacher.member_names]
         groups = [teacher.name for teacher in self.teachers]
 
-        if self.cluster is not None and self.cluster.teacher not in members:
-            named = self.cluster.teacher in groups
+        clustered = None if self.cluster is None else self.cluster.teacher
+        if clustered is not None and clustered not in members:
+            named = clustered in groups
             raise problem(
                 "one teacher",
-                f"'{self.cluster.teacher}'" + (", which has several members" if named else ", which is none"),
-                f"did you mean '{self.cluster.teacher}-0'?"
-                if named
-                else nearest(self.cluster.teacher, members),
+                f"'{clustered}'" + (", which has several members" if named else ", which is none"),
+                f"did you mean '{clustered}-0'?" if named else nearest(clustered, members),
                 "cluster.teacher",
             )
+        for name in (self.cluster and self.cluster.teachers) or {}:
+            if name not in names:
+                remedy = nearest(name, sorted(names))
+                raise problem("a teacher's name", show(name), remedy, "cluster.teachers")
+        if self.specialists is not None:
+            self._check_specialists(self.specialists, names, members)
+        if self.combine is not None:
+            self._check_combination(self.combine, names)
+            names[self.combine.name] = "combine"
         students: dict[str, str] = {}
         for index, student in enumerate(self.students):
             key = f"student[{index}]"
@@ -472,6 +522,107 @@ class Experiment(Table):
                     f"{key}.views",
                 )
         return self
+
+    @model_validator(mode="after")
+    def _cluster_names_members(self) -> "Experiment":
+        if self.cluster is None:
+            return self
+        cluster = self.cluster.of_members({teacher.name: teacher.member_names for teacher in self.teachers})
+        return self if cluster is self.cluster else self.model_copy(update={"cluster": cluster})
+
+    def _check_specialists(self, table: Specialists, names: Mapping[str, str], members: list[str]) -> None:
+        """Refuse specialists of what is not there, or with names that are taken."""
+        own = None if self.cluster is None else self.cluster.part_name
+        if table.clustering is None and own is None:
+            raise problem(
+                "the clustering whose sets they are for",
+                "neither [cluster] nor specialists.clustering",
+                "add [cluster], or name a clustering of the store",
+                "specialists.clustering",
+            )
+        if table.generalist is None and (self.cluster is None or self.cluster.teacher is None):
+            raise problem(
+                "the teacher that they begin from",
+                "neither cluster.teacher nor specialists.generalist",
+                "name a teacher",
+                "specialists.generalist",
+            )
+        if table.generalist is not None and table.generalist not in members:
+            groups = [teacher.name for teacher in self.teachers]
+            named = table.generalist in groups
+            raise problem(
+                "one teacher",
+                f"'{table.generalist}'" + (", which has several members" if named else ", which is none"),
+                f"did you mean '{table.generalist}-0'?" if named else nearest(table.generalist, members),
+                "specialists.generalist",
+            )
+        if isinstance(table.views, int) and table.views >= self.cache.views:
+            raise problem(
+                f"a view below cache.views = {self.cache.views}",
+                str(table.views),
+                "cache more views, or take another",
+                "specialists.views",
+            )
+        known = self.cluster.clusters if self.cluster is not None and own == self.clustering_name else None
+        numbers = range(known or 0) if table.sets == "all" else table.sets
+        if known is not None and max(numbers) >= known:
+            raise problem(
+                f"sets from 0 to {known - 1}, as many as cluster.clusters",
+                str(max(numbers)),
+                "name sets that there are",
+                "specialists.sets",
+            )
+        check_specialist_names(self.specialist_prefix, max(numbers, default=0) + 1)
+        for number in numbers:
+            name = f"{self.specialist_prefix}-{number}"
+            if name in names:
+                raise _not_unique("specialists.name", name, names[name])
+
+    def _check_combination(self, table: Combine, names: Mapping[str, str]) -> None:
+        """Refuse to put together what is not kept."""
+        if self.specialists is None or not self.specialists.capture or self.specialists.variant == "full":
+            found = "no [specialists]"
+            if self.specialists is not None:
+                found = (
+                    "specialists.variant = 'full'"
+                    if self.specialists.capture
+                    else "specialists.capture = false"
+                )
+            raise problem(
+                "captured specialists with a dustbin class", found, "change it, or drop [combine]", "combine"
+            )
+        if table.name in names:
+            raise _not_unique("combine.name", table.name, names[table.name])
+        prefix, _, number = table.name.rpartition("-")
+        if prefix == self.specialist_prefix and number.isdecimal():
+            raise _not_unique("combine.name", table.name, "specialists")
+
+    @property
+    def clustering_name(self) -> str:
+        """The clustering that the specialists' sets come from; they must be asked for."""
+        assert self.specialists is not None
+        if self.specialists.clustering is not None:
+            return self.specialists.clustering
+        assert self.cluster is not None  # it was checked: one of the two names it
+        return self.cluster.part_name
+
+    @property
+    def specialist_prefix(self) -> str:
+        """What the specialists' names begin with."""
+        assert self.specialists is not None
+        return self.specialists.name or self.clustering_name
+
+    @property
+    def generalist(self) -> TeacherMember:
+        """The teacher that the specialists begin from; they must be asked for."""
+        assert self.specialists is not None
+        name = self.specialists.generalist
+        if name is None:
+            assert (
+                self.cluster is not None and self.cluster.teacher is not None
+            )  # it was checked: one names it
+            name = self.cluster.teacher
+        return next(member for member in self.teacher_members() if member.name == name)
 
     def teacher_members(self) -> tuple[TeacherMember, ...]:
         """Every network to be cached, in order: teachers with members expanded, seeds counted up."""

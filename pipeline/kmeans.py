@@ -171,4 +171,5 @@ def _finish(
 def _squared_distances(
     points: Float64[np.ndarray, "points dimensions"], point: Float64[np.ndarray, "dimensions"]
 ) -> Float64[np.ndarray, "points"]:
-    return np.asarray(((points - point) ** 2).sum(axis=1))
+    difference = points - point
+    return np.asarray(np.einsum("ij,ij->i", difference, difference))

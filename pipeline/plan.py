@@ -341,7 +341,7 @@ def live_passes(experiment: Experiment) -> dict[str, int]:
     """Passes over the rows that each teacher would run if every student ran its teachers in every epoch."""
     passes = dict.fromkeys((member.name for member in experiment.teacher_members()), 0)
     for run in student_seeds(experiment):
-        for name in experiment.teacher_weights(run.student):
+        for name in passes.keys() & experiment.teacher_weights(run.student):
             passes[name] += run.student.train.epochs * _passes_an_epoch(experiment, run.student)
     return passes
 

@@ -91,9 +91,10 @@ class Quality:
         tally.rows += int((labels >= 0).sum())
         tally.right += right
         tally.nats += nats
-        self._compare(at, predicted)
+        self.compare(at, predicted)
 
-    def _compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
+    def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
+        """Count the rows of a block of which this teacher does not predict the same as those before it."""
         if len(self.tallies) < 2:
             return
         if at != self._at or self._first is None:

@@ -17,7 +17,8 @@ from ..storage.api import Store
 from ..storage.format import sha256_hex
 from .agenda import find_teacher, student_identity, student_seeds
 from .experiment import Experiment, Student
-from .records import Models, as_json, replace_file
+from .records import Models, Record, as_json, replace_file
+from .specialist_agenda import find_specialist, specialist_runs
 from .transfer import Examples, TransferRows
 
 
@@ -42,7 +43,7 @@ class Subject:
     """Something that is scored."""
 
     kind: str
-    """"teacher", "ensemble" or "student"."""
+    """"teacher", "ensemble", "combination" or "student"."""
     name: str
     """Name in the table."""
     key: str
@@ -62,7 +63,7 @@ class TableRow:
     """One line of the table."""
 
     kind: str
-    """"teacher", "ensemble" or "student"."""
+    """"teacher", "ensemble", "combination" or "student"."""
     name: str
     """Its name in the experiment."""
     scores: Sequence[Score]
@@ -106,16 +107,46 @@ def subjects(
         if record is not None:
             yield subject("teacher", name, record.weights)
     for members, kind in ensembles(experiment):
-        found = [records[name] for name in members]
+        found = [records.get(name) for name in members]
         if all(record is not None for record in found):
             together = sha256_hex("".join(r.weights for r in found if r is not None).encode())
             name = ensemble_name(members, kind)
             yield subject("ensemble", name, f"sha256:{together}", members=members, mean=kind)
+    combined = _combination_weights(experiment, records, models, store)
+    if combined is not None and experiment.combine is not None:
+        yield subject("combination", experiment.combine.name, combined)
     for run in student_seeds(experiment):
         identity = student_identity(experiment, run, store)
         student = models.find("students", run.name, identity)
         if student is not None:
             yield subject("student", run.student.name, student.weights, run=run.name)
+
+
+def _combination_weights(
+    experiment: Experiment, records: Mapping[str, Record | None], models: Models, store: Store
+) -> str | None:
+    """ "sha256:…" of all that the combination of generalist and specialists follows from; None where that is not there."""
+    if experiment.combine is None or experiment.specialists is None:
+        return None
+    if (
+        experiment.generalist.name not in store.teachers
+        or experiment.clustering_name not in store.clusterings
+    ):
+        return None
+    generalist = records[experiment.generalist.name]
+    found = [
+        find_specialist(experiment, run, store, models, generalist)
+        for run in specialist_runs(experiment, store)
+    ]
+    if generalist is None or any(record is None for record in found):
+        return None
+    made_of = {
+        "generalist": generalist.weights,
+        "specialists": [[record.weights, dict(record.identity)] for record in found if record is not None],
+        "top": experiment.combine.top,
+        "direction": experiment.combine.direction,
+    }
+    return f"sha256:{sha256_hex(json.dumps(made_of, sort_keys=True).encode())}"
 
 
 def ensembles(experiment: Experiment) -> list[tuple[dict[str, float], str]]:

@@ -9,7 +9,7 @@ in which everything is done says so at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..storage.api import Store
 from ..storage.format import SAMPLES
 from ..storage.progress import Progress, silent
 from .agenda import (
+    check_cluster,
     check_samples,
     missing_captures,
     missing_students,
@@ -25,10 +26,10 @@ from .agenda import (
     shown_capture,
     student_seeds,
 )
-from .confusable import check_sizes
 from .experiment import Experiment
 from .records import Models
 from .results import Scores, TableRow, subjects, table
+from .specialist_stage import SpecialistsPending, make_specialists, pending_specialists
 from .transfer import Examples, TransferRows
 
 
@@ -69,15 +70,25 @@ class Pending:
     """Students to be trained, one a seed."""
     scores: Sequence[str]
     """Models to be evaluated, as far as they are there; those that are still to be made come on top."""
+    specialists: SpecialistsPending = field(default_factory=SpecialistsPending)
+    """Specialists to be trained, captured and combined."""
 
     def __bool__(self) -> bool:
-        return bool(self.captures or self.samples or self.clustering or self.students or self.scores)
+        return bool(
+            self.captures
+            or self.samples
+            or self.clustering
+            or self.specialists
+            or self.students
+            or self.scores
+        )
 
     def lines(self) -> list[str]:
         """A line for each thing to do."""
         lines = ["write samples again"] if self.samples else []
         lines += [f"capture teacher {name}" for name in self.captures]
         lines += [f"make clustering {self.clustering}"] if self.clustering else []
+        lines += self.specialists.lines()
         lines += [f"train student {name}" for name in self.students]
         return lines + [f"evaluate {name}" for name in self.scores]
 
@@ -117,12 +128,20 @@ def pending(
     cluster = experiment.cluster
     clustering = None
     if cluster is not None and (
-        store is None or cluster.teacher not in store.teachers or needs_clustering(store, cluster)
+        store is None
+        or any(name not in store.teachers for name in cluster.shares)
+        or needs_clustering(store, cluster)
     ):
         clustering = cluster.part_name
+    specialists = pending_specialists(experiment, rows, workspace.models, store)
     students = [run.name for run in missing_students(experiment, workspace.models, store)]
     return Pending(
-        captures, samples, clustering, students, _unscored(experiment, workspace, rows, store, examples)
+        captures,
+        samples,
+        clustering,
+        students,
+        _unscored(experiment, workspace, rows, store, examples),
+        specialists,
     )
 
 
@@ -158,16 +177,23 @@ def _check_ahead(
     """
     from .evaluate import check_evaluation
     from .inference import check_model
+    from .specialist_agenda import table_of
+    from .specialist_heads import find_head
     from .teachers import build_model, build_teacher
 
     if todo.clustering and experiment.cluster is not None:
-        check_sizes(rows.num_classes, experiment.cluster.clusters, experiment.cluster.classes_per_cluster)
+        check_cluster(experiment.cluster, rows.num_classes)
     captured = [member for member in experiment.teacher_members() if member.name in todo.captures]
     # Teachers that come with weights are tried by stage one, which writes nothing before; but it trains.
     if any(member.teacher.train is not None for member in captured):
         for member in captured:
             module = build_teacher(experiment, member, rows)
             check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
+    if todo.specialists.train and table_of(experiment).variant == "dustbin":
+        generalist = experiment.generalist
+        module = build_teacher(experiment, generalist, rows)
+        where = f"specialists of {generalist.name!r}"
+        find_head(module, rows.num_classes, where=where, name=table_of(experiment).head)
     if todo.students:
         for student in experiment.students:
             module = build_model(
@@ -204,6 +230,8 @@ def run(
         from .cluster import cluster_store
 
         cluster_store(store, experiment.cluster, progress=progress)
+    if todo.specialists:
+        make_specialists(experiment, store, models, rows=rows, **common)
     if todo.students:
         from .train import train_students
 

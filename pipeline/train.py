@@ -7,9 +7,12 @@ processes may share one (`ranks`).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 
 from ..storage.api import Store
 from ..storage.errors import BadDataError, SpecMismatch
@@ -26,9 +29,10 @@ from .agenda import (
     student_seeds,
 )
 from .device import choose_device
-from .experiment import Experiment, Student
+from .experiment import Experiment, Train
 from .fit import fit
-from .keep import StudentKeeper, seed_rank
+from .inference import device_of
+from .keep import Resumable, StudentKeeper, seed_rank
 from .models import count_parameters
 from .ranks import ALONE, Ranks
 from .records import Models, Record, as_json
@@ -83,24 +87,99 @@ def train_student(
     identity = student_identity(experiment, run, store)
     stream, input_shape = open_stream(experiment, run, store, ranks)
     target = choose_device(ranks.device(device))
-    path = models.weights_path("students", run.name)
     torch.manual_seed(run.seed)
     module = build_model(student, experiment, input_shape=input_shape, num_classes=store.num_classes).to(
         target
     )
     seed_rank(run.seed, ranks)
-    batches = TorchStream(stream, target)
-    keeper = StudentKeeper(
-        path.with_suffix(".checkpoints"),
-        identity,
-        batches,
-        every=settings.checkpoint_every,
-        seed=run.seed,
-        store=store.path,
-        device=target,
+    loss = StudentLoss(
+        student,
+        experiment.teacher_weights(student),
+        labels_are_complete=bool((store.samples.labels >= 0).all()),
         ranks=ranks,
     )
-    if ranks.is_first and as_json(models.recorded_identity("students", run.name) or {}) in (
+    return train_and_keep(
+        Kept("students", run.name, identity, run.seed, settings.checkpoint_every, store, models),
+        module,
+        TorchStream(stream, target),
+        Epochs(stream.epoch_rows, len(stream)),
+        settings,
+        loss,
+        where=f"training student {run.name}",
+        progress=progress,
+        ranks=ranks,
+        loss_is_of_all_ranks=loss.is_of_all_ranks,
+    )
+
+
+@runtime_checkable
+class Batches(Resumable, Protocol):
+    """Where batches come from: a `TorchStream`, or some of one."""
+
+    def __iter__(self) -> Iterator[TorchBatch]:
+        """The batches of an epoch, or the rest of it."""
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """What an epoch is, of all ranks together."""
+
+    rows: int
+    """Rows that are shown."""
+    steps: int
+    """Steps that are taken."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a training is kept, and as what."""
+
+    kind: str
+    """Folder of the models that it goes to: "students", "specialists"."""
+    name: str
+    """Name of its files."""
+    identity: Mapping[str, Any]
+    """What it follows from, with the digest of the samples and the seals of what it reads."""
+    seed: int
+    """Its seed."""
+    every: int | None
+    """Steps between two checkpoints; None for none."""
+    store: Store
+    """What it reads."""
+    models: Models
+    """Where it goes."""
+
+
+def train_and_keep(
+    kept: Kept,
+    module: nn.Module,
+    batches: Batches,
+    epochs: Epochs,
+    settings: Train,
+    loss: Callable[[Tensor, TorchBatch], Tensor],
+    *,
+    where: str,
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+    loss_is_of_all_ranks: bool = False,
+) -> Record:
+    """Train a network that is ready, or go on with its training, and keep its weights, its record and its log.
+
+    batches: on the module's device, of this rank. loss: (logits, batch) -> scalar. where: who it is, for messages.
+    Raises SpecMismatch where there are checkpoints of another training, and as `fit`.
+    """
+    models, path = kept.models, kept.models.weights_path(kept.kind, kept.name)
+    keeper = StudentKeeper(
+        path.with_suffix(".checkpoints"),
+        kept.identity,
+        batches,
+        every=kept.every,
+        seed=kept.seed,
+        store=kept.store.path,
+        device=device_of(module),
+        ranks=ranks,
+    )
+    if ranks.is_first and as_json(models.recorded_identity(kept.kind, kept.name) or {}) in (
         keeper.checkpoints.identities()
     ):
         keeper.checkpoints.remove()  # of a training that was finished, and killed before this
@@ -109,28 +188,22 @@ def train_student(
         keeper.begin_epoch(epoch)
         return batches
 
-    loss = StudentLoss(
-        student,
-        experiment.teacher_weights(student),
-        labels_are_complete=bool((store.samples.labels >= 0).all()),
-        ranks=ranks,
-    )
     clock = Clock()
     with TrainingLog(path.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
         last = fit(
             module,
             epoch_batches,
-            stream.epoch_rows,
-            len(stream),
+            epochs.rows,
+            epochs.steps,
             settings,
             loss,
-            where=f"training student {run.name}",
+            where=where,
             progress=progress if ranks.is_first else silent,
             log=log,
             clock=clock,
             keeper=keeper,
             ranks=ranks,
-            loss_is_of_all_ranks=loss.is_of_all_ranks,
+            loss_is_of_all_ranks=loss_is_of_all_ranks,
         )
     facts = {
         "parameters": count_parameters(module),
@@ -139,8 +212,8 @@ def train_student(
     }
     digest = ranks.first_says(save_weights(module, path) if ranks.is_first else "")
     if not ranks.is_first:
-        return Record(as_json(identity), digest, facts)
-    record = models.put("students", run.name, identity, digest, facts)
+        return Record(as_json(kept.identity), digest, facts)
+    record = models.put(kept.kind, kept.name, kept.identity, digest, facts)
     keeper.checkpoints.remove()
     return record
 
@@ -171,7 +244,7 @@ def open_stream(
     augment = None
     if names and first.augmentation:
         augment = recorded_views(experiment, store, names[0], transfer_set)
-        _check_labels_of_views(student, first, augment)
+        check_labels_of_views(f"student {student.name!r}", needed, student.views, first, augment)
     stream = store.stream(
         ranks.rows_each(student.train.batch_size),
         teachers=names,
@@ -187,14 +260,18 @@ def open_stream(
     return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
 
 
-def _check_labels_of_views(student: Student, shown: CaptureReader, augment: Augment) -> None:
-    """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError."""
-    needed = student.labels_needed_for
-    views = range(shown.num_views) if isinstance(student.views, str) else [student.views]
+def check_labels_of_views(
+    where: str, needed: str | None, asked: str | int, shown: CaptureReader, augment: Augment
+) -> None:
+    """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError.
+
+    needed: what the labels are needed for; None where they are not. asked: the views that are shown.
+    """
+    views = range(shown.num_views) if isinstance(asked, str) else [asked]
     mixed = [view for view in views if is_augmented(shown.augmentation, view)]
     if needed is not None and mixed and mixes_rows(augment):
         raise BadDataError(
-            f"student {student.name!r}",
+            where,
             expected=f"inputs that have a label, for {needed}",
             found=f"views {mixed}, whose inputs are mixtures of two rows",
             remedy="train it on soft targets alone, or on a view that is not augmented (views = 0)",

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from torch import OutOfMemoryError
 
+from ..storage.encoding import Encoding
 from ..storage.errors import BadLogitsError
 from .experiment import Experiment
 from .inference import Runner, check_classes
@@ -23,9 +24,12 @@ _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """How far from 1 the sum of a softmax may be, by the precision in which it was computed."""
 
 
-def try_out(experiment: Experiment, rows: TransferRows, runner: Runner) -> None:
+def try_out(
+    experiment: Experiment, rows: TransferRows, runner: Runner, columns: int, encoding: Encoding
+) -> None:
     """Run a teacher of which nothing is there on a batch of the first rows; its batch is one that fits then.
 
+    columns: logits of a row that it is to have. encoding: how they will be stored.
     Raises BadLogitsError for a teacher that fails, or whose logits cannot be stored.
     """
     while True:
@@ -41,8 +45,8 @@ def try_out(experiment: Experiment, rows: TransferRows, runner: Runner) -> None:
             runner.batch_size = len(inputs) // 2
             continue
         break
-    check_classes(logits, rows.num_classes, runner.where)
-    experiment.cache.chosen_encoding.encode(logits, 0, runner.where)
+    check_classes(logits, columns, runner.where)
+    encoding.encode(logits, 0, runner.where)
     _warn_of_probabilities(logits, runner.where, _SUM_ERROR[experiment.cache.precision])
 
 

@@ -180,11 +180,19 @@ class Store:
         ]
 
     def write_clustering(
-        self, name: str, arrays: Mapping[str, NDArray[Any]], *, identity: Mapping[str, Any]
+        self,
+        name: str,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        identity: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write and seal `clusters/<name>`: "covariance", "assignment", "centres", "sets"; its digest."""
+        """Write and seal `clusters/<name>`: "covariance", "assignment", "centres", "sets" …; its digest.
+
+        identity: what it was made from and how. notes: figures beside the arrays, which are not compared.
+        """
         self._root.folder.check_writable()
-        return write_clustering(self._root, name, arrays, identity=identity)
+        return write_clustering(self._root, name, arrays, identity=identity, notes=notes)
 
     def stream(
         self,

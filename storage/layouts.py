@@ -62,6 +62,8 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "assignment": ("class",),
         "centres": ("cluster", "class"),
         "sets": ("cluster", "member"),
+        "projected": ("class", "dimension"),
+        "projected_centres": ("cluster", "dimension"),
     },
 }
 """Dimensions of the arrays of each form of part. `input` of samples has as many as an input has.
@@ -84,6 +86,8 @@ DTYPES_OF: Final[Mapping[str, str]] = {
     "assignment": "int64",
     "centres": "float32",
     "sets": "int64",
+    "projected": "float32",
+    "projected_centres": "float32",
 }
 """Zarr's dtype of the arrays that have only one."""
 

@@ -339,17 +339,29 @@ class CaptureWriter(PartWriter):
 
 
 def write_clustering(
-    root: Root, name: str, arrays: Mapping[str, NDArray[Any]], *, identity: Mapping[str, Any]
+    root: Root,
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    identity: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
 ) -> str:
     """Write and seal a part without blocks, `clusters/<name>`; its digest.
 
-    arrays: by name, as `layouts.DIMENSIONS` has them. Writing the same one again changes nothing.
+    arrays: by name, as `layouts.DIMENSIONS` has them. notes: figures beside them, which are not compared.
+    Writing the same one again changes nothing.
     Raises SpecMismatch where the name is taken by another.
     """
     check_name(name, "clustering")
     layouts = [small_array("clustering", array, values.shape) for array, values in arrays.items()]
     part = PartWriter(
-        root, f"clusters/{name}", views=0, identity=identity, notes={}, layouts=layouts, small=arrays
+        root,
+        f"clusters/{name}",
+        views=0,
+        identity=identity,
+        notes=notes or {},
+        layouts=layouts,
+        small=arrays,
     )
     with contextlib.closing(part):
         part.seal()

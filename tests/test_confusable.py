@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from held_logits import moments
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.pipeline.confusable import check_sizes, confusable_sets, errors_inside
-from logitstore.pipeline.covariance import moments
+from logitstore.pipeline.confusable import check_sizes, confusable_sets, correlation_of
+from logitstore.pipeline.confusions import errors_inside, random_sets
 from logitstore.storage.errors import BadDataError, ConfigError
 
 GROUPS = np.array([[0, 4, 7], [1, 2, 8], [3, 5, 6]])
@@ -97,16 +98,102 @@ def test_errors_are_counted_as_defined() -> None:
     assert math.isnan(errors_inside(sets, labels[:1], predictions[:1], num_classes=4).share)
 
 
-def test_the_random_share_is_what_random_sets_have() -> None:
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_the_random_share_is_what_random_sets_have(disjoint: bool) -> None:
     generator = np.random.default_rng(2)
     labels, predictions = np.array([[a, b] for a in range(7) for b in range(7) if a != b]).T
     shares, expected = [], 0.0
     for _ in range(2000):
-        sets = np.stack([generator.choice(7, 3, replace=False) for _ in range(2)])
-        result = errors_inside(sets, labels, predictions, num_classes=7)
+        sets = random_sets(2, 3, 7, generator, disjoint=disjoint)
+        result = errors_inside(sets, labels, predictions, num_classes=7, disjoint=disjoint)
         shares.append(result.share)
         expected = result.random_share
-    assert np.mean(shares) == pytest.approx(expected, abs=4 * np.std(shares) / math.sqrt(2000))
+    assert np.mean(shares) == pytest.approx(expected, abs=4 * np.std(shares) / math.sqrt(2000) + 1e-12)
+    drawn = errors_inside(
+        random_sets(2, 3, 7, generator),
+        labels,
+        predictions,
+        num_classes=7,
+        disjoint=disjoint,
+        draws=500,
+        seed=3,
+    )
+    assert drawn.draws == 500 and drawn.random_share == expected
+    assert drawn.random_deviation == pytest.approx(np.std(shares), rel=0.2, abs=1e-9)
+
+
+def test_draws_of_random_sets_follow_from_the_seed() -> None:
+    logits, labels = confused(2)
+    sets, predictions = GROUPS, logits.argmax(axis=1)
+    how = {"num_classes": 9, "draws": 20}
+    first = errors_inside(sets, labels, predictions, **how, seed=1)
+    assert errors_inside(sets, labels, predictions, **how, seed=1) == first
+    assert errors_inside(sets, labels, predictions, **how, seed=2).random_deviation != first.random_deviation
+    assert first.random_deviation > 0
+    assert first.share > first.random_share + 3 * first.random_deviation
+
+
+def test_disjoint_sets_hold_no_class_twice() -> None:
+    logits, _ = confused()
+    covariance = covariance_of(logits)
+    found = confusable_sets(covariance, clusters=3, classes_per_cluster=3, disjoint=True)
+    assert sorted(found.sets.tolist()) == sorted(GROUPS.tolist())
+    assert len(found.single) == 0
+    small = confusable_sets(covariance, clusters=4, classes_per_cluster=2, disjoint=True)
+    assert (small.coverage <= 1).all() and small.coverage.sum() == 8
+    assert len(small.single) == 1 and small.coverage[small.single] == 0
+    overlapping = confusable_sets(covariance, clusters=4, classes_per_cluster=4)
+    assert overlapping.coverage.max() > 1, "control: sets of this number and size do overlap"
+    with pytest.raises(ConfigError) as caught:
+        confusable_sets(covariance, clusters=4, classes_per_cluster=4, disjoint=True)
+    assert str(caught.value) == (
+        "disjoint: expected at most 9 classes in all sets together, found 4 sets of 4; make fewer or smaller sets, or "
+        "let them overlap"
+    )
+
+
+def test_of_disjoint_sets_the_nearest_pairs_go_first() -> None:
+    points = np.array([[0.0], [0.1], [0.2], [0.35], [10.0], [10.1], [10.3], [9.0]])
+    found = confusable_sets(points, clusters=2, classes_per_cluster=3, disjoint=True)
+    # centres 0.1625 and 9.85: 0.35 is the farthest of its group, 9.0 of the other
+    assert found.sets.tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert found.single.tolist() == [3, 7]
+
+
+def test_classes_in_no_set_are_named() -> None:
+    covariance = covariance_of(confused()[0])
+    found = confusable_sets(covariance, clusters=1, classes_per_cluster=3)
+    assert sorted([*found.single.tolist(), *found.sets[0].tolist()]) == list(range(9))
+    assert len(confusable_sets(covariance, clusters=3, classes_per_cluster=3).single) == 0
+
+
+def test_correlations_do_not_know_how_likely_a_class_is() -> None:
+    """Groups of rare classes, a thousand times less likely than the others, are found only among correlations."""
+    generator = np.random.default_rng(0)
+    rows, group_of = 4000, np.repeat([0, 1, 2, 3], 3)
+    active = generator.integers(4, size=rows)
+    probabilities = 0.2 + (active[:, None] == group_of) * generator.uniform(0.5, 1.0, (rows, 12))
+    probabilities[:, 6:] *= 1e-3
+    covariance = np.cov(probabilities.T, ddof=0)
+    correlation = correlation_of(covariance)
+    np.testing.assert_allclose(correlation, np.corrcoef(probabilities.T), atol=1e-12)
+    truth = group_of.reshape(4, 3) * 3 + np.arange(3)
+    normalised = confusable_sets(correlation, clusters=4, classes_per_cluster=3)
+    assert sorted(normalised.sets.tolist()) == truth.tolist()
+    plain = confusable_sets(covariance, clusters=4, classes_per_cluster=3)
+    assert sorted(plain.sets.tolist()) != truth.tolist()
+
+
+def test_minibatch_sets_are_as_many_as_its_groups() -> None:
+    points = np.zeros((6, 2))
+    points[3:] = 1.0  # two different points: no third group
+    found = confusable_sets(points, clusters=3, classes_per_cluster=2, method="minibatch", restarts=2)
+    assert len(found.sets) == len(found.centres) == len(set(found.assignment.tolist())) <= 3
+    covariance = covariance_of(confused()[0])
+    theirs = confusable_sets(covariance, clusters=3, classes_per_cluster=3, method="minibatch")
+    ours = confusable_sets(covariance, clusters=3, classes_per_cluster=3)
+    assert sorted(theirs.sets.tolist()) == sorted(ours.sets.tolist()) == sorted(GROUPS.tolist())
+    assert ours.inertia <= theirs.inertia * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(

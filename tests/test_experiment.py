@@ -360,10 +360,10 @@ def test_an_experiment_survives_its_own_dump() -> None:
         ),
         (
             "[cluster]",
-            "[specialists]\ntrain = { lr = 0.1, epochs = 1 }\n[cluster]",
+            "[specialists]\ntrain = { lr = 0.1, epochs = 1, seeds = [0] }\n[cluster]",
             (
-                "a.toml: specialists: expected no [specialists], found this table; "
-                "drop it: this version cannot train specialists yet"
+                "a.toml: specialists.train.seeds: expected no 'seeds' for specialists, found them; "
+                "use specialists.seed, which counts up from set to set"
             ),
         ),
         (

@@ -40,10 +40,13 @@ SECTIONS: dict[str, type[Table]] = {
     "`augment`": module.Augmentation,
     "`augment` in `[cache]`": module.ViewAugmentation,
     "`[cluster]`": module.Cluster,
+    "`[specialists]`": module.Specialists,
+    "`[combine]`": module.Combine,
     "`[[student]]`": module.Student,
     "`loss`": module.Loss,
     "`train`": module.Train,
     "`train` of a teacher": module.TeacherTrain,
+    "`train` of specialists": module.SpecialistTrain,
     "`train` of a student": module.StudentTrain,
 }
 """Heading of each section, and the class whose own keys it lists."""

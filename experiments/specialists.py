@@ -1,0 +1,461 @@
+"""Do specialists help on Omniglot, and does a net that is distilled from them keep what they know?
+
+Hinton, Vinyals & Dean 2015, section 5, on 964 characters, and the step that the paper announces. For each seed:
+
+1. `run`: a convnet generalist, its logits over the training drawings and shifted views of them, the clusters of their
+   covariance, a specialist a cluster, their combination as one more teacher, and three students of the generalist's own
+   form: from the labels, from the generalist, from the combination.
+2. `test`: a second store, of the five test drawers: every net's logits on them, combined in the same way.
+3. `measure`: the paper's tables from that store; the clusters against the alphabets, which no stage was shown.
+
+    python experiments/specialists.py --quick                 every stage in two minutes; its figures mean nothing
+    python experiments/specialists.py --jobs 2                three seeds, some hours on two cores
+    python experiments/specialists.py --tables                the tables of what is there
+
+What is done is not done again, in whatever stage it was interrupted: start it again with the same arguments. The zip is looked
+for in ../shared/data beside the checkout, or in the folder that LOGITSTORE_DATA names.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from omniglot import SIZE, TEST_DRAWERS, TRAIN_DRAWERS, ZIP, alphabets_of
+from specialist_figures import (
+    RANDOM_DRAWS,
+    agreement_by_chance,
+    agreement_with,
+    confusion_between,
+    random_sets,
+    share_inside,
+    tables,
+)
+
+from logitstore.cli.progress import show_progress
+from logitstore.pipeline.capture_scores import Comparison, comparisons, evaluate_captures
+from logitstore.pipeline.cluster import cluster_store
+from logitstore.pipeline.confusable import confusable_sets
+from logitstore.pipeline.experiment import Cluster, Experiment, parse_experiment
+from logitstore.pipeline.records import Models, replace_file
+from logitstore.storage.api import Store, open_store
+from logitstore.storage.progress import Progress
+from logitstore.storage.reader import sets_of
+
+FOLDER: Final = Path(__file__).resolve().parent
+STUDENTS: Final = ("from-labels", "from-generalist", "from-combined")
+VARIANTS: Final = {
+    "combined, n = 3": {"top": 3},
+    "combined, n = 5": {"top": 5},
+}
+"""Other combinations of the same captures, tried on the test drawers alone; KL(q, p) has no closed form for sets that overlap."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of the experiment is a choice."""
+
+    alphabets: tuple[str, ...] | None = None
+    """Those that are used; all when None."""
+    channels: tuple[int, ...] = (32, 64, 128)
+    hidden: int = 512
+    dropout: float = 0.3
+    epochs: int = 50
+    """Of the generalist and of the students."""
+    lr: float = 1e-3
+    batch_size: int = 128
+    shift: int = 2
+    """Pixels by which drawings are moved, in training and in the views."""
+    views: int = 8
+    clusters: int = 24
+    classes_per_cluster: int = 50
+    """24 sets of 50 of 964 classes: 1.24 a class, where the paper's 61 of 300 of 15,000 are 1.22."""
+    cluster_temperature: float = 4.0
+    """On its training drawings the generalist is nearly sure: at T = 1 there is next to nothing to see."""
+    other_temperatures: tuple[float, ...] = (1.0, 2.0, 8.0)
+    """At which clusters are made as well, to be compared with the alphabets alone."""
+    specialist_epochs: int = 30
+    specialist_lr: float = 3e-4
+    temperature: float = 2.0
+    """Of the distillation."""
+    hard_weight: float = 1.0
+
+
+QUICK: Final = Settings(
+    alphabets=("Braille", "Greek", "Korean", "Latin"),
+    channels=(8, 16),
+    hidden=64,
+    epochs=15,
+    lr=3e-3,
+    views=2,
+    clusters=6,
+    classes_per_cluster=25,
+    other_temperatures=(1.0,),
+    specialist_epochs=5,
+)
+
+
+def document(settings: Settings, seed: int, data: Path) -> dict[str, Any]:
+    """The experiment file of one seed, as `tomllib` would give it."""
+    net = {
+        "factory": "logitstore.pipeline.models:convnet",
+        "args": {
+            "channels": list(settings.channels),
+            "hidden": [settings.hidden],
+            "dropout": settings.dropout,
+        },
+    }
+    augment = {"factory": "logitstore.pipeline.augment:shift", "args": {"pixels": settings.shift}}
+    train = {
+        "optimizer": "adam",
+        "schedule": "cosine",
+        "lr": settings.lr,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+    }
+    learners: dict[str, dict[str, Any]] = {
+        "from-labels": {"targets": "hard"},
+        **{
+            f"from-{teacher}": {
+                "teachers": {teacher: 1.0},
+                "temperature": settings.temperature,
+                "hard_weight": settings.hard_weight,
+            }
+            for teacher in ("generalist", "combined")
+        },
+    }
+    return {
+        "transfer_set": drawings(settings, TRAIN_DRAWERS, data),
+        "evaluation_set": drawings(settings, TEST_DRAWERS, data),
+        "teacher": [{"name": "generalist", **net, "seed": seed, "train": {**train, "augment": augment}}],
+        "cache": {"views": settings.views, "augment": augment},
+        "cluster": {
+            "name": "covariance",
+            "teacher": "generalist",
+            "clusters": settings.clusters,
+            "classes_per_cluster": settings.classes_per_cluster,
+            "temperature": settings.cluster_temperature,
+            "seed": seed,
+        },
+        "specialists": {
+            "name": "expert",
+            "seed": 1000 * (seed + 1),
+            "train": {**train, "lr": settings.specialist_lr, "epochs": settings.specialist_epochs},
+        },
+        "combine": {"name": "combined"},
+        "student": [
+            {"name": name, **net, **learners[name], "train": {**train, "seeds": [100 + seed]}}
+            for name in STUDENTS
+        ],
+    }
+
+
+def clusterings(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The clusterings that are compared with the alphabets, and what each changes of the first, the specialists'."""
+    chosen = settings.cluster_temperature
+    found: dict[str, dict[str, Any]] = {f"covariance, T = {chosen:g}": {}}
+    for other in settings.other_temperatures:
+        changes = {"temperature": other, "name": f"covariance-t{other:g}"}
+        found[f"covariance, T = {other:g}"] = changes
+    found[f"correlation, T = {chosen:g}"] = {"normalise": True, "name": "correlation"}
+    found[f"covariance, T = {chosen:g}, MiniBatchKMeans"] = {"method": "minibatch", "name": "minibatch"}
+    return found
+
+
+def drawings(settings: Settings, drawers: tuple[int, ...], data: Path) -> dict[str, Any]:
+    """The table of a data set."""
+    some = {} if settings.alphabets is None else {"alphabets": list(settings.alphabets)}
+    args = {"root": str(data), "drawers": list(drawers), "size": SIZE, **some}
+    return {"factory": "omniglot:characters", "args": args}
+
+
+def test_document(settings: Settings, seed: int, data: Path, models: Models) -> dict[str, Any]:
+    """The experiment that runs the generalist and the students over the test drawers, with the weights that they have."""
+    whole = document(settings, seed, data)
+    files = {"generalist": models.weights_path("teachers", "generalist")}
+    files |= {name: models.weights_path("students", f"{name}-seed{100 + seed}") for name in STUDENTS}
+    net = {key: whole["teacher"][0][key] for key in ("factory", "args")}
+    return {
+        "transfer_set": {**whole["evaluation_set"], "order": "as_is"},
+        "teacher": [{"name": name, **net, "weights": str(file.resolve())} for name, file in files.items()],
+    }
+
+
+def parsed(content: dict[str, Any], name: str) -> Experiment:
+    """The experiment of a document; relative names begin at this folder."""
+    return parse_experiment(content, where=name, base=FOLDER)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed, and where it keeps what it makes."""
+
+    settings: Settings
+    number: int
+    data: Path
+    folder: Path
+
+    @property
+    def models(self) -> Models:
+        """The nets."""
+        return Models(self.folder / "models")
+
+    @property
+    def results(self) -> Path:
+        """What was measured."""
+        return self.folder / "results.json"
+
+    def experiment(self) -> Experiment:
+        """Stages one to three."""
+        return parsed(document(self.settings, self.number, self.data), f"specialists, seed {self.number}")
+
+    def do(self, progress: Progress) -> None:
+        """Everything that is not done."""
+        from logitstore.pipeline.run import run
+
+        run(self.experiment(), self.folder, progress=progress)
+        home, test = open_store(self.folder / "store.zarr"), self._test(progress)
+        found = self._measured(home, test, progress)
+        replace_file(self.results, json.dumps(found, indent=1).encode() + b"\n")
+
+    def _test(self, progress: Progress) -> Store:
+        """The store of the test drawers, with every net's logits and the combinations."""
+        from logitstore.pipeline.cache import cache
+        from logitstore.pipeline.combine import combine
+        from logitstore.pipeline.specialist_captures import capture_specialists
+
+        experiment, path = self.experiment(), self.folder / "test" / "store.zarr"
+        shown = parsed(test_document(self.settings, self.number, self.data, self.models), "test drawers")
+        cache(shown, path, self.models, progress=progress)
+        home, test = open_store(self.folder / "store.zarr"), open_store(path)
+        capture_specialists(experiment, home, self.models, onto=(shown, test), progress=progress)
+        test = open_store(path)
+        experts = self._experts(test)
+        for name, options in {"combined": {}, **VARIANTS}.items():
+            arguments: dict[str, Any] = dict(options)
+            combine(
+                test,
+                generalist="generalist",
+                specialists=experts,
+                name=capture_name(name),
+                progress=progress,
+                **arguments,
+            )
+        return open_store(path)
+
+    def _experts(self, store: Store) -> list[str]:
+        return [f"expert-{n}" for n in range(self.settings.clusters) if f"expert-{n}" in store.teachers]
+
+    def _measured(self, home: Store, test: Store, progress: Progress) -> dict[str, Any]:
+        """What `specialist_figures.tables` prints."""
+        sets = list(sets_of(home.clustering("covariance"), home.num_classes))
+        asked = [one for one in comparisons(test) if one.combined == "combined"]
+        others = [*map(capture_name, VARIANTS), *STUDENTS]
+        asked += [Comparison("generalist", name, sets) for name in others]
+        found = evaluate_captures(test, asked, progress=progress)
+        by_name = {one.comparison.combined: one for one in found.compared}
+        first = by_name["combined"]
+        names = {"generalist": "generalist", "combined": "combined"}
+        names |= {name: capture_name(name) for name in (*VARIANTS, *STUDENTS)}
+        captures = {}
+        for name, part in names.items():
+            metrics = found.metrics[part]
+            restricted = first.before if name == "generalist" else by_name[part].after
+            captures[name] = {
+                "accuracy": metrics.accuracy,
+                "top_5": metrics.top_k_accuracy,
+                "nll": metrics.nll,
+                "calibration_error": metrics.calibration_error,
+                "conditional": restricted.accuracy,
+            }
+        return {
+            "seed": self.number,
+            "settings": asdict(self.settings),
+            "captures": captures,
+            "coverage": [
+                {
+                    "covering": row.label,
+                    **{k: getattr(row, k) for k in ("examples", "before", "after", "change")},
+                }
+                for row in first.coverage.rows()
+            ],
+            "specialists": [
+                {
+                    "name": one.name,
+                    "generalist": one.generalist.accuracy,
+                    "specialist": one.specialist.accuracy,
+                    "examples": one.specialist.examples,
+                }
+                for one in first.specialists
+            ],
+            "clusters": self._clusters(home, test, progress),
+            "cost": self._cost(test, sets),
+        }
+
+    def _clusters(self, home: Store, test: Store, progress: Progress) -> dict[str, dict[str, float]]:
+        """The clusters against the alphabets, and how many of the generalist's test errors lie inside a set."""
+        truth, _ = alphabets_of(home.class_names)
+        classes, labels = home.num_classes, test.samples.labels
+        predictions = _predictions(test, "generalist", 0)
+        seen = [
+            _predictions(home, "generalist", view) for view in range(home.teachers["generalist"].num_views)
+        ]
+        confusions = {
+            "confusion matrix, training views": confusion_between(
+                np.tile(home.samples.labels, len(seen)), np.concatenate(seen), classes
+            ),
+            "confusion matrix, test drawers (their labels: a bound, not a method)": confusion_between(
+                labels, predictions, classes
+            ),
+        }
+        groups: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        table = self.experiment().cluster
+        assert table is not None
+        for label, changes in clusterings(self.settings).items():
+            other = Cluster.model_validate(table.model_dump(exclude_unset=True) | changes)
+            cluster_store(home, other, progress=progress)
+            home = open_store(self.folder / "store.zarr")
+            part = home.clustering(other.part_name)
+            groups[label] = part.small("assignment"), sets_of(part, classes)
+        for name, matrix in confusions.items():
+            made = confusable_sets(
+                matrix,
+                clusters=self.settings.clusters,
+                classes_per_cluster=self.settings.classes_per_cluster,
+                seed=self.number,
+            )
+            groups[name] = made.assignment, made.sets
+        found = {
+            name: {
+                "ami": agreement_with(truth, assignment),
+                "inside": share_inside(sets, labels, predictions, classes),
+                "groups": len(np.unique(assignment)),
+                "largest_group": int(np.bincount(assignment).max()),
+            }
+            for name, (assignment, sets) in groups.items()
+        }
+        assignment, sets = next(iter(groups.values()))
+        random = np.random.default_rng(self.number)
+        drawn = [random_sets(sets, classes, random) for _ in range(RANDOM_DRAWS)]
+        shares = [share_inside(one, labels, predictions, classes) for one in drawn]
+        chance, _ = agreement_by_chance(truth, assignment, self.number)
+        found["random sets of the same size"] = {"ami": chance, "inside": float(np.mean(shares))}
+        return found
+
+    def _cost(self, test: Store, sets: list[NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+        """Parameters, forward passes an image, seconds of training."""
+        covers = np.bincount(np.concatenate(sets), minlength=test.num_classes)
+        active = float(covers[_predictions(test, "generalist", 0)].mean())
+        generalist = self._facts("teachers", "generalist")
+        experts = [self._facts("specialists", name) for name in self._experts(test)]
+        ours = {
+            "parameters": sum(one["parameters"] for one in experts),
+            "seconds": sum(one["seconds"] for one in experts),
+        }
+        together = {key: generalist[key] + ours[key] for key in ours}
+        students = {name: self._facts("students", f"{name}-seed{100 + self.number}") for name in STUDENTS}
+        return {
+            "generalist": {**generalist, "passes": 1.0},
+            f"generalist and {len(experts)} specialists": {**together, "passes": 1.0 + active},
+            **{name: {**facts, "passes": 1.0} for name, facts in students.items()},
+        }
+
+    def _facts(self, kind: str, name: str) -> dict[str, float]:
+        """Parameters and seconds, as the record beside the weights has them."""
+        facts = json.loads(self.models.weights_path(kind, name).with_suffix(".json").read_bytes())["facts"]
+        return {"parameters": facts["parameters"], "seconds": facts["seconds"]}
+
+
+def capture_name(name: str) -> str:
+    """The name of a combination as a store may have it.
+
+    >>> capture_name("combined, n = 5")
+    'combined-n-5'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _predictions(store: Store, name: str, view: int) -> NDArray[np.int64]:
+    """The most probable class of every row."""
+    grid = store.root.grid
+    parts = [
+        store.teachers[name].read(slice(rows.start, rows.stop), view).argmax(axis=1)
+        for rows in map(grid.rows, range(grid.num_blocks))
+    ]
+    return np.concatenate(parts).astype(np.int64)
+
+
+# The command
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few classes, few epochs, one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="0 1 2 by default")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process each")
+    parser.add_argument("--out", type=Path, default=None, help="runs/specialists by default")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of what is there")
+    given = parser.parse_args(arguments)
+    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
+    out = given.out or Path("runs") / ("specialists-quick" if given.quick else "specialists")
+    shared = os.environ.get("LOGITSTORE_DATA")
+    data = (Path(shared) / ZIP.name if shared else ZIP).resolve()
+    if not given.tables:
+        if not data.is_file():
+            print(f"skipped: needs {data}; put it there, or set LOGITSTORE_DATA", file=sys.stderr)
+            return
+        settings = QUICK if given.quick else Settings()
+        todo = [Seed(settings, seed, data, out / f"seed-{seed}") for seed in seeds]
+        _do(todo, given.jobs, quick=given.quick, out=out)
+    done = [path for seed in seeds if (path := out / f"seed-{seed}" / "results.json").is_file()]
+    if not done:
+        print("no seed is done yet", file=sys.stderr)
+        return
+    text = tables([json.loads(path.read_bytes()) for path in done])
+    if given.quick:
+        text = "**A quick run: every stage works; these figures mean nothing.**\n\n" + text
+    replace_file(out / "tables.md", text.encode())
+    print(text)
+
+
+def _do(todo: list[Seed], jobs: int, *, quick: bool, out: Path) -> None:
+    """Every seed, `jobs` at a time."""
+    if jobs == 1 or len(todo) == 1:
+        with show_progress(quiet=False) as progress:
+            for seed in todo:
+                seed.do(progress)
+        return
+    waiting, running, failed = list(todo), list[tuple[Seed, subprocess.Popen[bytes]]](), list[int]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            seed = waiting.pop(0)
+            command = [sys.executable, __file__, "--seeds", str(seed.number), "--out", str(out)]
+            seed.folder.mkdir(parents=True, exist_ok=True)
+            log = (seed.folder / "log.txt").open("ab")
+            environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+            process = subprocess.Popen(
+                command + (["--quick"] if quick else []),
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+            log.close()
+            running.append((seed, process))
+        seed, process = running.pop(0)
+        if process.wait():
+            failed.append(seed.number)
+    if failed:
+        raise SystemExit(f"seeds {failed} failed; see log.txt in their folders")
+
+
+if __name__ == "__main__":
+    main()
