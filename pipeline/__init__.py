@@ -24,7 +24,9 @@
     losses, student_loss, train                stage three: store -> students
     specialist_tables, specialist_agenda, specialist_heads, dustbin
     specialists, specialist_captures, specialist_stage    a network for each confusable set, back into the store
-    metrics, results, evaluate                 how good each of them is
+    combination, group_masses, combination_reference, combine    generalist + specialists -> one more capture
+    metrics, results, evaluate, evaluate_combination             how good each of them is
+    conditional, coverage, capture_scores      where specialists help, by the captures of a store
     plan, footprint, sampling, trial           what an experiment will cost, before it is run
     run                    all of it, doing only what is not done
 

@@ -146,6 +146,31 @@ def test_an_ensemble_is_clustered_by_the_mean_of_its_predictions(store: Store) -
         cluster_store(store, cluster(teacher=None, teachers={"wide": 1, "deep": 1}))
 
 
+def test_a_teacher_with_members_stands_for_all_of_them(tmp_path: Path) -> None:
+    content = document()
+    content["teacher"][0]["members"] = 2
+    content["cluster"] = {"teachers": ["wide", "deep"], "clusters": 2, "classes_per_cluster": 2}
+    table = parsed(content, tmp_path).cluster
+    assert table is not None
+    assert table.shares == {"wide-0": 0.25, "wide-1": 0.25, "deep": 0.5}
+    assert table.part_name == "ensemble-2x2"
+    for wrong, message in (
+        (
+            {"teachers": {"wade": 1.0}},
+            "cluster.teachers: expected a teacher's name, found 'wade'; did you mean",
+        ),
+        (
+            {"teachers": {"wide": 1.0}, "teacher": "deep"},
+            "cluster.teacher: expected either teacher or teachers, found both",
+        ),
+        ({}, "cluster.teacher: expected either teacher or teachers, found neither"),
+        ({"teachers": {"wide": 0.0}}, "cluster.teachers.wide: expected"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parsed({**content, "cluster": {"clusters": 2, "classes_per_cluster": 2} | wrong}, tmp_path)
+        assert message in str(caught.value)
+
+
 def test_a_specialist_is_not_clustered(tmp_path: Path) -> None:
     store = create_store(tmp_path / "s", num_rows=20, num_classes=CLASSES, digests=np.zeros(20, np.uint64))
     with store.capture("wide", provenance={}, classes=[0, 2, -1]) as capture:
