@@ -37,6 +37,7 @@ from .device_logits import BlockLogits, Memory, block_logits
 from .experiment import Experiment, TeacherMember
 from .footprint import encoded_widths, input_bytes
 from .inference import Runner
+from .prepared_rows import naming_indices
 from .provenance import capture_notes
 from .quality import Quality, Tally
 from .ranks import ALONE, Ranks
@@ -115,7 +116,10 @@ def cache(
     place = ranks.device(device)
     teachers = [_prepare(experiment, member, rows, models, place, store) for member in missing]
     make_view = experiment_views(experiment, rows)
-    _try_out(experiment, rows, teachers, make_view, ranks)
+    with naming_indices(rows.source):
+        _try_out(experiment, rows, teachers, make_view, ranks)
+    if stop_below is not None and ranks.is_first:
+        _warn_without_labels(rows)
     quality = Quality([t.member.name for t in teachers], stop_below)
     with contextlib.ExitStack() as stack:
         store = _opened_in_turn(experiment, path, rows, store, ranks)
@@ -138,7 +142,8 @@ def cache(
             quality,
         )
         if samples is not None or writers:
-            capture_pass.run(_task(writers, ranks), progress)
+            with naming_indices(rows.source):
+                capture_pass.run(_task(writers, ranks), progress)
         tallies = _of_all(ranks, quality)  # so that all are through
         if ranks.is_first:
             if samples is not None:
@@ -151,6 +156,16 @@ def cache(
     else:
         store.root.refresh()
     return CacheReport(tuple(writers), kept, store.digest, tallies)
+
+
+def _warn_without_labels(rows: TransferRows) -> None:
+    """Say that an accuracy cannot be judged where it seems so, before the night and not after."""
+    looked_at = range(min(len(rows), 256))
+    if (rows.rows(looked_at)[1] < 0).all():
+        log.warning(
+            "none of the first %d rows has a label: --stop-below stops nothing before there are rows that have one",
+            len(looked_at),
+        )
 
 
 def _warn_of_space(
@@ -318,14 +333,24 @@ class _Teachers:
 
     def run(self, name: str, shown: Shown, logits: BlockLogits) -> None:
         """Have a teacher say its logits. Raises BadLogitsError, which says what can still be set where memory is short."""
-        runner, writer = self.by_name[name].runner, self.writers[name]
+        runner = self.by_name[name].runner
         try:
             teacher_logits(runner, shown, logits)
         except BadLogitsError as error:
             if not out_of_memory(error):
-                raise
-            there = writer.views * writer.root.grid.num_blocks - writer.num_missing
-            raise no_room(runner, error, str(writer.folder.path) if there else None) from error
+                rows = shown.prepared.rows
+                raise BadLogitsError(
+                    f"{error.where}, view {shown.view}, rows {rows.start} to {rows.stop - 1}",
+                    expected=error.expected,
+                    found=error.found,
+                    remedy=f"{error.remedy}; nothing of this block was kept",
+                ) from error
+            begun = [
+                str(writer.folder.path)
+                for writer in self.writers.values()
+                if writer.num_missing < writer.views * writer.root.grid.num_blocks
+            ]
+            raise no_room(runner, error, " and ".join(begun) or None) from error
 
 
 def _task(writers: Mapping[str, CaptureWriter], ranks: Ranks) -> str:
