@@ -86,7 +86,7 @@ def forward(
             expected=f"a tensor of logits of shape ({shape[0]}, classes)",
             found=_described(logits),
             remedy="let the model give one row of logits for each input"
-            if isinstance(logits, Tensor)
+            if isinstance(logits, Tensor) and logits.ndim == 2
             else "wrap the model so that it returns its logits alone",
         )
     if not logits.is_floating_point():

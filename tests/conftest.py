@@ -85,7 +85,7 @@ def no_traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     def forget() -> None:
         sys.path[:] = [entry for entry in sys.path if not entry.startswith(temporary)]
         for name, module in list(sys.modules.items()):
-            if (vars(module).get("__file__") or "").startswith(temporary):
+            if (getattr(module, "__dict__", {}).get("__file__") or "").startswith(temporary):
                 del sys.modules[name]
         logging.getLogger("logitstore").setLevel(logging.NOTSET)
 
