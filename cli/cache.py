@@ -93,7 +93,9 @@ def command(
             if not ranks.is_first:
                 return
             for name in report.captured:
-                print_text(f"captured  {name}")
+                tally = report.quality[name]
+                good = f"  ({tally.accuracy:.2%} right, {tally.nll:.3g} nats a row)" if tally.rows else ""
+                print_text(f"captured  {name}{good}")
             if not report.captured:
                 print_text(f"nothing to do: {', '.join(report.kept)} captured already and unchanged")
             print_text()

@@ -89,14 +89,15 @@ def _begins_a_store(path: Path) -> bool:
 
 
 def check_samples(store: Store, rows: TransferRows) -> None:
-    """Refuse a store that was made from another transfer set, as far as fingerprints and sizes tell.
+    """Refuse a store that was made, or begun, from another transfer set, as far as fingerprints and sizes tell.
 
     Raises SpecMismatch.
     """
     ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
     theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
-    with contextlib.suppress(StoreIncomplete, PartNotFound):  # what is not sealed, its writer compares
-        theirs |= store.samples.spec.identity
+    begun = store.root.begun(SAMPLES)
+    with contextlib.suppress(StoreIncomplete, PartNotFound):  # or nothing is known of them yet
+        theirs |= store.samples.spec.identity if begun is None else begun.identity
         theirs.pop("views", None)
         ours |= rows.identity
     check_same(

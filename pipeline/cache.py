@@ -40,6 +40,7 @@ from .device_logits import BlockLogits, Memory, block_logits
 from .experiment import Experiment, TeacherMember
 from .footprint import encoded_widths, input_bytes
 from .inference import Runner
+from .prepared_rows import naming_indices
 from .provenance import capture_notes
 from .quality import Quality, Tally
 from .ranks import ALONE, Ranks
@@ -128,6 +129,8 @@ def cache(
     teachers = [_prepare(experiment, member, rows, models, place, store) for member in missing]
     make_view = experiment_views(experiment, rows)
     try_teachers_out(experiment, rows, teachers, make_view, ranks)
+    if stop_below is not None and ranks.is_first:
+        _warn_without_labels(rows)
     quality = Quality([t.name for t in teachers], stop_below)
     store = _opened_in_turn(experiment, path, rows, store, ranks)
     tallies = capture_teachers(
@@ -172,7 +175,8 @@ def capture_teachers(
             quality,
         )
         if samples is not None or writers:
-            capture_pass.run(_task(writers, ranks), progress)
+            with naming_indices(rows.source):
+                capture_pass.run(_task(writers, ranks), progress)
         tallies = _of_all(ranks, quality)  # so that all are through
         if ranks.is_first:
             if samples is not None:
@@ -185,6 +189,16 @@ def capture_teachers(
     else:
         store.root.refresh()
     return tallies
+
+
+def _warn_without_labels(rows: TransferRows) -> None:
+    """Say that an accuracy cannot be judged where it seems so, before the night and not after."""
+    looked_at = range(min(len(rows), 256))
+    if (rows.rows(looked_at)[1] < 0).all():
+        log.warning(
+            "none of the first %d rows has a label: --stop-below stops nothing before there are rows that have one",
+            len(looked_at),
+        )
 
 
 def _warn_of_space(
@@ -277,23 +291,24 @@ def try_teachers_out(
 
     Raises BadLogitsError for one that fails, or whose logits cannot be stored.
     """
-    for teacher in teachers:
-        if teacher.is_begun:
-            continue  # what is wrong with it shows at its next block, and it is shown none that is there
-        try_out(experiment, rows, teacher.runner, len(teacher.columns), teacher.encoding)
-        teacher.runner.batch_size = least = min(ranks.counts(teacher.runner.batch_size))
-        if least != experiment.cache.batch_size and ranks.is_first:
-            log.warning(
-                "%s: batches of %d rows do not fit the device; it is run in batches of %d, which the capture records",
-                teacher.runner.where,
-                experiment.cache.batch_size,
-                least,
-            )
-    if make_view is not None:
-        first = range(min(len(rows), 16))
-        inputs, _ = rows.rows(first)
-        for view in range(experiment.cache.views):
-            make_view(inputs, view, np.array(first, np.int64))
+    with naming_indices(rows.source):
+        for teacher in teachers:
+            if teacher.is_begun:
+                continue  # what is wrong with it shows at its next block, and it is shown none that is there
+            try_out(experiment, rows, teacher.runner, len(teacher.columns), teacher.encoding)
+            teacher.runner.batch_size = least = min(ranks.counts(teacher.runner.batch_size))
+            if least != experiment.cache.batch_size and ranks.is_first:
+                log.warning(
+                    "%s: batches of %d rows do not fit the device; it is run in batches of %d, which the capture records",
+                    teacher.runner.where,
+                    experiment.cache.batch_size,
+                    least,
+                )
+        if make_view is not None:
+            first = range(min(len(rows), 16))
+            inputs, _ = rows.rows(first)
+            for view in range(experiment.cache.views):
+                make_view(inputs, view, np.array(first, np.int64))
 
 
 def _opened_in_turn(
@@ -374,14 +389,24 @@ class _Teachers:
 
     def run(self, name: str, shown: Shown, logits: BlockLogits) -> None:
         """Have a teacher say its logits. Raises BadLogitsError, which says what can still be set where memory is short."""
-        runner, writer = self.by_name[name].runner, self.writers[name]
+        runner = self.by_name[name].runner
         try:
             teacher_logits(runner, shown, logits)
         except BadLogitsError as error:
             if not out_of_memory(error):
-                raise
-            there = writer.views * writer.root.grid.num_blocks - writer.num_missing
-            raise no_room(runner, error, str(writer.folder.path) if there else None) from error
+                rows = shown.prepared.rows
+                raise BadLogitsError(
+                    f"{error.where}, view {shown.view}, rows {rows.start} to {rows.stop - 1}",
+                    expected=error.expected,
+                    found=error.found,
+                    remedy=f"{error.remedy}; nothing of this block was kept",
+                ) from error
+            begun = [
+                str(writer.folder.path)
+                for writer in self.writers.values()
+                if writer.num_missing < writer.views * writer.root.grid.num_blocks
+            ]
+            raise no_room(runner, error, " and ".join(begun) or None) from error
 
 
 def _task(writers: Mapping[str, CaptureWriter], ranks: Ranks) -> str:

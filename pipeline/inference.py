@@ -85,7 +85,9 @@ def forward(
             where,
             expected=f"a tensor of logits of shape ({shape[0]}, classes)",
             found=_described(logits),
-            remedy="wrap the model so that it returns its logits alone",
+            remedy="let the model give one row of logits for each input"
+            if isinstance(logits, Tensor) and logits.ndim == 2
+            else "wrap the model so that it returns its logits alone",
         )
     if not logits.is_floating_point():
         raise BadLogitsError(

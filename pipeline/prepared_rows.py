@@ -4,6 +4,7 @@ Inputs and labels as the transfer set has them, their digests, and any view of t
 raises is turned into one line that names the rows.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Int64, Shaped, UInt64
 from numpy.typing import NDArray
 
 from ..storage.digest import digest_rows
-from ..storage.errors import BadDataError, LogitStoreError
+from ..storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError
 from ..storage.inputs import Augment
 from .factories import describe_exception
 from .transfer import TransferRows
@@ -50,6 +51,23 @@ def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tupl
         return shown, digests if shown is inputs else digest_rows(shown)
 
     return Prepared(which, inputs, labels, digests), view_of
+
+
+@contextmanager
+def naming_indices(source: Int64[np.ndarray, " rows"]) -> Iterator[None]:
+    """Add to an error of one row of the store which example of the transfer set that is: its order is another.
+
+    source: by row of the store, the index in the transfer set.
+    """
+    try:
+        yield
+    except (BadLogitsError, FactoryError) as error:
+        found = re.search(r"\brow (\d+)", error.where)
+        if found is None or "transfer set" in error.where:
+            raise
+        where = f"{error.where[: found.end()]} (index {source[int(found[1])]} of the transfer set){error.where[found.end() :]}"
+        again = type(error)(where, expected=error.expected, found=error.found, remedy=error.remedy)
+        raise again from error.__cause__
 
 
 @contextmanager

@@ -21,7 +21,11 @@ def difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str] |
             if found:
                 return found
         return None
-    return None if ours == theirs else (path, repr(ours), repr(theirs))
+    return None if ours == theirs else (path, _shown(ours), _shown(theirs))
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
 
 
 def check_same(where: str, ours: Any, theirs: Any, *, made: str, remedy: str) -> None:

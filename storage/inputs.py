@@ -184,7 +184,7 @@ def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
         if hasattr(dataset, "__getitems__"):
             return list(dataset.__getitems__(list(indices)))
         return [_item(dataset, index) for index in indices]
-    except LogitStoreError:
+    except (LogitStoreError, MemoryError):
         raise
     except Exception as error:
         raise _failed(error, _span(np.asarray(indices))) from error
@@ -193,7 +193,7 @@ def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
 def _item(dataset: Any, index: int) -> Any:
     try:
         return dataset[index]
-    except LogitStoreError:
+    except (LogitStoreError, MemoryError):
         raise
     except Exception as error:
         raise _failed(error, f"example {index}") from error
@@ -204,8 +204,8 @@ def _failed(error: Exception, where: str) -> BadDataError:
     return BadDataError(
         f"transfer set, {where}",
         expected="an example",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
-        remedy="mend the data set; nothing of the store has changed",
+        found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
+        remedy="mend the data set, and run the same again: what the store holds stays",
     )
 
 

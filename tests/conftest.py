@@ -77,19 +77,21 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def no_traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test finds nothing of another in its process: no modules from beside an experiment, no level of the log."""
+    """A test finds nothing of another, nor of what its fixtures ran, in its process: no modules, no level of the log."""
     # A module that is written twice within a second has a cache that seems to be its own.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    temporary = (f"{tmp_path_factory.getbasetemp()}{os.sep}", "/dev/shm/")
-    logger, path, modules = logging.getLogger("logitstore"), sys.path.copy(), set(sys.modules)
-    level, handlers = logger.level, logger.handlers.copy()
+    temporary = (str(tmp_path_factory.getbasetemp()), "/dev/shm/")
+
+    def forget() -> None:
+        sys.path[:] = [entry for entry in sys.path if not entry.startswith(temporary)]
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__dict__", {}).get("__file__") or "").startswith(temporary):
+                del sys.modules[name]
+        logging.getLogger("logitstore").setLevel(logging.NOTSET)
+
+    forget()
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
-            del sys.modules[name]
+    forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -171,7 +171,8 @@ def test_an_impure_augmentation_stops_stage_one_before_anything_is_written(tmp_p
     with (
         mock.patch("os.fsync"),
         pytest.raises(
-            FactoryError, match=r"^augmentation of row 15, view 1: expected the same input whenever"
+            FactoryError,
+            match=r"^augmentation of row 15 \(index \d+ of the transfer set\), view 1: expected the same input whenever",
         ),
     ):
         cache(experiment, tmp_path / "store", Models(tmp_path / "models"), device="cpu")
@@ -184,7 +185,8 @@ def test_one_that_becomes_impure_later_is_found_by_a_row_of_its_block(tmp_path: 
     with (
         mock.patch("os.fsync"),
         pytest.raises(
-            FactoryError, match=r"^augmentation of row 0, view 1: expected the same input whenever"
+            FactoryError,
+            match=r"^augmentation of row 0 \(index \d+ of the transfer set\), view 1: expected the same input whenever",
         ),
     ):
         cache(experiment, tmp_path / "store", Models(tmp_path / "models"), device="cpu")

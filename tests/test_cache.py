@@ -411,7 +411,8 @@ def test_a_nan_in_a_later_block_keeps_the_blocks_before_it_and_not_that_one(base
     content = captures_of(nan_teacher(base, call=1 + VIEWS + 2))
     content["cache"]["batch_size"] = BLOCK_ROWS  # a call a block and view, after the trying out
     with pytest.raises(
-        BadLogitsError, match=r"teacher 'nan', view 1, row 64, class 1: expected finite logits"
+        BadLogitsError,
+        match=r"teacher 'nan', view 1, row 64 \(index \d+ of the transfer set\), class 1: expected finite logits",
     ):
         captured(content, base, base / "out")
     commits = base / "out" / "store.zarr" / "teachers" / "nan" / "__logitstore__" / "commits"
@@ -423,7 +424,8 @@ def test_a_nan_in_a_later_block_keeps_the_blocks_before_it_and_not_that_one(base
 def test_a_teacher_that_is_refused_at_once_leaves_nothing_behind(base: Path) -> None:
     content = captures_of(nan_teacher(base, call=1))
     with pytest.raises(
-        BadLogitsError, match=r"teacher 'nan', row 0, class 1: expected finite logits, found nan"
+        BadLogitsError,
+        match=r"teacher 'nan', row 0 \(index \d+ of the transfer set\), class 1: expected finite logits, found nan",
     ):
         captured(content, base, base / "out")
     assert not (base / "out" / "store.zarr").exists()

@@ -297,7 +297,7 @@ def test_a_nan_in_row_12345_names_row_and_teacher_and_nothing_of_its_block_is_ke
             (FACTORY, f'{FACTORY}\nargs = {{ spoilt = "nan" }}'),
         )
     assert str(caught.value).startswith(
-        "teacher 'line', view 0, row 12345, class 0: expected finite logits, found nan"
+        "teacher 'line', view 0, row 12345 (index 12345 of the transfer set), class 0: expected finite logits, found nan"
     )
     assert len(commits(folder)) == 12
     store = folder / "store.zarr" / "teachers" / "line" / "logits"
@@ -305,6 +305,47 @@ def test_a_nan_in_row_12345_names_row_and_teacher_and_nothing_of_its_block_is_ke
 
 
 # What is there
+
+
+def test_an_error_of_a_row_says_which_example_that_is(folder: Path) -> None:
+    spoilt = (FACTORY, f'{FACTORY}\nargs = {{ spoilt = "nan" }}')
+    with pytest.raises(BadLogitsError) as caught:
+        captured(folder, ('order = "as_is"', 'order = "shuffled"'), spoilt)
+    row, index = map(
+        int, re.findall(r"row (\d+) \(index (\d+) of the transfer set\), class", caught.value.where)[0]
+    )
+    source = stage.TransferRows(load_experiment(folder / "small.toml")).source
+    assert source[row] == index == small.MARKED != row
+
+
+def test_what_fails_in_the_middle_says_of_which_rows(folder: Path) -> None:
+    module = small.MODULE.replace(
+        "        logits = self.layer(inputs)",
+        "        logits = self.layer(inputs)[: 31 if (inputs[:, 0] > 90).any() else None]",
+    ).replace("expand_as(logits)", "expand(-1, 3)[: len(logits)]")
+    (folder / "faulty.py").write_text(module)
+    with pytest.raises(BadLogitsError) as caught:
+        captured(folder)
+    assert str(caught.value) == (
+        "teacher 'line', view 0, rows 192 to 255: expected a tensor of logits of shape (32, classes), found a tensor of "
+        "shape (31, 3); let the model give one row of logits for each input; nothing of this block was kept"
+    )
+    assert commits(folder) == ["0-0", "0-1", "0-2"]
+
+
+def test_a_store_that_was_begun_from_another_set_says_what_helps(folder: Path) -> None:
+    with (
+        mock.patch.object(CapturePass, "_report", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        captured(folder)
+    before = stores.tree(folder / "store.zarr")
+    small.write_data(folder / "data.npz", change=7)
+    with pytest.raises(
+        SpecMismatch, match=r"samples: expected transfer_set = .*make a new store \(another --out\)$"
+    ):
+        captured(folder)
+    assert stores.tree(folder / "store.zarr") == before
 
 
 def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
@@ -625,6 +666,13 @@ def test_a_teacher_that_is_too_bad_stops_the_capture_before_the_night_is_spent(
     assert captured(folder, stop_below=0.2).captured == ("line",)
     captured(folder, out="whole.zarr")
     assert stores.tree(folder / "store.zarr") == stores.tree(folder / "whole.zarr")
+
+
+def test_a_bar_that_cannot_be_judged_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inputs = np.load(folder / "data.npz")["inputs"]
+    np.savez(folder / "data.npz", inputs=inputs, class_names=np.array(list("abc")))
+    captured(folder, ('"data.npz" }', '"data.npz", labels = "" }'), stop_below=0.9)
+    assert "none of the first 256 rows has a label: --stop-below stops nothing" in caplog.text
 
 
 def test_the_command_takes_the_bar(folder: Path) -> None:

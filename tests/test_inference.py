@@ -34,6 +34,7 @@ def fails(error: Exception) -> Any:
 
 
 WRAP = "wrap the model so that it returns its logits alone"
+ONE_EACH = "let the model give one row of logits for each input"
 MEND = "mend the model (-vv shows where), which was given float32 inputs of shape (6, 4)"
 FAULTS: list[tuple[Any, str, str, str]] = [
     (fails(KeyError("my own bug")), "logits of shape (batch, classes)", "KeyError: 'my own bug'", MEND),
@@ -53,7 +54,7 @@ FAULTS: list[tuple[Any, str, str, str]] = [
     ),
     (lambda x: None, "a tensor of logits of shape (6, classes)", "a NoneType", WRAP),
     (lambda x: x[:, 0], "a tensor of logits of shape (6, classes)", "a tensor of shape (6,)", WRAP),
-    (lambda x: x[1:], "a tensor of logits of shape (6, classes)", "a tensor of shape (5, 4)", WRAP),
+    (lambda x: x[1:], "a tensor of logits of shape (6, classes)", "a tensor of shape (5, 4)", ONE_EACH),
     (lambda x: x.sum(), "a tensor of logits of shape (6, classes)", "a tensor of shape ()", WRAP),
 ]
 

@@ -120,7 +120,7 @@ def order(folder: Path) -> None:
 
 
 CHANGES: dict[Callable[[Path], None], str] = {
-    arguments: "teachers/line: expected teacher.args.spoilt = None, with which it was {}, found '2'; ",
+    arguments: "teachers/line: expected teacher.args.spoilt = nothing, with which it was {}, found '2'; ",
     another_factory: "teacher.factory = 'faulty:linear', with which it was {}, found 'faulty:pair'; ",
     weights: "teachers/line: expected teacher.weights = 'sha256:",
     augmentation_source: "teachers/line: expected augmentation.source = 'sha256:",

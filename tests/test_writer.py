@@ -410,7 +410,7 @@ def test_shards_over_a_gibibyte_are_refused(tmp_path: Path) -> None:
 def test_the_first_difference_is_named() -> None:
     assert difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == ("a", "[1, {'b': 2}]", "[1, {'b': 3}]")
     assert difference({"a": 1}, {"a": 1, "b": None}) is None
-    assert difference({"a": {"b": 1}}, {"a": None}) == ("a", "{'b': 1}", "None")
+    assert difference({"a": {"b": 1}}, {"a": None}) == ("a", "{'b': 1}", "nothing")
 
 
 # Samples
