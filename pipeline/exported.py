@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..storage.errors import BadDataError, ConfigError
 from .factories import describe_exception
-from .sources import state_of
+from .sources import unchanged
 
 _EXPORTED, _SCRIPTED = (".pt2",), (".pt", ".ts")
 
@@ -49,25 +49,18 @@ def exported(path: Path) -> nn.Module:
     mode or for one size of batches alone.
     """
     _check_kind(path)
-    before = state_of(path)
-    try:
-        module = _read_exported(path) if path.suffix in _EXPORTED else _read_scripted(path)
-    except (BadDataError, ConfigError):
-        raise
-    except Exception as error:  # readers of torch raise many kinds
-        raise BadDataError(
-            str(path),
-            expected=f"a network that torch {torch.__version__} can load",
-            found=describe_exception(error)[:300],
-            remedy="export it again with the torch that is installed here",
-        ) from error
-    if state_of(path) != before:
-        raise BadDataError(
-            str(path),
-            expected="a file that stays as it is while it is read",
-            found="one that was exchanged or written to",
-            remedy="run the same command again when nothing writes it any more",
-        )
+    with unchanged(path):
+        try:
+            module = _read_exported(path) if path.suffix in _EXPORTED else _read_scripted(path)
+        except (BadDataError, ConfigError):
+            raise
+        except Exception as error:  # readers of torch raise many kinds
+            raise BadDataError(
+                str(path),
+                expected=f"a network that torch {torch.__version__} can load",
+                found=describe_exception(error)[:300],
+                remedy="export it again with the torch that is installed here",
+            ) from error
     return module
 
 

@@ -23,8 +23,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..storage.errors import BadDataError, ConfigError
+from .channels import with_channels
 from .factories import describe_exception
-from .sources import CONFIG, PREPROCESSOR, read_json, state_of
+from .sources import CONFIG, PREPROCESSOR, read_json, unchanged
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Logits of images (batch, channels, height, width), or (batch, height, width) of one channel."""
-        if inputs.ndim == 3:
-            inputs = inputs.unsqueeze(1)
-        if inputs.ndim == 4 and inputs.shape[1] == 1 != self.channels:
-            inputs = inputs.expand(-1, self.channels, -1, -1)
+        inputs = with_channels(inputs, self.channels)
         if inputs.dtype == torch.uint8:
             if self.scale is None:
                 raise BadDataError(
@@ -121,41 +119,34 @@ def classifier(
     not installed, or where the model needs what is never done here: code of its own, or a server.
     """
     transformers = _transformers()
-    before = state_of(path)
-    described = read_json(path / CONFIG)
-    head = _head(described, path)
-    if pad_id is not None and head == "image":
-        raise ConfigError(
-            str(path), expected="no pad_id for images", found=str(pad_id), remedy="drop it from args"
-        )
-    _check_attention(described, path)
-    auto = "AutoModelForImageClassification" if head == "image" else "AutoModelForSequenceClassification"
-    more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    try:
-        with _quietly(transformers):
-            model, found = getattr(transformers, auto).from_pretrained(
-                str(path),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **more,
+    with unchanged(path):
+        described = read_json(path / CONFIG)
+        head = _head(described, path)
+        if pad_id is not None and head == "image":
+            raise ConfigError(
+                str(path), expected="no pad_id for images", found=str(pad_id), remedy="drop it from args"
             )
-    except Exception as error:  # transformers raises many kinds, for what is wrong with a folder
-        raise BadDataError(
-            str(path),
-            expected=f"a model that transformers {transformers.__version__} loads, without code of its own",
-            found=describe_exception(error)[:300],
-            remedy="save it again with save_pretrained, or install a transformers that knows it",
-        ) from error
-    _check_complete(found, path)
-    if state_of(path) != before:
-        raise BadDataError(
-            str(path),
-            expected="a folder that stays as it is while it is read",
-            found="a file that was exchanged or written to",
-            remedy="run the same command again when nothing writes it any more",
-        )
+        _check_attention(described, path)
+        auto = "AutoModelForImageClassification" if head == "image" else "AutoModelForSequenceClassification"
+        more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+        try:
+            with _quietly(transformers):
+                model, found = getattr(transformers, auto).from_pretrained(
+                    str(path),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **more,
+                )
+        except Exception as error:  # transformers raises many kinds, for what is wrong with a folder
+            raise BadDataError(
+                str(path),
+                expected=f"a model that transformers {transformers.__version__} loads, without code of its own",
+                found=describe_exception(error)[:300],
+                remedy="save it again with save_pretrained, or install a transformers that knows it",
+            ) from error
+        _check_complete(found, path)
     model = model.to(getattr(torch, dtype)) if _dtype(model) != getattr(torch, dtype) else model
     where = str(path)
     if head == "image":

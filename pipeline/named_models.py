@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import ConfigError
+from .channels import with_channels
 from .factories import describe_exception, suggest
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -55,10 +56,7 @@ class PixelsToInputs:
 
     def convert(self, inputs: Tensor) -> Tensor:
         """Inputs as the network wants them: floats, of as many channels."""
-        if inputs.ndim == 3:
-            inputs = inputs.unsqueeze(1)
-        if inputs.ndim == 4 and inputs.shape[1] == 1 != self.channels:
-            inputs = inputs.expand(-1, self.channels, -1, -1)
+        inputs = with_channels(inputs, self.channels)
         if inputs.dtype != torch.uint8:
             return inputs
         numbers = inputs.to(torch.float32) / 255

@@ -10,11 +10,12 @@ The last two bring their architecture with them (`WHOLE`). A folder has the dige
 the logits follow from, its name and its sha256. Needs no torch and reads nothing from any network.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +116,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def state_of(path: Path) -> tuple[tuple[int, ...], ...]:
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """While a file, or the folder of a Hugging Face model, is read: it must be the same before and after.
+
+    Raises BadDataError where it was exchanged or written to, or where the folder is no model.
+    """
+    is_folder, before = path.is_dir(), _state(path)
+    yield
+    if _state(path) != before:
+        raise BadDataError(
+            str(path),
+            expected=f"a {'folder' if is_folder else 'file'} that stays as it is while it is read",
+            found=f"{'a file' if is_folder else 'one'} that was exchanged or written to",
+            remedy="run the same command again when nothing writes it any more",
+        )
+
+
+def _state(path: Path) -> tuple[tuple[int, ...], ...]:
     """What changes when a file, or a file of a model's folder, is exchanged or written to."""
     files = [path / name for name in model_files(path)] if path.is_dir() else [path]
     found = [os.stat(file) for file in files]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..storage.errors import BadDataError, ConfigError
 from .records import replace_file, weights_digest
+from .sources import unchanged
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 MAX_HEADER_BYTES: Final = 16 << 20
@@ -42,35 +43,28 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
             found="a folder" if path.is_dir() else "no plain file" if path.exists() else "nothing there",
             remedy="correct the file name (relative ones start at the experiment file's folder)",
         )
-    before = _state(path)
-    if path.suffix == ".safetensors":
-        tensors = _read(path, pickled=False)
-    elif path.suffix in _TORCH_SUFFIXES and allow_pickle:
-        _check_torch(path)
-        tensors = _read(path, pickled=True)
-    elif path.suffix in _TORCH_SUFFIXES:
-        raise ConfigError(
-            str(path),
-            expected="weights in safetensors",
-            found=f"a {path.suffix} file, which is a pickle",
-            remedy="convert it with safetensors.torch.save_file, or allow pickles if you trust it",
-        )
-    else:
-        raise ConfigError(
-            str(path),
-            expected="a name that ends in .safetensors",
-            found=path.suffix or "no suffix",
-            remedy="rename the file, or convert it with safetensors.torch.save_file",
-        )
-    _check_tensors(module.state_dict(), tensors, path)
-    digest = weights_digest(path)
-    if _state(path) != before:
-        raise BadDataError(
-            str(path),
-            expected="a file that stays as it is while it is read",
-            found="one that was exchanged or written to",
-            remedy="run the same command again when nothing writes it any more",
-        )
+    with unchanged(path):
+        if path.suffix == ".safetensors":
+            tensors = _read(path, pickled=False)
+        elif path.suffix in _TORCH_SUFFIXES and allow_pickle:
+            _check_torch(path)
+            tensors = _read(path, pickled=True)
+        elif path.suffix in _TORCH_SUFFIXES:
+            raise ConfigError(
+                str(path),
+                expected="weights in safetensors",
+                found=f"a {path.suffix} file, which is a pickle",
+                remedy="convert it with safetensors.torch.save_file, or allow pickles if you trust it",
+            )
+        else:
+            raise ConfigError(
+                str(path),
+                expected="a name that ends in .safetensors",
+                found=path.suffix or "no suffix",
+                remedy="rename the file, or convert it with safetensors.torch.save_file",
+            )
+        _check_tensors(module.state_dict(), tensors, path)
+        digest = weights_digest(path)
     module.load_state_dict(tensors)
     return digest
 
@@ -89,12 +83,6 @@ def save_weights(module: nn.Module, path: Path) -> str:
     content = safetensors.torch.save(tensors)
     replace_file(path, content)
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _state(path: Path) -> tuple[int, int, int, int]:
-    """What changes when a file is exchanged or written to."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_torch(path: Path) -> None:

@@ -28,7 +28,7 @@ from logitstore.pipeline.inference import is_placed
 from logitstore.pipeline.named_models import timm_model, torchvision_model
 from logitstore.pipeline.records import weights_digest
 from logitstore.pipeline.run import run
-from logitstore.pipeline.sources import model_files, source_digests
+from logitstore.pipeline.sources import model_files, source_digests, unchanged
 from logitstore.storage.errors import BadDataError, ConfigError, LogitStoreError, SpecMismatch
 
 NAMES = ["a", "b", "c"]
@@ -103,6 +103,37 @@ def test_an_exported_network_stays_in_evaluation(tmp_path: Path) -> None:
     module = exported(write_exported(tmp_path / "net.pt2"))
     assert isinstance(module, Exported)
     torch.testing.assert_close(module.train()(INPUTS), Net().eval()(INPUTS))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_written_while_it_is_read_is_refused(kind: str, tmp_path: Path) -> None:
+    path = file = tmp_path / "net"
+    if kind == "folder":
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        file = path / "model.safetensors"
+    file.write_bytes(b"old")
+    with unchanged(path):
+        file.read_bytes()
+    with pytest.raises(BadDataError) as caught, unchanged(path):
+        file.write_bytes(b"other")
+    assert str(caught.value) == (
+        f"{path}: expected a {kind} that stays as it is while it is read, found "
+        f"{'one' if kind == 'file' else 'a file'} that was exchanged or written to; run the same command again when "
+        "nothing writes it any more"
+    )
+
+
+def test_an_exported_file_is_watched_while_it_is_read(tmp_path: Path) -> None:
+    path, load = write_exported(tmp_path / "net.pt2"), torch.export.load
+
+    def exchanged(name: str) -> Any:
+        found = load(name)
+        write_exported(path)
+        return found
+
+    with mock.patch.object(torch.export, "load", exchanged):
+        assert "found one that was exchanged or written to; " in refused(path, by=exported)
 
 
 def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:

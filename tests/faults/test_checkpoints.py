@@ -29,7 +29,7 @@ from faults.checkpoints import (
 )
 from faults.json_faults import resident_bytes
 from faults.tally import Tally
-from logitstore.pipeline import weights
+from logitstore.pipeline import sources, weights
 from logitstore.pipeline.factories import build, resolve
 from logitstore.pipeline.weights import load_weights, save_weights
 from logitstore.storage.errors import BadDataError, ConfigError, FactoryError
@@ -135,7 +135,7 @@ def test_a_file_that_is_exchanged_meanwhile_is_refused(tmp_path: Path, tally: Ta
     tally.reached("checkpoint", 1, "cases")
     with (
         mock.patch.object(weights, "weights_digest", exchanged),
-        mock.patch.object(weights, "_state", lambda _: ()),
+        mock.patch.object(sources, "_state", lambda _: ()),
     ):
         tally.control("checkpoint", "exchanged file", load_weights(model(), path) == digest(path))
 
