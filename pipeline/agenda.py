@@ -31,7 +31,7 @@ from ..storage.errors import (
     UntrustedStoreError,
 )
 from ..storage.files import Folder
-from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SPEC, RootAttributes, parse_spec
+from ..storage.format import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, RootAttributes
 from ..storage.identity import check_same
 from .class_order import check_class_order, stated_class_names
 from .confusable import check_sizes
@@ -285,14 +285,12 @@ def _check_begun(
         return
     if record is None:
         _check_training(experiment, member, rows, models, store)
-    folder = store.root.folder.sub(begun.name)
-    _, notes = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
     ours = _whole_identity(experiment, member, rows, record, begun.identity)
-    now = source_note(experiment, member) if SOURCE in notes else {}
+    now = source_note(experiment, member) if SOURCE in begun.notes else {}
     check_same(
         f"{store.path}: teachers/{member.name}",
         {**with_agreed_batch(ours, begun.identity), **now},
-        {**begun.identity, **({SOURCE: notes[SOURCE]} if now else {})},
+        {**begun.identity, **({SOURCE: begun.notes[SOURCE]} if now else {})},
         made="with which it was begun",
         remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
         f"{begun.blocks_done} blocks that are there",

@@ -84,6 +84,8 @@ class BegunPart:
     """Its name in the store, as "teachers/wide"."""
     identity: Mapping[str, Any]
     """What it is made from."""
+    notes: Mapping[str, Any]
+    """What is good to know and not compared."""
     blocks_done: int
     """Blocks that are committed, of all views."""
     blocks: int
@@ -315,10 +317,10 @@ class Root:
         folder = self.folder.sub(name)
         if self.has(name) or not folder.exists(SPEC):
             return None
-        identity, _ = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
+        identity, notes = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
         views = identity.get("views", 1)
         total = self.grid.num_blocks * (views if isinstance(views, int) else 1)
-        return BegunPart(name, identity, len(committed_blocks(folder)), total)
+        return BegunPart(name, identity, notes, len(committed_blocks(folder)), total)
 
     def _absent(self, name: str) -> StoreIncomplete | PartNotFound:
         where = f"{self.path}: {name}"
