@@ -57,6 +57,8 @@ _SAMPLE_BYTES = 24
 """Of a row in `samples`, but for its input: source, digest, label."""
 _ROW_BYTES = 12
 """Of a row in a capture, but for its logits: peak and seen."""
+_VIEWED_ROWS = 16
+"""Rows of which each view is made before anything is written."""
 
 
 @dataclass(frozen=True)
@@ -291,11 +293,15 @@ def try_teachers_out(
 
     Raises BadLogitsError for one that fails, or whose logits cannot be stored.
     """
+    # What is wrong with one that is begun shows at its next block, and it is shown none that is there.
+    new = [teacher for teacher in teachers if not teacher.is_begun]
+    needed = [teacher.runner.batch_size for teacher in new] + [_VIEWED_ROWS] * (make_view is not None)
+    if not needed:
+        return
     with naming_indices(rows.source):
-        for teacher in teachers:
-            if teacher.is_begun:
-                continue  # what is wrong with it shows at its next block, and it is shown none that is there
-            try_out(experiment, rows, teacher.runner, len(teacher.columns), teacher.encoding)
+        inputs, _ = rows.rows(range(min(len(rows), max(needed))))
+        for teacher in new:
+            try_out(experiment, inputs, teacher.runner, len(teacher.columns), teacher.encoding)
             teacher.runner.batch_size = least = min(ranks.counts(teacher.runner.batch_size))
             if least != experiment.cache.batch_size and ranks.is_first:
                 log.warning(
@@ -305,10 +311,9 @@ def try_teachers_out(
                     least,
                 )
         if make_view is not None:
-            first = range(min(len(rows), 16))
-            inputs, _ = rows.rows(first)
+            few = inputs[:_VIEWED_ROWS]
             for view in range(experiment.cache.views):
-                make_view(inputs, view, np.array(first, np.int64))
+                make_view(few, view, np.arange(len(few), dtype=np.int64))
 
 
 def _opened_in_turn(

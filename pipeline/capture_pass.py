@@ -89,6 +89,16 @@ class CapturePass:
     """Where it is noted how good they are."""
 
     @property
+    def block_rows(self) -> int:
+        """Rows of the largest block."""
+        return min(self.grid.block_rows, self.grid.num_rows)
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the logits of a row, as a teacher says them."""
+        return self.rows.num_classes * 4
+
+    @property
     def total_rows(self) -> int:
         """Rows of all views of these blocks."""
         return sum(len(self.grid.rows(one.block)) * max(1, len(one.views)) for one in self.todo)
@@ -101,14 +111,14 @@ class CapturePass:
         are shown; what the workers have ready; the logits that are gathered; those that wait to be committed; and a
         block as it is encoded.
         """
-        rows = min(self.grid.block_rows, self.grid.num_rows)
+        rows = self.block_rows
         piece = min(rows, self.cut.piece_rows) * self.rows.first.nbytes
         workers = self.experiment.cache.workers
         views = 0
         if self.make_view is not None:  # workers make all views of a piece at once
             views = self.experiment.cache.views if workers else 1
         ready = workers * CHUNKS_AHEAD * min(piece, max(CHUNK_BYTES, self.rows.first.nbytes)) * (1 + views)
-        logits = rows * self.rows.num_classes * 4 if self.writers else 0
+        logits = rows * self.logit_bytes if self.writers else 0
         gathered = logits
         if piece < rows * self.rows.first.nbytes:
             gathered *= len(self.writers) * min(self.cut.views_a_sweep, self.experiment.cache.views)
@@ -122,9 +132,9 @@ class CapturePass:
     @cached_property
     def cut(self) -> Cut:
         """How the blocks are gone over."""
-        rows = min(self.grid.block_rows, self.grid.num_rows)
+        rows = self.block_rows
         row_bytes = max(1, self.rows.first.nbytes)
-        gathered = rows * self.rows.num_classes * 4 * max(1, len(self.writers))
+        gathered = rows * self.logit_bytes * max(1, len(self.writers))
         views = max(1, GATHERED_BYTES // gathered)
         if self.samples is not None and self.experiment.transfer_set.store_inputs:
             return Cut(rows, views)  # which are written as a whole

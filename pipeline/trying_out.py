@@ -9,14 +9,13 @@
 import logging
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 from torch import OutOfMemoryError
 
 from ..storage.encoding import Encoding
 from ..storage.errors import BadLogitsError
 from .experiment import Experiment
 from .inference import Runner, check_classes
-from .transfer import TransferRows
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,20 @@ _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 
 
 def try_out(
-    experiment: Experiment, rows: TransferRows, runner: Runner, columns: int, encoding: Encoding
+    experiment: Experiment,
+    first: Shaped[np.ndarray, "rows ..."],
+    runner: Runner,
+    columns: int,
+    encoding: Encoding,
 ) -> None:
     """Run a teacher of which nothing is there on a batch of the first rows; its batch is one that fits then.
 
-    columns: logits of a row that it is to have. encoding: how they will be stored.
+    first: inputs of the first rows, a batch of them or more; fewer where the transfer set has no more. columns: logits
+    of a row that it is to have. encoding: how they will be stored.
     Raises BadLogitsError for a teacher that fails, or whose logits cannot be stored.
     """
     while True:
-        inputs, _ = rows.rows(range(min(len(rows), runner.batch_size)))
+        inputs = first[: runner.batch_size]
         try:
             logits = runner.logits(inputs)
         except BadLogitsError as error:

@@ -155,7 +155,6 @@ def moved(
     """
     *_, height, width = inputs.shape
     images = inputs.reshape(len(inputs), math.prod(inputs.shape[1:-2]), height, width)
-    made = np.empty_like(images, order="C")
     if len(images) == 1 or images[:1].nbytes >= _LARGE:
         made = np.full(images.shape, fill, dtype=inputs.dtype)
         for image, whole, (down, right) in zip(made, images, by.tolist(), strict=True):
