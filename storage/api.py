@@ -171,13 +171,15 @@ class Store:
         )
 
     def _originals(self) -> list[str]:
-        """The captures that were not made from another one that is here."""
-        origins = {name: self.teachers[name].part.spec.identity.get("derived_from") for name in self.teachers}
-        return [
-            name
-            for name, origin in origins.items()
-            if not (isinstance(origin, Mapping) and origin.get("capture") in origins)
-        ]
+        """The captures of teachers: not what was made from others that are here, and no specialists."""
+
+        def is_original(identity: Mapping[str, Any]) -> bool:
+            origin, head = identity.get("derived_from"), identity.get("head")
+            is_derived = isinstance(origin, Mapping) and origin.get("capture") in self.teachers
+            is_specialist = isinstance(head, Mapping) and head.get("kind") == "specialist"
+            return not (is_derived or is_specialist or isinstance(identity.get("combination"), Mapping))
+
+        return [name for name in self.teachers if is_original(self.teachers[name].part.spec.identity)]
 
     def write_clustering(
         self,
@@ -217,9 +219,10 @@ class Store:
     ) -> Stream:
         """Batches of the store for training, an epoch an iteration.
 
-        teachers: captures in each batch; when None all of them, but for those that were made from another one by
-        `logitstore compress`, which would count it twice. views: "all" passes over every view of every
-        row in an epoch, "cycle" takes view `epoch mod V`, an integer that one. rows: a slice or ascending
+        teachers: captures in each batch; when None all of them, but for those that were made from others by
+        `logitstore compress` or `logitstore combine`, which would count them twice, and those of specialists, whose
+        columns are other ones. views: "all" passes over every view of every row in an epoch, "cycle" takes view
+        `epoch mod V`, an integer that one. rows: a slice or ascending
         integers (repeats allowed), all when None. strata: instead of rows, two or more such selections, of each of
         which every batch holds its share (`shares`, any scale, equal by default; first the rows of the first stratum, then
         those of the second …). An epoch then goes once through the stratum that lasts longest, and as often through the

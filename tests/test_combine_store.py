@@ -14,6 +14,7 @@ from combinations import BLOCK_ROWS, CLASSES, DISJOINT, ROWS, SETS, VIEWS, Made,
 from logitstore.pipeline import combination_reference
 from logitstore.pipeline import combine as stage
 from logitstore.pipeline.combine import combine, plan_combination
+from logitstore.pipeline.compress import compress
 from logitstore.storage.api import open_store
 from logitstore.storage.error_budget import ErrorBudget
 from logitstore.storage.errors import (
@@ -126,6 +127,21 @@ def test_students_stream_it_beside_other_captures(made: Made) -> None:
     logits = np.concatenate([batch.logits["combined"] for batch in stream])
     assert sorted(rows.tolist()) == list(range(ROWS))
     np.testing.assert_allclose(stores.softmax(logits, 1.0), made.expected(SETS, view=1)[rows], atol=1e-2)
+
+
+def test_a_stream_without_names_has_the_captures_of_teachers_alone(made: Made) -> None:
+    combined(made)
+    compress(made.store, "combined", "smaller", {"max_kl": 1e-2})
+
+    def streamed(**names: Any) -> list[str]:
+        return list(next(iter(made.store.stream(5, inputs=False, **names))).logits)
+
+    assert streamed() == ["wide"]
+    assert streamed(teachers=["combined", "s-0"]) == ["combined", "s-0"]
+    # What somebody else says of a capture in the same words makes it neither.
+    write(made, "own", None, {"teacher": {}, "head": "linear", "combination": "the mean of three"})
+    write(made, "plain", None, {"teacher": {}, "head": {"kind": "softmax"}})
+    assert streamed() == ["wide", "own", "plain"]
 
 
 def test_specialists_with_fewer_views_leave_as_many(made: Made) -> None:
