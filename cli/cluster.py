@@ -1,6 +1,5 @@
 """Which classes does a teacher in a store confuse: stage two alone?"""
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,14 @@ from .options import dry_run_option, examples, json_option, settings, store_argu
 from .output import print_json, print_text
 from .progress import show_progress
 from .run import print_todo
+from .scheduler import scheduler_at
 from .show import clustering_record, print_clustering
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ..pipeline.confusions import ErrorsInside
     from ..pipeline.experiment import Cluster
-
-_ANSWER_WITHIN = 10.0
-"""Seconds that a scheduler has to answer."""
 
 
 @click.command(
@@ -96,8 +93,11 @@ def command(
     if dry_run:
         print_todo([f"make clustering {cluster.part_name}"] if todo else [], as_json=as_json)
         return
-    with show_progress(quiet=settings().quiet) as progress, _scheduler(scheduler) as where:
-        cluster_store(opened, cluster, scheduler=where, progress=progress)
+    with (
+        show_progress(quiet=settings().quiet) as progress,
+        scheduler_at(scheduler, otherwise="to compute on threads") as client,
+    ):
+        cluster_store(opened, cluster, scheduler="threads" if client is None else client, progress=progress)
     if figure is not None:
         draw_clustering(opened, cluster.part_name, figure)
     record = clustering_record(opened, cluster.part_name)
@@ -176,26 +176,3 @@ def _weights(teachers: "Sequence[str]") -> dict[str, float]:
             )
         weights[name] = value
     return weights
-
-
-@contextmanager
-def _scheduler(address: str | None) -> "Iterator[Any]":
-    """What `dask.compute` takes as its scheduler. Raises TransientIOError where none answers."""
-    if address is None:
-        yield "threads"
-        return
-    from distributed import Client
-
-    from ..storage.errors import TransientIOError
-
-    try:
-        client = Client(address, timeout=_ANSWER_WITHIN, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise TransientIOError(
-            f"--scheduler {address}",
-            expected=f"a dask scheduler that answers within {_ANSWER_WITHIN:.0f} s",
-            found=str(error) or type(error).__name__,
-            remedy="start one with `dask scheduler`, or leave the option out to compute on threads",
-        ) from error
-    with client:
-        yield client

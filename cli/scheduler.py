@@ -9,8 +9,11 @@ ANSWER_WITHIN = 10.0
 
 
 @contextmanager
-def scheduler_at(address: str | None) -> Iterator[Any]:
-    """A client of the scheduler at an address; None without one. Raises TransientIOError where none answers."""
+def scheduler_at(address: str | None, *, otherwise: str = "") -> Iterator[Any]:
+    """A client of the scheduler at an address; None without one. Raises TransientIOError where none answers.
+
+    otherwise: what the command does without the option, for the message.
+    """
     if address is None:
         yield None
         return
@@ -25,7 +28,7 @@ def scheduler_at(address: str | None) -> Iterator[Any]:
             f"--scheduler {address}",
             expected=f"a dask scheduler that answers within {ANSWER_WITHIN:.0f} s",
             found=str(error) or type(error).__name__,
-            remedy="start one with `dask scheduler`, or leave the option out",
+            remedy=f"start one with `dask scheduler`, or leave the option out{otherwise and f' {otherwise}'}",
         ) from error
     with client:
         yield client

@@ -5,24 +5,19 @@ as `combine` does it. Source: Hinton et al. 2015, section 5.4, eq. 5.
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from ..storage.api import Store
 from ..storage.progress import Progress, silent
 from .combination import Experts, active_specialists, combine_rows
-from .device import choose_device
-from .dustbin import shifts
 from .experiment import Experiment
-from .inference import place, run_model
+from .inference import run_model
 from .models import count_parameters
 from .records import Models
-from .specialist_agenda import KIND, columns_of, special_rows, specialist_runs, table_of
-from .specialist_heads import Corrected, replace_head
-from .teachers import build_teacher
+from .specialist_agenda import columns_of, special_rows, specialist_runs
+from .specialists import load_specialist
 from .transfer import TransferRows
-from .weights import load_weights
 
 
 def combination_logits(
@@ -43,7 +38,7 @@ def combination_logits(
     trained. inputs: (rows, …) as the transfer set gives them. generalist: its logits of them.
     """
     assert experiment.combine is not None  # whoever asks has looked
-    combine, table = experiment.combine, table_of(experiment)
+    combine = experiment.combine
     special = [(run, special_rows(experiment, run, store)) for run in specialist_runs(experiment, store)]
     columns = [columns_of(experiment, own.classes, store.num_classes) for _, own in special]
     experts = Experts.of(columns, store.num_classes)
@@ -51,12 +46,8 @@ def combination_logits(
     active, said, parameters = active_specialists(logits, experts, combine.top), [], 0
     for number, (run, own) in enumerate(special):
         where = f"specialist {run.name!r}"
-        module = build_teacher(experiment, experiment.generalist, rows)
-        replace_head(module, own.classes.tolist(), store.num_classes, where=where, name=table.head)
-        load_weights(module, models.weights_path(KIND, run.name))
-        parameters += count_parameters(module)
-        shift = torch.from_numpy(shifts(columns[number], own.classes, own.prior, own.share))
-        network = place(Corrected(module, shift), choose_device(device)).eval()
+        network = load_specialist(experiment, run, own, store.num_classes, models, rows=rows, device=device)
+        parameters += count_parameters(network)
         asked = np.flatnonzero(active[:, number])
         if len(asked):
             said.append(np.asarray(run_model(network, inputs[asked], batch_size, where=where), np.float32))

@@ -8,7 +8,6 @@ the logits (`dustbin`), which its identity says: whoever combines them adds noth
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 
 from ..storage.api import Store
@@ -16,10 +15,8 @@ from ..storage.errors import BadDataError
 from ..storage.progress import Progress, silent
 from .agenda import check_samples, find_teacher
 from .cache import ReadyTeacher, capture_teachers, runner_of, try_teachers_out
-from .device import choose_device
-from .dustbin import DUSTBIN, shifts
+from .dustbin import DUSTBIN
 from .experiment import Experiment
-from .inference import place
 from .provenance import capture_notes
 from .quality import Quality
 from .ranks import ALONE, Ranks
@@ -35,13 +32,10 @@ from .specialist_agenda import (
     specialist_capture_identity,
     specialist_encoding,
     specialist_runs,
-    table_of,
 )
-from .specialist_heads import Corrected, replace_head
-from .teachers import build_teacher
+from .specialists import load_specialist
 from .transfer import TransferRows
 from .views import experiment_views
-from .weights import load_weights
 
 TOGETHER = 8
 """Specialists that are shown the same inputs: each is a network in memory."""
@@ -149,23 +143,15 @@ def _prepare(
     """A specialist as it is run. own: the transfer set that it was trained on. Raises BadDataError for one that is not."""
     member, special = experiment.generalist, special_rows(experiment, run, home)
     record = find_specialist(experiment, run, home, models, find_teacher(experiment, member, own, models))
-    path, where = models.weights_path(KIND, run.name), f"specialist {run.name!r}"
+    where = f"specialist {run.name!r}"
     if record is None:
         raise BadDataError(
             where,
-            expected=f"its weights, {path}",
+            expected=f"its weights, {models.weights_path(KIND, run.name)}",
             found="none that were trained with this experiment and store",
             remedy="run `logitstore train` with them",
         )
-    columns = columns_of(experiment, special.classes, home.num_classes)
-    module = build_teacher(experiment, member, rows)
-    if table_of(experiment).variant == "dustbin":
-        replace_head(
-            module, special.classes.tolist(), home.num_classes, where=where, name=table_of(experiment).head
-        )
-    load_weights(module, path)
-    shift = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
-    network = place(Corrected(module, shift), choose_device(device)).eval()
+    network = load_specialist(experiment, run, special, home.num_classes, models, rows=rows, device=device)
     runner, is_begun = runner_of(shown, network, where, there, run.name)
     return ReadyTeacher(
         run.name,
@@ -175,7 +161,7 @@ def _prepare(
         ),
         capture_notes(experiment, member, runner.device.type),
         specialist_encoding(experiment, shown),
-        columns,
+        columns_of(experiment, special.classes, home.num_classes),
         is_begun,
     )
 

@@ -9,7 +9,7 @@
 4. Specialists know nothing of each other: they are trained one after the other, or several at a time on a dask cluster.
 
 What is kept are the weights as they were trained. The correction for the shares of a batch (`dustbin`) comes when a
-specialist is run: `specialist_captures`.
+specialist is run: `load_specialist`.
 
 Source: Hinton et al. 2015, sections 5.2 and 6.1.
 """
@@ -30,9 +30,9 @@ from ..storage.errors import BadDataError, BadLogitsError
 from ..storage.progress import Progress, silent
 from .agenda import find_teacher
 from .device import choose_device
-from .dustbin import DUSTBIN
+from .dustbin import DUSTBIN, shifts
 from .experiment import Experiment
-from .inference import check_model
+from .inference import check_model, place
 from .losses import Distillation, soft_targets
 from .ranks import ALONE, Ranks
 from .records import Models, Record
@@ -47,11 +47,12 @@ from .specialist_agenda import (
     specialist_runs,
     table_of,
 )
-from .specialist_heads import replace_head
-from .teachers import load_teacher
+from .specialist_heads import Corrected, replace_head
+from .teachers import build_teacher, load_teacher
 from .torch_stream import TorchBatch, TorchStream
 from .train import Batches, Epochs, Kept, check_labels_of_views, recorded_views, train_and_keep
 from .transfer import TransferRows
+from .weights import load_weights
 
 
 def train_specialists(
@@ -172,6 +173,32 @@ def specialist_network(
             remedy="name the layer that gives the logits in specialists.head",
         ) from error
     return module.requires_grad_(True)
+
+
+def load_specialist(
+    experiment: Experiment,
+    run: SpecialistRun,
+    special: SpecialRows,
+    num_classes: int,
+    models: Models,
+    *,
+    rows: TransferRows,
+    device: str | None = None,
+) -> nn.Module:
+    """A specialist as it is run: its trained weights and its correction, on its device, in evaluation mode.
+
+    special: its rows in the store that it was trained from, which has so many classes. rows: a transfer set of inputs
+    like those. Its weights must be there (`find_specialist`).
+    Raises FactoryError, or BadDataError where the weights do not fit the module.
+    """
+    table, where = table_of(experiment), f"specialist {run.name!r}"
+    columns = columns_of(experiment, special.classes, num_classes)
+    module = build_teacher(experiment, experiment.generalist, rows)
+    if table.variant == "dustbin":
+        replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
+    load_weights(module, models.weights_path(KIND, run.name))
+    shift = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
+    return place(Corrected(module, shift), choose_device(device)).eval()
 
 
 class ShortEpochs:

@@ -22,6 +22,7 @@ import logitstore
 from logitstore.cli import demo
 from logitstore.cli import inspect as inspect_command
 from logitstore.cli.main import COMMANDS, cli
+from logitstore.cli.scheduler import scheduler_at
 from logitstore.pipeline.experiment import load_experiment, parse_experiment
 from logitstore.storage.errors import (
     LogitStoreError,
@@ -66,7 +67,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("commands")
     small.lay_out(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr(sys, "path", sys.path.copy())
         result = call("run", small.write_experiment(folder, more=MORE), "--out", folder / "out")
         sys.modules.pop("faulty", None)
@@ -313,6 +313,8 @@ def test_a_scheduler_that_does_not_answer(
         "trying to connect to tcp://x:1 after 10 s; start one with `dask scheduler`, or leave the option out to "
         "compute on threads\n"
     )
+    with pytest.raises(TransientIOError, match=r"or leave the option out$"), scheduler_at("tcp://x:1"):
+        pass
 
 
 # inspect

@@ -22,9 +22,10 @@ from experiments import (
     train,
 )
 from logitstore.pipeline import cache as stage_one
+from logitstore.pipeline.combine import combine
 from logitstore.pipeline.dustbin import dustbin_shift
 from logitstore.pipeline.inference import run_model
-from logitstore.pipeline.specialist_agenda import special_rows
+from logitstore.pipeline.specialist_agenda import needs_combination, special_rows
 from logitstore.pipeline.specialist_captures import (
     SpecialistQuality,
     capture_specialists,
@@ -237,6 +238,21 @@ def test_a_capture_of_the_largest_few_gives_specialists_in_float16(tmp_path: Pat
     store = run_document(document, tmp_path, tmp_path / "out").store
     assert store.teachers["pairs-0"].encoding.kind == "float16"
     assert run_document(document, tmp_path, tmp_path / "out").done == []
+
+
+def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    field = ready(tmp_path, content() | {"combine": {"name": "all"}})
+    captured(field)
+    assert needs_combination(field.experiment, field.store)
+    with mock.patch("os.fsync"):
+        combine(field.store, generalist="wide", specialists=["pairs-1", "pairs-0"], name="all")
+    made_from = field.store.teachers["all"].provenance["combination"]["specialists"]
+    assert [one["capture"] for one in made_from] == ["pairs-1", "pairs-0"]
+    assert not needs_combination(field.experiment, field.store)
+    for other, said in ((content(sets=[0]), "specialists"), (content(), "top")):
+        table = {"name": "all"} if said == "specialists" else {"name": "all", "top": 2}
+        with pytest.raises(SpecMismatch, match=said):
+            needs_combination(Field(tmp_path, other | {"combine": table}).experiment, field.store)
 
 
 def test_their_names_are_known_beforehand(tmp_path: Path) -> None:
