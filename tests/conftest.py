@@ -17,6 +17,8 @@ from faults.tally import Tally, entries, table
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
+# Modules of a user's folder are written again within a second, and their cache would then seem to be their own.
+sys.dont_write_bytecode = True
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,10 +78,8 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test finds nothing of another, nor of what its fixtures ran, in its process: no modules, no level of the log."""
-    # A module that is written twice within a second has a cache that seems to be its own.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     temporary = (str(tmp_path_factory.getbasetemp()), "/dev/shm/")
 
     def forget() -> None:

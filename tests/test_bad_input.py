@@ -49,7 +49,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     small.lay_out(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr(sys, "path", sys.path.copy())
         result = call("run", folder / "small.toml", "--out", folder / "out")
         sys.modules.pop("faulty", None)

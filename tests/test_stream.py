@@ -4,7 +4,6 @@ Hypothesis draws the store, the arguments and the interruption. `seen_by` gather
 see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.
 """
 
-import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stores
+from faults.traces import unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -670,25 +670,12 @@ def test_arguments_of_other_types_are_refused(
     """As a user meets them, for whom nobody checks annotations."""
     made = made_store(37, 8)
     capture = {} if "teachers" in arguments else dict(made.store.teachers)
-    with jaxtyping_off(), pytest.raises(ConfigError) as caught:
+    with unchecked(), pytest.raises(ConfigError) as caught:
         if "teachers" in arguments:
             made.store.stream(**arguments)
         else:
             Stream(made.store.root, capture, **{"batch_size": 8, **arguments})
     assert message in str(caught.value)
-
-
-@contextlib.contextmanager
-def jaxtyping_off() -> Iterator[None]:
-    """Without the checks of annotations that are on in these tests."""
-    import jaxtyping
-
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callable[[int, int], Made]) -> None:
@@ -707,7 +694,7 @@ def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callabl
 
 
 def test_numbers_may_be_those_of_numpy(made_store: Callable[[int, int], Made]) -> None:
-    with jaxtyping_off():
+    with unchecked():
         stream = made_store(37, 8).store.stream(
             np.int64(5), rank=np.int64(0), seed=np.uint8(0), views=np.int8(1)
         )
