@@ -277,7 +277,7 @@ def specialist_encoding(experiment: Experiment, shown: Experiment) -> Encoding:
     shown: the experiment whose store it is; most often the same one.
     """
     chosen = shown.cache.chosen_encoding
-    narrow = table_of(experiment).variant == "dustbin" and not chosen.is_dense
+    narrow = table_of(experiment).variant != "full" and not chosen.is_dense
     return encoding_named("float16") if narrow else chosen
 
 
@@ -297,12 +297,12 @@ def specialist_capture_identity(
     captured in, the experiment that this is of, and its transfer set; home's own, or another one.
     """
     member, special = experiment.generalist, special_rows(experiment, run, home)
-    full = table_of(experiment).variant == "full"
+    variant = table_of(experiment).variant
     plain = capture_identity(shown, member, rows, weights)
     made_by = {key: value for key, value in plain["teacher"].items() if key != "files"}
     head = {
         "kind": "specialist",
-        **({"variant": "full"} if full else {}),
+        "variant": variant,
         "generalist": {"capture": member.name, "seal": onto.teachers[member.name].digest},
         "clustering": _clustering(experiment, home),
         "set": run.number,

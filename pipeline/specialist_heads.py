@@ -1,10 +1,18 @@
-"""How does a generalist become a specialist: which layer is its head, and what does the new one begin with?
+"""How does a generalist become a specialist: what gives the logit of the dustbin class, and with what does it begin?
+
+`JointDustbin` keeps the whole network. The dustbin stands for all other classes, and its logit is their joint one,
+log Σ exp. So the specialist begins exactly where the generalist is, and what tells its set from the rest is not to be
+learned anew.
+
+`replace_head` has it as the paper: a new head, with an output for each class of the set and one for the dustbin.
 
 1. The head is the last `Linear` with as many outputs as there are classes, or the one that the experiment names.
 2. The new head has an output for each class of the set, and one for the dustbin class. Outputs of classes are the
    generalist's own rows. The dustbin stands for all others at once, whose joint logit is log Σ exp; its row is the
    tangent of that function at features of zero: the same value there, and the same slope.
 3. All else is the generalist's, and is trained on with it.
+
+Either way the logits are those of the shares of a training batch; `Corrected` brings the natural prior back.
 
 Source: Hinton et al. 2015, section 5.2.
 """
@@ -16,6 +24,32 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..storage.errors import BadDataError, ConfigError
+
+
+class JointDustbin(nn.Module):
+    """A network of all classes as a specialist: the logits of its set, and the joint one of the others."""
+
+    own: Tensor
+    others: Tensor
+
+    def __init__(self, network: nn.Module, classes: Sequence[int], num_classes: int, offset: float) -> None:
+        """Keep a network of so many classes.
+
+        classes: of the set, ascending, neither none nor all. offset: added to the dustbin's logit, nats: the logarithm of
+        how much more frequent others are in a training batch than in what the network knows.
+        """
+        super().__init__()
+        self.network, self.offset = network, offset
+        others = torch.ones(num_classes, dtype=torch.bool)
+        others[list(classes)] = False
+        self.register_buffer("own", torch.tensor(list(classes)), persistent=False)
+        self.register_buffer("others", others.nonzero()[:, 0], persistent=False)
+
+    def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch columns"]:
+        """Logits of the set, in order, and of the dustbin, float32, nats."""
+        logits: Tensor = self.network(inputs).float()
+        joint = torch.logsumexp(logits[:, self.others], dim=1, keepdim=True) + self.offset
+        return torch.cat([logits[:, self.own], joint], dim=1)
 
 
 def find_head(module: nn.Module, num_classes: int, *, where: str, name: str | None = None) -> str:

@@ -89,8 +89,9 @@ class Specialists(Table):
     """Of which of its sets there are specialists."""
     name: Name | None = None
     """What they are called, followed by the number of the set; the name of the clustering by default."""
-    variant: Literal["dustbin", "full"] = "dustbin"
-    """A softmax over the set and a dustbin class, or over all classes, held by the generalist's soft targets."""
+    variant: Literal["joint", "dustbin", "full"] = "joint"
+    """All of the generalist's outputs, those of other classes as one dustbin; a new head with a dustbin of its own; or a
+    softmax over all classes, held by the generalist's soft targets."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of special rows in every batch."""
     temperature: Positive = 1.0
@@ -123,11 +124,10 @@ class Specialists(Table):
 
     @model_validator(mode="after")
     def _keys_have_effect(self) -> "Specialists":
-        idle = {"dustbin": "temperature", "full": "head"}[self.variant]
-        if idle in self.model_fields_set:
-            raise problem(
-                f"no {idle} with variant = '{self.variant}'", show(getattr(self, idle)), "drop it", idle
-            )
+        for key, has_effect in {"temperature": "full", "head": "dustbin"}.items():
+            if key in self.model_fields_set and self.variant != has_effect:
+                found, remedy = show(getattr(self, key)), f"drop it, or set variant = '{has_effect}'"
+                raise problem(f"no {key} with variant = '{self.variant}'", found, remedy, key)
         return self
 
 

@@ -1,7 +1,7 @@
 """Stage three: how is a specialist trained from the generalist's weights and the rows of its classes?
 
-1. The generalist's weights, with a new head for its set and the dustbin class (`specialist_heads`); all of the head is kept
-   with `variant = "full"`.
+1. The generalist's weights, and outputs for its set and the dustbin class (`specialist_heads`); for all classes with
+   `variant = "full"`.
 2. Every batch holds the same number of rows of its classes, and of others (`strata`, `shares` of the stream). An epoch
    goes once through its own rows, and through as many others, which are other ones each time.
 3. Hard labels: the class, or the dustbin. With `"full"`, which keeps all classes, the rows of others learn from the
@@ -30,7 +30,7 @@ from ..storage.errors import BadDataError, BadLogitsError
 from ..storage.progress import Progress, silent
 from .agenda import find_teacher
 from .device import choose_device
-from .dustbin import DUSTBIN, shifts
+from .dustbin import DUSTBIN, dustbin_shift, shifts
 from .experiment import Experiment
 from .inference import check_model, place
 from .losses import Distillation, soft_targets
@@ -47,7 +47,7 @@ from .specialist_agenda import (
     specialist_runs,
     table_of,
 )
-from .specialist_heads import Corrected, replace_head
+from .specialist_heads import Corrected, JointDustbin, replace_head
 from .teachers import build_teacher, load_teacher
 from .torch_stream import TorchBatch, TorchStream
 from .train import Batches, Epochs, Kept, check_labels_of_views, recorded_views, train_and_keep
@@ -162,6 +162,9 @@ def specialist_network(
         check_model(module, rows.a_few, len(columns), where)
         return module.requires_grad_(True)
     check_model(module, rows.a_few, store.num_classes, where)  # what is lazy has its layers then
+    if table.variant == "joint":
+        module = joint_dustbin(module, special, store.num_classes)
+        return place(module, choose_device(device)).eval().requires_grad_(True)
     head = replace_head(module, special.classes.tolist(), store.num_classes, where=where, name=table.head)
     try:
         check_model(module, rows.a_few, len(columns), where)
@@ -196,9 +199,17 @@ def load_specialist(
     module = build_teacher(experiment, experiment.generalist, rows)
     if table.variant == "dustbin":
         replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
+    if table.variant == "joint":
+        module = joint_dustbin(module, special, num_classes)
     load_weights(module, models.weights_path(KIND, run.name))
     shift = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
     return place(Corrected(module, shift), choose_device(device)).eval()
+
+
+def joint_dustbin(module: nn.Module, special: SpecialRows, num_classes: int) -> JointDustbin:
+    """A module of all classes as a specialist that begins where the module is, under the shares of its batches."""
+    before = -dustbin_shift(special.prior, special.share)
+    return JointDustbin(module, special.classes.tolist(), num_classes, before)
 
 
 class ShortEpochs:

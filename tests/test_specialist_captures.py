@@ -103,6 +103,7 @@ def test_its_identity_says_what_it_is(tmp_path: Path) -> None:
     labels = field.store.samples.labels
     assert identity["head"] == {
         "kind": "specialist",
+        "variant": "joint",
         "generalist": {"capture": "wide", "seal": field.store.teachers["wide"].digest},
         "clustering": {"name": "pairs", "digest": field.store.clustering("pairs").digest},
         "set": 1,

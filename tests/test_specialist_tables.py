@@ -78,11 +78,11 @@ def test_all_is_known_from_the_clustering() -> None:
         ),
         (
             {"temperature": 2.0},
-            "specialists.temperature: expected no temperature with variant = 'dustbin', found 2.0; drop it",
+            "specialists.temperature: expected no temperature with variant = 'joint', found 2.0; drop it, or set variant = 'full'",
         ),
         (
             {"variant": "full", "head": "head"},
-            "specialists.head: expected no head with variant = 'full', found 'head'; drop it",
+            "specialists.head: expected no head with variant = 'full', found 'head'; drop it, or set variant = 'dustbin'",
         ),
         (
             {"train": train(label_smoothing=0.1)},

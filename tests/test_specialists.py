@@ -14,10 +14,18 @@ from trainings import interruption
 
 from experiments import ROWS, run_document, train
 from logitstore.pipeline import specialists as stage
+from logitstore.pipeline.dustbin import DUSTBIN, shifts
 from logitstore.pipeline.ranks import Ranks
 from logitstore.pipeline.run import Workspace, pending
 from logitstore.pipeline.specialist_agenda import special_rows
-from logitstore.pipeline.specialist_heads import dustbin_row, find_head, replace_head, specialist_layer
+from logitstore.pipeline.specialist_heads import (
+    Corrected,
+    JointDustbin,
+    dustbin_row,
+    find_head,
+    replace_head,
+    specialist_layer,
+)
 from logitstore.pipeline.specialists import (
     ShortEpochs,
     SpecialistLoss,
@@ -102,8 +110,50 @@ def test_the_dustbin_begins_with_the_slope_of_all_others() -> None:
     torch.testing.assert_close(row, features.grad)
 
 
-def test_a_specialist_begins_as_its_generalist(tmp_path: Path) -> None:
+def _begun(field: Field, number: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A specialist as its training begins, some inputs, and the generalist's logits of them."""
+    generalist = load_teacher(field.experiment, field.experiment.generalist, field.rows, field.models, "cpu")
+    network = specialist_network(
+        field.experiment, field.runs[number], field.store, field.models, rows=field.rows, device="cpu"
+    )
+    inputs = torch.from_numpy(field.rows.rows(range(10))[0])
+    with torch.no_grad():
+        return network, inputs, generalist(inputs)
+
+
+def test_a_specialist_begins_exactly_where_its_generalist_is(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content())
+    network, inputs, known = _begun(field, 1)
+    special = special_rows(field.experiment, field.runs[1], field.store)
+    columns = np.append(special.classes, DUSTBIN)
+    natural = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
+    with torch.no_grad():
+        begun = network(inputs)
+        found = torch.softmax(Corrected(network, natural)(inputs), dim=1)
+    own = torch.softmax(known, dim=1)[:, SETS[1]]
+    expected = torch.cat([own, 1 - own.sum(dim=1, keepdim=True)], dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    # Under the shares of a batch, where special rows are more frequent, it expects more of them.
+    assert (torch.softmax(begun, dim=1)[:, -1] < expected[:, -1]).all()
+
+
+def test_the_joint_logit_of_others_is_exact_where_they_are_far_below() -> None:
+    others = torch.tensor([[-1e4, -1e4 - 1, 0.0, 3.0]])
+    found = JointDustbin(nn.Identity(), [2, 3], 4, 0.5)(others)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 3.0, -1e4 + math.log(1 + math.exp(-1)) + 0.5]]))
+    assert torch.isfinite(found).all()
+
+
+def test_a_joint_dustbin_teaches_every_output(tmp_path: Path) -> None:
+    field = Field(grounds(tmp_path), content())
+    network, inputs, _ = _begun(field, 0)
+    torch.nn.functional.cross_entropy(network(inputs), torch.full((10,), 2)).backward()
+    gradient = network.get_parameter("network.head.bias").grad
+    assert gradient is not None and (gradient != 0).all()
+
+
+def test_a_new_head_begins_with_the_generalists_rows(tmp_path: Path) -> None:
+    field = Field(grounds(tmp_path), content(variant="dustbin"))
     generalist = load_teacher(field.experiment, field.experiment.generalist, field.rows, field.models, "cpu")
     network = specialist_network(
         field.experiment, field.runs[1], field.store, field.models, rows=field.rows, device="cpu"
@@ -117,11 +167,11 @@ def test_a_specialist_begins_as_its_generalist(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_does_not_give_the_logits_is_noticed(tmp_path: Path) -> None:
-    document = content()
+    document = content(variant="dustbin")
     document["teacher"][0]["args"] = {"hidden": [4, 4]}  # as many units as classes
     del document["specialists"]
     run_document(document, grounds(tmp_path), tmp_path / "other")
-    field = Field(tmp_path, content(head="hidden.1") | {"teacher": document["teacher"]})
+    field = Field(tmp_path, content(variant="dustbin", head="hidden.1") | {"teacher": document["teacher"]})
     field.models = Workspace(tmp_path / "other").models
     with pytest.raises(BadLogitsError) as caught:
         specialist_network(field.experiment, field.runs[0], field.store, field.models, rows=field.rows)
