@@ -50,11 +50,14 @@ from logitstore.storage.reader import sets_of
 
 FOLDER: Final = Path(__file__).resolve().parent
 STUDENTS: Final = ("from-labels", "from-generalist", "from-combined")
+EXPERT, HEADED = "expert", "headed"
+"""What specialists are called: those of the experiment, and others with a new head, as in the paper."""
 VARIANTS: Final = {
-    "combined, n = 3": {"top": 3},
-    "combined, n = 5": {"top": 5},
+    "combined, n = 3": (EXPERT, 3),
+    "combined, n = 5": (EXPERT, 5),
+    "combined, specialists with a new head": (HEADED, 1),
 }
-"""Other combinations of the same captures, tried on the test drawers alone; KL(q, p) has no closed form for sets that overlap."""
+"""Other combinations, tried on the test drawers alone: specialists and n. KL(q, p) has no closed form for sets that overlap."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Settings:
 
     alphabets: tuple[str, ...] | None = None
     """Those that are used; all when None."""
-    channels: tuple[int, ...] = (32, 64, 128)
-    hidden: int = 512
+    channels: tuple[int, ...] = (16, 32, 64)
+    hidden: int = 256
     dropout: float = 0.3
     epochs: int = 50
     """Of the generalist and of the students."""
@@ -101,8 +104,8 @@ QUICK: Final = Settings(
 )
 
 
-def document(settings: Settings, seed: int, data: Path) -> dict[str, Any]:
-    """The experiment file of one seed, as `tomllib` would give it."""
+def document(settings: Settings, seed: int, data: Path, specialists: str = EXPERT) -> dict[str, Any]:
+    """The experiment file of one seed, as `tomllib` would give it. specialists: which, EXPERT or HEADED."""
     net = {
         "factory": "logitstore.pipeline.models:convnet",
         "args": {
@@ -144,7 +147,8 @@ def document(settings: Settings, seed: int, data: Path) -> dict[str, Any]:
             "seed": seed,
         },
         "specialists": {
-            "name": "expert",
+            "name": specialists,
+            "variant": {EXPERT: "joint", HEADED: "dustbin"}[specialists],
             "seed": 1000 * (seed + 1),
             "train": {**train, "lr": settings.specialist_lr, "epochs": settings.specialist_epochs},
         },
@@ -211,9 +215,10 @@ class Seed:
         """What was measured."""
         return self.folder / "results.json"
 
-    def experiment(self) -> Experiment:
+    def experiment(self, specialists: str = EXPERT) -> Experiment:
         """Stages one to three."""
-        return parsed(document(self.settings, self.number, self.data), f"specialists, seed {self.number}")
+        content = document(self.settings, self.number, self.data, specialists)
+        return parsed(content, f"specialists, seed {self.number}")
 
     def do(self, progress: Progress) -> None:
         """Everything that is not done."""
@@ -229,28 +234,32 @@ class Seed:
         from logitstore.pipeline.cache import cache
         from logitstore.pipeline.combine import combine
         from logitstore.pipeline.specialist_captures import capture_specialists
+        from logitstore.pipeline.specialists import train_specialists
 
-        experiment, path = self.experiment(), self.folder / "test" / "store.zarr"
+        path = self.folder / "test" / "store.zarr"
         shown = parsed(test_document(self.settings, self.number, self.data, self.models), "test drawers")
         cache(shown, path, self.models, progress=progress)
-        home, test = open_store(self.folder / "store.zarr"), open_store(path)
-        capture_specialists(experiment, home, self.models, onto=(shown, test), progress=progress)
+        home = open_store(self.folder / "store.zarr")
+        train_specialists(self.experiment(HEADED), home, self.models, progress=progress)
+        for specialists in (EXPERT, HEADED):
+            experiment = self.experiment(specialists)
+            onto = (shown, open_store(path))
+            capture_specialists(experiment, home, self.models, onto=onto, progress=progress)
         test = open_store(path)
-        experts = self._experts(test)
-        for name, options in {"combined": {}, **VARIANTS}.items():
-            arguments: dict[str, Any] = dict(options)
+        for name, (specialists, top) in {"combined": (EXPERT, 1), **VARIANTS}.items():
             combine(
                 test,
                 generalist="generalist",
-                specialists=experts,
+                specialists=[f"{specialists}-*"],
                 name=capture_name(name),
+                top=top,
                 progress=progress,
-                **arguments,
             )
         return open_store(path)
 
     def _experts(self, store: Store) -> list[str]:
-        return [f"expert-{n}" for n in range(self.settings.clusters) if f"expert-{n}" in store.teachers]
+        numbers = range(self.settings.clusters)
+        return [name for n in numbers if (name := f"{EXPERT}-{n}") in store.teachers]
 
     def _measured(self, home: Store, test: Store, progress: Progress) -> dict[str, Any]:
         """What `specialist_figures.tables` prints."""
