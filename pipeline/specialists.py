@@ -151,13 +151,20 @@ def specialist_network(
 ) -> nn.Module:
     """A specialist as its training begins: the generalist, with its own head, on its device, in evaluation mode.
 
-    Raises BadDataError or ConfigError where no head can be replaced, BadLogitsError where the logits are then not those
-    of the new head.
+    Raises BadDataError for a network of constants, such as a frozen TorchScript file, BadDataError or ConfigError where no
+    head can be replaced, BadLogitsError where the logits are then not those of the new head.
     """
     table, special = table_of(experiment), special_rows(experiment, run, store)
     columns = columns_of(experiment, special.classes, store.num_classes)
     where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
     module = load_teacher(experiment, experiment.generalist, rows, models, device)
+    if not any(True for _ in module.parameters()):
+        raise BadDataError(
+            where,
+            expected="a generalist with weights that can be trained on",
+            found="a network without any",
+            remedy="take one from a factory, or export it without freezing it",
+        )
     if table.variant == "full":
         check_model(module, rows.a_few, len(columns), where)
         return module.requires_grad_(True)

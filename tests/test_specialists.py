@@ -152,6 +152,15 @@ def test_a_joint_dustbin_teaches_every_output(tmp_path: Path) -> None:
     assert gradient is not None and (gradient != 0).all()
 
 
+def test_a_generalist_without_weights_is_refused(tmp_path: Path) -> None:
+    field = Field(grounds(tmp_path), content())
+    with (
+        mock.patch.object(stage, "load_teacher", return_value=nn.Flatten()),
+        pytest.raises(BadDataError, match="expected a generalist with weights that can be trained on"),
+    ):
+        specialist_network(field.experiment, field.runs[0], field.store, field.models, rows=field.rows)
+
+
 def test_a_new_head_begins_with_the_generalists_rows(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content(variant="dustbin"))
     generalist = load_teacher(field.experiment, field.experiment.generalist, field.rows, field.models, "cpu")
