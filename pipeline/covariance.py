@@ -104,7 +104,7 @@ def second_moments(
     return found
 
 
-def lanes_of(blocks: Sequence[Any], lanes: int = LANES) -> list[Sequence[Any]]:
+def lanes_of(blocks: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
     """Runs of blocks, as long as each other to one block.
 
     >>> lanes_of([0, 1, 2, 3, 4], lanes=2), lanes_of([0], lanes=2)
@@ -120,7 +120,7 @@ def _graph(softened: Softened, combinations: Combinations | None, name: str, top
     source = delayed((softened, combinations), traverse=False, pure=False)
     task = delayed(_with_block, pure=False)
     level = []
-    for lane in lanes_of(softened.blocks()):
+    for lane in lanes_of(softened.blocks(), LANES):
         total = None
         for view, rows in lane:
             total = task(source, view, rows, total, topic, dask_key_name=f"{name}-{view}-{rows.start}")
@@ -140,7 +140,8 @@ def _with_block(
 ) -> Moments:
     """The moments of the rows before and those of a block."""
     softened, combinations = source
-    total, owned = before, False
+    # On a cluster a lost result is computed again from `before`, which has to be what it was.
+    total, owned = before, topic is None
     for some in softened.slices(rows):
         read = softened.reader(view, some)
         total = with_slice(total, len(some), softened.shape[2], read, combinations, owned=owned)

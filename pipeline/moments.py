@@ -4,26 +4,30 @@
 2. `merge` joins the moments of disjoint sets of rows into those of their union.
 
 Numbers: probabilities are float64, the products of a slice float32, the sums over slices float64. Before it is
-cast, each column of a slice is centred and divided by its mean: a class whose probability is never
+cast, each column of a slice is centred and divided by the mean of the rows before: a class whose probability is never
 above 1e-20 keeps its covariance to the same relative accuracy as the others, and one that is nearly constant at 1
 loses nothing by cancellation. What goes over a slice, or over a matrix, goes over it in pieces that stay in the
 cache of a core: a slice of 1024 rows of 1000 classes costs its product and half as much again.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
 
 SLICE_ROWS = 1024
 """Most rows whose products are summed in float32."""
 SLICE_VALUES = 1 << 23
 """Most values of a slice (64 MiB in float64), unless `SLICE_ROWS_MIN` rows need more."""
 SLICE_ROWS_MIN = 256
-PIECE_VALUES = 1 << 16
-"""Values that are worked on at a time: 512 KiB in float64."""
+PIECE_VALUES = 1 << 17
+"""Values that are worked on at a time: 1 MiB in float64."""
+_FAR = 1e12
+"""Mean of a column that is scaled by other rows, of which the products of its values are still float32."""
 _SMALLEST = 1e-300
 """A scale below it is taken to be it; its inverse is still a float64."""
 
@@ -77,6 +81,28 @@ def pieces(lines: int, width: int) -> Iterator[slice]:
     return (slice(first, min(first + step, lines)) for first in range(0, lines, step))
 
 
+class _Scratch(threading.local):
+    """Arrays of this thread that are written anew for every slice: memory that is taken anew costs more than what is done in it."""
+
+    def __init__(self) -> None:
+        self._held = dict[str, np.ndarray]()
+
+    def array(self, name: str, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
+        """The array of a name, with anything in it; what was got by this name before is overwritten."""
+        size = shape[0] * shape[1]
+        held = self._held.get(name)
+        if held is None or held.size < size:
+            held = self._held[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
+
+    def forget(self) -> None:
+        """Let go of the memory."""
+        self._held.clear()
+
+
+_scratch = _Scratch()
+
+
 def with_slice(
     before: Moments | None,
     rows: int,
@@ -94,25 +120,63 @@ def with_slice(
     combinations: the lines of the second moment, the same at every call; the classes themselves where None.
     owned: whether the matrix of `before` may be written to; otherwise it is left as it is.
     """
-    centred, mean, scale = _centred(rows, classes, fill)
-    left, left_mean, left_scale = centred, None, scale
-    if combinations is not None:
-        left, left_mean, left_scale = _combined(centred, mean, scale, combinations)
-    product = left.T @ centred  # NumPy sees where both are the same, and BLAS computes half of it
     if before is None:
-        joint = _joined([rows], [mean], [left_mean])
-    else:
-        joint = _joined([before.count, rows], [before.mean, mean], [before.left_mean, left_mean])
-    out = before.scatter if before is not None and owned else np.empty((len(product), classes))
-    for piece in pieces(len(product), classes):
-        update = np.multiply(product[piece], scale, dtype=np.float64)
-        if before is None:
-            np.multiply(update, left_scale[piece, None], out=out[piece])
-            continue
-        update *= left_scale[piece, None]
-        update += joint.left_between[:, piece].T @ joint.between
-        np.add(update, before.scatter[piece], out=out[piece])
-    return Moments(joint.count, joint.mean, joint.left_mean, out)
+        return _moments(_about_own_mean(rows, classes, fill), combinations)
+    columns = _about(before.mean, rows, classes, fill)
+    if columns is None:
+        return merge([before, with_slice(None, rows, classes, fill, combinations)])
+    return _added(before, columns, combinations, owned=owned)
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """The rows of a slice, less a centre, each column divided by its scale, as float32."""
+
+    values: Float32[np.ndarray, "rows classes"]
+    centre: Float64[np.ndarray, "classes"]
+    """What was taken away."""
+    scale: Float64[np.ndarray, "classes"]
+    """What was divided by."""
+    rise: Float64[np.ndarray, "classes"]
+    """The mean of the rows less the centre."""
+
+
+def _moments(columns: _Columns, combinations: Combinations | None) -> Moments:
+    """The moments of a slice about its own mean."""
+    lines = _lines(columns, combinations)
+    product = lines.values.T @ columns.values  # NumPy sees where both are one, and BLAS computes half of it
+    out = np.empty((len(product), len(columns.scale)))
+    for piece in pieces(*out.shape):
+        out[piece] = product[piece]
+        out[piece] *= columns.scale
+        out[piece] *= lines.scale[piece, None]
+    return Moments(len(columns.values), columns.centre, lines.mean, out)
+
+
+def _added(before: Moments, columns: _Columns, combinations: Combinations | None, *, owned: bool) -> Moments:
+    """The moments of the rows before and of a slice about their mean.
+
+    About the mean m of the rows before, the second moments of both add up; about the joint mean m + δ of all N rows they
+    are less by N δ δᵀ.
+    """
+    lines = _lines(columns, combinations)
+    product = _scratch.array("product", (lines.values.shape[1], len(columns.scale)), np.float32)
+    np.matmul(lines.values.T, columns.values, out=product)
+    count = before.count + len(columns.values)
+    step = columns.rise * (len(columns.values) / count)
+    left_step = step if lines.rise is None else lines.rise * (len(columns.values) / count)
+    out = before.scatter if owned else np.empty_like(before.scatter)
+    for piece in pieces(*out.shape):
+        update = _scratch.array("update", (piece.stop - piece.start, len(step)), np.float64)
+        update[...] = product[piece]
+        update *= columns.scale
+        update *= lines.scale[piece, None]
+        update += before.scatter[piece]
+        both = _scratch.array("piece", update.shape, np.float64)
+        np.multiply(count * left_step[piece, None], step, out=both)
+        np.subtract(update, both, out=out[piece])
+    left_mean = None if before.left_mean is None else before.left_mean + left_step
+    return Moments(count, before.mean + step, left_mean, out)
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
@@ -167,12 +231,39 @@ def _about_mean(
     return mean, np.sqrt(weights)[:, None] * (means - mean)
 
 
-def _centred(
+def _about(
+    centre: Float64[np.ndarray, "classes"],
+    rows: int,
+    classes: int,
+    fill: Callable[[slice, Float64[np.ndarray, "some classes"]], None],
+) -> _Columns | None:
+    """The rows less a centre that other rows had, each column divided by it, in one pass; None where that does not do.
+
+    A class that is hardly ever likely in those rows, and often here, would leave float32.
+    """
+    scale = np.maximum(centre, _SMALLEST)
+    inverse, total = 1 / scale, np.zeros(classes)
+    columns = _scratch.array("columns", (rows, classes), np.float32)
+    cached = _scratch.array("piece", (next(pieces(rows, classes)).stop, classes), np.float64)
+    with np.errstate(over="ignore"):
+        for piece in pieces(rows, classes):
+            some = cached[: piece.stop - piece.start]
+            fill(piece, some)
+            some -= centre
+            total += some.sum(axis=0)
+            some *= inverse
+            columns[piece] = some
+    # No value is below -1, so that none is above `rows` times what their mean is above it.
+    rise = total / rows
+    if (rise * inverse > _FAR).any():
+        return None
+    return _Columns(columns, centre, scale, rise)
+
+
+def _about_own_mean(
     rows: int, classes: int, fill: Callable[[slice, Float64[np.ndarray, "some classes"]], None]
-) -> tuple[
-    Float32[np.ndarray, "rows classes"], Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]
-]:
-    """The rows less their mean, each column divided by its mean; the mean; what was divided by."""
+) -> _Columns:
+    """The rows less their mean, each column divided by it, in two passes."""
     probabilities = np.empty((rows, classes))
     total = np.zeros(classes)
     for piece in pieces(rows, classes):
@@ -187,25 +278,36 @@ def _centred(
     for piece in pieces(rows, classes):
         some = probabilities[piece]
         some -= mean
-        np.multiply(some, inverse, out=columns[piece], casting="same_kind")
-    return columns, mean, scale
+        some *= inverse
+        columns[piece] = some
+    return _Columns(columns, mean, scale, np.zeros(classes))
 
 
-def _combined(
-    centred: Float32[np.ndarray, "rows classes"],
-    mean: Float64[np.ndarray, "classes"],
-    scale: Float64[np.ndarray, "classes"],
-    combinations: Combinations,
-) -> tuple[Float32[np.ndarray, "rows lines"], Float64[np.ndarray, "lines"], Float64[np.ndarray, "lines"]]:
-    """The same of the combinations of the rows, from the rows centred and scaled."""
-    left = np.zeros((len(centred), combinations.width), np.float32)
-    left_mean = np.zeros(combinations.width)
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """The lines of the second moment: the columns themselves, or combinations of them."""
+
+    values: Float32[np.ndarray, "rows lines"]
+    scale: Float64[np.ndarray, "lines"]
+    mean: Float64[np.ndarray, "lines"] | None = None
+    """Combinations of the centre; None where the lines are the columns."""
+    rise: Float64[np.ndarray, "lines"] | None = None
+    """Combinations of the columns' rise."""
+
+
+def _lines(columns: _Columns, combinations: Combinations | None) -> _Lines:
+    """The lines of a slice, divided by a scale of their own."""
+    if combinations is None:
+        return _Lines(columns.values, columns.scale)
+    left = np.zeros((len(columns.values), combinations.width), np.float32)
+    mean, rise = np.zeros(combinations.width), np.zeros(combinations.width)
     # Of one power of ten, so that rare classes alone do not leave float32.
-    largest = scale.max()
+    largest = columns.scale.max()
     for first, stripe in combinations.stripes():
         part = slice(first, first + len(stripe))
-        left_mean += mean[part] @ stripe
-        left += centred[:, part] @ (stripe * (scale[part, None] / largest).astype(np.float32))
+        mean += columns.centre[part] @ stripe
+        rise += columns.rise[part] @ stripe
+        left += columns.values[:, part] @ (stripe * (columns.scale[part, None] / largest).astype(np.float32))
     highest = np.maximum(np.abs(left).max(axis=0), np.float32(1e-30))
     left /= highest
-    return left, left_mean, highest.astype(np.float64) * largest
+    return _Lines(left, highest.astype(np.float64) * largest, mean, rise)

@@ -96,26 +96,38 @@ class SoftenedRows:
         """For users: `Softened.reader`."""
         self._softened, self._view, self._rows = softened, view, rows
         self._logits = [source.logits.read(rows, view, softened.temperature) for source in softened.sources]
+        # Of the whole slice at once: calls of NumPy wait for each other's threads, however small the array is.
+        self._highest = [
+            self._checked(source.name, logits)
+            for source, logits in zip(softened.sources, self._logits, strict=True)
+        ]
 
     def __call__(self, part: slice, out: Float64[np.ndarray, "some classes"]) -> None:
         """Write the probabilities of rows `part` of the slice into `out`."""
         for number, (source, logits) in enumerate(zip(self._softened.sources, self._logits, strict=True)):
             some = logits[part] if source.order is None else logits[part][:, source.order]
-            target = out if number == 0 else np.empty_like(out)
-            self._check(some, part.start, source.name)
-            softmax(some, self._softened.temperature, out=target)
+            target, highest = out if number == 0 else np.empty_like(out), self._highest[number]
+            softmax(
+                some,
+                self._softened.temperature,
+                None if highest is None else highest[part],
+                out=target,
+            )
             if source.share != 1:
                 target *= source.share
             if number:
                 out += target
 
-    def _check(self, logits: Float32[np.ndarray, "some classes"], first: int, name: str) -> None:
-        # The sum of the extremes: NaN where one is NaN, and both infinities are seen.
-        if math.isfinite(float(logits.max())) and math.isfinite(float(logits.min())):
-            return
+    def _checked(
+        self, name: str, logits: Float32[np.ndarray, "rows classes"]
+    ) -> Float32[np.ndarray, "rows 1"] | None:
+        """The largest of each row, None where they are all 0, as in a capture. Raises BadLogitsError."""
+        highest = logits.max(axis=1, keepdims=True)  # NaN where one is NaN
+        if np.isfinite(highest).all() and math.isfinite(float(logits.min())):
+            return highest if highest.any() else None
         row = int(np.argmin(np.isfinite(logits).all(axis=1)))
         raise BadLogitsError(
-            f"{name}: view {self._view}, row {self._rows.start + first + row}",
+            f"{name}: view {self._view}, row {self._rows.start + row}",
             expected="finite logits",
             found="NaN or infinity",
             remedy="run `logitstore verify` on the store",
@@ -125,19 +137,20 @@ class SoftenedRows:
 def softmax(
     logits: Float32[np.ndarray, "rows classes"],
     temperature: float,
-    out: Float64[np.ndarray, "rows classes"] | None = None,
-) -> Float64[np.ndarray, "rows classes"]:
-    """Softmax of logits / temperature along the classes, in float64. Source: Hinton et al. 2015, eq. 1."""
-    scaled: Float64[np.ndarray, "rows classes"] = np.empty(logits.shape) if out is None else out
-    highest = logits.max(axis=1, keepdims=True)
-    if highest.any():
-        np.subtract(logits, highest, out=scaled, dtype=np.float64)
-        scaled /= temperature
-    else:  # as it is in every row of a capture
-        np.divide(logits, temperature, out=scaled, dtype=np.float64)
-    np.exp(scaled, out=scaled)
-    scaled *= 1 / scaled.sum(axis=1, keepdims=True)
-    return scaled
+    highest: Float32[np.ndarray, "rows 1"] | None,
+    out: Float64[np.ndarray, "rows classes"],
+) -> None:
+    """Write softmax(logits / temperature) along the classes, in float64, into `out`. Source: Hinton et al. 2015, eq. 1.
+
+    highest: the largest logit of each row; None where it is 0.
+    """
+    out[...] = logits  # a cast of its own is faster than one within another function
+    if highest is not None:
+        out -= highest
+    if temperature != 1:
+        out *= 1 / temperature
+    np.exp(out, out=out)
+    out *= 1 / out.sum(axis=1, keepdims=True)
 
 
 def softened_of(logits: Logits, temperature: float, block_rows: int) -> Softened:
