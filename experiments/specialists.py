@@ -10,6 +10,7 @@ Hinton, Vinyals & Dean 2015, section 5, on 964 characters, and the step that the
 
     python experiments/specialists.py --quick                 every stage in two minutes; its figures mean nothing
     python experiments/specialists.py --jobs 2                three seeds, some hours on two cores
+    python experiments/specialists.py --held-out --seeds 90   the same, tested on training drawers that are held out
     python experiments/specialists.py --tables                the tables of what is there
 
 What is done is not done again, in whatever stage it was interrupted: start it again with the same arguments. The zip is looked
@@ -66,6 +67,8 @@ class Settings:
 
     alphabets: tuple[str, ...] | None = None
     """Those that are used; all when None."""
+    train_drawers: tuple[int, ...] = TRAIN_DRAWERS
+    test_drawers: tuple[int, ...] = TEST_DRAWERS
     channels: tuple[int, ...] = (16, 32, 64)
     hidden: int = 256
     dropout: float = 0.3
@@ -104,6 +107,13 @@ QUICK: Final = Settings(
 )
 
 
+HELD_OUT: Final = (2, 10, 18)
+"""Training drawers that are tested on where something is to be chosen."""
+LOOK: Final = Settings(
+    train_drawers=tuple(drawer for drawer in TRAIN_DRAWERS if drawer not in HELD_OUT), test_drawers=HELD_OUT
+)
+
+
 def document(settings: Settings, seed: int, data: Path, specialists: str = EXPERT) -> dict[str, Any]:
     """The experiment file of one seed, as `tomllib` would give it. specialists: which, EXPERT or HEADED."""
     net = {
@@ -134,8 +144,8 @@ def document(settings: Settings, seed: int, data: Path, specialists: str = EXPER
         },
     }
     return {
-        "transfer_set": drawings(settings, TRAIN_DRAWERS, data),
-        "evaluation_set": drawings(settings, TEST_DRAWERS, data),
+        "transfer_set": drawings(settings, settings.train_drawers, data),
+        "evaluation_set": drawings(settings, settings.test_drawers, data),
         "teacher": [{"name": "generalist", **net, "seed": seed, "train": {**train, "augment": augment}}],
         "cache": {"views": settings.views, "augment": augment},
         "cluster": {
@@ -409,22 +419,26 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few classes, few epochs, one seed")
+    parser.add_argument(
+        "--held-out", action="store_true", help="test on three of the training drawers, to choose by"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="0 1 2 by default")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process each")
     parser.add_argument("--out", type=Path, default=None, help="runs/specialists by default")
     parser.add_argument("--tables", action="store_true", help="only print the tables of what is there")
     given = parser.parse_args(arguments)
     seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
-    out = given.out or Path("runs") / ("specialists-quick" if given.quick else "specialists")
+    kind = "-quick" if given.quick else "-held-out" if given.held_out else ""
+    out = given.out or Path("runs") / f"specialists{kind}"
     shared = os.environ.get("LOGITSTORE_DATA")
     data = (Path(shared) / ZIP.name if shared else ZIP).resolve()
     if not given.tables:
         if not data.is_file():
             print(f"skipped: needs {data}; put it there, or set LOGITSTORE_DATA", file=sys.stderr)
             return
-        settings = QUICK if given.quick else Settings()
+        settings = QUICK if given.quick else LOOK if given.held_out else Settings()
         todo = [Seed(settings, seed, data, out / f"seed-{seed}") for seed in seeds]
-        _do(todo, given.jobs, quick=given.quick, out=out)
+        _do(todo, given.jobs, [f"--{kind[1:]}"] if kind else [], out)
     done = [path for seed in seeds if (path := out / f"seed-{seed}" / "results.json").is_file()]
     if not done:
         print("no seed is done yet", file=sys.stderr)
@@ -436,8 +450,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
 
 
-def _do(todo: list[Seed], jobs: int, *, quick: bool, out: Path) -> None:
-    """Every seed, `jobs` at a time."""
+def _do(todo: list[Seed], jobs: int, options: list[str], out: Path) -> None:
+    """Every seed, `jobs` at a time. options: that say which settings these are."""
     if jobs == 1 or len(todo) == 1:
         with show_progress(quiet=False) as progress:
             for seed in todo:
@@ -452,7 +466,7 @@ def _do(todo: list[Seed], jobs: int, *, quick: bool, out: Path) -> None:
             log = (seed.folder / "log.txt").open("ab")
             environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
             process = subprocess.Popen(
-                command + (["--quick"] if quick else []),
+                command + options,
                 stdout=log,
                 stderr=log,
                 env=environment,
