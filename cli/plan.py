@@ -174,8 +174,12 @@ def _print_disk(made: "Plan") -> None:
     needed = made.own.bytes
     line = f"disk            {format_bytes(made.free_bytes)} free for {made.store}"
     if needed is not None:
-        fits = "fits" if needed <= made.free_bytes else "does not fit"
-        line += f"; {made.own.name} needs {format_bytes(needed)}: {fits}"
+        fits = "fits" if needed + made.specialist_bytes <= made.free_bytes else "does not fit"
+        line += f"; {made.own.name} needs {format_bytes(needed)}"
+        if made.specialists:
+            count = _counted(made.specialists, "capture")
+            line += f", and {count} of specialists at most {format_bytes(made.specialist_bytes)}"
+        line += f": {fits}"
     print_text(printable(line))
 
 

@@ -202,6 +202,11 @@ def capture_footprint(
     return _part("teachers", encoding.form, [*layouts, small], sizes, grid, views, spec)
 
 
+def plain_bytes(encoding: Encoding, columns: int, grid: Grid, views: int) -> int:
+    """Bytes of the shards of a capture whose encoding has no codec."""
+    return sum(_raw_bytes(layout, grid, views) for layout in capture_layouts(encoding, columns, grid, views))
+
+
 def _raw_bytes(layout: ArrayLayout, grid: Grid, views: int) -> int:
     """Bytes of the shards of an array whose chunks are raw."""
     return views * sum(shard_bytes(layout, len(grid.rows(block))) for block in range(grid.num_blocks))

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..storage.api import Store
 from ..storage.encoding import Encoding
+from ..storage.encodings import encoding_named
 from ..storage.error_budget import ErrorBudget
 from ..storage.errors import ConfigError
 from ..storage.files import Folder
@@ -28,6 +30,7 @@ from .experiment import Experiment, Student
 from .footprint import (
     SampleRows,
     input_bytes,
+    plain_bytes,
     plan_grid,
     root_footprint,
     samples_footprint,
@@ -35,6 +38,7 @@ from .footprint import (
 )
 from .records import Models
 from .sampling import Source, TeacherSample, sample_teacher
+from .specialist_agenda import special_classes, specialist_runs
 from .transfer import TransferRows
 from .trial import CapturePlan, considered, refused_capture, try_compression, try_encoding
 from .views import experiment_views
@@ -137,6 +141,10 @@ class Plan:
     """Every encoding."""
     passes: Passes
     """Of the teachers."""
+    specialists: int
+    """Captures of specialists, and of their combination, that come beside those of the teachers."""
+    specialist_bytes: int
+    """Bytes of these in float16, which is the most that another encoding takes."""
     store: Path
     """Where the store will be."""
     free_bytes: int
@@ -209,6 +217,7 @@ def plan(
         _teachers(experiment, len(rows), samples),
         trials.encodings(),
         count_passes(experiment),
+        *_of_specialists(experiment, there, rows.num_classes, trials.own_grid),
         store,
         Folder(store).free_bytes(),
     )
@@ -314,6 +323,31 @@ def _over_teachers(
     """One figure a temperature; None where a teacher has none."""
     known = [value for value in values if value is not None]
     return tuple(reduce(known, axis=0).tolist()) if len(known) == len(values) else None
+
+
+# Specialists
+
+
+def _of_specialists(
+    experiment: Experiment, store: Store | None, num_classes: int, grid: Grid
+) -> tuple[int, int]:
+    """Captures of specialists and of their combination, and their bytes in float16."""
+    table = experiment.specialists
+    if table is None or not table.capture:
+        return 0, 0
+    columns = []
+    for run in specialist_runs(experiment, store):
+        if table.variant == "full":
+            columns.append(num_classes)
+        elif store is not None and experiment.clustering_name in store.clusterings:
+            columns.append(len(special_classes(experiment, run, store)) + 1)
+        else:
+            assert experiment.cluster is not None  # it will make the clustering: specialist_runs has looked
+            columns.append(experiment.cluster.classes_per_cluster + 1)
+    if experiment.combine is not None:
+        columns.append(num_classes)
+    plain, views = encoding_named("float16"), experiment.cache.views
+    return len(columns), sum(plain_bytes(plain, count, grid, views) for count in columns)
 
 
 # Teachers

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import small_experiment as small
+import special
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from logitstore.pipeline.footprint import capture_footprint, plan_grid, spread_r
 from logitstore.pipeline.plan import EncodingPlan, Plan, count_passes, live_passes, plan
 from logitstore.pipeline.records import Models
 from logitstore.pipeline.sampling import modelled_logits
+from logitstore.pipeline.specialist_stage import make_specialists
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.storage.divergence import divergence
 from logitstore.storage.encodings import encoding_named
@@ -65,6 +67,18 @@ def named(file):
     examples = Examples(Path(__file__).parent / file, None)
     examples.ids = [f"row {i}" for i in range(len(examples))]
     return examples
+"""
+
+SPECIALISTS = """
+[cluster]
+teacher = "line"
+clusters = 2
+classes_per_cluster = 2
+
+[specialists]
+train = { lr = 1e-2, epochs = 1, batch_size = 64 }
+
+[combine]
 """
 
 TRAINED = (
@@ -179,6 +193,19 @@ def test_float16_is_as_far_from_the_teacher_as_its_plan_says(here: Path) -> None
         assert deep.kl_max[number] == pytest.approx(kl.max(), rel=1e-6)
         assert deep.kl_mean[number] == pytest.approx(kl.mean(), rel=1e-6)
     assert named(planned, "float32").kl_max == (0.0,) * 5
+
+
+def test_specialists_and_their_combination_take_the_bytes_that_are_foretold(here: Path) -> None:
+    field = special.Field(special.grounds(here), special.content() | {"combine": {}})
+    before = plan(field.experiment, field.store.path, field.models, device="cpu")
+    with mock.patch("os.fsync"):
+        make_specialists(field.experiment, field.store, field.models)
+    found = [
+        sum(array_bytes(here / "out" / "store.zarr", name).values())
+        for name in ("pairs-0", "pairs-1", "combined")
+    ]
+    assert (before.specialists, before.specialist_bytes) == (3, sum(found))
+    assert len(set(found)) == 2  # two of three columns, one of four
 
 
 def test_a_sample_of_some_rows_has_their_divergence(here: Path) -> None:
@@ -515,6 +542,17 @@ def test_too_small_a_disk_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Folder, "free_bytes", lambda self: 1000)
     text = call("plan", lay_out(here / "files"), "--device", "cpu").stdout
     assert re.search(r"disk +1,000 bytes free for .*; float16 needs \S+ KiB: does not fit", text)
+
+
+def test_the_disk_has_to_hold_the_specialists_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lay_out(here / "files", more=SPECIALISTS)
+    alone = made(lay_out(here / "alone"), here / "out").own.bytes
+    assert alone is not None
+    monkeypatch.setattr(Folder, "free_bytes", lambda self: alone + 500)
+    text = call("plan", path, "--device", "cpu").stdout
+    assert re.search(r"needs \S+ KiB, and 3 captures of specialists at most \S+ KiB: does not fit", text)
+    text = call("plan", here / "alone" / "small.toml", "--device", "cpu").stdout
+    assert re.search(r"needs \S+ KiB: fits", text)
 
 
 def test_an_encoding_that_cannot_hold_the_logits_is_said_and_the_others_are_shown(here: Path) -> None:
