@@ -11,12 +11,21 @@ and 3), which Hinton et al. 2015, section 5.3, name for the columns of the covar
 2007 (step 1).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
 from ..storage.errors import BadDataError, ConfigError
+
+_TOGETHER = 64
+"""Points whose products with the centres are computed in one call."""
+_MARGIN = 1e-9
+"""Share by which another centre has to be nearer."""
+_ROUNDING = 1e-13
+"""What a squared distance may be wrong by, in units of the squared length of what it is from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +67,13 @@ def online_kmeans(
     for name, value in (("passes", passes), ("restarts", restarts)):
         if value < 1:
             raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
-    results = [
-        _one_start(points, clusters, passes, np.random.default_rng([seed, start]))
-        for start in range(restarts)
-    ]
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # so that the last bits do not follow from the number of threads
+        results = [
+            _one_start(points, clusters, passes, np.random.default_rng([seed, start]))
+            for start in range(restarts)
+        ]
     return min(results, key=lambda result: result.inertia)
 
 
@@ -124,34 +136,79 @@ def _one_start(
     generator: np.random.Generator,
 ) -> KMeans:
     seeds = seed_centres(points, clusters, generator)
-    centres = points[seeds].copy()
-    sizes = np.ones(clusters, np.int64)
+    centres = _Centres(points, seeds)
     assignment = np.full(len(points), -1, np.int64)
     assignment[seeds] = np.arange(clusters)
-    for index in generator.permutation(np.flatnonzero(assignment < 0)):
-        group = int(np.argmin(_squared_distances(centres, points[index])))
+    for index, distances in centres.visit(generator.permutation(np.flatnonzero(assignment < 0))):
+        group = int(np.argmin(distances))
         assignment[index] = group
-        sizes[group] += 1
-        centres[group] += (points[index] - centres[group]) / sizes[group]
+        centres.add(group, index)
 
     moved = -1
     for _ in range(passes - 1):
         moved = 0
-        for index in generator.permutation(len(points)):
-            distances = _squared_distances(centres, points[index])
+        for index, distances in centres.visit(generator.permutation(len(points))):
             old, new = int(assignment[index]), int(np.argmin(distances))
             # The margin keeps rounding from moving a point to and fro. A point that is alone in its group
             # is at distance 0 (nearly, and `sizes` says so for sure) and stays: no group becomes empty.
-            if distances[new] < distances[old] * (1 - 1e-9) and sizes[old] > 1:
-                sizes[old] -= 1
-                sizes[new] += 1
-                centres[old] -= (points[index] - centres[old]) / sizes[old]
-                centres[new] += (points[index] - centres[new]) / sizes[new]
+            margin = _MARGIN * distances[old] + _ROUNDING * centres.squares[old]
+            if distances[new] < distances[old] - margin and centres.sizes[old] > 1:
+                centres.remove(old, index)
+                centres.add(new, index)
                 assignment[index] = new
                 moved += 1
         if not moved:
             break
     return _finish(points, assignment, converged=moved == 0)
+
+
+class _Centres:
+    """Means that follow what is added and removed, and the distances of the points from them.
+
+    Products of some points with all centres are one call of BLAS. When a centre moves, those of the points that are still
+    to come are computed again with it alone: each point meets the centres as they are.
+    """
+
+    def __init__(
+        self, points: Float64[np.ndarray, "points dimensions"], seeds: Int64[np.ndarray, "clusters"]
+    ) -> None:
+        """Begin with a point each."""
+        self._points, self._means = points, points[seeds].copy()
+        self.sizes = np.ones(len(seeds), np.int64)
+        """Points of each."""
+        self.squares = np.einsum("ij,ij->i", self._means, self._means)
+        """Squared length of each."""
+        self._coming = points[:0]
+        self._products = np.empty((0, len(seeds)))
+
+    def visit(
+        self, order: Int64[np.ndarray, "some"]
+    ) -> Iterator[tuple[int, Float64[np.ndarray, "clusters"]]]:
+        """Each point in turn, with its squared distance from every centre at that time."""
+        for first in range(0, len(order), _TOGETHER):
+            some = order[first : first + _TOGETHER]
+            coming = self._points[some]
+            products = coming @ self._means.T
+            lengths = np.einsum("ij,ij->i", coming, coming)
+            for number, index in enumerate(some.tolist()):
+                self._coming, self._products = coming[number + 1 :], products[number + 1 :]
+                yield index, self.squares - 2 * products[number] + lengths[number]
+
+    def add(self, group: int, index: int) -> None:
+        """Put a point into a group."""
+        self.sizes[group] += 1
+        self._move(group, (self._points[index] - self._means[group]) / self.sizes[group])
+
+    def remove(self, group: int, index: int) -> None:
+        """Take a point out of a group that has others."""
+        self.sizes[group] -= 1
+        self._move(group, (self._means[group] - self._points[index]) / self.sizes[group])
+
+    def _move(self, group: int, step: Float64[np.ndarray, "dimensions"]) -> None:
+        mean = self._means[group]
+        mean += step
+        self.squares[group] = mean @ mean
+        self._products[:, group] = self._coming @ mean
 
 
 def _finish(

@@ -124,4 +124,6 @@ def test_a_teacher_that_fails_on_one_rank_stops_all_with_one_line(tmp_path: Path
     assert done.returncode != 0
     assert done.stdout == ""
     (line,) = said(done)
-    assert line.startswith("logitstore: teacher 'line', view 0, row 250, class 0: expected finite logits")
+    assert line.startswith(
+        "logitstore: teacher 'line', view 0, row 250 (index 250 of the transfer set), class 0: expected finite logits"
+    )
