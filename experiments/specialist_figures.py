@@ -118,9 +118,14 @@ def _clusters(seeds: Sequence[Figures]) -> str:
     )
 
 
+def _of_all(seeds: Sequence[Figures], key: str) -> list[str]:
+    """What every seed has a line of: one may have come further than another."""
+    return [name for name in seeds[0][key] if all(name in figures[key] for figures in seeds)]
+
+
 def _accuracies(seeds: Sequence[Figures]) -> str:
     rows = []
-    for name in seeds[0]["captures"]:
+    for name in _of_all(seeds, "captures"):
         found = [figures["captures"][name] for figures in seeds]
         cells = [spread([one[key] for one in found], ".2f", 100) for key in ("accuracy", "top_5")]
         cells.append(spread([one["nll"] for one in found], ".4f"))
@@ -190,7 +195,7 @@ def _within(seeds: Sequence[Figures]) -> str:
 
 def _cost(seeds: Sequence[Figures]) -> str:
     rows = []
-    for name in seeds[0]["cost"]:
+    for name in _of_all(seeds, "cost"):
         found = [figures["cost"][name] for figures in seeds]
         passes = spread([one["passes"] for one in found])
         rows.append(

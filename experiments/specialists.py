@@ -114,7 +114,23 @@ LOOK: Final = Settings(
 )
 
 
-def document(settings: Settings, seed: int, data: Path, specialists: str = EXPERT) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Part:
+    """How much of the experiment: results are written after each part, which takes an hour or so."""
+
+    students: tuple[str, ...] = STUDENTS
+    """Which nets are trained from the labels and from the store."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Which other combinations are tried."""
+
+
+PLAIN: Final = tuple(name for name, (specialists, _) in VARIANTS.items() if specialists == EXPERT)
+PARTS: Final = (Part((), PLAIN), Part(STUDENTS, PLAIN), Part())
+
+
+def document(
+    settings: Settings, seed: int, data: Path, specialists: str = EXPERT, students: tuple[str, ...] = STUDENTS
+) -> dict[str, Any]:
     """The experiment file of one seed, as `tomllib` would give it. specialists: which, EXPERT or HEADED."""
     net = {
         "factory": "logitstore.pipeline.models:convnet",
@@ -165,7 +181,7 @@ def document(settings: Settings, seed: int, data: Path, specialists: str = EXPER
         "combine": {"name": "combined"},
         "student": [
             {"name": name, **net, **learners[name], "train": {**train, "seeds": [100 + seed]}}
-            for name in STUDENTS
+            for name in students
         ],
     }
 
@@ -189,11 +205,13 @@ def drawings(settings: Settings, drawers: tuple[int, ...], data: Path) -> dict[s
     return {"factory": "omniglot:characters", "args": args}
 
 
-def test_document(settings: Settings, seed: int, data: Path, models: Models) -> dict[str, Any]:
+def test_document(
+    settings: Settings, seed: int, data: Path, models: Models, students: tuple[str, ...]
+) -> dict[str, Any]:
     """The experiment that runs the generalist and the students over the test drawers, with the weights that they have."""
     whole = document(settings, seed, data)
     files = {"generalist": models.weights_path("teachers", "generalist")}
-    files |= {name: models.weights_path("students", f"{name}-seed{100 + seed}") for name in STUDENTS}
+    files |= {name: models.weights_path("students", f"{name}-seed{100 + seed}") for name in students}
     net = {key: whole["teacher"][0][key] for key in ("factory", "args")}
     return {
         "transfer_set": {**whole["evaluation_set"], "order": "as_is"},
@@ -225,21 +243,22 @@ class Seed:
         """What was measured."""
         return self.folder / "results.json"
 
-    def experiment(self, specialists: str = EXPERT) -> Experiment:
+    def experiment(self, specialists: str = EXPERT, students: tuple[str, ...] = STUDENTS) -> Experiment:
         """Stages one to three."""
-        content = document(self.settings, self.number, self.data, specialists)
+        content = document(self.settings, self.number, self.data, specialists, students)
         return parsed(content, f"specialists, seed {self.number}")
 
     def do(self, progress: Progress) -> None:
         """Everything that is not done."""
         from logitstore.pipeline.run import run
 
-        run(self.experiment(), self.folder, progress=progress)
-        home, test = open_store(self.folder / "store.zarr"), self._test(progress)
-        found = self._measured(home, test, progress)
-        replace_file(self.results, json.dumps(found, indent=1).encode() + b"\n")
+        for part in PARTS:
+            run(self.experiment(students=part.students), self.folder, progress=progress)
+            home, test = open_store(self.folder / "store.zarr"), self._test(part, progress)
+            found = self._measured(part, home, test, progress)
+            replace_file(self.results, json.dumps(found, indent=1).encode() + b"\n")
 
-    def _test(self, progress: Progress) -> Store:
+    def _test(self, part: Part, progress: Progress) -> Store:
         """The store of the test drawers, with every net's logits and the combinations."""
         from logitstore.pipeline.cache import cache
         from logitstore.pipeline.combine import combine
@@ -247,16 +266,18 @@ class Seed:
         from logitstore.pipeline.specialists import train_specialists
 
         path = self.folder / "test" / "store.zarr"
-        shown = parsed(test_document(self.settings, self.number, self.data, self.models), "test drawers")
+        content = test_document(self.settings, self.number, self.data, self.models, part.students)
+        shown = parsed(content, "test drawers")
         cache(shown, path, self.models, progress=progress)
         home = open_store(self.folder / "store.zarr")
-        train_specialists(self.experiment(HEADED), home, self.models, progress=progress)
-        for specialists in (EXPERT, HEADED):
+        combinations = {"combined": (EXPERT, 1), **{name: VARIANTS[name] for name in part.variants}}
+        for specialists in dict.fromkeys(kind for kind, _ in combinations.values()):
             experiment = self.experiment(specialists)
+            train_specialists(experiment, home, self.models, progress=progress)
             onto = (shown, open_store(path))
             capture_specialists(experiment, home, self.models, onto=onto, progress=progress)
         test = open_store(path)
-        for name, (specialists, top) in {"combined": (EXPERT, 1), **VARIANTS}.items():
+        for name, (specialists, top) in combinations.items():
             combine(
                 test,
                 generalist="generalist",
@@ -271,21 +292,21 @@ class Seed:
         numbers = range(self.settings.clusters)
         return [name for n in numbers if (name := f"{EXPERT}-{n}") in store.teachers]
 
-    def _measured(self, home: Store, test: Store, progress: Progress) -> dict[str, Any]:
+    def _measured(self, part: Part, home: Store, test: Store, progress: Progress) -> dict[str, Any]:
         """What `specialist_figures.tables` prints."""
         sets = list(sets_of(home.clustering("covariance"), home.num_classes))
         asked = [one for one in comparisons(test) if one.combined == "combined"]
-        others = [*map(capture_name, VARIANTS), *STUDENTS]
+        others = [*map(capture_name, part.variants), *part.students]
         asked += [Comparison("generalist", name, sets) for name in others]
         found = evaluate_captures(test, asked, progress=progress)
         by_name = {one.comparison.combined: one for one in found.compared}
         first = by_name["combined"]
         names = {"generalist": "generalist", "combined": "combined"}
-        names |= {name: capture_name(name) for name in (*VARIANTS, *STUDENTS)}
+        names |= {name: capture_name(name) for name in (*part.variants, *part.students)}
         captures = {}
-        for name, part in names.items():
-            metrics = found.metrics[part]
-            restricted = first.before if name == "generalist" else by_name[part].after
+        for name, capture in names.items():
+            metrics = found.metrics[capture]
+            restricted = first.before if name == "generalist" else by_name[capture].after
             captures[name] = {
                 "accuracy": metrics.accuracy,
                 "top_5": metrics.top_k_accuracy,
@@ -314,7 +335,7 @@ class Seed:
                 for one in first.specialists
             ],
             "clusters": self._clusters(home, test, progress),
-            "cost": self._cost(test, sets),
+            "cost": self._cost(part, test, sets),
         }
 
     def _clusters(self, home: Store, test: Store, progress: Progress) -> dict[str, dict[str, float]]:
@@ -367,7 +388,7 @@ class Seed:
         found["random sets of the same size"] = {"ami": chance, "inside": float(np.mean(shares))}
         return found
 
-    def _cost(self, test: Store, sets: list[NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+    def _cost(self, part: Part, test: Store, sets: list[NDArray[np.int64]]) -> dict[str, dict[str, float]]:
         """Parameters, forward passes an image, seconds of training."""
         covers = np.bincount(np.concatenate(sets), minlength=test.num_classes)
         active = float(covers[_predictions(test, "generalist", 0)].mean())
@@ -378,7 +399,9 @@ class Seed:
             "seconds": sum(one["seconds"] for one in experts),
         }
         together = {key: generalist[key] + ours[key] for key in ours}
-        students = {name: self._facts("students", f"{name}-seed{100 + self.number}") for name in STUDENTS}
+        students = {
+            name: self._facts("students", f"{name}-seed{100 + self.number}") for name in part.students
+        }
         return {
             "generalist": {**generalist, "passes": 1.0},
             f"generalist and {len(experts)} specialists": {**together, "passes": 1.0 + active},
