@@ -126,9 +126,10 @@ def _graph(softened: Softened, combinations: Combinations | None, name: str, top
             total = task(source, view, rows, total, topic, dask_key_name=f"{name}-{view}-{rows.start}")
         level.append(total)
     join = delayed(merge, pure=False)
-    while len(level) > 1:
+    while True:  # once at least: what slices were added to is in units of its own
         level = [join(level[first : first + FAN_IN]) for first in range(0, len(level), FAN_IN)]
-    return level[0]
+        if len(level) == 1:
+            return level[0]
 
 
 def _with_block(

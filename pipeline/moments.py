@@ -4,7 +4,7 @@
 2. `merge` joins the moments of disjoint sets of rows into those of their union.
 
 Numbers: probabilities are float64, the products of a slice float32, the sums over slices float64. Before it is
-cast, each column of a slice is centred and divided by the mean of the rows before: a class whose probability is never
+cast, each column of a slice is centred, and divided by the mean that it had in earlier rows: a class whose probability is never
 above 1e-20 keeps its covariance to the same relative accuracy as the others, and one that is nearly constant at 1
 loses nothing by cancellation. What goes over a slice, or over a matrix, goes over it in pieces that stay in the
 cache of a core: a slice of 1024 rows of 1000 classes costs its product and half as much again.
@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
+from scipy.linalg.blas import sger
 
 SLICE_ROWS = 1024
 """Most rows whose products are summed in float32."""
@@ -59,7 +60,17 @@ class Moments:
     left_mean: Float64[np.ndarray, "lines"] | None
     """Mean of the combinations; None where the lines are the classes."""
     scatter: Float64[np.ndarray, "lines classes"]
-    """Sum of the products of the differences from the means."""
+    """Sum of the products of the differences from the means, in units of the scales."""
+    scale: Float64[np.ndarray, "classes"] | None = None
+    """Unit of each column, while slices are added; None for 1."""
+    left_scale: Float64[np.ndarray, "lines"] | None = None
+    """Unit of each line."""
+
+    def lines(self, piece: slice) -> Float64[np.ndarray, "some classes"]:
+        """Some lines of the second moment, in units of 1."""
+        if self.scale is None or self.left_scale is None:
+            return self.scatter[piece]
+        return self.scatter[piece] * self.left_scale[piece, None] * self.scale
 
 
 def slice_rows(classes: int) -> int:
@@ -122,10 +133,11 @@ def with_slice(
     """
     if before is None:
         return _moments(_about_own_mean(rows, classes, fill), combinations)
-    columns = _about(before.mean, rows, classes, fill)
-    if columns is None:
-        return merge([before, with_slice(None, rows, classes, fill, combinations)])
-    return _added(before, columns, combinations, owned=owned)
+    found = _added(before, rows, classes, fill, combinations, owned=owned)
+    if found is None:
+        alone = with_slice(None, rows, classes, fill, combinations)
+        return _in_units_of_its_mean(merge([before, alone]), before.left_scale, alone.left_scale)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,41 +154,63 @@ class _Columns:
 
 
 def _moments(columns: _Columns, combinations: Combinations | None) -> Moments:
-    """The moments of a slice about its own mean."""
-    lines = _lines(columns, combinations)
+    """The moments of a slice about its own mean, in units of it."""
+    lines = _lines(columns, combinations, None)
+    assert lines is not None  # units of its own always do
     product = lines.values.T @ columns.values  # NumPy sees where both are one, and BLAS computes half of it
-    out = np.empty((len(product), len(columns.scale)))
-    for piece in pieces(*out.shape):
-        out[piece] = product[piece]
-        out[piece] *= columns.scale
-        out[piece] *= lines.scale[piece, None]
-    return Moments(len(columns.values), columns.centre, lines.mean, out)
+    scatter = product.astype(np.float64)
+    return Moments(len(columns.values), columns.centre, lines.mean, scatter, columns.scale, lines.scale)
 
 
-def _added(before: Moments, columns: _Columns, combinations: Combinations | None, *, owned: bool) -> Moments:
-    """The moments of the rows before and of a slice about their mean.
+def _added(
+    before: Moments,
+    rows: int,
+    classes: int,
+    fill: Callable[[slice, Float64[np.ndarray, "some classes"]], None],
+    combinations: Combinations | None,
+    *,
+    owned: bool,
+) -> Moments | None:
+    """The moments of the rows before and of a slice about their mean; None where the units are too small for the slice.
 
     About the mean m of the rows before, the second moments of both add up; about the joint mean m + δ of all N rows they
     are less by N δ δᵀ.
     """
-    lines = _lines(columns, combinations)
-    product = _scratch.array("product", (lines.values.shape[1], len(columns.scale)), np.float32)
+    assert before.scale is not None and before.left_scale is not None
+    columns = _about(before.mean, before.scale, rows, classes, fill)
+    lines = None if columns is None else _lines(columns, combinations, before.left_scale)
+    if columns is None or lines is None:
+        return None
+    product = _scratch.array("product", (lines.values.shape[1], classes), np.float32)
     np.matmul(lines.values.T, columns.values, out=product)
-    count = before.count + len(columns.values)
-    step = columns.rise * (len(columns.values) / count)
-    left_step = step if lines.rise is None else lines.rise * (len(columns.values) / count)
+    count = before.count + rows
+    step = columns.rise * (rows / count)
+    left_step = step if lines.rise is None else lines.rise * (rows / count)
+    # In place: the transpose of the product is a matrix as BLAS has them.
+    scaled, left_scaled = step / before.scale, left_step / before.left_scale
+    sger(-count, scaled, left_scaled, a=product.T, overwrite_a=1)
     out = before.scatter if owned else np.empty_like(before.scatter)
     for piece in pieces(*out.shape):
-        update = _scratch.array("update", (piece.stop - piece.start, len(step)), np.float64)
+        update = _scratch.array("piece", (piece.stop - piece.start, classes), np.float64)
         update[...] = product[piece]
-        update *= columns.scale
-        update *= lines.scale[piece, None]
-        update += before.scatter[piece]
-        both = _scratch.array("piece", update.shape, np.float64)
-        np.multiply(count * left_step[piece, None], step, out=both)
-        np.subtract(update, both, out=out[piece])
+        np.add(update, before.scatter[piece], out=out[piece])
     left_mean = None if before.left_mean is None else before.left_mean + left_step
-    return Moments(count, before.mean + step, left_mean, out)
+    return Moments(count, before.mean + step, left_mean, out, before.scale, before.left_scale)
+
+
+def _in_units_of_its_mean(
+    moments: Moments,
+    left_scale: Float64[np.ndarray, "lines"] | None,
+    other_left_scale: Float64[np.ndarray, "lines"] | None,
+) -> Moments:
+    """Moments in units to which slices can be added; the left ones are those of its parts, where they are no classes."""
+    scale = np.maximum(moments.mean, _SMALLEST)
+    assert left_scale is not None and other_left_scale is not None
+    left = scale if moments.left_mean is None else np.maximum(left_scale, other_left_scale)
+    for piece in pieces(*moments.scatter.shape):
+        moments.scatter[piece] /= scale
+        moments.scatter[piece] /= left[piece, None]
+    return Moments(moments.count, moments.mean, moments.left_mean, moments.scatter, scale, left)
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
@@ -192,7 +226,7 @@ def merge(parts: Sequence[Moments]) -> Moments:
     for piece in pieces(*out.shape):
         line = joint.left_between[:, piece].T @ joint.between
         for part in parts:
-            line += part.scatter[piece]
+            line += part.lines(piece)
         out[piece] = line
     return Moments(joint.count, joint.mean, joint.left_mean, out)
 
@@ -233,15 +267,15 @@ def _about_mean(
 
 def _about(
     centre: Float64[np.ndarray, "classes"],
+    scale: Float64[np.ndarray, "classes"],
     rows: int,
     classes: int,
     fill: Callable[[slice, Float64[np.ndarray, "some classes"]], None],
 ) -> _Columns | None:
-    """The rows less a centre that other rows had, each column divided by it, in one pass; None where that does not do.
+    """The rows less a centre, in units that other rows had, in one pass; None where these do not do.
 
     A class that is hardly ever likely in those rows, and often here, would leave float32.
     """
-    scale = np.maximum(centre, _SMALLEST)
     inverse, total = 1 / scale, np.zeros(classes)
     columns = _scratch.array("columns", (rows, classes), np.float32)
     cached = _scratch.array("piece", (next(pieces(rows, classes)).stop, classes), np.float64)
@@ -253,9 +287,9 @@ def _about(
             total += some.sum(axis=0)
             some *= inverse
             columns[piece] = some
-    # No value is below -1, so that none is above `rows` times what their mean is above it.
+    # What is above the centre is at most `rows` times what the mean is above it, and the centre itself.
     rise = total / rows
-    if (rise * inverse > _FAR).any():
+    if ((rise + centre) * inverse > _FAR).any():
         return None
     return _Columns(columns, centre, scale, rise)
 
@@ -295,8 +329,10 @@ class _Lines:
     """Combinations of the columns' rise."""
 
 
-def _lines(columns: _Columns, combinations: Combinations | None) -> _Lines:
-    """The lines of a slice, divided by a scale of their own."""
+def _lines(
+    columns: _Columns, combinations: Combinations | None, scale: Float64[np.ndarray, "lines"] | None
+) -> _Lines | None:
+    """The lines of a slice. scale: their units; of their own where None. None where these are too small."""
     if combinations is None:
         return _Lines(columns.values, columns.scale)
     left = np.zeros((len(columns.values), combinations.width), np.float32)
@@ -308,6 +344,10 @@ def _lines(columns: _Columns, combinations: Combinations | None) -> _Lines:
         mean += columns.centre[part] @ stripe
         rise += columns.rise[part] @ stripe
         left += columns.values[:, part] @ (stripe * (columns.scale[part, None] / largest).astype(np.float32))
-    highest = np.maximum(np.abs(left).max(axis=0), np.float32(1e-30))
-    left /= highest
-    return _Lines(left, highest.astype(np.float64) * largest, mean, rise)
+    highest = np.maximum(np.abs(left).max(axis=0), np.float32(1e-30)).astype(np.float64) * largest
+    if scale is None:
+        scale = highest
+    elif (highest > _FAR * scale).any():
+        return None
+    left *= (largest / scale).astype(np.float32)
+    return _Lines(left, scale, mean, rise)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.pipeline.moments import Moments, with_slice
+from logitstore.pipeline.moments import Moments, merge, with_slice
 from logitstore.pipeline.softened import softened_of
 
 
@@ -27,4 +27,4 @@ class Held:
 def moments(logits: NDArray[np.float32], temperature: float) -> Moments:
     """Moments of one slice of logits (rows, classes)."""
     source = softened_of(Held(logits[None]), temperature, len(logits))
-    return with_slice(None, *logits.shape, source.reader(0, range(len(logits))))
+    return merge([with_slice(None, *logits.shape, source.reader(0, range(len(logits))))])
