@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
-from scipy.linalg.blas import sger
+from scipy.linalg.blas import sger  # type: ignore[import-untyped]  # it has no annotations
 
 SLICE_ROWS = 1024
 """Most rows whose products are summed in float32."""
@@ -70,7 +70,7 @@ class Moments:
         """Some lines of the second moment, in units of 1."""
         if self.scale is None or self.left_scale is None:
             return self.scatter[piece]
-        return self.scatter[piece] * self.left_scale[piece, None] * self.scale
+        return np.asarray(self.scatter[piece] * self.left_scale[piece, None] * self.scale)
 
 
 def slice_rows(classes: int) -> int:
