@@ -5,6 +5,7 @@ truth, where the store is and how large. Sizes come from the seals, so that no s
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,8 @@ def print_clustering(record: Mapping[str, Any]) -> None:
         print_text(printable(f"  {number}: {', '.join(members)}"))
     if record["single"]:
         print_text(printable(f"  in no set: {single_classes(record)}"))
+    for remark in set_remarks(record["sets"]):
+        print_text(printable(remark))
     error = record["projection_error"]
     if isinstance(error, Mapping):
         print_text(
@@ -165,6 +168,33 @@ def print_clustering(record: Mapping[str, Any]) -> None:
             f"{error['rms']:.1%} (root mean square), {error['largest']:.1%} at most, among "
             f"{error['classes']:,} classes that were also kept whole"
         )
+
+
+def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
+    """What is odd about some sets, a line each.
+
+    >>> for line in set_remarks([["a", "b"], ["a", "c"], ["a", "b"]]):
+    ...     print(line)
+    sets 0 and 2 are the same: ask for fewer clusters
+    in more than half of the sets: a (3 of 3); what has a small covariance is near to every centre: cluster correlations (normalise)
+    """
+    first: dict[tuple[str, ...], int] = {}
+    remarks = []
+    for number, members in enumerate(sets):
+        other = first.setdefault(tuple(sorted(members)), number)
+        if other != number:
+            remarks.append(f"sets {other} and {number} are the same: ask for fewer clusters")
+    counts = Counter(name for members in sets for name in members)
+    common = [
+        f"{name} ({count} of {len(sets)})" for name, count in counts.most_common() if 2 * count > len(sets)
+    ]
+    if common and len(sets) > 2:
+        more = ", …" if len(common) > _SINGLE_SHOWN else ""
+        remarks.append(
+            f"in more than half of the sets: {', '.join(common[:_SINGLE_SHOWN])}{more}; what has a small covariance is near "
+            "to every centre: cluster correlations (normalise)"
+        )
+    return remarks
 
 
 def single_classes(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ Hinton, Vinyals & Dean 2015, section 5, on 964 characters, and the step that the
     python experiments/specialists.py --quick                 every stage in two minutes; its figures mean nothing
     python experiments/specialists.py --jobs 2                three seeds, some hours on two cores
     python experiments/specialists.py --held-out --seeds 90   the same, tested on training drawers that are held out
-    python experiments/specialists.py --tables                the tables of what is there
+    python experiments/specialists.py --tables                the tables of what is there (of a quick run: --quick --tables)
 
 What is done is not done again, in whatever stage it was interrupted: start it again with the same arguments. The zip is looked
 for in ../shared/data beside the checkout, or in the folder that LOGITSTORE_DATA names.
@@ -464,7 +464,7 @@ def main(arguments: list[str] | None = None) -> None:
         _do(todo, given.jobs, [f"--{kind[1:]}"] if kind else [], out)
     done = [path for seed in seeds if (path := out / f"seed-{seed}" / "results.json").is_file()]
     if not done:
-        print("no seed is done yet", file=sys.stderr)
+        print(f"no seed of {out} is done yet", file=sys.stderr)
         return
     text = tables([json.loads(path.read_bytes()) for path in done])
     if given.quick:

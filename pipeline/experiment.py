@@ -591,6 +591,16 @@ class Experiment(Table):
             raise problem(
                 "captured specialists with a dustbin class", found, "change it, or drop [combine]", "combine"
             )
+        if table.direction == "qp":
+            own = self.cluster is not None and self.clustering_name == self.cluster.part_name
+            overlap = own and self.cluster is not None and not self.cluster.disjoint
+            if overlap or table.top != 1:
+                raise problem(
+                    "disjoint sets and top = 1: KL(q, p) has a closed form for one active specialist alone",
+                    f"top = {table.top}" if table.top != 1 else "sets that overlap",
+                    "set cluster.disjoint = true and leave top out, or take direction = 'pq'",
+                    "combine.direction",
+                )
         if table.name in names:
             raise _not_unique("combine.name", table.name, names[table.name])
         prefix, _, number = table.name.rpartition("-")

@@ -1,6 +1,6 @@
 """How are points put into k groups, one point at a time?
 
-1. `seed_centres` picks k of the points, far apart, by k-means++.
+1. `seed_centres` picks k of the points, far apart, by greedy k-means++.
 2. A first pass adds each point to its nearest centre, which becomes the mean of what it has got.
 3. Further passes move a point whenever another centre has become nearer; both means follow at once.
 4. `online_kmeans` does that from several starts and keeps the tightest result; `minibatch_kmeans` is
@@ -8,9 +8,10 @@
 
 Source: MacQueen 1967, "Some methods for classification and analysis of multivariate observations" (steps 2
 and 3), which Hinton et al. 2015, section 5.3, name for the columns of the covariance; Arthur & Vassilvitskii
-2007 (step 1).
+2007 (step 1; the best of several draws, as scikit-learn has it).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,18 +115,23 @@ def seed_centres(
 ) -> Int64[np.ndarray, "clusters"]:
     """Indices of `clusters` different points, each drawn with odds of its squared distance from the others.
 
+    Of some points that are drawn so, the one is taken with which all points together are nearest to those that are chosen.
     Where fewer than `clusters` points differ in their coordinates, the rest is drawn evenly.
     """
     chosen = [int(generator.integers(len(points)))]
     nearest = _squared_distances(points, points[chosen[0]])
+    draws = 2 + int(math.log(clusters))
     while len(chosen) < clusters:
         odds = nearest.copy()
         odds[chosen] = 0
         if not odds.sum() > 0:
             odds[:] = 1
             odds[chosen] = 0
-        chosen.append(int(generator.choice(len(points), p=odds / odds.sum())))
-        nearest = np.minimum(nearest, _squared_distances(points, points[chosen[-1]]))
+        drawn = generator.choice(len(points), size=draws, p=odds / odds.sum())
+        then = [np.minimum(nearest, _squared_distances(points, points[index])) for index in drawn]
+        best = int(np.argmin([float(distances.sum()) for distances in then]))
+        chosen.append(int(drawn[best]))
+        nearest = then[best]
     return np.array(chosen, np.int64)
 
 

@@ -116,7 +116,8 @@ def pending(
     """What of an experiment is still to be done. Changes nothing.
 
     examples: the evaluation set, where the caller has it at hand.
-    Raises SpecMismatch where something in the store has a name of the experiment and is something else.
+    Raises SpecMismatch where something in the store has a name of the experiment and is something else, ConfigError for
+    a clustering that so many classes cannot have.
     """
     store = open_existing(workspace.store)
     if store is not None:
@@ -132,6 +133,7 @@ def pending(
         or any(name not in store.teachers for name in cluster.shares)
         or needs_clustering(store, cluster)
     ):
+        check_cluster(cluster, rows.num_classes)
         clustering = cluster.part_name
     specialists = pending_specialists(experiment, rows, workspace.models, store)
     students = [run.name for run in missing_students(experiment, workspace.models, store)]
@@ -181,8 +183,6 @@ def _check_ahead(
     from .specialist_heads import find_head
     from .teachers import build_model, build_teacher
 
-    if todo.clustering and experiment.cluster is not None:
-        check_cluster(experiment.cluster, rows.num_classes)
     captured = [member for member in experiment.teacher_members() if member.name in todo.captures]
     # Teachers that come with weights are tried by stage one, which writes nothing before; but it trains.
     if any(member.teacher.train is not None for member in captured):

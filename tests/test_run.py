@@ -30,7 +30,7 @@ from logitstore.pipeline import agenda
 from logitstore.pipeline.run import RunReport, Workspace, pending
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.storage.api import begin_store, open_store
-from logitstore.storage.errors import BadLogitsError, NotAStoreError, SpecMismatch
+from logitstore.storage.errors import BadLogitsError, ConfigError, NotAStoreError, SpecMismatch
 
 Content = dict[str, Any]
 
@@ -352,6 +352,15 @@ def test_a_model_file_that_is_gone_or_damaged_is_made_again(done: Path, name: st
     same = {n: digest for n, digest in after.items() if not n.endswith(timed) or n.startswith("store.zarr")}
     assert changed(same, before) == set()
     assert set(after) == set(before)
+
+
+def test_a_dry_run_refuses_a_clustering_that_cannot_be(tmp_path: Path) -> None:
+    experiments.write_data(tmp_path)
+    content = document()
+    content["cluster"]["clusters"] = experiments.CLASSES + 1
+    with pytest.raises(ConfigError, match="clusters: expected from 1 to"):
+        pending(parsed(content, tmp_path), Workspace(tmp_path / "out"), rows(content, tmp_path))
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_store_all_but_the_teachers_is_made_again(done: Path) -> None:

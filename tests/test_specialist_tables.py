@@ -151,6 +151,22 @@ def test_what_is_not_kept_is_not_combined(specialists: dict[str, Any] | None, fo
     )
 
 
+@pytest.mark.parametrize(
+    ("disjoint", "top", "found"), [(True, 2, "top = 2"), (False, 1, "sets that overlap")]
+)
+def test_a_combination_without_a_closed_form_is_refused_when_the_file_is_read(
+    disjoint: bool, top: int, found: str
+) -> None:
+    document = clustered() | {"combine": {"direction": "qp", "top": top}}
+    document["cluster"]["disjoint"] = disjoint
+    assert said(document) == (
+        "combine.direction: expected disjoint sets and top = 1: KL(q, p) has a closed form for one active specialist "
+        f"alone, found {found}; set cluster.disjoint = true and leave top out, or take direction = 'pq'"
+    )
+    document["cluster"]["disjoint"], document["combine"]["top"] = True, 1
+    parsed(document, Path())
+
+
 def test_the_combination_has_a_name_of_its_own_and_students_may_learn_from_it() -> None:
     document = clustered() | {"combine": {"name": "wide"}}
     assert "combine.name: expected a name of its own, found 'wide'" in said(document)
