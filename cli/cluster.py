@@ -13,7 +13,7 @@ from .scheduler import scheduler_at
 from .show import clustering_record, print_clustering
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ..pipeline.confusions import ErrorsInside
     from ..pipeline.experiment import Cluster
@@ -78,7 +78,7 @@ def command(
     """
     from ..pipeline.agenda import check_cluster, needs_clustering
     from ..pipeline.cluster import cluster_store, errors_in_sets
-    from ..pipeline.cluster_figure import check_figure, draw_clustering
+    from ..pipeline.cluster_figure import check_figure, check_matrix, draw_clustering
     from ..storage.api import open_store
     from ..storage.files import local_path
 
@@ -88,7 +88,9 @@ def command(
     opened = open_store(local_path(store))  # it will be written to
     for name in cluster.shares:
         _ = opened.teachers[name]  # a teacher that is not there comes before anything else
-    check_cluster(cluster, opened.num_classes)
+    dimensions = check_cluster(cluster, opened.num_classes)
+    if figure is not None:
+        check_matrix(figure, opened.num_classes, dimensions)
     todo = needs_clustering(opened, cluster)
     if dry_run:
         print_todo([f"make clustering {cluster.part_name}"] if todo else [], as_json=as_json)
@@ -110,8 +112,9 @@ def command(
     print_clustering(record)
     if errors is not None:
         print_text()
-        print_text(_sentence(" + ".join(cluster.shares), errors))
-    print_text(f"digest  {opened.digest}")
+        print_text(_sentence(record["teachers"], errors))
+    print_text(f"digest  {record['digest']}")
+    print_text(f"store   {opened.digest}")
 
 
 def _error_record(errors: "ErrorsInside | None") -> dict[str, Any] | None:
@@ -127,11 +130,12 @@ def _error_record(errors: "ErrorsInside | None") -> dict[str, Any] | None:
     }
 
 
-def _sentence(teacher: str, errors: "ErrorsInside") -> str:
+def _sentence(teachers: "Collection[str]", errors: "ErrorsInside") -> str:
     share = f"{errors.inside:,} of them ({errors.share:.1%})" if errors.errors else "none of them"
+    who = f"{' + '.join(teachers)} {'makes' if len(teachers) == 1 else 'make'}"
     spread = f" ± {errors.random_deviation:.1%}, {errors.draws} draws" if errors.draws else ""
     return (
-        f"{teacher} makes {errors.errors:,} errors on the labelled rows; {share} lie inside a set, "
+        f"{who} {errors.errors:,} errors on the labelled rows; {share} lie inside a set, "
         f"random sets would hold {errors.random_share:.1%}{spread}"
     )
 
@@ -153,7 +157,7 @@ def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":
     try:
         return Cluster.model_validate({**source, **given})
     except ValidationError as error:
-        raise explain(error, "logitstore cluster") from None
+        raise explain(error, "cluster") from None
 
 
 def _weights(teachers: "Sequence[str]") -> dict[str, float]:

@@ -26,7 +26,8 @@ from .run import print_todo
     required=True,
     multiple=True,
     metavar="NAME",
-    help="Capture of a specialist; as often as there are, or a pattern in quotes.",
+    help="Capture of a specialist; as often as there are, or a pattern of * and ? in quotes, which leaves out NEW and "
+    "other combinations.",
 )
 @click.option("--name", required=True, metavar="NEW", help="Name of the new capture in the store.")
 @click.option("--top", type=int, metavar="N", help="Classes whose specialists are asked; 1 by default.")
@@ -97,9 +98,11 @@ def command(
     else:
         print_text(f"teachers/{name}: {generalist} with {len(report.specialists)} specialists")
         total = sum(report.active.values())
+        everything = opened.teachers[name].num_views * opened.num_rows
         print_table(
             ["active specialists", "rows", "share"],
             [[str(k), f"{rows:,}", f"{rows / total:.1%}"] for k, rows in report.active.items()],
+            title=f"of the {total:,} rows combined now, of {everything:,}" if total < everything else None,
         )
     print_text(f"digest  {report.digest}")
 
@@ -112,7 +115,7 @@ def _encoding(kind: str | None, max_kl: float | None, min_temperature: float | N
         return kind or "float16"
     if kind is not None or max_kl is None:
         raise ConfigError(
-            "logitstore combine --encoding, --max-kl, --min-temperature",
+            "combine --encoding, --max-kl, --min-temperature",
             expected="--encoding alone, or --max-kl with or without --min-temperature",
             found="--min-temperature without --max-kl" if max_kl is None else "--encoding and --max-kl",
             remedy="leave one of them out",

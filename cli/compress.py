@@ -112,7 +112,7 @@ def _wish(options: dict[str, Any]) -> dict[str, Any]:
     asked = [kind for kind in _KINDS if kind in given]
     if len(asked) != 1:
         raise ConfigError(
-            "logitstore compress",
+            "compress",
             expected="one of --max-kl, --top-k and --top-k-kl",
             found=" and ".join(map(_flag, asked)) or "none",
             remedy="give one of them",
@@ -121,7 +121,7 @@ def _wish(options: dict[str, Any]) -> dict[str, Any]:
         if key not in (asked[0], *_KINDS[asked[0]]):
             beside = next(kind for kind, more in _KINDS.items() if key in more)
             raise ConfigError(
-                f"logitstore compress {_flag(key)}",
+                f"compress {_flag(key)}",
                 expected=f"it beside {_flag(beside)} alone",
                 found=f"it beside {_flag(asked[0])}",
                 remedy="leave it out",

@@ -154,7 +154,8 @@ def clustering_record(store: "Store", name: str) -> dict[str, Any]:
 def print_clustering(record: Mapping[str, Any]) -> None:
     """The same as a line a set, and the classes that are in none."""
     teachers = " + ".join(record["teachers"]) or str(record["teacher"])
-    print_text(printable(f"classes that {teachers} confuses (clusters/{record['name']})"))
+    verb = "confuse" if len(record["teachers"]) > 1 else "confuses"
+    print_text(printable(f"classes that {teachers} {verb} (clusters/{record['name']})"))
     for number, members in enumerate(record["sets"]):
         print_text(printable(f"  {number}: {', '.join(members)}"))
     if record["single"]:

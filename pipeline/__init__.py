@@ -15,6 +15,7 @@
     teachers               teachers from weights, from whole networks, or from labels
     cache                  stage one:   teachers x transfer set -> store
     blocks                 a function over every block of a store, on all cores
+    scheduling             tasks on a dask cluster, whose scheduler may be gone
     choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first
     softened, moments, covariance              stage two:   store -> which classes the predictions move together
     matrix_memory, projection                  where classes x classes do not fit into memory
@@ -25,6 +26,7 @@
     specialist_tables, specialist_agenda, specialist_heads, dustbin
     specialists, specialist_captures, specialist_stage    a network for each confusable set, back into the store
     combination, group_masses, combination_reference, combine    generalist + specialists -> one more capture
+    same_specialists       whether a combination was made from these
     metrics, results, evaluate, evaluate_combination             how good each of them is
     conditional, coverage, capture_scores      where specialists help, by the captures of a store
     plan, footprint, sampling, trial           what an experiment will cost, before it is run

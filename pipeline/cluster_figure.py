@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Int64
 from ..storage.api import Store
 from ..storage.errors import ConfigError
 from .confusable import correlation_of
+from .matrix_memory import MATRICES, gib
 
 FORMATS = (".pdf", ".png", ".svg")
 """Endings of figures that can be drawn."""
@@ -34,6 +35,20 @@ def check_figure(path: Path) -> None:
             expected="a file in a folder that is there",
             found="a folder" if path.is_dir() else "no such folder",
             remedy="choose another name, or make the folder",
+        )
+
+
+def check_matrix(path: Path, num_classes: int, dimensions: int | None) -> None:
+    """Refuse a figure of a clustering without a matrix, before it is computed. Raises ConfigError.
+
+    dimensions: those that its columns will be projected into; None where there will be a matrix.
+    """
+    if dimensions is not None:
+        raise ConfigError(
+            f"--figure {path}",
+            expected=f"memory = {gib(MATRICES * 8 * num_classes**2)}, for the whole matrix, which is drawn",
+            found=f"memory for a projection of its columns into {dimensions:,} dimensions",
+            remedy="raise memory, or leave the figure out",
         )
 
 

@@ -185,7 +185,7 @@ def combine_rows(
 
 
 def check_settings(direction: str, method: str) -> None:
-    """Refuse words that say no way to combine. Raises ConfigError."""
+    """Refuse words that say no way to combine, or a method that would have no effect. Raises ConfigError."""
     for name, value, known in (
         ("direction", direction, DIRECTIONS),
         ("method", method, METHODS),
@@ -197,6 +197,13 @@ def check_settings(direction: str, method: str) -> None:
                 found=repr(value),
                 remedy=f"leave it out for {known[0]!r}",
             )
+    if direction == "qp" and method != METHODS[0]:
+        raise ConfigError(
+            "method",
+            expected=f"{METHODS[0]!r} with direction 'qp', which has a closed form",
+            found=repr(method),
+            remedy="leave method out, or take direction 'pq'",
+        )
 
 
 def _check_arrays(

@@ -36,6 +36,7 @@ from .combination import (
     check_settings,
     combine_rows,
 )
+from .same_specialists import check_same_specialists
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +129,10 @@ def combine(
 ) -> CombineReport:
     """Make and seal `teachers/<name>`, the combination of a generalist and its specialists, or go on with it.
 
-    specialists: names; one with * or ? stands for all captures that it matches. top: specialists of a row are those whose
-    set meets its so many most likely classes. direction: "pq" for KL(p, q) as in the paper, or "qp" for KL(q, p), for which
-    the sets must be disjoint and `top` 1. method: "fixed_point", or "gradient_descent" as in the paper, which is slow.
-    encoding: as for any capture. Combined at temperature 1.
+    specialists: names; one with * or ? stands for all captures that it matches, but for `name` and other combinations.
+    top: specialists of a row are those whose set meets its so many most likely classes. direction: "pq" for KL(p, q) as in
+    the paper, or "qp" for KL(q, p), for which the sets must be disjoint and `top` 1. method: "fixed_point", or, with "pq"
+    alone, "gradient_descent" as in the paper, which is slow. encoding: as for any capture. Combined at temperature 1.
     Raises PartNotFound or StoreIncomplete where a capture is not there or not sealed, ConfigError for one that is no
     generalist or no specialist and for settings that do not fit, SpecMismatch for specialists of another generalist or of
     another store, NameTaken or SpecMismatch for a name that is another's.
@@ -174,7 +175,7 @@ def plan_combination(
     chosen = encoding_named(encoding)
     chief = store.teachers[generalist]
     _check_generalist(store, chief)
-    captures = [store.teachers[one] for one in _named(store, specialists)]
+    captures = [store.teachers[one] for one in _named(store, specialists, name)]
     for one in captures:
         _check_specialist(store, chief, one)
     experts = _experts(store, captures)
@@ -203,17 +204,24 @@ def plan_combination(
     return plan
 
 
-def _named(store: Store, specialists: Sequence[str]) -> list[str]:
-    """The names that are meant, each once. Raises ConfigError for none, for one twice and for a pattern of nothing."""
+def _named(store: Store, specialists: Sequence[str], new: str) -> list[str]:
+    """The names that are meant, each once. Raises ConfigError for none, for one twice and for a pattern of nothing.
+
+    new: the capture that is made, which no pattern matches, be it there or not.
+    """
     names: list[str] = []
     for given in specialists:
-        is_pattern = any(sign in given for sign in "*?")
-        found = fnmatch.filter(store.teachers, given) if is_pattern else [given]
+        found, combined = [given], []
+        if any(sign in given for sign in "*?"):
+            # A bracket, which would be a set of characters, is in no name.
+            matches = fnmatch.filter(store.teachers, given.replace("[", "[[]"))
+            combined = [one for one in matches if one == new or _is_combined(store.teachers[one])]
+            found = [one for one in matches if one not in combined]
         if not found:
             raise ConfigError(
                 f"specialist {given!r}",
-                expected="a pattern of some of the captures of this store",
-                found="one of none",
+                expected="a pattern of some of the captures of this store that are no combinations",
+                found=f"one of {', '.join(combined)} alone" if combined else "one of none",
                 remedy=f"the captures are {', '.join(store.teachers) or 'none'}",
             )
         names += found
@@ -226,6 +234,11 @@ def _named(store: Store, specialists: Sequence[str]) -> list[str]:
             remedy="name each specialist once",
         )
     return names
+
+
+def _is_combined(capture: Capture) -> bool:
+    """Whether a capture is itself a combination of others."""
+    return isinstance(capture.part.spec.identity.get(COMBINATION), Mapping)
 
 
 def _check_generalist(store: Store, generalist: Capture) -> None:
@@ -252,7 +265,8 @@ def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
             where,
             expected="a specialist, whose provenance has a head of kind 'specialist'",
             found="none" if head is None else repr(head)[:80],
-            remedy="capture it with provenance={'head': {'kind': 'specialist', 'generalist': {'capture': …, 'seal': …}, …}}",
+            remedy="capture it with provenance={'head': {'kind': 'specialist', 'generalist': "
+            f"{{'capture': {generalist.name!r}, 'seal': store.teachers[{generalist.name!r}].digest}}, …}}}}",
         )
     made_from = head.get("generalist")
     theirs = made_from if isinstance(made_from, Mapping) else {}
@@ -309,18 +323,26 @@ def _in_their_order(captures: list[Capture], there: Mapping[str, Any]) -> list[C
 def _check_name_is_ours(store: Store, plan: CombinePlan, there: Mapping[str, Any]) -> None:
     """Refuse a name under which something else is. Raises NameTaken or SpecMismatch."""
     where = f"{store.path}: teachers/{plan.name}"
-    if not isinstance(there.get(COMBINATION), Mapping):
+    combination = there.get(COMBINATION)
+    if not isinstance(combination, Mapping):
         raise NameTaken(
             where,
             expected="a name that is free, or the capture that this would make",
             found="another capture, which was not combined from any",
             remedy="choose another name",
         )
-    remedy, made = "choose another name", "with which it was made"
+    remedy, made = "choose another name", "with which it was combined"
     if not store.root.has(f"teachers/{plan.name}"):
         remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{plan.name}').path}"
         made = "with which it was begun"
     ours = {**plan.identity, "encoding": plan.encoding.describe()}
+    check_same_specialists(
+        where,
+        ours[COMBINATION]["specialists"],
+        combination.get("specialists"),
+        made=made,
+        remedy=remedy,
+    )
     check_same(where, ours, {key: there.get(key) for key in ours}, made=made, remedy=remedy)
 
 

@@ -31,6 +31,7 @@ from ..storage.errors import BadDataError
 from ..storage.progress import Progress, silent
 from .matrix_memory import FAN_IN, LANES, threads_within
 from .moments import Combinations, Moments, merge, with_slice
+from .scheduling import result_of
 from .softened import Softened
 
 _TASK: Final = "covariance"
@@ -53,7 +54,8 @@ def covariance(
 
     Returns a symmetric matrix whose rows sum to 0, equal to the float64 one within
     1e-5 · sqrt(c_ii c_jj), however the rows are cut into blocks.
-    Raises BadDataError where there are no rows, BadLogitsError, naming view and row, where a logit is not finite.
+    Raises BadDataError where there are no rows, BadLogitsError, naming view and row, where a logit is not finite,
+    TransientIOError where the scheduler of a client is gone before it is done.
     """
     total = second_moments(softened, scheduler=scheduler, memory=memory, progress=progress)
     found = np.asarray(total.scatter / total.count)
@@ -170,7 +172,7 @@ def _on_cluster(graph: Any, client: Any, topic: str, total: int, progress: Progr
 
     client.subscribe_topic(topic, heard)
     try:
-        found = client.compute(graph, optimize_graph=False).result()
+        found = result_of(client.compute(graph, optimize_graph=False), _TASK)
     finally:
         client.unsubscribe_topic(topic)
     if done < total:

@@ -27,6 +27,7 @@ from .agenda import capture_identity, find_teacher, settled, with_agreed_batch
 from .dustbin import CORRECTED, DUSTBIN
 from .experiment import Experiment, Specialists
 from .records import Models, Record, as_json
+from .same_specialists import check_same_specialists
 from .transfer import TransferRows
 
 KIND = "specialists"
@@ -97,11 +98,13 @@ def specialist_runs(experiment: Experiment, store: Store | None) -> list[Special
     elif own is not None and own.part_name == name:
         known = own.clusters
     else:
+        known_names = ", ".join(store.clusterings if store is not None else [])
         raise PartNotFound(
             f"specialists.clustering = '{name}'",
             expected="a clustering of the store",
-            found=", ".join(store.clusterings if store is not None else []) or "none",
-            remedy="make it with `logitstore cluster`, or name one that is there",
+            found=f"no '{name}'",
+            remedy="make it with `logitstore cluster`"
+            + (f", or name one that is there: {known_names}" if known_names else ""),
         )
     numbers = range(known) if table.sets == "all" else sorted(table.sets)
     if max(numbers) >= known:
@@ -406,13 +409,10 @@ def needs_combination(experiment: Experiment, store: Store) -> bool:
     ours = combination_identity(experiment, store)
     said = store.teachers[table.name].part.spec.identity.get("combination")
     theirs = {key: (said if isinstance(said, Mapping) else {}).get(key) for key in ours}
+    where, made = f"{store.path}: teachers/{table.name}", "with which it was combined"
+    remedy = "change it back, or give the new one another combine.name"
+    check_same_specialists(where, ours["specialists"], theirs["specialists"], made=made, remedy=remedy)
     for one in (ours, theirs):  # in whatever order they were named
         one["specialists"] = sorted(one["specialists"] or [], key=lambda sealed: str(sealed["capture"]))
-    check_same(
-        f"{store.path}: teachers/{table.name}",
-        ours,
-        theirs,
-        made="with which it was combined",
-        remedy="change it back, or give the new one another combine.name",
-    )
+    check_same(where, ours, theirs, made=made, remedy=remedy)
     return not store.root.is_whole(f"teachers/{table.name}")

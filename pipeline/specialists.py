@@ -36,6 +36,7 @@ from .inference import check_model, place
 from .losses import Distillation, soft_targets
 from .ranks import ALONE, Ranks
 from .records import Models, Record
+from .scheduling import cancel, result_of
 from .specialist_agenda import (
     KIND,
     SpecialistRun,
@@ -73,7 +74,8 @@ def train_specialists(
     store, models and transfer set under the same names. Without it, and with `specialists.workers` above 1, as many
     processes of this machine.
     Raises PartNotFound or StoreIncomplete where the generalist's capture or the clustering is not there, BadDataError
-    for a store without labels and for sets without rows, ConfigError for batches that are too small.
+    for a store without labels and for sets without rows, ConfigError for batches that are too small, TransientIOError
+    where the scheduler is gone before they are trained.
     """
     rows = TransferRows(experiment) if rows is None else rows
     check_specialists(experiment, store, rows, models)
@@ -369,9 +371,9 @@ def _train_on(
     try:
         with client.as_current():  # whom as_completed asks
             for done, future in enumerate(as_completed(futures)):
-                progress(task, done + 1, len(todo), "specialists", future.result())
+                progress(task, done + 1, len(todo), "specialists", result_of(future, task))
     finally:
-        client.cancel(futures)
+        cancel(client, futures)
 
 
 def _train_there(

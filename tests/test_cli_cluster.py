@@ -53,6 +53,23 @@ def test_it_prints_sets_single_classes_and_errors_beside_chance(store: Path, tmp
     assert figure.exists(), "a figure of what is there is drawn all the same"
 
 
+def test_a_figure_of_what_will_be_projected_is_refused_before_it_is(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = tmp_path / "clusters.png"
+    options = ("--teacher", "wide", *SIZES, "--name", "new", "--figure", str(figure))
+    with monkeypatch.context() as patch:
+        patch.setattr("logitstore.pipeline.matrix_memory.fits", lambda *_: False)
+        said = refused(store, *options)
+    assert f"--figure {figure}: expected memory = " in said
+    assert (
+        "for the whole matrix, which is drawn, found memory for a projection of its columns into 4,096"
+        in said
+    )
+    call(store, *options)
+    assert figure.exists()
+
+
 def test_its_json_has_everything(store: Path) -> None:
     options = ("--teacher", "wide", "--teacher", "deep=3", *SIZES, "--temperature", "2")
     found: dict[str, Any] = json.loads(call(store, *options, "--json").stdout)
@@ -65,6 +82,10 @@ def test_its_json_has_everything(store: Path) -> None:
     assert {key: shown[key] for key in ("sets", "single", "teachers")} == {
         key: found[key] for key in ("sets", "single", "teachers")
     }
+    lines = call(store, *options).stdout.splitlines()
+    assert lines[1] == "classes that deep + wide confuse (clusters/ensemble-2x3)"
+    assert lines[-3].startswith("deep + wide make ")
+    assert lines[-2:] == [f"digest  {found['digest']}", f"store   {found['store']}"]
     text = CliRunner().invoke(cli, ["inspect", str(store)]).stdout
     assert f"  deep + wide, T = 2, online-kmeans, inertia {found['inertia']:.4g}\n" in text
 
@@ -115,8 +136,8 @@ def test_every_option_reaches_the_identity(store: Path) -> None:
             64,
             "disjoint: expected at most 4 classes in all sets together",
         ),
-        (("--teacher", "wide", *SIZES, "--method", "best"), 64, "logitstore cluster: method: expected "),
-        (("--teacher", "wide", *SIZES, "--memory", "0"), 64, "logitstore cluster: memory: expected "),
+        (("--teacher", "wide", *SIZES, "--method", "best"), 64, "logitstore: cluster: method: expected "),
+        (("--teacher", "wide", *SIZES, "--memory", "0"), 64, "logitstore: cluster: memory: expected "),
         (
             ("--teacher", "wide=0", *SIZES),
             64,

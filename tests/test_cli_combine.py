@@ -14,6 +14,7 @@ from combinations import ROWS, SETS, VIEWS
 
 from logitstore.cli.main import cli
 from logitstore.pipeline import combination_reference
+from logitstore.pipeline import combine as stage
 from logitstore.storage.api import open_store
 
 
@@ -63,6 +64,26 @@ def test_what_is_done_is_not_done_again(store: Path) -> None:
     assert again.stdout.splitlines()[0] == "nothing to do: teachers/combined is made and unchanged"
     assert stores.tree(store) == before
     assert printed(run(store, "--json")) == {**first, "made": False, "rows_by_active": {}}
+
+
+def test_what_is_combined_now_is_said_where_it_is_not_everything(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = stage.combine_rows, []
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "combine_rows", dying)
+        assert run(store).exit_code != 0
+    _, title, _, *rows, _ = run(store).stdout.splitlines()
+    now = sum(int(row.split()[1]) for row in rows)
+    assert 0 < now < VIEWS * ROWS
+    assert title == f"of the {now} rows combined now, of {VIEWS * ROWS}"
 
 
 def test_a_dry_run_says_it_and_writes_nothing(store: Path) -> None:

@@ -3,7 +3,9 @@
 Most of these laws run on the small experiment, done once by `logitstore run`.
 """
 
+import contextlib
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -25,6 +27,7 @@ from logitstore.cli.main import COMMANDS, cli
 from logitstore.cli.scheduler import scheduler_at
 from logitstore.pipeline.experiment import load_experiment, parse_experiment
 from logitstore.storage.errors import (
+    ConfigError,
     LogitStoreError,
     ShardCorrupt,
     TransientIOError,
@@ -278,7 +281,7 @@ def test_cluster_names_what_is_wrong(whole: tuple[Path, Result]) -> None:
     assert "expected one of the sealed parts of this store under teachers (line)" in refused(
         65, "--teacher", "lime", *sizes
     )
-    assert "logitstore cluster: temperature: expected " in refused(
+    assert "logitstore: cluster: temperature: expected " in refused(
         64, "--teacher", "line", *sizes, "--temperature", "0"
     )
     assert "classes_per_cluster: expected at least 2 and fewer than all 3 classes, found 3" in refused(
@@ -315,6 +318,43 @@ def test_a_scheduler_that_does_not_answer(
     )
     with pytest.raises(TransientIOError, match=r"or leave the option out$"), scheduler_at("tcp://x:1"):
         pass
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["foo", "foo:", ":8786", "foo:0", "foo:65536", "foo:a", "http://foo:80", "tcp://foo", "foo:1/a", ""],
+)
+def test_what_is_no_address_is_refused_before_a_client_is_made(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.Client", None)
+    with pytest.raises(ConfigError) as caught, scheduler_at(address):
+        pass
+    assert str(caught.value) == (
+        f"--scheduler: expected an address: host:port, or with tcp://, tls:// or ws:// before it, found {address!r}; "
+        "take the one that `dask scheduler` prints, such as tcp://127.0.0.1:8786"
+    )
+
+
+@pytest.mark.parametrize("address", ["foo:8786", "tcp://foo:1", "tls://[::1]:65535", "ws://foo.example:80"])
+def test_an_address_is_tried(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[str] = []
+
+    def client(there: str, **_: object) -> Any:
+        tried.append(there)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("distributed.Client", client)
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    for level, is_shown in ((logging.WARNING, False), (logging.DEBUG, True)):
+        with caplog.at_level(level, "logitstore"), scheduler_at(address):
+            assert logger.isEnabledFor(logging.CRITICAL) == is_shown, (
+                "of a lost connection there is our line alone"
+            )
+    assert logger.level == before and tried == [address] * 2
 
 
 # inspect
@@ -470,7 +510,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             (),
             64,
-            "logitstore compress: expected one of --max-kl, --top-k and --top-k-kl, found none; give one",
+            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found none; give one",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (

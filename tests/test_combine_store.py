@@ -205,6 +205,22 @@ def test_a_pattern_stands_for_the_captures_that_it_matches(made: Made) -> None:
     assert combined(made, specialists=["s-?", "d-1"]).specialists == ("s-0", "s-1", "s-2", "d-1")
 
 
+def test_a_pattern_leaves_out_the_new_capture_and_other_combinations(made: Made) -> None:
+    names = ("s-0", "s-1", "s-2")
+    assert combined(made, "s-all", specialists=["s-*"]).specialists == names
+    again = combined(made, "s-all", specialists=["s-*"])
+    assert not again.made and again.specialists == names
+    assert combined(made, "s-others", specialists=["s-*"], top=2).specialists == names
+    with pytest.raises(ConfigError, match="s-all: expected columns for some of the classes"):
+        combined(made, "new", specialists=["s-0", "s-all"])  # a plain name stays what it is
+    with pytest.raises(ConfigError, match=r"no combinations, found one of s-all alone; the captures are "):
+        combined(made, "new", specialists=["s-al*"])
+    with pytest.raises(
+        ConfigError, match=r"specialist 's-\[01\]\*': expected a pattern .* found one of none"
+    ):
+        combined(made, "new", specialists=["s-[01]*"])
+
+
 def test_no_more_than_a_block_is_read_at_a_time(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     read, most = PartReader.read, []
 
@@ -281,6 +297,11 @@ def refused(made: Made, kind: type[LogitStoreError], said: str, **wish: Any) -> 
         ({"top": 10}, ConfigError, "top: expected a number of classes from 1 to 9, found 10"),
         ({"direction": "gq"}, ConfigError, "direction: expected 'pq' or 'qp', found 'gq'"),
         ({"method": "newton"}, ConfigError, "method: expected 'fixed_point' or 'gradient_descent'"),
+        (
+            {"direction": "qp", "specialists": list(DISJOINT), "method": "gradient_descent"},
+            ConfigError,
+            "method: expected 'fixed_point' with direction 'qp', which has a closed form, found 'gradient_descent'",
+        ),
         ({"direction": "qp"}, ConfigError, "direction 'qp': expected disjoint sets and top = 1"),
         (
             {"direction": "qp", "specialists": list(DISJOINT), "top": 2},
@@ -324,6 +345,8 @@ def test_a_stranger_is_refused(
 def test_a_capture_that_says_nothing_of_its_head_is_refused(made: Made) -> None:
     write(made, "odd", (0, 3, -1), {})
     refused(made, ConfigError, "odd: expected a specialist, whose provenance has a head", specialists=["odd"])
+    remedy = "{'capture': 'wide', 'seal': store.teachers['wide'].digest}, …}}"
+    refused(made, ConfigError, remedy, specialists=["odd"])
 
 
 @pytest.mark.parametrize("classes", [(0, 3), tuple(range(9)), (*range(9), -1), (3, 3, -1)])
@@ -378,9 +401,19 @@ def test_a_specialist_that_is_not_sealed_is_refused(made: Made) -> None:
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"top": 2}, "expected combination.top = 1, with which it was made, found 2; choose another name"),
+        (
+            {"top": 2},
+            "expected combination.top = 1, with which it was combined, found 2; choose another name",
+        ),
         ({"method": "gradient_descent"}, "combination.method = 'fixed_point'"),
-        ({"specialists": ["s-0", "s-1"]}, "combination.specialists"),
+        (
+            {"specialists": ["s-0", "s-1"]},
+            "expected 3 specialists (s-0, s-1, s-2), with which it was combined, found 2 (s-0, s-1); choose another",
+        ),
+        (
+            {"specialists": ["s-0", "s-1", "d-1"]},
+            "with which it was combined, found d-1 in the place of s-2;",
+        ),
         ({"encoding": "float32"}, "encoding.kind = 'float16'"),
     ],
 )

@@ -250,8 +250,13 @@ def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: P
     made_from = field.store.teachers["all"].provenance["combination"]["specialists"]
     assert [one["capture"] for one in made_from] == ["pairs-1", "pairs-0"]
     assert not needs_combination(field.experiment, field.store)
-    for other, said in ((content(sets=[0]), "specialists"), (content(), "top")):
-        table = {"name": "all"} if said == "specialists" else {"name": "all", "top": 2}
+    fewer = (
+        r"2 specialists \(pairs-1, pairs-0\), with which it was combined, found 1 \(pairs-0\); change it back"
+    )
+    for other, table, said in (
+        (content(sets=[0]), {"name": "all"}, fewer),
+        (content(), {"name": "all", "top": 2}, "expected top = 1, with which it was combined"),
+    ):
         with pytest.raises(SpecMismatch, match=said):
             needs_combination(Field(tmp_path, other | {"combine": table}).experiment, field.store)
 

@@ -205,8 +205,8 @@ def test_a_clustering_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogitStoreError) as caught:
         pending(field.experiment, Workspace(tmp_path / "out"), field.rows)
     assert str(caught.value) == (
-        "specialists.clustering = 'paris': expected a clustering of the store, found pairs; "
-        "make it with `logitstore cluster`, or name one that is there"
+        "specialists.clustering = 'paris': expected a clustering of the store, found no 'paris'; "
+        "make it with `logitstore cluster`, or name one that is there: pairs"
     )
     assert "clusters/paris" in refused(field)
 
