@@ -11,7 +11,7 @@ Needs no torch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -32,7 +32,9 @@ from .transfer import TransferRows
 
 KIND = "specialists"
 """The folder of their weights, in that of the models."""
-_RENAME = "change it back, or give the new ones another specialists.name"
+_COMBINED: Final = "with which it was combined"
+_RENAME_COMBINATION: Final = "change it back, or give the new one another combine.name"
+_RENAME: Final = "change it back, or give the new ones another specialists.name"
 
 
 @dataclass(frozen=True)
@@ -400,6 +402,19 @@ def combination_identity(experiment: Experiment, store: Store) -> dict[str, Any]
     }
 
 
+def check_combined_names(experiment: Experiment, store: Store) -> None:
+    """Refuse specialists of other names than those that are combined already, before any is trained. Raises SpecMismatch."""
+    table = experiment.combine
+    if table is None or table.name not in store.teachers:
+        return
+    said = store.teachers[table.name].part.spec.identity.get("combination")
+    theirs = said.get("specialists") if isinstance(said, Mapping) else None
+    seals = {one.get("capture"): one.get("seal") for one in theirs or [] if isinstance(one, Mapping)}
+    ours = [{"capture": run.name, "seal": seals.get(run.name)} for run in specialist_runs(experiment, store)]
+    where = f"{store.path}: teachers/{table.name}"
+    check_same_specialists(where, ours, theirs, made=_COMBINED, remedy=_RENAME_COMBINATION)
+
+
 def needs_combination(experiment: Experiment, store: Store) -> bool:
     """Whether the combination is still to be made, or has lost blocks. Raises SpecMismatch where its name is another's."""
     table = experiment.combine
@@ -409,10 +424,10 @@ def needs_combination(experiment: Experiment, store: Store) -> bool:
     ours = combination_identity(experiment, store)
     said = store.teachers[table.name].part.spec.identity.get("combination")
     theirs = {key: (said if isinstance(said, Mapping) else {}).get(key) for key in ours}
-    where, made = f"{store.path}: teachers/{table.name}", "with which it was combined"
-    remedy = "change it back, or give the new one another combine.name"
-    check_same_specialists(where, ours["specialists"], theirs["specialists"], made=made, remedy=remedy)
+    where = f"{store.path}: teachers/{table.name}"
+    how = {"made": _COMBINED, "remedy": _RENAME_COMBINATION}
+    check_same_specialists(where, ours["specialists"], theirs["specialists"], **how)
     for one in (ours, theirs):  # in whatever order they were named
         one["specialists"] = sorted(one["specialists"] or [], key=lambda sealed: str(sealed["capture"]))
-    check_same(where, ours, theirs, made=made, remedy=remedy)
+    check_same(where, ours, theirs, **how)
     return not store.root.is_whole(f"teachers/{table.name}")

@@ -14,6 +14,7 @@ from .experiment import Experiment
 from .ranks import ALONE, Ranks
 from .records import Models
 from .specialist_agenda import (
+    check_combined_names,
     missing_specialist_captures,
     missing_specialists,
     names_of,
@@ -66,6 +67,8 @@ def pending_specialists(
     """
     if experiment.specialists is None:
         return SpecialistsPending()
+    if store is not None:
+        check_combined_names(experiment, store)
     train = names_of(missing_specialists(experiment, rows, models, store))
     capture = names_of(missing_specialist_captures(experiment, rows, models, store))
     combine = None

@@ -32,6 +32,7 @@ from logitstore.pipeline.specialist_captures import (
     column_of,
     specialist_names,
 )
+from logitstore.pipeline.specialist_stage import pending_specialists
 from logitstore.pipeline.specialists import specialist_network, train_specialists
 from logitstore.pipeline.views import experiment_views
 from logitstore.pipeline.weights import load_weights
@@ -259,6 +260,21 @@ def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: P
     ):
         with pytest.raises(SpecMismatch, match=said):
             needs_combination(Field(tmp_path, other | {"combine": table}).experiment, field.store)
+
+
+def test_specialists_that_are_added_to_a_combination_are_refused_before_they_are_trained(
+    tmp_path: Path,
+) -> None:
+    field = ready(tmp_path, content(sets=[0]) | {"combine": {"name": "all"}})
+    captured(field)
+    with mock.patch("os.fsync"):
+        combine(field.store, generalist="wide", specialists=["pairs-0"], name="all")
+    more = Field(tmp_path, content() | {"combine": {"name": "all"}})
+    with pytest.raises(
+        SpecMismatch, match=r"expected 1 specialist \(pairs-0\), with which it was combined, found 2"
+    ):
+        pending_specialists(more.experiment, more.rows, more.models, more.store)
+    assert not pending_specialists(field.experiment, field.rows, field.models, field.store)
 
 
 def test_their_names_are_known_beforehand(tmp_path: Path) -> None:
