@@ -174,10 +174,10 @@ def print_clustering(record: Mapping[str, Any]) -> None:
 def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
     """What is odd about some sets, a line each.
 
-    >>> for line in set_remarks([["a", "b"], ["a", "c"], ["a", "b"]]):
+    >>> for line in set_remarks([["a", "b"], ["a", "c"], ["a", "b"], ["a", "d"]]):
     ...     print(line)
     sets 0 and 2 are the same: ask for fewer clusters
-    in more than half of the sets: a (3 of 3); what has a small covariance is near to every centre: cluster correlations (normalise)
+    in more than half of the sets: a (4 of 4); what has a small covariance is near to every centre: cluster correlations (normalise)
     """
     first: dict[tuple[str, ...], int] = {}
     remarks = []
