@@ -67,7 +67,7 @@ class Accumulator:
         for name, value in (("num_classes", num_classes), ("bins", bins), ("top_k", top_k)):
             if value < 1:
                 raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
-        _check_temperature(temperature)
+        check_temperature(temperature)
         self.num_classes = num_classes
         self.temperature = temperature
         self.top_k = min(top_k, num_classes)
@@ -199,7 +199,7 @@ def ensemble_logits(
     Raises ConfigError for weights of other members or not above 0, BadLogitsError for logits that do not fit
     together.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if not logits:
         raise ConfigError("teachers", expected="at least one", found="none", remedy="name one")
     weights = dict.fromkeys(logits, 1.0) if weights is None else weights
@@ -246,7 +246,8 @@ def _ranks(
     return np.asarray(before.sum(axis=1), np.int64)
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Refuse what is no temperature of a softmax. Raises ConfigError."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(
             "temperature",

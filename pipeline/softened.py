@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Int64
 from ..storage.api import Store
 from ..storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from .blocks import Block
+from .metrics import check_temperature
 from .moments import slice_rows
 
 
@@ -155,7 +156,7 @@ def softmax(
 
 def softened_of(logits: Logits, temperature: float, block_rows: int) -> Softened:
     """The softened outputs of logits that are in no store, such as an array's."""
-    return Softened((Source("logits", 1.0, logits),), _checked_temperature(temperature), block_rows)
+    return Softened((Source("logits", 1.0, logits),), _temperature(temperature), block_rows)
 
 
 def softened_outputs(store: Store, weights: Mapping[str, int | float], temperature: float) -> Softened:
@@ -194,7 +195,7 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
                     found=str(theirs) if what == "views" else "another one",
                     remedy="cluster teachers that saw the same inputs",
                 )
-    return Softened(sources, _checked_temperature(temperature), store.block_rows)
+    return Softened(sources, _temperature(temperature), store.block_rows)
 
 
 def _augmentation(capture: Any) -> Any:
@@ -219,12 +220,6 @@ def _order(
     return np.argsort(classes)
 
 
-def _checked_temperature(temperature: float) -> float:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(
-            "temperature",
-            expected="a number above 0",
-            found=f"{temperature:g}",
-            remedy="give the temperature of the softmax",
-        )
-    return float(temperature)
+def _temperature(value: float) -> float:
+    check_temperature(value)
+    return float(value)
