@@ -51,6 +51,8 @@ from logitstore.storage.reader import sets_of
 
 FOLDER: Final = Path(__file__).resolve().parent
 STUDENTS: Final = ("from-labels", "from-generalist", "from-combined")
+CHECKPOINT_EVERY: Final = 1000
+"""Steps of a student between two checkpoints, a minute or less."""
 EXPERT, HEADED = "expert", "headed"
 """What specialists are called: those of the experiment, and others with a new head, as in the paper."""
 VARIANTS: Final = {
@@ -180,7 +182,12 @@ def document(
         },
         "combine": {"name": "combined"},
         "student": [
-            {"name": name, **net, **learners[name], "train": {**train, "seeds": [100 + seed]}}
+            {
+                "name": name,
+                **net,
+                **learners[name],
+                "train": {**train, "seeds": [100 + seed], "checkpoint_every": CHECKPOINT_EVERY},
+            }
             for name in students
         ],
     }
