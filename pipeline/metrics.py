@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from ..storage.arguments import check_temperature
 from ..storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
@@ -244,17 +245,6 @@ def _ranks(
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     before = (logits > own) | ((logits == own) & earlier)
     return np.asarray(before.sum(axis=1), np.int64)
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse what is no temperature of a softmax. Raises ConfigError."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(
-            "temperature",
-            expected="a number above 0",
-            found=f"{temperature:g}",
-            remedy="give the temperature of the softmax",
-        )
 
 
 def _check_logits(logits: Float[np.ndarray, "rows classes"], num_classes: int) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from ..storage.api import Store
+from ..storage.arguments import check_temperature
 from ..storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from .blocks import Block
-from .metrics import check_temperature
 from .moments import slice_rows
 
 

@@ -35,14 +35,15 @@ def check_flags(**flags: Any) -> None:
             )
 
 
-def check_temperature(temperature: Any) -> float | None:
-    """A finite temperature above 0, or None. Raises ConfigError."""
-    if temperature is None:
-        return None
+def check_temperature(temperature: Any) -> float:
+    """Return a temperature of a softmax as a float. Raises ConfigError unless it is finite and above 0."""
     is_number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
     if not is_number or not 0 < temperature < math.inf:
         raise ConfigError(
-            "temperature", expected="a positive number", found=repr(temperature)[:80], remedy="pass another"
+            "temperature",
+            expected="a finite number above 0",
+            found=repr(temperature)[:80],
+            remedy="correct temperature",
         )
     return float(temperature)
 

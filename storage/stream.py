@@ -86,7 +86,7 @@ class Stream:
         self._seed = whole_number("seed", seed, 0, below=1 << 64)
         self._window = None if window is None else whole_number("window", window, 1)
         self._shuffle, self._drop_last = shuffle, drop_last
-        temperature = check_temperature(temperature)
+        temperature = None if temperature is None else check_temperature(temperature)
         self.decode, self.temperature = decode, temperature
         if decode:
             for capture in self._captures.values():

@@ -220,7 +220,7 @@ def test_logits_that_are_not_finite_are_placed(value: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_none(temperature: float) -> None:
-    with pytest.raises(ConfigError, match=r"^temperature: expected a number above 0, found "):
+    with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, found "):
         run(draw(0, 2, 2)[None], 2, temperature)
 
 

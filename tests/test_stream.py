@@ -633,7 +633,7 @@ def test_wrong_arguments_are_refused(
         ({"rank": "0"}, "rank: expected 0 to 0 (world_size 1), found '0'"),
         ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
         ({"drop_last": 1}, "drop_last: expected True or False, found 1"),
-        ({"temperature": "2"}, "temperature: expected a positive number, found '2'"),
+        ({"temperature": "2"}, "temperature: expected a finite number above 0, found '2'"),
         (
             {"views": np.array([0, 1])},
             'views: expected "all", "cycle" or a view from 0 to 2, found array([0, 1])',

@@ -12,17 +12,6 @@ from torch import Tensor
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ConfigError if a temperature is not finite or not above 0."""
-    if not (isfinite(temperature) and temperature > 0):
-        raise ConfigError(
-            "temperature",
-            expected="a finite number above 0",
-            found=str(temperature),
-            remedy="correct temperature",
-        )
-
-
 def check_weight(name: str, weight: float) -> None:
     """Raise ConfigError if the weight of a term is not finite or below 0."""
     if not (isfinite(weight) and weight >= 0):

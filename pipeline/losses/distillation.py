@@ -11,11 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...storage.arguments import check_temperature
 from .checks import (
     check_floating,
     check_probabilities,
     check_same_shape,
-    check_temperature,
     check_weight,
     mean_over_rows,
     widened,

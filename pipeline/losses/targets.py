@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...storage.arguments import check_temperature
 from ...storage.errors import BadLogitsError, ConfigError
-from .checks import check_floating, check_temperature, widened
+from .checks import check_floating, widened
 
 
 def soften(logits: Float[Tensor, "rows classes"], temperature: float) -> Float[Tensor, "rows classes"]:
