@@ -79,7 +79,7 @@ test-deep: venv ## all tests, the slow ones too, with more examples
 lint: venv ## formatting, lint, and the type check of the installed wheel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python tests/typecheck.py
+	PYTHONPATH=tests $(BIN)/python -m support.typecheck
 
 .PHONY: format
 format: venv ## format the code, and repair what ruff can repair

@@ -79,8 +79,8 @@ def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
     import torch
     from measured_teachers import Net, bare_loop, batches, experiment_of, thumbnail
 
-    from logitstore.pipeline.cache import cache
-    from logitstore.pipeline.records import Models
+    from logitstore.pipeline.cache.stage import cache
+    from logitstore.pipeline.models.records import Models
     from logitstore.pipeline.transfer import TransferRows
 
     torch.set_num_threads(1)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from timing import compare, line, seconds
 
-from logitstore.pipeline.combination import Experts, active_specialists, combine_rows
-from logitstore.pipeline.combine import combine
+from logitstore.pipeline.combine.experts import Experts, active_specialists
+from logitstore.pipeline.combine.solve import combine_rows
+from logitstore.pipeline.combine.stage import combine
 from logitstore.storage.api import Store, create_store
 
 ROWS, CLASSES, SET, ROUNDS = 65_536, 1000, 50, 5

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from timing import compare, line, seconds
 
 import logitstore
-from logitstore.pipeline.covariance import covariance
-from logitstore.pipeline.softened import Softened, softened_outputs
+from logitstore.pipeline.cluster.covariance import covariance
+from logitstore.pipeline.cluster.softened import Softened, softened_outputs
 
 TEMPERATURE = 2.0
 LEAST_SPEED = 0.6
@@ -41,8 +41,8 @@ MIB = 1 << 20
 CHILD = """
 import json, sys
 import logitstore
-from logitstore.pipeline.covariance import covariance
-from logitstore.pipeline.softened import softened_outputs
+from logitstore.pipeline.cluster.covariance import covariance
+from logitstore.pipeline.cluster.softened import softened_outputs
 
 store = logitstore.open_store(sys.argv[1])
 found = covariance(softened_outputs(store, {"float16": 1.0}, float(sys.argv[2])))

@@ -35,9 +35,10 @@ from timing import seconds
 from torch import Tensor
 
 import logitstore
-from logitstore.pipeline.cache import cache
-from logitstore.pipeline.experiment import Cache, Experiment
-from logitstore.pipeline.records import Models
+from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.experiment.document import Experiment
+from logitstore.pipeline.experiment.tables import Cache
+from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.storage.digest import digest_rows
 

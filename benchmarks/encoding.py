@@ -25,12 +25,12 @@ from timing import compare
 from ways import ROWS_AT_ONCE, Measured, Way, always, budget_for, chunk_rows, kl_of, measure, ours, theirs
 
 import logitstore
-from logitstore.storage.encoding import Encoding
-from logitstore.storage.error_budget import ErrorBudget
+from logitstore.storage.encodings.encoding import Encoding
+from logitstore.storage.encodings.error_budget import ErrorBudget
+from logitstore.storage.encodings.floats import FLOATS, rounding_error
+from logitstore.storage.encodings.top_k import TopK
 from logitstore.storage.errors import ConfigError
-from logitstore.storage.floats import FLOATS, rounding_error
-from logitstore.storage.format import TEMPERATURES
-from logitstore.storage.top_k import TopK
+from logitstore.storage.format.constants import TEMPERATURES
 
 BUDGETS = (1e-2, 1e-3, 1e-4)
 TOP_K = (16, 64, 100)

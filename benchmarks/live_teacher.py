@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 import logitstore
 from logitstore.pipeline import TorchStream
-from logitstore.pipeline.cache import cache
-from logitstore.pipeline.experiment import parse_experiment
+from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.experiment.document import parse_experiment
 from logitstore.pipeline.losses import Distillation, soft_targets
-from logitstore.pipeline.models import convnet, mlp
-from logitstore.pipeline.records import Models
-from logitstore.pipeline.weights import save_weights
+from logitstore.pipeline.models.networks import convnet, mlp
+from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.models.weights import save_weights
 
 ROWS, SHAPE, CLASSES, BATCH, TEMPERATURE, ROUNDS = 4096, (28, 28), 10, 128, 20.0, 5
 CAPTURES = 3

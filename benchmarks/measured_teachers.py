@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from logitstore.pipeline.experiment import Experiment, parse_experiment
-from logitstore.pipeline.models import convnet
+from logitstore.pipeline.experiment.document import Experiment, parse_experiment
+from logitstore.pipeline.models.networks import convnet
+from logitstore.pipeline.models.weights import save_weights
 from logitstore.pipeline.transfer import TransferRows
-from logitstore.pipeline.weights import save_weights
 
 POOL = 1024
 """Inputs that are drawn."""

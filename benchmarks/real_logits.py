@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.pipeline.agenda import find_teacher
-from logitstore.pipeline.experiment import Experiment, load_experiment
-from logitstore.pipeline.inference import run_model
-from logitstore.pipeline.records import Models
-from logitstore.pipeline.teachers import load_teacher, train_teacher
+from logitstore.pipeline.cache.teachers import load_teacher, train_teacher
+from logitstore.pipeline.cache.todo import find_teacher
+from logitstore.pipeline.experiment.document import Experiment, load_experiment
+from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.runtime.inference import run_model
 from logitstore.pipeline.transfer import Examples, TransferRows
 from logitstore.storage.errors import BadDataError
 

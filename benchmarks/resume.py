@@ -78,8 +78,8 @@ def child(folder: Path, how: str, blocks: int) -> None:
     from measured_teachers import Net, Watched, experiment_of, watched
 
     import logitstore
-    from logitstore.pipeline.cache import cache
-    from logitstore.pipeline.records import Models
+    from logitstore.pipeline.cache.stage import cache
+    from logitstore.pipeline.models.records import Models
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -28,11 +28,11 @@ from encoding import bar
 from measured_teachers import Net, bare_loop, batches, conv, experiment_of
 from timing import Comparison, compare
 
-from logitstore.pipeline.cache import cache
-from logitstore.pipeline.experiment import Experiment
-from logitstore.pipeline.records import Models
+from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.experiment.document import Experiment
+from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.transfer import TransferRows
-from logitstore.storage.grid import MIN_BLOCK_ROWS
+from logitstore.storage.format.grid import MIN_BLOCK_ROWS
 
 ROWS, BLOCK_ROWS, ROUNDS, LEAST = 65_536, 4096, 5, 0.95
 

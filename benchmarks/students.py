@@ -25,12 +25,12 @@ from ways import budget_for
 
 import logitstore
 from logitstore.pipeline import TorchStream
-from logitstore.pipeline.experiment import Train
-from logitstore.pipeline.fit import fit
-from logitstore.pipeline.inference import run_model
+from logitstore.pipeline.experiment.training import Train
 from logitstore.pipeline.losses import Distillation, soft_targets
-from logitstore.pipeline.models import mlp
-from logitstore.pipeline.torch_stream import TorchBatch
+from logitstore.pipeline.models.networks import mlp
+from logitstore.pipeline.runtime.inference import run_model
+from logitstore.pipeline.stream.batch import TorchBatch
+from logitstore.pipeline.trainer.loop import fit
 from logitstore.pipeline.transfer import Examples, TransferRows
 
 SEEDS, EPOCHS, TEMPERATURE, MAX_KL = range(5), 8, 4.0, 1e-2

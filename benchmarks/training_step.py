@@ -21,7 +21,7 @@ from torch import Tensor
 
 from logitstore.pipeline import TorchStream
 from logitstore.pipeline.losses import Distillation, soft_targets
-from logitstore.pipeline.models import mlp
+from logitstore.pipeline.models.networks import mlp
 
 HIDDEN, TEMPERATURE, MOST, ROUNDS = [32], 4.0, 1.05, 5
 

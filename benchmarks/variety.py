@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 import logitstore
-from logitstore.pipeline.experiment import parse_experiment
+from logitstore.pipeline.experiment.document import parse_experiment
 from logitstore.pipeline.transfer import TransferRows
 
 CLASSES, ROWS_PER_CLASS, BATCH, EPOCHS = 1000, 131, 256, 4

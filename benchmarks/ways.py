@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from rival_encodings import EvenlySpread, Renormalised, log_softmax
 from timing import seconds
 
-from logitstore.pipeline.choose_encoding import fit_budget
-from logitstore.storage.codec import BLOSC, RAW, compress, decompress
-from logitstore.storage.encoding import Encoding
-from logitstore.storage.error_budget import ErrorBudget
-from logitstore.storage.format import TEMPERATURES
-from logitstore.storage.grid import Grid, plan_block_rows
-from logitstore.storage.layouts import block_array
-from logitstore.storage.shard import CRC_BYTES
+from logitstore.pipeline.compress.choose import fit_budget
+from logitstore.storage.encodings.encoding import Encoding
+from logitstore.storage.encodings.error_budget import ErrorBudget
+from logitstore.storage.format.codec import BLOSC, RAW, compress, decompress
+from logitstore.storage.format.constants import TEMPERATURES
+from logitstore.storage.format.grid import Grid, plan_block_rows
+from logitstore.storage.format.layouts import block_array
+from logitstore.storage.format.shard import CRC_BYTES
 
 ROWS_AT_ONCE = 64
 """Rows whose softmax is taken at a time: their float64 arrays stay in a core's cache."""

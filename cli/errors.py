@@ -19,10 +19,12 @@ import sys
 import click
 
 from .options import Settings
-from .output import printable
+from .printing.text import printable
 
 EX_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+
 EX_PIPE = 141
 """128 + SIGPIPE."""
 

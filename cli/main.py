@@ -32,6 +32,8 @@ COMMANDS = {
     "doctor": "Is a disk safe for several writers?",
 }
 """Name and summary of each command, in the order in which a user meets them."""
+
+
 OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "repair")
 """What every process of a `torchrun` would do all of."""
 
@@ -47,7 +49,7 @@ class LazyGroup(click.Group):
         """Import the command's module, or return None where there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command: object = importlib.import_module(f"{__package__}.{cmd_name}").command
+        command: object = importlib.import_module(f"{__package__}.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 
@@ -133,7 +135,7 @@ def cli(context: click.Context) -> None:
 
 def check_alone(context: click.Context) -> None:
     """Refuse a command of one process that `torchrun` has started several of; the first of them says so."""
-    from ..pipeline.ranks import are_several
+    from ..pipeline.runtime.ranks import are_several
 
     if not are_several():
         return

@@ -39,15 +39,17 @@ from specialist_figures import (
     tables,
 )
 
-from logitstore.cli.progress import show_progress
-from logitstore.pipeline.capture_scores import Comparison, comparisons, evaluate_captures
-from logitstore.pipeline.cluster import cluster_store
-from logitstore.pipeline.confusable import confusable_sets
-from logitstore.pipeline.experiment import Cluster, Experiment, parse_experiment
-from logitstore.pipeline.records import Models, replace_file
+from logitstore.cli.printing.progress import show_progress
+from logitstore.pipeline.cluster.sets import confusable_sets
+from logitstore.pipeline.cluster.stage import cluster_store
+from logitstore.pipeline.evaluate.captures import Comparison, comparisons, evaluate_captures
+from logitstore.pipeline.experiment.document import Experiment, parse_experiment
+from logitstore.pipeline.experiment.tables import Cluster
+from logitstore.pipeline.models.records import Models
 from logitstore.storage.api import Store, open_store
+from logitstore.storage.backends.posix import replace_file
+from logitstore.storage.parts.reader import sets_of
 from logitstore.storage.progress import Progress
-from logitstore.storage.reader import sets_of
 
 FOLDER: Final = Path(__file__).resolve().parent
 STUDENTS: Final = ("from-labels", "from-generalist", "from-combined")
@@ -267,10 +269,10 @@ class Seed:
 
     def _test(self, part: Part, progress: Progress) -> Store:
         """The store of the test drawers, with every net's logits and the combinations."""
-        from logitstore.pipeline.cache import cache
-        from logitstore.pipeline.combine import combine
-        from logitstore.pipeline.specialist_captures import capture_specialists
-        from logitstore.pipeline.specialists import train_specialists
+        from logitstore.pipeline.cache.stage import cache
+        from logitstore.pipeline.combine.stage import combine
+        from logitstore.pipeline.specialists.captures import capture_specialists
+        from logitstore.pipeline.specialists.training import train_specialists
 
         path = self.folder / "test" / "store.zarr"
         content = test_document(self.settings, self.number, self.data, self.models, part.students)

@@ -39,18 +39,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import losses
-    from .device_feed import to_device
-    from .torch_batch import TorchBatch
-    from .torch_stream import TorchStream
+    from .stream.batch import TorchBatch
+    from .stream.copier import to_device
+    from .stream.torch_stream import TorchStream
     from .views import replay
 
 __all__ = ["TorchBatch", "TorchStream", "losses", "replay", "to_device"]
 
 _HOMES = {
-    "TorchBatch": "torch_batch",
-    "TorchStream": "torch_stream",
+    "TorchBatch": "stream.batch",
+    "TorchStream": "stream.torch_stream",
     "replay": "views",
-    "to_device": "device_feed",
+    "to_device": "stream.copier",
 }
 
 

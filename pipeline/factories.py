@@ -34,12 +34,16 @@ from .datasets.arrays import TransferSet
 if TYPE_CHECKING:
     import torch
 
+
 Factory = Callable[..., object]
 """Whatever a factory string names: a function or a class."""
+
 
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
+
+
 _LONGEST = 300
 """Characters of a factory string; no module has a name that long."""
 

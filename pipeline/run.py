@@ -14,46 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store
-from ..storage.format import SAMPLES
+from ..storage.format.constants import SAMPLES
 from ..storage.progress import Progress, silent
-from .agenda import (
-    check_cluster,
-    check_samples,
-    missing_captures,
-    missing_students,
-    needs_clustering,
-    open_existing,
-    shown_capture,
-    student_seeds,
-)
-from .experiment import Experiment
-from .records import Models
-from .results import Scores, TableRow, subjects, table
-from .specialist_stage import SpecialistsPending, make_specialists, pending_specialists
+from .cache.todo import check_samples, missing_captures, open_existing
+from .cluster.todo import check_cluster, needs_clustering
+from .evaluate.scores import Scores, TableRow, subjects, table
+from .experiment.document import Experiment
+from .specialists.stage import SpecialistsPending, make_specialists, pending_specialists
+from .train.todo import missing_students, shown_capture, student_seeds
 from .transfer import Examples, TransferRows
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where an experiment keeps what it makes."""
-
-    folder: Path
-    """The folder that `--out` names."""
-
-    @property
-    def store(self) -> Path:
-        """Path of the store."""
-        return self.folder / "store.zarr"
-
-    @property
-    def models(self) -> Models:
-        """The trained models."""
-        return Models(self.folder / "models")
-
-    @property
-    def scores(self) -> Path:
-        """File of the scores."""
-        return self.folder / "evaluation.json"
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -177,11 +147,12 @@ def _check_ahead(
 
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
-    from .evaluate import check_evaluation
-    from .inference import check_model
-    from .specialist_agenda import table_of
-    from .specialist_heads import find_head
-    from .teachers import build_model, build_teacher
+    from .cache.teachers import build_teacher
+    from .evaluate.stage import check_evaluation
+    from .models.build import build_model
+    from .runtime.inference import check_model
+    from .specialists.heads import find_head
+    from .specialists.todo import table_of
 
     captured = [member for member in experiment.teacher_members() if member.name in todo.captures]
     # Teachers that come with weights are tried by stage one, which writes nothing before; but it trains.
@@ -221,25 +192,25 @@ def run(
     if todo:
         _check_ahead(experiment, rows, todo, examples)
     if todo.captures or todo.samples or store is None:
-        from .cache import cache
+        from .cache.stage import cache
 
         cache(experiment, workspace.store, models, rows=rows, **common)
         store = open_existing(workspace.store)
     assert store is not None  # it was there, or stage one has made it
     if todo.clustering and experiment.cluster is not None:
-        from .cluster import cluster_store
+        from .cluster.stage import cluster_store
 
         cluster_store(store, experiment.cluster, progress=progress)
     if todo.specialists:
         make_specialists(experiment, store, models, rows=rows, **common)
     if todo.students:
-        from .train import train_students
+        from .train.stage import train_students
 
         train_students(experiment, store, models, **common)
     results: Sequence[TableRow] = ()
     if examples is not None:
         if todo:
-            from .evaluate import evaluate
+            from .evaluate.stage import evaluate
 
             results = evaluate(
                 experiment, store, models, workspace.scores, rows=rows, examples=examples, **common

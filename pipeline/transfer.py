@@ -19,10 +19,11 @@ from jaxtyping import Int64, Shaped
 
 from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
-from ..storage.format import INPUT_DTYPES
-from ..storage.inputs import fetch_items
-from ..storage.order import philox_permutation
-from .experiment import EvaluationSet, Experiment, TransferSet
+from ..storage.format.constants import INPUT_DTYPES
+from ..storage.random import philox_permutation
+from ..storage.stream.inputs import fetch_items
+from .experiment.document import Experiment
+from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
 
 
@@ -183,3 +184,8 @@ class TransferRows(Examples):
     def rows(self, rows: range) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Inputs and labels of some rows of the store."""
         return self.fetch(self.source[rows.start : rows.stop].tolist())
+
+
+def input_bytes(experiment: Experiment, rows: TransferRows) -> int:
+    """Bytes of an input in the store; 0 where it keeps none."""
+    return rows.first.nbytes if experiment.transfer_set.store_inputs else 0

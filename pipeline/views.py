@@ -17,12 +17,13 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ..storage.api import Store
-from ..storage.errors import ConfigError
-from ..storage.inputs import Augment, fetch_items
-from ..storage.reader import Samples
+from ..storage.errors import BadDataError, ConfigError, SpecMismatch
+from ..storage.identity import as_json
+from ..storage.parts.reader import CaptureReader, Samples
+from ..storage.stream.inputs import Augment, fetch_items, is_augmented
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
-from .experiment import Experiment
-from .factories import build_augmentation
+from .experiment.document import Experiment
+from .factories import build_augmentation, source_digest
 from .transfer import TransferRows
 
 
@@ -149,3 +150,61 @@ class _RowsOfExperiment:
 
     def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         return self.rows.fetch(self.rows.source[rows].tolist())[0]
+
+
+# Captures
+
+
+def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
+    """What makes the views of a capture differ; None where nothing does."""
+    augment = experiment.cache.augment
+    if augment is None:
+        return None
+    return {
+        "factory": augment.factory,
+        "args": augment.args,
+        "source": source_digest(augment.factory, base=experiment.base),
+        "seed": augment.seed,
+        "first_view": augment.first_view,
+    }
+
+
+def check_labels_of_views(
+    where: str, needed: str | None, asked: str | int, shown: CaptureReader, augment: Augment
+) -> None:
+    """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError.
+
+    needed: what the labels are needed for; None where they are not. asked: the views that are shown.
+    """
+    views = range(shown.num_views) if isinstance(asked, str) else [asked]
+    mixed = [view for view in views if is_augmented(shown.augmentation, view)]
+    if needed is not None and mixed and mixes_rows(augment):
+        raise BadDataError(
+            where,
+            expected=f"inputs that have a label, for {needed}",
+            found=f"views {mixed}, whose inputs are mixtures of two rows",
+            remedy="train it on soft targets alone, or on a view that is not augmented (views = 0)",
+        )
+
+
+def recorded_views(
+    experiment: Experiment, store: Store, teacher: str, transfer_set: TransferRows | None = None
+) -> Augment:
+    """The function that makes a capture's views again, from the experiment's own table.
+
+    transfer_set: where the store keeps no inputs, what has them.
+    Code is never taken from a store: its spec is only compared. Raises SpecMismatch where the two differ.
+    """
+    theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
+    others = (
+        rows_of_store(store) if transfer_set is None and store.samples.inputs is not None else transfer_set
+    )
+    make_view = experiment_views(experiment, others, made_twice=False)
+    if make_view is None or ours is None or theirs is None or as_json(ours) != theirs:
+        raise SpecMismatch(
+            f"{store.path}: teachers/{teacher}",
+            expected=f"the augmentation that it was captured with, {theirs}"[:240],
+            found=f"{ours}"[:240],
+            remedy="set [cache] augment to the one of the capture",
+        )
+    return make_view

@@ -1,6 +1,6 @@
 """How do logits lie on a disk, and come back as what was written? numpy and Zarr's format; no torch.
 
-The modules in the order of their levels; each imports only those before it (tests/test_layers.py):
+The modules in the order of their levels; each imports only those before it (tests/packaging/test_layers.py):
 
     errors, progress   the tree of errors; how a library says how far it is
     codec              a chunk made smaller, and whole again
@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import Capture, Store, begin_store, create_store, open_store
-    from .batch import Batch
     from .digest import digest_rows
     from .errors import LogitStoreError
-    from .stream import Stream
+    from .stream.batch import Batch
+    from .stream.stream import Stream
 
 __all__ = [
     "Batch",
@@ -52,11 +52,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Batch": "batch",
+    "Batch": "stream.batch",
     "Capture": "api",
     "LogitStoreError": "errors",
     "Store": "api",
-    "Stream": "stream",
+    "Stream": "stream.stream",
     "begin_store": "api",
     "create_store": "api",
     "digest_rows": "digest",

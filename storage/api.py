@@ -14,21 +14,21 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
+from .backends.local import Folder, local_path
+from .backends.remote import folder_at
 from .digest import digest_rows
-from .encoding import Encoding
-from .encodings import encoding_named
+from .encodings.encoding import Encoding
+from .encodings.named import encoding_named
 from .errors import ConfigError, NameTaken
-from .files import Folder, local_path
-from .format import MAX_SHARD_BYTES, RootAttributes
-from .grid import plan_block_rows
-from .inputs import Augment
-from .journal import log_key
-from .reader import CaptureReader, Samples
-from .store import Root, SealedPart, create_root, open_root
-from .stream import Stream
-from .verify import unsealed_parts
-from .writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
-from .zarr_folder import folder_at
+from .format.constants import MAX_SHARD_BYTES
+from .format.grid import plan_block_rows
+from .format.metadata import RootAttributes
+from .parts.journal import log_key
+from .parts.reader import CaptureReader, Samples
+from .parts.root import Root, SealedPart, create_root, open_root, unsealed_parts
+from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
+from .stream.inputs import Augment
+from .stream.stream import Stream
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -42,7 +42,7 @@ class Capture(CaptureReader):
 
         temperature: as for `read`.
         """
-        from .dask_view import logits_array  # dask takes half a second to import
+        from .dask_view import logits_array
 
         return logits_array(self, temperature)
 

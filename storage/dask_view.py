@@ -11,7 +11,7 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from .reader import CaptureReader
+from .parts.reader import CaptureReader
 
 
 def logits_array(capture: CaptureReader, temperature: float | None = None) -> Any:

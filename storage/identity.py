@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import SpecMismatch
+from .format.documents import canonical_json, parse_json
 
 _SHOWN = 160
 """Characters of a value that a message shows."""
@@ -43,3 +44,8 @@ def check_same(where: str, ours: Any, theirs: Any, *, made: str, remedy: str) ->
         raise SpecMismatch(
             where, expected=f"{path} = {there[:_SHOWN]}, {made}", found=wanted[:_SHOWN], remedy=remedy
         )
+
+
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as it comes back from a JSON file: tuples become lists, and so on."""
+    return parse_json(canonical_json(value), "identity")

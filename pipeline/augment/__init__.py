@@ -13,7 +13,7 @@ So the input that a teacher saw can be replayed next to its stored logits, one r
 are the rows as they are. Needs no torch, but for `torch_seeded`.
 """
 
-from .draws import raw_words, row_generator
+from ...storage.random import raw_words, row_generator
 from .images import CropFlip, Identity, Shift, crop_flip, identity, shift
 from .mixing import Mixup, mixup
 from .rows import Augmentation, BlockAugmentation, OtherRows, PairAugmentation, augment_rows

@@ -18,8 +18,12 @@ from .versions import source_version
 
 _AS_OF_ONE_FILE: Final = "sha256:bee4234354f85279599de43091e0c2905784751152514d2909783a265e545b45"
 """Digest of the file in which `shift` and `identity` stood first: captures have it, and their bytes are still made."""
+
+
 _AT_A_TIME: Final = 1 << 20
 """Bytes of images that are padded at a time: what stays in a cache."""
+
+
 _LARGE: Final = 1 << 15
 """Bytes of an image that is worth a call of its own."""
 
@@ -102,7 +106,7 @@ def shift(pixels: int = 2, fill: float = 0.0) -> Shift:
     Raises ConfigError if `pixels` is negative or `fill` not finite.
     Source: Hinton et al. 2015, section 3 ("jittered by up to two pixels in any direction").
 
-    >>> from logitstore.pipeline.augment.draws import row_generator
+    >>> from logitstore.storage.random import row_generator
     >>> image = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
     >>> shift(pixels=1)(image, row_generator(0, 1, 4))
     array([[5, 6, 0],
@@ -122,7 +126,7 @@ def crop_flip(pixels: int = 4, flip: float = 0.5, fill: float = 0.0) -> CropFlip
     Raises ConfigError if `pixels` is negative, `flip` no share or `fill` not finite.
     Source: He et al. 2016, "Deep residual learning for image recognition", section 4.2 (4 pixels, CIFAR-10).
 
-    >>> from logitstore.pipeline.augment.draws import row_generator
+    >>> from logitstore.storage.random import row_generator
     >>> image = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
     >>> crop_flip(pixels=1, flip=1.0)(image, row_generator(0, 1, 4))
     array([[0, 6, 5],

@@ -23,12 +23,20 @@ from ...storage.errors import ConfigError
 from .versions import source_version
 
 _WHERE: Final = "augmentation mixup"
+
+
 _CELLS: Final = 4096
 """Shares are drawn from the middles of so many equal cells of 0 … 1."""
+
+
 _WHOLE: Final = 2 * _CELLS
 """Shares are whole numbers of 8192nds: exact in float32, and in whole numbers of 32 bits with a uint8."""
+
+
 _AT_A_TIME: Final = 1 << 18
 """Bytes of inputs that are mixed at a time: what stays in a cache, with its sums."""
+
+
 _LARGEST_ALPHA: Final = 1000.0
 
 
@@ -95,7 +103,7 @@ def mixup(alpha: float = 1.0, among: int = 1024) -> Mixup:
     Raises ConfigError for other numbers.
     Source: Zhang et al. 2018, "mixup: beyond empirical risk minimization"; Beyer et al. 2022.
 
-    >>> from logitstore.pipeline.augment.draws import raw_words
+    >>> from logitstore.storage.random import raw_words
     >>> words = raw_words(0, 1, np.array([0, 1, 2]), 2)
     >>> mixup(among=3).partners(np.array([0, 1, 2]), words, num_rows=100).tolist()
     [1, 0, 1]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ...storage.errors import ConfigError
-from ...storage.order import philox_permutation
+from ...storage.random import philox_permutation
 
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?", re.ASCII)
 

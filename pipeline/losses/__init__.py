@@ -19,7 +19,7 @@ Everything is computed in float32, whatever the logits come in and whatever auto
 where the logits are float64. None of them waits for an accelerator.
 """
 
-from ...storage.arguments import check_temperature
+from ...storage.checks import check_temperature
 from .correlation import Dist
 from .decoupled import DecoupledDistillation
 from .distillation import Distillation

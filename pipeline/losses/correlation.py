@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ...storage.arguments import check_temperature
+from ...storage.checks import check_temperature
 from .checks import check_weight, widened_pair
 from .hard import plus_hard_term
 

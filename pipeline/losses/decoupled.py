@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ...storage.arguments import check_temperature
+from ...storage.checks import check_temperature
 from ...storage.errors import BadLogitsError
 from .checks import check_labels, check_weight, widened_pair
 from .hard import labelled_mean, plus_hard_term

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...storage.arguments import check_temperature
+from ...storage.checks import check_temperature
 from .checks import (
     check_floating,
     check_probabilities,

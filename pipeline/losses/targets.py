@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...storage.arguments import check_temperature
+from ...storage.checks import check_temperature
 from ...storage.errors import BadLogitsError, ConfigError
 from .checks import check_floating, widened
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from logitstore.pipeline.models import mlp
+from logitstore.pipeline.models.networks import mlp
 
 GADGET_RAN: Final = "the-gadget-ran"
 

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import small_experiment
-import stores
 import torch
+from support import small_experiment, stores
 
-import logitstore.cli.cache
-import logitstore.pipeline.cache
+import logitstore.cli.commands.cache
+import logitstore.pipeline.cache.stage
 import logitstore.pipeline.transfer  # noqa: F401 - loaded here, once, and not in each fork
 from logitstore.cli.main import main
 from logitstore.storage.errors import StorageFull
-from logitstore.storage.verify import INCOMPLETE, verify
+from logitstore.storage.integrity.verify import INCOMPLETE, verify
 
 from .filling import PAGE
 from .mounts import enter_namespace, resize, tmpfs

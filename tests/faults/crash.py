@@ -20,7 +20,7 @@ from faults.disk import STORE, Disk, Named, Node, Said, Step, Synced, Written
 from faults.traces import everything, record, watched
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.errors import LogitStoreError, NotAStoreError
-from logitstore.storage.format import LOCK, LOG, STAGING
+from logitstore.storage.format.constants import LOCK, LOG, STAGING
 
 Tree = Mapping[str, bytes]
 """Files by path, and "<folder>/" for empty folders, as `Disk.files` gives them."""

@@ -17,13 +17,14 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import stores
-from stores import Teacher
+from support import stores
+from support.stores import Teacher
 
 from logitstore.storage.api import Store, create_store, open_store
-from logitstore.storage.format import PRIVATE, SEAL_TABLE, ArrayLayout
-from logitstore.storage.part_reader import PartReader
-from logitstore.storage.shard import CRC_BYTES
+from logitstore.storage.format.constants import PRIVATE, SEAL_TABLE
+from logitstore.storage.format.metadata import ArrayLayout
+from logitstore.storage.format.shard import CRC_BYTES
+from logitstore.storage.parts.part_reader import PartReader
 
 TESTS = Path(__file__).resolve().parent.parent
 LIMIT_S = 3000

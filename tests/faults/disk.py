@@ -1,6 +1,6 @@
 """What does a disk do that is a model: every call seen, every name and byte known, any call refused?
 
-`Disk` stands in for the modules `os` and `fcntl` in `storage/files.py`, `system.py` and `lease.py`, so that the real
+`Disk` stands in for the modules `os` and `fcntl` in `storage/backends/local.py`, `system.py` and `lease.py`, so that the real
 code runs on it with no line of it changed:
 
     disk = Disk()
@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from logitstore.storage import files, lease, system
+from logitstore.storage.backends import lease
+from logitstore.storage.backends import local as files
+from logitstore.storage.backends import posix as system
 
 MOUNT: Final = "/disk"
 """The directory in which everything happens; it is durable."""

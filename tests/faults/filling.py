@@ -12,17 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import stores
+from support import stores
 
 from logitstore.storage.errors import NotAStoreError, StorageFull
-from logitstore.storage.verify import INCOMPLETE, verify
+from logitstore.storage.integrity.verify import INCOMPLETE, verify
 
 from .killing import log_of
 from .mounts import enter_namespace, tmpfs
 from .mounts import resize as grow
 from .points import STAGING
 from .processes import Child
-from .writers import PART_SEALED, Plan, broken_commits, differences, golden, in_place, status_of, work
+from .writers import (
+    PART_SEALED,
+    Plan,
+    broken_commits,
+    differences,
+    golden,
+    in_place,
+    status_of,
+    work,
+)
 
 PLAN: Final = Plan(rows=6 * 1024, classes=64, block_rows=1024, views=2, encoding="float32")
 """Blocks of 256 KiB: beside them, the pages of small files are few."""

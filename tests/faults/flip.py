@@ -9,13 +9,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import stores
-from stores import Teacher
+from support import stores
+from support.stores import Teacher
 
 from faults.damage import Case, kind_of
-from logitstore.storage.codec import RAW
 from logitstore.storage.errors import LogitStoreError
-from logitstore.storage.verify import CLEAN, verify
+from logitstore.storage.format.codec import RAW
+from logitstore.storage.integrity.verify import CLEAN, verify
 
 UNUSED_BY_READS = frozenset({"checksum", "index", "record"})
 """Classes of bits that a read does not use."""

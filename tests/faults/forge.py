@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import google_crc32c
 
-from logitstore.storage.format import canonical_json
+from logitstore.storage.format.documents import canonical_json
 
 SECRET: Final = b"what stands outside the store\n"
 GADGET: Final = b"cposix\nsystem\n(S'true'\ntR."

@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .forge import GADGET, HARMLESS, LOGITS, SECRET, SHARD, SHOWN, UNREADABLE, Forge, Kinds
+from .forge import (
+    GADGET,
+    HARMLESS,
+    LOGITS,
+    SECRET,
+    SHARD,
+    SHOWN,
+    UNREADABLE,
+    Forge,
+    Kinds,
+)
 
 KINDS: Final = Kinds()
 
@@ -262,4 +272,4 @@ LOCATIONS: Final = (
     "zip://::http://127.0.0.1:9/s.zip", "zip:///tmp/x.zip", "memory://store#x", "ftp://127.0.0.1/x", "github://a:b@c/x",
     "reference::file:///etc/hostname", "icechunk://x", "data:application/json,{}", "nothing/../nothing\x1b[31m", "a\0b", "",
 )  # fmt: skip
-"""What a victim may be told to open, and nothing is asked of any server. (Plain URLs are opened: tests/test_remote.py.)"""
+"""What a victim may be told to open, and nothing is asked of any server. (Plain URLs are opened: tests/storage/test_remote.py.)"""

@@ -21,6 +21,7 @@ from typing import Any, Final
 from unittest import mock
 
 from logitstore.storage.api import Capture
+from logitstore.storage.backends.local import Folder
 from logitstore.storage.errors import (
     LogitStoreError,
     NotAStoreError,
@@ -29,18 +30,11 @@ from logitstore.storage.errors import (
     UnsupportedFeature,
     UntrustedStoreError,
 )
-from logitstore.storage.files import Folder
-from logitstore.storage.format import (
-    ArrayLayout,
-    RootAttributes,
-    canonical_json,
-    group_attributes,
-    parse_spec,
-    sha256_hex,
-)
-from logitstore.storage.journal import Commit, Seal, read_log
-from logitstore.storage.reader import Samples, sets_of
-from logitstore.storage.store import Root
+from logitstore.storage.format.documents import canonical_json, parse_spec, sha256_hex
+from logitstore.storage.format.metadata import ArrayLayout, RootAttributes, group_attributes
+from logitstore.storage.parts.journal import Commit, Seal, read_log
+from logitstore.storage.parts.reader import Samples, sets_of
+from logitstore.storage.parts.root import Root
 
 SIGNED, UNSIGNED = True, False
 MOST_SECONDS: Final = 1.0

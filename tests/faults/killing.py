@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import stores
+from support import stores
 
 from .points import POINTS, Watch
 from .processes import Child

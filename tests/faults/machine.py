@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import stores
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,16 +25,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stores import Teacher
+from support import stores
+from support.stores import Teacher
 
 from faults.damage import Case, unchecked_chunks, unguarded
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.errors import LogitStoreError, NotAStoreError, PartNotFound, StoreIncomplete
-from logitstore.storage.format import PRIVATE
-from logitstore.storage.recovery import Recovery
-from logitstore.storage.repair import repair
-from logitstore.storage.verify import verify
-from logitstore.storage.writer import CaptureWriter
+from logitstore.storage.format.constants import PRIVATE
+from logitstore.storage.integrity.repair import repair
+from logitstore.storage.integrity.verify import verify
+from logitstore.storage.parts.recovery import Recovery
+from logitstore.storage.parts.writer import CaptureWriter
 
 TEACHER = Teacher(views=2)
 PART = "teachers/wide"

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import stores
+from support import stores
 
-import logitstore.cli.inspect as inspect_command
+import logitstore.cli.commands.inspect as inspect_command
 from logitstore.storage.api import open_store
-from logitstore.storage.verify import CLEAN, verify
+from logitstore.storage.integrity.verify import CLEAN, verify
 
 from .killing import die, log_of
 from .mounts import enter_namespace, image, read_only, tmpfs

@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from logitstore.storage.api import open_store
-from logitstore.storage.verify import CLEAN, verify
+from logitstore.storage.integrity.verify import CLEAN, verify
 
 from .killing import log_of
 from .processes import Child

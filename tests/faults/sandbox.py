@@ -137,7 +137,7 @@ def steps(location: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     from logitstore.cli.main import cli
     from logitstore.storage.api import open_store
-    from logitstore.storage.reader import sets_of
+    from logitstore.storage.parts.reader import sets_of
 
     def command(*arguments: str) -> Callable[[], Any]:
         def call() -> Any:
@@ -256,8 +256,12 @@ def misdeed(what: str, location: str) -> dict[str, Any]:
 
 def without(guard: str) -> Any:
     """A context in which one guard of the product does nothing."""
-    from logitstore.storage import files, format, journal, layouts, store
-    from logitstore.storage.format import ArrayLayout
+    from logitstore.storage.backends import local as files
+    from logitstore.storage.format import layouts
+    from logitstore.storage.format import metadata as format
+    from logitstore.storage.format.metadata import ArrayLayout
+    from logitstore.storage.parts import journal
+    from logitstore.storage.parts import root as store
 
     stack = contextlib.ExitStack()
 
@@ -362,9 +366,9 @@ def serve(clean: str) -> None:
     import dask.array
     import numpy
 
-    import logitstore.cli.inspect
-    import logitstore.cli.verify
-    import logitstore.storage.stream  # noqa: F401
+    import logitstore.cli.commands.inspect
+    import logitstore.cli.commands.verify
+    import logitstore.storage.stream.stream  # noqa: F401
 
     warnings.simplefilter("error")
     assert dask.array and numpy

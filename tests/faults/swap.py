@@ -13,14 +13,14 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import stores
-from stores import Teacher
+from support import stores
+from support.stores import Teacher
 
 from faults.damage import Case, Shard, unchecked_chunks, unguarded
 from logitstore.storage.api import open_store
 from logitstore.storage.errors import LogitStoreError, ShardCorrupt, ShardMissing, WrongStore
-from logitstore.storage.store import Root
-from logitstore.storage.verify import UNTRUSTED, verify
+from logitstore.storage.integrity.verify import UNTRUSTED, verify
+from logitstore.storage.parts.root import Root
 
 ABSENT = b"\xff" * 16
 

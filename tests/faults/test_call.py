@@ -20,11 +20,13 @@ from faults.crash import Judge
 from faults.disk import STORE, Disk, Node, Said
 from faults.tally import Tally, scale
 from faults.traces import begin, capture, everything, record, unchecked, watched
-from logitstore.storage import files, lease, system
 from logitstore.storage.api import open_store
+from logitstore.storage.backends import lease
+from logitstore.storage.backends import local as files
+from logitstore.storage.backends import posix as system
+from logitstore.storage.backends.local import Folder
 from logitstore.storage.errors import EX_TEMPFAIL, StorageError, StorageFull
-from logitstore.storage.files import Folder
-from logitstore.storage.format import STAGING
+from logitstore.storage.format.constants import STAGING
 
 pytestmark = pytest.mark.timeout(3600)
 

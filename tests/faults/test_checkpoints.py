@@ -13,8 +13,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import stores
 import torch
+from support import stores
 
 from faults.checkpoints import (
     GADGET_RAN,
@@ -29,9 +29,9 @@ from faults.checkpoints import (
 )
 from faults.json_faults import resident_bytes
 from faults.tally import Tally
-from logitstore.pipeline import sources, weights
 from logitstore.pipeline.factories import build, resolve
-from logitstore.pipeline.weights import load_weights, save_weights
+from logitstore.pipeline.models import sources, weights
+from logitstore.pipeline.models.weights import load_weights, save_weights
 from logitstore.storage.errors import BadDataError, ConfigError, FactoryError
 
 MOST_SECONDS = 2.0

@@ -8,7 +8,7 @@ import pytest
 from faults.damage import Case, outside, unchecked_chunks, unguarded
 from faults.flip import clean, harm_of_flip, places
 from faults.tally import Tally, scale
-from logitstore.storage import verify
+from logitstore.storage.integrity import verify
 
 PIECES = 4
 

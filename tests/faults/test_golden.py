@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
-from make_golden import DATA, MAKERS
-from stores import Made
+from support import stores
+from support.make_golden import DATA, MAKERS
+from support.stores import Made
 
 from faults.damage import unchecked_chunks, unguarded
 from faults.tally import Tally
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.digest import digest_rows
-from logitstore.storage.verify import CLEAN, verify
+from logitstore.storage.integrity.verify import CLEAN, verify
 
 DIGESTS = {
     "store-v1.0": "sha256:b4279fa02c2d8fd725af51eae8cc1f2c91904b78421a14610599cbe2b1b7f3f8",

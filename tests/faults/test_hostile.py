@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stores
+from support import stores
 
 from faults import hostile, hostile_files
 from faults.forge import HARMLESS, REFUSED, SECRET, SHOWN, UNREADABLE, Forge, Kind
 from faults.hostile_files import LOCATIONS
 from faults.sandbox import Sandbox
 from faults.tally import Tally
-from logitstore.cli.output import printable
+from logitstore.cli.printing.text import printable
 
 KINDS = (*hostile.KINDS, *hostile_files.KINDS)
 MOST_SECONDS = 2.0

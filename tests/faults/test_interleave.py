@@ -23,16 +23,16 @@ from faults.baton import Crew, crew
 from faults.disk import STORE, Disk, Named, Node, Said, Synced, Written
 from faults.tally import Tally, scale
 from faults.traces import begin, everything, record, unchecked
-from logitstore.storage import files
 from logitstore.storage.api import create_store, open_store
+from logitstore.storage.backends import local as files
+from logitstore.storage.backends.local import Folder, NewObject
 from logitstore.storage.errors import LogitStoreError, TransientIOError, UnsafeFileSystem
-from logitstore.storage.files import Folder, NewObject
-from logitstore.storage.format import SEAL
-from logitstore.storage.journal import Commit, Seal, read_table
-from logitstore.storage.layouts import block_array
-from logitstore.storage.part_writer import PartWriter
-from logitstore.storage.recovery import stored_shard
-from logitstore.storage.shard import decode_shard
+from logitstore.storage.format.constants import SEAL
+from logitstore.storage.format.layouts import block_array
+from logitstore.storage.format.shard import decode_shard
+from logitstore.storage.parts.journal import Commit, Seal, read_table
+from logitstore.storage.parts.part_writer import PartWriter
+from logitstore.storage.parts.recovery import stored_shard
 
 pytestmark = pytest.mark.timeout(3600)
 

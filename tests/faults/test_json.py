@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import stores
+from support import stores
 
 from faults.json_faults import (
     SIGNED,
@@ -20,7 +20,7 @@ from faults.json_faults import (
     read_through,
 )
 from faults.tally import Tally, scale
-from logitstore.storage.verify import verify
+from logitstore.storage.integrity.verify import verify
 
 SEED = 20_261_121
 CHANGED_FILES = 34
@@ -136,7 +136,7 @@ def test_a_parser_that_trusts_is_seen(files: dict[str, bytes], tally: Tally) -> 
 
     keys = ["teachers/wide/__logitstore__/spec.json", "samples/zarr.json"]
     assert harm(files, keys, signed=SIGNED) == []
-    with mock.patch("logitstore.storage.format.parse_json", trusting):
+    with mock.patch("logitstore.storage.format.documents.parse_json", trusting):
         seen = harm(files, keys, signed=SIGNED)
     tally.control("json", "strict JSON", any("JSONDecodeError" in line for line in seen))
     tally.control("json", "depth of JSON", any("RecursionError" in line for line in seen) or _deep(trusting))
@@ -172,7 +172,7 @@ def test_a_record_whose_own_digest_is_not_compared_is_seen(files: dict[str, byte
 
     assert refused()
     own = json_own_digest(data)
-    with mock.patch("logitstore.storage.journal.sha256_hex", lambda _: own):
+    with mock.patch("logitstore.storage.parts.journal.sha256_hex", lambda _: own):
         tally.control("json", "own digest of a record", not refused())
 
 

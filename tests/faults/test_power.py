@@ -13,19 +13,22 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import stores
+from support import stores
 
 from faults import traces
 from faults.crash import Judge, Windows
 from faults.disk import STORE, Disk, Named, Node
 from faults.tally import Tally, scale
 from faults.traces import FAMILIES, Run, everything, record, unchecked
-from logitstore.storage import journal, part_writer, recovery, store
-from logitstore.storage.files import Folder, NewObject
-from logitstore.storage.format import COMMITS, SEAL, ArrayLayout, sha256_hex
-from logitstore.storage.journal import Commit, StoredShard
-from logitstore.storage.part_writer import PartWriter
-from logitstore.storage.shard import ShardEncoder
+from logitstore.storage.backends.local import Folder, NewObject
+from logitstore.storage.format.constants import COMMITS, SEAL
+from logitstore.storage.format.documents import sha256_hex
+from logitstore.storage.format.metadata import ArrayLayout
+from logitstore.storage.format.shard import ShardEncoder
+from logitstore.storage.parts import journal, part_writer, recovery
+from logitstore.storage.parts import root as store
+from logitstore.storage.parts.journal import Commit, StoredShard
+from logitstore.storage.parts.part_writer import PartWriter
 
 pytestmark = pytest.mark.timeout(3600)
 

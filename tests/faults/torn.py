@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import stores
+from support import stores
 
 from faults.damage import Case
 from logitstore.storage.errors import LimitExceeded, LogitStoreError, StoreCorrupt
-from logitstore.storage.repair import repair
-from logitstore.storage.verify import CLEAN, verify
+from logitstore.storage.integrity.repair import repair
+from logitstore.storage.integrity.verify import CLEAN, verify
 
 TEARS = ("cut", "empty", "overlong", "zeros at the end", "zeros in the middle", "zeros at the start")
 SAME_SIZE = frozenset(TEARS[3:])

@@ -14,14 +14,14 @@ from unittest import mock
 
 import jaxtyping
 import numpy as np
-import stores
+from support import stores
 
 from faults.baton import crew
 from faults.disk import STORE, Disk, Node, Synced
 from logitstore.storage import api
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import NameTaken, PartSealed, WriterBusy
-from logitstore.storage.part_writer import PartWriter
+from logitstore.storage.parts.part_writer import PartWriter
 
 ROWS, CLASSES, BLOCK_ROWS = 3, 2, 2
 DIGESTS: Final = np.arange(ROWS, dtype=np.uint64) * 7

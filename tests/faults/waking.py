@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import stores
+from support import stores
 
-from logitstore.storage.part_writer import PartWriter
+from logitstore.storage.parts.part_writer import PartWriter
 
 from .killing import log_of
 from .points import POINTS, STAGING, Watch

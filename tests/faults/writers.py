@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import stores
 from numpy.typing import NDArray
+from support import stores
 
 from logitstore.storage.api import create_store
 from logitstore.storage.errors import LogitStoreError
-from logitstore.storage.part_writer import PartWriter
+from logitstore.storage.parts.part_writer import PartWriter
 
 from .points import kind_of_name, path_of
 

@@ -1,0 +1,1 @@
+"""The commands, one click command a module, named as on the command line."""

@@ -1,0 +1,182 @@
+"""Which classes does a teacher in a store confuse: stage two alone?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...storage.describe import clustering_record
+from ..dask_client import scheduler_at
+from ..options import dry_run_option, examples, json_option, settings, store_argument, verbosity_options
+from ..printing.clusterings import print_clustering
+from ..printing.progress import show_progress
+from ..printing.text import print_json, print_text, print_todo
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from ...pipeline.cluster.errors_inside import ErrorsInside
+    from ...pipeline.experiment.tables import Cluster
+
+
+@click.command(
+    "cluster",
+    epilog=examples(
+        "logitstore cluster runs/mnist/store.zarr --teacher wide --clusters 3 --classes-per-cluster 4",
+        "logitstore cluster store.zarr --teacher wide --teacher deep=2 --clusters 8 --classes-per-cluster 30 "
+        "--figure clusters.png",
+    ),
+)
+@verbosity_options
+@store_argument
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    required=True,
+    metavar="NAME[=WEIGHT]",
+    help="Teacher in the store; several are an ensemble, whose softened outputs are averaged.",
+)
+@click.option("--clusters", type=int, required=True, metavar="K", help="Number of sets.")
+@click.option("--classes-per-cluster", type=int, required=True, metavar="M", help="Classes of a set.")
+@click.option("--temperature", type=float, metavar="T", help="Of the softmax; 1 by default.")
+@click.option("--method", metavar="NAME", help="online (the paper's k-means, the default) or minibatch.")
+@click.option("--restarts", type=int, metavar="N", help="Starts of k-means; 10 by default.")
+@click.option("--normalise", is_flag=True, help="Cluster correlations, so that rare classes count as much.")
+@click.option("--disjoint", is_flag=True, help="Put no class into two sets.")
+@click.option("--seed", type=int, metavar="N", help="Of k-means; 0 by default.")
+@click.option(
+    "--memory",
+    type=float,
+    metavar="GIB",
+    help="For matrices of classes by classes; where they do not fit, projections are clustered. 4 by default.",
+)
+@click.option("--name", metavar="NEW", help="Name in the store; TEACHER-KxM by default.")
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the correlations, class by class in the order of the clusters (.png, .svg, .pdf).",
+)
+@click.option("--scheduler", metavar="tcp://…", help="A dask scheduler to compute on; threads by default.")
+@dry_run_option
+@json_option
+def command(
+    store: str,
+    teachers: tuple[str, ...],
+    figure: Path | None,
+    scheduler: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **table: Any,
+) -> None:
+    """Group the classes whose predictions go together, and seal the sets in the STORE.
+
+    The covariance of the softened predictions is clustered by k-means, and the classes nearest to each centre are
+    its set. No labels are needed; where there are some, the share of the errors that lie inside a set is printed, beside
+    the share that random sets of the same size and number would hold.
+    """
+    from ...pipeline.cluster.figure import check_figure, check_matrix, draw_clustering
+    from ...pipeline.cluster.stage import cluster_store, errors_in_sets
+    from ...pipeline.cluster.todo import check_cluster, needs_clustering
+    from ...storage.api import open_store
+    from ...storage.backends.local import local_path
+
+    cluster = _checked(teachers, table)
+    if figure is not None:
+        check_figure(figure)
+    opened = open_store(local_path(store))  # it will be written to
+    for name in cluster.shares:
+        _ = opened.teachers[name]  # a teacher that is not there comes before anything else
+    dimensions = check_cluster(cluster, opened.num_classes)
+    if figure is not None:
+        check_matrix(figure, opened.num_classes, dimensions)
+    todo = needs_clustering(opened, cluster)
+    if dry_run:
+        print_todo([f"make clustering {cluster.part_name}"] if todo else [], as_json=as_json)
+        return
+    with (
+        show_progress(quiet=settings().quiet) as progress,
+        scheduler_at(scheduler, otherwise="to compute on threads") as client,
+    ):
+        cluster_store(opened, cluster, scheduler="threads" if client is None else client, progress=progress)
+    if figure is not None:
+        draw_clustering(opened, cluster.part_name, figure)
+    record = clustering_record(opened, cluster.part_name)
+    errors = errors_in_sets(opened, cluster.part_name)
+    if as_json:
+        print_json({**record, "errors_inside": _error_record(errors), "store": opened.digest})
+        return
+    if not todo:
+        print_text(f"nothing to do: clusters/{cluster.part_name} is made and unchanged")
+    print_clustering(record)
+    if errors is not None:
+        print_text()
+        print_text(_sentence(record["teachers"], errors))
+    print_text(f"digest  {record['digest']}")
+    print_text(f"store   {opened.digest}")
+
+
+def _error_record(errors: "ErrorsInside | None") -> dict[str, Any] | None:
+    if errors is None:
+        return None
+    return {
+        "errors": errors.errors,
+        "inside": errors.inside,
+        "share": errors.share,
+        "random_share": errors.random_share,
+        "random_deviation": errors.random_deviation,
+        "draws": errors.draws,
+    }
+
+
+def _sentence(teachers: "Collection[str]", errors: "ErrorsInside") -> str:
+    share = f"{errors.inside:,} of them ({errors.share:.1%})" if errors.errors else "none of them"
+    who = f"{' + '.join(teachers)} {'makes' if len(teachers) == 1 else 'make'}"
+    spread = f" ± {errors.random_deviation:.1%}, {errors.draws} draws" if errors.draws else ""
+    return (
+        f"{who} {errors.errors:,} errors on the labelled rows; {share} lie inside a set, "
+        f"random sets would hold {errors.random_share:.1%}{spread}"
+    )
+
+
+def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":
+    """The options as the table of an experiment. Raises ConfigError, which names the option."""
+    from pydantic import ValidationError
+
+    from ...pipeline.experiment.schema import explain
+    from ...pipeline.experiment.tables import Cluster
+
+    given = {key: value for key, value in options.items() if value is not None}
+    weights = _weights(teachers)
+    source = (
+        {"teacher": teachers[0]}
+        if list(teachers) == list(weights) and len(weights) == 1
+        else {"teachers": weights}
+    )
+    try:
+        return Cluster.model_validate({**source, **given})
+    except ValidationError as error:
+        raise explain(error, "cluster") from None
+
+
+def _weights(teachers: "Sequence[str]") -> dict[str, float]:
+    """The weight of each teacher: 1, or what stands behind its name. Raises ConfigError."""
+    from ...storage.errors import ConfigError
+
+    weights: dict[str, float] = {}
+    for text in teachers:
+        name, _, weight = text.partition("=")
+        try:
+            value = float(weight) if "=" in text else 1.0
+        except ValueError:
+            value = float("nan")
+        if name in weights or not value > 0:
+            raise ConfigError(
+                f"--teacher {text}",
+                expected="each teacher once, with a weight above 0",
+                found="a teacher that is named twice" if name in weights else repr(weight),
+                remedy="write it like wide=2",
+            )
+        weights[name] = value
+    return weights

@@ -1,0 +1,129 @@
+"""How good are the models of an experiment, or the captures of a store, specialists and all?"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..options import (
+    device_option,
+    dry_run_option,
+    examples,
+    json_option,
+    models_option,
+    settings,
+    verbosity_options,
+)
+from ..printing.captures import capture_records, print_captures
+from ..printing.progress import show_progress
+from ..printing.scores import print_scores, score_records
+from ..printing.text import print_json, print_text, print_todo
+from .run import print_verdicts
+
+
+@click.command(
+    "evaluate",
+    epilog=examples(
+        "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr",
+        "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr --json",
+        "logitstore evaluate runs/mnist/store.zarr",
+    ),
+)
+@verbosity_options
+@click.argument("places", nargs=-1, required=True, metavar="[EXPERIMENT] STORE")
+@models_option
+@device_option
+@dry_run_option
+@click.option(
+    "--generalist", metavar="NAME", help="Without an experiment: compare every capture with this one …"
+)
+@click.option("--clustering", metavar="NAME", help="… by the sets of this clustering.")
+@click.option(
+    "--view", type=int, metavar="N", help="Without an experiment: the view to look at; 0 by default."
+)
+@json_option
+def command(
+    places: tuple[str, ...],
+    models: Path | None,
+    device: str | None,
+    dry_run: bool,
+    generalist: str | None,
+    clustering: str | None,
+    view: int | None,
+    as_json: bool,
+) -> None:
+    """Score every model of an EXPERIMENT on its evaluation set, or every capture of a STORE on its own labels.
+
+    With an experiment: errors, accuracy, negative log-likelihood (nats), expected calibration error of every model that
+    is there. Scores are kept beside the STORE, in evaluation.json, and measured again only where a model or the
+    evaluation set has changed.
+
+    With a store alone, from its captures: the same and top-5, and for every combination of a generalist with
+    specialists the conditional accuracy (examples of special classes, predictions restricted to them) and what has
+    changed, by the number of specialists that cover the correct class. No model is run, nothing is written.
+    """
+    if len(places) > 2:
+        raise click.UsageError(f"expected [EXPERIMENT] STORE, found {len(places)} arguments")
+    of_store = {"--generalist": generalist, "--clustering": clustering, "--view": view}
+    of_experiment = {"--models": models, "--device": device, "--dry-run": dry_run or None}
+    whole = len(places) == 2
+    for option, value in (of_store if whole else of_experiment).items():
+        if value is not None:
+            form = "a store without an experiment" if whole else "an experiment"
+            raise click.UsageError(f"{option} is for {form}; drop it")
+    if whole:
+        _evaluate_experiment(Path(places[0]), places[1], models, device, dry_run=dry_run, as_json=as_json)
+    else:
+        _evaluate_store(places[0], generalist, clustering, view or 0, as_json=as_json)
+
+
+def _evaluate_store(
+    location: str, generalist: str | None, clustering: str | None, view: int, *, as_json: bool
+) -> None:
+    from ...pipeline.evaluate.captures import comparisons, evaluate_captures
+    from ...storage.api import open_store
+
+    store = open_store(location)
+    with show_progress(quiet=settings().quiet) as progress:
+        compare = comparisons(store, generalist=generalist, clustering=clustering)
+        found = evaluate_captures(store, compare, view=view, progress=progress)
+    if as_json:
+        print_json(capture_records(found))
+    else:
+        print_captures(found)
+
+
+def _evaluate_experiment(
+    experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
+) -> None:
+    from ...pipeline.evaluate.scores import verdicts
+    from ...pipeline.experiment.document import load_experiment
+    from ...pipeline.models.records import Models
+    from ...storage.api import open_store
+    from ...storage.backends.local import local_path
+
+    found, path = load_experiment(experiment), local_path(location)
+    kept, opened = Models(path.parent / "models" if models is None else models), open_store(path)
+    scores = path.parent / "evaluation.json"
+    from ...pipeline.evaluate.stage import evaluate, evaluation_examples
+
+    if dry_run:
+        from ...pipeline.evaluate.scores import Scores, subjects
+        from ...pipeline.transfer import TransferRows
+
+        rows, known = TransferRows(found), Scores(scores)
+        there = subjects(found, rows, kept, opened, evaluation_examples(found, rows.num_classes))
+        missing = [subject for subject in there if known.get(subject) is None]
+        print_todo([f"evaluate {subject.run or subject.name}" for subject in missing], as_json=as_json)
+        return
+    with show_progress(quiet=settings().quiet) as progress:
+        table = evaluate(found, opened, kept, scores, device=device, progress=progress)
+    sentences = verdicts(found, table)
+    answer: dict[str, Any] = {"table": score_records(table), "verdicts": sentences}
+    if as_json:
+        print_json(answer)
+    elif table:
+        print_scores(table)
+        print_verdicts(sentences)
+    else:
+        print_text(f"no model of the experiment is in {kept.folder} yet; make them with cache and train")

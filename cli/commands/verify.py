@@ -1,0 +1,82 @@
+"""Is every byte of a store what was sealed?"""
+
+import click
+
+from ..options import examples, expect_option, json_option, settings, store_argument, verbosity_options
+from ..printing.progress import show_progress
+from ..printing.stores import format_bytes
+from ..printing.text import print_json, print_text
+
+_VERDICTS = {0: "clean", 1: "corrupt", 3: "untrusted", 4: "cannot be read", 5: "incomplete"}
+
+
+@click.command(
+    "verify",
+    epilog=examples(
+        "logitstore verify logitstore-demo/store.zarr",
+        "logitstore verify logitstore-demo/store.zarr --deep --json",
+    ),
+)
+@verbosity_options
+@store_argument
+@click.option("--deep", is_flag=True, help="Read every shard, and compare its sha256.")
+@expect_option
+@json_option
+def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
+    """Check a STORE against its seals; no teacher is run and nothing is changed.
+
+    Without --deep the metadata are compared byte by byte, the shards by presence and size. Files that nothing in the
+    store knows are listed; they are a problem where a plain reader of Zarr would take them for data.
+
+    \b
+    Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that asks for what no reader does),
+    4 could not be read, 5 incomplete (begun parts that are not sealed).
+    """
+    from ...storage.backends.remote import folder_at
+    from ...storage.integrity.verify import verify
+
+    folder = folder_at(store)
+    path = folder.path
+    with show_progress(quiet=settings().quiet) as progress:
+        report = verify(folder, deep=deep, expect=expect, progress=progress)
+    verdict = _VERDICTS[report.exit_code]
+    if as_json:
+        print_json(
+            {
+                "path": path,
+                "verdict": verdict,
+                "exit_code": report.exit_code,
+                "deep": deep,
+                "digest": report.digest,
+                "objects": report.objects,
+                "bytes": report.bytes,
+                "problems": [
+                    {
+                        "code": problem.code,
+                        "where": problem.where,
+                        "expected": problem.expected,
+                        "found": problem.found,
+                        "remedy": problem.remedy,
+                    }
+                    for problem in report.problems
+                ],
+                "unsealed": report.unsealed,
+                "later": report.later,
+                "strays": report.strays,
+            }
+        )
+    else:
+        for problem in report.problems:
+            print_text(" ".join(str(problem).split()))
+        for part in report.unsealed:
+            print_text(f"{path}: {part}: begun and not sealed; run the same command that began it again")
+        for part in report.later:
+            print_text(f"{path}: {part}: sealed after the expected digest, not checked")
+        for key in report.strays:
+            print_text(f"{path / key}: known to nothing in the store, and read by nothing")
+        compared = "compared" if deep else "compared by size"
+        print_text(
+            f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "
+            f"{report.digest or 'no digest'}"
+        )
+    click.get_current_context().exit(report.exit_code)

@@ -1,0 +1,1 @@
+"""Stage one: teachers run over a transfer set, their logits kept in a store."""

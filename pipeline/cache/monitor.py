@@ -1,0 +1,141 @@
+"""Are the teachers as good as they should be, as far as the capture has come?
+
+A wrong preprocessing, or another order of the classes, shows in the first block: accuracy and negative
+log-likelihood of each teacher on the rows with a label, and, of several, on how many rows they disagree. All of it
+is of the rows of this run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+
+from ...storage.errors import BadLogitsError
+
+STOP_ROWS = 1000
+"""Labelled rows after which an accuracy is judged: for a fair network it is then known to 0.05."""
+
+
+_PIECE = 1 << 15
+"""Logits that are looked at together: few enough to stay in the cache."""
+
+
+@dataclass
+class Tally:
+    """What is known of one teacher."""
+
+    rows: int = 0
+    """Rows with a label."""
+    right: int = 0
+    """Of them, those whose label has the largest logit."""
+    nats: float = 0.0
+    """Sum of their negative log-likelihoods."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled rows that are right; NaN before the first."""
+        return self.right / self.rows if self.rows else float("nan")
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood in nats; NaN before the first labelled row."""
+        return self.nats / self.rows if self.rows else float("nan")
+
+
+class Quality:
+    """The tallies of a pass over the rows."""
+
+    def __init__(self, teachers: Sequence[str], stop_below: float | None = None) -> None:
+        """stop_below: the accuracy below which `judge` stops the pass."""
+        self.tallies = {name: Tally() for name in teachers}
+        """By teacher."""
+        self.compared = 0
+        """Rows that several teachers were shown."""
+        self.disagreed = 0
+        """Of them, those of which they do not all predict the same class."""
+        self._stop_below = stop_below
+        self._at: tuple[int, int] | None = None
+        self._first: Int64[np.ndarray, " rows"] | None = None
+        self._same: NDArray[np.bool_] | None = None
+
+    def note(
+        self,
+        teacher: str,
+        at: tuple[int, int],
+        logits: Float[np.ndarray, "rows classes"],
+        labels: Int64[np.ndarray, " rows"],
+    ) -> None:
+        """Count the rows of a block. at: (view, block); teachers that were shown the same come one after the other.
+
+        labels: -1 where unknown. Logits that are not finite are left to whoever stores them.
+        """
+        predicted = np.empty(len(logits), np.int64)
+        right, nats, step = 0, 0.0, max(1, _PIECE // max(1, logits.shape[1]))
+        buffer = np.empty((min(step, len(logits)), logits.shape[1]), np.float32)
+        for start in range(0, len(logits), step):
+            part, label = logits[start : start + step], labels[start : start + step]
+            predicted[start : start + step] = best = part.argmax(axis=1)
+            known = np.flatnonzero(label >= 0)
+            if not len(known):
+                continue
+            below, label = buffer[: len(part)], label[known]
+            with np.errstate(all="ignore"):
+                np.subtract(part, part[np.arange(len(part)), best][:, None], out=below, dtype=np.float32)
+                of_label = below[known, label]
+                log_sum = np.log(np.exp(below, out=below).sum(axis=1))
+            right += int((best[known] == label).sum())
+            nats += float((log_sum[known] - of_label).sum(dtype=np.float64))
+        if not np.isfinite(nats):
+            return
+        tally = self.tallies[teacher]
+        tally.rows += int((labels >= 0).sum())
+        tally.right += right
+        tally.nats += nats
+        self.compare(at, predicted)
+
+    def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
+        """Count the rows of a block of which this teacher does not predict the same as those before it."""
+        if len(self.tallies) < 2:
+            return
+        if at != self._at or self._first is None:
+            self._at, self._first, self._same = at, predicted, None
+            return
+        same = predicted == self._first
+        if self._same is None:  # the second teacher
+            self.compared += len(same)
+            self.disagreed += int((~same).sum())
+        else:
+            self.disagreed += int((self._same & ~same).sum())
+            same &= self._same
+        self._same = same
+
+    def judge(self, teacher: str, where: str, *, last: bool = False) -> None:
+        """Stop a pass whose teacher is worse than was asked for. last: whether no more rows come.
+
+        Raises BadLogitsError.
+        """
+        tally = self.tallies[teacher]
+        if self._stop_below is None or not tally.rows or not (tally.rows >= STOP_ROWS or last):
+            return
+        if tally.accuracy < self._stop_below:
+            raise BadLogitsError(
+                f"{where}: accuracy on the first {tally.rows:,} labelled rows",
+                expected=f"at least {self._stop_below:g} (--stop-below)",
+                found=f"{tally.accuracy:.4g}, {tally.nll:.3g} nats a row",
+                remedy="look at its weights, the preprocessing of its inputs and the order of its classes, or lower "
+                "--stop-below: what is committed stays, and the same command goes on with it",
+            )
+
+    @property
+    def detail(self) -> str:
+        """A few words for whoever waits; empty where nothing is known."""
+        parts = [
+            f"{name} {tally.accuracy:.2%} right, {tally.nll:.3g} nats"
+            for name, tally in self.tallies.items()
+            if tally.rows
+        ]
+        if self.compared:
+            parts.append(f"they disagree on {self.disagreed / self.compared:.2%}")
+        return ", ".join(parts)

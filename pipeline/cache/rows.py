@@ -1,0 +1,248 @@
+"""How do processes prepare the rows that the teachers are shown next?
+
+The workers of a DataLoader make the transfer set anew from the experiment, so that nothing of the user's is pickled. Each
+prepares a few rows at a time, with all views that are wanted of them; here they are put together again.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped, UInt64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...storage.digest import digest_rows
+from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError, TransientIOError
+from ...storage.stream.inputs import Augment
+from ..experiment.document import Experiment
+from ..factories import describe_exception
+from ..transfer import TransferRows
+from ..views import experiment_views
+
+CHUNK_BYTES = 4 << 20
+"""Bytes of inputs that a worker prepares at a time."""
+
+
+CHUNKS_AHEAD = 2
+"""Chunks that each worker prepares before they are asked for."""
+
+
+ViewOf = Callable[[int], tuple[NDArray[Any], NDArray[np.uint64]]]
+"""Gives what is shown of a view, and its digests."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Some rows of a block as the transfer set has them."""
+
+    rows: range
+    """Which rows of the store."""
+    inputs: Shaped[np.ndarray, "rows ..."]
+    """(rows, …)."""
+    labels: Int64[np.ndarray, " rows"]
+    """Class of each, -1 where unknown."""
+    digests: UInt64[np.ndarray, " rows"]
+    """Of the inputs."""
+
+
+def prepared_by_workers(
+    experiment: Experiment, rows: TransferRows, pieces: Sequence[tuple[range, tuple[int, ...]]]
+) -> Iterator[tuple[Prepared, ViewOf]]:
+    """What `prepare` gives, of each piece in order. pieces: rows of the store, and the views that are wanted of them.
+
+    Each view may be asked for once. Raises what the transfer set or the augmentation raises, TransientIOError where a
+    worker dies.
+    """
+    step = max(1, CHUNK_BYTES // max(1, rows.first.nbytes))
+    tasks, counts = [], []
+    for which, views in pieces:
+        starts = range(which.start, which.stop, step)
+        tasks += [(range(start, min(start + step, which.stop)), views) for start in starts]
+        counts.append(len(starts))
+    loader: Any = torch.utils.data.DataLoader(
+        _Chunks(experiment, tasks),  # type: ignore[arg-type]  # a data set by its manner
+        batch_size=None,
+        num_workers=experiment.cache.workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=CHUNKS_AHEAD,
+        multiprocessing_context="forkserver",
+    )
+    with _naming_workers(experiment.cache.workers):
+        chunks = iter(loader)
+    for (which, _), count in zip(pieces, counts, strict=True):
+        whole = _Gathered(which)
+        for _ in range(count):
+            with _naming_workers(experiment.cache.workers):
+                chunk = next(chunks)
+            if isinstance(chunk, LogitStoreError):
+                raise chunk
+            whole.add(chunk)
+            del chunk
+        yield whole.prepared(), whole.view
+        del whole
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows, as a worker sends them: tensors go through shared memory."""
+
+    inputs: Tensor
+    labels: Tensor
+    digests: Tensor
+    views: Mapping[int, tuple[Tensor, Tensor] | None]
+    """By view: what is shown and its digests; None where it is the rows as they are."""
+
+
+class _Chunks:
+    """What the workers do: a map-style data set of chunks. Its transfer set is made where it is first asked."""
+
+    def __init__(self, experiment: Experiment, tasks: Sequence[tuple[range, tuple[int, ...]]]) -> None:
+        self._experiment, self._tasks = experiment, tasks
+        self._made: tuple[TransferRows, Augment | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: int) -> "_Chunk | LogitStoreError":
+        """A chunk, or the error that is to be raised where it is waited for: sent, its text would be another."""
+        try:
+            if self._made is None:
+                rows = TransferRows(self._experiment)
+                self._made = rows, experiment_views(self._experiment, rows)
+            which, views = self._tasks[index]
+            prepared, view_of = prepare(self._made[0], which, self._made[1])
+            made: dict[int, tuple[Tensor, Tensor] | None] = {}
+            for view in views:
+                shown, seen = view_of(view)
+                made[view] = None if shown is prepared.inputs else (_tensor(shown), _tensor(seen))
+            return _Chunk(_tensor(prepared.inputs), _tensor(prepared.labels), _tensor(prepared.digests), made)
+        except LogitStoreError as error:
+            return error
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+@contextmanager
+def _naming_workers(workers: int) -> Iterator[None]:
+    """Turn the end of a worker into one line."""
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+        # What was sent by a worker that is gone cannot be had from it: that is then noticed first. What a worker
+        # raised says so, and is none of its end.
+        of_its_end = not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error)
+        if not of_its_end or "Caught " in str(error):
+            raise
+        raise TransientIOError(
+            "transfer_set",
+            expected=f"{workers} workers that prepare its inputs ([cache] workers)",
+            found=f"DataLoader worker gone ({describe_exception(error)})"[:160],
+            remedy="run the same command again, which goes on where it stopped; with fewer workers, where memory was short",
+        ) from error
+
+
+class _Gathered:
+    """The chunks of a piece, put together."""
+
+    def __init__(self, rows: range) -> None:
+        self._rows = rows
+        self._done = 0
+        self._arrays: dict[Any, NDArray[Any]] = {}
+        self._plain: set[int] = set()
+
+    def add(self, chunk: _Chunk) -> None:
+        """Append a chunk."""
+        size = len(chunk.labels)
+        parts: dict[Any, Tensor] = {
+            "inputs": chunk.inputs,
+            "labels": chunk.labels,
+            "digests": chunk.digests,
+        }
+        for view, made in chunk.views.items():
+            if made is None:
+                self._plain.add(view)
+            else:
+                parts["inputs", view], parts["digests", view] = made
+        for key, part in parts.items():
+            array = part.numpy()
+            if key not in self._arrays:
+                self._arrays[key] = np.empty((len(self._rows), *array.shape[1:]), array.dtype)
+            whole = self._arrays[key]
+            if (whole.dtype, whole.shape[1:]) != (array.dtype, array.shape[1:]):
+                first = self._rows.start + self._done
+                raise BadDataError(
+                    f"transfer_set, rows {first} to {first + size - 1} of the store",
+                    expected=f"inputs like the others, {whole.dtype} of shape {whole.shape[1:]}",
+                    found=f"{array.dtype} of shape {array.shape[1:]}",
+                    remedy="bring all inputs to one shape and dtype",
+                )
+            whole[self._done : self._done + size] = array
+        self._done += size
+
+    def prepared(self) -> Prepared:
+        """The piece."""
+        return Prepared(self._rows, self._arrays["inputs"], self._arrays["labels"], self._arrays["digests"])
+
+    def view(self, view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        """What is shown of a view, and its digests; each may be asked for once."""
+        if view in self._plain:
+            return self._arrays["inputs"], self._arrays["digests"]
+        return self._arrays.pop(("inputs", view)), self._arrays.pop(("digests", view))
+
+
+def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tuple[Prepared, ViewOf]:
+    """Some rows, and what makes a view of them. Raises what the transfer set raises, BadDataError by name."""
+    with _naming_rows(which):
+        inputs, labels = rows.rows(which)
+    digests = digest_rows(inputs)
+    numbers = np.arange(which.start, which.stop, dtype=np.int64)
+
+    def view_of(view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        shown = inputs if make_view is None else make_view(inputs, view, numbers)
+        # A view that is the row as it is comes back as the very array.
+        return shown, digests if shown is inputs else digest_rows(shown)
+
+    return Prepared(which, inputs, labels, digests), view_of
+
+
+@contextmanager
+def naming_indices(source: Int64[np.ndarray, " rows"]) -> Iterator[None]:
+    """Add to an error of one row of the store which example of the transfer set that is: its order is another.
+
+    source: by row of the store, the index in the transfer set.
+    """
+    try:
+        yield
+    except (BadLogitsError, FactoryError) as error:
+        found = re.search(r"\brow (\d+)", error.where)
+        if found is None or "transfer set" in error.where:
+            raise
+        where = f"{error.where[: found.end()]} (index {source[int(found[1])]} of the transfer set){error.where[found.end() :]}"
+        again = type(error)(where, expected=error.expected, found=error.found, remedy=error.remedy)
+        raise again from error.__cause__
+
+
+@contextmanager
+def _naming_rows(rows: range) -> Iterator[None]:
+    try:
+        yield
+    except (LogitStoreError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadDataError(
+            f"transfer_set, rows {rows.start} to {rows.stop - 1} of the store",
+            expected="their inputs and labels",
+            found=describe_exception(error),
+            remedy="mend the data set (-vv shows where), and run the same command again",
+        ) from error

@@ -1,0 +1,157 @@
+"""What are the teachers shown, and how is it ready before they ask for it?
+
+1. `Todo` is what is missing of a block; `plan_todo` lists the blocks of which something is.
+2. `Cut` says how a block is gone over: as a whole where its inputs take little memory, else in pieces of whole batches,
+   and then in as many sweeps as the logits of all its views need.
+3. `shown_rows` has the inputs of each piece fetched once a sweep, in this process or by workers, and gives every view
+   that is wanted of it. `run_ahead` of `device_feed` puts it behind a thread.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped, UInt64
+
+from ...storage.format.grid import Grid
+from ...storage.stream.inputs import Augment
+from ..experiment.document import Experiment
+from ..transfer import TransferRows
+from .rows import Prepared, ViewOf, prepare, prepared_by_workers
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What is missing of a block."""
+
+    block: int
+    """Its number."""
+    views: Mapping[int, tuple[str, ...]]
+    """By view, the teachers that are still to be shown it; without the views of which nothing is missing."""
+
+
+def plan_todo(
+    grid: Grid,
+    views: int,
+    teachers: Sequence[str],
+    has_samples: Callable[[int], bool],
+    has_block: Callable[[str, int, int], bool],
+) -> list[Todo]:
+    """The blocks of which something is missing, in order.
+
+    has_samples: of a block. has_block: of a teacher, a view and a block.
+
+    >>> plan_todo(Grid(10, 4), 2, ["a", "b"], lambda block: True, lambda name, view, block: (name, block) != ("b", 1))
+    [Todo(block=1, views={0: ('b',), 1: ('b',)})]
+    """
+    todo = []
+    for block in range(grid.num_blocks):
+        wanted = {
+            view: tuple(name for name in teachers if not has_block(name, view, block))
+            for view in range(views)
+        }
+        missing = {view: names for view, names in wanted.items() if names}
+        if missing or not has_samples(block):
+            todo.append(Todo(block, missing))
+    return todo
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a block are gone over."""
+
+    piece_rows: int
+    """Rows whose inputs are held together, whole batches of each teacher."""
+    views_a_sweep: int
+    """Views whose logits are gathered together, where a block is more than one piece."""
+
+    def pieces(self, rows: range) -> list[range]:
+        """The rows of a block, in pieces.
+
+        >>> Cut(4, 1).pieces(range(10, 20))
+        [range(10, 14), range(14, 18), range(18, 20)]
+        """
+        starts = range(rows.start, rows.stop, self.piece_rows)
+        return [range(start, min(start + self.piece_rows, rows.stop)) for start in starts]
+
+    def sweeps(self, rows: range, views: Sequence[int]) -> list[tuple[int, ...]]:
+        """The views that each going over a block makes: all of them while its inputs are there.
+
+        >>> Cut(4, 2).sweeps(range(10, 20), [0, 1, 2]), Cut(10, 2).sweeps(range(10, 20), [0, 1, 2])
+        ([(0, 1), (2,)], [(0, 1, 2)])
+        """
+        step = self.views_a_sweep if len(rows) > self.piece_rows else max(1, len(views))
+        return [tuple(views[start : start + step]) for start in range(0, len(views), step)] or [()]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One view of a piece of a block."""
+
+    todo: Todo
+    """What it belongs to."""
+    view: int | None
+    """Which; None for a block of which only the samples are missing."""
+    inputs: Shaped[np.ndarray, "rows ..."]
+    """What the teachers are given."""
+    seen: UInt64[np.ndarray, " rows"]
+    """Its digests."""
+    prepared: Prepared
+    """The piece."""
+    is_new: bool
+    """Whether these rows are shown for the first time."""
+    is_last: bool
+    """Whether this view of the block is complete with it."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows that are prepared together, in one sweep over their block."""
+
+    todo: Todo
+    rows: range
+    views: tuple[int, ...]
+    is_new: bool
+    is_last: bool
+
+
+def _pieces(grid: Grid, todo: Sequence[Todo], cut: Cut) -> Iterator[_Piece]:
+    for one in todo:
+        rows = grid.rows(one.block)
+        for number, views in enumerate(cut.sweeps(rows, list(one.views))):
+            for piece in cut.pieces(rows):
+                yield _Piece(one, piece, views, number == 0, piece.stop == rows.stop)
+
+
+def shown_rows(
+    experiment: Experiment,
+    rows: TransferRows,
+    grid: Grid,
+    todo: Sequence[Todo],
+    cut: Cut,
+    make_view: Augment | None,
+    check: Callable[[Prepared], None],
+) -> Generator[Shown, None, None]:
+    """Every view of every piece that is wanted, in order; of each piece at least one item.
+
+    check: is given each piece before it is shown to anyone. Raises what the transfer set or the augmentation raises.
+    """
+    pieces = list(_pieces(grid, todo, cut))
+    prepared_pieces: Iterator[tuple[Prepared, ViewOf]] = (
+        prepared_by_workers(experiment, rows, [(piece.rows, piece.views) for piece in pieces])
+        if experiment.cache.workers
+        else (prepare(rows, piece.rows, make_view) for piece in pieces)
+    )
+    for piece in pieces:
+        prepared, view_of = next(prepared_pieces)
+        check(prepared)
+        if not piece.views:
+            yield Shown(
+                piece.todo, None, prepared.inputs, prepared.digests, prepared, piece.is_new, piece.is_last
+            )
+        for number, view in enumerate(piece.views):
+            inputs, seen = view_of(view)
+            is_new = piece.is_new and number == 0
+            yield Shown(piece.todo, view, inputs, seen, prepared, is_new, piece.is_last)
+            del inputs, seen
+        del prepared, view_of  # not held while the next ones are fetched

@@ -1,0 +1,242 @@
+"""How are points put into k groups, one point at a time?
+
+1. `seed_centres` picks k of the points, far apart, by greedy k-means++.
+2. A first pass adds each point to its nearest centre, which becomes the mean of what it has got.
+3. Further passes move a point whenever another centre has become nearer; both means follow at once.
+4. `online_kmeans` does that from several starts and keeps the tightest result; `minibatch_kmeans` is
+   scikit-learn's algorithm beside it.
+
+Source: MacQueen 1967, "Some methods for classification and analysis of multivariate observations" (steps 2
+and 3), which Hinton et al. 2015, section 5.3, name for the columns of the covariance; Arthur & Vassilvitskii
+2007 (step 1; the best of several draws, as scikit-learn has it).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from threadpoolctl import threadpool_limits
+
+from ...storage.errors import BadDataError, ConfigError
+
+_TOGETHER = 64
+"""Points whose products with the centres are computed in one call."""
+
+
+_MARGIN = 1e-9
+"""Share by which another centre has to be nearer."""
+
+
+_ROUNDING = 1e-13
+"""What a squared distance may be wrong by, in units of the squared length of what it is from."""
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """A grouping of points."""
+
+    assignment: Int64[np.ndarray, "points"]
+    """Group of each point. Groups are numbered by their first point, and none is empty."""
+    centres: Float64[np.ndarray, "clusters dimensions"]
+    """Mean of the points of each group."""
+    inertia: float
+    """Sum of the squared distances of the points from their centres."""
+    converged: bool
+    """Whether every point is nearest to its own centre (up to rounding); False where passes ran out."""
+
+
+def online_kmeans(
+    points: Float64[np.ndarray, "points dimensions"],
+    clusters: int,
+    *,
+    passes: int = 100,
+    restarts: int = 10,
+    seed: int = 0,
+) -> KMeans:
+    """Group points by sequential k-means.
+
+    points: at least `clusters` of them, all finite.
+    clusters: number of groups, at least 1.
+    passes: most passes over the points a start, the first included; it ends sooner when nothing moves.
+    restarts: number of starts; the result with the least inertia is kept.
+    seed: of the starts and of the order of the points; the same arguments give the same result.
+
+    Raises ConfigError for numbers out of range, BadDataError for points that are not finite.
+
+    >>> online_kmeans(np.array([[0.0], [5.0], [1.0], [6.0]]), 2).assignment.tolist()
+    [0, 1, 0, 1]
+    """
+    check_arguments(points, clusters)
+    for name, value in (("passes", passes), ("restarts", restarts)):
+        if value < 1:
+            raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # so that the last bits do not follow from the number of threads
+        results = [
+            _one_start(points, clusters, passes, np.random.default_rng([seed, start]))
+            for start in range(restarts)
+        ]
+    return min(results, key=lambda result: result.inertia)
+
+
+def minibatch_kmeans(
+    points: Float64[np.ndarray, "points dimensions"], clusters: int, *, restarts: int = 10, seed: int = 0
+) -> KMeans:
+    """The same by scikit-learn's MiniBatchKMeans, to compare with; groups without points are left out."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    check_arguments(points, clusters)
+    # Covariances of rare classes are so small that scikit-learn's float tolerances would swallow them.
+    scale = np.abs(points).max() or 1.0
+    model = MiniBatchKMeans(clusters, n_init=restarts, random_state=seed % 2**32)
+    return _finish(points, np.asarray(model.fit(points / scale).labels_, np.int64), converged=False)
+
+
+def check_arguments(points: Float64[np.ndarray, "points dimensions"], clusters: int) -> None:
+    """Refuse points that cannot be put into that many groups."""
+    if not 1 <= clusters <= len(points):
+        raise ConfigError(
+            "clusters",
+            expected=f"from 1 to the number of points, {len(points)}",
+            found=str(clusters),
+            remedy="choose a number in between",
+        )
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        raise BadDataError(
+            f"point {int(np.argmin(finite))}",
+            expected="finite coordinates",
+            found="NaN or infinity",
+            remedy="check what the points were computed from",
+        )
+
+
+def seed_centres(
+    points: Float64[np.ndarray, "points dimensions"], clusters: int, generator: np.random.Generator
+) -> Int64[np.ndarray, "clusters"]:
+    """Indices of `clusters` different points, each drawn with odds of its squared distance from the others.
+
+    Of some points that are drawn so, the one is taken with which all points together are nearest to those that are chosen.
+    Where fewer than `clusters` points differ in their coordinates, the rest is drawn evenly.
+    """
+    chosen = [int(generator.integers(len(points)))]
+    nearest = _squared_distances(points, points[chosen[0]])
+    draws = 2 + int(math.log(clusters))
+    while len(chosen) < clusters:
+        odds = nearest.copy()
+        odds[chosen] = 0
+        if not odds.sum() > 0:
+            odds[:] = 1
+            odds[chosen] = 0
+        drawn = generator.choice(len(points), size=draws, p=odds / odds.sum())
+        then = [np.minimum(nearest, _squared_distances(points, points[index])) for index in drawn]
+        best = int(np.argmin([float(distances.sum()) for distances in then]))
+        chosen.append(int(drawn[best]))
+        nearest = then[best]
+    return np.array(chosen, np.int64)
+
+
+def _one_start(
+    points: Float64[np.ndarray, "points dimensions"],
+    clusters: int,
+    passes: int,
+    generator: np.random.Generator,
+) -> KMeans:
+    seeds = seed_centres(points, clusters, generator)
+    centres = _Centres(points, seeds)
+    assignment = np.full(len(points), -1, np.int64)
+    assignment[seeds] = np.arange(clusters)
+    for index, distances in centres.visit(generator.permutation(np.flatnonzero(assignment < 0))):
+        group = int(np.argmin(distances))
+        assignment[index] = group
+        centres.add(group, index)
+
+    moved = -1
+    for _ in range(passes - 1):
+        moved = 0
+        for index, distances in centres.visit(generator.permutation(len(points))):
+            old, new = int(assignment[index]), int(np.argmin(distances))
+            # The margin keeps rounding from moving a point to and fro. A point that is alone in its group
+            # is at distance 0 (nearly, and `sizes` says so for sure) and stays: no group becomes empty.
+            margin = _MARGIN * distances[old] + _ROUNDING * centres.squares[old]
+            if distances[new] < distances[old] - margin and centres.sizes[old] > 1:
+                centres.remove(old, index)
+                centres.add(new, index)
+                assignment[index] = new
+                moved += 1
+        if not moved:
+            break
+    return _finish(points, assignment, converged=moved == 0)
+
+
+class _Centres:
+    """Means that follow what is added and removed, and the distances of the points from them.
+
+    Products of some points with all centres are one call of BLAS. When a centre moves, those of the points that are still
+    to come are computed again with it alone: each point meets the centres as they are.
+    """
+
+    def __init__(
+        self, points: Float64[np.ndarray, "points dimensions"], seeds: Int64[np.ndarray, "clusters"]
+    ) -> None:
+        """Begin with a point each."""
+        self._points, self._means = points, points[seeds].copy()
+        self.sizes = np.ones(len(seeds), np.int64)
+        """Points of each."""
+        self.squares = np.einsum("ij,ij->i", self._means, self._means)
+        """Squared length of each."""
+        self._coming = points[:0]
+        self._products = np.empty((0, len(seeds)))
+
+    def visit(
+        self, order: Int64[np.ndarray, "some"]
+    ) -> Iterator[tuple[int, Float64[np.ndarray, "clusters"]]]:
+        """Each point in turn, with its squared distance from every centre at that time."""
+        for first in range(0, len(order), _TOGETHER):
+            some = order[first : first + _TOGETHER]
+            coming = self._points[some]
+            products = coming @ self._means.T
+            lengths = np.einsum("ij,ij->i", coming, coming)
+            for number, index in enumerate(some.tolist()):
+                self._coming, self._products = coming[number + 1 :], products[number + 1 :]
+                yield index, self.squares - 2 * products[number] + lengths[number]
+
+    def add(self, group: int, index: int) -> None:
+        """Put a point into a group."""
+        self.sizes[group] += 1
+        self._move(group, (self._points[index] - self._means[group]) / self.sizes[group])
+
+    def remove(self, group: int, index: int) -> None:
+        """Take a point out of a group that has others."""
+        self.sizes[group] -= 1
+        self._move(group, (self._means[group] - self._points[index]) / self.sizes[group])
+
+    def _move(self, group: int, step: Float64[np.ndarray, "dimensions"]) -> None:
+        mean = self._means[group]
+        mean += step
+        self.squares[group] = mean @ mean
+        self._products[:, group] = self._coming @ mean
+
+
+def _finish(
+    points: Float64[np.ndarray, "points dimensions"],
+    assignment: Int64[np.ndarray, "points"],
+    *,
+    converged: bool,
+) -> KMeans:
+    """Number the groups by their first point and take their means anew, without the drift of updates."""
+    _, first, group = np.unique(assignment, return_index=True, return_inverse=True)
+    assignment = np.argsort(np.argsort(first))[group].astype(np.int64)
+    centres = np.stack([points[assignment == group].mean(axis=0) for group in range(len(first))])
+    inertia = float(((points - centres[assignment]) ** 2).sum())
+    return KMeans(assignment, centres, inertia, converged)
+
+
+def _squared_distances(
+    points: Float64[np.ndarray, "points dimensions"], point: Float64[np.ndarray, "dimensions"]
+) -> Float64[np.ndarray, "points"]:
+    difference = points - point
+    return np.asarray(np.einsum("ij,ij->i", difference, difference))

@@ -1,0 +1,169 @@
+"""Stage two: which classes does a teacher, or an ensemble of teachers, confuse?
+
+1. The covariance of the softened predictions is taken from the store; where it does not fit the memory that is stated, a
+   random projection of its columns.
+2. The columns are clustered, and each cluster gets a set of classes.
+3. Where there are labels, the errors of the predictions that lie inside a set are counted.
+4. Matrix, assignment, centres, sets and these figures are sealed as a part of their own.
+
+Needs no labels. The figures of 3 and of k-means are notes of the part's spec: `clustering_figures` reads them, and counts the
+errors where a clustering was made before they were noted.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+
+from ...storage.api import Store
+from ...storage.progress import Progress, silent
+from ..experiment.tables import Cluster
+from ..runtime.dask_tasks import over_blocks
+from .covariance import covariance
+from .errors_inside import DRAWS, ErrorsInside, errors_inside
+from .memory import GIB
+from .projection import ProjectionError, projected_columns
+from .sets import Clustering, confusable_sets, correlation_of
+from .softened import Softened, softened_outputs
+from .todo import check_cluster, cluster_identity, needs_clustering
+
+_DIGITS = 9
+"""Significant digits of a figure in the notes: no more than any machine agrees on."""
+
+
+def cluster_store(
+    store: Store, cluster: Cluster, *, scheduler: Any = "threads", progress: Progress = silent
+) -> str:
+    """Make and seal `clusters/<name>`, unless that is done; its digest.
+
+    scheduler: as `dask.compute` takes it. Raises PartNotFound or StoreIncomplete where a teacher is not cached,
+    BadDataError where it has not all classes, ConfigError for sizes that make no sets, SpecMismatch where the name is
+    another clustering's, or teachers of an ensemble saw different inputs.
+    """
+    softened = softened_outputs(store, cluster.shares, cluster.temperature)
+    dimensions = check_cluster(cluster, store.num_classes)
+    if needs_clustering(store, cluster):
+        how: dict[str, Any] = {
+            "scheduler": scheduler,
+            "memory": int(cluster.memory * GIB),
+            "progress": progress,
+        }
+        arrays: dict[str, NDArray[Any]]
+        projection: ProjectionError | None = None
+        if dimensions is None:
+            matrix = covariance(softened, **how)
+            found = _sets(correlation_of(matrix) if cluster.normalise else matrix, cluster)
+            arrays = {"covariance": matrix.astype(np.float32), "centres": found.centres.astype(np.float32)}
+        else:
+            projected = projected_columns(softened, dimensions, seed=cluster.seed, **how)
+            projection = projected.error
+            found = _sets(projected.columns, cluster)
+            arrays = {
+                "projected": projected.columns.astype(np.float32),
+                "projected_centres": found.centres.astype(np.float32),
+            }
+        errors = count_errors(store, found.sets, softened, cluster.disjoint, cluster.seed, progress=progress)
+        store.write_clustering(
+            cluster.part_name,
+            {**arrays, "assignment": found.assignment, "sets": found.sets},
+            identity=cluster_identity(store, cluster),
+            notes=_notes(found, errors, projection),
+        )
+    return store.clustering(cluster.part_name).digest
+
+
+def _sets(columns: NDArray[np.float64], cluster: Cluster) -> Clustering:
+    return confusable_sets(
+        columns,
+        clusters=cluster.clusters,
+        classes_per_cluster=cluster.classes_per_cluster,
+        seed=cluster.seed,
+        method=cluster.method,
+        restarts=cluster.restarts,
+        disjoint=cluster.disjoint,
+    )
+
+
+def _notes(
+    found: Clustering, errors: ErrorsInside | None, projection: ProjectionError | None
+) -> dict[str, Any]:
+    notes: dict[str, Any] = {"inertia": _rounded(found.inertia), "converged": found.converged}
+    if errors is not None:
+        notes["errors_inside"] = {
+            "errors": errors.errors,
+            "inside": errors.inside,
+            "random_share": _rounded(errors.random_share),
+            "draws": errors.draws,
+            **({"random_deviation": _rounded(errors.random_deviation)} if errors.draws else {}),
+        }
+    if projection is not None:
+        notes["projection_error"] = {
+            "classes": projection.classes,
+            "rms": _rounded(projection.rms),
+            "largest": _rounded(projection.largest),
+            "expected": _rounded(projection.expected),
+        }
+    return notes
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def count_errors(
+    store: Store,
+    sets: Int64[np.ndarray, "clusters classes_per_cluster"],
+    softened: Softened,
+    disjoint: bool,
+    seed: int,
+    *,
+    progress: Progress = silent,
+) -> ErrorsInside | None:
+    """How many errors of softened predictions lie inside a set, beside random sets; None without labels.
+
+    Of view 0; of an ensemble the most probable class at the temperature of the clustering.
+    """
+    labels = store.samples.labels
+    if not (labels >= 0).any():
+        return None
+
+    def predict(view: int, rows: range) -> Int64[np.ndarray, "rows"]:
+        return np.concatenate([softened.read(view, some).argmax(axis=1) for some in softened.slices(rows)])
+
+    blocks = [(view, rows) for view, rows in softened.blocks() if view == 0]
+    predictions = np.concatenate(over_blocks("errors", blocks, predict, progress=progress))
+    return errors_inside(
+        sets, labels, predictions, num_classes=store.num_classes, disjoint=disjoint, draws=DRAWS, seed=seed
+    )
+
+
+def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
+    """How many of the teacher's errors lie inside a set of clustering `name`; None without labels.
+
+    As it was noted when the clustering was made, or, of an older one, counted now.
+    """
+    part = store.clustering(name)
+    noted = part.spec.notes.get("errors_inside")
+    if isinstance(noted, Mapping):
+        return ErrorsInside(
+            int(noted["errors"]),
+            int(noted["inside"]),
+            float(noted["random_share"]),
+            float(noted.get("random_deviation", float("nan"))),
+            int(noted.get("draws", 0)),
+        )
+    identity = part.spec.identity
+    if "capture" not in identity or not (store.samples.labels >= 0).any():
+        return None
+    softened = softened_outputs(
+        store, {str(identity["capture"]["name"]): 1.0}, float(identity.get("temperature", 1.0))
+    )
+    return count_errors(store, part.small("sets"), softened, False, int(identity.get("seed", 0)))
+
+
+def covariance_of(store: Store, name: str) -> Float32[np.ndarray, "classes classes"] | None:
+    """The matrix that a clustering was made from; None where its columns were projected."""
+    part = store.clustering(name)
+    return part.small("covariance") if "covariance" in part.layouts else None

@@ -1,0 +1,1 @@
+"""A generalist and its specialists, combined into one more capture."""

@@ -1,0 +1,1 @@
+"""A capture rewritten in a smaller encoding."""

@@ -1,0 +1,1 @@
+"""Scores of teachers and students: errors, likelihood, calibration, coverage by specialists."""

@@ -1,0 +1,339 @@
+"""How good are the captures of a store, and what did specialists change?
+
+1. `scored_captures` are those that predict all classes: teachers, combinations. Each gets its metrics.
+2. `comparisons` says which of them stands against which generalist, with which sets: a combination says so itself (its
+   spec names generalist and specialists), for any other capture the caller does.
+3. `evaluate_captures` reads every block once, on all cores, and adds up: metrics, conditional accuracy before and
+   after, the table by cover, and each specialist against the generalist within its own set.
+
+Labels are the store's. Needs no torch and no model. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
+"""
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+from ...storage.api import Capture, Store
+from ...storage.errors import BadDataError, ConfigError, SpecMismatch
+from ...storage.parts.reader import sets_of
+from ...storage.progress import Progress, silent
+from ..runtime.dask_tasks import every_block, over_blocks
+from .coverage import Conditional, Coverage, conditional, coverage, covers_of, special_classes
+from .metrics import Accumulator, Metrics
+
+_AT_A_TIME: Final = 1 << 20
+"""Logits that are turned into float64 probabilities at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A capture that is compared with the generalist that it came from."""
+
+    generalist: str
+    """Name of the generalist's capture."""
+    combined: str
+    """Name of the capture that is compared with it."""
+    sets: Sequence[NDArray[np.int64]]
+    """The special classes of each specialist; a dustbin (-1) is none."""
+    specialists: Sequence[str] = ()
+    """Captures of the specialists, in the order of the sets; empty where only the sets are known."""
+
+
+@dataclass(frozen=True)
+class SpecialistScore:
+    """A specialist within its own set: examples of its classes, and no other prediction allowed."""
+
+    name: str
+    """Name of its capture."""
+    classes: int
+    """Special classes, without the dustbin."""
+    generalist: Conditional
+    """The generalist on the same examples, with the same classes to choose from."""
+    specialist: Conditional
+    """The specialist."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out of a comparison."""
+
+    comparison: Comparison
+    """What was compared."""
+    special: int
+    """Classes that are in any set."""
+    before: Conditional
+    """The generalist on examples of special classes, with only those to choose from."""
+    after: Conditional
+    """The same of the combined capture."""
+    coverage: Coverage
+    """Both by the number of sets that hold the correct class."""
+    specialists: Sequence[SpecialistScore]
+    """One a specialist whose capture is known."""
+
+
+@dataclass(frozen=True)
+class CaptureScores:
+    """What is known of the captures of a store."""
+
+    metrics: Mapping[str, Metrics]
+    """By capture."""
+    compared: Sequence[Compared]
+    """In the order asked for."""
+
+
+def scored_captures(store: Store) -> list[str]:
+    """The captures whose columns are all classes of the store, in the order in which they were sealed."""
+    return [name for name, capture in store.teachers.items() if _has_all_classes(capture, store.num_classes)]
+
+
+def comparisons(
+    store: Store, *, generalist: str | None = None, clustering: str | None = None
+) -> list[Comparison]:
+    """What is to be compared: every combination with its own generalist, as its spec has it.
+
+    generalist, clustering: both or none; every other capture of all classes, combinations too, is then compared with
+    this generalist by the sets of this clustering, and the specs are not asked.
+    Raises PartNotFound for names that are not there, ConfigError where one of the two alone is given, SpecMismatch
+    where a combination was made from another capture than the one that has the name here.
+    """
+    if (generalist is None) != (clustering is None):
+        raise ConfigError(
+            "evaluate",
+            expected="a generalist and a clustering, or neither",
+            found="one of them",
+            remedy="name both: against whom, and which sets",
+        )
+    if generalist is not None and clustering is not None:
+        known = store.teachers[generalist]
+        if not _has_all_classes(known, store.num_classes):
+            raise ConfigError(
+                f"{store.path}: teachers/{generalist}",
+                expected="a generalist, which has all classes",
+                found=f"a capture of {known.shape[2]} columns",
+                remedy="name the generalist",
+            )
+        sets = list(sets_of(store.clustering(clustering), store.num_classes))
+        return [Comparison(generalist, name, sets) for name in scored_captures(store) if name != generalist]
+    found = []
+    for name in scored_captures(store):
+        made_of = store.teachers[name].part.spec.identity.get("combination")
+        if isinstance(made_of, Mapping):
+            found.append(_as_recorded(store, name, made_of))
+    return found
+
+
+def _as_recorded(store: Store, name: str, made_of: Mapping[str, Any]) -> Comparison:
+    """The comparison that the spec of a combination stands for."""
+    where = f"{store.path}: teachers/{name}"
+    try:
+        given = made_of["generalist"]
+        # An ensemble of generalists has no capture of its own; the first of them stands for it.
+        sources = [given] if isinstance(given, Mapping) else list(given)
+        specialists = list(made_of["specialists"])
+        for source in [*sources, *specialists]:
+            seal = store.teachers[str(source["capture"])].digest
+            if seal != source["seal"]:
+                raise SpecMismatch(
+                    where,
+                    expected=f"the capture {source['capture']} that it was made from, {source['seal']}",
+                    found=f"{seal} under this name",
+                    remedy="evaluate it in the store that it was made in",
+                )
+        names = [str(source["capture"]) for source in specialists]
+        generalist = str(sources[0]["capture"])
+    except (KeyError, TypeError, IndexError):
+        raise ConfigError(
+            where,
+            expected="a combination that says which generalist and which specialists it was made from",
+            found=str(dict(made_of))[:120],
+            remedy="name generalist and clustering instead",
+        ) from None
+    sets = [store.teachers[specialist].classes for specialist in names]
+    return Comparison(generalist, name, sets, names)
+
+
+def evaluate_captures(
+    store: Store,
+    compare: Sequence[Comparison] = (),
+    *,
+    captures: Sequence[str] | None = None,
+    rows: Int64[np.ndarray, " rows"] | None = None,
+    view: int = 0,
+    top_k: int = 5,
+    temperature: float = 1.0,
+    progress: Progress = silent,
+) -> CaptureScores:
+    """Score captures on the store's labelled rows, a block a task, each block read once.
+
+    compare: see `comparisons`. captures: those that get metrics; all of all classes when None.
+    rows: the rows that count, all when None. view: the one that is looked at; captures without it are refused.
+    top_k, temperature: as for `metrics.Accumulator`.
+    Raises BadDataError where no row that counts has a label, ConfigError for a view that a capture does not have,
+    PartNotFound for a name that is not there.
+    """
+    names = scored_captures(store) if captures is None else list(captures)
+    for comparison in compare:
+        names += [name for name in (comparison.generalist, comparison.combined) if name not in names]
+    labels = _labels(store, rows)
+    narrow = [name for comparison in compare for name in comparison.specialists]
+    for name in [*names, *narrow]:
+        if not 0 <= view < store.teachers[name].num_views:
+            raise ConfigError(
+                f"{store.path}: teachers/{name}",
+                expected=f"a view below {store.teachers[name].num_views}",
+                found=str(view),
+                remedy="choose a view that every capture has",
+            )
+    for name in names:
+        if not _has_all_classes(store.teachers[name], store.num_classes):
+            raise ConfigError(
+                f"{store.path}: teachers/{name}",
+                expected=f"all {store.num_classes} classes in order",
+                found=f"{store.teachers[name].shape[2]} columns",
+                remedy="leave it out: a specialist is scored as part of its combination",
+            )
+    block = _Block(store, list(compare), names, labels, view, top_k, temperature)
+    blocks = [(view, rows) for _, rows in every_block(store.root.grid, 1)]
+    tallies = over_blocks("evaluating captures", blocks, block, progress=progress)
+    whole = functools.reduce(operator.add, tallies)
+    return CaptureScores(
+        {name: tally.result() for name, tally in whole.metrics.items()},
+        [
+            _compared(comparison, tally, store.num_classes)
+            for comparison, tally in zip(compare, whole.compared, strict=True)
+        ],
+    )
+
+
+def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The labels of the rows that count, -1 elsewhere."""
+    labels = store.samples.labels
+    if rows is not None:
+        kept = np.full_like(labels, -1)
+        kept[rows] = labels[rows]
+        labels = kept
+    if not (labels >= 0).any():
+        raise BadDataError(
+            f"{store.path}",
+            expected="labelled rows to evaluate on",
+            found="none",
+            remedy="evaluate a store of labelled examples",
+        )
+    return labels
+
+
+def _has_all_classes(capture: Capture, num_classes: int) -> bool:
+    return np.array_equal(capture.classes, np.arange(num_classes))
+
+
+@dataclass(frozen=True)
+class _ComparisonTally:
+    """The sums of a comparison: before and after, then (generalist, specialist) for each specialist."""
+
+    before: Conditional
+    after: Conditional
+    coverage: Coverage
+    within: Sequence[tuple[Conditional, Conditional]]
+
+    def __add__(self, other: "_ComparisonTally") -> "_ComparisonTally":
+        within = [(a + c, b + d) for (a, b), (c, d) in zip(self.within, other.within, strict=True)]
+        return _ComparisonTally(
+            self.before + other.before, self.after + other.after, self.coverage + other.coverage, within
+        )
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """The sums of some blocks."""
+
+    metrics: dict[str, Accumulator]
+    compared: list[_ComparisonTally] = field(default_factory=list)
+
+    def __add__(self, other: "_Tally") -> "_Tally":
+        for name, accumulator in self.metrics.items():
+            accumulator.merge(other.metrics[name])
+        return _Tally(self.metrics, [a + b for a, b in zip(self.compared, other.compared, strict=True)])
+
+
+class _Block:
+    """The function that is run over the blocks."""
+
+    def __init__(
+        self,
+        store: Store,
+        compare: list[Comparison],
+        names: list[str],
+        labels: NDArray[np.int64],
+        view: int,
+        top_k: int,
+        temperature: float,
+    ) -> None:
+        self._store, self._compare, self._names = store, compare, names
+        self._labels, self._view = labels, view
+        self._top_k, self._temperature = top_k, float(temperature)
+        self._special = [special_classes(comparison.sets) for comparison in compare]
+        self._covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
+
+    def __call__(self, view: int, rows: range) -> _Tally:
+        labels = self._labels[rows.start : rows.stop]
+        logits = {name: self._read(name, rows) for name in self._names}
+        accumulators = {}
+        for name, values in logits.items():
+            accumulators[name] = self._metrics(values, labels)
+        return _Tally(
+            accumulators,
+            [self._compare_one(number, logits, labels, rows) for number in range(len(self._compare))],
+        )
+
+    def _read(self, name: str, rows: range) -> NDArray[np.float32]:
+        read: NDArray[np.float32] = self._store.teachers[name].read(
+            slice(rows.start, rows.stop), self._view, self._temperature
+        )
+        return read
+
+    def _metrics(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Accumulator:
+        accumulator = Accumulator(self._store.num_classes, temperature=self._temperature, top_k=self._top_k)
+        step = max(1, _AT_A_TIME // logits.shape[1])
+        for start in range(0, len(labels), step):
+            accumulator.update(logits[start : start + step], labels[start : start + step])
+        return accumulator
+
+    def _compare_one(
+        self, number: int, logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64], rows: range
+    ) -> _ComparisonTally:
+        comparison, special = self._compare[number], self._special[number]
+        before, after = logits[comparison.generalist], logits[comparison.combined]
+        within = []
+        for name, members in zip(comparison.specialists, comparison.sets, strict=False):
+            own, columns = special_classes([members]), self._store.teachers[name].classes
+            its = conditional(self._read(name, rows), labels, own, columns=columns)
+            within.append((conditional(before, labels, own), its))
+        return _ComparisonTally(
+            conditional(before, labels, special),
+            conditional(after, labels, special),
+            coverage(
+                before.argmax(axis=1) == labels,
+                after.argmax(axis=1) == labels,
+                labels,
+                self._covers[number],
+                num_sets=len(comparison.sets),
+            ),
+            within,
+        )
+
+
+def _compared(comparison: Comparison, tally: _ComparisonTally, num_classes: int) -> Compared:
+    within = [
+        SpecialistScore(name, len(special_classes([members])), generalist, specialist)
+        for name, members, (generalist, specialist) in zip(
+            comparison.specialists, comparison.sets, tally.within, strict=False
+        )
+    ]
+    special = int((covers_of(comparison.sets, num_classes) > 0).sum())
+    return Compared(comparison, special, tally.before, tally.after, tally.coverage, within)

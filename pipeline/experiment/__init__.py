@@ -1,0 +1,1 @@
+"""The experiment file: its tables, their checks, and the document that they make up."""

@@ -1,0 +1,88 @@
+"""Was this model made already, and from the same things?
+
+A trained model is two files: its weights, and a record that says what it was made from (`identity`),
+which weights these are (sha256) and what is good to know. A model counts as made when its record has the
+identity that is asked for and the weights are those of the record. Needs no torch, so that an experiment
+in which everything is done says so at once.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...storage.backends.posix import replace_file
+from ...storage.errors import BadDataError, LogitStoreError
+from ...storage.format.documents import canonical_json, parse_json
+from ...storage.identity import as_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a model that was made."""
+
+    identity: Mapping[str, Any]
+    """All that it follows from: factory, arguments, settings, seed, data."""
+    weights: str
+    """"sha256:…" of its weights file."""
+    facts: Mapping[str, Any]
+    """What is good to know: parameters, seconds, last loss."""
+
+
+class Models:
+    """The folder in which an experiment keeps the models that it trains."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """Where it is."""
+
+    def weights_path(self, kind: str, name: str) -> Path:
+        """File of a model's weights. kind: "teachers" or "students"."""
+        return self.folder / kind / f"{name}.safetensors"
+
+    def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
+        """The record of a model that was made from `identity`; None where it is to be made (anew)."""
+        record = self._read(kind, name)
+        try:
+            if record is None or record.identity != as_json(identity):
+                return None
+            return record if record.weights == weights_digest(self.weights_path(kind, name)) else None
+        except BadDataError:
+            return None
+
+    def recorded_identity(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """What the record of a model says that it was made from, whatever became of its weights; None without."""
+        record = self._read(kind, name)
+        return None if record is None else record.identity
+
+    def _read(self, kind: str, name: str) -> Record | None:
+        path = self.weights_path(kind, name).with_suffix(".json")
+        try:
+            value = parse_json(path.read_bytes(), str(path))
+            return Record(value["identity"], value["weights"], value["facts"])
+        except (OSError, LogitStoreError, KeyError, TypeError):
+            return None
+
+    def put(
+        self, kind: str, name: str, identity: Mapping[str, Any], weights: str, facts: Mapping[str, Any]
+    ) -> Record:
+        """Write the record of a model whose weights were written just now."""
+        record = Record(as_json(identity), weights, dict(facts))
+        content = {"identity": record.identity, "weights": weights, "facts": record.facts}
+        replace_file(self.weights_path(kind, name).with_suffix(".json"), canonical_json(content))
+        return record
+
+
+def weights_digest(path: Path) -> str:
+    """ "sha256:…" of a file. Raises BadDataError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise BadDataError(
+            str(path),
+            expected="a file of weights",
+            found=error.strerror or str(error),
+            remedy="correct the file name (relative ones start at the experiment file's folder)",
+        ) from error

@@ -1,0 +1,1 @@
+"""The machinery below every stage: devices, ranks, inference, dask tasks, work done ahead."""

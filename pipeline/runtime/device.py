@@ -1,0 +1,33 @@
+"""On which device does a network run?"""
+
+import torch
+
+from ...storage.errors import ConfigError
+
+
+def named_device(device: torch.device | str) -> torch.device:
+    """The device of that name, whether it is there or not. Raises ConfigError for what names none."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            "device",
+            expected="a device such as cpu or cuda:0",
+            found=f"{device!r} ({str(error).splitlines()[0][:120]})",
+            remedy="name another one, or leave it out",
+        ) from error
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device that is named, or the GPU where there is one. Raises ConfigError for one that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            "device",
+            expected="a device that PyTorch can use here, such as cpu",
+            found=f"{name!r} ({str(error).splitlines()[0][:120]})",
+            remedy="name another one, or leave it out",
+        ) from error
+    return device

@@ -1,0 +1,1 @@
+"""Specialists: a network for each confusable set, trained, captured back into the store."""

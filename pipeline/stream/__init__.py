@@ -1,0 +1,1 @@
+"""Batches of a store as tensors, on the device that uses them."""

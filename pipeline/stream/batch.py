@@ -1,0 +1,178 @@
+"""What is a batch to a torch training loop?
+
+Tensors that share memory with the arrays that were read, moved and decoded as one.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float16, Float32, Int64, Shaped, UInt8, UInt16
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...storage.errors import ConfigError
+from ...storage.stream.batch import Batch, TopKRows
+from ..losses import check_temperature
+
+
+@dataclass(frozen=True)
+class TopKTensors:
+    """Rows of a capture of the k largest logits, as they are stored (`logitstore.storage.stream.stream.TopKRows`)."""
+
+    index: Shaped[Tensor, "rows k"]
+    """Columns of the k largest, in descending order."""
+    logits: Shaped[Tensor, "rows k"]
+    """float16: those logits, minus the row's largest."""
+    tail: Float32[Tensor, "rows figures"]
+    """ln Σ exp, mean and variance of the logits that were left out."""
+    num_classes: int
+    """Columns of the capture."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TopKTensors":
+        """The same with `function` of each tensor: another device, pinned memory."""
+        return TopKTensors(function(self.index), function(self.logits), function(self.tail), self.num_classes)
+
+
+StoredLogits = (
+    Float32[Tensor, "batch _"]
+    | Float16[Tensor, "batch _"]
+    | UInt8[Tensor, "batch _"]
+    | UInt16[Tensor, "batch _"]
+    | TopKTensors
+)
+"""The logits of one teacher: decoded, or in one of the forms in which they are stored."""
+
+
+@dataclass(frozen=True)
+class TorchBatch:
+    """Some rows, and all that is known of them, as tensors."""
+
+    rows: Int64[Tensor, " batch"]
+    """Rows of the store."""
+    views: Int64[Tensor, " batch"]
+    """View of each row."""
+    inputs: Tensor | None
+    """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
+    labels: Int64[Tensor, " batch"]
+    """Class of each row, -1 where unknown."""
+    logits: Mapping[str, StoredLogits]
+    """By teacher: float32 (batch, classes), the largest of each row 0; as stored where the stream does not decode."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """By teacher, where the stream does not decode: what stored integers are to be multiplied by."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, batch: Batch) -> "TorchBatch":
+        """The tensors of a batch of arrays."""
+        return cls(
+            torch.from_numpy(batch.rows),
+            torch.from_numpy(batch.views),
+            None if batch.inputs is None else torch.from_numpy(batch.inputs),
+            torch.from_numpy(batch.labels),
+            {name: _tensors(logits) for name, logits in batch.logits.items()},
+            batch.scale,
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "TorchBatch":
+        """The same with `function` of all but rows and views, which stay on the host."""
+        logits = {
+            name: z.map(function) if isinstance(z, TopKTensors) else function(z)
+            for name, z in self.logits.items()
+        }
+        inputs = None if self.inputs is None else function(self.inputs)
+        return replace(self, inputs=inputs, labels=function(self.labels), logits=logits)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
+        """The batch on a device; rows and views stay where they are."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "TorchBatch":
+        """The batch in page-locked memory; `DataLoader(..., pin_memory=True)` calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory of the batch for a CUDA stream that uses it, if another one filled it."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
+    def decoded(self, temperature: float | None = None) -> "TorchBatch":
+        """The batch with float32 logits, decoded where its tensors are: see `teacher_logits`."""
+        return replace(self, logits=self.teacher_logits(temperature), scale={})
+
+    def teacher_logits(self, temperature: float | None = None) -> dict[str, Float32[Tensor, "batch _"]]:
+        """float32 logits by teacher, the largest of each row 0; decoded here, on the device, where they are as stored.
+
+        temperature: the one at which the logits will be used; only top-k rows need it. Raises ConfigError without.
+        """
+        return {name: self._decoded(name, temperature) for name in self.logits}
+
+    def _decoded(self, name: str, temperature: float | None) -> Tensor:
+        stored = self.logits[name]
+        if isinstance(stored, TopKTensors):
+            if temperature is None:
+                raise ConfigError(
+                    f"teacher {name!r}: temperature",
+                    expected="the one at which the logits will be used: top-k rows decode to others at each",
+                    found="none",
+                    remedy="pass temperature=…",
+                )
+            return decode_top_k(stored, temperature)
+        return decode_codes(stored, self.scale[name]) if name in self.scale else stored.to(torch.float32)
+
+
+def _tensors(stored: NDArray[Any] | TopKRows) -> StoredLogits:
+    """What a batch of arrays holds of a teacher, as tensors that share its memory."""
+    if isinstance(stored, TopKRows):
+        index, logits, tail = map(torch.from_numpy, (stored.index, stored.logits, stored.tail))
+        return TopKTensors(index, logits, tail, stored.num_classes)
+    return torch.from_numpy(stored)
+
+
+def decode_codes(codes: Shaped[Tensor, "rows classes"], scale: float) -> Float32[Tensor, "rows classes"]:
+    """Centred logits from integer codes: float32(code) · float32(scale), the largest of each row 0.
+
+    codes: uint8 or uint16, as stored. scale: `batch.scale[teacher]`, natural-log units a code, negative.
+
+    >>> decode_codes(torch.tensor([[0, 2]], dtype=torch.uint8), -0.25)
+    tensor([[-0.0000, -0.5000]])
+    """
+    return codes.to(torch.float32).mul_(scale)
+
+
+def decode_top_k(rows: TopKTensors, temperature: float) -> Float32[Tensor, "rows classes"]:
+    """Dense logits whose softmax at `temperature` is what was stored; the classes left out share one level.
+
+    Raises ConfigError for a temperature that is none. Source: docs/format-v1.md, "Encoded captures".
+    """
+    check_temperature(temperature)
+    kept = rows.logits.to(torch.float32)
+    dense = kept.new_empty((len(kept), rows.num_classes))
+    left_out = rows.num_classes - kept.shape[1]
+    if left_out:
+        log_sum, mean, variance = rows.tail.to(torch.float64).unbind(1)
+        beta = 1 / temperature
+        at_one = torch.maximum(log_sum - math.log(left_out), mean)
+        rise = at_one - mean
+        below = 2 * rise * (1 - beta) + variance * beta
+        level = mean + rise * variance * beta / torch.where(below > 0, below, 1.0)
+        level = torch.where(below > 0, level, math.inf)
+        largest = torch.maximum(kept[:, -1].to(torch.float64), at_one)
+        by_largest = temperature * at_one + (1 - temperature) * largest
+        if temperature >= 1:
+            level = torch.clamp(level, torch.maximum(mean, by_largest), at_one)
+        else:
+            width = torch.clamp(largest - mean, min=1e-30)
+            power = torch.clamp(beta * width, max=500)  # beyond, the other bound is the lower one
+            by_variance = mean + temperature * variance * (torch.expm1(power) - power) / width**2
+            level = torch.clamp(level, at_one, torch.maximum(at_one, torch.minimum(by_largest, by_variance)))
+        dense.copy_(level.to(torch.float32)[:, None].expand_as(dense))
+    return dense.scatter_(1, rows.index.to(torch.int64), kept)

@@ -1,0 +1,1 @@
+"""Stage three: students trained from a store."""

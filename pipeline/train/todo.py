@@ -1,0 +1,77 @@
+"""Students of an experiment: what each is made from, and which are still missing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...storage.api import Store
+from ..experiment.document import Experiment
+from ..experiment.schema import settled
+from ..experiment.tables import Student
+from ..experiment.training import Loss
+from ..models.records import Models
+
+
+@dataclass(frozen=True)
+class StudentSeed:
+    """One student, trained once from one seed."""
+
+    student: Student
+    """Its table."""
+    seed: int
+    """Seed of its weights and of its batches."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.student.name}-seed{self.seed}"
+
+
+# Students
+
+
+def student_seeds(experiment: Experiment) -> Iterator[StudentSeed]:
+    """Every training of every student, in order."""
+    for student in experiment.students:
+        for seed in student.train.seeds:
+            yield StudentSeed(student, seed)
+
+
+def shown_capture(experiment: Experiment, student: Student) -> list[str]:
+    """The captures that a student reads: those it learns from, and for hard targets the first, for its views."""
+    weights = experiment.teacher_weights(student)
+    return list(weights) or [experiment.teacher_members()[0].name]
+
+
+def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> dict[str, Any]:
+    """What a student follows from: it is pinned to the seals of all that it reads.
+
+    Raises PartNotFound or StoreIncomplete where a capture that it needs is not there.
+    """
+    student = run.student
+    loss = {"name": student.loss.name, **student.loss.numbers}
+    return {
+        **settled(student, later={"standardise"}, idle={"name", "teachers", "train", "loss"}),
+        **({} if student.loss == Loss() else {"loss": loss}),
+        "teachers": experiment.teacher_weights(student),
+        "train": settled(
+            student.train,
+            later={"clip_norm", "ema", "label_smoothing", "precision"},
+            idle={"checkpoint_every", "compile", "seeds"},
+        ),
+        "seed": run.seed,
+        "samples": store.samples.digest,
+        "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},
+    }
+
+
+def missing_students(experiment: Experiment, models: Models, store: Store | None) -> list[StudentSeed]:
+    """The students that are not trained yet, or were trained from something else."""
+    if store is None:
+        return list(student_seeds(experiment))
+    return [
+        run
+        for run in student_seeds(experiment)
+        if any(name not in store.teachers for name in shown_capture(experiment, run.student))
+        or models.find("students", run.name, student_identity(experiment, run, store)) is None
+    ]

@@ -1,0 +1,1 @@
+"""The training of any network: loop, steps, log, checkpoints, resumption."""

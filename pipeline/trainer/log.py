@@ -1,0 +1,129 @@
+"""How did a training go, step by step? A file of JSON lines beside the weights.
+
+    {"epoch":0,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
+
+`step`: steps that were taken, this one included. `epoch`: from 0. `rows`: shown so far, of all ranks. `loss`: of this
+step; of an epoch's line (`"event":"epoch"`) the mean over its steps. `lr`: of this step. `rows_per_second` and
+`waiting`, the share of the time in which the training waited for data: since the last line of this event, or since the
+training began or went on. `seconds`: of training so far, over all interruptions.
+
+A training that goes on from a checkpoint cuts off what came after it, so that no step has two lines.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from ...storage.backends.posix import replace_file
+from ...storage.errors import LogitStoreError
+from ...storage.format.documents import canonical_json, parse_json
+
+_ITEM = TypeVar("_ITEM")
+
+
+@dataclass
+class _Lap:
+    """What has been since something was last told."""
+
+    since: float
+    waited: float = 0.0
+    rows: int = 0
+
+
+class Clock:
+    """How long a training has taken, and how much of that it waited for data."""
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self.seconds_before = 0.0
+        """Of training before it was interrupted."""
+        self._started = time.perf_counter()
+        self._laps = {event: _Lap(self._started) for event in ("step", "epoch")}
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def waiting_for(self, items: Iterable[_ITEM]) -> Iterator[_ITEM]:
+        """The items, with the time that each was waited for."""
+        iterator = iter(items)
+        while True:
+            began = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                waited = time.perf_counter() - began
+                for lap in self._laps.values():
+                    lap.waited += waited
+            yield item
+
+    def count(self, rows: int) -> None:
+        """Take note that some rows were trained on."""
+        for lap in self._laps.values():
+            lap.rows += rows
+
+    def lap(self, event: str) -> tuple[float, float]:
+        """Rows a second, and the share of the time that was waited, since the last "step" or "epoch" was told."""
+        lap, now = self._laps[event], time.perf_counter()
+        self._laps[event] = _Lap(now)
+        passed = max(now - lap.since, 1e-9)
+        return lap.rows / passed, min(1.0, lap.waited / passed)
+
+
+class TrainingLog:
+    """The file of a training's lines; it is begun with the first of them."""
+
+    def __init__(self, path: Path | None) -> None:
+        """path: the file; None for a log that nobody keeps."""
+        self._path = path
+        self._kept = b""
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def begin(self, step: int, epoch: int) -> None:
+        """Keep what there is of a training that has taken `step` steps and is in `epoch`; later lines are cut off."""
+        self._kept = (
+            b"".join(line for line in self._lines() if _is_before(line, step, epoch)) if step else b""
+        )
+
+    def write(self, **values: Any) -> None:
+        """Add a line."""
+        if self._path is None:
+            return
+        if self._file is None:
+            replace_file(self._path, self._kept)
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(canonical_json(values).decode())
+        self._file.flush()
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return [] if self._path is None else self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+
+
+def _is_before(line: bytes, step: int, epoch: int) -> bool:
+    """Whether a line was written before a checkpoint was; one that was torn was not.
+
+    An epoch's line comes after the checkpoint of its last step, and is written again.
+    """
+    try:
+        found = parse_json(line, "a line")
+        if found["event"] == "epoch":
+            return int(found["epoch"]) < epoch
+        return int(found["step"]) <= step
+    except (LogitStoreError, KeyError, TypeError, ValueError):
+        return False

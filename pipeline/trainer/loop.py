@@ -1,0 +1,282 @@
+"""How is a network trained, teacher or student?
+
+The loop is one for both: batches of an epoch, a loss of logits and batch, a step (`optimise`). What differs (where
+batches come from, what the loss is, whether a training is kept so that it can go on) is passed in.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...storage.errors import BadDataError, ConfigError, LogitStoreError
+from ...storage.progress import Progress, silent
+from ..experiment.training import Train
+from ..factories import describe_exception
+from ..runtime.inference import device_of, forward, refusing_failures
+from ..runtime.ranks import ALONE, Ranks
+from .log import Clock, TrainingLog
+from .steps import Steps, autocast
+
+
+class HasInputs(Protocol):
+    """A batch: whatever else it has, its inputs are what the network is given."""
+
+    @property
+    def inputs(self) -> Tensor | None:
+        """(batch, …)."""
+
+    def __len__(self) -> int: ...
+
+
+BatchType = TypeVar("BatchType", bound=HasInputs)
+
+
+REPORT_EVERY = 20
+"""Steps between two reports: reading the loss waits for the device."""
+
+
+@dataclass
+class Position:
+    """How far a training is, between two steps."""
+
+    step: int = 0
+    """Steps that were taken."""
+    epoch: int = 0
+    """The epoch of the last of them, from 0."""
+    rows: int = 0
+    """Rows that were shown, of all ranks."""
+    epoch_steps: int = 0
+    """Steps of this epoch that were taken."""
+
+
+@dataclass
+class Training:
+    """A training, between two steps: what a checkpoint keeps."""
+
+    position: Position
+    """How far it is."""
+    steps: Steps
+    """Weights, moving average, optimiser."""
+    loss_sum: Tensor
+    """float64 (): of the steps of this epoch; this rank's part of it."""
+    clock: Clock
+    """How long it has taken."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """Keeps a training so that it can go on."""
+
+    def resume(self, training: Training) -> None:
+        """Put back what was kept, if there is something; the batches of `position.epoch` are then its rest."""
+
+    def after_step(self, training: Training) -> None:
+        """Keep it, if that is due."""
+
+
+class _KeepsNothing:
+    def resume(self, training: Training) -> None:
+        """There is nothing."""
+
+    def after_step(self, training: Training) -> None:
+        """Nothing is kept."""
+
+
+def fit(
+    module: nn.Module,
+    epoch_batches: Callable[[int], Iterable[BatchType]],
+    rows_per_epoch: int,
+    steps_per_epoch: int,
+    settings: Train,
+    loss: Callable[[Tensor, BatchType], Float[Tensor, ""]],
+    *,
+    where: str,
+    progress: Progress = silent,
+    log: TrainingLog | None = None,
+    clock: Clock | None = None,
+    keeper: Keeper | None = None,
+    ranks: Ranks = ALONE,
+    loss_is_of_all_ranks: bool = False,
+) -> float:
+    """Train `module` in place, on the device it is on; the mean loss of the last epoch.
+
+    epoch_batches: the batches of an epoch, on the module's device; of this rank, and equally many on each.
+    rows_per_epoch: of all ranks. loss: (logits, batch) -> scalar, a mean over rows.
+    where: who is trained, for progress and messages. log: gets a line every few steps and one an epoch.
+    clock: measures it, and says afterwards how long it took.
+    keeper: makes it go on where it was interrupted. loss_is_of_all_ranks: whether `loss` is the mean over the rows
+    of all ranks, rather than of this one's.
+    Raises BadLogitsError where the module fails or gives no logits, BadDataError where the very first loss is
+    not finite, ConfigError where a later one is not: the settings make the training diverge.
+    """
+    device = device_of(module)
+    module.train()
+    run = _Run(
+        Training(
+            Position(),
+            Steps(module, settings, steps_per_epoch, device),
+            torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            clock or Clock(),
+        ),
+        settings,
+        where,
+        rows_per_epoch * settings.epochs,
+        log or TrainingLog(None),
+        progress,
+        ranks,
+    )
+    keeper = keeper or _KeepsNothing()
+    keeper.resume(run.training)
+    at = run.training.position
+    run.log.begin(at.step, at.epoch)
+    progress(where, at.rows, run.total_rows, "rows")
+    network = _Network(module, settings, device, ranks, where)
+    mean = math.nan
+    for epoch in range(at.epoch, settings.epochs):
+        if epoch != at.epoch:
+            at.epoch, at.epoch_steps = epoch, 0
+            run.training.loss_sum.zero_()
+        for batch in run.training.clock.waiting_for(epoch_batches(epoch)):
+            counts = ranks.counts(len(batch))
+            if not any(counts):
+                continue
+            value = network.loss(batch, loss)
+            part = value.detach()
+            run.check_first(part)
+            if ranks.size > 1:
+                # The step is the mean over all rows, and DistributedDataParallel takes the mean of the ranks'
+                # gradients: of losses that are weighted by rows, or of the same loss for the rows of each.
+                share = len(batch) / sum(counts)
+                part = part / ranks.size if loss_is_of_all_ranks else part * share
+                value = value * ranks.size if loss_is_of_all_ranks else value * (share * ranks.size)
+            run.training.loss_sum += part
+            run.training.steps.take(at.step, value, network.backward)
+            at.step, at.epoch_steps, at.rows = at.step + 1, at.epoch_steps + 1, at.rows + sum(counts)
+            run.training.clock.count(sum(counts))
+            if at.step % REPORT_EVERY == 0:
+                run.report("step", part)
+            keeper.after_step(run.training)
+        mean = run.end_epoch()
+    run.training.steps.finish()
+    progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")
+    module.eval()
+    return mean
+
+
+@dataclass
+class _Run:
+    """A training with those who are told of it."""
+
+    training: Training
+    settings: Train
+    where: str
+    total_rows: int
+    log: TrainingLog
+    progress: Progress
+    ranks: Ranks
+
+    def check_first(self, value: Tensor) -> None:
+        """Refuse a loss that is not finite before anything was learned."""
+        if not self.training.position.step and not math.isfinite(value.item()):
+            raise BadDataError(
+                f"{self.where}, first step",
+                expected="a finite loss",
+                found=f"{value.item()} before anything was learned",
+                remedy="look for NaN or very large numbers in the inputs, and at the model's first weights",
+            )
+
+    def report(self, event: str, part: Tensor) -> float:
+        """Tell of a step or an epoch; its loss, of which `part` is this rank's share."""
+        at = self.training.position
+        value = float(self.ranks.mean(part)) * self.ranks.size
+        speed, waiting = self.training.clock.lap(event)
+        self.log.write(
+            event=event,
+            step=at.step,
+            epoch=at.epoch,
+            rows=at.rows,
+            loss=value if math.isfinite(value) else None,
+            lr=self.training.steps.learning_rate(at.step - 1),
+            rows_per_second=round(speed, 1),
+            waiting=round(waiting, 4),
+            seconds=round(self.training.clock.seconds, 3),
+        )
+        if event == "step":
+            detail = f"loss {value:.4g}, waiting {100 * waiting:.0f} %"
+            self.progress(self.where, at.rows, self.total_rows, "rows", detail)
+        return value
+
+    def end_epoch(self) -> float:
+        """The mean loss of the epoch. Raises ConfigError where it is not finite."""
+        at = self.training.position
+        if not at.epoch_steps:
+            return math.nan
+        mean = self.report("epoch", self.training.loss_sum / at.epoch_steps)
+        if not math.isfinite(mean):
+            raise ConfigError(
+                f"{self.where}, epoch {at.epoch}",
+                expected="a finite loss",
+                found=str(mean),
+                remedy=f"lower train.lr (now {self.settings.lr:g}), or add warmup_epochs",
+            )
+        return mean
+
+
+class _Network:
+    """A module as it is run in training: compiled, in its precision, together with the other ranks."""
+
+    def __init__(
+        self, module: nn.Module, settings: Train, device: torch.device, ranks: Ranks, where: str
+    ) -> None:
+        self._plain, self._settings, self._device, self._where = module, settings, device, where
+        self._several = ranks.size > 1
+        run: Any = ranks.wrap(module)
+        self._module: Any = torch.compile(run) if settings.compile else run
+        self._inputs: Tensor | None = None
+
+    def loss(self, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        """The loss of a batch."""
+        inputs = batch.inputs
+        assert inputs is not None  # whoever trains asks for batches with inputs
+        self._inputs = inputs
+        if not len(inputs):
+            return self._nothing(inputs, batch, loss)
+        with autocast(self._device, self._settings.precision):
+            logits = self._forward(inputs)
+        return loss(logits if self._settings.precision == "float32" else logits.float(), batch)
+
+    def _nothing(self, inputs: Tensor, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        """0, for a rank that has no row of this step while others have: it takes part in what they do together."""
+        self._plain.eval()  # a row that nobody asked for leaves no trace in statistics
+        with autocast(self._device, self._settings.precision):
+            logits = self._forward(inputs.new_zeros((1, *inputs.shape[1:]))).float()
+        self._plain.train()
+        value = loss(logits[:0], batch)
+        return logits.sum() * 0.0 + (value if math.isfinite(value.item()) else 0.0)
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        if not self._settings.compile:
+            return forward(self._module, inputs, self._where)
+        try:
+            return forward(self._module, inputs, self._where)
+        except LogitStoreError as error:
+            cause = error.__cause__
+            if cause is None or not type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise ConfigError(
+                f"{self._where}: train.compile",
+                expected="a model that torch.compile can compile here",
+                found=describe_exception(cause)[:200],
+                remedy="drop compile",
+            ) from cause
+
+    def backward(self, value: Tensor) -> None:
+        """The gradients of a loss."""
+        assert self._inputs is not None  # there was a forward pass
+        with refusing_failures(self._where, self._inputs):
+            value.backward()

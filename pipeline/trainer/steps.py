@@ -1,0 +1,132 @@
+"""Which step does a network take along a gradient?
+
+A learning rate by a schedule, an optimiser of PyTorch's, gradients that are clipped where they are too long and,
+in float16, scaled where they would be lost; then the network's own constraints, and the moving average.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..experiment.training import Train
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def learning_rate_factor(settings: Train, step: int, steps_per_epoch: int) -> float:
+    """Share of `settings.lr` at a step: a linear warm-up, then the schedule, which comes to 0 after the last.
+
+    >>> settings = Train(lr=0.1, epochs=4, schedule="linear", warmup_epochs=2)
+    >>> [learning_rate_factor(settings, step, 1) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup, total = settings.warmup_epochs * steps_per_epoch, settings.epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / warmup
+    share = min(1.0, (step - warmup) / max(1, total - warmup))
+    if settings.schedule == "cosine":
+        return (1 + math.cos(math.pi * share)) / 2
+    return 1 - share if settings.schedule == "linear" else 1.0
+
+
+def make_optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """The optimiser that the settings name."""
+    parameters, decay = module.parameters(), settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, settings.lr, weight_decay=decay)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Where a network computes in `precision`; the lower ones are autocast."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+class Steps:
+    """The steps of a training: everything of it that is changed by a gradient."""
+
+    def __init__(
+        self, module: nn.Module, settings: Train, steps_per_epoch: int, device: torch.device
+    ) -> None:
+        """module: on `device`, not wrapped; it is changed in place. steps_per_epoch: for the schedule."""
+        self._module, self._settings, self._per_epoch = module, settings, steps_per_epoch
+        self._constrain: Callable[[], object] | None = getattr(module, "apply_constraints", None)
+        self.optimizer = make_optimizer(module, settings)
+        """PyTorch's."""
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+        """Of the loss, so that small gradients are no zeros in float16; off in other precisions."""
+        self.averaged = (
+            None
+            if settings.ema is None
+            else AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        )
+        """The moving average of weights and buffers, where there is one."""
+
+    def learning_rate(self, step: int) -> float:
+        """At a step, counted from 0."""
+        return self._settings.lr * learning_rate_factor(self._settings, step, self._per_epoch)
+
+    def take(self, step: int, loss: Tensor, backward: Callable[[Tensor], object]) -> None:
+        """Take a step along the gradient of `loss`, which `backward` is to compute."""
+        backward(self.scaler.scale(loss))
+        if self._settings.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._module.parameters(), self._settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)  # now: the next forward pass has their memory
+        if self._constrain is not None:
+            self._constrain()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self._module)
+
+    def finish(self) -> None:
+        """Leave in the module what is to be kept: its moving average, where there is one."""
+        if self.averaged is not None:
+            self._module.load_state_dict(self.averaged.module.state_dict())
+
+    # What a checkpoint keeps
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, moving average and the optimiser's memory, by name."""
+        found = {f"model/{name}": tensor for name, tensor in self._module.state_dict().items()}
+        if self.averaged is not None:
+            found |= {f"ema/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for index, memory in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer/{index}/{key}": t for key, t in memory.items() if isinstance(t, Tensor)}
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """What the scaler remembers."""
+        return dict(self.scaler.state_dict())
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `numbers` gave.
+
+        Raises RuntimeError, KeyError or ValueError where they are those of another network or optimiser.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            if part in parts:
+                parts[part][rest] = tensor
+        self._module.load_state_dict(parts["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(parts["ema"])
+        memory: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition("/")
+            memory.setdefault(int(index), {})[key] = tensor
+        # The rates and other settings are those of now: they follow from the experiment.
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})
+        self.scaler.load_state_dict(dict(numbers))

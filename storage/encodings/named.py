@@ -1,0 +1,85 @@
+"""Which encoding does a user name, or a spec describe? There are four: see `encoding`."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import ConfigError, LogitStoreError, UnsupportedFeature
+from ..format.constants import ERROR_BUDGET, TOP_K
+from .encoding import Encoding
+from .error_budget import ErrorBudget
+from .floats import FLOATS
+from .top_k import TopK, bad_k
+
+EXPECTED: Final = (
+    "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
+)
+"""What a user may say."""
+
+
+def encoding_named(name: object) -> Encoding:
+    """The encoding that a user names, as `EXPECTED` has it, or an encoding itself. Raises ConfigError.
+
+    >>> encoding_named("float16").describe()
+    {'kind': 'float16'}
+    >>> encoding_named({"top_k": 64}).describe()
+    {'kind': 'top-k', 'k': 64}
+    """
+    if isinstance(name, Encoding):
+        return name
+    if isinstance(name, str) and name in FLOATS:
+        return FLOATS[name]
+    if isinstance(name, Mapping):
+        if set(name) == {"top_k"}:
+            return _top_k(name["top_k"])
+        if "max_kl" in name and set(name) <= {"max_kl", "min_temperature"}:
+            return ErrorBudget(
+                _number(name["max_kl"], "max_kl"),
+                _number(name.get("min_temperature", 1.0), "min_temperature"),
+            )
+    raise ConfigError("encoding", expected=EXPECTED, found=repr(name)[:80], remedy="choose one of these")
+
+
+def encoding_described(description: object, where: str) -> Encoding:
+    """The encoding that a spec describes. Raises UnsupportedFeature where there is none such."""
+    if isinstance(description, Mapping):
+        kind = description.get("kind")
+        if isinstance(kind, str) and kind in FLOATS:
+            return FLOATS[kind]
+        try:
+            encoding = _top_k(description["k"]) if kind == TOP_K else _budget(description)
+        except (KeyError, LogitStoreError, TypeError, ValueError, OverflowError):
+            encoding = None
+        if encoding is not None and dict(description).items() >= encoding.describe().items():
+            return encoding
+    raise UnsupportedFeature(
+        where,
+        expected="one of the encodings of this version",
+        found=f"the encoding {description!r}"[:120],
+        remedy="open this capture with a newer logitstore",
+    )
+
+
+def _budget(description: Mapping[str, Any]) -> Encoding | None:
+    if description["kind"] != ERROR_BUDGET:
+        return None
+    numbers = [description[key] for key in ("max_kl", "min_temperature", "source_error", "step")]
+    shift, dtype = description["shift"], description["dtype"]
+    whole = isinstance(shift, int) and not isinstance(shift, bool) and 0 <= shift < 16
+    if not whole or dtype not in ("uint8", "uint16") or not all(type(n) in (int, float) for n in numbers):
+        return None
+    max_kl, min_temperature, source_error, _ = map(float, numbers)
+    return ErrorBudget(max_kl, min_temperature, source_error, dtype, shift)
+
+
+def _top_k(k: object) -> Encoding:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise bad_k(k, "an integer of at least 1")
+    return TopK(k)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(
+            f"encoding: {name}", expected="a positive number", found=repr(value)[:40], remedy="give one"
+        )
+    return float(value)

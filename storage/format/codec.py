@@ -1,0 +1,120 @@
+"""How is an inner chunk made smaller, and made whole again without trusting what it says of its size?
+
+Two codecs of Zarr's core, in one fixed setting each, chosen by measurement (docs/encodings.md):
+
+    zstd     codes of one byte: entropy coding is all that is to be gained
+    blosc    codes of two bytes and the arrays of top-k: the bytes of a number are put apart, then zstd
+
+Everything else is stored raw. The settings are part of the format: `zarr.json` spells them out.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+RAW, ZSTD, BLOSC = "raw", "zstd", "blosc"
+
+
+_ZSTD_LEVEL: Final = 1
+
+
+_BLOSC_LEVEL: Final = 1
+
+
+_BLOSC_BLOCK_BYTES: Final = 1 << 18
+
+
+_BLOSC_HEADER_BYTES: Final = 16
+
+
+_ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
+
+
+def codec_metadata(codec: str, item_bytes: int) -> list[dict[str, object]]:
+    """What stands for a codec in Zarr's list of codecs: nothing for raw chunks.
+
+    item_bytes: bytes of an element.
+
+    >>> codec_metadata("zstd", 1)
+    [{'name': 'zstd', 'configuration': {'level': 1, 'checksum': False}}]
+    """
+    settings: Mapping[str, dict[str, object]] = {
+        ZSTD: {"level": _ZSTD_LEVEL, "checksum": False},
+        BLOSC: {
+            "typesize": item_bytes,
+            "cname": "zstd",
+            "clevel": _BLOSC_LEVEL,
+            "shuffle": "shuffle",
+            "blocksize": _BLOSC_BLOCK_BYTES,
+        },
+    }
+    return [] if codec == RAW else [{"name": codec, "configuration": settings[codec]}]
+
+
+def most_bytes(payload_bytes: int) -> int:
+    """Most bytes that a codec makes of a chunk: what cannot be made smaller grows a little.
+
+    >>> most_bytes(1 << 20)
+    1056768
+    """
+    return payload_bytes + payload_bytes // 256 + 4096
+
+
+def compress(codec: str, payload: NDArray[Any]) -> bytes:
+    """A contiguous chunk, made smaller. The same chunk always gives the same bytes (of one version of the libraries)."""
+    from numcodecs import blosc, zstd
+
+    if codec == ZSTD:
+        return bytes(zstd.compress(payload, _ZSTD_LEVEL))
+    # With threads of its own blosc lays its pieces down in the order in which they are done. We have our own threads.
+    blosc.use_threads = False
+    return bytes(
+        blosc.compress(
+            payload, b"zstd", _BLOSC_LEVEL, blosc.SHUFFLE, _BLOSC_BLOCK_BYTES, payload.dtype.itemsize
+        )
+    )
+
+
+def decompress(codec: str, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """A chunk into `out`, whose size decides: what states another one is refused before anything is written.
+
+    Raises ValueError for what is not a chunk of that size.
+    """
+    from numcodecs import blosc, zstd
+
+    stated = _zstd_content_bytes(data) if codec == ZSTD else _blosc_content_bytes(data, out.dtype.itemsize)
+    if stated != out.nbytes:
+        raise ValueError(f"{len(data)} bytes that do not hold {out.nbytes}")
+    flat = out.reshape(-1).view(np.uint8)
+    try:
+        if codec == ZSTD:
+            zstd.decompress(data, flat)
+        else:
+            blosc.use_threads = False
+            blosc.decompress(data, flat)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _blosc_content_bytes(data: NDArray[np.uint8], item_bytes: int) -> int:
+    """Bytes that a blosc buffer says it holds; -1 where its header does not fit its size, which blosc would trust."""
+    if len(data) < _BLOSC_HEADER_BYTES or int(data[3]) != item_bytes:
+        return -1
+    content, block, own = (int(number) for number in data[4:16].view("<u4"))
+    return content if own == len(data) and 0 < block <= max(content, 1) else -1
+
+
+def _zstd_content_bytes(data: NDArray[np.uint8]) -> int:
+    """Bytes that a zstd frame says it holds (RFC 8878, 3.1.1.1); -1 where it does not say."""
+    head = data[:18].tobytes()
+    if len(head) < 6 or head[:4] != _ZSTD_MAGIC:
+        return -1
+    descriptor = head[4]
+    single_segment = descriptor >> 5 & 1
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    if not width or len(head) < start + width:
+        return -1
+    return int.from_bytes(head[start : start + width], "little") + (256 if width == 2 else 0)

@@ -1,0 +1,369 @@
+"""Which arrays does a part have, and how is each of them cut?
+
+Shape, shards, chunks and fill value of an array follow from its name, its dtype and the grid of the store. A
+writer makes layouts here; a reader makes them again and compares, so that nothing that a store says of its
+sizes is believed.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from ..errors import LimitExceeded, ManifestInvalid
+from .codec import BLOSC, RAW, ZSTD
+from .constants import (
+    CAPTURE,
+    ERROR_BUDGET,
+    FEATURES,
+    INPUT_DTYPES,
+    MAX_ARRAYS,
+    MAX_CHUNK_BYTES,
+    MAX_SEAL_TABLE_BYTES,
+    MAX_SHARD_BYTES,
+    MAX_VIEWS,
+    PRIVATE,
+    ROOT_METADATA,
+    TEMPERATURES,
+    TOP_K,
+)
+from .documents import beyond, invalid
+from .grid import Grid, plan_chunk_rows
+from .metadata import ArrayLayout
+
+SMALL_CHUNK_BYTES: Final = 32 << 20
+"""Most bytes of a chunk of a small array (unless a single element of its first dimension is larger)."""
+
+
+_EVERY_CAPTURE: Final = {"peak": ("view", "row"), "seen": ("view", "row"), "classes": ("class",)}
+
+
+_MEASURED: Final = {"error": ("view", "row", "temperature")}
+
+
+DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "samples": {
+        "source": ("row",),
+        "digest": ("row",),
+        "label": ("row",),
+        "id": ("row", "id_width"),
+        "class_name": ("class", "class_name_width"),
+    },
+    CAPTURE: {"logits": ("view", "row", "class"), **_EVERY_CAPTURE},
+    ERROR_BUDGET: {"logits": ("view", "row", "class"), **_MEASURED, **_EVERY_CAPTURE},
+    TOP_K: {
+        "index": ("view", "row", "k"),
+        "logits": ("view", "row", "k"),
+        "tail": ("view", "row", "figure"),
+        **_MEASURED,
+        **_EVERY_CAPTURE,
+    },
+    "clustering": {
+        "covariance": ("class", "other_class"),
+        "assignment": ("class",),
+        "centres": ("cluster", "class"),
+        "sets": ("cluster", "member"),
+        "projected": ("class", "dimension"),
+        "projected_centres": ("cluster", "dimension"),
+    },
+}
+"""Dimensions of the arrays of each form of part. `input` of samples has as many as an input has.
+
+The form of a part is its kind, or, of a capture that is encoded, the feature that a reader needs for it.
+"""
+
+
+DTYPES_OF: Final[Mapping[str, str]] = {
+    "source": "int64",
+    "digest": "uint64",
+    "label": "int64",
+    "id": "uint8",
+    "class_name": "uint8",
+    "peak": "float32",
+    "seen": "uint64",
+    "error": "float16",
+    "tail": "float32",
+    "classes": "int64",
+    "covariance": "float32",
+    "assignment": "int64",
+    "centres": "float32",
+    "sets": "int64",
+    "projected": "float32",
+    "projected_centres": "float32",
+}
+"""Zarr's dtype of the arrays that have only one."""
+
+
+_CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("samples", "input"): INPUT_DTYPES,
+    (CAPTURE, "logits"): ("float16", "float32"),
+    (ERROR_BUDGET, "logits"): ("uint8", "uint16"),
+    (TOP_K, "logits"): ("float16",),
+    (TOP_K, "index"): ("uint16", "uint32"),
+}
+"""Dtypes of the others, by form and name."""
+
+
+_CODECS: Final[Mapping[tuple[str, str, str], str]] = {
+    (ERROR_BUDGET, "logits", "uint8"): ZSTD,
+    (ERROR_BUDGET, "logits", "uint16"): BLOSC,
+    (TOP_K, "index", "uint16"): BLOSC,
+    (TOP_K, "index", "uint32"): BLOSC,
+    (TOP_K, "logits", "float16"): BLOSC,
+}
+"""What the chunks of an array are made smaller by, by form, name and dtype; raw where it is not here."""
+
+
+_FEW_ROWS: Final[Mapping[str, tuple[int, ...]]] = {"error": (len(TEMPERATURES),), "tail": (3,)}
+"""Row shapes of arrays that have only one."""
+
+
+REQUIRED: Final[Mapping[str, frozenset[str]]] = {
+    "samples": frozenset({"source", "digest", "label"}),
+    "clustering": frozenset(),
+} | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
+"""Arrays that every part of a form has."""
+
+
+_CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
+
+
+_OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
+"""The spec, and what a later minor version may put beside it."""
+
+
+def form_of(kind: str, arrays: Collection[str]) -> str:
+    """The form of a part, which its arrays tell.
+
+    >>> form_of("capture", ["logits", "error"]), form_of("clustering", ["sets"])
+    ('error-budget', 'clustering')
+    """
+    if kind != CAPTURE or "error" not in arrays:
+        return kind
+    return TOP_K if "index" in arrays else ERROR_BUDGET
+
+
+def features_of(form: str) -> tuple[str, ...]:
+    """What a reader needs for a part of a form, beyond format 1.0 without features."""
+    return (form,) if form in FEATURES else ()
+
+
+def dtypes_of(form: str, name: str) -> tuple[str, ...]:
+    """The dtypes that an array may have; none where the format does not know it."""
+    if name in DTYPES_OF:
+        return (DTYPES_OF[name],)
+    return _CHOICES.get((form, name), ())
+
+
+def dimensions_of(form: str, name: str, num_dimensions: int) -> tuple[str, ...] | None:
+    """The dimensions of an array; None where the format does not know it.
+
+    >>> dimensions_of("samples", "input", 3)
+    ('row', 'input_0', 'input_1')
+    """
+    if (form, name) == ("samples", "input"):
+        return ("row", *(f"input_{axis}" for axis in range(num_dimensions - 1)))
+    return DIMENSIONS[form].get(name)
+
+
+def fill_value(form: str, name: str, dtype: str) -> float | int:
+    """What stands where no value was written: NaN, -1, or 0 where there are no negative numbers.
+
+    Codes and classes of an encoded capture may be 0: it is their largest value.
+
+    >>> [fill_value("capture", name, dtype) for name, dtype in (("logits", "float16"), ("seen", "uint64"))]
+    [nan, 0]
+    >>> fill_value("error-budget", "logits", "uint8")
+    255
+    """
+    if form in FEATURES and name in ("logits", "index") and np.dtype(dtype).kind == "u":
+        return int(np.iinfo(dtype).max)
+    return {"f": math.nan, "i": -1}.get(np.dtype(dtype).kind, 0)
+
+
+def block_array(
+    form: str,
+    name: str,
+    dtype: str,
+    grid: Grid,
+    *,
+    views: int,
+    row_shape: tuple[int, ...],
+    where: str,
+    attributes: Mapping[str, object] | None = None,
+) -> ArrayLayout:
+    """The layout of an array of rows. Raises LimitExceeded where a shard would pass 1 GiB, or a row 64 MiB.
+
+    views: views of a capture; not used in samples. row_shape: shape of one row.
+    """
+    row_bytes = math.prod(row_shape) * np.dtype(dtype).itemsize
+    if grid.block_rows * row_bytes > MAX_SHARD_BYTES:
+        raise LimitExceeded(
+            f"{where}: {name}",
+            expected=f"shards of at most {MAX_SHARD_BYTES} bytes",
+            found=f"{grid.block_rows} rows of {row_bytes} bytes",
+            remedy="make a store with a smaller block_rows",
+        )
+    if row_bytes > MAX_CHUNK_BYTES:
+        raise LimitExceeded(
+            f"{where}: {name}",
+            expected=f"rows of at most {MAX_CHUNK_BYTES} bytes",
+            found=f"rows of {row_bytes} bytes",
+            remedy="do not store the inputs, or cut them into smaller examples",
+        )
+    shape = (grid.num_rows, *row_shape) if form == "samples" else (views, grid.num_rows, *row_shape)
+    dimensions = dimensions_of(form, name, len(shape))
+    assert dimensions is not None  # writers name arrays of the format
+    return ArrayLayout(
+        name,
+        shape,
+        dtype,
+        dimensions,
+        grid.block_rows,
+        plan_chunk_rows(grid.block_rows, row_bytes),
+        fill_value(form, name, dtype),
+        _CODECS.get((form, name, dtype), RAW),
+        dict(attributes or {}),
+    )
+
+
+def small_array(form: str, name: str, shape: tuple[int, ...]) -> ArrayLayout:
+    """The layout of an array without rows."""
+    dtype, dimensions = DTYPES_OF[name], DIMENSIONS[form][name]
+    element_bytes = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
+    rows = max(1, min(shape[0], SMALL_CHUNK_BYTES // element_bytes))
+    return ArrayLayout(name, shape, dtype, dimensions, rows, 0, fill_value(form, name, dtype))
+
+
+def check_part(
+    form: str,
+    layouts: Mapping[str, ArrayLayout],
+    grid: Grid,
+    where: str,
+    *,
+    arrays: Sequence[tuple[str, int]],
+    shape: tuple[int, int],
+    table_bytes: int,
+    files: Collection[str],
+) -> None:
+    """Refuse arrays, and a seal of them, that a part of this store would not have.
+
+    layouts: every array of the part. where: the part. arrays, shape, table_bytes, files: what its seal says: of the
+    block arrays (name, chunks a shard), of (views, blocks), of the size of seal.bin, and the keys that it lists.
+    Raises ManifestInvalid or LimitExceeded.
+    """
+    if len(layouts) > MAX_ARRAYS:
+        raise beyond(where, MAX_ARRAYS, "arrays", len(layouts))
+    missing = REQUIRED[form] - set(layouts)
+    if missing:
+        raise invalid(where, f"the arrays of a part of form {form!r}", f"no array {min(missing)!r}")
+    sharded = {name: layout.chunks_per_shard for name, layout in layouts.items() if layout.is_block_array}
+    if len(arrays) != len(sharded) or dict(arrays) != sharded:
+        listed = [name for name, _ in arrays]
+        raise invalid(where, f"a seal of the block arrays {sorted(sharded)}", f"one of {listed}")
+    views, blocks = shape
+    if blocks != (grid.num_blocks if sharded else 0) or bool(views) != bool(sharded):
+        raise invalid(
+            where, f"{grid.num_blocks if sharded else 0} blocks a view", f"{views} views x {blocks}"
+        )
+    most = 1 if form == "samples" else MAX_VIEWS
+    if views > most:
+        raise beyond(where, most, "views", views)
+    expected = views * blocks * sum(40 + 4 * chunks for chunks in sharded.values())
+    if expected > MAX_SEAL_TABLE_BYTES:
+        raise beyond(where, MAX_SEAL_TABLE_BYTES, "bytes of seal.bin", expected)
+    if table_bytes != expected:
+        raise invalid(where, f"{expected} bytes of seal.bin", table_bytes)
+    _check_files(layouts, files, where)
+    for name, layout in layouts.items():
+        check_layout(layout, form, grid, views, f"{where}/{name}/zarr.json")
+    if "logits" in REQUIRED[form]:
+        _check_columns(form, layouts, where)
+
+
+def _check_columns(form: str, layouts: Mapping[str, ArrayLayout], where: str) -> None:
+    """Refuse a capture whose arrays do not speak of the same classes."""
+    (width,), (classes,) = layouts["logits"].row_shape, layouts["classes"].shape
+    if form == TOP_K:
+        if width > classes or layouts["index"].row_shape != (width,):
+            raise invalid(where, f"an index and a logit of at most {classes} classes", f"{width} of each row")
+    elif width != classes:
+        raise invalid(where, "a class for each column of logits", f"{classes} classes")
+
+
+def _check_files(layouts: Mapping[str, ArrayLayout], files: Collection[str], where: str) -> None:
+    """Refuse a seal that lists other files than those of the arrays and of the part itself, or not all of them."""
+    chunks = dict.fromkeys((name for name, layout in layouts.items() if not layout.is_block_array), 0)
+    for key in files:
+        name, _, chunk = key.rpartition("/")
+        number = _CHUNK.fullmatch(chunk)
+        if name in chunks and number and layouts[name].key(int(number[1])) == key:
+            chunks[name] += 1
+        elif not (
+            key == ROOT_METADATA or _OWN_FILE.fullmatch(key) or (name in layouts and chunk == ROOT_METADATA)
+        ):
+            raise invalid(where, "a seal that lists the files of the part", f"{key[:80]!r} in it")
+    for name, found in chunks.items():
+        layout = layouts[name]
+        expected = -(-layout.shape[0] // layout.shard_rows)
+        # Each is listed once, so that as many as there are, and none beyond the last, are all of them.
+        if found != expected or layout.key(expected) in files:
+            raise invalid(f"{where}/{name}", f"{expected} chunks in the seal", found)
+
+
+def check_layout(layout: ArrayLayout, form: str, grid: Grid, views: int, where: str) -> None:
+    """Refuse a layout that this store would not have. Arrays that the format does not know pass: none reads them.
+
+    Raises ManifestInvalid.
+    """
+    name, dtype = layout.name, layout.dtype
+    dimensions = dimensions_of(form, name, len(layout.shape))
+    if dimensions is None:
+        return
+    expected = None
+    if (
+        layout.dimensions == dimensions
+        and dtype in dtypes_of(form, name)
+        and layout.row_shape == _FEW_ROWS.get(name, layout.row_shape)
+        and _are_attributes(layout, form)
+    ):
+        if layout.is_block_array:
+            expected = block_array(
+                form,
+                name,
+                dtype,
+                grid,
+                views=views,
+                row_shape=layout.row_shape,
+                where=where,
+                attributes=layout.attributes,
+            )
+        else:
+            expected = small_array(form, name, layout.shape)
+    if layout != expected:
+        raise ManifestInvalid(
+            where,
+            expected=f"an array {layout.name!r} of this store: {grid.num_rows} rows, blocks of {grid.block_rows}",
+            found=f"{layout.dtype} {dict(zip(layout.dimensions, layout.shape, strict=True))}, "
+            f"shards of {layout.shard_rows}",
+            remedy="run `logitstore verify`; do not read this part",
+        )
+
+
+def _are_attributes(layout: ArrayLayout, form: str) -> bool:
+    """Whether the attributes of an array are those that the format gives it; a scale may be any that float32 has."""
+    found = dict(layout.attributes)
+    if layout.name == "error" and form in FEATURES:
+        return found == {"temperature": list(TEMPERATURES)}
+    if layout.name != "logits" or form != ERROR_BUDGET:
+        return not found
+    scale = found.pop("scale_factor", None)
+    return (
+        found == {"_FillValue": layout.fill}
+        and type(scale) is float
+        and math.isfinite(scale)
+        and scale < 0
+        and float(np.float32(scale)) == scale
+    )

@@ -1,0 +1,310 @@
+"""What do the files of a store look like? (docs/format-v1.md as code: names, JSON, array metadata)
+
+1. Constants: version, features, keys, names, and the limits that a reader sets to what a store states.
+2. Canonical JSON: equal content is equal bytes; reading is strict and bounded.
+3. `ArrayLayout`: one array's `zarr.json`, written from it and checked back into it against an allow-list.
+
+Nothing here touches a disk.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, NotAStoreError, UntrustedStoreError
+from .codec import BLOSC, RAW, ZSTD, codec_metadata
+from .constants import (
+    DTYPES,
+    FORMAT_VERSION,
+    MAX_BLOCKS,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS_PER_SHARD,
+    MAX_CLASSES,
+    MAX_DIMENSIONS,
+    MAX_ROWS,
+    MAX_SHARD_BYTES,
+    MAX_SMALL_CHUNKS,
+)
+from .documents import (
+    _ARRAY_NAME,
+    _DISTRUST,
+    beyond,
+    canonical_json,
+    check_version,
+    integer,
+    invalid,
+    parse_json,
+    shorten,
+)
+
+
+def group_metadata(attributes: Mapping[str, object] | None = None) -> bytes:
+    """`zarr.json` of a group; `attributes` become `attributes.logitstore`."""
+    wrapped = {"logitstore": dict(attributes)} if attributes is not None else {}
+    return canonical_json({"attributes": wrapped, "node_type": "group", "zarr_format": 3})
+
+
+def group_attributes(data: bytes, where: str) -> dict[str, Any]:
+    """`attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError where there is none.
+
+    Raises UntrustedStoreError where there is more, such as consolidated metadata, which other readers would follow.
+    """
+    value = parse_json(data, where)
+    attributes = value.get("attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
+    ours = attributes.get("logitstore")
+    if value.get("node_type") != "group" or value.get("zarr_format") != 3 or not isinstance(ours, dict):
+        raise NotAStoreError(
+            where,
+            expected="a Zarr v3 group with logitstore's attributes",
+            found="other metadata",
+            remedy="name the folder of a store that logitstore made",
+        )
+    check_version(ours.get("format_version"), where)
+    more = sorted((set(value) | set(attributes)) - {"attributes", "node_type", "zarr_format", "logitstore"})
+    if more:
+        raise UntrustedStoreError(
+            where,
+            expected="a group with logitstore's attributes alone",
+            found=f"{more} as well"[:120],
+            remedy=_DISTRUST,
+        )
+    return ours
+
+
+@dataclass(frozen=True)
+class RootAttributes:
+    """What the root group of a store says of it."""
+
+    num_rows: int
+    """Rows, N."""
+    num_classes: int
+    """Classes, C."""
+    block_rows: int
+    """Rows a block, R: a power of two."""
+
+    def to_bytes(self) -> bytes:
+        """The root's `zarr.json`. Raises ConfigError for what no reader would open."""
+        for key, found, most in (
+            ("num_rows", self.num_rows, MAX_ROWS),
+            ("num_classes", self.num_classes, MAX_CLASSES),
+            ("blocks", -(-self.num_rows // self.block_rows), MAX_BLOCKS),
+        ):
+            if found > most:
+                raise ConfigError(
+                    key,
+                    expected=f"at most {most}, the limit of readers",
+                    found=str(found),
+                    remedy="make several stores of it, or larger blocks",
+                )
+        return group_metadata(
+            {
+                "format_version": FORMAT_VERSION,
+                "num_rows": self.num_rows,
+                "num_classes": self.num_classes,
+                "block_rows": self.block_rows,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "RootAttributes":
+        """Read it back. Raises NotAStoreError, ManifestInvalid or LimitExceeded."""
+        ours = group_attributes(data, where)
+        root = cls(
+            integer(ours.get("num_rows"), 1, where, "num_rows", MAX_ROWS),
+            integer(ours.get("num_classes"), 2, where, "num_classes", MAX_CLASSES),
+            integer(ours.get("block_rows"), 1, where, "block_rows", MAX_SHARD_BYTES),
+        )
+        if root.block_rows & (root.block_rows - 1):
+            raise invalid(f"{where}: block_rows", "a power of two", root.block_rows)
+        blocks = -(-root.num_rows // root.block_rows)
+        if blocks > MAX_BLOCKS:
+            raise beyond(where, MAX_BLOCKS, "blocks a view", blocks)
+        return root
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Shape, dtype and cutting of one array: all that its `zarr.json` says."""
+
+    name: str
+    """Name of the array inside its part."""
+    shape: tuple[int, ...]
+    """Elements along each dimension."""
+    dtype: str
+    """Zarr's name of the dtype, one of `DTYPES`."""
+    dimensions: tuple[str, ...]
+    """Name of each dimension; a block array has one named "row"."""
+    shard_rows: int
+    """Rows a shard (block arrays), or first-dimension elements a chunk (small arrays)."""
+    chunk_rows: int = 0
+    """Rows an inner chunk; 0 for small arrays, which have none."""
+    fill: float | int = 0
+    """Fill value: NaN for floats."""
+    codec: str = RAW
+    """What inner chunks are made smaller by: one of those of `codec`."""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    """The array's own Zarr attributes."""
+
+    @property
+    def is_block_array(self) -> bool:
+        """Whether the array is cut into blocks of rows (and so sharded)."""
+        return "row" in self.dimensions
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as numpy's, little-endian."""
+        return np.dtype(DTYPES[self.dtype])
+
+    @property
+    def row_axis(self) -> int:
+        """Axis that is cut: that of "row", or the first."""
+        return self.dimensions.index("row") if self.is_block_array else 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row: the dimensions after the one that is cut."""
+        return self.shape[self.row_axis + 1 :]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before the codec."""
+        return math.prod(self.row_shape) * self.numpy_dtype.itemsize
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Inner chunks in a shard."""
+        return self.shard_rows // self.chunk_rows
+
+    def key(self, *index: int) -> str:
+        """Key, relative to the part, of the shard or chunk at `index` along the leading dimensions.
+
+        >>> ArrayLayout("peak", (2, 9), "float32", ("view", "row"), 4, 4).key(1, 2)
+        'peak/c.1.2'
+        >>> ArrayLayout("label", (9,), "int64", ("row",), 4, 4).key(2)
+        'label/c.2'
+        """
+        full = index + (0,) * (len(self.shape) - len(index))
+        return f"{self.name}/c.{'.'.join(map(str, full))}"
+
+    def shard_key(self, view: int, block: int) -> str:
+        """Key, relative to the part, of the shard that holds `block` of `view`."""
+        return self.key(view, block) if self.row_axis else self.key(block)
+
+    @property
+    def metadata_key(self) -> str:
+        """Key, relative to the part, of the array's `zarr.json`."""
+        return f"{self.name}/zarr.json"
+
+    def _grid_shape(self, rows: int) -> list[int]:
+        return [1] * self.row_axis + [rows, *self.row_shape]
+
+    def to_bytes(self) -> bytes:
+        """The array's `zarr.json`."""
+        endian: dict[str, object] = {"name": "bytes", "configuration": {"endian": "little"}}
+        checksum: dict[str, object] = {"name": "crc32c"}
+        smaller = codec_metadata(self.codec, self.numpy_dtype.itemsize)
+        codecs = [endian, *smaller, checksum]
+        if self.is_block_array:
+            sharding = {
+                "chunk_shape": self._grid_shape(self.chunk_rows),
+                "codecs": codecs,
+                "index_codecs": [endian, checksum],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        return canonical_json(
+            {
+                "attributes": dict(self.attributes),
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": self._grid_shape(self.shard_rows)},
+                },
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+                "codecs": codecs,
+                "data_type": self.dtype,
+                "dimension_names": list(self.dimensions),
+                "fill_value": "NaN" if isinstance(self.fill, float) else self.fill,
+                "node_type": "array",
+                "shape": list(self.shape),
+                "zarr_format": 3,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, name: str, data: bytes, where: str) -> "ArrayLayout":
+        """Check a `zarr.json` against the format and read it. Allocates nothing of the array's size.
+
+        Raises ManifestInvalid where it does not parse, UntrustedStoreError where it asks for
+        anything that the format does not have, LimitExceeded where a size is absurd.
+        """
+        value = parse_json(data, where)
+        try:
+            layout = cls._from_json(name, value)
+            known = layout is not None and layout.to_bytes() == data
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            layout, known = None, False
+        if layout is None or not known:
+            raise UntrustedStoreError(
+                where,
+                expected="an array of format 1.0 (its dtypes, codecs and chunk grids)",
+                found=f"{str(value.get('data_type'))[:40]!r} with metadata of another form",
+                remedy="do not read it with logitstore; look at it with zarr.open(..., zarr_format=3)",
+            )
+        layout.check_sizes(where)
+        return layout
+
+    @classmethod
+    def _from_json(cls, name: str, value: Mapping[str, Any]) -> "ArrayLayout | None":
+        """The layout that would write `value`, if one does: the caller compares the two."""
+        shape, dimensions = tuple(value["shape"]), tuple(value["dimension_names"])
+        if value["data_type"] not in DTYPES or len(shape) != len(dimensions) or not shape:
+            return None
+        if not _ARRAY_NAME.fullmatch(name) or not all(isinstance(d, str) for d in dimensions):
+            return None
+        axis = dimensions.index("row") if "row" in dimensions else 0
+        grid = value["chunk_grid"]["configuration"]["chunk_shape"]
+        codec = value["codecs"][0]
+        inner = codec["configuration"]["chunk_shape"][axis] if "row" in dimensions else 0
+        chain = [c["name"] for c in codec["configuration"]["codecs"]] if "row" in dimensions else []
+        smaller = next((name for name in (ZSTD, BLOSC) if name in chain), RAW)
+        fill = math.nan if value["fill_value"] == "NaN" else value["fill_value"]
+        numbers = [*shape, grid[axis], inner]
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+            return None
+        return cls(
+            name, shape, value["data_type"], dimensions, grid[axis], inner, fill, smaller, value["attributes"]
+        )
+
+    def check_sizes(self, where: str) -> None:
+        """Refuse sizes that no array of a store has. Raises LimitExceeded or ManifestInvalid."""
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise beyond(where, MAX_DIMENSIONS, "dimensions", len(self.shape))
+        if max(self.shape) > MAX_ROWS:
+            raise beyond(where, MAX_ROWS, "elements along a dimension", shorten(max(self.shape)))
+        if 0 in self.shape or self.shard_rows < 1 or (self.is_block_array and self.chunk_rows < 1):
+            raise invalid(where, "sizes of at least 1", f"{self._sizes} of which one is 0")
+        if self.shard_rows * self.row_bytes > MAX_SHARD_BYTES:
+            raise beyond(where, MAX_SHARD_BYTES, "bytes a shard", shorten(self.shard_rows * self.row_bytes))
+        chunk_rows = self.chunk_rows if self.is_block_array else self.shard_rows
+        if chunk_rows * self.row_bytes > MAX_CHUNK_BYTES:
+            raise beyond(where, MAX_CHUNK_BYTES, "bytes a chunk", shorten(chunk_rows * self.row_bytes))
+        if self.is_block_array:
+            if self.shard_rows % self.chunk_rows:
+                raise invalid(where, "chunks that divide the shard", self._sizes)
+            if self.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
+                raise beyond(where, MAX_CHUNKS_PER_SHARD, "chunks a shard", self.chunks_per_shard)
+        elif -(-self.shape[0] // self.shard_rows) > MAX_SMALL_CHUNKS:
+            raise beyond(
+                where,
+                MAX_SMALL_CHUNKS,
+                "chunks of an array without rows",
+                f"{self.shape[0]} in {self._sizes}",
+            )
+
+    @property
+    def _sizes(self) -> str:
+        return f"{shorten(self.shard_rows)} rows a shard, {shorten(self.chunk_rows)} rows a chunk"

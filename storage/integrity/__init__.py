@@ -1,0 +1,1 @@
+"""Verification and repair of stores, and the trial of a file system."""

@@ -1,0 +1,1 @@
+"""Parts of a store, written block by block, sealed once, read without trust."""

@@ -1,0 +1,313 @@
+"""How are the rows of a sealed part read, without trusting a byte of it?
+
+1. The seal says how large each shard is and what checksum each of its chunks has.
+2. The chunks that hold the rows are read in one go, a run of chunks a shard.
+3. Each chunk's crc32c is compared with the seal's (not only with the shard's own), so that a good chunk in the
+   wrong place is an error too. A shard that is not there is an error, never a fill value.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
+from ..format.codec import RAW
+from ..format.grid import Grid
+from ..format.metadata import ArrayLayout
+from ..format.shard import (
+    CRC_BYTES,
+    REMAKE,
+    UNSEALABLE,
+    check_crc32c,
+    check_shard_bytes,
+    chunk_ends,
+    chunk_span,
+    decode_chunk,
+    index_bytes,
+)
+from .root import SealedPart
+
+_MOST_INDEXES = 4096
+"""Indexes of shards that a reader keeps, of 8 bytes a chunk."""
+
+
+def check_rows(rows: Any, num_rows: int, name: str = "rows") -> range | NDArray[np.int64]:
+    """Rows as a contiguous range or as ascending int64. Raises ConfigError where they are neither, or out of range.
+
+    A slice that goes beyond the rows is cut, as everywhere in Python. name: of the argument, for messages.
+
+    >>> check_rows(slice(2, None), 5), check_rows([0, 3, 3], 5).tolist()
+    (range(2, 5), [0, 3, 3])
+    """
+
+    def bad(found: str, remedy: str) -> ConfigError:
+        expected = f"a slice, or ascending integers from 0 to {num_rows - 1}"
+        return ConfigError(name, expected=expected, found=found, remedy=remedy)
+
+    unsorted = "sort them, and leave out those that the store does not have"
+    if isinstance(rows, slice):
+        try:
+            rows = range(*rows.indices(num_rows))
+        except (TypeError, ValueError) as error:
+            raise bad(f"{rows} ({error})", "pass whole numbers") from None
+    if isinstance(rows, range) and rows.step == 1:
+        if rows.start < 0 or rows.stop > num_rows:
+            raise bad(f"{rows.start} to {rows.stop}", unsorted)
+        return rows
+    try:
+        values = np.asarray(rows)
+    except ValueError:
+        raise bad(repr(rows)[:80], "pass one list of whole numbers") from None
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+        remedy = "pass np.flatnonzero(mask)" if values.dtype.kind == "b" else "pass one list of whole numbers"
+        raise bad(f"an array of shape {values.shape} and dtype {values.dtype}", remedy)
+    numbers = values.astype(np.int64)
+    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= num_rows or (np.diff(numbers) < 0).any()):
+        outside = numbers[(numbers < 0) | (numbers >= num_rows)]
+        raise bad(f"row {outside[0]}" if len(outside) else "rows that go down", unsorted)
+    return numbers
+
+
+class _Chunks:
+    """Takes the bytes of consecutive chunks as they come: payloads to their places, and their checksums on the way."""
+
+    def __init__(self, payloads: Sequence[NDArray[np.uint8]]) -> None:
+        self._payloads = payloads
+        self._number = self._done = self._running = (
+            0  # the chunk that is open, its bytes so far, its checksum so far
+        )
+        self.taken = 0
+        """Bytes so far."""
+        self.crc32c: list[int] = []
+        """Of each payload that is complete."""
+
+    def take(self, piece: NDArray[np.uint8]) -> None:
+        """The next bytes, any number of them."""
+        self.taken += len(piece)
+        while len(piece):
+            payload = self._payloads[self._number]
+            part = piece[: max(0, len(payload) - self._done)]
+            if len(part):
+                payload[self._done : self._done + len(part)] = part
+                self._running = int(google_crc32c.extend(self._running, part))
+            else:
+                part = piece[: len(payload) + CRC_BYTES - self._done]
+            self._done += len(part)
+            piece = piece[len(part) :]
+            if self._done == len(payload) + CRC_BYTES:
+                self.crc32c.append(self._running)
+                self._number, self._done, self._running = self._number + 1, 0, 0
+
+
+class PartReader:
+    """Reads rows of the block arrays of one sealed part."""
+
+    def __init__(self, part: SealedPart, grid: Grid) -> None:
+        self.part = part
+        self.grid = grid
+        self._indexes: dict[str, NDArray[np.int64]] = {}
+
+    def layout(self, array: str) -> ArrayLayout:
+        """How an array of rows is cut. Raises PartNotFound where the part has none of that name."""
+        layout = self.part.layouts.get(array)
+        if layout is None or not layout.is_block_array:
+            raise PartNotFound(
+                str(self.part.folder.path),
+                expected="one of its arrays of rows",
+                found=repr(array),
+                remedy="look at what there is with `logitstore inspect`",
+            )
+        return layout
+
+    def read(self, array: str, rows: Any, view: int = 0) -> NDArray[Any]:
+        """Rows of one view of an array, as stored: (len(rows), *row shape).
+
+        Raises ConfigError for rows or a view that are not there, LimitExceeded for more rows than there is memory
+        for, ShardMissing, ShardCorrupt.
+        """
+        layout = self.layout(array)
+        rows = check_rows(rows, self.grid.num_rows)
+        try:
+            out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
+            self.read_into(array, rows, view, out)
+        except MemoryError:
+            raise LimitExceeded(
+                f"{self.part.folder.path}: {array}",
+                expected="rows that fit into memory",
+                found=f"{len(rows)} rows of {layout.row_bytes} bytes",
+                remedy="read fewer rows at a time",
+            ) from None
+        return out
+
+    def read_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
+        """What `read` gives, into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
+
+        Where nothing has to be decoded, whole chunks go straight to their place in `out`.
+        """
+        layout = self.layout(array)
+        rows = check_rows(rows, self.grid.num_rows)
+        views = max(1, self.part.seal.views) if layout.row_axis else 1
+        if not 0 <= view < views:
+            raise ConfigError(
+                f"{self.part.name}: view",
+                expected=f"0 to {views - 1}",
+                found=str(view),
+                remedy="choose a view that was captured",
+            )
+        if isinstance(rows, range):
+            for block, piece in self.grid.split(rows.start, rows.stop):
+                self._read_span(
+                    layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
+                )
+        else:
+            self._read_scattered(layout, view, rows, out)
+
+    def _read_span(self, layout: ArrayLayout, view: int, block: int, rows: range, out: NDArray[Any]) -> None:
+        """Consecutive rows of one block into `out`."""
+        size = layout.chunk_rows
+        start = rows.start - block * self.grid.block_rows
+        stop = start + len(rows)
+        first, last = start // size, (stop - 1) // size
+        targets, copies = [], []
+        for chunk in range(first, last + 1):
+            begin, end = max(start, chunk * size), min(stop, (chunk + 1) * size)
+            piece = out[begin - start : end - start]
+            if len(piece) < size:  # a part of a chunk: the whole of it elsewhere, then the part
+                target = np.empty((size, *layout.row_shape), dtype=layout.numpy_dtype)
+                copies.append((piece, target[begin - chunk * size : end - chunk * size]))
+            else:
+                target = piece
+            targets.append(target)
+        self._read_chunks(layout, view, block, first, targets)
+        for piece, values in copies:
+            piece[...] = values
+
+    def _read_scattered(
+        self,
+        layout: ArrayLayout,
+        view: int,
+        rows: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Ascending rows into `out`: neighbouring chunks in one read, chunks without rows not at all."""
+        chunks = rows // layout.chunk_rows
+        per_block = self.grid.block_rows // layout.chunk_rows
+        breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(rows // self.grid.block_rows) > 0)) + 1
+        for piece in np.split(np.arange(len(rows)), breaks):
+            if not len(piece):
+                continue
+            first, last = int(chunks[piece[0]]), int(chunks[piece[-1]])
+            block = first // per_block
+            shape = (last - first + 1, layout.chunk_rows, *layout.row_shape)
+            decoded = np.empty(shape, dtype=layout.numpy_dtype)
+            self._read_chunks(layout, view, block, first - block * per_block, list(decoded))
+            flat = decoded.reshape(-1, *layout.row_shape)
+            out[piece] = flat[rows[piece] - first * layout.chunk_rows]
+
+    def _read_chunks(
+        self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
+    ) -> None:
+        """Inner chunks first, first + 1, … of a shard, checked, each into a target of a chunk's rows."""
+        key = layout.shard_key(view, block)
+        rows = self.grid.rows(block)
+        where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
+        sealed = self.part.table.size(layout.name, view, block)
+        check_shard_bytes(layout, len(rows), sealed, where, UNSEALABLE)
+        end = first + len(targets)
+        checksums = self.part.table.checksums(layout.name, view, block)[first:end]
+        if layout.codec == RAW:
+            payloads = [target.reshape(-1).view(np.uint8) for target in targets]
+            offset, _ = chunk_span(layout, first, end - 1)
+            self._fill(key, offset, payloads, checksums, sealed, where, first)
+            return
+        ends = self._ends(layout, key, len(rows), sealed, where)
+        begins = [int(ends[first - 1]) if first else 0, *ends[first : end - 1].tolist()]
+        lengths = np.diff([*begins, int(ends[end - 1])])
+        payloads = [np.empty(length - CRC_BYTES, dtype=np.uint8) for length in lengths.tolist()]
+        self._fill(key, begins[0], payloads, checksums, sealed, where, first)
+        for chunk, (payload, target) in enumerate(zip(payloads, targets, strict=True)):
+            decode_chunk(layout, payload, target, where, first + chunk)
+
+    def _fill(
+        self,
+        key: str,
+        offset: int,
+        payloads: Sequence[NDArray[np.uint8]],
+        checksums: NDArray[np.uint32],
+        sealed: int,
+        where: str,
+        first: int,
+    ) -> None:
+        """Payloads of consecutive chunks, checked, without the checksums behind them: the seal has those as well."""
+        chunks = _Chunks(payloads)
+        length = sum(len(payload) + CRC_BYTES for payload in payloads)
+        with self._expecting(sealed, where):
+            size = self.part.folder.read_through(key, offset, length, chunks.take)
+        self._check_size(size if chunks.taken == length else offset + chunks.taken, sealed, where)
+        check_crc32c(chunks.crc32c, checksums, where, first)
+
+    def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
+        """Where each chunk of a shard ends, from its index, which is read once."""
+        ends = self._indexes.get(key)
+        if ends is None:
+            length = index_bytes(layout)
+            index = self._bytes(key, sealed - length, length, sealed, where)
+            if len(self._indexes) >= _MOST_INDEXES:
+                self._indexes.clear()
+            ends = self._indexes[key] = chunk_ends(layout, index, rows, sealed, where)
+        return ends
+
+    def _bytes(self, key: str, offset: int, length: int, sealed: int, where: str) -> bytes:
+        """Bytes of a shard that has the size that was sealed. Raises ShardMissing or ShardCorrupt."""
+        with self._expecting(sealed, where):
+            data, size = self.part.folder.read_range(key, offset, length)
+        self._check_size(size if len(data) == length else offset + len(data), sealed, where)
+        return data
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _expecting(sealed: int, where: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise ShardMissing(
+                where, expected=f"a shard of {sealed} bytes", found="no file", remedy=REMAKE
+            ) from None
+
+    @staticmethod
+    def _check_size(size: int, sealed: int, where: str) -> None:
+        if size != sealed:
+            raise ShardCorrupt(where, expected=f"{sealed} bytes", found=str(size), remedy=REMAKE)
+
+
+class LazyRows:
+    """A block array that is read when it is indexed: `inputs[10:20]`, `inputs[[3, 7]]`, `len(inputs)`."""
+
+    def __init__(self, reader: PartReader, array: str) -> None:
+        self._reader = reader
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, *row shape)."""
+        return self._reader.layout(self._array).shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the elements."""
+        return self._reader.layout(self._array).numpy_dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        if isinstance(rows, int | np.integer):
+            return np.asarray(self._reader.read(self._array, range(int(rows), int(rows) + 1))[0])
+        return self._reader.read(self._array, rows)

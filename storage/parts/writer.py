@@ -1,0 +1,370 @@
+"""How are samples, captures and clusterings written?
+
+Each writer says which arrays its part has and checks what it is given; `part_writer` writes them.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt64
+from numpy.typing import NDArray
+
+from ..encodings.encoding import ArraySpec, Encoding
+from ..errors import BadDataError, BadLogitsError, ConfigError, PartSealed, RowMismatch, ShardMissing
+from ..format.constants import INPUT_DTYPES, SAMPLES
+from ..format.documents import check_name
+from ..format.layouts import DTYPES_OF, block_array, small_array
+from ..format.metadata import ArrayLayout
+from ..format.shard import decode_shard, shard_bytes
+from .part_reader import PartReader
+from .part_writer import PartWriter
+from .root import Root
+
+log = logging.getLogger(__name__)
+
+
+def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint8]:
+    """UTF-8, each name a row of bytes, padded with zero bytes: (names, width)."""
+    encoded = [name.encode() for name in names]
+    width = width or max(1, *(len(name) for name in encoded))
+    return np.array([list(name.ljust(width, b"\0")) for name in encoded], dtype=np.uint8).reshape(-1, width)
+
+
+def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
+    """Refuse inputs that a store cannot keep. Raises ConfigError."""
+    if np.dtype(dtype).name not in INPUT_DTYPES:
+        raise ConfigError(
+            "inputs",
+            expected=f"one of the dtypes {', '.join(INPUT_DTYPES)}",
+            found=str(dtype),
+            remedy="convert them before they are digested, or do not store them",
+        )
+
+
+class SamplesWriter(PartWriter):
+    """Writes `samples`: which input each row is, its label, and the input itself where wanted."""
+
+    def __init__(
+        self,
+        root: Root,
+        *,
+        identity: Mapping[str, Any],
+        class_names: Sequence[str] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        input_dtype: str | None = None,
+        id_width: int | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin `samples`, or go on with it.
+
+        identity: fingerprint of the transfer set, order, digest_of. input_shape, input_dtype: of one input,
+        where the store keeps them. id_width: bytes of the longest id, where there are ids.
+        """
+        layouts = [
+            self._rows_of(root, "source", ()),
+            self._rows_of(root, "digest", ()),
+            self._rows_of(root, "label", ()),
+        ]
+        if id_width:
+            layouts.append(self._rows_of(root, "id", (id_width,)))
+        if input_shape is not None and input_dtype is not None:
+            check_input_dtype(input_dtype)
+            layouts.append(self._rows_of(root, "input", input_shape, input_dtype))
+        small = {}
+        if class_names is not None:
+            small["class_name"] = text_rows(class_names)
+            layouts.append(small_array("samples", "class_name", small["class_name"].shape))
+        self._id_width = id_width
+        super().__init__(
+            root, SAMPLES, views=1, identity=identity, notes=notes or {}, layouts=layouts, small=small
+        )
+
+    @staticmethod
+    def _rows_of(root: Root, name: str, row_shape: tuple[int, ...], dtype: str = "") -> ArrayLayout:
+        dtype = dtype or DTYPES_OF[name]
+        where = f"{root.path}: {SAMPLES}"
+        return block_array("samples", name, dtype, root.grid, views=1, row_shape=row_shape, where=where)
+
+    def write(
+        self,
+        rows: "range | slice",
+        *,
+        source: Int64[np.ndarray, " rows"],
+        digest: UInt64[np.ndarray, " rows"],
+        label: Int64[np.ndarray, " rows"],
+        id: Sequence[str] | None = None,
+        input: NDArray[Any] | None = None,
+    ) -> None:
+        """Commit a block, or check that a committed one is the same.
+
+        Raises BadDataError for labels out of range, RowMismatch where a committed block holds other inputs.
+        """
+        block = self.block_of(rows)
+        block_rows = self.root.grid.rows(block)
+        classes = self.root.attributes.num_classes
+        bad = np.flatnonzero((label < -1) | (label >= classes))
+        if len(bad):
+            raise BadDataError(
+                f"row {block_rows.start + int(bad[0])} (index {int(source[bad[0]])} of the transfer set): label",
+                expected=f"a class from 0 to {classes - 1}, or -1 for unknown",
+                found=str(int(label[bad[0]])),
+                remedy="mend the labels, or the number of classes",
+            )
+        if self.has_block(0, block):
+            self._check_same(block, digest, source)
+            return
+        arrays: dict[str, Any] = {"source": source, "digest": digest, "label": label}
+        if "id" in self.layouts:
+            arrays["id"] = text_rows(id or [""] * len(block_rows), self._id_width)
+        if "input" in self.layouts:
+            arrays["input"] = input
+        for name in self.layouts:
+            self.check_array(name, arrays[name], len(block_rows))
+        try:
+            self.commit(0, block, lambda part: {name: arrays[name][part] for name in self.layouts})
+        except PartSealed:
+            # Samples follow from the transfer set alone: another writer of the same ones was faster.
+            self._check_same(block, digest, source)
+
+    def _check_same(
+        self, block: int, digest: UInt64[np.ndarray, " rows"], source: Int64[np.ndarray, " rows"]
+    ) -> None:
+        """Compare with the digests that are there."""
+        layout = self.layouts["digest"]
+        key = layout.shard_key(0, block)
+        rows = self.root.grid.rows(block)
+        where = str(self.folder.path / key)
+        try:
+            data, _ = self.folder.read_range(key, 0, shard_bytes(layout, len(rows)) + 1)
+        except FileNotFoundError:
+            raise ShardMissing(
+                where,
+                expected="the shard of a block that was committed",
+                found="no file",
+                remedy="restore the file from a copy, or make a new store",
+            ) from None
+        there = decode_shard(layout, data, len(rows), where)
+        check_digests(rows, digest, there, source)
+
+
+def check_digests(
+    rows: range,
+    found: UInt64[np.ndarray, " rows"],
+    expected: UInt64[np.ndarray, " rows"],
+    source: Int64[np.ndarray, " rows"],
+) -> None:
+    """Refuse inputs that are not the ones the rows were made from. Raises RowMismatch with the first."""
+    bad = np.flatnonzero(found != expected)
+    if len(bad):
+        first = int(bad[0])
+        raise RowMismatch(
+            f"row {rows.start + first} (index {int(source[first])} of the transfer set)",
+            expected=f"an input with digest {int(expected[first]):016x}",
+            found=f"{int(found[first]):016x} ({len(bad)} of {len(rows)} rows of this block differ)",
+            remedy="use the transfer set that the store was made from, or make a new store",
+        )
+
+
+class CaptureWriter(PartWriter):
+    """Writes the logits of one teacher. A context manager: leaving it seals what is complete.
+
+    Where another writer sealed the capture meanwhile, the context manager leaves its block, says so in the log, and all is
+    well: the capture is there.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        name: str,
+        *,
+        identity: Mapping[str, Any],
+        views: int,
+        encoding: Encoding,
+        classes: Int64[np.ndarray, " classes"] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin a capture, or go on with it.
+
+        classes: the store's class of each column, -1 the dustbin class; all of them in order when None.
+        Raises SpecMismatch where a capture of that name was begun as something else.
+        """
+        check_name(name, "capture")
+        if views < 1:
+            raise ConfigError(
+                f"capture {name!r}: views", expected="at least 1", found=str(views), remedy="capture one"
+            )
+        num_classes = root.attributes.num_classes
+        columns = np.arange(num_classes, dtype=np.int64) if classes is None else classes
+        if columns.ndim != 1 or not len(columns) or ((columns < -1) | (columns >= num_classes)).any():
+            raise ConfigError(
+                f"capture {name!r}: classes",
+                expected=f"for each column a class from 0 to {num_classes - 1}, or -1 for the dustbin class",
+                found=str(columns.tolist())[:80],
+                remedy="name classes of this store",
+            )
+        self.columns = columns
+        self.encoding = encoding
+        self.teacher = name
+        layouts = [
+            block_array(
+                encoding.form,
+                spec.name,
+                spec.dtype,
+                root.grid,
+                views=views,
+                row_shape=spec.row_shape,
+                where=f"{root.path}: teachers/{name}",
+                attributes=spec.attributes,
+            )
+            for spec in [*encoding.arrays(len(columns)), ArraySpec("seen", DTYPES_OF["seen"], ())]
+        ]
+        layouts.append(small_array(encoding.form, "classes", columns.shape))
+        super().__init__(
+            root,
+            f"teachers/{name}",
+            views=views,
+            identity={"encoding": encoding.describe(), **identity},
+            notes=notes or {},
+            layouts=layouts,
+            small={"classes": columns},
+        )
+        self._augmented = identity.get("augmentation") is not None
+
+    def __enter__(self) -> "CaptureWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if isinstance(error, PartSealed):
+                log.warning("%s", error)
+                self.root.refresh()
+                return True
+            if kind is None:
+                self.seal()
+            return False
+        finally:
+            self.close()
+
+    def write(
+        self,
+        rows: "range | slice",
+        logits: Any,
+        view: int = 0,
+        seen: UInt64[np.ndarray, " rows"] | None = None,
+        peak: Float32[np.ndarray, " rows"] | None = None,
+    ) -> None:
+        """Commit the logits of one block of one view. A block that is there already stays as it is.
+
+        rows: the rows of one block, as missing_blocks() names them.
+        logits: (len(rows), classes), floating, natural-log units, any additive constant per row.
+        seen: `digest_rows` of the inputs as the teacher got them; may be left out where nothing is augmented.
+        peak: of logits that were centred before (the largest of each row is 0), what was taken out of each row;
+        stored as it is, where adding it to the logits would cost them digits.
+        Raises ConfigError for other rows, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
+        """
+        block = self.block_of(rows)
+        if not 0 <= view < self.views:
+            raise ConfigError(
+                f"{self.name}: view",
+                expected=f"0 to {self.views - 1}",
+                found=str(view),
+                remedy="begin with more views",
+            )
+        if self.has_block(view, block):
+            return
+        block_rows = self.root.grid.rows(block)
+        # A torch tensor, known by its manner: storage knows no torch. bfloat16 is nothing to numpy.
+        values = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits)
+        where = f"teacher {self.teacher!r}, view {view}"
+        expected = (len(block_rows), len(self.columns))
+        if values.shape != expected or values.dtype.kind != "f":
+            raise BadLogitsError(
+                f"{where}, rows {block_rows.start} to {block_rows.stop - 1}",
+                expected=f"floating logits of shape {expected} (rows, classes)",
+                found=f"{values.dtype} of shape {values.shape}",
+                remedy="use a teacher with the classes of this store, and write whole blocks",
+            )
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+                values = values.astype(np.float32)
+        digests = self._seen(block_rows, seen)
+        self.check_array("seen", digests, len(block_rows))
+        given: dict[str, NDArray[Any]] = {"seen": digests}
+        if peak is not None:
+            self._check_peak(peak, values, block_rows, where)
+            given["peak"] = peak
+
+        def encoded(part: slice) -> dict[str, NDArray[Any]]:
+            try:
+                arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
+            except BadLogitsError:
+                self.encoding.encode(values, block_rows.start, where)  # which says it of the whole block
+                raise
+            return arrays | {name: array[part] for name, array in given.items()}
+
+        self.commit(view, block, encoded)
+
+    def _check_peak(
+        self, peak: Float32[np.ndarray, " rows"], logits: NDArray[np.float32], rows: range, where: str
+    ) -> None:
+        """Refuse a peak of logits that still hold one. Raises BadLogitsError, BadDataError."""
+        self.check_array("peak", peak, len(rows))
+        largest = logits.max(axis=1)
+        # A row that is not finite is the encoding's to refuse.
+        bad = np.flatnonzero((np.isfinite(largest) & (largest != 0)) | ~np.isfinite(peak))
+        if len(bad):
+            first = int(bad[0])
+            raise BadLogitsError(
+                f"{where}, row {rows.start + first}: peak",
+                expected="a finite peak, and logits whose largest is 0",
+                found=f"{peak[first]} and {largest[first]}",
+                remedy="pass centred logits, or leave the peak out",
+            )
+
+    def _seen(self, rows: range, seen: UInt64[np.ndarray, " rows"] | None) -> UInt64[np.ndarray, " rows"]:
+        if seen is not None:
+            return seen
+        if self._augmented:
+            raise ConfigError(
+                f"{self.name}: seen",
+                expected="the digests of the augmented inputs",
+                found="none",
+                remedy="pass seen=digest_rows(inputs) with what the teacher was given",
+            )
+        return PartReader(self.root.part(SAMPLES), self.root.grid).read("digest", rows)
+
+
+def write_clustering(
+    root: Root,
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    identity: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+) -> str:
+    """Write and seal a part without blocks, `clusters/<name>`; its digest.
+
+    arrays: by name, as `layouts.DIMENSIONS` has them. notes: figures beside them, which are not compared.
+    Writing the same one again changes nothing.
+    Raises SpecMismatch where the name is taken by another.
+    """
+    check_name(name, "clustering")
+    layouts = [small_array("clustering", array, values.shape) for array, values in arrays.items()]
+    part = PartWriter(
+        root,
+        f"clusters/{name}",
+        views=0,
+        identity=identity,
+        notes=notes or {},
+        layouts=layouts,
+        small=arrays,
+    )
+    with contextlib.closing(part):
+        part.seal()
+    return root.part(part.name).digest

@@ -1,0 +1,100 @@
+"""Does the README tell the truth? Its examples run as they stand, its commands and its links are there."""
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tree import ROOT
+
+import logitstore
+from logitstore.cli.main import COMMANDS
+from logitstore.pipeline.augment import shift
+from logitstore.pipeline.views import replay
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TRAINING, VIEWS, INFERENCE = EXAMPLES
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a store where `make demo` leaves it, small."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    inputs = random.integers(0, 256, (200, 8, 8), dtype=np.uint8)
+    store = logitstore.create_store(
+        tmp_path / "logitstore-demo" / "store.zarr",
+        num_classes=10,
+        labels=np.arange(200) % 10,
+        inputs=inputs,
+        store_inputs=True,
+    )
+    augmentation = {"factory": "shift", "seed": 0, "first_view": 1}
+    again = replay(shift(pixels=1))
+    for name in ("wide", "conv"):
+        with store.capture(name, provenance={"augmentation": augmentation}, views=4) as capture:
+            for view in range(4):
+                for rows in capture.missing_blocks(view):
+                    seen = logitstore.digest_rows(again(inputs[rows], view, np.asarray(rows)))
+                    capture.write(rows, random.standard_normal((len(rows), 10), np.float32), view, seen)
+    return tmp_path
+
+
+def run(source: str) -> dict[str, object]:
+    """Run an example as a script of its own; the names that it leaves."""
+    script = Path("example.py")
+    script.write_text(source, encoding="utf-8")
+    return runpy.run_path(str(script))
+
+
+def test_the_training_loop_runs_and_trains(here: Path) -> None:
+    assert (
+        len([line for line in TRAINING.splitlines() if line and not line.startswith(("import", "from"))])
+        <= 10
+    )
+    names = run(TRAINING)
+    student = names["student"]
+    assert any(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in student.parameters()
+    )  # type: ignore[attr-defined]
+
+
+def test_the_views_are_replayed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(VIEWS)
+    assert capsys.readouterr().out == "13 batches an epoch, of views {0, 1, 2, 3}\n"
+    with pytest.raises(logitstore.LogitStoreError, match="expected the input that the teacher saw"):
+        run(VIEWS.replace("seed=0", "seed=1"))
+
+
+def test_the_inference_loop_runs_and_its_store_is_whole(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(INFERENCE)
+    run(INFERENCE)  # as after a kill: nothing is missing
+    store = logitstore.open_store(here / "mine.zarr")
+    assert store.teachers["linear"].shape == (1, 5000, 10)
+    assert store.digest in capsys.readouterr().out
+
+
+def test_an_example_that_fails_is_noticed(here: Path) -> None:
+    """Negative control."""
+    with pytest.raises(Exception, match="no-such"):
+        run(TRAINING.replace("logitstore-demo", "no-such"))
+
+
+def test_every_command_is_listed() -> None:
+    listed = set(re.findall(r"^    logitstore (\w+)", README, re.MULTILINE))
+    assert listed == set(COMMANDS)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_every_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_every_figure_has_its_command_beside_it() -> None:
+    figures = README.partition("## Figures")[2].partition("\n## ")[0]
+    assert "make bench" in figures
+    assert "@@" not in README

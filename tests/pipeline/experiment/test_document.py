@@ -1,0 +1,475 @@
+"""Laws of the experiment file: what is right is kept, what is wrong is one line that says where."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
+from logitstore.storage.errors import ConfigError
+
+WHOLE = """
+[transfer_set]
+factory = "logitstore.pipeline.datasets:idx"
+args = { images = "train-images.gz", labels = "train-labels.gz" }
+
+[evaluation_set]
+factory = "logitstore.pipeline.datasets:idx"
+
+[[teacher]]
+name = "wide"
+factory = "logitstore.pipeline.models:mlp"
+args = { hidden = [1200, 1200], dropout = 0.5 }
+train = { lr = 1e-3, epochs = 60, augment = { factory = "logitstore.pipeline.augment:shift" } }
+members = 3
+seed = 10
+
+[[teacher]]
+name = "deep"
+factory = "logitstore.pipeline.models:mlp"
+weights = "weights/deep.safetensors"
+
+[cache]
+views = 4
+augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 2 } }
+
+[cluster]
+teacher = "deep"
+clusters = 8
+classes_per_cluster = 4
+
+[[student]]
+name = "small"
+factory = "logitstore.pipeline.models:mlp"
+args = { hidden = [800, 800] }
+teachers = { wide = 1.0, deep = 3 }
+temperature = 20.0
+train = { optimizer = "sgd", lr = 1, momentum = 0.9, epochs = 60, schedule = "cosine", seeds = [0, 1, 2] }
+
+[[student]]
+name = "small-hard"
+factory = "logitstore.pipeline.models:mlp"
+targets = "hard"
+views = 3
+train = { lr = 1e-3, epochs = 60 }
+"""
+
+
+def parse(text: str) -> Experiment:
+    return parse_experiment(tomllib.loads(text), where="a.toml", base=Path("folder"))
+
+
+def message(text: str) -> str:
+    """The one line that `text` is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    return line
+
+
+def test_the_whole_form_is_read() -> None:
+    experiment = parse(WHOLE)
+    assert experiment.transfer_set.order == "shuffled"
+    assert experiment.transfer_set.store_inputs
+    assert experiment.teachers[0].args == {"hidden": [1200, 1200], "dropout": 0.5}
+    assert experiment.cache.encoding == "float16"
+    assert experiment.cache.augment is not None
+    assert experiment.cache.augment.first_view == 1
+    assert experiment.cluster is not None
+    assert experiment.cluster.part_name == "deep-8x4"
+    small, hard = experiment.students
+    assert small.train.seeds == (0, 1, 2)
+    assert small.train.lr == 1.0
+    assert small.views == "cycle"
+    assert hard.train.seeds == (0,)
+    assert hard.teachers is None
+    assert experiment.base == Path("folder")
+
+
+def test_the_classes_of_the_transfer_set_may_be_stated() -> None:
+    assert parse(WHOLE).transfer_set.num_classes is None
+    for number in (2, 5):
+        text = WHOLE.replace("[transfer_set]", f"[transfer_set]\nnum_classes = {number}")
+        assert parse(text).transfer_set.num_classes == number
+    for bad in ("1", "true", "2.5", '"5"'):
+        with pytest.raises(ConfigError, match=r"a\.toml: transfer_set\.num_classes: expected "):
+            parse(WHOLE.replace("[transfer_set]", f"[transfer_set]\nnum_classes = {bad}"))
+
+
+def test_members_are_expanded_with_a_seed_each() -> None:
+    members = parse(WHOLE).teacher_members()
+    assert [(member.name, member.seed, member.weights) for member in members] == [
+        ("wide-0", 10, None),
+        ("wide-1", 11, None),
+        ("wide-2", 12, None),
+        ("deep", 0, Path("folder/weights/deep.safetensors")),
+    ]
+    assert members[0].teacher.name == "wide"
+
+
+def test_each_member_has_its_own_weights_file() -> None:
+    text = WHOLE.replace(
+        'weights = "weights/deep.safetensors"', 'weights = "/abs/deep-{member}.safetensors"\nmembers = 2'
+    ).replace('teacher = "deep"', 'teacher = "deep-1"')
+    weights = [member.weights for member in parse(text).teacher_members()]
+    assert weights[3:] == [Path("/abs/deep-0.safetensors"), Path("/abs/deep-1.safetensors")]
+
+
+def test_a_teachers_weight_is_shared_by_its_members() -> None:
+    experiment = parse(WHOLE)
+    shares = experiment.teacher_weights(experiment.students[0])
+    assert shares == pytest.approx({"wide-0": 1 / 12, "wide-1": 1 / 12, "wide-2": 1 / 12, "deep": 3 / 4})
+    assert experiment.teacher_weights(experiment.students[1]) == {}
+
+
+def test_a_list_of_teachers_means_equal_weights() -> None:
+    text = WHOLE.replace("teachers = { wide = 1.0, deep = 3 }", 'teachers = ["deep", "wide-1"]')
+    experiment = parse(text)
+    assert experiment.teacher_weights(experiment.students[0]) == {"deep": 0.5, "wide-1": 0.5}
+
+
+@given(
+    st.dictionaries(st.sampled_from(["wide", "wide-0", "wide-2", "deep"]), st.floats(1e-3, 1e3), min_size=1)
+)
+def test_shares_sum_to_one_and_ignore_scale(weights: dict[str, float]) -> None:
+    document = tomllib.loads(WHOLE)
+
+    def shares(scale: float) -> dict[str, float]:
+        document["student"][0]["teachers"] = {name: scale * weight for name, weight in weights.items()}
+        experiment = parse_experiment(document, where="a.toml", base=Path())
+        return experiment.teacher_weights(experiment.students[0])
+
+    assert math.isclose(sum(shares(1.0).values()), 1.0)
+    assert shares(1.0) == pytest.approx(shares(7.0))
+
+
+def test_an_experiment_survives_its_own_dump() -> None:
+    experiment = parse(WHOLE)
+    dump = experiment.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    again = parse_experiment(dump, where="dump", base=Path("folder"))
+    assert again == experiment
+    changed = WHOLE.replace("temperature = 20.0", "temperature = 19.0")
+    assert parse(changed) != experiment
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "temperature = 20.0",
+            "temprature = 20.0",
+            "a.toml: student[0].temprature: expected a known key, found 'temprature'; did you mean 'temperature'?",
+        ),
+        (
+            "[cache]",
+            "[cash]",
+            "a.toml: cash: expected a known key, found 'cash'; did you mean 'cache'?",
+        ),
+        (
+            "lr = 1, momentum",
+            "lr = -1.0, momentum",
+            "a.toml: student[0].train.lr: expected a number above 0, found -1.0; correct lr",
+        ),
+        (
+            "lr = 1, momentum",
+            "lr = nan, momentum",
+            "a.toml: student[0].train.lr: expected a finite number, found nan; correct lr",
+        ),
+        (
+            "lr = 1, momentum",
+            'lr = "1", momentum',
+            "a.toml: student[0].train.lr: expected a number, found '1'; write lr without quotes",
+        ),
+        (
+            "lr = 1, momentum",
+            "momentum",
+            "a.toml: student[0].train.lr: expected a value, found no such key; add lr",
+        ),
+        (
+            "dropout = 0.5",
+            "dropout = inf",
+            "a.toml: teacher[0].args.dropout: expected a finite number, found inf; write a finite number",
+        ),
+        (
+            "dropout = 0.5",
+            "day = 2015-03-09",
+            (
+                "a.toml: teacher[0].args.day: expected a string, number, boolean, list or table, "
+                "found date '2015-03-09'; quote it"
+            ),
+        ),
+        (
+            "views = 4",
+            "views = 4\nencoding = { max_kl = 0 }",
+            (
+                "a.toml: cache.encoding: expected max_kl to be a positive number of nats, found 0.0; "
+                "choose one, such as 1e-3"
+            ),
+        ),
+        (
+            "views = 4",
+            "views = 4\nencoding = { top_p = 0.9 }",
+            (
+                "a.toml: cache.encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, "
+                "1 unless given) or { top_k = 64 }, found { top_p = … }; choose one of these"
+            ),
+        ),
+        (
+            "views = 4",
+            "views = 1",
+            (
+                "a.toml: cache.augment: expected an augmented view among views = 1, found first_view = 1; "
+                "raise views, or set first_view = 0 to augment the only one"
+            ),
+        ),
+        (
+            "views = 3",
+            "views = 4",
+            (
+                "a.toml: student[1].views: expected a view below cache.views = 4, found 4; "
+                "cache more views, or take another"
+            ),
+        ),
+        (
+            "views = 3",
+            'views = "al"',
+            (
+                "a.toml: student[1].views: expected 'all', 'cycle' or the number of a view, from 0, found 'al'; "
+                "write one of these"
+            ),
+        ),
+        (
+            'name = "small-hard"',
+            'name = "small"',
+            (
+                "a.toml: student[1].name: expected a name of its own, found 'small', which student[0] has; "
+                "rename one of them"
+            ),
+        ),
+        (
+            'name = "deep"',
+            'name = "wide-2"',
+            (
+                "a.toml: teacher[1].name: expected a name of its own, found 'wide-2', which teacher[0] has; "
+                "rename one of them"
+            ),
+        ),
+        (
+            'name = "deep"',
+            'name = "Deep"',
+            (
+                "a.toml: teacher[1].name: expected a name of 1 to 64 of a-z 0-9 . _ - that begins with a letter or "
+                "digit, found 'Deep'; rename it"
+            ),
+        ),
+        (
+            "wide = 1.0, deep = 3",
+            "wide = 1.0, dep = 3",
+            "a.toml: student[0].teachers: expected a teacher's name, found 'dep'; did you mean 'deep'?",
+        ),
+        (
+            "wide = 1.0, deep = 3",
+            "wide = 1.0, deep = 0",
+            "a.toml: student[0].teachers.deep: expected a number above 0, found 0; correct deep",
+        ),
+        (
+            "teachers = { wide = 1.0, deep = 3 }",
+            "teachers = []",
+            (
+                "a.toml: student[0].teachers: expected a table of weights such as { wide = 1.0 }, or a list of "
+                "teachers, found []; name at least one teacher"
+            ),
+        ),
+        (
+            "teachers = { wide = 1.0, deep = 3 }",
+            "",
+            (
+                "a.toml: student[0].teachers: expected the teachers that the soft targets come from, found no such "
+                "key; add teachers = { NAME = 1.0 }, or set targets = 'hard'"
+            ),
+        ),
+        (
+            'targets = "hard"',
+            'targets = "hard"\ntemperature = 4.0',
+            "a.toml: student[1].temperature: expected no temperature with targets = 'hard', found 4.0; drop it",
+        ),
+        (
+            'teacher = "deep"',
+            'teacher = "wide"',
+            (
+                "a.toml: cluster.teacher: expected one teacher, found 'wide', which has several members; "
+                "did you mean 'wide-0'?"
+            ),
+        ),
+        (
+            'weights = "weights/deep.safetensors"',
+            "",
+            (
+                "a.toml: teacher[1]: expected either weights or train, found neither; "
+                "name a safetensors file in weights, or say in train how to train it"
+            ),
+        ),
+        (
+            'weights = "weights/deep.safetensors"',
+            'weights = "deep.safetensors"\nmembers = 2',
+            (
+                "a.toml: teacher[1].weights: expected a file a member, with {member} in the name, "
+                "found 'deep.safetensors'; write it like 'wide-{member}.safetensors', or drop members"
+            ),
+        ),
+        (
+            "epochs = 60, augment",
+            "epochs = 60, seeds = [1], augment",
+            (
+                "a.toml: teacher[0].train.seeds: expected no 'seeds' for a teacher, found them; "
+                "use the teacher's seed and members"
+            ),
+        ),
+        (
+            'optimizer = "sgd"',
+            'optimizer = "adam"',
+            (
+                "a.toml: student[0].train.momentum: expected no momentum with optimizer = 'adam', found 0.9; "
+                "drop it, or take optimizer = 'sgd'"
+            ),
+        ),
+        (
+            'optimizer = "sgd"',
+            'optimizer = "lion"',
+            (
+                "a.toml: student[0].train.optimizer: expected 'sgd', 'adam' or 'adamw', found 'lion'; "
+                "correct optimizer"
+            ),
+        ),
+        (
+            "seeds = [0, 1, 2]",
+            "seeds = [0, 1, 0]",
+            "a.toml: student[0].train.seeds: expected every value once, found 0 2 times; drop the rest",
+        ),
+        (
+            "seeds = [0, 1, 2]",
+            "seeds = []",
+            "a.toml: student[0].train.seeds: expected at least 1 of them, found []; correct seeds",
+        ),
+        (
+            "[cluster]",
+            "[specialists]\ntrain = { lr = 0.1, epochs = 1, seeds = [0] }\n[cluster]",
+            (
+                "a.toml: specialists.train.seeds: expected no 'seeds' for specialists, found them; "
+                "use specialists.seed, which counts up from set to set"
+            ),
+        ),
+        (
+            'logitstore.pipeline.augment:shift", args',
+            'logitstore.pipeline.augment.shift", args',
+            (
+                "a.toml: cache.augment.factory: expected 'package.module:function', found "
+                "'logitstore.pipeline.augment.shift'; write the module, a colon and the function's name"
+            ),
+        ),
+        (
+            "[evaluation_set]\nfactory",
+            "[evaluation_set]\nargs = 3\nfactory",
+            "a.toml: evaluation_set.args: expected a table, found 3; correct args",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_says_where(old: str, new: str, expected: str) -> None:
+    assert WHOLE.count(old) >= 1
+    assert message(WHOLE.replace(old, new, 1)) == expected
+
+
+def test_the_rest_of_the_problems_are_counted() -> None:
+    text = WHOLE.replace("lr = 1, momentum", "lr = -1, momentum").replace("members = 3", "members = 0")
+    assert message(text).endswith("correct members (1 more problem after this one)")
+
+
+def test_a_file_without_a_teacher_is_refused() -> None:
+    text = '[transfer_set]\nfactory = "a:b"\n'
+    assert message(text) == "a.toml: teacher: expected a value, found no such key; add teacher"
+    assert message(text + "[teacher]\nname = 'x'\n") == (
+        "a.toml: teacher: expected a list, found { name = … }; head the table with [[teacher]]"
+    )
+
+
+def test_a_table_cannot_be_changed() -> None:
+    experiment = parse(WHOLE)
+    with pytest.raises(Exception, match="frozen"):
+        experiment.cache = None  # type: ignore[misc,assignment]
+
+
+# The file
+
+
+def test_relative_names_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(WHOLE)
+    experiment = load_experiment(path)
+    assert experiment.base == tmp_path
+    assert experiment.teacher_members()[3].weights == tmp_path / "weights/deep.safetensors"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path)
+    assert caught.value.exit_code == 64
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "a.toml") == (
+        "FILE: expected an experiment file, found no such file; check the path"
+    )
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == (
+        "FILE: expected a file that can be read, found is a directory; name a TOML file that you may read"
+    )
+
+
+def test_a_syntax_error_is_placed(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("[transfer_set]\nfactory 'x'\n")
+    assert refusal(path) == (
+        "FILE: line 2, column 9: expected TOML, found a syntax error (expected '=' after a key in a key/value "
+        "pair); correct it there or on the line before"
+    )
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"ab\xff")
+    assert refusal(path) == (
+        "FILE: expected TOML, which is UTF-8 text, found byte 0xff at offset 2; save the file as UTF-8"
+    )
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner))
+
+
+@given(st.data())
+def test_no_document_escapes_as_another_error(data: st.DataObject) -> None:
+    """Whatever stands anywhere: an experiment, or a ConfigError of one line."""
+    document: Any = tomllib.loads(WHOLE)
+    place: Any = document
+    while True:
+        keys = list(range(len(place))) if isinstance(place, list) else list(place)
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(values)
+    try:
+        parse_experiment(document, where="a.toml", base=Path())
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        assert str(error).startswith("a.toml: ")

@@ -1,0 +1,366 @@
+"""Is what is wrong with specialists one clear line, before anything is trained for it?"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from support.experiments import contents, parsed, run_document, student, teacher, train
+from support.special import Field, content, grounds
+
+from logitstore.pipeline.run import pending
+from logitstore.pipeline.specialists.training import train_specialists
+from logitstore.pipeline.workspace import Workspace
+from logitstore.storage.errors import LogitStoreError
+
+
+def said(document: dict[str, Any]) -> str:
+    """What is said of a document."""
+    with pytest.raises(LogitStoreError) as caught:
+        parsed(document, Path())
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.removeprefix("tiny.toml: ")
+
+
+def clustered(**changes: Any) -> dict[str, Any]:
+    """A document whose specialists are of its own [cluster], with some keys changed."""
+    document = content()
+    document["cluster"] = {"teacher": "wide", "clusters": 2, "classes_per_cluster": 2}
+    document["specialists"] = {"train": train(), **changes}
+    return document
+
+
+def test_all_is_known_from_the_clustering() -> None:
+    found = parsed(clustered(), Path())
+    assert found.generalist.name == "wide"
+    assert (found.clustering_name, found.specialist_prefix) == ("wide-2x2", "wide-2x2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"set": [1]}, "specialists.set: expected a known key, found 'set'; did you mean 'sets'?"),
+        (
+            {"generalist": "wid"},
+            "specialists.generalist: expected one teacher, found 'wid', which is none; did you mean 'wide'?",
+        ),
+        (
+            {"sets": [0, 2]},
+            (
+                "specialists.sets: expected sets from 0 to 1, as many as cluster.clusters, found 2; "
+                "name sets that there are"
+            ),
+        ),
+        ({"sets": [1, 1]}, "specialists.sets: expected every value once, found 1 2 times; drop the rest"),
+        (
+            {"sets": []},
+            (
+                "specialists.sets: expected 'all', or a list of numbers of sets, from 0, found []; "
+                "write sets = 'all', or name some"
+            ),
+        ),
+        ({"share": 1.0}, "specialists.share: expected a number below 1, found 1.0; correct share"),
+        (
+            {"share": 0.1, "train": train(batch_size=4)},
+            (
+                "specialists.train.batch_size: expected special rows and others in every batch, "
+                "found 4, with share = 0.1; raise it, or change share"
+            ),
+        ),
+        (
+            {"train": train(batch_size=1)},
+            (
+                "specialists.train.batch_size: expected special rows and others in every batch, "
+                "found 1, with share = 0.5; raise it, or change share"
+            ),
+        ),
+        (
+            {"temperature": 2.0},
+            "specialists.temperature: expected no temperature with variant = 'joint', found 2.0; drop it, or set variant = 'full'",
+        ),
+        (
+            {"variant": "full", "head": "head"},
+            "specialists.head: expected no head with variant = 'full', found 'head'; drop it, or set variant = 'dustbin'",
+        ),
+        (
+            {"train": train(label_smoothing=0.1)},
+            (
+                "specialists.train.label_smoothing: expected no label_smoothing for specialists, whose correction for "
+                "the shares of a batch rests on posteriors, found 0.1; drop it"
+            ),
+        ),
+        (
+            {"views": 3},
+            "specialists.views: expected a view below cache.views = 3, found 3; cache more views, or take another",
+        ),
+        (
+            {"name": "n" * 63},
+            f"specialists.name: expected names of 64 characters at most, found '{'n' * 56}...; set name",
+        ),
+    ],
+)
+def test_a_table_that_makes_no_specialists_is_refused(changes: dict[str, Any], expected: str) -> None:
+    assert said(clustered(**changes)) == expected
+
+
+def test_specialists_of_nothing_are_refused() -> None:
+    document = clustered()
+    del document["cluster"]
+    assert said(document) == (
+        "specialists.clustering: expected the clustering whose sets they are for, "
+        "found neither [cluster] nor specialists.clustering; add [cluster], or name a clustering of the store"
+    )
+    document["specialists"]["clustering"] = "pairs"
+    assert said(document) == (
+        "specialists.generalist: expected the teacher that they begin from, "
+        "found neither cluster.teacher nor specialists.generalist; name a teacher"
+    )
+
+
+def test_a_generalist_with_members_is_one_of_them() -> None:
+    document = content(generalist="wide")
+    document["teacher"] = [teacher("wide", members=2)]
+    assert said(document) == (
+        "specialists.generalist: expected one teacher, found 'wide', which has several members; "
+        "did you mean 'wide-0'?"
+    )
+
+
+def test_a_teacher_may_not_have_the_name_of_a_specialist() -> None:
+    document = clustered(name="wide")
+    document["teacher"].append(teacher("wide-1"))
+    assert "specialists.name: expected a name of its own, found 'wide-1'" in said(document)
+
+
+@pytest.mark.parametrize(
+    ("specialists", "found"),
+    [
+        (None, "no [specialists]"),
+        ({"variant": "full"}, "specialists.variant = 'full'"),
+        ({"capture": False}, "specialists.capture = false"),
+    ],
+)
+def test_what_is_not_kept_is_not_combined(specialists: dict[str, Any] | None, found: str) -> None:
+    document = clustered(**(specialists or {})) | {"combine": {}}
+    if specialists is None:
+        del document["specialists"]
+    assert said(document) == (
+        f"combine: expected captured specialists with a dustbin class, found {found}; change it, or drop [combine]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("disjoint", "top", "found"), [(True, 2, "top = 2"), (False, 1, "sets that overlap")]
+)
+def test_a_combination_without_a_closed_form_is_refused_when_the_file_is_read(
+    disjoint: bool, top: int, found: str
+) -> None:
+    document = clustered() | {"combine": {"direction": "qp", "top": top}}
+    document["cluster"]["disjoint"] = disjoint
+    assert said(document) == (
+        "combine.direction: expected disjoint sets and top = 1: KL(q, p) has a closed form for one active specialist "
+        f"alone, found {found}; set cluster.disjoint = true and leave top out, or take direction = 'pq'"
+    )
+    document["cluster"]["disjoint"], document["combine"]["top"] = True, 1
+    parsed(document, Path())
+
+
+def test_the_combination_has_a_name_of_its_own_and_students_may_learn_from_it() -> None:
+    document = clustered() | {"combine": {"name": "wide"}}
+    assert "combine.name: expected a name of its own, found 'wide'" in said(document)
+    document["combine"]["name"] = "wide-2x2-7"
+    assert "combine.name: expected a name of its own" in said(document)
+    document["combine"]["name"] = "both"
+    document["student"] = [student("a", teachers={"both": 1.0})]
+    assert parsed(document, Path()).teacher_weights(parsed(document, Path()).students[0]) == {"both": 1.0}
+    document["student"] = [student("a", teachers={"bot": 1.0})]
+    assert "did you mean 'both'?" in said(document)
+
+
+# Of a store
+
+
+def refused(field: Field) -> str:
+    """What is said instead of a training."""
+    with pytest.raises(LogitStoreError) as caught:
+        train_specialists(field.experiment, field.store, field.models, rows=field.rows, device="cpu")
+    assert not (field.models.folder / "specialists").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def with_sets(folder: Path, sets: list[list[int]], **changes: Any) -> Field:
+    """The grounds with a clustering "others" of these sets."""
+    field = Field(grounds(folder), content(clustering="others", **changes))
+    arrays = {"sets": np.array(sets), "assignment": np.zeros(4, np.int64)}
+    with mock.patch("os.fsync"):
+        field.store.write_clustering("others", arrays, identity={"made": "by hand"})
+    return field
+
+
+def test_a_clustering_that_is_not_there_is_named(tmp_path: Path) -> None:
+    field = Field(grounds(tmp_path), content(clustering="paris"))
+    with pytest.raises(LogitStoreError) as caught:
+        pending(field.experiment, Workspace(tmp_path / "out"), field.rows)
+    assert str(caught.value) == (
+        "specialists.clustering = 'paris': expected a clustering of the store, found no 'paris'; "
+        "make it with `logitstore cluster`, or name one that is there: pairs"
+    )
+    assert "clusters/paris" in refused(field)
+
+
+def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert refused(Field(grounds(tmp_path), content(sets=[0, 5]))) == (
+        "specialists.sets: expected sets from 0 to 1 of clusters/pairs, found 5; name sets that there are"
+    )
+
+
+def test_classes_that_are_not_in_the_store_are_refused(tmp_path: Path) -> None:
+    assert "clusters/others/sets: expected classes from 0 to 3, found 0 to 9" in refused(
+        with_sets(tmp_path, [[0, 9]])
+    )
+
+
+def test_a_set_of_all_classes_is_refused(tmp_path: Path) -> None:
+    assert refused(with_sets(tmp_path, [[0, 1, 2, 3]])) == (
+        "specialist 'others-0': expected from 1 to 3 classes, found 4; take another set, or another clustering"
+    )
+
+
+def test_a_generalist_that_is_not_cached_or_has_lost_its_weights_is_named(tmp_path: Path) -> None:
+    document = content(generalist="deep")
+    document["teacher"].append(teacher("deep"))
+    assert "deep" in refused(Field(grounds(tmp_path / "a"), document))
+    lost = Field(grounds(tmp_path / "b"), content())
+    lost.models.weights_path("teachers", "wide").unlink()
+    assert "the generalist 'wide': expected its weights" in refused(lost)
+
+
+def relabelled(folder: Path, labels: Any) -> Field:
+    """The grounds anew, with other labels and a teacher from the weights of the first."""
+    field = Field(grounds(folder), content())
+    with np.load(folder / "train.npz") as archive:
+        held = dict(archive)
+    held["labels"] = labels(held["labels"])
+    np.savez(folder / "train.npz", **held)
+    weights = folder / "wide.safetensors"
+    shutil.copy(field.models.weights_path("teachers", "wide"), weights)
+    shutil.rmtree(folder / "out")
+    document = content()
+    document["teacher"][0] = {k: v for k, v in document["teacher"][0].items() if k != "train"}
+    document["teacher"][0]["weights"] = str(weights)
+    plain = {k: v for k, v in document.items() if k not in ("specialists", "evaluation_set")}
+    from support.special import write_pairs
+
+    write_pairs(run_document(plain, folder, folder / "out").store)
+    return Field(folder, document)
+
+
+def test_an_unlabelled_store_is_refused(tmp_path: Path) -> None:
+    assert refused(relabelled(tmp_path, lambda labels: np.full_like(labels, -1))) == (
+        "specialist 'pairs-0': expected labels to train it from, found a store without any; label the transfer set"
+    )
+
+
+def test_a_set_without_rows_is_refused(tmp_path: Path) -> None:
+    assert refused(
+        relabelled(tmp_path, lambda labels: np.where((labels == 1) | (labels == 2), 3, labels))
+    ) == (
+        "specialist 'pairs-1': expected labelled rows of its classes, 1, 2, found none; "
+        "take other sets (specialists.sets), or a transfer set that has such rows"
+    )
+
+
+def test_rows_without_a_label_are_neither_special_nor_others(tmp_path: Path) -> None:
+    field = relabelled(tmp_path, lambda labels: np.where(np.arange(len(labels)) < 20, -1, labels))
+    from logitstore.pipeline.specialists.todo import special_rows
+
+    special = special_rows(field.experiment, field.runs[0], field.store)
+    labels = field.store.samples.labels
+    assert len(special.special) + len(special.others) == (labels >= 0).sum() == len(labels) - 20
+    assert special.prior == pytest.approx(np.isin(labels[labels >= 0], [0, 2]).mean())
+
+
+# Commands
+
+
+def test_train_trains_captures_and_combines_and_says_so(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from logitstore.cli.main import cli
+
+    grounds(tmp_path)
+    toml = """
+[transfer_set]
+factory = "logitstore.pipeline.datasets:arrays"
+args = { file = "train.npz" }
+[[teacher]]
+name = "wide"
+factory = "logitstore.pipeline.models:mlp"
+args = { hidden = [12], dropout = 0.1 }
+train = { optimizer = "adam", lr = 2e-2, epochs = 3, batch_size = 32 }
+[cache]
+views = 3
+augment = { factory = "logitstore.pipeline.augment:shift", args = { pixels = 1 } }
+batch_size = 24
+block_rows = 64
+[specialists]
+generalist = "wide"
+clustering = "pairs"
+train = { lr = 2e-2, epochs = 1, batch_size = 16 }
+[combine]
+[[student]]
+name = "back"
+factory = "logitstore.pipeline.models:mlp"
+args = { hidden = [6] }
+teachers = ["combined"]
+train = { lr = 2e-2, epochs = 1 }
+"""
+    (tmp_path / "a.toml").write_text(toml)
+    store = str(tmp_path / "out" / "store.zarr")
+    call = ["train", str(tmp_path / "a.toml"), store]
+    before = contents(tmp_path / "out")
+    planned = CliRunner().invoke(cli, [*call, "--dry-run"], catch_exceptions=False)
+    assert planned.output.splitlines() == [
+        "train specialist pairs-0",
+        "train specialist pairs-1",
+        "capture specialist pairs-0",
+        "capture specialist pairs-1",
+        "combine into combined",
+        "train student back-seed0",
+    ]
+    assert contents(tmp_path / "out") == before
+    with mock.patch("os.fsync"):
+        done = CliRunner().invoke(cli, [*call, "-q", "--device", "cpu"], catch_exceptions=False)
+    models = tmp_path / "out" / "models"
+    assert done.stdout.splitlines() == [
+        f"trained   {models / 'specialists' / 'pairs-0.safetensors'}",
+        f"trained   {models / 'specialists' / 'pairs-1.safetensors'}",
+        "captured  pairs-0",
+        "captured  pairs-1",
+        "combined  combined",
+        f"trained   {models / 'students' / 'back-seed0.safetensors'}",
+    ]
+    again = CliRunner().invoke(cli, [*call, "-q"], catch_exceptions=False)
+    assert again.output == "nothing to do: everything is trained and unchanged\n"
+
+
+def test_a_whole_experiment_runs_from_teachers_to_the_student_of_the_combination(tmp_path: Path) -> None:
+    grounds(tmp_path)
+    document = clustered(train=train(epochs=1)) | {"combine": {}}
+    document["student"] = [student("back", teachers={"combined": 1.0}, train=train(epochs=1))]
+    report = run_document(document, tmp_path, tmp_path / "whole")
+    assert report.done[1:] == [
+        "make clustering wide-2x2",
+        *(f"{verb} specialist wide-2x2-{n}" for verb in ("train", "capture") for n in (0, 1)),
+        "combine into combined",
+        "train student back-seed0",
+    ]
+    assert report.store.teachers["combined"].classes.tolist() == [0, 1, 2, 3]
+    assert run_document(document, tmp_path, tmp_path / "whole").done == []
+    document["specialists"]["sets"] = [0]
+    with pytest.raises(LogitStoreError, match=r"give the new one another combine\.name"):
+        run_document(document, tmp_path, tmp_path / "whole")

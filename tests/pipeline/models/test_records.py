@@ -1,0 +1,148 @@
+"""Records of models: made from the same things, and still the same weights, or to be made again."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitstore.pipeline.models.records import Models, weights_digest
+from logitstore.storage.backends.posix import replace_file
+from logitstore.storage.errors import BadDataError, StorageError, StorageFull
+from logitstore.storage.identity import as_json
+
+IDENTITY = {"factory": "a:b", "args": {"hidden": (3, 4)}, "lr": 1e-3, "seed": 2**63}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    """A folder with one student."""
+    models = Models(tmp_path / "models")
+    path = models.weights_path("students", "small")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    models.put("students", "small", IDENTITY, weights_digest(path), {"parameters": 3})
+    return models
+
+
+def test_what_was_put_is_found_with_its_facts(models: Models) -> None:
+    record = models.find("students", "small", IDENTITY)
+    assert record is not None
+    assert record.identity == {**IDENTITY, "args": {"hidden": [3, 4]}}
+    assert record.facts == {"parameters": 3}
+    assert record.weights == weights_digest(models.weights_path("students", "small"))
+    assert models.recorded_identity("students", "small") == record.identity
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"lr": 2e-3}, {"args": {"hidden": [4, 3]}}, {"new": 1}, {"factory": "a:c"}]
+)
+def test_another_identity_is_not_found(models: Models, change: dict[str, Any]) -> None:
+    assert models.find("students", "small", {**IDENTITY, **change}) is None
+
+
+def test_other_kinds_and_names_are_not_found(models: Models) -> None:
+    assert models.find("teachers", "small", IDENTITY) is None
+    assert models.find("students", "smaller", IDENTITY) is None
+    assert models.recorded_identity("students", "smaller") is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"identity": {}, "weights": "x"}',
+        b"\xff",
+        b'{"identity":1,"identity":2}',
+    ],
+)
+def test_a_torn_record_counts_as_none(models: Models, record: bytes) -> None:
+    models.weights_path("students", "small").with_suffix(".json").write_bytes(record)
+    assert models.find("students", "small", IDENTITY) is None
+    assert models.recorded_identity("students", "small") is None
+
+
+@pytest.mark.parametrize("damage", ["gone", "longer", "flipped"])
+def test_weights_that_are_gone_or_changed_count_as_none(models: Models, damage: str) -> None:
+    path = models.weights_path("students", "small")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"weights!" if damage == "longer" else b"weighty")
+    assert models.find("students", "small", IDENTITY) is None
+    # What it was made from is still known: a changed teacher is refused, whatever became of its file.
+    assert models.recorded_identity("students", "small") is not None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_as_json_is_what_a_file_gives_back(value: dict[str, Any]) -> None:
+    once = as_json(value)
+    assert once == as_json(once) == json.loads(json.dumps(value))
+
+
+def test_the_digest_of_a_missing_file_says_where(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadDataError, match=r"none\.safetensors: expected a file of weights, found No such file"
+    ):
+        weights_digest(tmp_path / "none.safetensors")
+
+
+# Writing
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "file"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(
+        StorageFull, match=r"file: expected room for 3 bytes .*, found No space left .*; make room"
+    ):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"found (File exists|Not a directory)") as caught:
+        replace_file(tmp_path / "taken" / "file", b"new")
+    assert not isinstance(caught.value, StorageFull)
+
+
+def test_what_is_renamed_was_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File before its rename, folder after it: else a crash may leave an empty file under the name."""
+    steps: list[str] = []
+    genuine_fsync, genuine_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append("folder" if name.is_dir() else "file")
+        genuine_fsync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return genuine_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    replace_file(tmp_path / "file", b"content")
+    assert steps == ["file", "rename", "folder"]

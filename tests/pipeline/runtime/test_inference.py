@@ -1,0 +1,127 @@
+"""Running a network: are a user's faults refused by name, and does trying a model leave no trace?"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from logitstore.pipeline.runtime.inference import check_model, forward, run_model
+from logitstore.storage.errors import BadLogitsError, ConfigError
+
+INPUTS = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+
+class Own(nn.Module):
+    """Gives what a function makes of the inputs."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.function(inputs)
+
+
+def fails(error: Exception) -> Any:
+    """A function that raises."""
+
+    def function(_: Tensor) -> Any:
+        raise error
+
+    return function
+
+
+WRAP = "wrap the model so that it returns its logits alone"
+ONE_EACH = "let the model give one row of logits for each input"
+MEND = "mend the model (-vv shows where), which was given float32 inputs of shape (6, 4)"
+FAULTS: list[tuple[Any, str, str, str]] = [
+    (fails(KeyError("my own bug")), "logits of shape (batch, classes)", "KeyError: 'my own bug'", MEND),
+    (fails(ValueError("two\nlines")), "logits of shape (batch, classes)", "ValueError: two lines", MEND),
+    (
+        fails(torch.OutOfMemoryError("no room")),
+        "logits of shape (batch, classes)",
+        "OutOfMemoryError: no room",
+        "lower batch_size, or take another device",
+    ),
+    (lambda x: (x, x), "a tensor of logits of shape (6, classes)", "a tuple", WRAP),
+    (
+        lambda x: {"logits": x, "loss": 0},
+        "a tensor of logits of shape (6, classes)",
+        "a dict of 'logits', 'loss'",
+        WRAP,
+    ),
+    (lambda x: None, "a tensor of logits of shape (6, classes)", "a NoneType", WRAP),
+    (lambda x: x[:, 0], "a tensor of logits of shape (6, classes)", "a tensor of shape (6,)", WRAP),
+    (lambda x: x[1:], "a tensor of logits of shape (6, classes)", "a tensor of shape (5, 4)", ONE_EACH),
+    (lambda x: x.sum(), "a tensor of logits of shape (6, classes)", "a tensor of shape ()", WRAP),
+]
+
+
+@pytest.mark.parametrize(("function", "expected", "found", "remedy"), FAULTS, ids=[f[2] for f in FAULTS])
+def test_what_a_model_does_wrong_is_said_of_the_model(
+    function: Any, expected: str, found: str, remedy: str
+) -> None:
+    for call in (
+        lambda module: run_model(module, INPUTS, 6, where="teacher 't'"),
+        lambda module: forward(module, torch.from_numpy(INPUTS), "teacher 't'"),
+        lambda module: check_model(module, INPUTS, 4, "teacher 't'"),
+    ):
+        with pytest.raises(BadLogitsError) as caught:
+            call(Own(function))
+        assert str(caught.value) == f"teacher 't': expected {expected}, found {found}; {remedy}"
+        assert caught.value.exit_code == 65
+
+
+def test_an_error_of_this_package_passes_as_it_is() -> None:
+    error = ConfigError("layer", expected="a", found="b", remedy="c")
+    with pytest.raises(ConfigError) as caught:
+        forward(Own(fails(error)), torch.from_numpy(INPUTS), "teacher 't'")
+    assert caught.value is error
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    check_model(nn.Linear(4, 3), INPUTS, 3, "student 's'")
+    with pytest.raises(BadLogitsError) as caught:
+        check_model(nn.Linear(4, 3), INPUTS, 5, "student 's'")
+    assert str(caught.value) == (
+        "student 's': expected logits of 5 classes, as the transfer set has them, found 3; "
+        "give the student the classes of the transfer set"
+    )
+
+
+def traces(module: nn.Module, inputs: Any) -> Any:
+    """What trying a model could leave behind."""
+    modes = [part.training for part in module.modules()]
+    state = {name: value.tolist() for name, value in module.state_dict().items()}
+    return modes, state, torch.random.get_rng_state().tolist(), inputs.tolist()
+
+
+def draws_and_spoils(inputs: Tensor) -> Tensor:
+    """Uses random numbers, and works in place."""
+    return inputs.mul_(torch.rand(()))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_trying_a_model_leaves_no_trace(wrong: bool) -> None:
+    """Neither in its modes (part of it is frozen), nor in its state, the random numbers or the inputs."""
+    module = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), Own(draws_and_spoils), nn.BatchNorm1d(4))
+    module.train()
+    module[3].eval()
+    inputs = INPUTS.copy()
+    before = traces(module, inputs)
+    try:
+        check_model(module, inputs, 5 if wrong else 4, "teacher 't'")
+    except BadLogitsError:
+        assert wrong
+    assert traces(module, inputs) == before
+    module(torch.from_numpy(inputs))
+    assert traces(module, inputs)[1] != before[1], "nothing that could have left a trace"
+
+
+def test_a_lazy_model_can_be_trained_after_it_was_tried() -> None:
+    module = nn.LazyLinear(3)
+    check_model(module, INPUTS, 3, "teacher 't'")
+    module(torch.from_numpy(INPUTS)).sum().backward()
+    assert module.weight.grad is not None

@@ -1,0 +1,70 @@
+"""Is the dask view of a capture the capture, a block a chunk, and as suspicious as the reader?"""
+
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from support import stores
+from support.stores import Teacher
+
+from logitstore.storage.errors import ShardMissing
+
+
+def test_dask_is_read(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    for name, dtype in (("wide", "float16"), ("deep", "float32")):
+        array = made.store.teachers[name].dask()
+        assert (array.dtype, array.shape) == (np.float32, (2, 37, 5))
+        assert array.chunks == ((1, 1), (8, 8, 8, 8, 5), (5,))
+        for scheduler in ("synchronous", "threads"):
+            assert array.compute(scheduler=scheduler).tobytes() == made.centred(name, dtype).tobytes()
+
+
+def test_a_part_of_it_reads_the_blocks_that_hold_the_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from logitstore.storage.parts.reader import CaptureReader
+
+    made = stores.make(tmp_path / "store.zarr")
+    asked = []
+    read = CaptureReader.read
+
+    def counted(self: CaptureReader, rows: range, view: int, temperature: None) -> np.ndarray:  # type: ignore[type-arg]
+        asked.append((view, rows))
+        return np.asarray(read(self, rows, view, temperature))
+
+    monkeypatch.setattr(CaptureReader, "read", counted)
+    found = made.store.teachers["wide"].dask()[1, 7:9, 2].compute(scheduler="synchronous")
+    assert found.tolist() == made.centred("wide")[1, 7:9, 2].tolist()
+    assert sorted(asked, key=str) == [(1, range(8)), (1, range(8, 16))]
+
+
+def test_two_stores_do_not_mix_in_one_graph(tmp_path: Path) -> None:
+    """Captures of one name, in one computation: their tasks must not share names."""
+    made = [stores.make(tmp_path / str(seed), teachers={"wide": Teacher()}, seed=seed) for seed in (1, 2)]
+    both = da.stack([m.store.teachers["wide"].dask() for m in made]).compute(scheduler="synchronous")
+    assert not np.array_equal(both[0], both[1])
+    for found, m in zip(both, made, strict=True):
+        assert found.tobytes() == m.centred("wide").tobytes()
+
+
+def test_a_shard_that_is_gone_is_an_error_and_no_fill_value(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    (made.path / "teachers/wide/logits/c.1.2.0").unlink()
+    array = made.store.teachers["wide"].dask()
+    assert np.isfinite(array[0].compute(scheduler="synchronous")).all()
+    with pytest.raises(ShardMissing, match=r"c\.1\.2\.0 \(rows 16 to 23\): expected a shard of"):
+        array.compute(scheduler="synchronous")
+    # Negative control: what Zarr itself makes of it.
+    theirs = da.from_zarr(str(made.path), component="teachers/wide/logits").compute(scheduler="synchronous")
+    assert np.isnan(theirs[1, 16:24]).all()
+
+
+def test_nothing_is_read_before_it_is_computed(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    capture = made.store.teachers["wide"]
+    for file in (made.path / "teachers/wide/logits").glob("c.*"):
+        file.unlink()
+    assert dask.is_dask_collection(capture.dask().sum())

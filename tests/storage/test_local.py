@@ -1,0 +1,318 @@
+"""Does an object appear whole or not at all, once, and durably, and what is said when it cannot?"""
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.errors import (
+    ConfigError,
+    LimitExceeded,
+    LogitStoreError,
+    StorageError,
+    StorageFull,
+    TransientIOError,
+    UnsafeFileSystem,
+    UntrustedStoreError,
+)
+
+TMP = "__logitstore__/tmp"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "part")
+
+
+def test_put_new_writes_once(folder: Folder) -> None:
+    assert folder.put_new("a/b/c.0", b"first")
+    assert not folder.put_new("a/b/c.0", b"second")
+    assert folder.read("a/b/c.0") == b"first"
+    assert os.listdir(folder.path / TMP) == []
+
+
+def test_reading_a_range(folder: Folder) -> None:
+    folder.put_new("x", b"0123456789")
+    assert folder.read_range("x", 3, 4) == (b"3456", 10)
+    assert folder.read_range("x", 8, 9) == (b"89", 10)
+    assert folder.read_range("x", 20, 1) == (b"", 10)
+    with pytest.raises(FileNotFoundError):
+        folder.read_range("y", 0, 1)
+
+
+def test_of_many_writers_one_wins(folder: Folder) -> None:
+    """Sixteen threads, one name: exactly one is told that it wrote, and its bytes are there."""
+    results: dict[int, bool] = {}
+    barrier = threading.Barrier(16)
+
+    def put(number: int) -> None:
+        barrier.wait()
+        results[number] = folder.put_new("x/y", bytes([number]) * 1000)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [number for number, won in results.items() if won]
+    assert folder.read("x/y") == bytes([winner]) * 1000
+
+
+def test_bytes_then_link_then_directory(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the page: data are synced before the name is there, and the name before the return."""
+    folder.put_new("x/first", b"1")  # the folders are there from now on
+    happened: list[str] = []
+
+    def record(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            handle = arguments[0] if name == "fsync" else named.get("dst_dir_fd", named.get("dir_fd"))
+            subject = os.readlink(f"/proc/self/fd/{handle}").replace(str(folder.path), "")
+            happened.append(f"{name} {subject.split('/')[1 + subject.startswith('/__')]}")
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "link", "unlink"):
+        record(name)
+    folder.put_new("x/second", b"2")
+    assert happened == ["fsync tmp", "link x", "unlink tmp", "fsync x"]
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (
+            errno.ENOSPC,
+            StorageFull,
+            "expected room to write, found No space left on device (errno 28); free space",
+        ),
+        (
+            errno.EDQUOT,
+            StorageFull,
+            "free space and run the same command again; what was committed is intact",
+        ),
+        (
+            errno.EIO,
+            TransientIOError,
+            "expected a working file system, found Input/output error (errno 5); run the",
+        ),
+        (
+            errno.EACCES,
+            StorageError,
+            "found Permission denied (errno 13); check the path and its permissions",
+        ),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+def test_errors_of_the_system_are_typed_and_leave_nothing(
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+    error: type[LogitStoreError],
+    message: str,
+) -> None:
+    folder.put_new("there", b"")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(error) as caught:
+            folder.put_new("x", b"data")
+    assert str(caught.value).startswith(f"{folder.path / 'x'}: expected ")
+    assert message in str(caught.value)
+    assert isinstance(caught.value, OSError)
+    assert not folder.exists("x")
+    assert os.listdir(folder.path / TMP) == []
+    assert folder.put_new("x", b"data")
+
+
+def test_a_disk_that_takes_a_byte_at_a_time(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, bytes(data[:1])))
+    assert folder.put_new("x", b"all of it")
+    assert folder.read("x") == b"all of it"
+
+
+def test_a_file_on_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        StorageError, match="expected folders all the way, found a file on the way; choose another"
+    ):
+        Folder(tmp_path / "file" / "store").put_new("x", b"")
+
+
+def test_staging_is_tidied_under_the_hands_of_a_writer(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer leaves and takes the empty staging folder away between its making and its use."""
+    real, times = os.open, 0
+
+    def tidied(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        nonlocal times
+        if flags & os.O_EXCL and times < 3:
+            times += 1
+            folder.tidy()
+        return real(path, flags, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", tidied)
+    assert folder.put_new("x", b"data")
+    assert (times, folder.read("x")) == (3, b"data")
+
+
+def test_staging_that_never_stays_is_an_error(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def vanish(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        if flags & os.O_EXCL:
+            raise FileNotFoundError(errno.ENOENT, "No such file")
+        return real(path, flags, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", vanish)
+    with pytest.raises(StorageError, match="expected folders all the way, found one that vanished"):
+        folder.put_new("x", b"data")
+
+
+def test_sweeping_takes_what_killed_writers_left(folder: Folder) -> None:
+    folder.put_new("x", b"")
+    (folder.path / TMP / "left").write_bytes(b"half")
+    folder.tidy()
+    assert (folder.path / TMP / "left").exists()  # tidying takes nothing away that might be somebody's
+    folder.sweep()
+    folder.sweep()
+    assert not (folder.path / TMP).exists()
+
+
+def test_an_object_that_is_left_unpublished_leaves_nothing(folder: Folder) -> None:
+    with pytest.raises(RuntimeError), folder.stage("x") as (new,):
+        new.write(b"half")
+        raise RuntimeError
+    assert not folder.exists("x")
+    assert os.listdir(folder.path / TMP) == []
+
+
+@pytest.mark.parametrize("key", ["", "/x", "a//b", "../x", "a/../../x", "a/.", "nul\0", "x" * 256])
+def test_no_key_leads_out(folder: Folder, key: str) -> None:
+    for call in (folder.read, folder.exists, folder.remove, folder.sub, folder.size):
+        with pytest.raises(UntrustedStoreError, match="expected keys inside the store"):
+            call(key)
+    with pytest.raises(UntrustedStoreError, match="expected keys inside the store"):
+        folder.put_new(key, b"")
+
+
+def test_what_is_no_plain_file_is_not_opened(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_bytes(b"outside")
+    folder.put_new("inside", b"")
+    os.symlink(tmp_path / "secret" / "key", folder.path / "link")
+    os.symlink(tmp_path / "secret", folder.path / "folder")
+    os.mkfifo(folder.path / "pipe")
+    (folder.path / "directory").mkdir()
+    found = {
+        "link": "a symbolic link",
+        "folder/key": "a symbolic link",
+        "pipe": "a pipe",
+        "directory": "a folder",
+    }
+    for key, kind in found.items():
+        with pytest.raises(UntrustedStoreError, match=f"plain files all the way, found {kind}; do not use"):
+            folder.read(key)
+    with pytest.raises(UntrustedStoreError, match="found a symbolic link"):
+        folder.put_new("folder/new", b"")
+    with pytest.raises(UntrustedStoreError, match="found a symbolic link"):
+        folder.names("folder")
+    assert not folder.put_new("link", b"changed")  # the name is taken; what it points to is not touched
+    assert (tmp_path / "secret" / "key").read_bytes() == b"outside"
+    assert os.listdir(tmp_path / "secret") == ["key"]
+
+
+def test_a_file_beyond_its_limit_is_not_read(folder: Folder) -> None:
+    folder.put_new("x", b"12345")
+    assert folder.read("x", most=5) == b"12345"
+    with pytest.raises(LimitExceeded, match="expected at most 4 bytes, found 5 bytes"):
+        folder.read("x", most=4)
+    with (folder.path / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(LimitExceeded, match="found 1099511627776 bytes"):
+        folder.read("sparse")
+
+
+def test_a_name_that_was_had_although_the_call_failed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system loses the answer and sends the call again: the name is taken, by ourselves."""
+    real = os.link
+
+    def forgetful(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
+        real(*arguments, **named)
+
+    monkeypatch.setattr(os, "link", forgetful)
+    assert folder.put_new("x", b"ours")
+    assert not folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+
+
+def test_without_hard_links_a_rename_that_replaces_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    assert folder.put_new("x", b"first")
+    assert not folder.put_new("x", b"second")
+    assert folder.read("x") == b"first"
+    assert os.listdir(folder.path / TMP) == []
+    monkeypatch.setattr("logitstore.storage.backends.local.rename_noreplace", none)
+    with pytest.raises(
+        UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
+    ):
+        folder.put_new("y", b"")
+    assert not folder.exists("y")
+
+
+def test_a_file_system_that_lets_names_be_taken_over_is_refused(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.prove_exclusive()
+    assert os.listdir(folder.path / TMP) == []
+    real = os.link
+
+    def replacing(source: Any, target: Any, **named: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target, dir_fd=named["dst_dir_fd"])
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "link", replacing)
+    with pytest.raises(UnsafeFileSystem, match="expected a file system that gives a name to one file only"):
+        folder.prove_exclusive()
+    assert os.listdir(folder.path / TMP) == []
+
+
+def test_removing_and_listing(folder: Folder) -> None:
+    assert folder.names("none") == []
+    folder.put_new("b", b"")
+    folder.put_new("a", b"")
+    assert folder.names() == ["__logitstore__", "a", "b"]
+    folder.remove("a")
+    folder.remove("a")
+    assert not folder.exists("a")
+    assert folder.put_new("a", b"")
+
+
+def test_locations(tmp_path: Path) -> None:
+    assert local_path(tmp_path) == local_path(str(tmp_path)) == local_path(tmp_path.as_uri()) == tmp_path
+    with pytest.raises(
+        ConfigError, match=r"^s3://bucket/key: expected a local path, found a s3:// URL; copy the store"
+    ):
+        local_path("s3://bucket/key")

@@ -1,0 +1,158 @@
+"""Does a read give the rows that were asked for, whatever the shape of the question?"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import stores
+from support.questions import QUESTIONS
+from support.stores import Made
+
+from logitstore.storage.errors import ConfigError, ShardCorrupt
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Small blocks of one chunk."""
+    return stores.make(tmp_path_factory.mktemp("reader") / "store.zarr")
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Blocks of two chunks, the last with rows in its first alone."""
+    path = tmp_path_factory.mktemp("reader") / "chunked.zarr"
+    return stores.make(path, rows=4500, block_rows=2048, teachers={"wide": stores.Teacher()}, names=False)
+
+
+@given(rows=QUESTIONS, view=st.integers(0, 1), teacher=st.sampled_from(["wide", "deep"]))
+def test_reading_is_indexing(made: Made, rows: Any, view: int, teacher: str) -> None:
+    wanted = made.centred(teacher, {"wide": "float16", "deep": "float32"}[teacher])[view]
+    index = rows if isinstance(rows, slice) else np.array(rows, dtype=np.int64)
+    capture = made.store.teachers[teacher]
+    found = capture.read(rows, view)
+    assert found.dtype == np.float32
+    assert found.tobytes() == wanted[index].tobytes()
+    assert capture.peak(rows, view).tobytes() == made.logits[teacher][view].max(axis=1)[index].tobytes()
+    assert np.array_equal(capture.seen(rows, view), made.store.samples.digests[index])
+    assert made.store.samples.inputs is not None
+    assert np.array_equal(made.store.samples.inputs[rows], made.inputs[index])
+
+
+@given(rows=st.lists(st.integers(0, 4499), max_size=20).map(sorted), start=st.integers(0, 4499))
+def test_reading_over_chunks_and_blocks(chunked: Made, rows: list[int], start: int) -> None:
+    wanted = chunked.centred("wide")[0]
+    capture = chunked.store.teachers["wide"]
+    assert np.array_equal(capture.read(rows), wanted[np.array(rows, dtype=np.int64)])
+    assert np.array_equal(capture.read(slice(start, start + 1500)), wanted[start : start + 1500])
+
+
+def test_only_the_chunks_that_hold_the_rows_are_read(chunked: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from logitstore.storage.backends.local import Folder
+
+    asked: list[tuple[str, int, int]] = []
+    read: Callable[..., int] = Folder.read_through
+
+    def counted(self: Folder, key: str, offset: int, length: int, take: Any) -> int:
+        asked.append((key, offset, length))
+        return read(self, key, offset, length, take)
+
+    capture = chunked.store.teachers["wide"]
+    monkeypatch.setattr(Folder, "read_through", counted)
+    capture.read([1024, 1025, 4096])
+    chunk = 1024 * 5 * 2 + 4
+    assert asked == [("logits/c.0.0.0", chunk, chunk), ("logits/c.0.2.0", 0, chunk)]
+
+
+def test_the_chunk_that_is_wrong_is_named(tmp_path: Path) -> None:
+    made = stores.make(
+        tmp_path / "s", rows=2048, block_rows=2048, teachers={"wide": stores.Teacher()}, names=False
+    )
+    key = "teachers/wide/logits/c.0.0.0"
+    stores.flip(made.path / key, 8 * (1024 * 5 * 2 + 4) + 100)
+    capture = made.store.teachers["wide"]
+    assert capture.read(slice(0, 1024)).shape == (1024, 5)
+    for rows in ([1500], slice(1000, 1100)):
+        with pytest.raises(ShardCorrupt) as caught:
+            capture.read(rows)
+        assert str(caught.value).startswith(f"{made.path / key} (rows 0 to 2047), chunk 1: expected crc32c ")
+
+
+_SORT = "sort them, and leave out those that the store does not have"
+_NUMBERS = "pass one list of whole numbers"
+
+
+@pytest.mark.parametrize(
+    ("rows", "found", "remedy"),
+    [
+        ([37], "row 37", _SORT),
+        ([-1, 2], "row -1", _SORT),
+        ([5, 4], "rows that go down", _SORT),
+        (slice(None, None, -1), "rows that go down", _SORT),
+        (range(30, 40), "30 to 40", _SORT),
+        (range(-3, 3), "-3 to 3", _SORT),
+        (3, "an array of shape () and dtype int64", _NUMBERS),
+        ([[1, 2]], "an array of shape (1, 2) and dtype int64", _NUMBERS),
+        ([True, False], "an array of shape (2,) and dtype bool", "pass np.flatnonzero(mask)"),
+        ([0.5], "an array of shape (1,) and dtype float64", _NUMBERS),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(made: Made, rows: Any, found: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made.store.teachers["wide"].read(rows)
+    assert str(caught.value) == (
+        f"rows: expected a slice, or ascending integers from 0 to 36, found {found}; {remedy}"
+    )
+
+
+@pytest.mark.parametrize("view", [-1, 2])
+def test_views_that_are_not_there_are_refused(made: Made, view: int) -> None:
+    message = f"teachers/wide: view: expected 0 to 1, found {view}; choose a view that was captured"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        made.store.teachers["wide"].read(slice(None), view)
+
+
+def test_what_a_store_says_of_itself(made: Made) -> None:
+    samples, wide = made.store.samples, made.store.teachers["wide"]
+    assert (made.store.num_rows, made.store.num_classes, made.store.block_rows) == (37, 5, 8)
+    assert np.array_equal(samples.labels, made.labels)
+    assert samples.source.tolist() == list(range(37))
+    assert samples.ids == [f"row-{row}" for row in range(37)]
+    assert made.store.class_names == [f"clàss {c}" for c in range(5)]
+    assert wide.shape == (2, 37, 5)
+    assert wide.classes.tolist() == [0, 1, 2, 3, 4]
+    assert wide.provenance["teacher"] == {"name": "wide"}
+    assert wide.provenance["encoding"] == {"kind": "float16"}
+    assert repr(wide) == "<Capture 'wide' (view, row, class) = (2, 37, 5), float16>"
+
+
+def test_inputs_are_lazy_and_behave_as_an_array(made: Made) -> None:
+    inputs = made.store.samples.inputs
+    assert inputs is not None
+    assert (inputs.shape, inputs.dtype, len(inputs)) == ((37, 3, 2), np.uint8, 37)
+    assert np.array_equal(inputs[7], made.inputs[7])
+    assert np.array_equal(list(inputs), made.inputs)
+
+
+def test_names_and_inputs_may_be_absent(chunked: Made, tmp_path: Path) -> None:
+    assert chunked.store.samples.ids is None
+    assert chunked.store.class_names == ["0", "1", "2", "3", "4"]
+    assert stores.make(tmp_path / "s", rows=3, teachers={}, store_inputs=False).store.samples.inputs is None
+
+
+def test_a_reader_that_is_off_by_one_is_noticed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of `test_reading_is_indexing`."""
+    from logitstore.storage.parts.part_reader import PartReader
+
+    read = PartReader.read
+
+    def shifted(self: PartReader, array: str, rows: Any, view: int = 0) -> Any:
+        return np.roll(read(self, array, rows, view), 1, axis=0)
+
+    monkeypatch.setattr(PartReader, "read", shifted)
+    found = made.store.teachers["wide"].read(slice(None))
+    assert found.tobytes() != made.centred("wide")[0].tobytes()

@@ -1,0 +1,314 @@
+"""Does `repair` bring back what other files tell, throw away just what is torn, and leave everything else alone?
+
+Torn shards by the hundred, and orders of events by the thousand, are tried in faults/test_torn.py and
+faults/test_machine.py; here is what a report says, file by file.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from click.testing import CliRunner
+from faults.damage import Case
+from support import stores
+from support.stores import Teacher
+
+from logitstore.cli.main import cli
+from logitstore.storage.errors import NotAStoreError, WriterBusy
+from logitstore.storage.integrity.rebuild import factorizations
+from logitstore.storage.integrity.repair import repair
+from logitstore.storage.integrity.site import BEYOND, DONE, Repairs
+from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
+
+
+@pytest.fixture(autouse=True)
+def without_fsync() -> Iterator[None]:
+    """No reader knows of it."""
+    with mock.patch("os.fsync"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A store with all kinds of parts, which the tests copy."""
+    case = Case(tmp_path_factory.mktemp("repair") / "store.zarr", teachers={"wide": Teacher(views=2)})
+    case.write()
+    _ = case.whole
+    return case
+
+
+@pytest.fixture
+def case(written: Case, tmp_path: Path) -> Case:
+    """A copy of it."""
+    shutil.copytree(written.path, tmp_path / "store.zarr")
+    copy = Case(tmp_path / "store.zarr", teachers=written.teachers)
+    _ = copy.whole
+    return copy
+
+
+def what(done: Repairs) -> dict[str, Any]:
+    """What is not empty in a report."""
+    found = {key: value for key, value in vars(done).items() if value and key != "beyond"}
+    return {**found, **({"beyond": [problem.where for problem in done.beyond]} if done.beyond else {})}
+
+
+def test_a_whole_store_is_left_alone(case: Case) -> None:
+    for dry_run in (True, False):
+        done = repair(case.path, dry_run=dry_run)
+        assert (what(done), done.exit_code) == ({"dry_run": True} if dry_run else {}, DONE)
+    assert stores.tree(case.path) == case.whole
+
+
+REBUILT = [
+    "zarr.json",
+    "teachers/zarr.json",
+    "__logitstore__/log/0.json",
+    "__logitstore__/log/1.json",
+    "__logitstore__/log/2.json",
+    "samples/zarr.json",
+    "samples/input/zarr.json",
+    "samples/id/zarr.json",
+    "samples/class_name/zarr.json",
+    "samples/__logitstore__/seal.bin",
+    "teachers/wide/logits/zarr.json",
+    "teachers/wide/seen/zarr.json",
+    "teachers/wide/__logitstore__/commits/1-0.json",
+    "teachers/wide/__logitstore__/seal.bin",
+    "clusters/wide-2x2/zarr.json",
+    "clusters/wide-2x2/sets/zarr.json",
+]
+
+
+@pytest.mark.parametrize("key", REBUILT)
+def test_what_other_files_tell_is_rebuilt(case: Case, key: str) -> None:
+    if REBUILT.index(key) % 2:
+        (case.path / key).unlink()
+    else:
+        stores.flip(case.path / key, 155)
+    done = repair(case.path, dry_run=True)
+    assert (what(done), done.exit_code) == ({"dry_run": True, "rebuilt": [key]}, DONE)
+    assert stores.tree(case.path) != case.whole
+    done = repair(case.path)
+    assert (what(done), done.exit_code) == ({"rebuilt": [key]}, DONE)
+    assert stores.tree(case.path) == case.whole
+
+
+def test_a_digit_of_the_log_that_changed_is_found_in_the_right_record(case: Case) -> None:
+    """Both of two records may be what was changed where they do not follow each other."""
+    log = case.path / "__logitstore__/log"
+    whole = {number: (log / f"{number}.json").read_bytes() for number in (1, 2, 3)}
+    for number, key in ((1, b'"seal":"'), (2, b'"seal":"'), (2, b'"previous":"')):
+        place = whole[number].index(key) + len(key)
+        digit = b"1" if whole[number][place : place + 1] == b"0" else b"0"
+        (log / f"{number}.json").write_bytes(whole[number][:place] + digit + whole[number][place + 1 :])
+        assert what(repair(case.path)) == {"rebuilt": [f"__logitstore__/log/{number}.json"]}
+        assert stores.tree(case.path) == case.whole
+    # Nothing vouches for the last one; the one before it agrees with its part.
+    place = whole[3].index(b'"previous":"') + 12
+    digit = b"1" if whole[3][place : place + 1] == b"0" else b"0"
+    (log / "3.json").write_bytes(whole[3][:place] + digit + whole[3][place + 1 :])
+    assert what(repair(case.path)) == {"beyond": [str(log / "3.json")]}
+    # Where a record and the seal of its part are gone, a copy of that record alone would do; of which, nothing tells.
+    (log / "3.json").write_bytes(whole[3])
+    (log / "2.json").unlink()
+    (case.path / "teachers/wide/__logitstore__/seal.json").unlink()
+    assert what(repair(case.path))["beyond"] == [str(log / "2.json"), str(log / "3.json")]
+
+
+def test_a_seal_table_is_rebuilt_from_shards_where_a_record_is_lost(case: Case) -> None:
+    part = case.path / "teachers/wide/__logitstore__"
+    (part / "seal.bin").write_bytes(b"")
+    (part / "commits/0-1.json").write_bytes(b"{}")
+    assert repair(case.path).exit_code == DONE
+    assert stores.tree(case.path) == case.whole
+    # Where the shard is lost, too, nothing tells its digest any more.
+    (part / "seal.bin").write_bytes(b"")
+    (part / "commits/0-1.json").write_bytes(b"{}")
+    (case.path / "teachers/wide/peak/c.0.1").write_bytes(b"")
+    done = repair(case.path)
+    assert what(done) == {"beyond": [str(part / "seal.bin")]}
+    assert done.exit_code == BEYOND
+
+
+def test_what_can_be_made_again_is_thrown_away(case: Case) -> None:
+    torn = ["teachers/wide/logits/c.1.2.0", "teachers/wide/peak/c.1.2", "teachers/wide/seen/c.0.0"]
+    for key in torn:
+        (case.path / key).write_bytes(case.whole[key][:-1])
+    small = "clusters/wide-2x2/sets/c.0.0"
+    stores.flip(case.path / small, 3)
+    (case.path / "samples/label/c.1").unlink()
+    done = repair(case.path)
+    left = {"missing": [small], "blocks": {"samples": 1, "teachers/wide": 2}}
+    assert {**what(done), "removed": set(done.removed)} == {**left, "removed": {*torn, small}}
+    assert done.exit_code == DONE
+    assert what(repair(case.path)) == left  # nothing more to throw away, and still to be made again
+    case.write()
+    assert stores.tree(case.path) == case.whole
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "samples/__logitstore__/spec.json",
+        "teachers/wide/__logitstore__/seal.json",
+        "__logitstore__/log/3.json",
+    ],
+)
+def test_what_nothing_else_tells_is_beyond_repair(case: Case, key: str) -> None:
+    stores.flip(case.path / key, 99)
+    before = stores.tree(case.path)
+    done = repair(case.path)
+    assert done.exit_code == BEYOND
+    assert str(case.path / key) in [problem.where for problem in done.beyond]
+    assert stores.tree(case.path) == before
+    (case.path / key).write_bytes(case.whole[key])
+    assert repair(case.path).exit_code == DONE
+
+
+def test_strays_are_named_and_stay(case: Case) -> None:
+    (case.path / "notes.txt").write_bytes(b"mine")
+    done = repair(case.path)
+    assert (what(done), done.exit_code) == ({"strays": ["notes.txt"]}, DONE)
+    extra = case.path / "teachers/wide/peak/c.0.9"
+    extra.write_bytes(b"?")
+    done = repair(case.path)
+    assert (what(done), done.exit_code) == ({"strays": ["notes.txt"], "beyond": [str(extra)]}, BEYOND)
+    assert extra.is_file()
+
+
+def test_what_killed_writers_staged_is_swept(case: Case) -> None:
+    for folder in (case.path, case.path / "samples"):
+        (folder / "__logitstore__/tmp").mkdir()
+        (folder / "__logitstore__/tmp/0123456789abcdef").write_bytes(b"half")
+    (case.path / "teachers/wide/__logitstore__/lock").write_bytes(b"")
+    assert what(repair(case.path)) == {}
+    assert stores.tree(case.path) == case.whole
+
+
+def begin_half(case: Case) -> Any:
+    """A writer that has written two blocks of three."""
+    from logitstore.storage.api import open_store
+
+    writer = open_store(case.path).capture("half", provenance={})
+    for rows in (range(4), range(4, 8)):
+        writer.write(rows, stores.some_logits(1, 4, 5)[0])
+    return writer
+
+
+def test_a_part_at_which_a_writer_is_at_work_is_not_touched(case: Case) -> None:
+    writer = begin_half(case)
+    stores.flip(case.path / "teachers/half/peak/c.0.0", 3)
+    before = stores.tree(case.path)
+    with pytest.raises(WriterBusy, match="no other writer at work on this part"):
+        repair(case.path)
+    there = stores.tree(case.path)
+    assert {key: data for key, data in before.items() if not key.endswith("/")} == there
+    writer.close()
+    assert repair(case.path).removed
+
+
+def test_a_part_that_is_not_sealed_is_mended_by_its_records(case: Case) -> None:
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    whole = stores.tree(half)
+    commits = "__logitstore__/commits"
+    stores.flip(half / "peak/c.0.1", 3)  # a size that is right: only the digest of the record tells
+    stores.flip(half / f"{commits}/0-0.json", 99)  # a record that is lost, of shards that are whole
+    (half / "logits/c.0.2.0").write_bytes(b"torn, and without a record")
+    done = repair(case.path)
+    assert (set(done.removed), done.adopted, done.exit_code) == (
+        {
+            f"teachers/half/{key}"
+            for key in (f"{commits}/0-0.json", f"{commits}/0-1.json", "peak/c.0.1", "logits/c.0.2.0")
+        },
+        [f"teachers/half/{commits}/0-0.json"],
+        DONE,
+    )
+    there = stores.tree(half)
+    assert set(whole) - set(there) == {"peak/c.0.1", f"{commits}/0-1.json"}
+    assert there == {key: whole[key] for key in there}
+    assert verify(case.path, deep=True).exit_code == INCOMPLETE
+    begin_half(case).close()
+    assert stores.tree(half) == whole
+
+
+def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_have_changed(case: Case) -> None:
+    """Otherwise one flipped bit would have every block thrown away."""
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    before = stores.tree(half)
+    spec = half / "__logitstore__/spec.json"
+    spec.write_bytes(before["__logitstore__/spec.json"].replace(b'"notes":{}', b'"nodes":{}'))
+    done = repair(case.path)
+    assert what(done) == {"unsealed": ["teachers/half"], "beyond": [str(spec)]}
+    spec.write_bytes(before["__logitstore__/spec.json"])
+    key = "logits/zarr.json"
+    (half / key).write_bytes(before[key].replace(b"5]", b"7]").replace(b",5,", b",7,"))
+    done = repair(case.path)
+    assert what(done) == {"unsealed": ["teachers/half"], "removed": [f"teachers/half/{key}"]}
+    assert stores.tree(half) == {other: data for other, data in before.items() if other != key}
+
+
+def test_a_folder_without_a_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotAStoreError, match="expected a store, found nothing"):
+        repair(tmp_path / "nowhere")
+
+
+def test_shapes_that_have_a_product() -> None:
+    assert sorted(factorizations(12, 2)) == [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]
+    assert all(a * b * c == 60 for a, b, c in factorizations(60, 3))
+    assert len(set(factorizations(60, 3))) == 54
+
+
+# The command
+
+
+def call(*arguments: object) -> tuple[int, list[str]]:
+    result = CliRunner().invoke(cli, ["-q", "repair", *map(str, arguments)])
+    assert result.stderr == ""
+    return result.exit_code, result.stdout.splitlines()
+
+
+def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None:
+    path, shard = case.path, "teachers/wide/peak/c.1.2"
+    assert call(path) == (0, [f"{path}: nothing to repair"])
+    (path / shard).write_bytes(b"")
+    (path / "samples/zarr.json").unlink()
+    left = f"{path}: teachers/wide: 1 block to be made again; run `logitstore cache` (or `run`) again"
+    verdict = f"{path}: mended as far as files go; the rest is to be made again"
+    assert call(path, "--dry-run") == (
+        0,
+        [
+            f"{path}/samples/zarr.json: would be rebuilt",
+            f"{path}/{shard}: would be thrown away",
+            left,
+            verdict,
+        ],
+    )
+    assert (path / shard).is_file()
+    assert call(path) == (
+        0,
+        [f"{path}/samples/zarr.json: rebuilt", f"{path}/{shard}: thrown away", left, verdict],
+    )
+    assert call(path) == (0, [left, verdict])
+    case.write()
+    assert call(path) == (0, [f"{path}: nothing to repair"])
+    assert verify(path, deep=True).exit_code == CLEAN
+
+
+def test_the_command_leaves_with_1_where_something_is_beyond_repair(case: Case) -> None:
+    spec = case.path / "samples/__logitstore__/spec.json"
+    spec.write_bytes(b"{}")
+    code, lines = call(case.path)
+    assert code == 1
+    assert lines == [
+        f"{spec}: expected a file that follows from others, found one that does not; restore it from a copy",
+        f"{case.path}: beyond repair in part: restore from a copy what is named above",
+    ]
+    code, lines = call(case.path, "--json")
+    (problem,) = json.loads("\n".join(lines))["beyond"]
+    assert (code, problem["code"], problem["where"]) == (1, "manifest-invalid", str(spec))

@@ -1,0 +1,343 @@
+"""What does a store say when it is made, opened, expected, grown, or not one at all?"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import stores
+from support.stores import Teacher
+
+import logitstore
+from logitstore.storage.api import create_store, open_store
+from logitstore.storage.digest import digest_rows
+from logitstore.storage.errors import (
+    ConfigError,
+    ManifestInvalid,
+    NameTaken,
+    NotAStoreError,
+    PartNotFound,
+    StorageError,
+    UnsupportedFeature,
+    WrongStore,
+)
+from logitstore.storage.format.documents import canonical_json, sha256_hex
+from logitstore.storage.format.metadata import RootAttributes
+from logitstore.storage.integrity.verify import verify
+from logitstore.storage.parts.root import create_root, open_root
+
+INPUTS = stores.some_inputs(20)
+
+
+def test_the_public_door() -> None:
+    assert logitstore.open_store is open_store
+    assert logitstore.create_store is create_store
+
+
+# Making one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": [0, 1], "num_rows": 20}, "labels: expected 20 rows, found 2; pass arrays of one length"),
+        ({"num_rows": 19}, "inputs: expected 19 rows, found 20"),
+        ({"ids": ["a"]}, "ids: expected 20 rows, found 1"),
+        ({"digests": np.zeros(3, np.uint64), "num_rows": 20}, "digests: expected 20 rows, found 3"),
+        (
+            {"inputs": None, "num_rows": 20},
+            "digests: expected what the rows' inputs are known by, found neither",
+        ),
+        ({"num_classes": None}, "num_classes: expected at least 2, found 0; check the transfer set"),
+        ({"num_classes": 1}, "num_classes: expected at least 2, found 1"),
+        ({"class_names": ["a", "b"]}, "class_names: expected 3 names, found 2; pass one a class"),
+        (
+            {"labels": [3] * 20},
+            "labels[0]: expected a class from 0 to 2, or -1 for unknown, found 3; mend the labels",
+        ),
+        (
+            {"labels": [0] * 19 + [-2]},
+            "labels[19]: expected a class from 0 to 2, or -1 for unknown, found -2",
+        ),
+        ({"labels": np.full(20, 0.5)}, "labels: expected one integer a row, found float64 of shape (20,)"),
+        ({"labels": np.array(["cat"] * 20)}, "labels: expected one integer a row, found <U3 of shape (20,)"),
+        (
+            {"labels": np.zeros((20, 1), np.int64)},
+            "labels: expected one integer a row, found int64 of shape (20, 1)",
+        ),
+        (
+            {"block_rows": 12},
+            "block_rows: expected a power of two, at most 89478485 for rows of 12 bytes, found 12",
+        ),
+        ({"block_rows": 1 << 30}, "block_rows: expected a power of two"),
+        (
+            {"inputs": INPUTS.astype(np.float64), "store_inputs": True},
+            "inputs: expected one of the dtypes uint8, int64, float16, float32, found float64; convert them",
+        ),
+        ({"inputs": INPUTS[:0]}, "num_rows: expected at least 1, found 0"),
+    ],
+)
+def test_what_makes_no_store_is_refused_and_leaves_nothing(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_store(tmp_path / "store.zarr", **{"num_classes": 3, "inputs": INPUTS, **arguments})
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_from_digests_alone(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s", class_names=["cat", "dog"], digests=digest_rows(INPUTS))
+    assert (store.num_rows, store.num_classes, store.class_names) == (20, 2, ["cat", "dog"])
+    assert store.samples.labels.tolist() == [-1] * 20
+    assert store.samples.inputs is None
+    assert np.array_equal(store.samples.digests, digest_rows(INPUTS))
+
+
+def test_a_path_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.jpg").write_bytes(b"x")
+    stores.make(tmp_path / "store", teachers={})
+    (tmp_path / "zarr").mkdir()
+    (tmp_path / "zarr" / "zarr.json").write_bytes(b"{}")
+    before = stores.tree_digest(tmp_path)
+    for name, found in (
+        ("file", "a file"),
+        ("full", "a folder with other things in it ('photo.jpg')"),
+        ("store", "a store"),
+        ("zarr", "another Zarr group"),
+    ):
+        with pytest.raises(NameTaken) as caught:
+            create_store(tmp_path / name, num_classes=3, inputs=INPUTS)
+        assert str(caught.value) == (
+            f"{tmp_path / name}: expected a path that is free, found {found}; choose another path, or move it away"
+        )
+    with pytest.raises(StorageError, match="expected folders all the way, found a file on the way"):
+        create_store(tmp_path / "file" / "store", num_classes=3, inputs=INPUTS)
+    assert stores.tree_digest(tmp_path) == before
+
+
+def test_an_interrupted_creation_is_finished(tmp_path: Path) -> None:
+    """Whatever of the root is there already, the rest is added and the bytes are the same."""
+    attributes = RootAttributes(9, 2, 4)
+    whole = create_root(tmp_path / "whole", attributes)
+    keys = ["zarr.json", "teachers/zarr.json", "clusters/zarr.json", "__logitstore__/log/0.json"]
+    for done in range(len(keys)):
+        path = tmp_path / str(done)
+        for key in keys[:done]:
+            (path / key).parent.mkdir(parents=True, exist_ok=True)
+            (path / key).write_bytes(whole.folder.read(key))
+        create_root(path, attributes)
+        assert stores.tree(path) == stores.tree(whole.path)
+
+
+# Opening one
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "group").mkdir()
+    remedy = "name the folder of a store, or make one with `logitstore cache`"
+    for name, found in (("file", "a file"), ("folder", "a folder without zarr.json"), ("none", "nothing")):
+        with pytest.raises(NotAStoreError) as caught:
+            open_store(tmp_path / name)
+        assert str(caught.value) == f"{tmp_path / name}: expected a store, found {found}; {remedy}"
+    for group in (b'{ "node_type": "group", "zarr_format": 3 }', RootAttributes(9, 2, 4).to_bytes()):
+        (tmp_path / "group" / "zarr.json").write_bytes(group)
+        with pytest.raises(
+            NotAStoreError, match="expected a store, found another Zarr group, or a store without"
+        ):
+            open_store(tmp_path / "group")
+
+
+def test_expect_shows_the_store_as_it_was(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store", teachers={})
+    digests, store = [made.store.digest], made.store
+    logits = stores.some_logits(1, 37, 5)
+    for name in ("zebra", "ant"):
+        stores.write_capture(store, name, logits, Teacher(), made.inputs)
+        digests.append(store.digest)
+    assert len(set(digests)) == 3
+    assert list(store.teachers) == ["zebra", "ant"]  # in the order in which they were sealed
+    for count, digest in enumerate(digests):
+        then = open_store(tmp_path / "store", expect=digest)
+        assert (list(then.teachers), then.digest) == (["zebra", "ant"][:count], digest)
+    with pytest.raises(WrongStore, match="which never was that one; ask where the store came from"):
+        open_store(tmp_path / "store", expect="sha256:" + "0" * 64)
+
+
+def test_nothing_sealed_ever_changes(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store", teachers={"wide": Teacher()})
+    before = stores.tree(made.path)
+    stores.write_capture(made.store, "deep", stores.some_logits(1, 37, 5), Teacher(), made.inputs)
+    stores.add_clustering(made.store)
+    after = stores.tree(made.path)
+    assert {key: after[key] for key in before} == before
+    assert open_store(made.path).digest == made.store.digest
+
+
+def test_the_order_of_parts_leaves_no_trace_in_them(tmp_path: Path) -> None:
+    made = [stores.make(tmp_path / name, teachers={}) for name in "ab"]
+    logits = stores.some_logits(1, 37, 5)
+    for m, names in zip(made, (["x", "y"], ["y", "x"]), strict=True):
+        for name in names:
+            stores.write_capture(m.store, name, logits, Teacher(), m.inputs)
+    for part in ("samples", "teachers/x", "teachers/y"):
+        assert stores.tree(made[0].path / part) == stores.tree(made[1].path / part)
+    assert made[0].store.digest != made[1].store.digest
+
+
+def test_parts_that_are_not_there(tmp_path: Path) -> None:
+    store = stores.make(tmp_path / "store").store
+    with pytest.raises(PartNotFound) as caught:
+        _ = store.teachers["wdie"]
+    assert str(caught.value) == (
+        f"{tmp_path / 'store'}: teachers/wdie: expected one of the sealed parts of this store under teachers "
+        "(wide, deep), found no such part; choose one of these, or make it first"
+    )
+    assert isinstance(caught.value, KeyError)
+    assert "wdie" not in store.teachers and store.teachers.get("wdie") is None
+    with pytest.raises(PartNotFound, match=r"under clusters \(none\), found no such part"):
+        store.clustering("x")
+    stores.add_clustering(store)
+    with pytest.raises(
+        PartNotFound, match=r"clusters/wide-2x2: expected one of its small arrays, found 'colours'"
+    ):
+        store.clustering("wide-2x2").small("colours")
+
+
+def test_clusterings_come_back(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store")
+    written = stores.add_clustering(made.store)
+    store = open_store(made.path)
+    assert store.clusterings == ["wide-2x2"]
+    part = store.clustering("wide-2x2")
+    assert {name: part.small(name).tobytes() for name in part.layouts} == {
+        name: array.tobytes() for name, array in written.items()
+    }
+    assert part.spec.identity["capture"] == store.teachers["wide"].digest
+
+
+# Stores of the future, and stores by others
+
+
+def reseal(path: Path, part: str, key: str, change: dict[str, Any]) -> None:
+    """Change `attributes.logitstore` of a part's file, and every digest above it: an honest other store."""
+    file = path / part / key
+    value = json.loads(file.read_bytes())
+    value["attributes"].setdefault("logitstore", {}).update(change)
+    resealed(path, part, key, value)
+
+
+def resealed(path: Path, part: str, key: str, value: dict[str, Any]) -> None:
+    (path / part / key).write_bytes(canonical_json(value))
+    seal_file = path / part / "__logitstore__/seal.json"
+    seal = json.loads(seal_file.read_bytes())
+    seal["files"][key] = sha256_hex((path / part / key).read_bytes())
+    seal_file.write_bytes(canonical_json(seal))
+    log = path / "__logitstore__/log"
+    previous = sha256_hex((log / "0.json").read_bytes())
+    for number in range(1, len(list(log.iterdir()))):
+        record = json.loads((log / f"{number}.json").read_bytes())
+        record["previous"] = previous
+        if record["part"] == part:
+            record["seal"] = sha256_hex(seal_file.read_bytes())
+        (log / f"{number}.json").write_bytes(canonical_json(record))
+        previous = sha256_hex((log / f"{number}.json").read_bytes())
+
+
+def test_a_part_with_a_feature_that_is_lacking(tmp_path: Path) -> None:
+    """It is listed, it is refused, and everything else can be read."""
+    path = stores.make(tmp_path / "store").path
+    reseal(path, "teachers/deep", "zarr.json", {"required_features": ["time-travel"]})
+    store = open_store(path)
+    assert list(store.teachers) == ["wide", "deep"]
+    with pytest.raises(
+        UnsupportedFeature, match="found time-travel; open this part with a newer logitstore; the other"
+    ):
+        _ = store.teachers["deep"]
+    assert store.teachers["wide"].read([3]).shape == (1, 5)
+
+
+def test_another_major_of_a_part_and_unknown_keys(tmp_path: Path) -> None:
+    path = stores.make(tmp_path / "store").path
+    reseal(path, "teachers/deep", "zarr.json", {"format_version": "2.0"})
+    reseal(path, "teachers/wide", "zarr.json", {"format_version": "1.9", "colour": "blue"})
+    store = open_store(path)
+    assert store.teachers["wide"].read([3]).shape == (1, 5)
+    with pytest.raises(NotAStoreError, match=r"expected format version 1\.x, found format version '2.0'"):
+        _ = store.teachers["deep"]
+
+
+def test_a_part_of_another_kind(tmp_path: Path) -> None:
+    path = stores.make(tmp_path / "store").path
+    reseal(path, "teachers/deep", "zarr.json", {"kind": "clustering"})
+    with pytest.raises(ManifestInvalid, match="expected a part of kind 'capture', found 'clustering'"):
+        _ = open_store(path).teachers["deep"]
+
+
+def test_a_sealed_array_of_another_form_is_untrusted(tmp_path: Path) -> None:
+    """The digests are right and the codec is not one of ours: refused before a byte is decoded."""
+    path = stores.make(tmp_path / "store").path
+    value = json.loads((path / "teachers/deep/logits/zarr.json").read_bytes())
+    value["codecs"] = [{"name": "numcodecs.pickle", "configuration": {}}]
+    resealed(path, "teachers/deep", "logits/zarr.json", value)
+    (problem,) = verify(path).problems
+    assert verify(path).exit_code == 3
+    assert re.search(r"expected an array of format 1\.0 \(its dtypes, codecs and chunk grids\)", str(problem))
+
+
+def test_a_root_reads_the_log_anew(tmp_path: Path) -> None:
+    """What another process seals is seen after a refresh, and not before."""
+    made = stores.make(tmp_path / "store", teachers={})
+    other = open_root(made.path)
+    stores.write_capture(made.store, "wide", stores.some_logits(1, 37, 5), Teacher(), made.inputs)
+    assert other.names("teachers") == []
+    other.refresh()
+    assert other.names("teachers") == ["wide"]
+
+
+# A script that is run again
+
+
+def again(path: Path, **changes: Any) -> Any:
+    """What a script with an inference loop of its own begins with."""
+    arguments = {"num_classes": 3, "inputs": INPUTS, "labels": np.arange(20) % 3, "block_rows": 8, **changes}
+    return logitstore.create_store(path, exist_ok=True, **arguments)
+
+
+def test_a_script_that_is_run_again_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    with again(path).capture("wide", provenance={}) as capture:
+        capture.write(next(capture.missing_blocks()), np.zeros((8, 3), np.float32))
+    store = again(path)
+    with store.capture("wide", provenance={}) as capture:
+        assert list(capture.missing_blocks()) == [range(8, 16), range(16, 20)]
+        for rows in capture.missing_blocks():
+            capture.write(rows, np.zeros((len(rows), 3), np.float32))
+    assert list(again(path).teachers) == ["wide"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": INPUTS[::-1]}, r"row 0 .*expected an input with digest"),
+        (
+            {"inputs": INPUTS[:19], "labels": None},
+            "expected a store of 19 rows and 3 classes, or none, found one of 20",
+        ),
+        ({"num_classes": 4}, "expected a store of 20 rows and 4 classes"),
+        ({"store_inputs": True}, "samples: expected"),
+    ],
+)
+def test_another_transfer_set_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Negative controls."""
+    path = tmp_path / "store.zarr"
+    digest = again(path).digest
+    with pytest.raises(logitstore.LogitStoreError, match=message):
+        again(path, **changes)
+    assert logitstore.open_store(path).digest == digest

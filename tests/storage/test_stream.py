@@ -1,0 +1,813 @@
+"""Does a stream give every row exactly once, with what belongs to it, wherever it stops and goes on?
+
+Hypothesis draws the store, the arguments and the interruption. `seen_by` gathers what a training loop would
+see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faults.traces import unchecked
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support import stores
+from support.orders import Item, flaws
+from support.stores import Made, Teacher
+
+from logitstore.storage.errors import (
+    BadDataError,
+    ConfigError,
+    PartNotFound,
+    RowMismatch,
+    ShardCorrupt,
+    SpecMismatch,
+)
+from logitstore.storage.parts.reader import CaptureReader
+from logitstore.storage.stream.batch import Batch
+from logitstore.storage.stream.stream import Stream
+from logitstore.storage.stream.window import Buffers
+
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Made]:
+    """A store of so many rows in such blocks: made once."""
+    folder = tmp_path_factory.mktemp("streams")
+
+    @lru_cache
+    def make(rows: int, block_rows: int) -> Made:
+        teachers = {"wide": Teacher(views=VIEWS), "deep": Teacher(views=VIEWS, encoding="float32")}
+        return stores.make(
+            folder / f"{rows}-{block_rows}.zarr",
+            rows=rows,
+            block_rows=block_rows,
+            teachers=teachers,
+            names=False,
+        )
+
+    return make
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """A store, and arguments for a stream of it."""
+    rows, block_rows = draw(st.sampled_from([(1, 8), (5, 1), (16, 4), (37, 8), (100, 32), (61, 64)]))
+    return {
+        "store": (rows, block_rows),
+        "world_size": draw(st.integers(1, 5)),
+        "epoch": draw(st.integers(0, 4)),
+        "arguments": {
+            "batch_size": draw(st.integers(1, rows + 2)),
+            "views": draw(st.sampled_from(["all", "cycle", 0, VIEWS - 1])),
+            "rows": draw(st.none() | st.lists(st.integers(0, rows - 1), max_size=20).map(sorted)),
+            "shuffle": draw(st.booleans()),
+            "seed": draw(st.integers(0, 2)),
+            "window": draw(st.none() | st.integers(1, rows)),
+        },
+    }
+
+
+def streams(made: Made, world_size: int, epoch: int = 0, **arguments: Any) -> list[Stream]:
+    """The stream of each rank, at an epoch."""
+    ranks = [made.store.stream(rank=rank, world_size=world_size, **arguments) for rank in range(world_size)]
+    for stream in ranks:
+        stream.set_epoch(epoch)
+    return ranks
+
+
+def items(batches: Sequence[Batch]) -> list[Item]:
+    """(view, row) of every row in some batches."""
+    return [item for batch in batches for item in zip(batch.views.tolist(), batch.rows.tolist(), strict=True)]
+
+
+def bits(batch: Batch) -> tuple[bytes, ...]:
+    """Every bit of a batch."""
+    arrays = [batch.rows, batch.views, batch.labels, *batch.logits.values()]
+    return tuple(a.tobytes() for a in [*arrays, *([] if batch.inputs is None else [batch.inputs])])
+
+
+def asked_for(case: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
+    """The views and rows that an epoch of a case must hold."""
+    views = case["arguments"]["views"]
+    rows = case["arguments"]["rows"]
+    chosen = {"all": list(range(VIEWS)), "cycle": [case["epoch"] % VIEWS]}.get(views, [views])
+    return chosen, range(case["store"][0]) if rows is None else rows
+
+
+def assert_belongs(made: Made, batch: Batch) -> None:
+    """Inputs, labels and logits are those of the batch's rows and views."""
+    assert np.array_equal(batch.labels, made.labels[batch.rows])
+    if batch.inputs is not None:
+        assert np.array_equal(batch.inputs, made.inputs[batch.rows])
+    for name, dtype in (("wide", "float16"), ("deep", "float32")):
+        if name in batch.logits:
+            wanted = made.centred(name, dtype)[batch.views, batch.rows]
+            assert batch.logits[name].dtype == np.float32
+            assert batch.logits[name].tobytes() == wanted.tobytes()
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=cases())
+def test_an_epoch_of_all_ranks_is_every_row_once(
+    made_store: Callable[[int, int], Made], case: dict[str, Any]
+) -> None:
+    made = made_store(*case["store"])
+    ranks = streams(made, case["world_size"], case["epoch"], **case["arguments"])
+    batches = [list(stream) for stream in ranks]
+    assert {len(of_rank) for of_rank in batches} == {len(ranks[0])}
+    everything = [batch for of_rank in batches for batch in of_rank]
+    assert not flaws(items(everything), *asked_for(case))
+    for batch in everything:
+        assert len(batch) <= case["arguments"]["batch_size"]
+        assert_belongs(made, batch)
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=cases())
+def test_the_same_arguments_give_the_same_bits(
+    made_store: Callable[[int, int], Made], case: dict[str, Any]
+) -> None:
+    made = made_store(*case["store"])
+    first, second = (
+        [list(map(bits, s)) for s in streams(made, 2, case["epoch"], **case["arguments"])] for _ in "ab"
+    )
+    assert first == second
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=cases())
+def test_the_order_knows_nothing_of_teachers_batches_or_world(
+    made_store: Callable[[int, int], Made], case: dict[str, Any]
+) -> None:
+    """Every rank goes through its rows in one and the same order, whatever its batch size and its teachers."""
+    made = made_store(*case["store"])
+    arguments = case["arguments"]
+
+    def orders(world_size: int, **other: Any) -> list[list[Item]]:
+        ranks = streams(made, world_size, case["epoch"], **arguments | other)
+        return [items(list(stream)) for stream in ranks]
+
+    (wanted,) = orders(1, teachers=["wide"])
+    assert orders(1, batch_size=3, teachers=["deep"], inputs=False, decode=False) == [wanted]
+    for of_rank in orders(case["world_size"]):
+        rest = iter(wanted)
+        assert all(item in rest for item in of_rank)
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=cases(), data=st.data())
+def test_restoring_at_every_batch_gives_the_same_tail(
+    made_store: Callable[[int, int], Made], case: dict[str, Any], data: st.DataObject
+) -> None:
+    made = made_store(*case["store"])
+    rank = data.draw(st.integers(0, case["world_size"] - 1))
+
+    def fresh() -> Stream:
+        return made.store.stream(rank=rank, world_size=case["world_size"], **case["arguments"])
+
+    stream = fresh()
+    stream.set_epoch(case["epoch"])
+    states, batches = [stream.state_dict()], []
+    for batch in stream:
+        batches.append(batch)
+        states.append(stream.state_dict())
+    # The end of an epoch may be named in two ways: nothing left of it, or the whole of the next.
+    for number, state in enumerate(states[: len(batches) + 1]):
+        again = fresh()
+        again.load_state_dict(json.loads(json.dumps(state)))
+        assert again.state_dict() == state
+        tail = list(again)
+        assert [bits(batch) for batch in tail] == [bits(batch) for batch in batches[number:]]
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=cases(), data=st.data())
+def test_interrupted_and_continued_by_others(
+    made_store: Callable[[int, int], Made], case: dict[str, Any], data: st.DataObject
+) -> None:
+    """Three runs of one epoch with other batch sizes and ranks; the state of one rank suffices."""
+    made = made_store(*case["store"])
+    arguments = dict(case["arguments"])
+    seen: list[Item] = []
+    state = None
+    for leg in range(3):
+        world_size = data.draw(st.integers(1, 4))
+        arguments["batch_size"] = data.draw(st.integers(1, 20))
+        ranks = streams(made, world_size, case["epoch"], **arguments)
+        for stream in ranks:
+            if state is not None:
+                stream.load_state_dict(state)
+        iterators = [iter(stream) for stream in ranks]
+        stop = data.draw(st.integers(0, len(ranks[0]))) if leg < 2 else None
+        rounds, finished = 0, False
+        while stop is None or rounds < stop:
+            taken = [batch for batch in (next(iterator, None) for iterator in iterators) if batch is not None]
+            if not taken:
+                finished = True
+                break
+            assert len(taken) == world_size  # every rank has equally many
+            seen += items(taken)
+            rounds += 1
+        states = [stream.state_dict() for stream in ranks]
+        assert all(other == states[0] for other in states)
+        state = states[data.draw(st.integers(0, world_size - 1))]
+        for iterator in iterators:
+            iterator.close()  # type: ignore[attr-defined]
+        if finished:
+            break
+    assert not flaws(seen, *asked_for(case))
+
+
+def test_drop_last_gives_full_batches_alone(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+    ranks = streams(made, 2, batch_size=4, drop_last=True)
+    batches = [list(stream) for stream in ranks]
+    assert [[len(batch) for batch in of_rank] for of_rank in batches] == [[4] * 4, [4] * 4]
+    seen = items([batch for of_rank in batches for batch in of_rank])
+    assert len(set(seen)) == 32
+
+
+def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+
+    def of_epoch(epoch: int) -> list[tuple[bytes, ...]]:
+        (stream,) = streams(made, 1, epoch, batch_size=10)
+        return list(map(bits, stream))
+
+    stream = made.store.stream(batch_size=10)
+    assert [list(map(bits, stream)) for _ in range(3)] == [of_epoch(0), of_epoch(1), of_epoch(2)]
+    assert stream.epoch == 3
+    stream.set_epoch(1)
+    assert [list(map(bits, stream)) for _ in range(2)] == [of_epoch(1)] * 2
+    assert len({tuple(of_epoch(epoch)) for epoch in range(6)}) == 6
+
+
+def test_setting_the_epoch_of_a_state_keeps_what_is_left_of_it(
+    made_store: Callable[[int, int], Made],
+) -> None:
+    """A loop that goes on says which epoch it is in; accelerate says so by itself."""
+    made = made_store(37, 8)
+    first = made.store.stream(batch_size=5, views=0)
+    first.set_epoch(2)
+    batches = iter(first)
+    next(batches)
+    state, tail = first.state_dict(), [bits(batch) for batch in batches]
+    again = made.store.stream(batch_size=5, views=0)
+    again.load_state_dict(state)
+    again.set_epoch(2)
+    assert [bits(batch) for batch in again] == tail
+    assert len(list(again)) == 8  # and then the whole of it
+    again.load_state_dict(state)
+    again.set_epoch(3)
+    assert len(list(again)) == 8
+
+
+def test_an_epoch_that_was_left_begins_again(made_store: Callable[[int, int], Made]) -> None:
+    stream = made_store(37, 8).store.stream(batch_size=10)
+    first = bits(next(iter(stream)))
+    again = [bits(batch) for batch in stream]
+    assert again[0] == first
+    assert len(again) == 4
+    assert stream.epoch == 1
+
+
+def test_cycle_goes_through_the_views(made_store: Callable[[int, int], Made]) -> None:
+    stream = made_store(16, 4).store.stream(batch_size=5, views="cycle")
+    assert [{int(v) for b in stream for v in b.views} for _ in range(4)] == [{0}, {1}, {2}, {0}]
+
+
+def test_as_stored(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(16, 4)
+    (batch,) = made.store.stream(batch_size=16, decode=False, shuffle=False, views=0)
+    assert {name: z.dtype.name for name, z in batch.logits.items()} == {"wide": "float16", "deep": "float32"}
+    assert np.array_equal(batch.logits["wide"].astype(np.float32), made.centred("wide")[0])
+    assert batch.scale == {}
+
+
+# Memory
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("window", [None, 8, 40])
+def test_two_windows_and_no_more(
+    made_store: Callable[[int, int], Made],
+    monkeypatch: pytest.MonkeyPatch,
+    window: int | None,
+    world_size: int,
+) -> None:
+    made = made_store(100, 32)
+    for rank in range(world_size):
+        stream = made.store.stream(7, views="all", window=window, rank=rank, world_size=world_size)
+        taken: dict[int, Any] = {}
+        take = Buffers.take
+
+        def counted(
+            self: Buffers, rows: int, take: Any = take, taken: dict[int, Any] = taken
+        ) -> dict[str, NDArray[Any]]:
+            arrays = take(self, rows)
+            taken[id(arrays)] = arrays
+            return arrays
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Buffers, "take", counted)
+            for _ in range(3):  # the memory of an epoch is that of the next
+                list(stream)
+        sizes = [sum(array.nbytes for array in arrays.values()) for arrays in taken.values()]
+        assert len(sizes) <= 2
+        places = stream.window_bytes // stream.row_bytes * 8
+        assert all(size + places <= stream.window_bytes for size in sizes)
+        if world_size == 1:  # what is said beforehand is what it takes
+            assert {size + places for size in sizes} == {stream.window_bytes}
+
+
+def test_memory_that_is_not_used_again_is_noticed(
+    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Buffers, "give", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_two_windows_and_no_more(made_store, monkeypatch, 8, 1)
+
+
+def test_batches_do_not_share_memory_with_windows(made_store: Callable[[int, int], Made]) -> None:
+    """The memory of a window is used again: a batch that is kept must not change."""
+    made = made_store(100, 32)
+    stream = made.store.stream(7, views="all", window=8)
+    kept = list(stream)
+    before = [bits(batch) for batch in kept]
+    list(stream)
+    assert [bits(batch) for batch in kept] == before
+    for batch in kept:
+        assert_belongs(made, batch)
+
+
+def test_two_iterations_at_once_do_not_disturb_each_other(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(100, 32)
+    stream = made.store.stream(7, views=0, window=8)
+    stream.set_epoch(0)
+    wanted = [bits(batch) for batch in stream]
+    found = list(zip(map(bits, stream), map(bits, stream), strict=True))
+    assert found == [(batch, batch) for batch in wanted]
+
+
+# Strata
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> dict[str, Any]:
+    """A store of 100 rows, and arguments for a stream of strata of it."""
+    border = draw(st.integers(1, 99))
+    return {
+        "strata": [list(range(border)), list(range(border, 100))],
+        "shares": draw(st.sampled_from([None, [0.5, 0.5], [1, 3]])),
+        "batch_size": draw(st.integers(4, 30)),
+        "window": draw(st.none() | st.integers(1, 100)),
+        "views": draw(st.sampled_from(["all", "cycle", 1])),
+        "seed": draw(st.integers(0, 2)),
+    }
+
+
+@settings(max_examples=settings.default.max_examples // 3)  # reading takes longer than counting
+@given(case=mixtures(), world_size=st.integers(1, 3), stop=st.floats(0, 1))
+def test_strata_and_shares_hold_in_every_batch(
+    made_store: Callable[[int, int], Made], case: dict[str, Any], world_size: int, stop: float
+) -> None:
+    """Also after an interruption, from the state of one rank; and the longest stratum is gone through."""
+    made = made_store(100, 32)
+    border = len(case["strata"][0])
+    shares = case["shares"] or [1, 1]
+    batches: list[Batch] = []
+
+    def checked(batch: Batch) -> Batch:
+        special = int((batch.rows < border).sum())
+        assert len(batch) == case["batch_size"]
+        assert (batch.rows[:special] < border).all()
+        assert abs(special - len(batch) * shares[0] / sum(shares)) < 1
+        assert_belongs(made, batch)
+        return batch
+
+    ranks = streams(made, world_size, **case)
+    done = round(len(ranks[0]) * stop)
+    iterators = [iter(stream) for stream in ranks]
+    for iterator in iterators:
+        batches += [checked(next(iterator)) for _ in range(done)]
+    states = [stream.state_dict() for stream in ranks]
+    assert all(state == states[0] for state in states)
+    tails = [[bits(batch) for batch in iterator] for iterator in iterators]
+    if done < len(ranks[0]):
+        for stream, tail in zip(streams(made, world_size, **case), tails, strict=True):
+            stream.load_state_dict(json.loads(json.dumps(states[0])))
+            rest = [checked(batch) for batch in stream]
+            assert [bits(batch) for batch in rest] == tail
+            batches += rest
+    seen = Counter(items(batches))
+    views = {"all": range(VIEWS), "cycle": [0], 1: [1]}[case["views"]]
+    first, second = (
+        [seen[view, row] for view in views for row in rows] for rows in (range(border), range(border, 100))
+    )
+    assert max(first) - min(first) <= 1
+    assert max(second) - min(second) <= 1
+    assert min(first if len(first) / shares[0] >= len(second) / shares[1] else second) >= 1
+
+
+def test_a_stratum_that_fits_into_its_window_is_read_once(
+    made_store: Callable[[int, int], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_store(100, 32)
+    stream = made.store.stream(8, strata=[[1, 40, 70], range(100)], views=0, window=32)
+    asked: Counter[int] = Counter()
+    read = CaptureReader.read_stored_into
+
+    def counted(self: CaptureReader, array: str, rows: Any, *others: Any) -> None:
+        asked[len(rows)] += 1
+        read(self, array, rows, *others)
+
+    monkeypatch.setattr(CaptureReader, "read_stored_into", counted)
+    visits = Counter(row for batch in stream for row in batch.rows[:4].tolist())
+    assert set(visits) == {1, 40, 70}
+    assert sum(visits.values()) == 100
+    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four laps
+
+
+# Inputs from a transfer set, and augmented ones
+
+
+class Examples:
+    """A transfer set that counts how it is asked."""
+
+    def __init__(self, inputs: NDArray[Any]) -> None:
+        self.inputs = inputs
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
+        self.asked.append(index)
+        return self.inputs[index], 0
+
+
+@pytest.fixture
+def augmented(tmp_path: Path) -> Made:
+    """A store without inputs, of a teacher that saw augmented ones from view 1 on."""
+    teachers = {"wide": Teacher(views=3, augmented=True), "plain": Teacher(views=3)}
+    return stores.make(tmp_path / "augmented.zarr", teachers=teachers, store_inputs=False, names=False)
+
+
+def test_inputs_come_from_the_transfer_set(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+    examples = Examples(made.inputs)
+    for batch in made.store.stream(batch_size=8, transfer_set=examples):
+        assert_belongs(made, batch)
+    # The first was asked for its shape beforehand.
+    assert sorted(examples.asked) == [0, *range(37)]
+
+
+def test_a_changed_row_is_named(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+    inputs = made.inputs.copy()
+    inputs[21, 0, 0] ^= 1
+    wanted = int(made.store.samples.digests[21])
+    with pytest.raises(RowMismatch) as caught:
+        list(made.store.stream(batch_size=8, transfer_set=Examples(inputs)))
+    message = str(caught.value)
+    assert message.startswith(
+        f"row 21 (index 21 of the transfer set): expected the input that the teacher saw, digest {wanted:016x}, found "
+    )
+    assert message.endswith(
+        "from the transfer set; use the transfer set and the augmentation that the store was made from"
+    )
+
+
+def test_another_order_or_dtype_is_noticed(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+    for inputs in (made.inputs[::-1], made.inputs.astype(np.int64), made.inputs.reshape(37, 6)):
+        with pytest.raises(RowMismatch, match=r"row \d+ \(index"):
+            list(made.store.stream(batch_size=8, transfer_set=Examples(inputs)))
+
+
+def test_augmented_inputs_are_replayed_and_checked(augmented: Made) -> None:
+    stream = augmented.store.stream(
+        batch_size=8,
+        teachers=["wide"],
+        views="all",
+        transfer_set=Examples(augmented.inputs),
+        augment=stores.augment,
+    )
+    seen = []
+    for batch in stream:
+        seen += items([batch])
+        assert batch.inputs is not None
+        for value, view, row in zip(batch.inputs, batch.views, batch.rows, strict=True):
+            rows = np.array([row])
+            wanted = (
+                augmented.inputs[rows]
+                if view == 0
+                else stores.augment(augmented.inputs[rows], int(view), rows)
+            )
+            assert np.array_equal(value, wanted[0])
+    assert not flaws(seen, range(3), range(37))
+
+
+def test_another_augmentation_is_noticed(augmented: Made) -> None:
+    def other(inputs: NDArray[Any], view: int, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return stores.augment(inputs, view + (view == 2), rows)
+
+    stream = augmented.store.stream(
+        teachers=["wide"], views=2, transfer_set=Examples(augmented.inputs), augment=other
+    )
+    with pytest.raises(RowMismatch, match=r"from view 2, as `augment` makes it; use the transfer set"):
+        list(stream)
+
+
+def test_augmented_views_need_their_augmentation(augmented: Made) -> None:
+    examples = Examples(augmented.inputs)
+    with pytest.raises(ConfigError) as caught:
+        augmented.store.stream(teachers=["wide"], transfer_set=examples)
+    assert str(caught.value) == (
+        "augment: expected the function that made views [1, 2] of the inputs, found none; "
+        "pass augment=…, or views=0, or inputs=False where you need no inputs"
+    )
+    assert len(list(augmented.store.stream(teachers=["wide"], views=0, transfer_set=examples)))
+    assert len(list(augmented.store.stream(teachers=["wide"], inputs=False)))
+
+
+def test_captures_of_other_augmentations_are_not_mixed(augmented: Made) -> None:
+    with pytest.raises(
+        SpecMismatch, match="teachers 'wide' and 'plain': expected captures of the same augmented"
+    ):
+        augmented.store.stream(views="all")
+    with pytest.raises(SpecMismatch, match="stream them one at a time"):
+        augmented.store.stream(views=1)
+    (batch,) = augmented.store.stream(batch_size=37, views=0)  # both saw the rows as they are
+    assert set(batch.logits) == {"wide", "plain"}
+
+
+def test_a_single_view_is_not_mixed_either(tmp_path: Path) -> None:
+    """One view, and one of the teachers saw it augmented: the same mistake, and the easier one to make."""
+    made = stores.make(tmp_path / "store.zarr", teachers={"plain": Teacher()})
+    augmentation = {**stores.AUGMENTATION, "first_view": 0}
+    with made.store.capture("other", provenance={"augmentation": augmentation}) as capture:
+        for rows in capture.missing_blocks():
+            seen = np.arange(len(rows), dtype=np.uint64)
+            capture.write(rows, made.logits["plain"][0, rows.start : rows.stop], seen=seen)
+    with pytest.raises(SpecMismatch, match="captures of the same augmented inputs"):
+        made.store.stream(inputs=False)
+
+
+# Arguments and states that are wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, found 0"),
+        ({"window": 0}, "window: expected an integer of at least 1, found 0"),
+        ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
+        ({"seed": 2**64}, "seed: expected less than 2**64"),
+        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found 2"),
+        ({"views": 3}, 'views: expected "all", "cycle" or a view from 0 to 2, found 3'),
+        ({"views": "both"}, "found 'both'; choose one that every teacher"),
+        (
+            {"rows": [3, 2]},
+            "rows: expected a slice, or ascending integers from 0 to 36, found rows that go down",
+        ),
+        ({"rows": [1, 37]}, "found row 37; sort them, and leave out those that the store does not have"),
+        ({"rows": [-1, 3]}, "found row -1"),
+        ({"rank": -1, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found -1; pass the rank of"),
+        ({"shares": [1, 1]}, "shares: expected strata to share out, found none; pass strata=[…], too"),
+        (
+            {"strata": [[1, 2]]},
+            "strata: expected a list of two or more selections of rows, found [[1, 2]]; use",
+        ),
+        (
+            {"strata": [[1], [1.5]]},
+            "strata[1]: expected a slice, or ascending integers from 0 to 36, found an array",
+        ),
+        (
+            {"strata": [[1], [2]], "shares": [1e308, 1e308]},
+            "shares: expected 2 positive numbers, one a stratum",
+        ),
+        (
+            {"rows": np.ones(37, bool)},
+            "found an array of shape (37,) and dtype bool; pass np.flatnonzero(mask)",
+        ),
+        ({"strata": [[1], []]}, "strata[1]: expected rows, found none; leave the stratum out"),
+        ({"strata": [[1], [40]]}, "found row 40"),
+        ({"strata": [[1], [2]], "rows": [1]}, "rows: expected either rows or strata, found both"),
+        (
+            {"strata": [[1], [2]], "shares": [1]},
+            "shares: expected 2 positive numbers, one a stratum, found [1]",
+        ),
+        ({"strata": [[1], [2]], "shares": [1, -1]}, "shares: expected 2 positive numbers"),
+        (
+            {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
+            "batch_size: expected a row of each of 2 strata",
+        ),
+        ({"teachers": "wide"}, "teachers: expected a list of names, found 'wide'; pass ['wide']"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made_store(37, 8).store.stream(**arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": None}, "batch_size: expected an integer of at least 1, found None"),
+        ({"batch_size": True}, "batch_size: expected an integer of at least 1, found True"),
+        ({"world_size": None}, "world_size: expected an integer of at least 1, found None"),
+        ({"seed": None}, "seed: expected an integer of at least 0, found None"),
+        ({"rank": "0"}, "rank: expected 0 to 0 (world_size 1), found '0'"),
+        ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
+        ({"drop_last": 1}, "drop_last: expected True or False, found 1"),
+        ({"temperature": "2"}, "temperature: expected a finite number above 0, found '2'"),
+        (
+            {"views": np.array([0, 1])},
+            'views: expected "all", "cycle" or a view from 0 to 2, found array([0, 1])',
+        ),
+        ({"teachers": 5}, "teachers: expected a list of names, found 5"),
+        ({"strata": 5}, "strata: expected a list of two or more selections of rows, found 5"),
+        (
+            {"strata": [[1], [2]], "shares": "ab"},
+            "shares: expected 2 positive numbers, one a stratum, found 'ab'",
+        ),
+        ({"strata": [[1], [2]], "shares": [None, 1]}, "shares: expected 2 positive numbers, one a stratum"),
+        (
+            {"strata": [[1], [2]], "shares": 0.5},
+            "shares: expected 2 positive numbers, one a stratum, found 0.5",
+        ),
+        ({"augment": 5}, "augment: expected a function, found 5"),
+        (
+            {"transfer_set": 5},
+            "transfer_set: expected a data set with a length and examples by number, found int",
+        ),
+        (
+            {"transfer_set": [1, 2]},
+            "transfer_set: expected at least 37 examples, as the store was made from, found 2",
+        ),
+        (
+            {"rows": [[1, 2], [3]]},
+            "rows: expected a slice, or ascending integers from 0 to 36, found [[1, 2], [3]]",
+        ),
+    ],
+)
+def test_arguments_of_other_types_are_refused(
+    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
+) -> None:
+    """As a user meets them, for whom nobody checks annotations."""
+    made = made_store(37, 8)
+    capture = {} if "teachers" in arguments else dict(made.store.teachers)
+    with unchecked(), pytest.raises(ConfigError) as caught:
+        if "teachers" in arguments:
+            made.store.stream(**arguments)
+        else:
+            Stream(made.store.root, capture, **{"batch_size": 8, **arguments})
+    assert message in str(caught.value)
+
+
+def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callable[[int, int], Made]) -> None:
+    made = made_store(37, 8)
+
+    class Torn(Examples):
+        def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
+            if index == 17:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    with pytest.raises(
+        BadDataError, match=r"transfer set, example 17: expected an example, found OSError: image"
+    ):
+        list(made.store.stream(batch_size=8, transfer_set=Torn(made.inputs)))
+
+
+def test_numbers_may_be_those_of_numpy(made_store: Callable[[int, int], Made]) -> None:
+    with unchecked():
+        stream = made_store(37, 8).store.stream(
+            np.int64(5), rank=np.int64(0), seed=np.uint8(0), views=np.int8(1)
+        )
+    assert [bits(b) for b in stream] == [bits(b) for b in made_store(37, 8).store.stream(5, views=1)]
+
+
+def test_a_teacher_that_is_not_there_is_named(made_store: Callable[[int, int], Made]) -> None:
+    with pytest.raises(
+        PartNotFound, match=r"teachers/wdie: expected one of the sealed parts .* \(wide, deep\)"
+    ):
+        made_store(37, 8).store.stream(teachers=["wdie"])
+
+
+@pytest.mark.parametrize(
+    ("other", "key"),
+    [
+        ({"seed": 2}, "seed"),
+        ({"window": 8}, "window"),
+        ({"shuffle": False}, "shuffle"),
+        ({"views": 0}, "views"),
+        ({"rows": slice(1, None)}, "rows"),
+        ({"strata": [[1], [2]]}, "strata"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(
+    made_store: Callable[[int, int], Made], other: dict[str, Any], key: str
+) -> None:
+    """Its positions would mean other rows, and some would come twice and others never."""
+    stream = made_store(37, 8).store.stream(batch_size=5)
+    next(iter(stream))
+    state = stream.state_dict()
+    with pytest.raises(
+        ConfigError, match=f"state: {key}: expected .*make the stream with the store and the arg"
+    ):
+        made_store(37, 8).store.stream(batch_size=5, **other).load_state_dict(state)
+    with pytest.raises(ConfigError, match="state: samples"):
+        made_store(100, 32).store.stream(batch_size=5).load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"state: samples: expected 'sha256:.*', found nothing"):
+        stream.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epoch", -1),
+        ("epoch", "1"),
+        ("left", None),
+        ("left", []),
+        ("left", [[[0, 38, 0]]]),
+        ("left", [[[5, 3, 0]]]),
+        ("left", [[[0, 9, 0], [8, 12, 0]]]),
+        ("left", [[[0, 9, -2]]]),
+        ("reached", [36]),
+    ],
+)
+def test_a_state_that_was_changed_is_refused(
+    made_store: Callable[[int, int], Made], key: str, value: Any
+) -> None:
+    stream = made_store(37, 8).store.stream(batch_size=5)
+    before = stream.state_dict()
+    with pytest.raises(ConfigError, match=r"state: (epoch|left|reached): expected .*; make the stream with"):
+        stream.load_state_dict(before | {key: value})
+    assert stream.state_dict() == before
+
+
+def test_damage_stops_the_stream(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store.zarr", names=False)
+    stores.flip(tmp_path / "store.zarr/teachers/deep/logits/c.1.2.0", 99)
+    with pytest.raises(ShardCorrupt, match=r"c\.1\.2\.0 \(rows 16 to 23\), chunk 0: expected crc32c"):
+        list(made.store.stream(views="all"))
+    assert len(list(made.store.stream(views="all", teachers=["wide"])))
+
+
+# Negative controls: streams with the bugs that streams have
+
+
+def drop_a_row(batch: Batch) -> Batch:
+    return Batch(batch.rows[1:], batch.views[1:], None, batch.labels[1:], {})
+
+
+def repeat_a_row(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, rows=np.repeat(batch.rows[:1], len(batch)))
+
+
+@pytest.mark.parametrize("mutate", [drop_a_row, repeat_a_row])
+def test_a_stream_that_loses_or_repeats_rows_is_noticed(
+    made_store: Callable[[int, int], Made], mutate: Callable[[Batch], Batch]
+) -> None:
+    batches = list(made_store(37, 8).store.stream(batch_size=5, views=0))
+    assert not flaws(items(batches), [0], range(37))
+    assert flaws(items([mutate(batches[0]), *batches[1:]]), [0], range(37))
+
+
+@pytest.mark.parametrize("field", ["labels", "inputs", "logits"])
+def test_a_stream_that_mixes_rows_up_is_noticed(made_store: Callable[[int, int], Made], field: str) -> None:
+    made = made_store(37, 8)
+    (batch,) = made.store.stream(batch_size=37, views=1)
+    assert_belongs(made, batch)
+    value = getattr(batch, field)
+    rolled = (
+        {n: np.roll(z, 1, axis=0) for n, z in value.items()}
+        if field == "logits"
+        else np.roll(value, 1, axis=0)
+    )
+    with pytest.raises(AssertionError):
+        assert_belongs(made, dataclasses.replace(batch, **{field: rolled}))
+
+
+def test_iterating_is_lazy(made_store: Callable[[int, int], Made]) -> None:
+    """Making a stream and asking for its length reads no block."""
+    made = made_store(37, 8)
+    stream = made.store.stream(batch_size=5, transfer_set=Examples(made.inputs))
+    iterator: Iterator[Batch] = iter(stream)
+    assert len(stream) == 8
+    assert stream.epoch_rows == 37
+    iterator.close()  # type: ignore[attr-defined]

@@ -1,0 +1,536 @@
+"""Is a resumed capture the same bytes, and is what does not belong together refused?
+
+Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two
+write the same capture at once. The tree must be the one that an uninterrupted writer leaves, name for name
+and byte for byte.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import stores
+from support.stores import Made, Teacher
+from support.tree import TESTS
+
+from logitstore.storage.api import Store, create_store, open_store
+from logitstore.storage.backends.lease import lease
+from logitstore.storage.backends.local import Folder
+from logitstore.storage.digest import digest_rows
+from logitstore.storage.errors import (
+    BadDataError,
+    BadLogitsError,
+    ConfigError,
+    LimitExceeded,
+    RowMismatch,
+    ShardMissing,
+    SpecMismatch,
+    StoreIncomplete,
+)
+from logitstore.storage.format.metadata import RootAttributes
+from logitstore.storage.identity import difference
+from logitstore.storage.integrity.verify import verify
+from logitstore.storage.parts.root import create_root
+from logitstore.storage.parts.writer import SamplesWriter
+
+TEACHER = Teacher(views=2, augmented=True)
+ROWS, BLOCK_ROWS, CLASSES = 61, 8, 5
+
+
+def empty_store(path: Path) -> Made:
+    """A store with samples and no teachers."""
+    return stores.make(path, rows=ROWS, block_rows=BLOCK_ROWS, teachers={})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tree that an uninterrupted writer leaves."""
+    made = empty_store(tmp_path_factory.mktemp("whole") / "store.zarr")
+    write(made.store)
+    return stores.tree(made.path)
+
+
+@pytest.fixture(autouse=True)
+def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that it has written, synced or not; only a killed machine does."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+def write(store: Store) -> None:
+    """What the processes of this file write."""
+    logits = stores.some_logits(2, ROWS, CLASSES)
+    stores.write_capture(store, "wide", logits, TEACHER, stores.some_inputs(ROWS))
+
+
+WRITER = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+from support import stores
+from logitstore.storage.api import open_store
+from logitstore.storage.backends.local import NewObject
+
+publish = NewObject.publish
+def slow(self):
+    time.sleep(float(sys.argv[3]))
+    return publish(self)
+NewObject.publish = slow
+os.fsync = lambda handle: None
+teacher = stores.Teacher(views=2, augmented=True)
+stores.write_capture(
+    open_store(sys.argv[1]), "wide", stores.some_logits(2, 61, 5), teacher, stores.some_inputs(61)
+)
+print("sealed")
+"""
+
+
+def start(path: Path, pause: float) -> subprocess.Popen[str]:
+    """A process that writes what is missing of the capture, `pause` seconds before each object."""
+    command = [sys.executable, "-c", WRITER, str(path), str(TESTS), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "sealed\n"), err
+
+
+def objects(path: Path) -> int:
+    """How many files the capture has so far."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(path / "teachers"))
+
+
+def test_killed_anywhere_and_resumed_is_the_same_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Fifteen kills, each at a random object of what is left, over as few captures as that takes."""
+    rng, kills, total = random.Random(4), 0, len(whole)
+    captures = 0
+    while kills < 15:
+        captures += 1
+        path = empty_store(tmp_path / f"store-{captures}.zarr").path
+        while kills < 15:
+            goal = objects(path) + rng.randint(1, total // 4)
+            process = start(path, 0.002)
+            while process.poll() is None and objects(path) < goal:
+                time.sleep(0.0005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            if process.returncode == 0:
+                break
+            kills += 1
+            if (path / "teachers/wide/__logitstore__/spec.json").exists():
+                with pytest.raises(StoreIncomplete, match="found one that was interrupted"):
+                    _ = open_store(path).teachers["wide"]
+        write(open_store(path))
+        assert stores.tree(path) == whole
+    assert verify(path, deep=True).exit_code == 0
+
+
+def test_two_processes_write_one_capture(whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = empty_store(tmp_path / "store.zarr").path
+    processes = [start(path, 0.001), start(path, 0.0015)]
+    for process in processes:
+        finish(process)
+    assert stores.tree(path) == whole
+
+
+def test_two_processes_and_one_is_killed(whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = empty_store(tmp_path / "store.zarr").path
+    first, second = start(path, 0.002), start(path, 0.001)
+    while first.poll() is None and objects(path) < 60:
+        time.sleep(0.001)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    finish(second)
+    assert stores.tree(path) == whole
+
+
+def test_a_clock_in_the_spec_is_caught(whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Negative control: a writer that writes down when it ran is not the same bytes."""
+    made = empty_store(tmp_path / "store.zarr")
+    logits = stores.some_logits(2, ROWS, CLASSES)
+    said = stores.provenance("wide", Teacher(views=2))
+    with made.store.capture("wide", provenance=said, views=2, notes={"time": time.time_ns()}) as capture:
+        for view in (0, 1):
+            for rows in capture.missing_blocks(view):
+                capture.write(rows, logits[view, rows.start : rows.stop], view)
+    assert stores.tree(made.path) != whole
+
+
+def test_blocks_may_come_in_any_order(whole: dict[str, bytes], tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = stores.some_logits(2, ROWS, CLASSES)
+    said = stores.provenance("wide", TEACHER)
+    for view in (1, 0):
+        with made.store.capture("wide", provenance=said, views=2) as capture:
+            for rows in reversed(list(capture.missing_blocks(view))):
+                inputs = made.inputs[rows.start : rows.stop]
+                shown = inputs if view == 0 else stores.augment(inputs, view, np.array(rows))
+                capture.write(rows, logits[view, rows.start : rows.stop], view, seen=digest_rows(shown))
+        assert ("wide" in made.store.teachers) == (view == 0)
+    assert stores.tree(made.path) == whole
+
+
+# Shards without a record
+
+
+def interrupted(path: Path) -> Made:
+    """A capture of which two blocks are missing, and one of these has its shards already."""
+    made = empty_store(path)
+    write(made.store)
+    part = path / "teachers" / "wide"
+    for key in ("1-2", "1-7"):
+        (part / f"__logitstore__/commits/{key}.json").unlink()
+    (part / "__logitstore__/seal.json").unlink()
+    (part / "__logitstore__/seal.bin").unlink()
+    (path / "__logitstore__/log/2.json").unlink()
+    for name, key in (("logits", "c.1.2.0"), ("peak", "c.1.2"), ("seen", "c.1.2")):
+        (part / name / key).unlink()
+    return made
+
+
+def test_a_whole_shard_without_a_record_is_kept(whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = interrupted(tmp_path / "store.zarr").path
+    kept = path / "teachers/wide/logits/c.1.7.0"
+    inode = kept.stat().st_ino
+    with open_store(path).capture("wide", provenance=stores.provenance("wide", TEACHER), views=2) as capture:
+        assert [list(capture.missing_blocks(view)) for view in (0, 1)] == [[], [range(16, 24)]]
+    write(open_store(path))
+    assert kept.stat().st_ino == inode
+    assert stores.tree(path) == whole
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "longer"])
+def test_a_torn_shard_without_a_record_is_written_again(
+    whole: dict[str, bytes], tmp_path: Path, damage: str
+) -> None:
+    path = interrupted(tmp_path / "store.zarr").path
+    torn = path / "teachers/wide/logits/c.1.7.0"
+    data = torn.read_bytes()
+    if damage == "flipped":
+        stores.flip(torn, 77)
+    else:
+        torn.write_bytes({"cut": data[:-9], "empty": b"", "longer": data + b"\0"}[damage])
+    write(open_store(path))
+    assert stores.tree(path) == whole
+
+
+def test_what_killed_writers_left_in_staging_is_tidied(whole: dict[str, bytes], tmp_path: Path) -> None:
+    path = interrupted(tmp_path / "store.zarr").path
+    for folder in (path / "__logitstore__/tmp", path / "teachers/wide/__logitstore__/tmp"):
+        folder.mkdir()
+        (folder / "0123").write_bytes(b"half a shard")
+    write(open_store(path))
+    assert stores.tree(path) == whole
+
+
+# What does not belong together
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Made:
+    """A store with the first block of a capture."""
+    made = empty_store(tmp_path / "store.zarr")
+    capture = made.store.capture("wide", provenance={"teacher": {"weights": "aa", "args": {"hidden": 8}}})
+    capture.write(range(8), stores.some_logits(1, 8, CLASSES)[0])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("other", "expected", "found"),
+    [
+        (
+            {"provenance": {"teacher": {"weights": "bb", "args": {"hidden": 8}}}},
+            "teacher.weights = 'aa', with which it was begun",
+            "'bb'",
+        ),
+        (
+            {"provenance": {"teacher": {"weights": "aa", "args": {"hidden": 9}}}},
+            "teacher.args.hidden = 8, with which it was begun",
+            "9",
+        ),
+        ({"views": 2}, "views = 1, with which it was begun", "2"),
+        ({"encoding": "float32"}, "encoding.kind = 'float16', with which it was begun", "'float32'"),
+        ({"classes": [4, 3, 2, 1, 0]}, "the same classes with which it was begun", "another"),
+        ({"classes": [0, 1, 2, 3]}, "the same logits with which it was begun", "another"),
+    ],
+)
+def test_another_capture_under_the_same_name_is_refused(
+    begun: Made, other: dict[str, Any], expected: str, found: str
+) -> None:
+    before = stores.tree_digest(begun.path)
+    arguments = {"provenance": {"teacher": {"weights": "aa", "args": {"hidden": 8}}}, **other}
+    with pytest.raises(SpecMismatch) as caught:
+        begun.store.capture("wide", **arguments)
+    assert str(caught.value).startswith(
+        f"{begun.path}: teachers/wide: expected {expected}, found {found}; change it back, or give what is new another name"
+    )
+    assert stores.tree_digest(begun.path) == before
+
+
+def test_notes_are_not_compared(begun: Made) -> None:
+    said = {"teacher": {"weights": "aa", "args": {"hidden": 8}}}
+    capture = begun.store.capture("wide", provenance=said, notes={"torch": "99.0"})
+    assert next(capture.missing_blocks()) == range(8, 16)
+
+
+def test_a_capture_whose_first_block_is_refused_leaves_no_trace(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    before = stores.tree_digest(made.path)
+    logits = stores.some_logits(1, 8, CLASSES)[0]
+    for name, bad in (("nan", np.nan), ("inf", np.inf), ("low", -70_000.0)):
+        wrong = logits.copy()
+        wrong[3, 2] = bad
+        with pytest.raises(BadLogitsError), made.store.capture(name, provenance={}) as capture:
+            capture.write(range(8), wrong)
+    with pytest.raises(BadLogitsError), made.store.capture("shape", provenance={}) as capture:
+        capture.write(range(8), logits[:, :3])
+    made.store.capture("opened-and-left", provenance={})
+    assert stores.tree_digest(made.path) == before
+    with made.store.capture("nan", provenance={"another": "teacher"}) as capture:
+        assert next(capture.missing_blocks()) == range(8)
+
+
+def test_an_exception_in_the_loop_seals_nothing(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        made.store.capture("wide", provenance={}) as capture,
+    ):
+        capture.write(range(8), stores.some_logits(1, 8, CLASSES)[0])
+        raise RuntimeError("out of memory")
+    assert made.store.unsealed() == ["teachers/wide"]
+    with pytest.raises(StoreIncomplete) as caught:
+        _ = made.store.teachers["wide"]
+    assert str(caught.value) == (
+        f"{made.path}: teachers/wide: expected a sealed part, found one that was interrupted (1 of 8 blocks are there); "
+        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"rows": range(1, 9)},
+            "teachers/wide: rows: expected the rows of one block (8 from a multiple of that)",
+        ),
+        ({"rows": range(16)}, "found 0 to 16; write what missing_blocks() names"),
+        ({"rows": range(56, 64)}, "found 56 to 64"),
+        ({"rows": slice(0, 7)}, "found 0 to 7"),
+        ({"rows": range(-8, 0)}, "found -8 to 0"),
+        ({"view": 1}, "teachers/wide: view: expected 0 to 0, found 1; begin with more views"),
+        (
+            {"logits": np.zeros((8, 4), np.float32)},
+            "expected floating logits of shape (8, 5) (rows, classes), found",
+        ),
+        (
+            {"logits": np.zeros((8, 5), np.int64)},
+            "found int64 of shape (8, 5); use a teacher with the classes of",
+        ),
+        (
+            {"logits": np.zeros((7, 5), np.float32)},
+            "teacher 'wide', view 0, rows 0 to 7: expected floating logits",
+        ),
+        (
+            {"seen": np.zeros(7, np.uint64)},
+            "teachers/wide/seen: expected uint64 of shape (8,), found uint64 of",
+        ),
+    ],
+)
+def test_wrong_blocks_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    before = stores.tree_digest(made.path)
+    capture = made.store.capture("wide", provenance={})
+    good: dict[str, Any] = {"rows": range(8), "logits": np.zeros((8, 5), np.float32)}
+    with pytest.raises((ConfigError, BadLogitsError, BadDataError), match=re.escape(message)):
+        capture.write(**good | arguments)
+    assert stores.tree_digest(made.path) == before
+
+
+def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = stores.some_logits(1, ROWS, CLASSES)[0]
+    for dtype in ("float16", "float32", "float64"):
+        with made.store.capture(dtype, provenance={}, encoding="float32") as capture:
+            for rows in capture.missing_blocks():
+                capture.write(rows, logits[rows.start : rows.stop].astype(dtype))
+        given = logits.astype(dtype).astype(np.float32)
+        wanted = given - given.max(axis=1, keepdims=True)
+        assert np.array_equal(made.store.teachers[dtype].read(slice(None)), wanted)
+    with pytest.raises(BadLogitsError, match="expected finite logits, found inf"):
+        made.store.capture("huge", provenance={}).write(range(8), np.full((8, 5), 1e39))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "Wide"}, "capture: expected a name of 1 to 64 of a-z, 0-9, '.', '_' and '-'"),
+        ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture one"),
+        (
+            {"encoding": "float8"},
+            "encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
+        ),
+        ({"provenance": {"a": object()}}, "expected text, finite numbers, lists and tables"),
+        ({"provenance": {"a": float("nan")}}, "expected text, finite numbers, lists and tables"),
+        (
+            {"classes": [0, 5]},
+            "capture 'wide': classes: expected for each column a class from 0 to 4, or -1 for",
+        ),
+        ({"classes": []}, "found []; name classes of this store"),
+    ],
+)
+def test_wrong_captures_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        made.store.capture(**{"name": "wide", "provenance": {}, **arguments})
+
+
+def test_an_augmented_capture_must_say_what_was_seen(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    capture = made.store.capture("wide", provenance={"augmentation": dict(stores.AUGMENTATION)})
+    with pytest.raises(ConfigError, match=r"pass seen=digest_rows\(inputs\) with what the teacher was given"):
+        capture.write(range(8), np.zeros((8, 5), np.float32))
+
+
+def test_shards_over_a_gibibyte_are_refused(tmp_path: Path) -> None:
+    root = create_root(tmp_path / "store.zarr", RootAttributes(1 << 20, 1 << 15, 1 << 16))
+    with pytest.raises(
+        LimitExceeded, match="found 65536 rows of 65536 bytes; make a store with a smaller block_rows"
+    ):
+        Store(root).capture("wide", provenance={})
+
+
+def test_the_first_difference_is_named() -> None:
+    assert difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == ("a", "[1, {'b': 2}]", "[1, {'b': 3}]")
+    assert difference({"a": 1}, {"a": 1, "b": None}) is None
+    assert difference({"a": {"b": 1}}, {"a": None}) == ("a", "{'b': 1}", "nothing")
+
+
+# Samples
+
+
+def samples_writer(store: Store) -> SamplesWriter:
+    identity = {
+        "transfer_set": "f00",
+        "order": {"kind": "as_is"},
+        "digest_of": "array",
+        "label_kind": "class",
+    }
+    return SamplesWriter(store.root, identity=identity, input_shape=(3, 2), input_dtype="uint8")
+
+
+def write_samples(writer: SamplesWriter, rows: range, **other: Any) -> None:
+    inputs = stores.some_inputs(ROWS)[rows.start : rows.stop]
+    columns: dict[str, Any] = {
+        "source": np.arange(100 + rows.start, 100 + rows.stop),
+        "digest": digest_rows(inputs),
+        "label": np.zeros(len(rows), np.int64),
+        "input": inputs,
+    }
+    writer.write(rows, **columns | other)
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Store:
+    """A store whose samples were interrupted after a block."""
+    store = Store(create_root(tmp_path / "half.zarr", RootAttributes(ROWS, CLASSES, BLOCK_ROWS)))
+    write_samples(samples_writer(store), range(8))
+    return store
+
+
+def test_samples_resume(half: Store) -> None:
+    writer = samples_writer(half)
+    assert not writer.seal()
+    assert next(writer.missing_blocks()) == range(8, 16)
+    for rows in list(writer.missing_blocks()):
+        write_samples(writer, rows)
+    assert writer.seal()
+    assert half.samples.source.tolist() == list(range(100, 100 + ROWS))
+
+
+def test_a_transfer_set_that_changed_is_named(half: Store) -> None:
+    wrong = digest_rows(stores.some_inputs(ROWS)[:8])
+    was = int(wrong[5])
+    wrong[5] ^= np.uint64(1)
+    with pytest.raises(RowMismatch) as caught:
+        write_samples(samples_writer(half), range(8), digest=wrong)
+    assert str(caught.value) == (
+        f"row 5 (index 105 of the transfer set): expected an input with digest {was:016x}, "
+        f"found {was ^ 1:016x} (1 of 8 rows of this block differ); "
+        "use the transfer set that the store was made from, or make a new store"
+    )
+    write_samples(samples_writer(half), range(8))
+
+
+def test_samples_that_are_wrong_are_refused(half: Store) -> None:
+    writer = samples_writer(half)
+    before = stores.tree_digest(half.path)
+    label = np.array([0, 1, 5, 7, 0, 0, 0, 0])
+    with pytest.raises(
+        BadDataError, match=r"^row 10 \(index 110 of the transfer set\): label: expected a class from 0"
+    ):
+        write_samples(writer, range(8, 16), label=label)
+    with pytest.raises(
+        BadDataError, match=r"samples/input: expected uint8 of shape \(8, 3, 2\), found float32"
+    ):
+        write_samples(writer, range(8, 16), input=np.zeros((8, 3, 2), np.float32))
+    with pytest.raises(BadDataError, match=r"found uint8 of shape \(8, 2, 3\); pass an item a row"):
+        write_samples(writer, range(8, 16), input=np.zeros((8, 2, 3), np.uint8))
+    assert stores.tree_digest(half.path) == before
+
+
+def test_a_committed_block_that_vanished_is_said(half: Store) -> None:
+    (half.path / "samples/digest/c.0").unlink()
+    with (
+        lease(Folder(half.path / "samples")),
+        pytest.raises(ShardMissing, match="expected the shard of a block that was committed, found no file"),
+    ):
+        write_samples(samples_writer(half), range(8))  # another writer is at work: nothing is recovered
+
+
+def test_a_writer_that_is_alone_makes_a_block_again_that_vanished(half: Store) -> None:
+    before = (half.path / "samples/digest/c.0").read_bytes()
+    (half.path / "samples/digest/c.0").unlink()
+    write_samples(samples_writer(half), range(8))
+    assert (half.path / "samples/digest/c.0").read_bytes() == before
+
+
+def test_no_capture_rests_on_samples_that_are_not_sealed(half: Store) -> None:
+    with pytest.raises(
+        StoreIncomplete, match=r"samples: expected a sealed part, found one that was interrupted"
+    ):
+        half.capture("wide", provenance={}).write(range(8), np.zeros((8, 5), np.float32))
+
+
+def test_stores_written_twice_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        made = stores.make(tmp_path / name)
+        stores.add_clustering(made.store)
+        stores.add_clustering(made.store)  # again, which changes nothing
+    assert stores.tree(tmp_path / "a") == stores.tree(tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(
+        SpecMismatch, match=r"wide-2x2: expected clusters = 2, with which it was begun, found 3"
+    ):
+        arrays = {"assignment": np.zeros(5, np.int64)}
+        identity = {"capture": made.store.teachers["wide"].digest, "clusters": 3}
+        made.store.write_clustering("wide-2x2", arrays, identity=identity)
+
+
+def test_a_store_of_a_large_block_has_several_chunks(tmp_path: Path) -> None:
+    """One block of a store of 1500 rows, two chunks; the second holds rows and fill."""
+    inputs = stores.some_inputs(1500)
+    store = create_store(tmp_path / "store.zarr", num_classes=3, inputs=inputs, block_rows=2048)
+    logits = stores.some_logits(1, 1500, 3)[0]
+    with store.capture("wide", provenance={}) as capture:
+        capture.write(range(1500), logits)
+    wanted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float16)
+    assert np.array_equal(store.teachers["wide"].read([0, 1023, 1024, 1499]), wanted[[0, 1023, 1024, 1499]])

@@ -1,0 +1,1 @@
+"""Stores, experiments, servers and child processes that the tests share."""

@@ -1,0 +1,240 @@
+"""What does a whole experiment look like that runs in a second, and of which a test can change anything?
+
+`write_data` makes the data sets, `document` the TOML tables over them, `parsed` the experiment. `finished` runs
+it once a process; `copy_finished` gives a test a copy of its own. The factories at the end are what tests put
+into documents: `experiments:…`.
+"""
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.pipeline.experiment.document import Experiment, parse_experiment
+from logitstore.pipeline.run import RunReport, run
+from support.tree import TESTS
+
+if TYPE_CHECKING:
+    from logitstore.pipeline.models.networks import MLP
+
+ROWS, BLOCK_ROWS, CLASSES, VIEWS = 150, 64, 4, 3
+"""Of the transfer set: two whole blocks and a bit."""
+BATCH_SIZE = 24
+"""Of the teachers: does not divide a block."""
+SHAPE = (4, 4)
+MLP_FACTORY = "logitstore.pipeline.models:mlp"
+
+
+def some_digits(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images of four blurred strokes, and which stroke: (rows, 4, 4), (rows,)."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(CLASSES, size=rows)
+    images = draw.integers(0, 150, size=(rows, *SHAPE))
+    images[np.arange(rows), labels] += 100
+    return images.astype(np.uint8), labels.astype(np.int64)
+
+
+def write_data(folder: Path) -> None:
+    """`train.npz` and `test.npz`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = np.array([f"stroke {c}" for c in range(CLASSES)])
+    for name, rows, seed in (("train", ROWS, 1), ("test", 70, 2)):
+        inputs, labels = some_digits(rows, seed)
+        np.savez(folder / f"{name}.npz", inputs=inputs, labels=labels, class_names=names)
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    """A `train` table."""
+    return {"optimizer": "adam", "lr": 2e-2, "epochs": 3, "batch_size": 32} | changes
+
+
+def teacher(name: str, **changes: Any) -> dict[str, Any]:
+    """A `[[teacher]]` that is trained here."""
+    table = {"name": name, "factory": MLP_FACTORY, "args": {"hidden": [12], "dropout": 0.1}, "train": train()}
+    return table | changes
+
+
+def student(name: str, **changes: Any) -> dict[str, Any]:
+    """A `[[student]]` of the teacher "wide"; with `targets = "hard"` of the labels."""
+    table: dict[str, Any] = {
+        "name": name,
+        "factory": MLP_FACTORY,
+        "args": {"hidden": [6]},
+        "train": train(seeds=[0, 1]),
+    }
+    soft = {"teachers": {"wide": 1.0}, "temperature": 3.0}
+    return table | (soft if changes.get("targets") != "hard" else {}) | changes
+
+
+def document() -> dict[str, Any]:
+    """A whole experiment: two teachers, three views, a clustering, three students."""
+    return {
+        "transfer_set": {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "train.npz"}},
+        "evaluation_set": {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "test.npz"}},
+        "teacher": [teacher("wide"), teacher("deep", args={"hidden": [8, 8]}, seed=5)],
+        "cache": {
+            "views": VIEWS,
+            "augment": {"factory": "logitstore.pipeline.augment:shift", "args": {"pixels": 1}},
+            "batch_size": BATCH_SIZE,
+            "block_rows": BLOCK_ROWS,
+        },
+        "cluster": {"teacher": "wide", "clusters": 2, "classes_per_cluster": 2},
+        "student": [
+            student("soft"),
+            student("both", teachers={"wide": 3.0, "deep": 1.0}, hard_weight=0.2, train=train(seeds=[0])),
+            student("hard", targets="hard"),
+        ],
+    }
+
+
+def parsed(content: dict[str, Any], base: Path) -> Experiment:
+    """The experiment that a document is."""
+    return parse_experiment(content, where="tiny.toml", base=base)
+
+
+def run_document(content: dict[str, Any], base: Path, out: Path) -> RunReport:
+    """Run a document on the CPU; without fsync, which takes much of the time and changes no byte."""
+    with mock.patch("os.fsync"):
+        return run(parsed(content, base), out, device="cpu")
+
+
+@functools.cache
+def finished() -> Path:
+    """A folder with the data and a finished run of `document()` in `out`; never to be changed."""
+    folder = Path(tempfile.mkdtemp(prefix="logitstore-finished-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_data(folder)
+    run_document(document(), folder, folder / "out")
+    return folder
+
+
+def copy_finished(folder: Path) -> Path:
+    """A copy of `finished()`: `folder` holds the data and `out`."""
+    shutil.copytree(finished(), folder, dirs_exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What shows whether a file was touched."""
+
+    digest: str
+    """sha256 of its bytes."""
+    mtime_ns: int = field(compare=True)
+    """When it was last written."""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """sha256 of every file under `folder`, by relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def states(folder: Path) -> dict[str, FileState]:
+    """Bytes and times of every file under `folder`."""
+    return {
+        name: FileState(sha, (folder / name).stat().st_mtime_ns) for name, sha in contents(folder).items()
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Names that were there before and are gone or are something else now."""
+    return {name for name, value in before.items() if after.get(name) != value}
+
+
+class Recorder:
+    """A progress callback that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int, str, str]] = []
+        """(task, done, total, unit, detail)"""
+
+    def __call__(self, task: str, done: int, total: int, unit: str = "rows", detail: str = "") -> None:
+        self.calls.append((task, done, total, unit, detail))
+
+    def of(self, task: str) -> list[tuple[int, int]]:
+        """(done, total) of a task."""
+        return [(done, total) for name, done, total, *_ in self.calls if name == task]
+
+
+# Factories for documents
+
+
+class NoFingerprint:
+    """The examples of an `.npz` file as a user's own data set would give them: nothing but items."""
+
+    def __init__(self, file: Path) -> None:
+        with np.load(file) as archive:
+            self.inputs, self.labels = archive["inputs"], archive["labels"]
+            self.class_names = archive["class_names"].tolist()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
+        return self.inputs[index], int(self.labels[index])
+
+
+def no_fingerprint(file: Path) -> NoFingerprint:
+    """A transfer set that says nothing of its content as a whole."""
+    return NoFingerprint(file)
+
+
+def after_logits(
+    change: Callable[[Any, int], Any], hidden: list[int], input_shape: list[int], num_classes: int
+) -> "MLP":
+    """An mlp whose logits go through `change(logits, number of the call)`."""
+    from logitstore.pipeline.models.networks import MLP
+
+    class Changed(MLP):
+        calls = 0
+
+        def forward(self, inputs: Any) -> Any:
+            self.calls += not self.training
+            return change(super().forward(inputs), self.calls)
+
+    return Changed(input_shape, hidden, num_classes, dropout=0.0, input_dropout=0.0, max_norm=None)
+
+
+def nan_at_call(call: int, hidden: list[int], *, input_shape: list[int], num_classes: int) -> "MLP":
+    """An mlp that gives a NaN the `call`-th time that it is run (from 1; 0 for never)."""
+
+    def change(logits: Any, number: int) -> Any:
+        if number == call:
+            logits[0, 1] = float("nan")
+        return logits
+
+    return after_logits(change, hidden, input_shape, num_classes)
+
+
+def spoils_its_input(hidden: list[int], *, input_shape: list[int], num_classes: int) -> "MLP":
+    """An mlp that, in evaluation, works in place on what it is given, as many a normalising one does."""
+    from logitstore.pipeline.models.networks import MLP
+
+    class Spoiling(MLP):
+        def forward(self, inputs: Any) -> Any:
+            logits = super().forward(inputs)
+            if not self.training:
+                inputs.fill_(0)
+            return logits
+
+    return Spoiling(input_shape, hidden, num_classes, dropout=0.0, input_dropout=0.0, max_norm=None)
+
+
+def python_environment() -> dict[str, str]:
+    """The environment of a child process that finds these factories."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

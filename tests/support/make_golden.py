@@ -1,0 +1,58 @@
+"""What did format 1.0 look like on the day it was fixed? Writes the golden stores, always the same bytes.
+
+    python tests/support/make_golden.py [FOLDER]
+
+tests/data holds what this script wrote when the format was fixed. A change of the code that changes a byte of it is a
+change of the format.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from support.stores import Made, Teacher, add_clustering, make
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "store-v1.0"
+PLAIN = DATA / "plain-v1.0"
+
+
+def make_golden(path: Path) -> Made:
+    """A store with all that format 1.0 has: two encodings, views, augmentation, dustbin, names, a clustering."""
+    made = make(
+        path,
+        rows=11,
+        block_rows=4,
+        teachers={
+            "wide": Teacher(views=2),
+            "deep": Teacher(views=2, encoding="float32", augmented=True),
+            "special": Teacher(classes=(1, 3, -1)),
+        },
+    )
+    add_clustering(made.store)
+    return made
+
+
+def make_plain(path: Path) -> Made:
+    """A store with as little as there may be: float32 inputs, neither names nor ids, whole blocks, one view."""
+    return make(
+        path,
+        rows=8,
+        block_rows=4,
+        classes=2,
+        teachers={"only": Teacher(encoding="float32")},
+        input_dtype="float32",
+        names=False,
+        seed=1,
+    )
+
+
+MAKERS = {GOLDEN.name: make_golden, PLAIN.name: make_plain}
+"""Every golden store -> what makes it."""
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
+    for name, maker in MAKERS.items():
+        shutil.rmtree(target / name, ignore_errors=True)
+        print(name, maker(target / name).store.digest)
