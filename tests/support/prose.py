@@ -17,32 +17,7 @@ MEDIAN_WORDS = 18
 """Words of the median sentence of a Markdown file, at most."""
 LONG_WORDS = 30
 """Words of the 90th percentile of the sentences of a Markdown file, at most."""
-VERBS = frozenset(
-    """
-    accept accumulate add adjust advance advise agree align allocate allow announce answer append apply ask assemble
-    assert assign attach augment average await begin bind bound bring broadcast build bump cache calculate call cancel
-    capture carry cast catch center centre chain change check choose claim clean clear clip clone close cluster collect
-    combine commit compare compile complete compose compress compute concatenate confirm connect consume convert copy
-    correct count cover create cut decide declare decode decompress decorate deduplicate define delete deliver derive
-    describe deserialise detach detect determine digest disable discard dispatch distil divide do download drain draw
-    drop echo embed emit empty enable encode end ensure enter enumerate erase escape estimate evaluate examine exchange
-    execute exit expand explain export express extend extract fail fetch fill filter find finish fit flatten flip flush
-    fold follow forbid forget format forward free gather generate get give group guard guess halve hand handle hash
-    hide hold identify ignore import include index infer initialise insert inspect install interpret intersect
-    interrupt invert invoke iterate join judge keep kill label lay limit link list listen load locate lock log look
-    lower make map mark mask match materialise measure merge minimise mix mount move multiply name narrow normalise
-    note notify number omit open order pack pad parse partition pass pause permute pick place plan plot point pop
-    prefetch prepare prevent print probe process produce project propose protect prove publish pull push put query
-    queue quote raise rank read rebuild recall receive recompute record recover reduce refresh refuse register reject
-    release remember remove rename render repair repeat replace replay report repeat request require rescale reset
-    reshape resolve restore resume retry return reuse reverse review rewrite round run sample save scale scan schedule
-    score seal search select send separate serialise serve set settle shape share shift shorten show shuffle shut
-    simulate skip slice smooth soften sort spell split spread stack standardise start state step stop store stream
-    strip submit subtract sum summarise suppress swap sweep switch synchronise take tell terminate test throw tidy
-    time total trace track train transfer transform translate transpose traverse treat trim truncate try turn
-    unflatten unlink unpack unwrap update upload use validate verify visit wait walk warn weigh widen wrap write yield
-    """.split()
-)
+VERBS = frozenset(Path(__file__).with_name("verbs.txt").read_text(encoding="utf-8").split())
 """Verbs that a function's docstring may open with. Add the one that you miss."""
 
 
