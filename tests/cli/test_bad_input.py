@@ -226,7 +226,7 @@ def _command(command: str, folder: Path, store: Path) -> list[object]:
             "logitstore.pipeline.models:mpl",
             (
                 "factory 'logitstore.pipeline.models:mpl': expected a function 'mpl' in module "
-                "logitstore.pipeline.models.networks, found no 'mpl'; did you mean 'mlp'?"
+                "logitstore.pipeline.models, found no 'mpl'; did you mean 'mlp'?"
             ),
         ),
     ],

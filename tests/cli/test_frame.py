@@ -216,8 +216,8 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
-    if importlib.util.find_spec(f"logitstore.cli.{name}") is None:
-        pytest.skip(f"cli/{name}.py does not exist yet")
+    if importlib.util.find_spec(f"logitstore.cli.commands.{name}") is None:
+        pytest.skip(f"cli/commands/{name}.py does not exist yet")
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""

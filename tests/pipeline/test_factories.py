@@ -122,7 +122,7 @@ def test_the_form_is_checked(factory: str) -> None:
             "logitstore.pipeline.modles:mlp",
             (
                 "expected a module logitstore.pipeline.modles, found no module of that name; "
-                "did you mean 'logitstore.pipeline.models.networks'?"
+                "did you mean 'logitstore.pipeline.models'?"
             ),
         ),
         (
