@@ -1,4 +1,4 @@
-"""Which examples of a data set are used?
+"""Subsets of a data set: without some classes, a fraction, a slice.
 
 Every set takes the same four arguments, applied in this order:
 

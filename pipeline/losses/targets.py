@@ -1,4 +1,4 @@
-"""What do the teachers say: one distribution, or logits of one, for any temperature, weights and mean?
+"""Soft targets of one teacher or of an ensemble, at any temperature, with any weights and either mean.
 
 1. `soften`: probabilities at a temperature, q = softmax(z / T).
 2. `soft_targets`: one distribution out of a teacher's or several teachers' logits.
@@ -153,7 +153,7 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
 def _checked_shares(
     logits: Mapping[str, Tensor], weights: Mapping[str, float] | None, mean: str
 ) -> dict[str, float]:
-    """The shares of the teachers that have one above 0, after checking the logits of all."""
+    """Return the shares above 0 by teacher, after checking the logits of all teachers."""
     shares = ensemble_shares(list(logits), weights)
     for tensor in logits.values():
         check_floating(tensor)
