@@ -26,6 +26,8 @@ LINKED := $(strip $(CURDIR) $(shell \
 # A copied or moved checkout: the scripts of its .venv point to where it was.
 HOME_FILE := $(VENV)/.home
 DEPENDENCIES := $(VENV)/.dependencies
+# What only the site needs is installed when it is first built, so that `make test` does not wait for it.
+DOCS := $(VENV)/.docs
 LINKS := build/.links
 ifneq ($(CURDIR),$(shell cat $(HOME_FILE) 2>/dev/null))
 .PHONY: $(DEPENDENCIES)
@@ -99,7 +101,22 @@ experiments: venv ## the paper's tables, on real data
 	$(BIN)/logitstore run experiments/mnist.toml
 	$(BIN)/python experiments/specialists.py --jobs 2
 
+$(DOCS): $(DEPENDENCIES) | $(LINKS)
+	@echo "installing what the site needs into $(VENV)" >&2
+	@$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: venv $(DOCS) ## the documentation site, into site/; a broken link or a page left out fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
+.PHONY: pictures
+pictures: venv ## the pictures of docs/, and the plots of the figures that benchmarks wrote
+	$(BIN)/python docs/images/draw.py
+	$(BIN)/python docs/images/plots.py
+
 .PHONY: clean
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
