@@ -9,7 +9,7 @@ from logitstore.cli.main import cli as group
 
 
 def _drawn(text: str) -> str:
-    r"""Fence every paragraph that click would print as it stands, because `\b` is above it."""
+    r"""Return a help text in which each paragraph below a `\b` is fenced: click prints it as it stands."""
     return re.sub(r"(?m)^\x08\n((?:.+\n?)+)", lambda found: f"```text\n{found[1].rstrip()}\n```\n", text)
 
 
