@@ -108,7 +108,8 @@ $(DOCS): $(DEPENDENCIES) | $(LINKS)
 
 .PHONY: docs
 docs: venv $(DOCS) ## the documentation site, into site/; a broken link or a page left out fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@# Not --quiet: a warning that is not printed does not fail either.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 .PHONY: pictures
