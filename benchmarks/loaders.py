@@ -217,6 +217,8 @@ def as_row(
         "way": way,
         "workers": workers,
         "rows_per_second": round(median(rates)),
+        "rows_per_second_low": round(min(rates)),
+        "rows_per_second_high": round(max(rates)),
         "ratio": round(median(ratios), 2),
         "ratio_low": round(min(ratios), 2),
         "ratio_high": round(max(ratios), 2),
@@ -240,7 +242,7 @@ def write_json(path: Path, rows: int, rounds: int, entries: list[Entry], ours: l
         f"page cache hot; medians of {rounds} rounds"
     )
     units = {
-        "rows_per_second": "rows/s, median",
+        "rows_per_second, …_low, …_high": "rows/s: median, least and most of a round",
         "ratio, ratio_low, ratio_high": "rows/s of the stream / rows/s of the loader: median, least and most of a round",
     }
     write_figures(path, about, units, found)
