@@ -73,6 +73,15 @@ demo: venv ## the whole pipeline on embedded data, under a minute
 test: venv ## the tests
 	$(PYTEST)
 
+# Integers, losses, format and encodings: laws that need neither a training nor a process of their own.
+FAST := tests/pipeline/losses tests/packaging/test_layers.py tests/packaging/test_workflows.py \
+	$(patsubst %,tests/storage/test_%.py,codec digest divergence encodings error_budget floats format grid \
+	order pieces random shard top_k)
+
+.PHONY: test-fast
+test-fast: venv ## the pure parts, in under a minute
+	$(PYTEST) $(FAST)
+
 .PHONY: test-deep
 test-deep: venv ## all tests, the slow ones too, with more examples
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "deep or not deep" --timeout 3600

@@ -4,6 +4,7 @@
 """
 
 import ast
+import doctest
 import importlib
 import json
 import re
@@ -155,6 +156,12 @@ def test_the_plots_are_drawn_from_the_figures(drawing: tuple[ModuleType, ModuleT
         # Positions depend on the version of matplotlib; words and numbers do not.
         committed = (DOCS / "images" / name).read_text(encoding="utf-8")
         assert words_of(committed) == words_of((tmp_path / name).read_text(encoding="utf-8")), name
+
+
+def test_the_examples_of_the_scripts_hold(drawing: tuple[ModuleType, ModuleType]) -> None:
+    _, plots = drawing
+    failed, tried = doctest.testmod(plots)
+    assert (failed, tried > 0) == (0, True)
 
 
 def words_of(svg: str) -> list[str]:

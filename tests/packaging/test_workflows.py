@@ -19,6 +19,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TARGETS = frozenset(
     re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 )
+RECIPES = (ROOT / "docs" / "recipes").glob("*.md")
 WRITING = {"docs.yml": {"pages", "id-token"}, "release.yml": {"id-token"}}
 """Rights to write that a workflow needs."""
 
@@ -91,6 +92,27 @@ def test_what_is_run_in_continuous_integration_is_what_a_contributor_is_told() -
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
     assert "run: make lint test\n" in workflow
     assert "make lint test" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def unknown_targets(page: str) -> set[str]:
+    """Return the targets that a page names in code and that make lacks."""
+    called = re.findall(r"(?:`|^)make ([a-z][a-z -]*[a-z])", page, re.MULTILINE)
+    return {target for words in called for target in words.split()} - TARGETS
+
+
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in RECIPES)]
+)
+def test_the_commands_that_a_contributor_reads_are_there(page: str) -> None:
+    assert unknown_targets((ROOT / page).read_text(encoding="utf-8")) == set()
+
+
+def test_a_target_that_is_not_there_is_noticed() -> None:
+    """Negative control."""
+    assert unknown_targets("Run `make lint tests`, then:\nmake test-slow   # slow\n") == {
+        "tests",
+        "test-slow",
+    }
 
 
 @pytest.mark.parametrize("name", ["bug.yml", "feature.yml"])
