@@ -107,9 +107,9 @@ def augment_rows(
             if again.tobytes() != views[one].tobytes():
                 raise FactoryError(
                     f"augmentation of row {int(rows[position])}, view {view}",
-                    expected="the same input whenever it is made",
-                    found="another one when it was made again from the same generator",
-                    remedy="draw from the generator that is passed alone, and keep nothing from one call to the next",
+                    expected="the same bytes from the same generator",
+                    found="other bytes at the second call",
+                    remedy="draw random numbers only from the generator that is passed, and keep no state between calls",
                 )
     return views
 
@@ -146,9 +146,9 @@ def _mixed(
     if others is None:
         raise ConfigError(
             f"augmentation {type(augmentation).__name__}",
-            expected="the other rows of the store, to mix each row with one of them",
-            found="none",
-            remedy="pass replay(…, others=rows_of_store(store)); to train from labels choose another augmentation",
+            expected="others: the rows to mix with",
+            found="others=None",
+            remedy="pass replay(…, others=rows_of_store(store)); mixtures have no label to train from",
         )
     numbers = augmentation.partners(rows, words, len(others))
     return augmentation.of_pairs(_read_only(inputs), _inputs_of(numbers, inputs, rows, others), words)

@@ -167,7 +167,7 @@ def image_folder(
         raise BadDataError(
             str(root),
             expected=f"images ({', '.join(sorted(_SUFFIXES))}) in class folders",
-            found="none",
+            found="0 images",
             remedy="name the folder or the zip that holds the class folders",
         )
     labels, class_names = _classes(names, root)

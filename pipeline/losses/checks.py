@@ -86,7 +86,7 @@ def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy:
         raise ConfigError(
             "labels",
             expected=f"labels, for {needed_for}",
-            found="none",
+            found="labels=None",
             remedy=remedy,
         )
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:

@@ -136,7 +136,7 @@ def _read_exported(path: Path) -> nn.Module:
         raise BadDataError(
             str(path),
             expected="a network for batches of any size",
-            found=f"one for batches of {size} alone",
+            found=f"a network for batches of {size}",
             remedy="export it with dynamic_shapes=({0: torch.export.Dim('batch')},), from an example of two rows",
         )
     return Exported(program.module())

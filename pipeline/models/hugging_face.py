@@ -65,9 +65,9 @@ class ImageClassifier(nn.Module):
             if self.scale is None:
                 raise BadDataError(
                     self.where,
-                    expected=f"{PREPROCESSOR}, which says how uint8 pixels are normalised",
-                    found="none",
-                    remedy="save the image processor there, or give pixel values as float32",
+                    expected=f"{PREPROCESSOR}, which states how uint8 pixels are normalised",
+                    found=f"no {PREPROCESSOR}",
+                    remedy="save the image processor there, or pass pixel values as float32",
                 )
             inputs = (inputs * self.scale - self.mean) / self.std
         elif not inputs.is_floating_point():

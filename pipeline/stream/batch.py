@@ -121,8 +121,8 @@ class TorchBatch:
             if temperature is None:
                 raise ConfigError(
                     f"teacher {name!r}: temperature",
-                    expected="the one at which the logits will be used: top-k rows decode to others at each",
-                    found="none",
+                    expected="a temperature, because top-k rows decode differently at each",
+                    found="temperature=None",
                     remedy="pass temperature=…",
                 )
             return decode_top_k(stored, temperature)

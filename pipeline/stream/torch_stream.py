@@ -115,7 +115,7 @@ class TorchStream(IterableDataset[TorchBatch]):
             raise ConfigError(
                 "state_dict",
                 expected="a stream that is iterated in this process",
-                found="one that workers of a DataLoader have read",
+                found="a stream that DataLoader workers have read",
                 remedy="use num_workers=0, or torchdata's StatefulDataLoader and its state_dict",
             )
         if self._pass is not None:
@@ -320,8 +320,10 @@ def _checked(state: Mapping[str, Any], workers: int) -> State | None:
         raise ConfigError(
             "load_state_dict in a worker of a DataLoader",
             expected=f"a state that StatefulDataLoader took with num_workers={workers}",
-            found=f"one of {state['workers']} workers" if "workers" in state else "one of a single process",
-            remedy="go on with the number of workers that the state was taken with",
+            found=f"a state of {state['workers']} workers"
+            if "workers" in state
+            else "a state of a single process",
+            remedy="resume with the number of workers of the state",
         )
     return dict(state)
 

@@ -91,8 +91,8 @@ class Checkpoints:
         if not self._folder.put_new(f"{number}.json", canonical_json(sealed)):
             raise WriterBusy(
                 str(self.path / f"{number}.json"),
-                expected="to be the only one who trains this student",
-                found="a checkpoint of this step that somebody else has written",
+                expected="one process that trains this student",
+                found="a checkpoint of this step from another process",
                 remedy="wait for the other process, or end it, and run the same command again",
             )
         self._let_go(before=self._steps()[-KEPT:][0])

@@ -140,7 +140,7 @@ def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
     training = write_exported(tmp_path / "training.pt2", Net().train())
     assert "found aten.dropout.default in training mode; call .eval()" in refused(training, by=exported)
     fixed = write_exported(tmp_path / "fixed.pt2", any_size=False)
-    assert "found one for batches of 2 alone; export it with dynamic_shapes" in refused(fixed, by=exported)
+    assert "found a network for batches of 2; export it with dynamic_shapes" in refused(fixed, by=exported)
     two = tmp_path / "two.pt2"
     torch.export.save(torch.export.export(Two().eval(), (INPUTS, INPUTS)), two)
     assert "a network of one argument, the inputs, found 2: " in refused(two, by=exported)

@@ -251,8 +251,8 @@ def test_an_omitted_class_stays_a_class() -> None:
          "found '5'; write for example \"0:1500\" or \"::2\"")),
         ({"subset": "::0"}, "subset: expected a slice "),
         ({"subset": "9:1:-1"}, "subset: expected a slice "),
-        ({"subset": "2000:"}, ("transfer set: expected at least one of 1797 examples to be used, found none "
-         "(omit_classes=[], fraction=1.0, subset='2000:'); use more of them")),
+        ({"subset": "2000:"}, ("transfer set: expected 1 to 1797 selected examples, found 0 "
+         "(omit_classes=[], fraction=1.0, subset='2000:'); widen omit_classes, fraction or subset")),
         ({"fraction": 0.0}, "fraction: expected a number above 0 and up to 1, found 0.0; "),
         ({"fraction": math.nan}, "fraction: expected a number above 0 and up to 1, found nan; "),
         ({"fraction": 0.5, "seed": -1}, "seed: expected an integer from 0 to 2**64 - 1, found -1; "),
@@ -268,7 +268,9 @@ def test_bad_choices_are_named(arguments: dict[str, object], message: str) -> No
 
 
 def test_classes_of_a_set_without_labels_cannot_be_omitted() -> None:
-    with pytest.raises(ConfigError, match=r"^omit_classes: expected a set with labels, found none; "):
+    with pytest.raises(
+        ConfigError, match=r"^omit_classes: expected a transfer set with labels, found no labels; "
+    ):
         ArrayDataset(INPUTS).selected(omit_classes=[1])
 
 
