@@ -143,6 +143,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
 class Table(BaseModel):
     """A table of the file: frozen, strict about types, without unknown keys."""
 

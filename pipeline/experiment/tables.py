@@ -18,6 +18,7 @@ from .schema import (
     NotNegative,
     Positive,
     Seed,
+    Share,
     Table,
     Whole,
     check_distinct,
@@ -460,6 +461,8 @@ class Student(Factory):
     """Whether rows of logits, the teachers' and its own, are brought to mean 0 and deviation 1 before the loss."""
     views: Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)] = "cycle"
     """All views every epoch, another one each epoch, or this one."""
+    rows: Share = 1.0
+    """Share of the store's rows that it learns from, drawn from its seed."""
     train: StudentTrain
     """How it is trained, once a seed."""
 

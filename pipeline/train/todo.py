@@ -51,7 +51,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     student = run.student
     loss = {"name": student.loss.name, **student.loss.numbers}
     return {
-        **settled(student, later={"standardise"}, idle={"name", "teachers", "train", "loss"}),
+        **settled(student, later={"rows", "standardise"}, idle={"name", "teachers", "train", "loss"}),
         **({} if student.loss == Loss() else {"loss": loss}),
         "teachers": experiment.teacher_weights(student),
         "train": settled(

@@ -1,6 +1,8 @@
 """Laws of sets held in memory (`digits`, `arrays`), and of choosing examples."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,25 @@ def test_the_digits_are_split_without_overlap() -> None:
 def test_the_digits_are_the_same_on_every_machine() -> None:
     assert digits("test").fingerprint() == TEST_DIGITS
     assert digits("test").fingerprint() == digits("test").fingerprint() != digits("train").fingerprint()
+
+
+def test_the_digits_are_those_that_scikit_learn_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    assert np.array_equal(digits().inputs, np.rint(found.images * (255 / 16)).astype(np.uint8))
+    assert np.array_equal(digits().labels, found.target)
+    # And where its package keeps them elsewhere.
+    before = digits().fingerprint()
+    monkeypatch.setattr(sys.modules["logitstore.pipeline.datasets.digits"], "_FILE", Path("nowhere"))
+    assert digits().fingerprint() == before
+
+
+def test_the_digits_need_no_import_of_scikit_learn() -> None:
+    code = "import sys; from logitstore.pipeline.datasets import digits; digits(){more}; print('sklearn' in sys.modules)"
+    for more, loaded in (("", "False"), ("; import sklearn", "True")):  # the second: negative control
+        command = [sys.executable, "-c", code.format(more=more)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == loaded
 
 
 def test_every_grey_of_the_digits_is_kept_apart() -> None:

@@ -250,6 +250,7 @@ def test_what_changes_a_student_changes_its_identity_and_nothing_else_does() -> 
         {"loss": {"name": "dkd", "alpha": 2.0}},
         {"loss": "dist"},
         {"standardise": True},
+        {"rows": 0.5},
     ):
         assert identity(experiments.student("a", **changes)) != plain
     for changes in ({"ema": 0.9}, {"clip_norm": 1.0}, {"precision": "bfloat16"}):
@@ -257,7 +258,12 @@ def test_what_changes_a_student_changes_its_identity_and_nothing_else_does() -> 
         assert found["train"] == plain["train"] | changes
     for changes in ({"checkpoint_every": 5}, {"compile": True}, {"precision": "float32"}):
         assert identity(experiments.student("a", train=experiments.train(**changes))) == plain
-    same = ({"loss": "distillation"}, {"loss": {"name": "distillation"}}, {"standardise": False})
+    same = (
+        {"loss": "distillation"},
+        {"loss": {"name": "distillation"}},
+        {"standardise": False},
+        {"rows": 1.0},
+    )
     assert all(identity(experiments.student("a", **changes)) == plain for changes in same)
     named = [identity(experiments.student("a", loss=loss)) for loss in ("dkd", {"name": "dkd", "beta": 8})]
     assert named[0] == named[1]
