@@ -7,6 +7,7 @@ A command is the `command` of the module of its name, imported when it is called
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -78,8 +79,9 @@ class LazyGroup(click.Group):
         """Run, and exit with the code of the error, if there is one. Commands return nothing."""
         settings = extra.setdefault("obj", Settings())
         extra["prog_name"] = extra.get("prog_name") or "logitstore"
+        run: Callable[..., Any] = super().main
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = run(*args, standalone_mode=False, **extra)
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             if not standalone_mode:

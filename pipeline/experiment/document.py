@@ -4,12 +4,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
-from .schema import Table, explain, list_as_tuple, nearest, problem, show
+from ..factories import suggest
+from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
     Cache,
     Cluster,
@@ -19,33 +19,8 @@ from .tables import (
     Student,
     Teacher,
     TransferSet,
-    ViewAugmentation,
-    check_specialist_names,
+    among_members,
 )
-from .training import Augmentation, Factory, Loss, SpecialistTrain, StudentTrain, TeacherTrain, Train
-
-__all__ = [
-    "Augmentation",
-    "Cache",
-    "Cluster",
-    "Combine",
-    "EvaluationSet",
-    "Experiment",
-    "Factory",
-    "Loss",
-    "SpecialistTrain",
-    "Specialists",
-    "Student",
-    "StudentTrain",
-    "Teacher",
-    "TeacherMember",
-    "TeacherTrain",
-    "Train",
-    "TransferSet",
-    "ViewAugmentation",
-    "load_experiment",
-    "parse_experiment",
-]
 
 
 @dataclass(frozen=True)
@@ -69,9 +44,7 @@ class Experiment(Table):
     """Examples that the teachers are run on."""
     evaluation_set: EvaluationSet | None = None
     """Examples of every score; no scores without."""
-    teachers: Annotated[tuple[Teacher, ...], BeforeValidator(list_as_tuple), Field(min_length=1)] = Field(
-        alias="teacher"
-    )
+    teachers: Listed[Teacher] = Field(alias="teacher", min_length=1)
     """Teachers, in the order of their captures."""
     cache: Cache = Field(default_factory=Cache)
     """Settings of the captures."""
@@ -81,9 +54,7 @@ class Experiment(Table):
     """Specialists of the sets of a clustering; none by default."""
     combine: Combine | None = None
     """Generalist and specialists as one capture; none by default."""
-    students: Annotated[tuple[Student, ...], BeforeValidator(list_as_tuple)] = Field(
-        default=(), alias="student"
-    )
+    students: Listed[Student] = Field(default=(), alias="student")
     """Students, in the order of their trainings."""
 
     _base: Path = PrivateAttr(default_factory=Path)
@@ -92,6 +63,11 @@ class Experiment(Table):
     def base(self) -> Path:
         """Folder that relative file names start from."""
         return self._base
+
+    @property
+    def _groups(self) -> dict[str, tuple[str, ...]]:
+        """The names in the store of each teacher's networks."""
+        return {teacher.name: teacher.member_names for teacher in self.teachers}
 
     @model_validator(mode="after")
     def _tables_agree(self) -> "Experiment":
@@ -113,20 +89,21 @@ class Experiment(Table):
             _claim(students, student.name, f"student[{index}].name")
             _check_known(student.teachers or (), owners, f"student[{index}].teachers")
             self._check_view(student.views, f"student[{index}].views")
-        if self.cluster is None:
+        if self.cluster is None or self.cluster.teachers is None:
             return self
-        cluster = self.cluster.of_members({teacher.name: teacher.member_names for teacher in self.teachers})
-        return self if cluster is self.cluster else self.model_copy(update={"cluster": cluster})
+        weights = among_members(self.cluster.teachers, self._groups)
+        cluster = self.cluster.model_copy(update={"teachers": weights})
+        return self.model_copy(update={"cluster": cluster})
 
     def _check_member(self, name: str, key: str) -> None:
         """Refuse a name that is not that of one network."""
         members = [member for teacher in self.teachers for member in teacher.member_names]
         if name in members:
             return
-        if name in (teacher.name for teacher in self.teachers):
+        if name in self._groups:
             found, remedy = f"'{name}', which has several members", f"did you mean '{name}-0'?"
         else:
-            found, remedy = show(name), nearest(name, members)
+            found, remedy = show(name), suggest(name, members)
         raise problem("the name of one teacher", found, remedy, key)
 
     def _check_view(self, views: str | int, key: str) -> None:
@@ -154,7 +131,9 @@ class Experiment(Table):
         if known is not None and max(numbers) >= known:
             expected = f"sets from 0 to {known - 1}, for cluster.clusters = {known}"
             raise problem(expected, str(max(numbers)), "lower the numbers", "specialists.sets")
-        check_specialist_names(self.specialist_prefix, max(numbers, default=0) + 1)
+        longest = f"{self.specialist_prefix}-{max(numbers, default=0)}"
+        if not NAME.fullmatch(longest):
+            raise problem("names of 64 characters at most", show(longest), "set name", "specialists.name")
         for number in numbers:
             _claim(dict(owners), f"{self.specialist_prefix}-{number}", "specialists.name")
 
@@ -218,15 +197,9 @@ class Experiment(Table):
 
         The members of a teacher share its weight equally. Empty for a student with hard targets.
         """
-        groups = {teacher.name: teacher.member_names for teacher in self.teachers}
         given = student.teachers or {}
         total = sum(given.values())
-        shares: dict[str, float] = {}
-        for name, weight in given.items():
-            members = groups.get(name, (name,))
-            for member in members:
-                shares[member] = shares.get(member, 0.0) + weight / total / len(members)
-        return shares
+        return among_members({name: weight / total for name, weight in given.items()}, self._groups)
 
 
 def _claim(owners: dict[str, str], name: str, key: str) -> None:
@@ -239,7 +212,7 @@ def _claim(owners: dict[str, str], name: str, key: str) -> None:
 def _check_known(names: Mapping[str, object] | tuple[()], owners: Mapping[str, str], key: str) -> None:
     for name in names:
         if name not in owners:
-            raise problem("a teacher's name", show(name), nearest(name, sorted(owners)), key)
+            raise problem("a teacher's name", show(name), suggest(name, owners), key)
 
 
 # From a file to an experiment

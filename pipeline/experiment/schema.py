@@ -1,16 +1,24 @@
 """Types of keys, the base of all tables, and the one line that an invalid document becomes."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ...storage.errors import ConfigError
+from ..factories import suggest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of parts, teachers and students."""
@@ -47,12 +55,6 @@ def any_of(values: Sequence[str]) -> str:
     "'sgd', 'adam' or 'adamw'"
     """
     return " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """Return the remedy for an unknown `key`: the known one that resembles it most, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else "use one of " + ", ".join(sorted(known))
 
 
 def _one_line(text: str) -> str:
@@ -93,11 +95,6 @@ def _check_plain(value: object, key: str = "") -> object:
     return value
 
 
-def list_as_tuple(value: object) -> object:
-    """Turn a list, as TOML gives it, into the tuple that a frozen table holds."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def check_distinct(values: tuple[_ITEM, ...]) -> tuple[_ITEM, ...]:
     """Refuse a repeated value."""
     for value in values:
@@ -106,6 +103,11 @@ def check_distinct(values: tuple[_ITEM, ...]) -> tuple[_ITEM, ...]:
             raise problem("every value once", found, "remove the repetition")
     return values
 
+
+Listed = Annotated[
+    tuple[_ITEM, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
+"""A list of TOML as the tuple that a frozen table holds."""
 
 Name = Annotated[str, AfterValidator(check_name)]
 FactoryName = Annotated[str, AfterValidator(_check_factory)]
@@ -148,7 +150,7 @@ class Table(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in map(str, data):
                 if key not in known:
-                    remedy = dict(cls.elsewhere).get(key) or nearest(key, known)
+                    remedy = dict(cls.elsewhere).get(key) or suggest(key, known)
                     raise problem("a known key", show(key), remedy, key)
         return data
 

@@ -82,6 +82,16 @@ def _as_weights(value: object) -> object:
     return value
 
 
+def among_members(weights: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the weights of single networks: a teacher's weight is shared equally by its members in `groups`."""
+    shares: dict[str, float] = {}
+    for name, weight in weights.items():
+        members = groups.get(name, (name,))
+        for member in members:
+            shares[member] = shares.get(member, 0.0) + weight / len(members)
+    return shares
+
+
 Weights = Annotated[dict[str, Positive], BeforeValidator(_as_weights)]
 Views = Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)]
 
@@ -289,17 +299,6 @@ class Cluster(Table):
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
-    def of_members(self, groups: Mapping[str, Sequence[str]]) -> "Cluster":
-        """Return the table with each teacher of several members replaced by them. groups: members by teacher."""
-        if self.teachers is None or all(len(groups.get(name, ())) < 2 for name in self.teachers):
-            return self
-        weights: dict[str, float] = {}
-        for name, weight in self.teachers.items():
-            members = groups.get(name, (name,))
-            for member in members:
-                weights[member] = weights.get(member, 0.0) + weight / len(members)
-        return self.model_copy(update={"teachers": weights})
-
 
 class Specialists(Table):
     """`[specialists]`: one network for each confusable set of classes, begun from the generalist's weights."""
@@ -357,13 +356,6 @@ class Combine(Table):
     """Most likely classes of a row, by the generalist, whose specialists are active."""
     direction: Literal["pq", "qp"] = "pq"
     """Whether KL(p, q) or KL(q, p) is minimised, for p of each network and q of the combination."""
-
-
-def check_specialist_names(prefix: str, sets: int) -> None:
-    """Refuse names that a store cannot have. Raises PydanticCustomError."""
-    longest = f"{prefix}-{max(0, sets - 1)}"
-    if not NAME.fullmatch(longest):
-        raise problem("names of 64 characters at most", show(longest), "set name", "specialists.name")
 
 
 class Student(Factory):

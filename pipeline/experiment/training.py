@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .schema import (
     Arguments,
@@ -11,6 +11,7 @@ from .schema import (
     Effect,
     FactoryName,
     Fraction,
+    Listed,
     NotNegative,
     Positive,
     Seed,
@@ -18,7 +19,6 @@ from .schema import (
     Table,
     Whole,
     check_distinct,
-    list_as_tuple,
     problem,
     show,
 )
@@ -138,12 +138,7 @@ class TeacherTrain(Train):
 class StudentTrain(Train):
     """`[[student]] train`."""
 
-    seeds: Annotated[
-        tuple[Seed, ...],
-        BeforeValidator(list_as_tuple),
-        AfterValidator(check_distinct),
-        Field(min_length=1),
-    ] = (0,)
+    seeds: Annotated[Listed[Seed], AfterValidator(check_distinct), Field(min_length=1)] = (0,)
     """One training for each; tables show mean and spread."""
     checkpoint_every: Count | None = None
     """Steps between two checkpoints, from which an interrupted training resumes; none by default."""
