@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -32,32 +33,14 @@ LINE_EVERY = 5.0
 class _Task:
     """A task that goes on."""
 
-    name: str
-    """Phrase that it is reported under."""
     started: float
     """Clock at the first report, seconds."""
     first: int
     """Units done by then, perhaps by an earlier run: they do not count in the rate."""
-    now: float = 0.0
-    """Clock at the last report, seconds."""
-    done: int = 0
-    total: int = 0
+    done: int
+    """Units done."""
     shown: float = -inf
     """Clock at its last line, seconds."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the first report."""
-        return self.now - self.started
-
-    def figures(self, unit: str, detail: str) -> str:
-        """Return `1,200/60,000 rows, 5,100 rows/s, 12 s left, loss 0.31`."""
-        parts = [f"{self.done:,}/{self.total:,} {unit}"]
-        if self.seconds > 0 and (rate := (self.done - self.first) / self.seconds) > 0:
-            parts.append(f"{format_rate(rate)} {unit}/s")
-            if self.done < self.total:
-                parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
-        return ", ".join([*parts, detail] if detail else parts)
 
 
 def format_seconds(seconds: float) -> str:
@@ -100,19 +83,32 @@ class Lines:
             now = self._clock()
             state = self._tasks.get(task)
             if state is None or done < state.done:
-                state = self._tasks[task] = _Task(task, now, done)
-            state.now, state.done, state.total = now, done, total
+                state = self._tasks[task] = _Task(now, done, done)
+            state.done, seconds = done, now - state.started
             if done >= total:
                 del self._tasks[task]
-            if state.seconds >= SHOW_AFTER:
-                self._show(state, state.figures(unit, detail))
+            if seconds < SHOW_AFTER:
+                return
+            # As in `1,200/60,000 rows, 5,100 rows/s, 12 s left, loss 0.31`.
+            figures = [f"{done:,}/{total:,} {unit}"]
+            if done > state.first and seconds > 0:
+                rate = (done - state.first) / seconds
+                figures.append(f"{format_rate(rate)} {unit}/s")
+                if done < total:
+                    figures.append(f"{format_seconds((total - done) / rate)} left")
+            text = ", ".join([*figures, detail] if detail else figures)
+            if done >= total:
+                self._end(task, text, seconds)
+            else:
+                self._show(task, text, state, now, done / total)
 
-    def _show(self, task: _Task, figures: str) -> None:
-        if task.done >= task.total:
-            click.echo(f"{task.name}: {figures}, took {format_seconds(task.seconds)}", err=True)
-        elif task.now - task.shown >= LINE_EVERY:
-            task.shown = task.now
-            click.echo(f"{task.name}: {figures}", err=True)
+    def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
+        if now - task.shown >= LINE_EVERY:
+            task.shown = now
+            click.echo(f"{name}: {text}", err=True)
+
+    def _end(self, name: str, text: str, seconds: float) -> None:
+        click.echo(f"{name}: {text}, took {format_seconds(seconds)}", err=True)
 
     def close(self) -> None:
         """Do nothing: lines stay."""
@@ -121,36 +117,36 @@ class Lines:
 class Bars(Lines):
     """A `Progress` as bars at the bottom of a terminal, each removed at the end of its task."""
 
-    _bars: "RichProgress | None" = None
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the time from `clock`, seconds."""
+        super().__init__(clock)
+        self._shown: dict[str, TaskID] = {}
 
-    def _show(self, task: _Task, figures: str) -> None:
-        if self._bars is None:
-            self._bars = _make_bars()
-            self._shown: dict[str, TaskID] = {}
-        if task.done >= task.total:
-            if task.name in self._shown:
-                self._bars.remove_task(self._shown.pop(task.name))
+    @cached_property
+    def _bars(self) -> "RichProgress":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        # The text is that of the lines: rich's own rate leaves out all reports before the first bar.
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+
+    def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
+        if name not in self._shown:
+            self._shown[name] = self._bars.add_task(name, total=1.0, text=text)
+        self._bars.update(self._shown[name], completed=share, text=text)
+        self._bars.start()
+
+    def _end(self, name: str, text: str, seconds: float) -> None:
+        if name in self._shown:
+            self._bars.remove_task(self._shown.pop(name))
             if not self._shown:
                 self._bars.stop()
-            return
-        if task.name not in self._shown:
-            self._shown[task.name] = self._bars.add_task(task.name, figures=figures)
-        self._bars.update(self._shown[task.name], completed=task.done, total=task.total, figures=figures)
-        self._bars.start()
 
     def close(self) -> None:
         """Remove all bars."""
-        if self._bars is not None:
+        if self._shown:
             self._bars.stop()
-
-
-def _make_bars() -> "RichProgress":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    # The figures are those of the lines: rich's own rate leaves out the first report after `SHOW_AFTER`.
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}")
-    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
 
 
 @contextmanager

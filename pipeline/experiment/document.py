@@ -115,11 +115,8 @@ class Experiment(Table):
         """Refuse specialists without a clustering, a generalist or free names."""
         own = None if self.cluster is None else self.cluster.part_name
         if table.clustering is None and own is None:
-            expected, remedy = (
-                "[cluster] or specialists.clustering",
-                "add [cluster], or specialists.clustering",
-            )
-            raise problem(expected, "no such key", remedy, "specialists.clustering")
+            expected = "[cluster] or specialists.clustering"
+            raise problem(expected, "no such key", "add one of the two", "specialists.clustering")
         if table.generalist is not None:
             self._check_member(table.generalist, "specialists.generalist")
         elif self.cluster is None or self.cluster.teacher is None:
@@ -228,11 +225,9 @@ def load_experiment(path: str | Path) -> Experiment:
     where = str(path)
     try:
         document = tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
-        expected, found, remedy = "an experiment file", "no such file", "check the path"
     except OSError as error:
-        expected, found = "a readable file", (error.strerror or type(error).__name__).lower()
-        remedy = "name a TOML file that you may read"
+        expected, remedy = "an experiment file", "check the path"
+        found = (error.strerror or type(error).__name__).lower()
     except UnicodeDecodeError as error:
         expected, found = "UTF-8 text", f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
         remedy = "save the file as UTF-8"

@@ -197,7 +197,6 @@ def settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
 _EXPECTED = {
     "missing": "a value",
     "model_type": "a table",
-    "model_attributes_type": "a table",
     "dict_type": "a table",
     "tuple_type": "a list",
     "too_short": "at least {min_length} of them",

@@ -27,7 +27,7 @@ from .schema import (
     problem,
     show,
 )
-from .training import Augmentation, Factory, Loss, SpecialistTrain, StudentTrain, TeacherTrain, as_loss
+from .training import Augmentation, Factory, Loss, SpecialistTrain, StudentTrain, TeacherTrain
 
 SOURCES: Final[Mapping[str, str]] = {
     "hugging_face": "logitstore.pipeline.models.hugging_face:classifier",
@@ -200,9 +200,8 @@ class Teacher(Factory):
     @property
     def member_names(self) -> tuple[str, ...]:
         """The names in the store: its own, or one a member."""
-        if self.members == 1:
-            return (self.name,)
-        return tuple(f"{self.name}-{member}" for member in range(self.members))
+        several = tuple(f"{self.name}-{member}" for member in range(self.members))
+        return several if self.members > 1 else (self.name,)
 
 
 class ViewAugmentation(Augmentation):
@@ -374,7 +373,7 @@ class Student(Factory):
     """Temperature of targets and student in the training."""
     hard_weight: NotNegative = 0.0
     """Weight of the cross-entropy with the labels, beside T² times the soft one."""
-    loss: Annotated[Loss, BeforeValidator(as_loss)] = Loss()
+    loss: Loss = Loss()
     """Loss of soft targets: a name, or a table with its numbers."""
     standardise: bool = False
     """Whether each row of logits, the teachers' and the student's, gets mean 0 and deviation 1 before the loss."""

@@ -23,15 +23,8 @@ from .schema import (
     show,
 )
 
-LossName = Literal["distillation", "logit_matching", "dkd", "dist"]
-
-_NUMBERS: Mapping[str, Mapping[str, float]] = {
-    "distillation": {},
-    "logit_matching": {},
-    "dkd": {"alpha": 1.0, "beta": 8.0},
-    "dist": {"inter": 1.0, "intra": 1.0},
-}
-"""The numbers of each loss, with the defaults of its paper."""
+_NUMBERS: Mapping[str, tuple[str, ...]] = {"dkd": ("alpha", "beta"), "dist": ("inter", "intra")}
+"""Keys of `Loss` that belong to one loss each."""
 
 
 class Factory(Table):
@@ -51,36 +44,30 @@ class Augmentation(Factory):
 
 
 class Loss(Table):
-    """`loss`: the loss between a student's logits and its teachers'; a name alone takes the usual numbers."""
+    """`loss`: the loss between a student's logits and its teachers'. Each number has its paper's default."""
 
-    name: LossName = "distillation"
+    name: Literal["distillation", "logit_matching", "dkd", "dist"] = "distillation"
     """Cross-entropy with soft targets, logit matching, DKD (Zhao et al. 2022) or DIST (Huang et al. 2022)."""
-    alpha: NotNegative | None = None
-    """Weight of the target class against the rest; 1 by default."""
-    beta: NotNegative | None = None
-    """Weight of the other classes among themselves; 8 by default."""
-    inter: NotNegative | None = None
-    """Weight of the relations between the classes of a row; 1 by default."""
-    intra: NotNegative | None = None
-    """Weight of the relations between the rows of a class; 1 by default."""
+    alpha: NotNegative = 1.0
+    """Weight of the target class against the rest, in `dkd`."""
+    beta: NotNegative = 8.0
+    """Weight of the other classes among themselves, in `dkd`."""
+    inter: NotNegative = 1.0
+    """Weight of the relations between the classes of a row, in `dist`."""
+    intra: NotNegative = 1.0
+    """Weight of the relations between the rows of a class, in `dist`."""
 
-    effects = tuple(Effect(tuple(numbers), "name", (name,)) for name, numbers in _NUMBERS.items())
+    effects = tuple(Effect(keys, "name", (name,)) for name, keys in _NUMBERS.items())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: object) -> object:
+        return {"name": data} if isinstance(data, str) else data
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The numbers of the loss, defaults filled in."""
-        given = {key: getattr(self, key) for key in _NUMBERS[self.name]}
-        return {
-            key: _NUMBERS[self.name][key] if value is None else float(value) for key, value in given.items()
-        }
-
-
-def as_loss(value: object) -> object:
-    """Turn `"dkd"` into `{ name = "dkd" }`."""
-    if isinstance(value, str) and value not in _NUMBERS:
-        known = ", ".join(f"'{name}'" for name in _NUMBERS)
-        raise problem(f"one of {known}, or a table with such a name", show(value), "write one of these")
-    return {"name": value} if isinstance(value, str) else value
+        """The numbers of the chosen loss."""
+        return {key: getattr(self, key) for key in _NUMBERS.get(self.name, ())}
 
 
 class Train(Table):

@@ -502,14 +502,12 @@ def refusal(path: Path) -> str:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.toml") == (
-        "FILE: expected an experiment file, found no such file; check the path"
+        "FILE: expected an experiment file, found no such file or directory; check the path"
     )
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == (
-        "FILE: expected a readable file, found is a directory; name a TOML file that you may read"
-    )
+    assert refusal(tmp_path) == ("FILE: expected an experiment file, found is a directory; check the path")
 
 
 def test_a_syntax_error_is_placed(tmp_path: Path) -> None:

@@ -143,10 +143,10 @@ def hard(**changes: Any) -> dict[str, Any]:
         ),
         (
             experiments.student("a", loss="dkt"),
-            "loss: expected one of 'distillation', 'logit_matching', 'dkd', 'dist', or a table with such a name, found 'dkt'; write one of these",
+            "loss.name: expected 'distillation', 'logit_matching', 'dkd' or 'dist', found 'dkt'; correct name",
         ),
         (
-            experiments.student("a", loss={"name": "dist", "alpha": 1.0}),
+            experiments.student("a", loss={"name": "dist", "alpha": 2.0}),
             "loss.alpha: expected name = 'dkd', found name = 'dist'; remove alpha",
         ),
         (
