@@ -39,7 +39,7 @@ def scheduler_at(address: str | None, *, otherwise: str = "") -> Iterator[Any]:
 
 @contextmanager
 def _without_its_log() -> Iterator[None]:
-    """Silence a client's log of a lost connection, a traceback beside our line; -vv shows it."""
+    """Hide a client's log of a lost connection, a traceback beside our line; -vv shows it."""
     logger = logging.getLogger("distributed.client")
     before = logger.level
     if not logging.getLogger("logitstore").isEnabledFor(logging.DEBUG):

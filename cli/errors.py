@@ -75,7 +75,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _discard_stdout() -> None:
-    """Redirect stdout to /dev/null."""
+    """Discard buffered and further output."""
     try:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())

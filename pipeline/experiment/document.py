@@ -38,22 +38,16 @@ class TeacherMember:
 
 
 class Experiment(Table):
-    """A whole experiment file."""
+    """A whole experiment file; each table's class documents it."""
 
     transfer_set: TransferSet
-    """Examples that the teachers are run on."""
     evaluation_set: EvaluationSet | None = None
-    """Examples of every score; no scores without."""
     teachers: Listed[Teacher] = Field(alias="teacher", min_length=1)
     """Teachers, in the order of their captures."""
     cache: Cache = Field(default_factory=Cache)
-    """Settings of the captures."""
     cluster: Cluster | None = None
-    """The clustering; none by default."""
     specialists: Specialists | None = None
-    """Specialists of the sets of a clustering; none by default."""
     combine: Combine | None = None
-    """Generalist and specialists as one capture; none by default."""
     students: Listed[Student] = Field(default=(), alias="student")
     """Students, in the order of their trainings."""
 

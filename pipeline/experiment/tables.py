@@ -130,9 +130,7 @@ class Teacher(Factory):
     file: Text | None = None
     """File of a whole network: `.pt2` (torch.export), or `.pt`, `.ts` (TorchScript). Loading it runs its code."""
     timm: Text | None = None
-    """Name of a network of timm."""
     torchvision: Text | None = None
-    """Name of a classifier of torchvision."""
     check_class_names: bool = True
     """Whether class names in a model's files must be those of the transfer set, in the same order."""
     weights: Text | None = None
@@ -259,7 +257,6 @@ class Cluster(Table):
     """An ensemble in place of `teacher`, whose softened probabilities are averaged. Weight of each, on any scale;
     a list means equal weights, and a teacher with members stands for all of them, equally."""
     clusters: Count
-    """Number of sets."""
     classes_per_cluster: Annotated[int, Field(ge=2)]
     """Classes of a set; sets may overlap."""
     temperature: Positive = 1.0

@@ -40,7 +40,6 @@ class Augmentation(Factory):
     """A random change of an input: a pure function of the input and of a random generator."""
 
     seed: Seed = 0
-    """Seed of the generator."""
 
 
 class Loss(Table):
@@ -80,9 +79,7 @@ class Train(Table):
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """The optimiser; parameters without a key here keep PyTorch's defaults."""
     momentum: Fraction = 0.0
-    """Momentum of `sgd`."""
     weight_decay: NotNegative = 0.0
-    """Weight decay, as the optimiser defines it."""
     batch_size: Count = 128
     """Rows of a step, of all ranks together."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -3,13 +3,15 @@
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
+from logitstore.pipeline.experiment.schema import Table
+from logitstore.pipeline.experiment.tables import SOURCES, Student
 from logitstore.storage.errors import ConfigError
 
 WHOLE = """
@@ -461,6 +463,37 @@ def test_what_is_wrong_is_one_line_that_says_where(
         found,
         remedy,
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param('optimizer = "sgd", lr = 1, momentum = 0.9', "lr = 1, momentum = 0.0", id="momentum"),
+        pytest.param('targets = "hard"', 'targets = "hard"\ntemperature = 1.0', id="temperature"),
+        pytest.param("[evaluation_set]", 'order = "as_is"\nseed = 0\n[evaluation_set]', id="seed"),
+    ],
+)
+def test_a_key_at_its_default_needs_no_effect(old: str, new: str) -> None:
+    assert WHOLE.count(old) >= 1
+    parse(WHOLE.replace(old, new, 1))
+
+
+def test_the_keys_of_every_effect_exist() -> None:
+    def key_of(table: type[Table], key: str) -> Any:
+        outer, _, inner = key.partition(".")
+        kind = table.model_fields[outer].annotation if outer in table.model_fields else None
+        return key_of(kind, inner) if inner and isinstance(kind, type) else kind
+
+    tables = [Table]
+    for table in tables:  # grows
+        tables += table.__subclasses__()
+    effects = [(table, effect) for table in tables for effect in table.effects]
+    assert len(effects) >= 10
+    for table, effect in effects:
+        assert all(key_of(table, key) is not None for key in effect.keys)
+        known = ("factory", *SOURCES) if effect.choice == "source" else get_args(key_of(table, effect.choice))
+        assert set(effect.values) < set(known)
+    assert key_of(Student, "loss.nmae") is None  # negative control
 
 
 def test_the_rest_of_the_problems_are_counted() -> None:
