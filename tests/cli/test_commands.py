@@ -1,4 +1,4 @@
-"""Do the commands do what they say, say what they did, and leave alone what is done?
+"""Commands: they report what they did, and leave finished work alone.
 
 Most of these laws run on the small experiment, done once by `logitstore run`.
 """

@@ -1,4 +1,4 @@
-"""Laws of the command line that hold whatever the commands do."""
+"""Laws of the command line that hold for every command."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Do the guides tell the truth of the experiment file? Every key, its default, and every example.
+"""The guides and the experiment file: every key, its default, and every example.
 
 Each section of the page describes one table class: its keys are the class's own, neither fewer nor more.
 TOML blocks are experiments, or fragments to which the least is added that makes them one; blocks that begin with

@@ -1,4 +1,4 @@
-"""Factory strings: what they resolve to, how arguments reach them, and what each mistake is told."""
+"""Factory strings: their meaning, their arguments, and the message of each mistake."""
 
 import hashlib
 import re

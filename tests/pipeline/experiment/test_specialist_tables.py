@@ -1,4 +1,4 @@
-"""Is what is wrong with specialists one clear line, before anything is trained for it?"""
+"""Specialists: a wrong table or store is one line, before anything is trained."""
 
 import shutil
 from pathlib import Path
