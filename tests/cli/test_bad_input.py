@@ -120,7 +120,10 @@ def test_a_misspelt_key(folder: Path) -> None:
 def test_no_experiment_file(folder: Path, command: str) -> None:
     store = [] if command == "run" else [folder / "store.zarr"]
     line = refused(folder, USAGE, command, folder / "none.toml", *store)
-    assert line == f"{folder / 'none.toml'}: expected an experiment file, found no such file or directory; check the path"
+    assert (
+        line
+        == f"{folder / 'none.toml'}: expected an experiment file, found no such file or directory; check the path"
+    )
 
 
 def test_no_data_file(folder: Path) -> None:

@@ -61,7 +61,7 @@ MINIMAL: dict[str, Any] = {
 def defaults_of(table: type[Table]) -> dict[str, str]:
     """The keys that a class adds to its bases, each with its default as the page writes it."""
     inherited = {name for base in table.__mro__[1:] for name in getattr(base, "model_fields", {})}
-    found = {}
+    defaults = {}
     for name, field in table.model_fields.items():
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         if field.is_required():
@@ -71,8 +71,8 @@ def defaults_of(table: type[Table]) -> dict[str, str]:
         else:
             default = "none" if value is None or value in ({}, ()) else f"`{json.dumps(value)}`"
         if name not in inherited:
-            found[field.alias or name] = default
-    return found
+            defaults[field.alias or name] = default
+    return defaults
 
 
 def defaults_said(page: str, heading: str) -> dict[str, str]:
@@ -95,8 +95,8 @@ def untrue(page: str) -> list[str]:
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
     """(language, source) of the code blocks of a page."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [(language, source) for language, source in found if language in languages]
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [(language, source) for language, source in fenced if language in languages]
 
 
 def check_fragment(source: str) -> None:
