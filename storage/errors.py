@@ -36,16 +36,10 @@ from typing import ClassVar
 
 EX_USAGE = 64
 """The command line or the experiment file is wrong (sysexits.h)."""
-
-
 EX_DATAERR = 65
 """What was to be read is wrong, or is not there (sysexits.h)."""
-
-
 EX_SOFTWARE = 70
 """A bug in logitstore (sysexits.h)."""
-
-
 EX_TEMPFAIL = 75
 """Nothing is lost; the same command may be run again once its cause is gone (sysexits.h)."""
 

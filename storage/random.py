@@ -17,21 +17,11 @@ from numpy.typing import NDArray
 from .errors import ConfigError
 
 _MULTIPLIERS: Final = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
-
-
 _WEYL: Final = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
-
-
 _ROUNDS: Final = 10
-
-
 _WORDS: Final = 4
 """64-bit words that one value of the counter gives."""
-
-
 _LOW: Final = np.uint64(0xFFFFFFFF)
-
-
 _HALF: Final = np.uint64(32)
 
 

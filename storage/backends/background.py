@@ -12,8 +12,6 @@ from .local import NewObject
 
 _WRITE_BYTES = 128 << 10
 """Smaller buffers are gathered into one write."""
-
-
 _AHEAD = 2
 """Pieces of a block that wait to be written, at most."""
 

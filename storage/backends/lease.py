@@ -22,12 +22,8 @@ from .local import Folder
 from .posix import close_quietly, expecting_folders
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-
-
 _PATIENCE_S: Final = 60.0
 """How long to wait for a writer that is alone, and so in the short work of recovery."""
-
-
 _POLL_S: Final = 0.02
 
 

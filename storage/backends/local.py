@@ -52,15 +52,9 @@ from .posix import (
 )
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
 _STAGING = STAGING.split("/")
-
-
 _ATTEMPTS = 8
 """How often a writer makes the staging folder anew where others tidy it under its hands."""
-
-
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from ..errors import StorageError, StorageFull, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 _TRANSIENT: Final = {
     errno.EIO,
     errno.EINTR,
@@ -31,33 +29,17 @@ _TRANSIENT: Final = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-
-
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What `link` fails with on a file system without hard links."""
-
-
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 """Errors that say what there is; callers expect them."""
-
-
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
 _RENAME_NOREPLACE: Final = 1
-
-
 PIECE_BYTES: Final = 1 << 20
 """Bytes that are read and looked at at a time: as much as stays in a core's own cache."""
-
-
 _PAGE: Final = 4096
-
-
 _APART: Final = 64
 """How far source and target lie apart within a page."""
-
-
 CALL_BYTES: Final = 1 << 30
 """Most bytes that one read or write is asked for: Linux moves no more at once."""
 

@@ -31,18 +31,10 @@ if TYPE_CHECKING:
 
 
 _OBSTORE: Final = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https"})
-
-
 _WEB: Final = frozenset({"http", "https"})
-
-
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
-
-
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """After that, one is told: obstore itself would go on for minutes."""
-
-
 _AT_ONCE: Final = 16
 """Records of the log that are asked for at once, where they cannot be listed."""
 

@@ -22,26 +22,14 @@ if TYPE_CHECKING:
 
 
 _Answer = TypeVar("_Answer")
-
-
 _PATIENCE_S: Final = 600.0
 """How long one answer may take; the libraries below give up, and try again, far earlier."""
-
-
 _MOST_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
-
-
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
 _STATUS: Final = re.compile(r"status code: (\d{3})")
-
-
 _PASSING: Final = frozenset({408, 425, 429})
 """Answers of a web server from 400 to 499 that may be another one the next time."""
-
-
 _obstore_process: int | None = None
 """The process in which obstore was used first: a process that is forked from it can never use it."""
 

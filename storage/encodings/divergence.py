@@ -19,8 +19,6 @@ from ..format.constants import TEMPERATURES
 
 _PIECE: Final = 1 << 16
 """Logits that are compared at a time: their arrays stay in a core's cache."""
-
-
 _NEAR: Final = 0.5
 """Errors up to which g is taken from its series: what is left out is 1e-5 of it."""
 

@@ -31,20 +31,12 @@ from .encoding import ArraySpec, bad_logits, check_finite
 
 _MARGIN: Final = 1 - 2**-6
 """Of Δ, for arithmetic."""
-
-
 _FAST_CODES: Final = 1 << 13
 """Codes up to which float32 divides exactly enough: three roundings of 2⁻²⁴·2¹³ Δ are less than 2⁻⁸ of Δ/2."""
-
-
 _STEPS: Final = (2.0**-100, 2.0**100)
 """Smallest and largest step: its reciprocal, its 2⁻¹⁵ and its 2¹⁶ are then numbers of float32 with all their digits."""
-
-
 _USEFUL: Final = 10.0
 """Nats; more than any distribution over 20,000 classes can be away from an even one."""
-
-
 _CODES: Final = 1 << 15
 """Numbers that are quantised at a time: some arrays of that many stay in a core's cache."""
 

@@ -17,33 +17,17 @@ from .encoding import ArraySpec, bad_logits, check_finite
 
 _ROUNDS_TO_INFINITY: Final = {"float16": np.float32(65520), "float32": np.float32(np.inf)}
 """The smallest size that a dtype cannot hold: half a step beyond its largest number."""
-
-
 _CACHED: Final = 1 << 15
 """Elements that are converted at a time: some arrays of that many stay in a core's cache."""
-
-
 _EXPONENT: Final = np.int16(0x7C00)
-
-
 _SIGN_EXPONENT_DIGITS: Final = np.int32(0x8FFFE000 - (1 << 32))
-
-
 _REBIAS_FACTOR: Final = np.float32(2.0 ** (127 - 15))
 """From the exponents of float16 to those of float32."""
-
-
 _REBIAS: Final = np.uint32((((15 - 127) << 23) + 0xFFF + (1 << 28)) % 2**32)
 """From float32's exponents to float16's, a half of the last digit less a little (ties go to even), and the sign."""
-
-
 _LEAST_NORMAL: Final = np.uint32(113 << 23)
 """Bits of 2⁻¹⁴, the least normal float16."""
-
-
 _SHIFT: Final = np.float32(0.5)
-
-
 _SHIFT_BITS: Final = _SHIFT.view(np.uint32)
 """At 0.5 the last digit of a float32 is 2⁻²⁴, that of a small float16."""
 

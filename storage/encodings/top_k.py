@@ -31,20 +31,12 @@ from .encoding import ArraySpec, bad_logits, check_finite
 
 _LOGITS: Final = 1 << 18
 """Logits that are sorted at a time."""
-
-
 _WIDE: Final = 4096
 """Classes from which on rows are sorted one by one."""
-
-
 _LARGEST: Final = np.float32(65504.0)
 """The largest float16."""
-
-
 _FURTHEST: Final = np.float32(1e19)
 """The furthest below its maximum that a logit may be, so that float32 holds the variance of the others."""
-
-
 _COLDEST: Final = 1e-6
 """The lowest temperature to decode for."""
 

@@ -15,20 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RAW, ZSTD, BLOSC = "raw", "zstd", "blosc"
-
-
 _ZSTD_LEVEL: Final = 1
-
-
 _BLOSC_LEVEL: Final = 1
-
-
 _BLOSC_BLOCK_BYTES: Final = 1 << 18
-
-
 _BLOSC_HEADER_BYTES: Final = 16
-
-
 _ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
 
 

@@ -9,14 +9,8 @@ from ..errors import ConfigError, LimitExceeded, ManifestInvalid, NotAStoreError
 from .constants import FORMAT_VERSION, MAX_JSON_BYTES, MAX_JSON_DEPTH
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
 _ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-
-
 _RESTORE = "run `logitstore verify` and restore the file from a copy"
-
-
 _DISTRUST = "do not use this store: logitstore writes none like it"
 
 

@@ -13,19 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MIB = 1 << 20
-
-
 SHARD_BYTES = 32 * MIB
 """Most bytes of the widest row's shard, before the codec."""
-
-
 CHUNK_BYTES = 2 * MIB
 """Most bytes of an inner chunk, before the codec (unless a single row is wider)."""
-
-
 MAX_BLOCK_ROWS = 65_536
-
-
 MIN_BLOCK_ROWS = 1024
 """Small stores get blocks of this many rows, however few blocks that makes."""
 

@@ -35,14 +35,8 @@ from .metadata import ArrayLayout
 
 SMALL_CHUNK_BYTES: Final = 32 << 20
 """Most bytes of a chunk of a small array (unless a single element of its first dimension is larger)."""
-
-
 _EVERY_CAPTURE: Final = {"peak": ("view", "row"), "seen": ("view", "row"), "classes": ("class",)}
-
-
 _MEASURED: Final = {"error": ("view", "row", "temperature")}
-
-
 DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "samples": {
         "source": ("row",),
@@ -73,8 +67,6 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 
 The form of a part is its kind, or, of a capture that is encoded, the feature that a reader needs for it.
 """
-
-
 DTYPES_OF: Final[Mapping[str, str]] = {
     "source": "int64",
     "digest": "uint64",
@@ -94,8 +86,6 @@ DTYPES_OF: Final[Mapping[str, str]] = {
     "projected_centres": "float32",
 }
 """Zarr's dtype of the arrays that have only one."""
-
-
 _CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("samples", "input"): INPUT_DTYPES,
     (CAPTURE, "logits"): ("float16", "float32"),
@@ -104,8 +94,6 @@ _CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     (TOP_K, "index"): ("uint16", "uint32"),
 }
 """Dtypes of the others, by form and name."""
-
-
 _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (ERROR_BUDGET, "logits", "uint8"): ZSTD,
     (ERROR_BUDGET, "logits", "uint16"): BLOSC,
@@ -114,22 +102,14 @@ _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (TOP_K, "logits", "float16"): BLOSC,
 }
 """What the chunks of an array are made smaller by, by form, name and dtype; raw where it is not here."""
-
-
 _FEW_ROWS: Final[Mapping[str, tuple[int, ...]]] = {"error": (len(TEMPERATURES),), "tail": (3,)}
 """Row shapes of arrays that have only one."""
-
-
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     "samples": frozenset({"source", "digest", "label"}),
     "clustering": frozenset(),
 } | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
 """Arrays that every part of a form has."""
-
-
 _CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
-
-
 _OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
 """The spec, and what a later minor version may put beside it."""
 

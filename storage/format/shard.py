@@ -27,14 +27,8 @@ from .codec import RAW, compress, decompress, most_bytes
 from .metadata import ArrayLayout
 
 CRC_BYTES = 4
-
-
 UNSEALABLE = "do not read this part: no writer of this format sealed it"
-
-
 REMAKE = "run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
-
-
 ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that is not there."""
 

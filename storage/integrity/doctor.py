@@ -29,26 +29,14 @@ from ..errors import ConfigError, StorageError
 
 ROUNDS: Final = 1000
 """How often two processes race for a name."""
-
-
 SAFE, UNSAFE, IO_ERROR = 0, 1, 4
 """What `logitstore doctor` leaves with."""
-
-
 SAFE_VERDICT: Final = "safe for several writers"
-
-
 _TITLES: Final = {"link": "link: one winner of a race", "rename": "rename that replaces nothing: one winner"}
-
-
 _PATIENCE_S: Final = 60.0
 """How long the other process may take for one thing."""
-
-
 _LEAD_S: Final = 200e-6
 """How long before a race both are told when it begins."""
-
-
 _NETWORK: Final = re.compile(
     r"nfs|cifs|smb|lustre|ceph|gpfs|beegfs|afs|9p|virtiofs|fuse\.(?!portal)|fuse$|gluster|pvfs|orangefs|ocfs|gfs2|weka"
 )
