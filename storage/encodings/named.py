@@ -7,7 +7,7 @@ from ..errors import ConfigError, LogitStoreError, UnsupportedFeature
 from ..format.constants import ERROR_BUDGET, TOP_K
 from .encoding import Encoding
 from .error_budget import ErrorBudget
-from .floats import FLOATS
+from .half import FLOATS
 from .top_k import TopK, bad_k
 
 EXPECTED: Final = (

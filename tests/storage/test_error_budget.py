@@ -20,7 +20,7 @@ from support.divergences import kl
 
 from logitstore.storage.encodings import error_budget
 from logitstore.storage.encodings.error_budget import ErrorBudget
-from logitstore.storage.encodings.floats import FLOATS, rounding_error
+from logitstore.storage.encodings.half import FLOATS, rounding_error
 from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import stores
 
-from logitstore.storage.encodings.floats import FLOATS, widened
+from logitstore.storage.encodings.half import FLOATS, widened
 from logitstore.storage.encodings.named import encoding_described, encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError, UnsupportedFeature
 
