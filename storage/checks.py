@@ -10,7 +10,7 @@ from .errors import ConfigError
 
 
 def whole_number(name: str, value: Any, least: int, below: int = 1 << 63) -> int:
-    """An integer of Python's or NumPy's, in a range. Raises ConfigError.
+    """Return `value` if it is an integer, of Python or NumPy, in a range. Raises ConfigError.
 
     >>> whole_number("batch_size", np.int64(64), 1)
     64
@@ -24,7 +24,7 @@ def whole_number(name: str, value: Any, least: int, below: int = 1 << 63) -> int
 
 
 def check_flags(**flags: Any) -> None:
-    """Refuse what is neither True nor False: any other object counts as one of them. Raises ConfigError."""
+    """Refuse flags other than True and False, which Python would take for one of them. Raises ConfigError."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ConfigError(
@@ -46,7 +46,7 @@ def check_temperature(temperature: Any) -> float:
 
 
 def check_rank(rank: Any, world_size: int) -> int:
-    """The rank of a process in its world. Raises ConfigError."""
+    """Return the rank of a process if it is in its world. Raises ConfigError."""
     is_rank = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and 0 <= rank < world_size
     if not is_rank:
         raise ConfigError(
@@ -59,9 +59,9 @@ def check_rank(rank: Any, world_size: int) -> int:
 
 
 def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """Rows of each stratum in a batch: its share, rounded so that together they are the batch.
+    """Return the rows of each stratum in a batch: its share, rounded so that they add up.
 
-    Raises ConfigError where a stratum has none.
+    Raises ConfigError if a stratum gets none.
 
     >>> rows_by_share(256, [0.5, 0.5]), rows_by_share(10, [1.0, 1.0, 1.0])
     ([128, 128], [4, 3, 3])
