@@ -81,7 +81,7 @@ def raw_words(
 
 
 def _philox(seed: int, view: int, step: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Encrypt the counters (step, 0, 0, row) under the key (seed, view): (rows, 4)."""
+    """Compute the words of the counters (step, 0, 0, row) under the key (seed, view): (rows, 4)."""
     counter = [np.full_like(rows, step), np.zeros_like(rows), np.zeros_like(rows), rows]
     keys = [seed, view]
     for _ in range(_ROUNDS):

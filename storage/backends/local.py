@@ -123,11 +123,9 @@ class Folder(Place):
         return f"Folder({str(self.path)!r})"
 
     def sub(self, name: str) -> "Folder":
-        """Return the folder of a part, with a staging folder of its own."""
         return Folder(self._top, (*self._inside, *components(name, self.path)))
 
     def kind(self) -> str:
-        """Return "nothing", "a folder" or "a file": what is at the path that the user named."""
         with typed_errors(self.path):
             try:
                 return kind_of(os.stat(self._top).st_mode)
@@ -223,25 +221,21 @@ class Folder(Place):
                 close_quietly(handle)
 
     def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        """Return `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
         with self._opened(key) as (handle, size):
             return read_at(handle, offset, max(0, min(size - offset, length))), size
 
     def read_through(
         self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
     ) -> int:
-        """Pass `length` bytes from `offset` (fewer at the end) to `take`, in pieces; see `Place.read_through`."""
         with self._opened(key) as (handle, size):
             read_through(handle, offset, max(0, min(size - offset, length)), take)
             return size
 
     def size(self, key: str) -> int:
-        """Return the bytes of an object. Raises FileNotFoundError."""
         with self._opened(key) as (_, size):
             return size
 
     def exists(self, key: str) -> bool:
-        """Return whether the name is taken, by whatever kind of file."""
         *within, name = components(key, self.path)
         with typed_errors(self.path / key):
             try:
@@ -252,7 +246,6 @@ class Folder(Place):
         return True
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names directly under `prefix`, sorted; none if there is no such folder."""
         within = components(prefix, self.path) if prefix else []
         with typed_errors(self.path / prefix):
             try:

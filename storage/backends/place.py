@@ -57,7 +57,7 @@ class Place(Protocol):
         """Return the bytes of an object. Raises FileNotFoundError."""
 
     def exists(self, key: str) -> bool:
-        """Return whether the name is taken."""
+        """Return whether the name is taken, by whatever kind of file."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names directly under `prefix`, sorted; none if there is no such folder."""

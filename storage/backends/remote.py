@@ -65,11 +65,9 @@ class RemoteFolder(Place):
         return f"RemoteFolder({str(self.path)!r})"
 
     def sub(self, name: str) -> "RemoteFolder":
-        """Return the folder of a part."""
         return RemoteFolder(self._objects, (*self._inside, *components(name, self.path)))
 
     def kind(self) -> str:
-        """Return "a folder" if files are listed here, else "nothing"."""
         return "a folder" if self.can_list and self.names() else "nothing"
 
     def _key(self, key: str) -> tuple[str, str]:
@@ -77,29 +75,28 @@ class RemoteFolder(Place):
         inner = components(key, self.path) if key else []
         return "/".join((*self._inside, *inner)), str(self.path / key)
 
-    def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        """Return `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
+    def _read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
         inner, where = self._key(key)
-        data, size = self._objects.read(inner, offset, length, where)
+        return self._objects.ask(where, self._objects.read, inner, offset, length)
+
+    def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
+        data, size = self._read(key, offset, length)
         return bytes(data), size
 
     def read_through(
         self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
     ) -> int:
-        """Pass `length` bytes from `offset` (fewer at the end) to `take`; see `Place.read_through`."""
-        inner, where = self._key(key)
-        data, size = self._objects.read(inner, offset, length, where)
+        data, size = self._read(key, offset, length)
         take(np.frombuffer(data, dtype=np.uint8))
         return size
 
     def size(self, key: str) -> int:
-        """Return the bytes of an object. Raises FileNotFoundError."""
-        return self._objects.size(*self._key(key))
+        inner, where = self._key(key)
+        return self._objects.ask(where, self._objects.size, inner)
 
     def exists(self, key: str) -> bool:
-        """Return whether there is an object of that name."""
         inner, where = self._key(key)
-        return self._objects.exist([inner], where)[0]
+        return self._objects.ask(where, self._objects.exist, [inner])[0]
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names directly under `prefix`, sorted.
@@ -107,7 +104,8 @@ class RemoteFolder(Place):
         A web server lists nothing. There the log's records are found by their numbers; other prefixes raise ConfigError.
         """
         if self.can_list:
-            return self._objects.names(*self._key(prefix))
+            inner, where = self._key(prefix)
+            return self._objects.ask(where, self._objects.names, inner)
         if prefix == LOG:
             return sorted(self._numbered())
         raise self._unlisted(prefix)
@@ -116,19 +114,18 @@ class RemoteFolder(Place):
         """Find the log's records by their numbers, up to a gap of `_AT_ONCE`."""
         for start in range(0, MAX_PARTS + 2, _AT_ONCE):
             names = [f"{number}.json" for number in range(start, start + _AT_ONCE)]
-            exist = self._objects.exist(
-                [self._key(f"{LOG}/{name}")[0] for name in names], str(self.path / LOG)
-            )
+            keys = [self._key(f"{LOG}/{name}")[0] for name in names]
+            exist = self._objects.ask(str(self.path / LOG), self._objects.exist, keys)
             yield from (name for name, exists in zip(names, exist, strict=True) if exists)
             if not any(exist):
                 return
 
     def files(self) -> list[str]:
-        """Return the keys of all objects in the folder. Raises ConfigError if the place does not list them."""
+        """Return the keys of all objects in the folder, sorted. Raises ConfigError if the place does not list them."""
         if not self.can_list:
             raise self._unlisted()
         prefix = "".join(f"{name}/" for name in self._inside)
-        keys = self._objects.keys(str(self.path))
+        keys = self._objects.ask(str(self.path), self._objects.keys)
         return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
 
     def _unlisted(self, prefix: str = "") -> ConfigError:

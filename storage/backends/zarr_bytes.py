@@ -87,32 +87,13 @@ class ZarrBytes:
                 remedy='pass multiprocessing_context="forkserver" to the DataLoader, or use threads',
             )
 
-    # Every method takes `where`, the object in messages, and raises StorageError, and ConfigError after a fork.
-
-    def read(self, key: str, offset: int, length: int, where: str) -> tuple[memoryview, int]:
-        """Read `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
-        return self._run(where, self._read, key, offset, length)
-
-    def size(self, key: str, where: str) -> int:
-        """Return the bytes of an object. Raises FileNotFoundError."""
-        return self._run(where, self._size, key)
-
-    def exist(self, keys: list[str], where: str) -> list[bool]:
-        """Return which of some objects exist, asking for all at once."""
-        return self._run(where, self._exist, keys)
-
-    def names(self, prefix: str, where: str) -> list[str]:
-        """Return the names directly under a prefix ("" for the top), sorted."""
-        names = self._run(where, _gather, self._store.list_dir, prefix)
-        return sorted({name.strip("/").rpartition("/")[2] for name in names} - {""})
-
-    def keys(self, where: str) -> list[str]:
-        """Return the keys of all objects, sorted."""
-        return self._run(where, _gather, self._store.list)
-
-    def _run(
+    def ask(
         self, where: str, request: Callable[..., Coroutine[Any, Any, _Answer]], *arguments: Any
     ) -> _Answer:
+        """Call one of the coroutine functions below and return its answer.
+
+        where: the object in messages. Raises FileNotFoundError, StorageError; ConfigError after a fork.
+        """
         self._check_process()
         from zarr.core.sync import sync  # zarr takes half a second to import
 
@@ -123,17 +104,18 @@ class ZarrBytes:
         except Exception as error:
             raise _typed(error, where) from error
 
-    async def _read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
-        """Read a range, and compare it with the object's size, requested at the same time and then remembered.
+    async def read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
+        """Read `length` bytes from `offset` (fewer at the end), and the object's size.
 
-        Before a remembered size leads to an error it is requested again: the object may have been replaced.
+        The size is requested at the same time, then remembered, and compared with the bytes. Before a remembered size
+        leads to an error it is requested again: the object may have been replaced.
         """
         remembered = self._sizes.get(key)
         data: Any
         size: Any
         data, size = await asyncio.gather(
             self._get(key, offset, length),
-            self._size(key) if remembered is None else _just(remembered),
+            self.size(key) if remembered is None else _just(remembered),
             return_exceptions=True,
         )
         if isinstance(size, int) and offset >= size and remembered is None:
@@ -142,7 +124,7 @@ class ZarrBytes:
             return data, size
         if remembered is not None:
             del self._sizes[key]
-            return await self._read(key, offset, length)
+            return await self.read(key, offset, length)
         for answer in (data, size):
             if isinstance(answer, BaseException):
                 raise answer
@@ -163,19 +145,30 @@ class ZarrBytes:
         values: Any = data.as_numpy_array()
         return memoryview(values).cast("B") if len(data) else memoryview(b"")
 
-    async def _size(self, key: str) -> int:
+    async def size(self, key: str) -> int:
+        """Return the bytes of an object."""
         size = int(await self._store.getsize(key))
         if len(self._sizes) >= _MAX_SIZES:
             self._sizes.clear()
         self._sizes[key] = size
         return size
 
-    async def _exist(self, keys: list[str]) -> list[bool]:
-        answers = await asyncio.gather(*map(self._size, keys), return_exceptions=True)
+    async def exist(self, keys: list[str]) -> list[bool]:
+        """Return which of some objects exist, asking for all at once."""
+        answers = await asyncio.gather(*map(self.size, keys), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not _is_missing(answer):
                 raise answer
         return [isinstance(answer, int) for answer in answers]
+
+    async def names(self, prefix: str) -> list[str]:
+        """Return the names directly under a prefix ("" for the top), sorted."""
+        names = await _gather(self._store.list_dir, prefix)
+        return sorted({name.strip("/").rpartition("/")[2] for name in names} - {""})
+
+    async def keys(self) -> list[str]:
+        """Return the keys of all objects, sorted."""
+        return await _gather(self._store.list)
 
 
 async def _just(value: int) -> int:

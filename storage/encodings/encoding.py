@@ -31,7 +31,7 @@ class ArraySpec:
 
 @runtime_checkable
 class Encoding(Protocol):
-    """How the logits of a capture are stored."""
+    """An encoding: the arrays that store a capture's logits, and the way there and back."""
 
     @property
     def kind(self) -> str:

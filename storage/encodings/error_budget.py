@@ -134,11 +134,9 @@ class ErrorBudget:
         return 1.001 * (epsilon / self.min_temperature) ** 2 / 2
 
     def bound(self, temperature: float) -> float:
-        """Return the KL(teacher ‖ decoded) that no row exceeds at this temperature, in nats."""
         return self.epsilon**2 / (2 * temperature**2)
 
     def describe(self) -> dict[str, object]:
-        """Describe the encoding for a spec."""
         return {
             "kind": self.kind,
             "max_kl": self.max_kl,
@@ -150,7 +148,6 @@ class ErrorBudget:
         }
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """Return the block arrays of a capture with `num_classes` columns."""
         decoded_by = {"scale_factor": self.scale, "_FillValue": self.fill}
         return (
             ArraySpec("logits", self.dtype, (num_classes,), decoded_by),

@@ -45,11 +45,9 @@ class FloatEncoding:
     is_dense = True
 
     def describe(self) -> dict[str, object]:
-        """Describe the encoding for a spec."""
         return {"kind": self.kind}
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """Return the block arrays of a capture with `num_classes` columns."""
         return ArraySpec("logits", self.kind, (num_classes,)), ArraySpec("peak", "float32", ())
 
     def encode(

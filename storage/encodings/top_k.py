@@ -60,15 +60,12 @@ class TopK:
             raise bad_k(self.k, "an integer of at least 1")
 
     def describe(self) -> dict[str, object]:
-        """Describe the encoding for a spec."""
         return {"kind": self.kind, "k": self.k}
 
     def bound(self, temperature: float) -> float | None:
-        """Return None: the error is measured."""
         return None
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """Return the block arrays of a capture with `num_classes` columns. Raises ConfigError for fewer than k."""
         if self.k > num_classes:
             raise bad_k(self.k, f"at most {num_classes}, the classes of this capture")
         # The fill value is the largest one, which no class may have.

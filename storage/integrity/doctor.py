@@ -1,4 +1,4 @@
-"""The doctor of file systems: may several processes write a store there at once?
+"""The doctor of file systems: tests whether several processes may write a store there at once.
 
 The guarantees that `part_writer` rests on are tested in a temporary folder, by this process and a second one:
 
@@ -288,7 +288,7 @@ def _contend(folder: Path, who: str, kind: str, number: int, start: float) -> bo
 
 
 def _race(probe: _Probe, kind: str) -> tuple[bool | None, str]:
-    """Let both processes give one name at the same moment, again and again: exactly one must succeed."""
+    """Run races of both processes for one name: exactly one must succeed in each."""
     wins, bad = [0, 0], 0
     for number in range(probe.rounds):
         start = time.monotonic() + _LEAD_S
