@@ -57,31 +57,19 @@ def local_path(location: Any) -> Path:
     >>> local_path("file:///data/store.zarr").as_posix()
     '/data/store.zarr'
     """
+    where, expected, remedy = "the path of a store", "a local path", "pass a path as str or os.PathLike"
     if not isinstance(location, str | os.PathLike):
-        raise ConfigError(
-            "the path of a store",
-            expected="a local path",
-            found=f"a {type(location).__name__}",
-            remedy="pass a path as str or os.PathLike",
-        )
+        raise ConfigError(where, expected=expected, found=f"a {type(location).__name__}", remedy=remedy)
     text = os.fspath(location)
     if "\0" in text:
-        raise ConfigError(
-            "the path of a store",
-            expected="a path without a zero byte",
-            found=repr(text)[:120],
-            remedy="correct the path",
-        )
+        expected, found = "a path without a zero byte", repr(text)[:120]
+        raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
     parts = urlsplit(text)
     if parts.scheme == "file" and not parts.netloc:
         return Path(parts.path)
     if "://" in text:
-        raise ConfigError(
-            text,
-            expected="a local path",
-            found=f"a {parts.scheme}:// URL",
-            remedy="copy the store to a local disk first; remote stores are read-only (docs/remote.md)",
-        )
+        remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
+        raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
 
 

@@ -51,27 +51,16 @@ def typed_errors(where: PurePath) -> Iterator[None]:
     except (*_PASS, StorageError):
         raise
     except OSError as error:
-        found = f"{error.strerror or error} (errno {error.errno})"
+        kind: type[StorageError] = StorageError
+        expected, remedy = "a path that can be read and written", "check the path and its permissions"
         if error.errno in _FULL:
-            raise StorageFull(
-                str(where),
-                expected="room to write",
-                found=found,
-                remedy="free space and run the same command again; what was committed is intact",
-            ) from error
-        if error.errno in _TRANSIENT:
-            raise TransientIOError(
-                str(where),
-                expected="a working file system",
-                found=found,
-                remedy="run the same command again; what was committed is intact",
-            ) from error
-        raise StorageError(
-            str(where),
-            expected="a path that can be read and written",
-            found=found,
-            remedy="check the path and its permissions",
-        ) from error
+            kind, expected = StorageFull, "room to write"
+            remedy = "free space and run the same command again; what was committed is intact"
+        elif error.errno in _TRANSIENT:
+            kind, expected = TransientIOError, "a working file system"
+            remedy = "run the same command again; what was committed is intact"
+        found = f"{error.strerror or error} (errno {error.errno})"
+        raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
 
 @contextlib.contextmanager

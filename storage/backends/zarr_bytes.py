@@ -248,35 +248,20 @@ def _typed(error: Exception, where: str) -> Exception:
     if _is_missing(error):
         return FileNotFoundError(where)
     cause = _cause(error)
-    status, summary = _status(cause), _summary(cause)
+    status, found = _status(cause), _summary(cause)
+    kind: type[StorageError] = StorageError
     if isinstance(cause, (_RangeIgnored, *_obstore_errors("NotSupportedError"))):
-        return StorageError(
-            where,
-            expected="the requested range of bytes (HTTP range requests)",
-            found="another range, or the whole object",
-            remedy="use a server that supports range requests, or copy the store to a local disk",
-        )
-    denied: tuple[type[Exception], ...] = (
-        PermissionError,
-        *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"),
-    )
-    if isinstance(cause, denied) or status in (401, 403):
-        return StorageError(
-            where,
-            expected="permission to read the object",
-            found=summary,
-            remedy="check the credentials; a bucket that may not be listed answers so for a missing object, too",
-        )
-    if status is not None and 400 <= status < 500 and status not in _RETRIED:
-        return StorageError(
-            where,
-            expected="HTTP status 200, or 404 for a missing object",
-            found=summary,
-            remedy="check the URL",
-        )
-    return TransientIOError(
-        where,
-        expected="an answer of the server",
-        found=summary,
-        remedy="run the same command again; if it fails again, check the network and the URL",
-    )
+        expected = "the requested range of bytes (HTTP range requests)"
+        found = "another range, or the whole object"
+        remedy = "use a server that supports range requests, or copy the store to a local disk"
+    elif status in (401, 403) or isinstance(
+        cause, (PermissionError, *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"))
+    ):
+        expected = "permission to read the object"
+        remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
+    elif status is not None and 400 <= status < 500 and status not in _RETRIED:
+        expected, remedy = "HTTP status 200, or 404 for a missing object", "check the URL"
+    else:
+        kind, expected = TransientIOError, "an answer of the server"
+        remedy = "run the same command again; if it fails again, check the network and the URL"
+    return kind(where, expected=expected, found=found, remedy=remedy)
