@@ -250,7 +250,11 @@ class Folder(Place):
             prefix = todo.pop()
             # A staging folder may vanish while it is listed: its writer removes it.
             folder = self.path / prefix
-            with contextlib.suppress(FileNotFoundError), typed_errors(folder), os.scandir(folder) as entries:
+            with (
+                expecting_folders(folder),
+                contextlib.suppress(FileNotFoundError),
+                os.scandir(folder) as entries,
+            ):
                 for entry in entries:
                     is_folder = entry.is_dir(follow_symlinks=False)
                     (todo if is_folder else keys).append(f"{prefix}{entry.name}{'/' * is_folder}")

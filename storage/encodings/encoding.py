@@ -101,7 +101,7 @@ def bad_logits(
     return BadLogitsError(
         f"{where}, row {first_row + row}, class {column}",
         expected=expected,
-        found=f"{values[row, column]} (in {int(bad.any(axis=1).sum())} of {len(bad)} rows)",
+        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
         remedy=f"{remedy}; nothing of this block was kept",
     )
 

@@ -364,7 +364,7 @@ def test_logits_that_are_not_finite(folder: Path, whole: Path, spoilt: str) -> N
     line = line_of(call("run", experiment, "--out", folder / "out"), DATA)
     assert line == (
         f"teacher 'line', view 0, row 250 (index 250 of the transfer set), class 0: expected finite logits, found {spoilt} "
-        "(in 1 of 64 rows); "
+        "(1 of 64 rows); "
         "correct the teacher (or its precision) and run it again; nothing of this block was kept"
     )
     kept = {
