@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CommitStateUnknown, ConfigError, UnsafeFileSystem, UntrustedStoreError
-from ..format.constants import STAGING
-from .place import Place, components
+from ..format.constants import MAX_JSON_BYTES, STAGING
+from .place import Place, check_size, components
 from .posix import (
     CALL_BYTES,
     DIRECTORY,
@@ -207,6 +207,11 @@ class Folder(Place):
                 yield handle, status.st_size
             finally:
                 close_quietly(handle)
+
+    def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
+        with self._opened(key) as (handle, size):
+            check_size(size, most, self.path / key)  # before anything is allocated
+            return read_at(handle, 0, size)
 
     def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
         with self._opened(key) as (handle, size):

@@ -32,15 +32,6 @@ class Place(Protocol):
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
         """Return a whole object. Raises FileNotFoundError, LimitExceeded if it is larger than `most` bytes."""
-        data, size = self.read_range(key, 0, most)
-        if size > most:
-            raise LimitExceeded(
-                str(self.path / key),
-                expected=f"at most {most} bytes",
-                found=f"{size} bytes",
-                remedy="do not use this store: logitstore writes no such file",
-            )
-        return data
 
     def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
         """Return `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
@@ -64,6 +55,17 @@ class Place(Protocol):
 
     def files(self) -> list[str]:
         """Return the keys of all files below the folder, sorted."""
+
+
+def check_size(size: int, most: int, where: PurePath) -> None:
+    """Refuse an object that is larger than a reader expects. Raises LimitExceeded."""
+    if size > most:
+        raise LimitExceeded(
+            str(where),
+            expected=f"at most {most} bytes",
+            found=f"{size} bytes",
+            remedy="do not use this store: logitstore writes no such file",
+        )
 
 
 def components(key: str, where: PurePath) -> list[str]:

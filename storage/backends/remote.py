@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..format.constants import LOG, MAX_PARTS
+from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
 from .local import Folder, local_path
-from .place import Place, components
+from .place import Place, check_size, components
 from .zarr_bytes import ZarrBytes
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ class RemoteFolder(Place):
     def _read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
         inner, where = self._key(key)
         return self._objects.ask(where, self._objects.read, inner, offset, length)
+
+    def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
+        data, size = self._read(key, 0, most)
+        check_size(size, most, self.path / key)
+        return bytes(data)
 
     def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
         data, size = self._read(key, offset, length)
