@@ -25,6 +25,7 @@ _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP,
 _PATIENCE_S: Final = 60.0
 """Seconds to wait for a writer that is alone, and so in the short work of recovery."""
 _POLL_S: Final = 0.02
+_WAIT: Final = "wait for it, or end it, and run the same command again"
 
 
 @contextlib.contextmanager
@@ -75,18 +76,13 @@ class Lease:
     def take_alone(self) -> None:
         """Take hold of the part, alone. Raises WriterBusy if another writer is at work on it."""
         if not self.take():
-            without_locks = not self.held
+            found, remedy = "a writer that runs, or was stopped and not ended", _WAIT
+            if not self.held:
+                found = "a file system without locks, which hides other writers"
+                remedy = "copy the store to a local disk first"
             self.release()
-            raise WriterBusy(
-                str(self._folder.path),
-                expected="no other writer at work on this part",
-                found="a file system without locks, which hides other writers"
-                if without_locks
-                else "a writer that runs, or was stopped and not ended",
-                remedy="copy the store to a local disk first"
-                if without_locks
-                else "wait for it, or end it, and run the same command again",
-            )
+            expected = "no other writer at work on this part"
+            raise WriterBusy(str(self._folder.path), expected=expected, found=found, remedy=remedy)
 
     def share(self) -> None:
         """Share the part with other writers from now on."""
@@ -99,7 +95,7 @@ class Lease:
                         str(self._folder.path),
                         expected=f"a lock on this part within {_PATIENCE_S:.0f} s",
                         found="another writer that holds it alone, or was stopped while it did",
-                        remedy="wait for it, or end it, and run the same command again",
+                        remedy=_WAIT,
                     )
                 time.sleep(_POLL_S)
 

@@ -100,7 +100,7 @@ class Folder(Place):
     can_list = True
 
     def __init__(self, path: Path, inside: Sequence[str] = ()) -> None:
-        """path: the store as the user named it; links in it are followed. inside: the folder in the store."""
+        """Name a folder by the store's path, in which links are followed, and its place `inside` the store."""
         self._top = path
         self._inside = tuple(inside)
         self.path: PurePath = path.joinpath(*inside)
@@ -278,7 +278,7 @@ class Folder(Place):
 
     @contextlib.contextmanager
     def stage(self, *keys: str) -> Iterator[list["NewObject"]]:
-        """Stage objects: `with folder.stage(key) as (new,): new.write(…); new.publish()`.
+        """Begin objects: `with folder.stage(key) as (new,): new.write(…); new.publish()`.
 
         An object that is not published inside the block is removed.
         """
@@ -363,7 +363,7 @@ class NewObject:
     """A staged object, to be published under its name: whole, once and durably."""
 
     def __init__(self, folder: Folder, key: str, staging: int) -> None:
-        """staging: descriptor of the folder's staging folder. Raises FileNotFoundError if that was removed."""
+        """Begin an object in an open staging folder. Raises FileNotFoundError if that was removed."""
         self._folder = folder
         self._path = folder.path / key
         *self._within, self._name = components(key, folder.path)

@@ -55,7 +55,7 @@ class RemoteFolder(Place):
     """A folder of a store that is read through one of Zarr's stores."""
 
     def __init__(self, objects: ZarrBytes, inside: Sequence[str] = ()) -> None:
-        """inside: the folder in the store."""
+        """Name a folder by its place `inside` the store."""
         self._objects = objects
         self._inside = tuple(inside)
         self.path: PurePath = Address(objects.name).joinpath(*inside)

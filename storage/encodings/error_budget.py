@@ -62,37 +62,29 @@ class ErrorBudget:
 
     def __post_init__(self) -> None:
         """Refuse a budget without a step that keeps it. Raises ConfigError."""
-        for name, value in (("max_kl", self.max_kl), ("min_temperature", self.min_temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"encoding: {name}",
-                    expected="a positive number" + (" of nats" if name == "max_kl" else ""),
-                    found=repr(value),
-                    remedy="choose one, such as 1e-3" if name == "max_kl" else "leave it out for 1",
-                )
+        if not (math.isfinite(self.max_kl) and self.max_kl > 0):
+            found = repr(self.max_kl)
+            raise _refused("max_kl", "a positive number of nats", found, "choose one, such as 1e-3")
+        if not (math.isfinite(self.min_temperature) and self.min_temperature > 0):
+            found = repr(self.min_temperature)
+            raise _refused("min_temperature", "a positive number", found, "leave it out for 1")
         bits = {"uint8": 8, "uint16": 16}.get(self.dtype, 0)
         if not (0 <= self.shift < bits and 0 <= self.source_error < math.inf):
-            raise ConfigError(
-                "encoding: dtype, shift, source_error",
-                expected="uint8 or uint16, a shift below its bits, and an error of at least 0",
-                found=f"{self.dtype}, {self.shift}, {self.source_error}",
-                remedy="leave them out",
-            )
+            expected = "uint8 or uint16, a shift below its bits, and an error of at least 0"
+            found = f"{self.dtype}, {self.shift}, {self.source_error}"
+            raise _refused("dtype, shift, source_error", expected, found, "leave them out")
         least, most = _STEPS
         if not self.step >= least:
-            rounded = ", since the given logits are already rounded" if self.source_error else ""
-            raise ConfigError(
-                "encoding: max_kl",
-                expected=f"at least {two_digits_up(self._budget_of_step(2 * least)):g}{rounded}",
-                found=repr(self.max_kl),
-                remedy="raise max_kl, or capture the teacher in float32" if rounded else "raise max_kl",
-            )
+            expected, remedy = f"at least {two_digits_up(self._budget_of_step(2 * least)):g}", "raise max_kl"
+            if self.source_error:
+                expected += ", since the given logits are already rounded"
+                remedy += ", or capture the teacher in float32"
+            raise _refused("max_kl", expected, repr(self.max_kl), remedy)
         if not self.step <= most:
-            raise ConfigError(
-                "encoding: max_kl, min_temperature",
-                expected=f"a budget with a step of at most {most:g}",
-                found=f"max_kl {self.max_kl!r} at temperature {self.min_temperature!r}",
-                remedy="choose a smaller budget, such as 1e-3",
+            expected = f"a budget with a step of at most {most:g}"
+            found = f"max_kl {self.max_kl!r} at temperature {self.min_temperature!r}"
+            raise _refused(
+                "max_kl, min_temperature", expected, found, "choose a smaller budget, such as 1e-3"
             )
 
     @cached_property
@@ -224,6 +216,10 @@ class ErrorBudget:
         decoded: NDArray[np.float32] = stored["logits"].astype(np.float32)
         decoded *= np.float32(self.scale)
         return decoded
+
+
+def _refused(keys: str, expected: str, found: str, remedy: str) -> ConfigError:
+    return ConfigError(f"encoding: {keys}", expected=expected, found=found, remedy=remedy)
 
 
 def float32_down(value: float) -> np.float32:
