@@ -185,7 +185,5 @@ def replace_file(path: Path, content: bytes) -> None:
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
-            remedy="free space and run the same command again"
-            if full
-            else "check the folder and its permissions",
+            remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error

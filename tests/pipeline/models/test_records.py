@@ -110,7 +110,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     replace_file(path, b"old")
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(
-        StorageFull, match=r"file: expected room for 3 bytes .*, found No space left .*; free space"
+        StorageFull, match=r"file: expected room for 3 bytes .*, found No space left .*; make room"
     ):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
