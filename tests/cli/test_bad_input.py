@@ -386,7 +386,7 @@ def test_logits_that_are_not_finite_from_the_start(folder: Path) -> None:
     np.savez(folder / "data.npz", **held)
     line = refused_run(folder, DATA, ('weights = "line', 'args = { spoilt = "nan" }\nweights = "line'))
     assert line.startswith(
-        "teacher 'line', row 0 (index 0 of the transfer set), class 0: expected finite logits, found nan (1 of 32 rows "
+        "teacher 'line', row 0 (index 0 of the transfer set), class 0: expected finite logits, found nan (1 of 32 rows)"
     )
 
 
