@@ -13,7 +13,7 @@ The modules in the order of their levels; each imports only those before it (tes
     order, pieces      in which order an epoch goes through the rows; which are left, and which a rank's
     batches | window   how that is cut into batches; windows in memory, read ahead
     encoding           what an encoding of logits is
-    floats | error_budget | top_k | divergence    the encodings, and how far from the truth each is
+    half | error_budget | top_k | divergence    the encodings, and how far from the truth each is
     encodings          which of them a user or a spec means
     files, probe       bytes under a name, once and for good; whether a file system is fit for that
     zarr_bytes, zarr_folder    what lies elsewhere, read through Zarr's stores: bytes, then the same folder

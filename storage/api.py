@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
-from .backends.local import Folder, local_path
+from .backends.local import Folder, local_path, writable
 from .backends.remote import folder_at
 from .digest import digest_rows
 from .encodings.encoding import Encoding
@@ -158,7 +158,7 @@ class Store:
         classes: the store's class of each column where they are not all classes in order; -1 the dustbin class.
         Raises SpecMismatch where the name was begun with another provenance, views, classes or encoding.
         """
-        self._root.folder.check_writable()
+        writable(self._root.folder)
         columns = None if classes is None else np.asarray(classes, dtype=np.int64)
         return CaptureWriter(
             self._root,
@@ -193,7 +193,7 @@ class Store:
 
         identity: what it was made from and how. notes: figures beside the arrays, which are not compared.
         """
-        self._root.folder.check_writable()
+        writable(self._root.folder)
         return write_clustering(self._root, name, arrays, identity=identity, notes=notes)
 
     def stream(

@@ -90,7 +90,7 @@ def _capture(store: "Store", name: str) -> dict[str, Any]:
 
 def _divergence(store: "Store", name: str) -> list[dict[str, Any]] | None:
     """KL of an encoded capture by temperature, bounded and measured; None of one in float16 or float32."""
-    from .encodings.floats import FLOATS
+    from .encodings.half import FLOATS
 
     capture = store.teachers[name]
     if capture.encoding.kind in FLOATS:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...storage.encodings.divergence import float16_up
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget, two_digits_up
-from ...storage.encodings.floats import rounding_error
+from ...storage.encodings.half import rounding_error
 from ...storage.encodings.top_k import TopK, largest, tail_figures, top_k_divergence
 from ...storage.errors import BadLogitsError, ConfigError
 from ...storage.format.codec import BLOSC, compress

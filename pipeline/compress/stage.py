@@ -21,7 +21,7 @@ import numpy as np
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
-from ...storage.encodings.floats import FloatEncoding
+from ...storage.encodings.half import FloatEncoding
 from ...storage.encodings.named import encoding_described, encoding_named
 from ...storage.encodings.top_k import TopK
 from ...storage.errors import ConfigError, NameTaken

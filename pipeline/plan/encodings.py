@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...storage.encodings.divergence import divergence, kl_of_error
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
-from ...storage.encodings.floats import FLOATS, FloatEncoding, rounding_error
+from ...storage.encodings.half import FLOATS, FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import BadLogitsError, ConfigError, LimitExceeded
 from ...storage.format.constants import TEMPERATURES

@@ -22,7 +22,7 @@ from torch import nn
 
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import check_finite
-from ...storage.encodings.floats import FloatEncoding
+from ...storage.encodings.half import FloatEncoding
 from ...storage.format.grid import Grid
 from ...storage.identity import as_json
 from ...storage.parts.footprint import SampleRows

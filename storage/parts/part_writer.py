@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..backends.background import Background
 from ..backends.lease import Lease, lease, tidy_up
-from ..backends.local import Folder
+from ..backends.local import writable
 from ..errors import BadDataError, ConfigError, LogitStoreError, PartSealed, ShardCorrupt, SpecMismatch
 from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import canonical_json, parse_json, sha256_hex
@@ -101,7 +101,8 @@ class PartWriter:
         self.root = root
         self.name = name
         self.views = views
-        self.folder: Folder = root.folder.sub(name)
+        self._store = writable(root.folder)
+        self.folder = self._store.sub(name)
         self.layouts = {layout.name: layout for layout in layouts if layout.is_block_array}
         where = f"{root.path}: {name}"
         spec = plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, where)
@@ -196,7 +197,7 @@ class PartWriter:
             if self._files:
                 return
             # Before anything is put beside it: whoever made the store may not have come as far as this.
-            self.root.folder.sync(LOG)
+            self._store.sync(LOG)
             if not self._lease.held:
                 self._lease.take()
                 self._lease.share()
@@ -391,10 +392,10 @@ class PartWriter:
             samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
             shape = (self.views, self.root.grid.num_blocks)
             digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
-            with lease(self.root.folder):
-                append_log(self.root.folder, self.name, digest)
+            with lease(self._store):
+                append_log(self._store, self.name, digest)
             self.root.refresh()
-        self.root.folder.sync(LOG)  # also where another writer's record is there
+        self._store.sync(LOG)  # also where another writer's record is there
         self.close()
         self.root.tidy_up()
         return True

@@ -14,7 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..backends.lease import lease, tidy_up
-from ..backends.local import Folder
+from ..backends.local import Folder, writable
+from ..backends.place import Place
 from ..errors import (
     LogitStoreError,
     ManifestInvalid,
@@ -102,7 +103,7 @@ def part_metadatas(name: str) -> list[bytes]:
     return [part_metadata(kind, features_of(form)) for form in forms]
 
 
-def begun_form(folder: Folder, name: str) -> str:
+def begun_form(folder: Place, name: str) -> str:
     """The form of a part that is being written, as its group says, or, where that is lost, the arrays it has so far."""
     kind = KINDS[name.partition("/")[0]]
     try:
@@ -117,7 +118,7 @@ def begun_form(folder: Folder, name: str) -> str:
 class SealedPart:
     """A part that the log names, its metadata checked. Reads small arrays; blocks are the reader's."""
 
-    def __init__(self, folder: Folder, record: LogRecord, grid: Grid) -> None:
+    def __init__(self, folder: Place, record: LogRecord, grid: Grid) -> None:
         """Open and check a part. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
         self.folder = folder
         self.name = record.part
@@ -221,7 +222,7 @@ class SealedPart:
         )
 
 
-def absent_blocks(folder: Folder, seal: Seal, layouts: Sequence[ArrayLayout]) -> set[tuple[int, int]]:
+def absent_blocks(folder: Place, seal: Seal, layouts: Sequence[ArrayLayout]) -> set[tuple[int, int]]:
     """(view, block) of every block of a sealed part of which a shard is not there, by name alone."""
     absent = set()
     for layout in layouts:
@@ -241,7 +242,7 @@ def small_keys(layout: ArrayLayout) -> list[str]:
 class Root:
     """An opened store."""
 
-    def __init__(self, folder: Folder, attributes: RootAttributes, expect: str | None = None) -> None:
+    def __init__(self, folder: Place, attributes: RootAttributes, expect: str | None = None) -> None:
         self.folder = folder
         self.attributes = attributes
         self.grid = Grid(attributes.num_rows, attributes.block_rows)
@@ -305,8 +306,9 @@ class Root:
 
     def tidy_up(self) -> None:
         """Take away the locks and the staging that killed writers left in the root and in sealed parts."""
-        for folder in (self.folder, *(self.folder.sub(record.part) for record in self.records)):
-            tidy_up(folder)
+        folder = writable(self.folder)
+        for each in (folder, *(folder.sub(record.part) for record in self.records)):
+            tidy_up(each)
 
     def begun(self, name: str) -> "BegunPart | None":
         """What there is of a part that was begun and is not sealed; None where it was not begun."""
@@ -375,9 +377,9 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
     return Root(folder, attributes)
 
 
-def open_root(place: Path | Folder, expect: str | None = None) -> Root:
+def open_root(place: Path | Place, expect: str | None = None) -> Root:
     """Open a store. Raises NotAStoreError where the place holds none, ManifestInvalid where it is damaged."""
-    folder = place if isinstance(place, Folder) else Folder(place)
+    folder = place if isinstance(place, Place) else Folder(place)
     try:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):

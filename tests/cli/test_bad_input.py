@@ -371,8 +371,8 @@ def test_logits_that_are_not_finite(folder: Path, whole: Path, spoilt: str) -> N
     line = line_of(call("run", experiment, "--out", folder / "out"), DATA)
     assert line == (
         f"teacher 'line', view 0, row 250 (index 250 of the transfer set), class 0: expected finite logits, found {spoilt} "
-        "(1 of 64 rows here are so); "
-        "mend the teacher (or its precision) and run it again; nothing of this block was kept"
+        "(1 of 64 rows); "
+        "correct the teacher (or its precision) and run it again; nothing of this block was kept"
     )
     kept = {
         name
@@ -393,7 +393,7 @@ def test_logits_that_are_not_finite_from_the_start(folder: Path) -> None:
     np.savez(folder / "data.npz", **held)
     line = refused_run(folder, DATA, ('weights = "line', 'args = { spoilt = "nan" }\nweights = "line'))
     assert line.startswith(
-        "teacher 'line', row 0 (index 0 of the transfer set), class 0: expected finite logits, found nan (1 of 32 rows "
+        "teacher 'line', row 0 (index 0 of the transfer set), class 0: expected finite logits, found nan (1 of 32 rows)"
     )
 
 

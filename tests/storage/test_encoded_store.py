@@ -191,7 +191,7 @@ def test_top_k_rows_need_a_temperature(made: Made) -> None:
     for refused in calls:
         with pytest.raises(ConfigError, match=message):
             refused()
-    with pytest.raises(ConfigError, match="temperature: expected the temperature at which"):
+    with pytest.raises(ConfigError, match="temperature: expected a temperature from 1e-06"):
         capture.read([0], temperature=0.0)
     assert made.store.teachers["codes"].read([0]).shape == (1, CLASSES)
 

@@ -115,7 +115,7 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"{tmp_path / name}: expected a path that is free, found {found}; choose another path, or move it away"
         )
-    with pytest.raises(StorageError, match="expected folders all the way, found a file on the way"):
+    with pytest.raises(StorageError, match="expected folders at every level of the path, found a file"):
         create_store(tmp_path / "file" / "store", num_classes=3, inputs=INPUTS)
     assert stores.tree_digest(tmp_path) == before
 
