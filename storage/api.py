@@ -21,11 +21,11 @@ from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
 from .errors import ConfigError, NameTaken
 from .format.constants import MAX_SHARD_BYTES
-from .format.grid import plan_block_rows
+from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.journal import log_key
 from .parts.reader import CaptureReader, Samples
-from .parts.root import Root, SealedPart, create_root, open_root, unsealed_parts
+from .parts.root import BegunPart, Root, SealedPart, create_root, open_root, unsealed_parts
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
 from .stream.stream import Stream
@@ -113,6 +113,11 @@ class Store:
         return self._root.attributes.block_rows
 
     @property
+    def grid(self) -> Grid:
+        """Division of the rows into blocks and chunks."""
+        return self._root.grid
+
+    @property
     def class_names(self) -> list[str]:
         """The name of each class; its number where it has none."""
         return self.samples.class_names
@@ -140,6 +145,44 @@ class Store:
         """Parts that were begun and are not sealed: "teachers/wide"."""
         return unsealed_parts(self._root)
 
+    def begun(self, part: str) -> BegunPart | None:
+        """Return the progress of an unfinished part ("samples", "teachers/wide"); None if it is sealed or absent."""
+        return self._root.begun(part)
+
+    def is_sealed(self, part: str) -> bool:
+        """Return whether a part is sealed; some of its files may be missing all the same."""
+        return self._root.has(part)
+
+    def is_whole(self, part: str) -> bool:
+        """Return whether a part is sealed and none of its files is missing, by name alone."""
+        return self._root.is_whole(part)
+
+    def identity_of(self, part: str) -> Mapping[str, Any] | None:
+        """Return the identity of a part, sealed or unfinished; None if its name is free."""
+        if self._root.has(part):
+            return self._root.part(part).spec.identity
+        begun = self._root.begun(part)
+        return None if begun is None else begun.identity
+
+    def refresh(self) -> None:
+        """Read the log again, which shows parts that other processes have sealed."""
+        self._root.refresh()
+
+    def tidy_up(self) -> None:
+        """Delete the locks and temporary files of killed writers."""
+        self._root.tidy_up()
+
+    def samples_writer(
+        self,
+        *,
+        identity: Mapping[str, Any],
+        class_names: Sequence[str] | None = None,
+        example: NDArray[Any] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> SamplesWriter:
+        """Begin or resume the part "samples"; arguments as of `SamplesWriter`."""
+        return SamplesWriter(self._root, identity=identity, class_names=class_names, example=example, ids=ids)
+
     def capture(
         self,
         name: str,
@@ -147,7 +190,7 @@ class Store:
         provenance: Mapping[str, Any],
         views: int = 1,
         encoding: "str | Mapping[str, Any] | Encoding" = "float16",
-        classes: Sequence[int] | None = None,
+        classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
     ) -> CaptureWriter:
         """Begin the capture of a teacher, or go on with it; a context manager that seals what is complete.
@@ -375,8 +418,7 @@ def create_store(
             store = _same_size(location, rows, classes) if exist_ok else None
             if store is None:
                 raise
-    writer = SamplesWriter(
-        store.root,
+    writer = store.samples_writer(
         identity={
             "transfer_set": None,
             "order": {"kind": "as_is"},
@@ -384,13 +426,12 @@ def create_store(
             "label_kind": "class",
         },
         class_names=class_names,
-        input_shape=None if kept is None else kept.shape[1:],
-        input_dtype=None if kept is None else kept.dtype.name,
-        id_width=max((len(i.encode()) for i in ids), default=0) if ids else None,
+        example=None if kept is None else np.empty(kept.shape[1:], kept.dtype),
+        ids=ids,
     )
     with contextlib.closing(writer):
         # Every block: one that is there already is compared.
-        for block in map(store.root.grid.rows, range(store.root.grid.num_blocks)):
+        for block in map(store.grid.rows, range(store.grid.num_blocks)):
             part = slice(block.start, block.stop)
             writer.write(
                 block,

@@ -54,26 +54,26 @@ class SamplesWriter(PartWriter):
         *,
         identity: Mapping[str, Any],
         class_names: Sequence[str] | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        input_dtype: str | None = None,
-        id_width: int | None = None,
+        example: NDArray[Any] | None = None,
+        ids: Sequence[str] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin `samples`, or go on with it.
 
-        identity: fingerprint of the transfer set, order, digest_of. input_shape, input_dtype: of one input,
-        where the store keeps them. id_width: bytes of the longest id, where there are ids.
+        identity: fingerprint of the transfer set, order, digest_of. example: an input, if the store keeps
+        inputs; its shape and dtype count. ids: the id of each row, if rows have ids; the longest counts.
         """
         layouts = [
             self._rows_of(root, "source", ()),
             self._rows_of(root, "digest", ()),
             self._rows_of(root, "label", ()),
         ]
+        id_width = max((len(name.encode()) for name in ids or ()), default=0)
         if id_width:
             layouts.append(self._rows_of(root, "id", (id_width,)))
-        if input_shape is not None and input_dtype is not None:
-            check_input_dtype(input_dtype)
-            layouts.append(self._rows_of(root, "input", input_shape, input_dtype))
+        if example is not None:
+            check_input_dtype(example.dtype)
+            layouts.append(self._rows_of(root, "input", example.shape, example.dtype.name))
         small = {}
         if class_names is not None:
             small["class_name"] = text_rows(class_names)

@@ -424,7 +424,7 @@ def samples_writer(store: Store) -> SamplesWriter:
         "digest_of": "array",
         "label_kind": "class",
     }
-    return SamplesWriter(store.root, identity=identity, input_shape=(3, 2), input_dtype="uint8")
+    return SamplesWriter(store.root, identity=identity, example=np.zeros((3, 2), np.uint8))
 
 
 def write_samples(writer: SamplesWriter, rows: range, **other: Any) -> None:
