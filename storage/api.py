@@ -28,6 +28,7 @@ from .parts.reader import CaptureReader, Samples
 from .parts.root import BegunPart, Root, SealedPart, create_root, open_root, unsealed_parts
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
+from .stream.options import StreamOptions
 from .stream.stream import Stream
 
 if TYPE_CHECKING:
@@ -285,9 +286,10 @@ class Store:
                 "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
             )
         names = self._originals() if teachers is None else list(teachers)
-        return Stream(
-            self._root,
-            {name: self.teachers[name] for name in names},
+        captures = {name: self.teachers[name] for name in names}
+        options = StreamOptions(
+            num_rows=self.num_rows,
+            num_views=min((capture.num_views for capture in captures.values()), default=1),
             batch_size=batch_size,
             views=views,
             rows=rows,
@@ -305,6 +307,7 @@ class Store:
             transfer_set=transfer_set,
             augment=augment,
         )
+        return Stream(self._root, captures, options)
 
 
 def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:

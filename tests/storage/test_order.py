@@ -16,7 +16,7 @@ from support.orders import Item, flaws, order_of
 
 from logitstore.storage.format.grid import Grid
 from logitstore.storage.random import philox_permutation
-from logitstore.storage.stream.order import Laps, Order
+from logitstore.storage.stream.order import Order, RepeatedOrder
 
 
 def positions(order: Order) -> list[Item]:
@@ -113,19 +113,19 @@ def test_runs_of_neighbours_are_scattered_over_windows() -> None:
         assert starts[-1] - starts[0] > 300
 
 
-# Laps: rows that come again and again
+# RepeatedOrder: rows that come again and again
 
 
 @given(epochs(), st.integers(2, 4))
 def test_laps_are_orders_one_after_another(epoch: dict[str, Any], count: int) -> None:
     if not list(rows_of(epoch)):
         return
-    laps = Laps(lambda lap: order_of(epoch, lap=lap))
+    laps = RepeatedOrder(lambda lap: order_of(epoch, repetition=lap))
     place = 0
     found: list[list[Item]] = []
     for lap in range(count):
         items = []
-        while place < (lap + 1) * laps.lap_rows:
+        while place < (lap + 1) * laps.period:
             window = laps.window_at(place)
             start, stop = laps.window_interval(window)
             assert start == place < stop <= place + laps.window_rows
@@ -142,7 +142,7 @@ def test_laps_are_orders_one_after_another(epoch: dict[str, Any], count: int) ->
 def test_each_lap_is_another_permutation() -> None:
     for window in (16, 64):  # several windows, and one that holds all
         epoch = {"num_rows": 50, "block_rows": 8, "views": (0,), "rows": None, "window": window}
-        laps = [tuple(positions(order_of(epoch, lap=lap))) for lap in range(4)]
+        laps = [tuple(positions(order_of(epoch, repetition=lap))) for lap in range(4)]
         assert len(set(laps)) == 4
 
 

@@ -532,10 +532,10 @@ def test_augmented_views_need_their_augmentation(augmented: Made) -> None:
     examples = Examples(augmented.inputs)
     with pytest.raises(ConfigError) as caught:
         augmented.store.stream(teachers=["wide"], transfer_set=examples)
-    assert str(caught.value) == (
-        "augment: expected the function that made views [1, 2] of the inputs, found none; "
-        "pass augment=…, or views=0, or inputs=False where you need no inputs"
-    )
+    error = caught.value
+    assert (error.where, error.found) == ("augment", "None")
+    assert error.expected == "the function that made views [1, 2] of the inputs"
+    assert error.remedy == "pass augment=…, or views=0, or inputs=False if you need no inputs"
     assert len(list(augmented.store.stream(teachers=["wide"], views=0, transfer_set=examples)))
     assert len(list(augmented.store.stream(teachers=["wide"], inputs=False)))
 
@@ -566,116 +566,93 @@ def test_a_single_view_is_not_mixed_either(tmp_path: Path) -> None:
 # Arguments and states that are wrong
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, found 0"),
-        ({"window": 0}, "window: expected an integer of at least 1, found 0"),
-        ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
-        ({"seed": 2**64}, "seed: expected less than 2**64"),
-        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found 2"),
-        ({"views": 3}, 'views: expected "all", "cycle" or a view from 0 to 2, found 3'),
-        ({"views": "both"}, "found 'both'; choose one that every teacher"),
-        (
-            {"rows": [3, 2]},
-            "rows: expected a slice, or ascending integers from 0 to 36, found rows that go down",
-        ),
-        ({"rows": [1, 37]}, "found row 37; sort them, and leave out those that the store does not have"),
-        ({"rows": [-1, 3]}, "found row -1"),
-        ({"rank": -1, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found -1; pass the rank of"),
-        ({"shares": [1, 1]}, "shares: expected strata to share out, found none; pass strata=[…], too"),
-        (
-            {"strata": [[1, 2]]},
-            "strata: expected a list of two or more selections of rows, found [[1, 2]]; use",
-        ),
-        (
-            {"strata": [[1], [1.5]]},
-            "strata[1]: expected a slice, or ascending integers from 0 to 36, found an array",
-        ),
-        (
-            {"strata": [[1], [2]], "shares": [1e308, 1e308]},
-            "shares: expected 2 positive numbers, one a stratum",
-        ),
-        (
-            {"rows": np.ones(37, bool)},
-            "found an array of shape (37,) and dtype bool; pass np.flatnonzero(mask)",
-        ),
-        ({"strata": [[1], []]}, "strata[1]: expected rows, found none; leave the stratum out"),
-        ({"strata": [[1], [40]]}, "found row 40"),
-        ({"strata": [[1], [2]], "rows": [1]}, "rows: expected either rows or strata, found both"),
-        (
-            {"strata": [[1], [2]], "shares": [1]},
-            "shares: expected 2 positive numbers, one a stratum, found [1]",
-        ),
-        ({"strata": [[1], [2]], "shares": [1, -1]}, "shares: expected 2 positive numbers"),
-        (
-            {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
-            "batch_size: expected a row of each of 2 strata",
-        ),
-        ({"teachers": "wide"}, "teachers: expected a list of names, found 'wide'; pass ['wide']"),
-    ],
+WHOLE, VIEW = "an integer of at least 1", '"all", "cycle" or a view from 0 to 2'
+ROWS, SHARES = "a slice, or ascending integers from 0 to 36", "2 positive numbers, one a stratum"
+STRATA, DATA_SET = (
+    "a list of two or more selections of rows",
+    "a data set with a length and examples by number",
 )
-def test_wrong_arguments_are_refused(
-    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        made_store(37, 8).store.stream(**arguments)
-    assert message in str(caught.value)
+RANK = "0 to 1 (world_size 2)"
+ARRAY = "an array of shape ({},) and dtype {}".format
+REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "batch size 0": ({"batch_size": 0}, "batch_size", WHOLE, "0"),
+    "no batch size": ({"batch_size": None}, "batch_size", WHOLE, "None"),
+    "batch size True": ({"batch_size": True}, "batch_size", WHOLE, "True"),
+    "window 0": ({"window": 0}, "window", WHOLE, "0"),
+    "seed -1": ({"seed": -1}, "seed", "an integer of at least 0", "-1"),
+    "seed 2**64": ({"seed": 2**64}, "seed", "less than 2**64", str(2**64)),
+    "no seed": ({"seed": None}, "seed", "an integer of at least 0", "None"),
+    "no world": ({"world_size": None}, "world_size", WHOLE, "None"),
+    "rank 2 of 2": ({"rank": 2, "world_size": 2}, "rank", RANK, "2"),
+    "rank -1": ({"rank": -1, "world_size": 2}, "rank", RANK, "-1"),
+    "rank as text": ({"rank": "0"}, "rank", "0 to 0 (world_size 1)", "'0'"),
+    "shuffle as text": ({"shuffle": "no"}, "shuffle", "True or False", "'no'"),
+    "drop_last 1": ({"drop_last": 1}, "drop_last", "True or False", "1"),
+    "temperature as text": ({"temperature": "2"}, "temperature", "a finite number above 0", "'2'"),
+    "view 3 of 3": ({"views": 3}, "views", VIEW, "3"),
+    "views as another word": ({"views": "both"}, "views", VIEW, "'both'"),
+    "views as an array": ({"views": np.array([0, 1])}, "views", VIEW, "array([0, 1])"),
+    "rows descending": ({"rows": [3, 2]}, "rows", ROWS, "rows that go down"),
+    "row 37 of 37": ({"rows": [1, 37]}, "rows", ROWS, "row 37"),
+    "row -1": ({"rows": [-1, 3]}, "rows", ROWS, "row -1"),
+    "rows as a mask": ({"rows": np.ones(37, bool)}, "rows", ROWS, ARRAY(37, "bool")),
+    "rows of rows": ({"rows": [[1, 2], [3]]}, "rows", ROWS, "[[1, 2], [3]]"),
+    "rows and strata": ({"strata": [[1], [2]], "rows": [1]}, "rows", "rows or strata", "both"),
+    "one stratum": ({"strata": [[1, 2]]}, "strata", STRATA, "[[1, 2]]"),
+    "strata as a number": ({"strata": 5}, "strata", STRATA, "5"),
+    "a stratum of fractions": ({"strata": [[1], [1.5]]}, "strata[1]", ROWS, ARRAY(1, "float64")),
+    "an empty stratum": ({"strata": [[1], []]}, "strata[1]", "1 row or more", "0"),
+    "a stratum with row 40": ({"strata": [[1], [40]]}, "strata[1]", ROWS, "row 40"),
+    "shares without strata": ({"shares": [1, 1]}, "shares", "strata", "None"),
+    "too few shares": ({"strata": [[1], [2]], "shares": [1]}, "shares", SHARES, "[1]"),
+    "a negative share": ({"strata": [[1], [2]], "shares": [1, -1]}, "shares", SHARES, "[1, -1]"),
+    "shares that overflow": (
+        {"strata": [[1], [2]], "shares": [1e308, 1e308]},
+        "shares",
+        SHARES,
+        "[1e+308, 1e+308]",
+    ),
+    "shares as text": ({"strata": [[1], [2]], "shares": "ab"}, "shares", SHARES, "'ab'"),
+    "a share None": ({"strata": [[1], [2]], "shares": [None, 1]}, "shares", SHARES, "[None, 1]"),
+    "one number of shares": ({"strata": [[1], [2]], "shares": 0.5}, "shares", SHARES, "0.5"),
+    "a stratum without a row": (
+        {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
+        "batch_size",
+        "a row of each of 2 strata in every batch",
+        "8, of which stratum 0 has 0.08",
+    ),
+    "teachers as a name": ({"teachers": "wide"}, "teachers", "a list of names", "'wide'"),
+    "teachers as a number": ({"teachers": 5}, "teachers", "a list of names", "5"),
+    "augment 5": ({"augment": 5}, "augment", "a function", "5"),
+    "transfer set 5": ({"transfer_set": 5}, "transfer_set", DATA_SET, "int"),
+    "a short transfer set": (
+        {"transfer_set": [1, 2]},
+        "transfer_set",
+        "at least 37 examples, as in the transfer set of the store",
+        "2",
+    ),
+}
+REMEDIES = {
+    "rank -1": "pass the rank of this process",
+    "views as another word": "choose a view that every teacher of this stream has",
+    "row 37 of 37": "sort them, and leave out those that the store does not have",
+    "rows as a mask": "pass np.flatnonzero(mask)",
+    "one stratum": "use rows=…",
+    "shares without strata": "pass strata=[…], too",
+    "an empty stratum": "leave out the stratum",
+    "teachers as a name": "pass ['wide']",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": None}, "batch_size: expected an integer of at least 1, found None"),
-        ({"batch_size": True}, "batch_size: expected an integer of at least 1, found True"),
-        ({"world_size": None}, "world_size: expected an integer of at least 1, found None"),
-        ({"seed": None}, "seed: expected an integer of at least 0, found None"),
-        ({"rank": "0"}, "rank: expected 0 to 0 (world_size 1), found '0'"),
-        ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
-        ({"drop_last": 1}, "drop_last: expected True or False, found 1"),
-        ({"temperature": "2"}, "temperature: expected a finite number above 0, found '2'"),
-        (
-            {"views": np.array([0, 1])},
-            'views: expected "all", "cycle" or a view from 0 to 2, found array([0, 1])',
-        ),
-        ({"teachers": 5}, "teachers: expected a list of names, found 5"),
-        ({"strata": 5}, "strata: expected a list of two or more selections of rows, found 5"),
-        (
-            {"strata": [[1], [2]], "shares": "ab"},
-            "shares: expected 2 positive numbers, one a stratum, found 'ab'",
-        ),
-        ({"strata": [[1], [2]], "shares": [None, 1]}, "shares: expected 2 positive numbers, one a stratum"),
-        (
-            {"strata": [[1], [2]], "shares": 0.5},
-            "shares: expected 2 positive numbers, one a stratum, found 0.5",
-        ),
-        ({"augment": 5}, "augment: expected a function, found 5"),
-        (
-            {"transfer_set": 5},
-            "transfer_set: expected a data set with a length and examples by number, found int",
-        ),
-        (
-            {"transfer_set": [1, 2]},
-            "transfer_set: expected at least 37 examples, as the store was made from, found 2",
-        ),
-        (
-            {"rows": [[1, 2], [3]]},
-            "rows: expected a slice, or ascending integers from 0 to 36, found [[1, 2], [3]]",
-        ),
-    ],
-)
-def test_arguments_of_other_types_are_refused(
-    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
-) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_arguments_are_refused(made_store: Callable[[int, int], Made], case: str) -> None:
     """As a user meets them, for whom nobody checks annotations."""
-    made = made_store(37, 8)
-    capture = {} if "teachers" in arguments else dict(made.store.teachers)
+    arguments, where, expected, found = REFUSED[case]
     with unchecked(), pytest.raises(ConfigError) as caught:
-        if "teachers" in arguments:
-            made.store.stream(**arguments)
-        else:
-            Stream(made.store.root, capture, **{"batch_size": 8, **arguments})
-    assert message in str(caught.value)
+        made_store(37, 8).store.stream(**arguments)
+    error = caught.value
+    assert (error.where, error.expected, error.found) == (where, expected, found)
+    assert error.remedy == REMEDIES.get(case, error.remedy)
 
 
 def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callable[[int, int], Made]) -> None:
