@@ -25,7 +25,8 @@ from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.journal import log_key
 from .parts.reader import CaptureReader, Samples
-from .parts.root import BegunPart, Root, SealedPart, create_root, open_root, unsealed_parts
+from .parts.root import BegunPart, Root, create_root, open_root, unsealed_parts
+from .parts.sealed_part import SealedPart
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
 from .stream.options import StreamOptions

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .api import Store
     from .errors import LogitStoreError
     from .parts.fidelity import Fidelity
-    from .parts.root import SealedPart
+    from .parts.sealed_part import SealedPart
 
 
 def describe(store: "Store", damaged: "list[LogitStoreError] | None" = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..format.shard import (
     decode_chunk,
     index_bytes,
 )
-from .root import SealedPart
+from .sealed_part import SealedPart
 
 _MOST_INDEXES = 4096
 """Indexes of shards that a reader keeps, of 8 bytes a chunk."""

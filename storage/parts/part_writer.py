@@ -43,7 +43,8 @@ from .journal import (
     seal_blocks,
 )
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
-from .root import KINDS, Root, absent_blocks, part_metadata, small_keys
+from .root import Root
+from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from ..errors import ConfigError
 from ..format.constants import SAMPLES, SPEC
 from ..format.documents import integer, invalid, shorten, table
 from .part_reader import LazyRows, PartReader
-from .root import Root, SealedPart, Spec
+from .root import Root
+from .sealed_part import SealedPart, Spec
 
 
 class Samples:

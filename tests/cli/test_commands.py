@@ -35,7 +35,8 @@ from logitstore.storage.errors import (
     UntrustedStoreError,
 )
 from logitstore.storage.integrity.verify import Report
-from logitstore.storage.parts.root import Root, SealedPart
+from logitstore.storage.parts.root import Root
+from logitstore.storage.parts.sealed_part import SealedPart
 
 MORE = """
 [[student]]
