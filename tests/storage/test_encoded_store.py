@@ -182,7 +182,7 @@ def test_where_nothing_was_measured_there_is_no_divergence(made: Made) -> None:
 
 def test_top_k_rows_need_a_temperature(made: Made) -> None:
     capture = made.store.teachers["largest"]
-    message = "teachers/largest: temperature: expected the one at which the logits will be used"
+    message = "teachers/largest: temperature: expected the temperature of the softmax"
     calls: list[Callable[[], Any]] = [
         lambda: capture.read([0]),
         capture.dask,
