@@ -119,15 +119,15 @@ class Root:
             return StoreIncomplete(
                 where,
                 expected="a sealed part",
-                found=f"one that was interrupted ({begun.blocks_done} of {begun.blocks} blocks are there)",
-                remedy="run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped",
+                found=f"an unfinished part ({begun.blocks_done} of {begun.blocks} blocks)",
+                remedy="run the command that writes it (`logitstore cache`, `run` or `compress`) again to resume it",
             )
-        group = name.partition("/")[0]
+        group, _, short = name.partition("/")
         there = ", ".join(self.names(group)) or "none"
         return PartNotFound(
             where,
             expected=f"one of the sealed parts of this store under {group} ({there})",
-            found="no such part",
+            found=repr(short or name),
             remedy="choose one of these, or make it first",
         )
 

@@ -130,12 +130,12 @@ class Inputs:
         return self._augment is not None and is_augmented(self._augmentation, view)
 
     def _rows(self, rows: range | NDArray[np.int64], view: int) -> NDArray[Any]:
-        """The inputs of `rows` as the teachers saw them, each checked against its digest."""
+        """Return the inputs of `rows` as the teachers saw them, each checked against its digest."""
         numbers = np.asarray(rows, dtype=np.int64)
         if self._transfer_set is None:
             inputs = self._samples.reader.read("input", rows)
         else:
-            with self._one_at_a_time:  # A data set need not bear several threads.
+            with self._one_at_a_time:  # A data set need not be safe for threads.
                 inputs = self._fetch(self._samples.source[numbers])
             self._check(inputs, self._samples.reader.read("digest", rows), numbers, view=None)
         if self._is_remade(view) and self._augment is not None:
@@ -154,58 +154,45 @@ class Inputs:
                 f"transfer set, {_span(indices)}",
                 expected="inputs of one shape, alone or as (input, label)",
                 found=" ".join(str(error).split())[:160],
-                remedy="use the transfer set that the store was made from",
+                remedy="use the transfer set of the store",
             ) from None
 
     def _check(
-        self,
-        inputs: NDArray[Any],
-        expected: NDArray[Any],
-        rows: NDArray[np.int64],
-        view: int | None,
+        self, inputs: NDArray[Any], expected: NDArray[Any], rows: NDArray[np.int64], view: int | None
     ) -> None:
-        found = digest_rows(inputs)
-        bad = np.flatnonzero(found != expected)
+        digests = digest_rows(inputs)
+        bad = np.flatnonzero(digests != expected)
         if len(bad):
             row = int(rows[bad[0]])
-            what = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
+            origin = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
             raise RowMismatch(
                 f"row {row} (index {int(self._samples.source[row])} of the transfer set)",
                 expected=f"the input that the teacher saw, digest {int(expected[bad[0]]):016x}",
-                found=f"{int(found[bad[0]]):016x} from {what}",
+                found=f"{int(digests[bad[0]]):016x} from {origin}",
                 remedy="use the transfer set and the augmentation that the store was made from",
             )
 
 
 def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Items of a map-style data set, in one call where it has `__getitems__`. Raises BadDataError for what it raises."""
+    """Fetch items of a map-style data set, at once if it has `__getitems__`. Raises BadDataError for its errors."""
+    where = _span(np.asarray(indices))
     try:
         if hasattr(dataset, "__getitems__"):
             return list(dataset.__getitems__(list(indices)))
-        return [_item(dataset, index) for index in indices]
+        items = []
+        for index in indices:
+            where = f"example {index}"
+            items.append(dataset[index])
+        return items
     except (LogitStoreError, MemoryError):
         raise
     except Exception as error:
-        raise _failed(error, _span(np.asarray(indices))) from error
-
-
-def _item(dataset: Any, index: int) -> Any:
-    try:
-        return dataset[index]
-    except (LogitStoreError, MemoryError):
-        raise
-    except Exception as error:
-        raise _failed(error, f"example {index}") from error
-
-
-def _failed(error: Exception, where: str) -> BadDataError:
-    """What a data set raised, as one line that says where."""
-    return BadDataError(
-        f"transfer set, {where}",
-        expected="an example",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
-        remedy="mend the data set, and run the same again: what the store holds stays",
-    )
+        raise BadDataError(
+            f"transfer set, {where}",
+            expected="an example",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
+            remedy="mend the data set, and run the same again: what the store holds stays",
+        ) from error
 
 
 def _span(indices: NDArray[np.int64]) -> str:

@@ -48,14 +48,14 @@ def test_the_public_door() -> None:
         ({"digests": np.zeros(3, np.uint64), "num_rows": 20}, "digests: expected 20 rows, found 3"),
         (
             {"inputs": None, "num_rows": 20},
-            "digests: expected what the rows' inputs are known by, found neither",
+            "digests: expected digests or inputs, found neither",
         ),
         ({"num_classes": None}, "num_classes: expected at least 2, found 0; check the transfer set"),
         ({"num_classes": 1}, "num_classes: expected at least 2, found 1"),
         ({"class_names": ["a", "b"]}, "class_names: expected 3 names, found 2; pass one a class"),
         (
             {"labels": [3] * 20},
-            "labels[0]: expected a class from 0 to 2, or -1 for unknown, found 3; mend the labels",
+            "labels[0]: expected a class from 0 to 2, or -1 for unknown, found 3; correct the labels",
         ),
         (
             {"labels": [0] * 19 + [-2]},
@@ -197,11 +197,11 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
         _ = store.teachers["wdie"]
     assert str(caught.value) == (
         f"{tmp_path / 'store'}: teachers/wdie: expected one of the sealed parts of this store under teachers "
-        "(wide, deep), found no such part; choose one of these, or make it first"
+        "(wide, deep), found 'wdie'; choose one of these, or make it first"
     )
     assert isinstance(caught.value, KeyError)
     assert "wdie" not in store.teachers and store.teachers.get("wdie") is None
-    with pytest.raises(PartNotFound, match=r"under clusters \(none\), found no such part"):
+    with pytest.raises(PartNotFound, match=r"under clusters \(none\), found 'x'"):
         store.clustering("x")
     stores.add_clustering(store)
     with pytest.raises(
@@ -328,7 +328,7 @@ def test_a_script_that_is_run_again_goes_on(tmp_path: Path) -> None:
         ({"inputs": INPUTS[::-1]}, r"row 0 .*expected an input with digest"),
         (
             {"inputs": INPUTS[:19], "labels": None},
-            "expected a store of 19 rows and 3 classes, or none, found one of 20",
+            "expected a store of 19 rows and 3 classes, or a free path, found a store of 20",
         ),
         ({"num_classes": 4}, "expected a store of 20 rows and 4 classes"),
         ({"store_inputs": True}, "samples: expected"),

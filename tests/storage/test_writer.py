@@ -126,7 +126,7 @@ def test_killed_anywhere_and_resumed_is_the_same_bytes(whole: dict[str, bytes], 
                 break
             kills += 1
             if (path / "teachers/wide/__logitstore__/spec.json").exists():
-                with pytest.raises(StoreIncomplete, match="found one that was interrupted"):
+                with pytest.raises(StoreIncomplete, match="found an unfinished part"):
                     _ = open_store(path).teachers["wide"]
         write(open_store(path))
         assert stores.tree(path) == whole
@@ -258,8 +258,8 @@ def begun(tmp_path: Path) -> Made:
         ),
         ({"views": 2}, "views = 1, with which it was begun", "2"),
         ({"encoding": "float32"}, "encoding.kind = 'float16', with which it was begun", "'float32'"),
-        ({"classes": [4, 3, 2, 1, 0]}, "the same classes with which it was begun", "another"),
-        ({"classes": [0, 1, 2, 3]}, "the same logits with which it was begun", "another"),
+        ({"classes": [4, 3, 2, 1, 0]}, "the classes with which it was begun", "other classes"),
+        ({"classes": [0, 1, 2, 3]}, "the logits with which it was begun", "other logits"),
     ],
 )
 def test_another_capture_under_the_same_name_is_refused(
@@ -270,7 +270,7 @@ def test_another_capture_under_the_same_name_is_refused(
     with pytest.raises(SpecMismatch) as caught:
         begun.store.capture("wide", **arguments)
     assert str(caught.value).startswith(
-        f"{begun.path}: teachers/wide: expected {expected}, found {found}; change it back, or give what is new another name"
+        f"{begun.path}: teachers/wide: expected {expected}, found {found}; change it back, or choose another name"
     )
     assert stores.tree_digest(begun.path) == before
 
@@ -310,8 +310,8 @@ def test_an_exception_in_the_loop_seals_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreIncomplete) as caught:
         _ = made.store.teachers["wide"]
     assert str(caught.value) == (
-        f"{made.path}: teachers/wide: expected a sealed part, found one that was interrupted (1 of 8 blocks are there); "
-        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
+        f"{made.path}: teachers/wide: expected a sealed part, found an unfinished part (1 of 8 blocks); "
+        "run the command that writes it (`logitstore cache`, `run` or `compress`) again to resume it"
     )
 
 
@@ -322,7 +322,7 @@ def test_an_exception_in_the_loop_seals_nothing(tmp_path: Path) -> None:
             {"rows": range(1, 9)},
             "teachers/wide: rows: expected the rows of one block (8 from a multiple of that)",
         ),
-        ({"rows": range(16)}, "found 0 to 16; write what missing_blocks() names"),
+        ({"rows": range(16)}, "found 0 to 16; write the rows of missing_blocks()"),
         ({"rows": range(56, 64)}, "found 56 to 64"),
         ({"rows": slice(0, 7)}, "found 0 to 7"),
         ({"rows": range(-8, 0)}, "found -8 to 0"),
@@ -373,7 +373,7 @@ def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"name": "Wide"}, "capture: expected a name of 1 to 64 of a-z, 0-9, '.', '_' and '-'"),
-        ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture one"),
+        ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture at least 1 view"),
         (
             {"encoding": "float8"},
             "encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
@@ -491,7 +491,7 @@ def test_a_committed_block_that_vanished_is_said(half: Store) -> None:
     (half.path / "samples/digest/c.0").unlink()
     with (
         lease(Folder(half.path / "samples")),
-        pytest.raises(ShardMissing, match="expected the shard of a block that was committed, found no file"),
+        pytest.raises(ShardMissing, match="expected the shard of a committed block, found no file"),
     ):
         write_samples(samples_writer(half), range(8))  # another writer is at work: nothing is recovered
 
@@ -504,9 +504,7 @@ def test_a_writer_that_is_alone_makes_a_block_again_that_vanished(half: Store) -
 
 
 def test_no_capture_rests_on_samples_that_are_not_sealed(half: Store) -> None:
-    with pytest.raises(
-        StoreIncomplete, match=r"samples: expected a sealed part, found one that was interrupted"
-    ):
+    with pytest.raises(StoreIncomplete, match=r"samples: expected a sealed part, found an unfinished part"):
         half.capture("wide", provenance={}).write(range(8), np.zeros((8, 5), np.float32))
 
 
