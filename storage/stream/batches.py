@@ -89,7 +89,7 @@ class RankPlan:
     """The windows of one rank, and the slices of them that make each batch."""
 
     def __init__(self, remainder: Remainder, cut: BatchCut, rank: int) -> None:
-        """remainder: the rows of all ranks."""
+        """Cut the remaining rows of all ranks to those of one rank."""
         self._cut = cut
         self._rank = rank
         self.remainder = remainder.cut(*cut.rank_rows(rank))
@@ -127,7 +127,7 @@ class EpochPlan:
     def __init__(
         self, order: WindowedOrder, remainder: Remainder, cut: BatchCut, reserve: Sequence[Interval] = ()
     ) -> None:
-        """reserve: rows that remain and belong to no batch of this epoch."""
+        """Plan batches; `reserve` are rows that remain and belong to no batch of this epoch."""
         self.order = order
         """The order."""
         self.cut = cut

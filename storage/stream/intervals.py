@@ -52,7 +52,7 @@ class Remainder:
     """Rows of an epoch that remain: all of them, or those of a rank."""
 
     def __init__(self, order: WindowedOrder, intervals: Sequence[Interval]) -> None:
-        """intervals: disjoint, by position."""
+        """Hold intervals, disjoint and by position."""
         self._order = order
         self.intervals = tuple(interval for interval in intervals if interval.start < interval.stop)
         """The rows."""

@@ -166,7 +166,7 @@ class RepeatedOrder:
     """
 
     def __init__(self, order_of: Callable[[int], Order]) -> None:
-        """order_of: gives the order of each repetition."""
+        """Take the order of each repetition from `order_of`."""
         self._order_of = order_of
         self._orders: dict[int, Order] = {}
         self.period = len(order_of(0))

@@ -288,8 +288,8 @@ class Stream:
         """The arrays of a window."""
         int64 = np.dtype(np.int64)
         fields = [
-            Field("rows", int64, (), lambda run, out: np.copyto(out, run.rows)),
-            Field("views", int64, (), lambda run, out: np.copyto(out, run.view)),
+            Field("rows", int64, (), _read_rows),
+            Field("views", int64, (), lambda run, out: out.fill(run.view)),
             Field("labels", int64, (), lambda run, out: self._samples.read_labels(run.rows, out)),
         ]
         if self._inputs.available:
@@ -335,6 +335,11 @@ class Stream:
         """The factor of each teacher's stored integers."""
         scales = {name: capture.encoding.scale for name, capture in self._captures.items()}
         return {name: scale for name, scale in scales.items() if scale is not None}
+
+
+def _read_rows(run: ChunkRun, out: NDArray[Any]) -> None:
+    rows = run.rows  # NumPy takes a range element by element.
+    out[...] = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 def _read_stored(capture: CaptureReader, array: str, run: ChunkRun, out: NDArray[Any]) -> None:

@@ -144,7 +144,7 @@ class ReadAhead:
         buffers: Buffers,
         threads: ThreadPoolExecutor,
     ) -> None:
-        """numbers: index in `remainder.shares` of each window that `get` will return, in order."""
+        """Begin to read; `numbers` are indices in `remainder.shares`, in the order in which `get` is called."""
         self._order = order
         self._remainder = remainder
         self._numbers = numbers
