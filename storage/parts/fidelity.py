@@ -4,12 +4,12 @@ A row's `error` is T·√(2·KL) at some temperatures, as float16, measured on w
 one of 31,745 numbers. Counting each gives the exact mean, maximum and quantiles of the KL, and reads no logit.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt16
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from ..encodings.divergence import kl_of_error
@@ -60,20 +60,15 @@ def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
 def _counts(capture: CaptureReader) -> Int64[np.ndarray, "temperatures numbers"]:
     """Count each float16 in `error`, by temperature."""
     counts = np.zeros((len(TEMPERATURES), _INFINITY + 1), np.int64)
-    for bits in _errors(capture):
+    grid = capture.reader.grid
+    for view, block in product(range(capture.num_views), range(grid.num_blocks)):
+        bits = capture.reader.read("error", grid.rows(block), view).view(np.uint16)
         if bits.max(initial=0) > _INFINITY:
             where = f"{capture.part.folder.path}/error"
             raise invalid(where, "errors of rows that are not negative", "a negative number or NaN")
         for number, column in enumerate(bits.T):
             counts[number] += np.bincount(column, minlength=_INFINITY + 1)
     return counts
-
-
-def _errors(capture: CaptureReader) -> Iterator[UInt16[np.ndarray, "rows temperatures"]]:
-    grid = capture.reader.grid
-    for view in range(capture.num_views):
-        for block in range(grid.num_blocks):
-            yield capture.reader.read("error", grid.rows(block), view).view(np.uint16)
 
 
 def _summary(

@@ -1,7 +1,7 @@
-"""Does a stream give every row exactly once, with what belongs to it, wherever it stops and goes on?
+"""Laws of a stream: every row exactly once, with its own inputs and logits, wherever it is interrupted.
 
-Hypothesis draws the store, the arguments and the interruption. `seen_by` gathers what a training loop would
-see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.
+Hypothesis draws the store, the arguments and the interruption. `items` and `assert_belongs` look at batches as a
+training loop does; broken streams must not pass them.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ VIEWS = 3
 
 @pytest.fixture(scope="module")
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Made]:
-    """A store of so many rows in such blocks: made once."""
+    """Return a function that makes a store of some rows and blocks once."""
     folder = tmp_path_factory.mktemp("streams")
 
     @lru_cache
@@ -59,7 +59,7 @@ def made_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int],
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """A store, and arguments for a stream of it."""
+    """Draw a store, and arguments for a stream of it."""
     rows, block_rows = draw(st.sampled_from([(1, 8), (5, 1), (16, 4), (37, 8), (100, 32), (61, 64)]))
     return {
         "store": (rows, block_rows),
@@ -77,7 +77,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def streams(made: Made, world_size: int, epoch: int = 0, **arguments: Any) -> list[Stream]:
-    """The stream of each rank, at an epoch."""
+    """Return the stream of each rank, at an epoch."""
     ranks = [made.store.stream(rank=rank, world_size=world_size, **arguments) for rank in range(world_size)]
     for stream in ranks:
         stream.set_epoch(epoch)
@@ -85,18 +85,18 @@ def streams(made: Made, world_size: int, epoch: int = 0, **arguments: Any) -> li
 
 
 def items(batches: Sequence[Batch]) -> list[Item]:
-    """(view, row) of every row in some batches."""
+    """Return (view, row) of every row in some batches."""
     return [item for batch in batches for item in zip(batch.views.tolist(), batch.rows.tolist(), strict=True)]
 
 
 def bits(batch: Batch) -> tuple[bytes, ...]:
-    """Every bit of a batch."""
+    """Return every bit of a batch."""
     arrays = [batch.rows, batch.views, batch.labels, *batch.logits.values()]
     return tuple(a.tobytes() for a in [*arrays, *([] if batch.inputs is None else [batch.inputs])])
 
 
 def asked_for(case: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
-    """The views and rows that an epoch of a case must hold."""
+    """Return the views and rows that an epoch of a case must hold."""
     views = case["arguments"]["views"]
     rows = case["arguments"]["rows"]
     chosen = {"all": list(range(VIEWS)), "cycle": [case["epoch"] % VIEWS]}.get(views, [views])
@@ -104,7 +104,7 @@ def asked_for(case: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
 
 
 def assert_belongs(made: Made, batch: Batch) -> None:
-    """Inputs, labels and logits are those of the batch's rows and views."""
+    """Assert that inputs, labels and logits are those of the batch's rows and views."""
     assert np.array_equal(batch.labels, made.labels[batch.rows])
     if batch.inputs is not None:
         assert np.array_equal(batch.inputs, made.inputs[batch.rows])
@@ -148,7 +148,7 @@ def test_the_same_arguments_give_the_same_bits(
 def test_the_order_knows_nothing_of_teachers_batches_or_world(
     made_store: Callable[[int, int], Made], case: dict[str, Any]
 ) -> None:
-    """Every rank goes through its rows in one and the same order, whatever its batch size and its teachers."""
+    """Every rank passes over its rows in the same order, whatever its batch size and teachers."""
     made = made_store(*case["store"])
     arguments = case["arguments"]
 
@@ -180,7 +180,7 @@ def test_restoring_at_every_batch_gives_the_same_tail(
     for batch in stream:
         batches.append(batch)
         states.append(stream.state_dict())
-    # The end of an epoch may be named in two ways: nothing left of it, or the whole of the next.
+    # The end of an epoch has two states: no row of it remains, or all of the next.
     for number, state in enumerate(states[: len(batches) + 1]):
         again = fresh()
         again.load_state_dict(json.loads(json.dumps(state)))
@@ -236,7 +236,7 @@ def test_drop_last_gives_full_batches_alone(made_store: Callable[[int, int], Mad
     assert len(set(seen)) == 32
 
 
-def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int], Made]) -> None:
+def test_epochs_advance_and_stay_where_they_are_set(made_store: Callable[[int, int], Made]) -> None:
     made = made_store(37, 8)
 
     def of_epoch(epoch: int) -> list[tuple[bytes, ...]]:
@@ -251,10 +251,10 @@ def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int
     assert len({tuple(of_epoch(epoch)) for epoch in range(6)}) == 6
 
 
-def test_setting_the_epoch_of_a_state_keeps_what_is_left_of_it(
+def test_setting_the_epoch_of_a_state_keeps_its_remainder(
     made_store: Callable[[int, int], Made],
 ) -> None:
-    """A loop that goes on says which epoch it is in; accelerate says so by itself."""
+    """A resumed loop sets its epoch; accelerate does so by itself."""
     made = made_store(37, 8)
     first = made.store.stream(batch_size=5, views=0)
     first.set_epoch(2)
@@ -323,10 +323,10 @@ def test_two_windows_and_no_more(
                 list(stream)
         sizes = [sum(array.nbytes for array in arrays.values()) for arrays in taken.values()]
         assert len(sizes) <= 2
-        places = stream.window_bytes // stream.row_bytes * 8
-        assert all(size + places <= stream.window_bytes for size in sizes)
-        if world_size == 1:  # what is said beforehand is what it takes
-            assert {size + places for size in sizes} == {stream.window_bytes}
+        index = stream.window_bytes // stream.row_bytes * 8
+        assert all(size + index <= stream.window_bytes for size in sizes)
+        if world_size == 1:  # the stated size is the real one
+            assert {size + index for size in sizes} == {stream.window_bytes}
 
 
 def test_memory_that_is_not_used_again_is_noticed(
@@ -363,7 +363,7 @@ def test_two_iterations_at_once_do_not_disturb_each_other(made_store: Callable[[
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> dict[str, Any]:
-    """A store of 100 rows, and arguments for a stream of strata of it."""
+    """Draw arguments for a stream of strata of a store of 100 rows."""
     border = draw(st.integers(1, 99))
     return {
         "strata": [list(range(border)), list(range(border, 100))],
@@ -380,7 +380,7 @@ def mixtures(draw: st.DrawFn) -> dict[str, Any]:
 def test_strata_and_shares_hold_in_every_batch(
     made_store: Callable[[int, int], Made], case: dict[str, Any], world_size: int, stop: float
 ) -> None:
-    """Also after an interruption, from the state of one rank; and the longest stratum is gone through."""
+    """Also after an interruption, from the state of one rank; every row of the longest stratum comes."""
     made = made_store(100, 32)
     border = len(case["strata"][0])
     shares = case["shares"] or [1, 1]
@@ -434,14 +434,14 @@ def test_a_stratum_that_fits_into_its_window_is_read_once(
     visits = Counter(row for batch in stream for row in batch.rows[:4].tolist())
     assert set(visits) == {1, 40, 70}
     assert sum(visits.values()) == 100
-    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four laps
+    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four repetitions
 
 
 # Inputs from a transfer set, and augmented ones
 
 
 class Examples:
-    """A transfer set that counts how it is asked."""
+    """A transfer set that records the examples it is asked for."""
 
     def __init__(self, inputs: NDArray[Any]) -> None:
         self.inputs = inputs
@@ -457,7 +457,7 @@ class Examples:
 
 @pytest.fixture
 def augmented(tmp_path: Path) -> Made:
-    """A store without inputs, of a teacher that saw augmented ones from view 1 on."""
+    """Make a store without inputs, of a teacher that saw augmented ones from view 1 on."""
     teachers = {"wide": Teacher(views=3, augmented=True), "plain": Teacher(views=3)}
     return stores.make(tmp_path / "augmented.zarr", teachers=teachers, store_inputs=False, names=False)
 
@@ -646,7 +646,7 @@ REMEDIES = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_arguments_are_refused(made_store: Callable[[int, int], Made], case: str) -> None:
-    """As a user meets them, for whom nobody checks annotations."""
+    """Without the checks of annotations, as for a user."""
     arguments, where, expected, found = REFUSED[case]
     with unchecked(), pytest.raises(ConfigError) as caught:
         made_store(37, 8).store.stream(**arguments)
@@ -699,7 +699,7 @@ def test_a_teacher_that_is_not_there_is_named(made_store: Callable[[int, int], M
 def test_a_state_of_another_order_is_refused(
     made_store: Callable[[int, int], Made], other: dict[str, Any], key: str
 ) -> None:
-    """Its positions would mean other rows, and some would come twice and others never."""
+    """Its positions would be those of other rows: some would come twice and others never."""
     stream = made_store(37, 8).store.stream(batch_size=5)
     next(iter(stream))
     state = stream.state_dict()
