@@ -159,7 +159,7 @@ class Store:
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
         """Return the identity of a part, sealed or unfinished; None if its name is free."""
         if self._root.has(part):
-            return self._root.part(part).spec.identity
+            return self._root.spec(part).identity
         begun = self._root.begun(part)
         return None if begun is None else begun.identity
 

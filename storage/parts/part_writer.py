@@ -31,14 +31,12 @@ from ..format.shard import ShardEncoder, encode_small, shard_bytes
 from ..identity import check_same
 from .journal import (
     Commit,
-    Seal,
     SealTable,
     StoredShard,
     append_log,
     commit_key,
     committed_blocks,
     put_same,
-    read_checked,
     read_table,
     seal_blocks,
 )
@@ -149,8 +147,7 @@ class PartWriter:
 
     def _sealed_blocks(self) -> set[tuple[int, int]]:
         """Return the blocks of a sealed part that are there; put missing metadata again. Raises SpecMismatch."""
-        (digest,) = (record.seal for record in self.root.records if record.part == self.name)
-        seal = Seal.from_bytes(read_checked(self.folder, SEAL, digest), str(self.folder.path / SEAL))
+        seal = self.root.seal(self.name)
         self._files = dict(seal.files)
         self._compare_metadata()
         absent = absent_blocks(self.folder, seal, list(self.layouts.values()))

@@ -8,12 +8,22 @@ from typing import Any
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder
 from ..errors import NameTaken, NotAStoreError, PartNotFound, StoreIncomplete, WrongStore
-from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SPEC
+from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import parse_spec
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
-from .journal import LogRecord, check_root, committed_blocks, log_key, put_same, read_log, root_record
-from .sealed_part import SealedPart
+from .journal import (
+    LogRecord,
+    Seal,
+    check_root,
+    committed_blocks,
+    log_key,
+    put_same,
+    read_checked,
+    read_log,
+    root_record,
+)
+from .sealed_part import SealedPart, Spec
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,7 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """Return a sealed part. Raises StoreIncomplete if it is unfinished, PartNotFound if it is absent."""
         if name not in self._parts:
-            record = next((record for record in self.records if record.part == name), None)
-            if record is None:
-                raise self._absent(name)
-            self._parts[name] = SealedPart(self.folder.sub(name), record, self.grid)
+            self._parts[name] = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
         return self._parts[name]
 
     def is_whole(self, name: str) -> bool:
@@ -94,8 +101,32 @@ class Root:
         """
         if not self.has(name):
             return False
-        part = self.part(name)
-        return not part.absent_blocks() and all(part.folder.exists(key) for key in part.seal.files)
+        folder = self.folder.sub(name)
+        if not all(folder.exists(key) for key in self.seal(name).files):
+            return False  # without its metadata the part cannot be opened
+        return not self.part(name).absent_blocks()
+
+    def _sealed(self, name: str) -> LogRecord:
+        """Return the log's record of a part. Raises StoreIncomplete, PartNotFound."""
+        for record in self.records:
+            if record.part == name:
+                return record
+        raise self._absent(name)
+
+    def digest_of(self, name: str) -> str:
+        """Return the identity of a sealed part, "sha256:…" of its seal, without opening the part."""
+        return f"sha256:{self._sealed(name).seal}"
+
+    def seal(self, name: str) -> Seal:
+        """Return the seal of a sealed part, without opening the part. Raises ManifestInvalid."""
+        folder, digest = self.folder.sub(name), self._sealed(name).seal
+        return Seal.from_bytes(read_checked(folder, SEAL, digest), str(folder.path / SEAL))
+
+    def spec(self, name: str) -> Spec:
+        """Return the spec of a sealed part, even if it lost metadata or blocks. Raises ManifestInvalid."""
+        folder = self.folder.sub(name)
+        digest = self.seal(name).files.get(SPEC, "")
+        return Spec(*parse_spec(read_checked(folder, SPEC, digest), str(folder.path / SPEC)))
 
     def tidy_up(self) -> None:
         """Delete locks and staged files of killed writers in the root and in sealed parts."""
