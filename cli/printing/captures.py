@@ -46,7 +46,11 @@ def _comparison_record(compared: "Compared") -> dict[str, Any]:
         "coverage": [
             {
                 "covering": row.label,
-                **{key: getattr(row, key) for key in ("examples", "before", "after", "change", "relative")},
+                "examples": row.examples,
+                "before": row.before,
+                "after": row.after,
+                "change": row.change,
+                "relative": row.relative,
             }
             for row in compared.coverage.rows()
         ],
@@ -62,8 +66,8 @@ def _comparison_record(compared: "Compared") -> dict[str, Any]:
     }
 
 
-def _conditional_record(found: "Conditional") -> dict[str, Any]:
-    return {"examples": found.examples, "correct": found.correct, "accuracy": found.accuracy}
+def _conditional_record(scores: "Conditional") -> dict[str, Any]:
+    return {"examples": scores.examples, "correct": scores.correct, "accuracy": scores.accuracy}
 
 
 def print_captures(scores: "CaptureScores") -> None:
@@ -127,8 +131,8 @@ def _print_comparison(compared: "Compared") -> None:
         )
 
 
-def _share(found: "Conditional") -> str:
-    return "—" if math.isnan(found.accuracy) else f"{found.accuracy:.2%}"
+def _share(scores: "Conditional") -> str:
+    return "—" if math.isnan(scores.accuracy) else f"{scores.accuracy:.2%}"
 
 
 def _signed(share: float) -> str:

@@ -40,7 +40,7 @@ KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 
 @dataclass(frozen=True)
 class Spec:
-    """The document that says what a part is made from."""
+    """The identity and the notes of a part, as in its `spec.json`."""
 
     identity: Mapping[str, Any]
     """Teacher, augmentation, encoding, data …; a part is resumed only with the same identity."""
@@ -136,7 +136,7 @@ class SealedPart:
             raise ManifestInvalid(
                 str(self.folder.path / SEAL),
                 expected=f"a digest of {key}",
-                found="none",
+                found="no digest",
                 remedy="run `logitstore verify`",
             )
         return read_checked(self.folder, key, self.seal.files[key], most)

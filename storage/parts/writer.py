@@ -350,13 +350,7 @@ def write_clustering(
     check_name(name, "clustering")
     layouts = [small_array("clustering", array, values.shape) for array, values in arrays.items()]
     part = PartWriter(
-        root,
-        f"clusters/{name}",
-        views=0,
-        identity=identity,
-        notes=notes or {},
-        layouts=layouts,
-        small=arrays,
+        root, f"clusters/{name}", views=0, identity=identity, notes=notes or {}, layouts=layouts, small=arrays
     )
     with contextlib.closing(part):
         part.seal()

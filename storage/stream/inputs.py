@@ -1,4 +1,4 @@
-"""The inputs of a stream, checked to be what the teachers saw.
+"""The inputs of a stream, checked against those of the teachers.
 
 They come from the store, which keeps them, or from a transfer set, which is checked by digest. The inputs of an
 augmented view are made again from these and checked against the digest of what the teacher was shown.
@@ -191,7 +191,7 @@ def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
             f"transfer set, {where}",
             expected="an example",
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
-            remedy="mend the data set, and run the same again: what the store holds stays",
+            remedy="repair the data set, and run the same command again; the store keeps its blocks",
         ) from error
 
 

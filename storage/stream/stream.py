@@ -208,7 +208,7 @@ class Stream:
         return {"samples": self._samples.digest, **self._options.identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where `state` was taken, with any batch size and any number of ranks.
+        """Resume at a state, with any batch size and any number of ranks.
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """

@@ -93,7 +93,7 @@ class Window:
 
 
 class _Layout:
-    """The rows of a window that are held for a rank's share, and where in memory.
+    """The rows of a window that are held for a rank's share, and their rows in memory.
 
     positions of the window    0 1 2 3 4 5 6 7 8 9
     intervals of the share         └───┘     └─┘

@@ -394,11 +394,7 @@ def test_many_classes(tmp_path: Path, classes: int, dtype: str) -> None:
 
 # Damage
 
-ARRAYS = {
-    "codes": ("logits", "error"),
-    "bytes": ("logits",),
-    "largest": ("logits", "index", "tail", "error"),
-}
+ARRAYS = {"codes": ("logits", "error"), "bytes": ("logits",), "largest": ("logits", "index", "tail", "error")}
 SHARDS = [(name, array) for name, arrays in ARRAYS.items() for array in arrays]
 
 

@@ -19,14 +19,7 @@ from logitstore.storage.checks import rows_by_share
 from logitstore.storage.errors import ConfigError
 from logitstore.storage.format.grid import Grid
 from logitstore.storage.stream import intervals as intervals_module
-from logitstore.storage.stream.batches import (
-    BatchCut,
-    EpochPlan,
-    RankPlan,
-    Stratum,
-    plan_epoch,
-    plan_strata,
-)
+from logitstore.storage.stream.batches import BatchCut, EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
 from logitstore.storage.stream.intervals import Interval, Remainder
 from logitstore.storage.stream.order import Order, RepeatedOrder, WindowedOrder
 

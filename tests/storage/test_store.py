@@ -53,12 +53,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "too few names": ({"class_names": ["a", "b"]}, "class_names", "3 names", "2"),
     "label 3 of 3": ({"labels": [3] * 20}, "labels[0]", CLASS, "3"),
     "label -2": ({"labels": [0] * 19 + [-2]}, "labels[19]", CLASS, "-2"),
-    "fractions as labels": (
-        {"labels": np.full(20, 0.5)},
-        "labels",
-        INTEGERS,
-        "float64 of shape (20,)",
-    ),
+    "fractions as labels": ({"labels": np.full(20, 0.5)}, "labels", INTEGERS, "float64 of shape (20,)"),
     "names as labels": ({"labels": np.array(["cat"] * 20)}, "labels", INTEGERS, "<U3 of shape (20,)"),
     "labels in two axes": (
         {"labels": np.zeros((20, 1), np.int64)},

@@ -251,9 +251,7 @@ def test_epochs_advance_and_stay_where_they_are_set(made_store: Callable[[int, i
     assert len({tuple(of_epoch(epoch)) for epoch in range(6)}) == 6
 
 
-def test_setting_the_epoch_of_a_state_keeps_its_remainder(
-    made_store: Callable[[int, int], Made],
-) -> None:
+def test_setting_the_epoch_of_a_state_keeps_its_remainder(made_store: Callable[[int, int], Made]) -> None:
     """A resumed loop sets its epoch; accelerate does so by itself."""
     made = made_store(37, 8)
     first = made.store.stream(batch_size=5, views=0)
