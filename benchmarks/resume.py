@@ -129,7 +129,7 @@ def blocks_there(store: Path) -> int:
     """How many blocks of the capture are committed."""
     import logitstore
 
-    begun = logitstore.open_store(store).root.begun("teachers/teacher-0")
+    begun = logitstore.open_store(store).begun("teachers/teacher-0")
     return 0 if begun is None else begun.blocks_done
 
 

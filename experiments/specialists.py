@@ -434,7 +434,7 @@ def capture_name(name: str) -> str:
 
 def _predictions(store: Store, name: str, view: int) -> NDArray[np.int64]:
     """The most probable class of every row."""
-    grid = store.root.grid
+    grid = store.grid
     parts = [
         store.teachers[name].read(slice(rows.start, rows.stop), view).argmax(axis=1)
         for rows in map(grid.rows, range(grid.num_blocks))

@@ -96,9 +96,9 @@ def pending(
     if store is not None:
         check_samples(store, rows)
     captures = [m.name for m in missing_captures(experiment, rows, workspace.models, store)]
-    if store is None or not store.root.has(SAMPLES):
+    if store is None or not store.is_sealed(SAMPLES):
         store = None
-    samples = store is not None and not store.root.is_whole(SAMPLES)
+    samples = store is not None and not store.is_whole(SAMPLES)
     cluster = experiment.cluster
     clustering = None
     if cluster is not None and (

@@ -30,7 +30,6 @@ from ...storage.backends.local import Folder
 from ...storage.encodings.encoding import Encoding, encoded_widths
 from ...storage.errors import BadLogitsError
 from ...storage.format.constants import SAMPLES
-from ...storage.parts.part_reader import PartReader
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import Augment
@@ -171,10 +170,10 @@ def capture_teachers(
         capture_pass = CapturePass(
             experiment,
             rows,
-            store.root.grid,
+            store.grid,
             todo,
             samples,
-            PartReader(store.root.part(SAMPLES), store.root.grid) if samples is None else None,
+            store.samples.reader if samples is None else None,
             writers,
             make_view,
             _Teachers({t.name: t for t in teachers}, writers),
@@ -191,9 +190,9 @@ def capture_teachers(
                 writer.seal()
     ranks.counts(0)
     if ranks.is_first:
-        store.root.tidy_up()
+        store.tidy_up()
     else:
-        store.root.refresh()
+        store.refresh()
     return tallies
 
 
@@ -212,11 +211,11 @@ def _warn_of_space(
 ) -> None:
     """Say that the disk is too small before hours are spent on teachers, and not after."""
     needed = 0.0
-    if store is None or not store.root.has(SAMPLES):
+    if store is None or not store.is_sealed(SAMPLES):
         needed += len(rows) * (_SAMPLE_BYTES + input_bytes(experiment, rows))
     logits = sum(encoded_widths(experiment.cache.chosen_encoding, rows.num_classes))
     for member in missing:
-        begun = None if store is None else store.root.begun(f"teachers/{member.name}")
+        begun = None if store is None else store.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
         needed += left * experiment.cache.views * len(rows) * (logits + _ROW_BYTES)
     if needed > (free := Folder(path).free_bytes()):
@@ -260,7 +259,7 @@ def runner_of(
     where: who it is, for messages. name: of its capture.
     """
     settings = experiment.cache
-    identity = None if store is None else _identity_there(store, name)
+    identity = None if store is None else store.identity_of(f"teachers/{name}")
     runner = Runner(
         module,
         where=where,
@@ -271,14 +270,6 @@ def runner_of(
         channels_last=settings.channels_last,
     )
     return runner, identity is not None
-
-
-def _identity_there(store: Store, name: str) -> Mapping[str, Any] | None:
-    """What a capture that is there, or was begun, follows from."""
-    if name in store.teachers:
-        return store.teachers[name].part.spec.identity
-    begun = store.root.begun(f"teachers/{name}")
-    return None if begun is None else begun.identity
 
 
 def teacher_logits(runner: Runner, shown: Shown, logits: BlockLogits) -> None:
@@ -339,7 +330,7 @@ def _writers(
 ) -> tuple[SamplesWriter | None, dict[str, CaptureWriter]]:
     """Writers of what is not there, closed with the stack."""
     samples = None
-    if not store.root.is_whole(SAMPLES):
+    if not store.is_whole(SAMPLES):
         samples = stack.enter_context(contextlib.closing(_samples_writer(experiment, store, rows)))
     writers = {
         t.name: stack.enter_context(contextlib.closing(_capture_writer(experiment, store, t)))
@@ -355,7 +346,7 @@ def _missing_blocks(
     writers: Mapping[str, CaptureWriter],
 ) -> list[Todo]:
     return plan_todo(
-        store.root.grid,
+        store.grid,
         experiment.cache.views if writers else 1,
         list(writers),
         lambda block: samples is None or samples.has_block(0, block),
@@ -458,14 +449,11 @@ def _begin(experiment: Experiment, path: Path, rows: TransferRows) -> Store:
 
 
 def _samples_writer(experiment: Experiment, store: Store, rows: TransferRows) -> SamplesWriter:
-    keep = experiment.transfer_set.store_inputs
-    return SamplesWriter(
-        store.root,
+    return store.samples_writer(
         identity=rows.identity,
         class_names=rows.class_names,
-        input_shape=rows.first.shape if keep else None,
-        input_dtype=rows.first.dtype.name if keep else None,
-        id_width=max((len(i.encode()) for i in rows.ids), default=0) if rows.ids else None,
+        example=rows.first if experiment.transfer_set.store_inputs else None,
+        ids=rows.ids,
     )
 
 
@@ -473,10 +461,9 @@ def _capture_writer(experiment: Experiment, store: Store, teacher: ReadyTeacher)
     identity = dict(teacher.identity)
     if (batch := teacher.runner.batch_size) != (asked := experiment.cache.batch_size):
         identity |= {"batch_size": batch, HALVED: asked}
-    return CaptureWriter(
-        store.root,
+    return store.capture(
         teacher.name,
-        identity=identity,
+        provenance=identity,
         views=experiment.cache.views,
         encoding=teacher.encoding,
         classes=teacher.columns,

@@ -81,7 +81,7 @@ def check_samples(store: Store, rows: TransferRows) -> None:
     """
     ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
     theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
-    begun = store.root.begun(SAMPLES)
+    begun = store.begun(SAMPLES)
     with contextlib.suppress(StoreIncomplete, PartNotFound):  # or nothing is known of them yet
         theirs |= store.samples.spec.identity if begun is None else begun.identity
         theirs.pop("views", None)
@@ -209,7 +209,7 @@ def missing_captures(
             missing.append(member)
             continue
         _say_changed_source(experiment, member, spec.notes)
-        if not store.root.is_whole(f"teachers/{member.name}"):
+        if not store.is_whole(f"teachers/{member.name}"):
             missing.append(member)
     return missing
 
@@ -238,7 +238,7 @@ def _check_begun(
     store: Store,
 ) -> None:
     """Refuse to go on with a capture that was begun as something else, before anything is run. Raises SpecMismatch."""
-    begun = store.root.begun(f"teachers/{member.name}")
+    begun = store.begun(f"teachers/{member.name}")
     if begun is None:
         return
     if record is None:

@@ -71,4 +71,4 @@ def needs_clustering(store: Store, cluster: Cluster) -> bool:
         made="with which it was made",
         remedy="change it back, or give the new one another name",
     )
-    return not store.root.is_whole(f"clusters/{cluster.part_name}")
+    return not store.is_whole(f"clusters/{cluster.part_name}")

@@ -193,10 +193,10 @@ def plan_combination(
             remedy="take direction 'pq'",
         )
     part = f"teachers/{name}"
-    there = _there(store, name)
+    there = store.identity_of(part)
     if there is not None:
         captures = _in_their_order(captures, there)
-    whole = store.root.is_whole(part)
+    whole = store.is_whole(part)
     plan = CombinePlan(chief, tuple(captures), name, top, direction, method, chosen, whole, there is not None)
     if there is not None:
         _check_name_is_ours(store, plan, there)
@@ -300,15 +300,6 @@ def _sealed(capture: Capture) -> dict[str, str]:
     return {"capture": capture.name, "seal": capture.digest}
 
 
-def _there(store: Store, name: str) -> Mapping[str, Any] | None:
-    """The identity of what has the name, sealed or not; None where it is free."""
-    part = f"teachers/{name}"
-    if store.root.has(part):
-        return store.root.part(part).spec.identity
-    begun = store.root.begun(part)
-    return None if begun is None else begun.identity
-
-
 def _in_their_order(captures: list[Capture], there: Mapping[str, Any]) -> list[Capture]:
     """The specialists as the capture that is there names them, where they are the same: their order says nothing."""
     combination = there.get(COMBINATION)
@@ -331,8 +322,8 @@ def _check_name_is_ours(store: Store, plan: CombinePlan, there: Mapping[str, Any
             remedy="choose another name",
         )
     remedy, made = "choose another name", "with which it was combined"
-    if not store.root.has(f"teachers/{plan.name}"):
-        remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{plan.name}').path}"
+    if plan.name not in store.teachers:
+        remedy += f"; to begin it anew, delete {store.path / 'teachers' / plan.name}"
         made = "with which it was begun"
     ours = {**plan.identity, "encoding": plan.encoding.describe()}
     check_same_specialists(

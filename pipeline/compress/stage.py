@@ -28,7 +28,6 @@ from ...storage.errors import ConfigError, NameTaken
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
-from ...storage.parts.writer import CaptureWriter
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget_to, fit_top_k, scan
@@ -200,21 +199,12 @@ def plan_compression(
         )
     if isinstance(wish, TopK):
         wish.arrays(source.shape[2])  # k beyond the classes
-    begun = _begun(store, name)
+    begun = store.identity_of(f"teachers/{name}")
     if begun is None:
         return CompressPlan(source, name, wish, None, False)
     _check_name_is_ours(store, source, name, wish, begun)
     there = encoding_described(begun["encoding"], f"teachers/{name}")
-    return CompressPlan(source, name, wish, there, store.root.is_whole(f"teachers/{name}"))
-
-
-def _begun(store: Store, name: str) -> Mapping[str, Any] | None:
-    """The identity of what has the name, sealed or not; None where it is free."""
-    part = f"teachers/{name}"
-    if store.root.has(part):
-        return store.root.part(part).spec.identity
-    begun = store.root.begun(part)
-    return None if begun is None else begun.identity
+    return CompressPlan(source, name, wish, there, store.is_whole(f"teachers/{name}"))
 
 
 def _check_name_is_ours(
@@ -231,8 +221,8 @@ def _check_name_is_ours(
             remedy="choose another name",
         )
     remedy, made = "choose another name", "with which it was made"
-    if not store.root.has(f"teachers/{name}"):
-        remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{name}').path}"
+    if name not in store.teachers:
+        remedy += f"; to begin it anew, delete {store.path / 'teachers' / name}"
         made = "with which it was begun"
     ours = {DERIVED: _origin(source), "encoding": _asked(wish)}
     theirs = {
@@ -297,10 +287,9 @@ def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progr
     origin = _origin(source)
     if isinstance(plan.wish, SmallestTopK):
         origin[_SMALLEST] = plan.wish.describe()
-    with CaptureWriter(
-        store.root,
+    with store.capture(
         plan.name,
-        identity={**identity, DERIVED: origin},
+        provenance={**identity, DERIVED: origin},
         views=views,
         encoding=encoding,
         classes=source.classes,

@@ -199,7 +199,7 @@ def evaluate_captures(
                 remedy="leave it out: a specialist is scored as part of its combination",
             )
     block = _Block(store, list(compare), names, labels, view, top_k, temperature)
-    blocks = [(view, rows) for _, rows in every_block(store.root.grid, 1)]
+    blocks = [(view, rows) for _, rows in every_block(store.grid, 1)]
     tallies = over_blocks("evaluating captures", blocks, block, progress=progress)
     whole = functools.reduce(operator.add, tallies)
     return CaptureScores(

@@ -180,7 +180,7 @@ def plan(
         len(rows), experiment.cache.views, most if sample_rows is None else max(1, sample_rows)
     )
     # A store that is there has its blocks already, whatever the encoding.
-    trials = _Trials(experiment, rows, sample, None if there is None else there.root.grid)
+    trials = _Trials(experiment, rows, sample, None if there is None else there.grid)
     make_view = experiment_views(experiment, rows)
     samples: list[tuple[Source, bool, float]] = []
     for member in experiment.teacher_members():

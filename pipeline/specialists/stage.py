@@ -113,7 +113,7 @@ def make_specialists(
             combined = _combine(experiment, store, progress)
         ranks.counts(0)
         if not ranks.is_first:
-            store.root.refresh()
+            store.refresh()
     return SpecialistsDone(tuple(trained), tuple(captured), combined)
 
 

@@ -268,7 +268,7 @@ def missing_specialists(
         if find_specialist(experiment, run, store, models, generalist) is not None:
             continue
         recorded = models.recorded_identity(KIND, run.name)
-        captured = run.name in store.teachers or store.root.begun(f"teachers/{run.name}") is not None
+        captured = store.identity_of(f"teachers/{run.name}") is not None
         if generalist is not None and recorded is not None and captured:
             check_same(
                 f"{store.path}: teachers/{run.name}",
@@ -362,7 +362,7 @@ def missing_specialist_captures(
             made="with which it was captured",
             remedy=_RENAME,
         )
-        if record is None or not there.root.is_whole(f"teachers/{run.name}"):
+        if record is None or not there.is_whole(f"teachers/{run.name}"):
             missing.append(run)
     return missing
 
@@ -438,4 +438,4 @@ def needs_combination(experiment: Experiment, store: Store) -> bool:
     for one in (ours, theirs):  # in whatever order they were named
         one["specialists"] = sorted(one["specialists"] or [], key=lambda sealed: str(sealed["capture"]))
     check_same(where, ours, theirs, **how)
-    return not store.root.is_whole(f"teachers/{table.name}")
+    return not store.is_whole(f"teachers/{table.name}")

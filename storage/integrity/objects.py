@@ -18,7 +18,8 @@ from ..format.constants import (
 from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, crc32c, is_shard_size
 from ..parts.journal import Commit, Seal, SealTable, StoredShard, read_checked
-from ..parts.root import Root, part_metadatas
+from ..parts.root import Root
+from ..parts.sealed_part import part_metadatas
 
 PIECE: Final = 8 << 20
 """Most bytes of a shard that are in memory at a time."""

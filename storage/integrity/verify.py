@@ -35,7 +35,8 @@ from ..format.metadata import ArrayLayout
 from ..format.shard import UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, Seal, committed_blocks, log_key, read_checked
 from ..parts.reader import check_values
-from ..parts.root import Root, SealedPart, begun_form, open_root, small_keys, unsealed_parts
+from ..parts.root import Root, open_root, unsealed_parts
+from ..parts.sealed_part import SealedPart, begun_form, small_keys
 from ..progress import Progress, silent
 from .objects import (
     _COPY,

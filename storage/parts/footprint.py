@@ -28,7 +28,7 @@ from ..format.layouts import DTYPES_OF, block_array, features_of, small_array
 from ..format.metadata import ArrayLayout, RootAttributes, group_metadata
 from ..format.shard import encode_shard, encode_small, index_bytes, shard_bytes
 from .journal import Commit, Seal, SealTable, StoredShard, root_record
-from .root import KINDS, part_metadata, small_keys
+from .sealed_part import KINDS, part_metadata, small_keys
 
 _ZEROS = "0" * 64
 """A digest that is not known yet: as long as any."""

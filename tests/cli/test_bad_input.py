@@ -529,8 +529,8 @@ def test_an_interrupted_store_is_no_training_set(folder: Path) -> None:
     assert call("cache", experiment, store).exit_code == DATA
     line = refused(folder, DATA, "train", experiment, store)
     assert line.startswith(f"{store}: ")
-    assert line.endswith(": it goes on where it stopped")
-    assert "found one that was interrupted" in line
+    assert line.endswith(" again to resume it")
+    assert "found an unfinished part" in line
 
 
 def test_an_interrupted_capture_is_no_training_set(whole: Path, tmp_path: Path) -> None:
@@ -542,9 +542,8 @@ def test_an_interrupted_capture_is_no_training_set(whole: Path, tmp_path: Path) 
     store = folder / "out" / "store.zarr"
     assert call("cache", experiment, store).exit_code == DATA
     message = (
-        f"{store}: teachers/second: expected a sealed part, found one that was interrupted "
-        "(3 of 5 blocks are there); "
-        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
+        f"{store}: teachers/second: expected a sealed part, found an unfinished part (3 of 5 blocks); "
+        "run the command that writes it (`logitstore cache`, `run` or `compress`) again to resume it"
     )
     assert refused(folder, DATA, "train", experiment, store) == message
     opened = logitstore.open_store(store)

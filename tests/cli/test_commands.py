@@ -22,10 +22,10 @@ from support import small_experiment as small
 
 import logitstore
 from logitstore.cli.commands import demo
-from logitstore.cli.commands import inspect as inspect_command
 from logitstore.cli.dask_client import scheduler_at
 from logitstore.cli.main import COMMANDS, cli
 from logitstore.pipeline.experiment.document import load_experiment, parse_experiment
+from logitstore.storage.describe import describe
 from logitstore.storage.errors import (
     ConfigError,
     LogitStoreError,
@@ -35,7 +35,8 @@ from logitstore.storage.errors import (
     UntrustedStoreError,
 )
 from logitstore.storage.integrity.verify import Report
-from logitstore.storage.parts.root import Root, SealedPart
+from logitstore.storage.parts.root import Root
+from logitstore.storage.parts.sealed_part import SealedPart
 
 MORE = """
 [[student]]
@@ -436,7 +437,8 @@ def test_inspect_lists_a_part_that_needs_a_newer_version(
         return part(root, name)
 
     monkeypatch.setattr(Root, "part", lacking)
-    found = inspect_command.describe(logitstore.open_store(whole[0] / "out" / "store.zarr"))
+    found, errors = describe(whole[0] / "out" / "store.zarr")
+    assert errors == []
     assert found["unreadable"] == [
         {"part": "teachers/line", "reason": "teachers/line: expected known features, found waves; update"}
     ]

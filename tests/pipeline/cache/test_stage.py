@@ -290,7 +290,7 @@ def test_batches_and_blocks_change_no_logit_beyond_rounding(
         content["cache"]["block_rows"] = block_rows
     _, store = captured(content, base, base / "out")
     assert store.block_rows == (block_rows or 1024)
-    assert store.root.grid.num_blocks == (1 if block_rows is None else -(-ROWS // block_rows))
+    assert store.grid.num_blocks == (1 if block_rows is None else -(-ROWS // block_rows))
     for view in range(VIEWS):
         np.testing.assert_array_equal(
             store.teachers["wide"].seen(slice(None), view), reference.seen(slice(None), view)

@@ -588,7 +588,7 @@ def test_interrupted_after_any_block_it_goes_on_to_the_same_bytes(
     with pytest.raises(Interrupted):
         compress(store, "half", "small", wish, progress=stop)
     again = open_store(store.path)
-    begun = again.root.begun("teachers/small")
+    begun = again.begun("teachers/small")
     if after:
         assert begun is not None and begun.blocks_done >= after
 
@@ -755,7 +755,7 @@ def test_without_the_lock_several_would(store: Store, monkeypatch: pytest.Monkey
 
 
 def test_results_come_in_the_order_of_the_blocks_and_progress_in_that_of_their_ends(store: Store) -> None:
-    blocks = every_block(store.root.grid, VIEWS)
+    blocks = every_block(store.grid, VIEWS)
     heard: list[tuple[str, int, int]] = []
 
     def slow(view: int, rows: range) -> tuple[int, int]:
@@ -777,7 +777,7 @@ def test_results_come_in_the_order_of_the_blocks_and_progress_in_that_of_their_e
 
 
 def test_no_call_is_under_way_when_an_error_is_raised(store: Store) -> None:
-    blocks = every_block(store.root.grid, VIEWS)
+    blocks = every_block(store.grid, VIEWS)
     running, lock = [0], threading.Lock()
 
     def fails(view: int, rows: range) -> None:
