@@ -1,6 +1,6 @@
 """What are the teachers shown, and how is it ready before they ask for it?
 
-1. `Todo` is what is missing of a block; `plan_todo` lists the blocks of which something is.
+1. `BlockTodo` is what is missing of a block; `plan_blocks` lists the blocks of which something is.
 2. `Cut` says how a block is gone over: as a whole where its inputs take little memory, else in pieces of whole batches,
    and then in as many sweeps as the logits of all its views need.
 3. `shown_rows` has the inputs of each piece fetched once a sweep, in this process or by workers, and gives every view
@@ -21,7 +21,7 @@ from .rows import Prepared, ViewOf, prepare, prepared_by_workers
 
 
 @dataclass(frozen=True)
-class Todo:
+class BlockTodo:
     """What is missing of a block."""
 
     block: int
@@ -30,19 +30,19 @@ class Todo:
     """By view, the teachers that are still to be shown it; without the views of which nothing is missing."""
 
 
-def plan_todo(
+def plan_blocks(
     grid: Grid,
     views: int,
     teachers: Sequence[str],
     has_samples: Callable[[int], bool],
     has_block: Callable[[str, int, int], bool],
-) -> list[Todo]:
+) -> list[BlockTodo]:
     """The blocks of which something is missing, in order.
 
     has_samples: of a block. has_block: of a teacher, a view and a block.
 
-    >>> plan_todo(Grid(10, 4), 2, ["a", "b"], lambda block: True, lambda name, view, block: (name, block) != ("b", 1))
-    [Todo(block=1, views={0: ('b',), 1: ('b',)})]
+    >>> plan_blocks(Grid(10, 4), 2, ["a", "b"], lambda block: True, lambda name, view, block: (name, block) != ("b", 1))
+    [BlockTodo(block=1, views={0: ('b',), 1: ('b',)})]
     """
     todo = []
     for block in range(grid.num_blocks):
@@ -52,7 +52,7 @@ def plan_todo(
         }
         missing = {view: names for view, names in wanted.items() if names}
         if missing or not has_samples(block):
-            todo.append(Todo(block, missing))
+            todo.append(BlockTodo(block, missing))
     return todo
 
 
@@ -88,7 +88,7 @@ class Cut:
 class Shown:
     """One view of a piece of a block."""
 
-    todo: Todo
+    todo: BlockTodo
     """What it belongs to."""
     view: int | None
     """Which; None for a block of which only the samples are missing."""
@@ -108,14 +108,14 @@ class Shown:
 class _Piece:
     """Rows that are prepared together, in one sweep over their block."""
 
-    todo: Todo
+    todo: BlockTodo
     rows: range
     views: tuple[int, ...]
     is_new: bool
     is_last: bool
 
 
-def _pieces(grid: Grid, todo: Sequence[Todo], cut: Cut) -> Iterator[_Piece]:
+def _pieces(grid: Grid, todo: Sequence[BlockTodo], cut: Cut) -> Iterator[_Piece]:
     for one in todo:
         rows = grid.rows(one.block)
         for number, views in enumerate(cut.sweeps(rows, list(one.views))):
@@ -127,7 +127,7 @@ def shown_rows(
     experiment: Experiment,
     rows: TransferRows,
     grid: Grid,
-    todo: Sequence[Todo],
+    todo: Sequence[BlockTodo],
     cut: Cut,
     make_view: Augment | None,
     check: Callable[[Prepared], None],

@@ -16,6 +16,7 @@ from ...storage.backends.posix import replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
+from .loaders import with_stable_names
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Models:
         """The record of a model that was made from `identity`; None where it is to be made (anew)."""
         record = self._read(kind, name)
         try:
-            if record is None or record.identity != as_json(identity):
+            if record is None or record.identity != with_stable_names(as_json(identity)):
                 return None
             return record if record.weights == weights_digest(self.weights_path(kind, name)) else None
         except BadDataError:
@@ -60,8 +61,8 @@ class Models:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:
             value = parse_json(path.read_bytes(), str(path))
-            return Record(value["identity"], value["weights"], value["facts"])
-        except (OSError, LogitStoreError, KeyError, TypeError):
+            return Record(with_stable_names(value["identity"]), value["weights"], value["facts"])
+        except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
             return None
 
     def put(
