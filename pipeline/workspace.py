@@ -27,7 +27,7 @@ STORE = "store.zarr"
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a stage is handed.
+    """An experiment with its place and its means, as a stage is handed it.
 
     DIR/store.zarr         the store
     DIR/models/            trained networks, each with a record of its origin

@@ -1,8 +1,7 @@
-"""How does a command print its result?
+"""Output of the commands on stdout: aligned tables (`print_table`), lines, or JSON (`print_json`).
 
-On stdout, as a table of plain aligned text (`print_table`) or as JSON (`print_json`), and nothing else goes
-there. A heading is bold where stdout is a terminal. Names and texts come from stores that others wrote: what would
-steer the terminal, or hide or reorder what is read on it, is printed as an escape (`printable`).
+Names and texts may come from stores of others: characters that steer a terminal, or hide or reorder its text, are printed as
+escapes (`printable`).
 """
 
 import dataclasses
@@ -16,19 +15,19 @@ from typing import Any
 import click
 
 Cell = str | int | float | None
-"""What may stand in a table. None is printed as an em dash, a number to the right."""
+"""Cell of a table. None is printed as an em dash; numbers are aligned to the right."""
 
 
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of characters that do something instead of being seen: control, format, line separators."""
+"""Unicode categories of characters that act instead of being seen: control, format, line separators."""
 
 
 _JOINERS = "\u200c\u200d"
-"""Characters of category Cf that words of some scripts are spelt with."""
+"""Characters of category Cf that some scripts need for spelling."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""`text` with escapes in place of what steers a terminal: control characters, line ends, bidirectional marks.
+    r"""Escape the characters that steer a terminal: control characters, line ends, bidirectional marks.
 
     keep: characters that stay as they are.
 
@@ -46,7 +45,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def format_cell(value: Cell) -> str:
-    """A cell as text: whole numbers in groups of three, others to four significant digits.
+    """Format a cell: whole numbers in groups of three, others to four significant digits.
 
     >>> [format_cell(value) for value in (1200, 0.98765, 1e-9, 12345.6, None, "wide", True)]
     ['1,200', '0.9877', '1e-09', '12,346', '—', 'wide', 'yes']
@@ -63,7 +62,7 @@ def format_cell(value: Cell) -> str:
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    r"""Lines of a table, the first being the heading; as wide as it needs, so that nothing is cut.
+    r"""Format the lines of a table, the heading first; columns are as wide as needed, so that nothing is cut.
 
     >>> print("\n".join(format_table(["model", "errors"], [["wide", 67], ["small", 1146]])))
     model  errors
@@ -87,12 +86,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title: str | None = None) -> None:
-    """Print a table to stdout.
-
-    columns: headings.
-    rows: as many cells each as there are columns.
-    title: a line above it.
-    """
+    """Print a table to stdout. columns: headings. rows: a cell for each column. title: a line above it."""
     if title is not None:
         print_text(title)
     heading, *lines = format_table(columns, rows)
@@ -102,22 +96,22 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title
 
 
 def print_text(text: str = "") -> None:
-    """Print a line, or several, to stdout. What is put into a line from a store goes through `printable` first."""
+    """Print lines to stdout. Pass text from a store through `printable` first."""
     click.echo(printable(text, keep="\n"))
 
 
 def print_json(value: Any) -> None:
-    """Print a value to stdout as JSON, which has no NaN: null stands for it.
+    """Print a value to stdout as JSON, with null for NaN.
 
     value: of dicts, lists, scalars, dataclasses, paths and NumPy arrays and numbers.
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON itself escapes what is below a space; the rest of what steers a terminal only stands in strings.
+    # JSON escapes control characters itself; the others that steer a terminal occur in strings alone.
     click.echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
 
 
 def _json_escape(character: str) -> str:
-    """The character, or its escape in a JSON string."""
+    """Return the character, or its escape in a JSON string."""
     return character if printable(character, keep="\n") == character else json.dumps(character)[1:-1]
 
 
@@ -138,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_todo(lines: list[str], *, as_json: bool = False) -> None:
-    """What would be done, a line each."""
+    """Print what is to be done, a line each."""
     if as_json:
         print_json({"pending": lines})
     else:

@@ -1,4 +1,4 @@
-"""What captures are made from, and which are missing. Imports no torch.
+"""Identities of captures, and the captures that are missing. Imports no torch.
 
 Everything that a stage makes has an identity: all that it follows from. It is done if something of that identity is
 there.
@@ -43,7 +43,7 @@ _RENAME = "change it back, or give what is new another name (or another --out)"
 
 @dataclass(frozen=True)
 class CacheTodo:
-    """What stage one has to do."""
+    """Missing captures and samples."""
 
     captures: tuple[TeacherMember, ...] = ()
     """Teachers to be run, and trained if they have no weights."""

@@ -1,4 +1,4 @@
-"""What a clustering is made from, and whether it is missing. Imports no torch."""
+"""Identity of a clustering, and whether it is missing. Imports no torch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a combination is made from, whether it fits together, and whether it is missing. Imports no torch.
+"""Identity of a combination, its checks, and whether it is missing. Imports no torch.
 
 All of it is known without a logit: each specialist was made from this very capture of the generalist, has a corrected
 dustbin column and saw the same views, and the name of the combination is free or its own.

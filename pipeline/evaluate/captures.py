@@ -1,12 +1,12 @@
-"""How good are the captures of a store, and what did specialists change?
+"""Scores of the captures of a store, and the effect of specialists, without a model. Imports no torch.
 
-1. `scored_captures` are those that predict all classes: teachers, combinations. Each gets its metrics.
-2. `comparisons` says which of them stands against which generalist, with which sets: a combination says so itself (its
-   spec names generalist and specialists), for any other capture the caller does.
-3. `evaluate_captures` reads every block once, on all cores, and adds up: metrics, conditional accuracy before and
-   after, the table by cover, and each specialist against the generalist within its own set.
+1. `scored_captures` lists the captures of all classes: teachers, combinations. Each gets its metrics.
+2. `comparisons` pairs a capture with a generalist and sets: the spec of a combination names its own, for any other capture the
+   caller does.
+3. `evaluate_captures` reads every block once, on all cores, and adds up: metrics, conditional accuracy before and after, the
+   table by cover, and each specialist against the generalist within its own set.
 
-Labels are the store's. Needs no torch and no model. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
+The labels are the store's. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
 """
 
 import functools
@@ -28,79 +28,79 @@ from .coverage import Conditional, Coverage, conditional, coverage, covers_of, s
 from .metrics import Accumulator, Metrics
 
 _AT_A_TIME: Final = 1 << 20
-"""Logits that are turned into float64 probabilities at a time."""
+"""Logits that are converted to float64 probabilities at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A capture that is compared with the generalist that it came from."""
+    """A capture, to be compared with a generalist."""
 
     generalist: str
     """Name of the generalist's capture."""
     combined: str
-    """Name of the capture that is compared with it."""
+    """Name of the capture."""
     sets: Sequence[NDArray[np.int64]]
-    """The special classes of each specialist; a dustbin (-1) is none."""
+    """Special classes of each specialist; a dustbin (-1) is ignored."""
     specialists: Sequence[str] = ()
-    """Captures of the specialists, in the order of the sets; empty where only the sets are known."""
+    """Captures of the specialists, in the order of the sets; empty if only the sets are known."""
 
 
 @dataclass(frozen=True)
 class SpecialistScore:
-    """A specialist within its own set: examples of its classes, and no other prediction allowed."""
+    """A specialist within its own set: examples of its classes, predictions restricted to them."""
 
     name: str
     """Name of its capture."""
     classes: int
-    """Special classes, without the dustbin."""
+    """Number of special classes."""
     generalist: Conditional
-    """The generalist on the same examples, with the same classes to choose from."""
+    """The generalist on the same examples and classes."""
     specialist: Conditional
     """The specialist."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came out of a comparison."""
+    """Result of a comparison."""
 
     comparison: Comparison
-    """What was compared."""
+    """The comparison."""
     special: int
-    """Classes that are in any set."""
+    """Number of classes in any set."""
     before: Conditional
-    """The generalist on examples of special classes, with only those to choose from."""
+    """The generalist on examples of special classes, predictions restricted to them."""
     after: Conditional
-    """The same of the combined capture."""
+    """The compared capture on the same examples and classes."""
     coverage: Coverage
     """Both by the number of sets that hold the correct class."""
     specialists: Sequence[SpecialistScore]
-    """One a specialist whose capture is known."""
+    """One entry for each specialist whose capture is known."""
 
 
 @dataclass(frozen=True)
 class CaptureScores:
-    """What is known of the captures of a store."""
+    """Scores of the captures of a store."""
 
     metrics: Mapping[str, Metrics]
-    """By capture."""
+    """Metrics by capture."""
     compared: Sequence[Compared]
-    """In the order asked for."""
+    """Results in the order of the comparisons."""
 
 
 def scored_captures(store: Store) -> list[str]:
-    """The captures whose columns are all classes of the store, in the order in which they were sealed."""
+    """List the captures of all classes of the store, in the order in which they were sealed."""
     return [name for name, capture in store.teachers.items() if _has_all_classes(capture, store.num_classes)]
 
 
 def comparisons(
     store: Store, *, generalist: str | None = None, clustering: str | None = None
 ) -> list[Comparison]:
-    """What is to be compared: every combination with its own generalist, as its spec has it.
+    """List the comparisons: every combination with the generalist that its spec names.
 
-    generalist, clustering: both or none; every other capture of all classes, combinations too, is then compared with
-    this generalist by the sets of this clustering, and the specs are not asked.
-    Raises PartNotFound for names that are not there, ConfigError where one of the two alone is given, SpecMismatch
-    where a combination was made from another capture than the one that has the name here.
+    generalist, clustering: both or none; given both, every other capture of all classes is compared with this generalist by
+    the sets of this clustering, whatever the specs.
+    Raises PartNotFound for an unknown name, ConfigError for one without the other, SpecMismatch for a combination of a capture
+    that is not the one of that name here.
     """
     if (generalist is None) != (clustering is None):
         raise ConfigError(
@@ -120,16 +120,17 @@ def comparisons(
             )
         sets = list(sets_of(store.clustering(clustering), store.num_classes))
         return [Comparison(generalist, name, sets) for name in scored_captures(store) if name != generalist]
-    found = []
-    for name in scored_captures(store):
-        made_of = store.teachers[name].part.spec.identity.get("combination")
-        if isinstance(made_of, Mapping):
-            found.append(_as_recorded(store, name, made_of))
-    return found
+    specs = {name: store.teachers[name].part.spec.identity for name in scored_captures(store)}
+    combined = {name: spec.get("combination") for name, spec in specs.items()}
+    return [
+        _as_recorded(store, name, made_of)
+        for name, made_of in combined.items()
+        if isinstance(made_of, Mapping)
+    ]
 
 
 def _as_recorded(store: Store, name: str, made_of: Mapping[str, Any]) -> Comparison:
-    """The comparison that the spec of a combination stands for."""
+    """Read the comparison from the spec of a combination."""
     where = f"{store.path}: teachers/{name}"
     try:
         given = made_of["generalist"]
@@ -171,11 +172,10 @@ def evaluate_captures(
 ) -> CaptureScores:
     """Score captures on the store's labelled rows, a block a task, each block read once.
 
-    compare: see `comparisons`. captures: those that get metrics; all of all classes when None.
-    rows: the rows that count, all when None. view: the one that is looked at; captures without it are refused.
-    top_k, temperature: as for `metrics.Accumulator`.
-    Raises BadDataError where no row that counts has a label, ConfigError for a view that a capture does not have,
-    PartNotFound for a name that is not there.
+    compare: as of `comparisons`. captures: the captures that get metrics; by default all of all classes. rows: the rows that
+    count; by default all. view: the view that is scored. top_k, temperature: as of `metrics.Accumulator`.
+    Raises BadDataError if no row that counts has a label, ConfigError for a view that a capture does not have, PartNotFound
+    for an unknown name.
     """
     names = scored_captures(store) if captures is None else list(captures)
     for comparison in compare:
@@ -212,7 +212,7 @@ def evaluate_captures(
 
 
 def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The labels of the rows that count, -1 elsewhere."""
+    """Return the labels of the rows that count, -1 elsewhere."""
     labels = store.samples.labels
     if rows is not None:
         kept = np.full_like(labels, -1)
@@ -234,7 +234,7 @@ def _has_all_classes(capture: Capture, num_classes: int) -> bool:
 
 @dataclass(frozen=True)
 class _ComparisonTally:
-    """The sums of a comparison: before and after, then (generalist, specialist) for each specialist."""
+    """Sums of a comparison; `within` has (generalist, specialist) for each specialist."""
 
     before: Conditional
     after: Conditional
@@ -250,7 +250,7 @@ class _ComparisonTally:
 
 @dataclass(frozen=True)
 class _Tally:
-    """The sums of some blocks."""
+    """Sums over some blocks."""
 
     metrics: dict[str, Accumulator]
     compared: list[_ComparisonTally] = field(default_factory=list)
@@ -262,7 +262,7 @@ class _Tally:
 
 
 class _Block:
-    """The function that is run over the blocks."""
+    """The function of a block."""
 
     def __init__(
         self,
@@ -283,11 +283,8 @@ class _Block:
     def __call__(self, view: int, rows: range) -> _Tally:
         labels = self._labels[rows.start : rows.stop]
         logits = {name: self._read(name, rows) for name in self._names}
-        accumulators = {}
-        for name, values in logits.items():
-            accumulators[name] = self._metrics(values, labels)
         return _Tally(
-            accumulators,
+            {name: self._metrics(values, labels) for name, values in logits.items()},
             [self._compare_one(number, logits, labels, rows) for number in range(len(self._compare))],
         )
 

@@ -68,7 +68,7 @@ class SpecialistQuality(Quality):
     """Tallies of specialists, each on its own classes and the dustbin."""
 
     def __init__(self, columns: Mapping[str, Int64[np.ndarray, " columns"]], num_classes: int) -> None:
-        """columns: by specialist, the class of each of its logits, -1 the dustbin."""
+        """Start from zero. columns: by specialist, the class of each of its logits, -1 the dustbin."""
         super().__init__(list(columns))
         self._column = {name: column_of(classes, num_classes) for name, classes in columns.items()}
 

@@ -1,4 +1,4 @@
-"""What specialists and their captures are made from, and which are missing. Imports no torch.
+"""Identities of specialists and their captures, and those that are missing. Imports no torch.
 
 specialist   the generalist's weights, the clustering, its set, settings, seed     record beside its weights
 capture      the specialist's weights, the generalist's capture, π, share, …       spec in the store
@@ -73,7 +73,7 @@ class SpecialRows:
 
 @dataclass(frozen=True)
 class SpecialistsTodo:
-    """What of an experiment's specialists is to be done."""
+    """Missing specialists, captures and combination."""
 
     train: tuple[SpecialistRun, ...] = ()
     """Specialists to be trained."""

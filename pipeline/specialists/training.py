@@ -193,7 +193,7 @@ class ShortEpochs:
     """
 
     def __init__(self, batches: Batches, steps: int) -> None:
-        """steps: batches of an epoch."""
+        """Cut epochs to this many batches."""
         self._batches, self.steps = batches, steps
         self._taken = 0
 
@@ -255,7 +255,7 @@ class SpecialistLoss:
     """The loss of a specialist's batch, nats, a mean over its rows."""
 
     def __init__(self, table: Specialists, generalist: str, special: SpecialRows, num_classes: int) -> None:
-        """generalist: name of its capture."""
+        """Prepare the loss of one specialist. generalist: name of its capture."""
         columns = columns_of(table, special.classes, num_classes)
         dustbin = len(columns) - 1 if columns[-1] == DUSTBIN else 0
         self.column = torch.full((num_classes,), dustbin, dtype=torch.int64)

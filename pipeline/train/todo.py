@@ -1,4 +1,4 @@
-"""What students are made from, and which are missing. Imports no torch."""
+"""Identities of students, and the students that are missing. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

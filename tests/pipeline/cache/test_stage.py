@@ -19,6 +19,7 @@ from logitstore.pipeline.augment import row_generator, shift
 from logitstore.pipeline.cache.stage import CacheReport, cache
 from logitstore.pipeline.cache.teachers import load_teacher
 from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import BadLogitsError, RowMismatch, SpecMismatch

@@ -25,6 +25,7 @@ from logitstore.pipeline.evaluate.scores import (
 )
 from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.transfer import Examples
+from logitstore.pipeline.workspace import Workspace
 
 SCORES = st.builds(
     Score,
