@@ -1,36 +1,21 @@
-"""How do teachers, classes and students meet in a store? The three stages; torch where a network runs.
+"""The three stages from teachers to students, around one store; torch is imported when a network runs.
 
-    experiment, training_tables, schema        the experiment file, checked
-    factories              "package.module:function" strings
-    datasets, transfer     transfer sets; their examples in the order of a store
-    models, weights        networks; their weights as files
-    augment, views         views of a row that anyone can make again; and students get again
-    records, agenda        what was made from what, and what is still to do
-    provenance             with what else it was made
-    fit, optimise, training_log, inference     the training loop and what it says; logits of many rows
-    checkpoint, keep       what an interrupted training goes on from
-    device, ranks          where a network runs; several processes that train one network
-    sources, class_order   of which files a teacher is made; whether its classes are the transfer set's
-    hugging_face, exported, named_models       networks of transformers; whole ones in a file; of timm and torchvision
-    teachers               teachers from weights, from whole networks, or from labels
-    cache                  stage one:   teachers x transfer set -> store
-    blocks                 a function over every block of a store, on all cores
-    scheduling             tasks on a dask cluster, whose scheduler may be gone
-    choose_encoding, fidelity, compress        a capture -> a smaller one, and how far it is from the first
-    softened, moments, covariance              stage two:   store -> which classes the predictions move together
-    matrix_memory, projection                  where classes x classes do not fit into memory
-    kmeans, confusable, confusions             -> confusable sets, and the errors that lie inside them
-    cluster, cluster_figure                    -> a sealed part of the store, and its picture
-    decode, torch_batch, device_feed, torch_stream    batches of a store, on the device that uses them
-    losses, student_loss, train                stage three: store -> students
-    specialist_tables, specialist_agenda, specialist_heads, dustbin
-    specialists, specialist_captures, specialist_stage    a network for each confusable set, back into the store
-    combination, group_masses, combination_reference, combine    generalist + specialists -> one more capture
-    same_specialists       whether a combination was made from these
-    metrics, results, evaluate, evaluate_combination             how good each of them is
-    conditional, coverage, capture_scores      where specialists help, by the captures of a store
-    plan, footprint, sampling, trial           what an experiment will cost, before it is run
-    run                    all of it, doing only what is not done
+    run                              every stage, doing only what is missing
+    workspace                        an experiment with its store, models and device, as a stage is handed it
+    plan, evaluate, compress         what it costs; how good it is; a smaller capture
+    cache                            stage one: teachers x transfer set -> logits in the store
+    cluster                          stage two: logits -> sets of classes that are confused
+    train                            stage three: store -> students
+    specialists, combine             a network for each set, back into the store; one more capture
+    trainer                          the training loop, its checkpoints and its log
+    stream                           batches of a store on the device that uses them
+    models, runtime                  networks and their files; devices, ranks, inference
+    experiment, factories            the experiment file, and the functions that it names
+    datasets, transfer               data sets, and their examples in the order of a store
+    augment, views                   views of a row, and their replay for students
+    losses                           what a student makes of its teachers' logits
+
+Each stage has two files: `todo` finds what is missing and imports no torch, `stage` does it.
 
 For a training loop of your own: `TorchStream`, `losses`, `replay` for its inputs, and `to_device` for a `DataLoader`.
 """

@@ -9,7 +9,6 @@ from .text import print_table
 if TYPE_CHECKING:
     from ...pipeline.evaluate.scores import TableRow
 
-
 _MEASURES = ("errors", "accuracy", "nll", "calibration_error", "parameters")
 
 

@@ -17,10 +17,8 @@ import click
 Cell = str | int | float | None
 """Cell of a table. None is printed as an em dash; numbers are aligned to the right."""
 
-
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that act instead of being seen: control, format, line separators."""
-
 
 _JOINERS = "\u200c\u200d"
 """Characters of category Cf that some scripts need for spelling."""

@@ -9,10 +9,8 @@
 The labels are the store's. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
 """
 
-import functools
-import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -58,6 +56,12 @@ class SpecialistScore:
     specialist: Conditional
     """The specialist."""
 
+    def __add__(self, other: "SpecialistScore") -> "SpecialistScore":
+        """Add the counts of other rows."""
+        return replace(
+            self, generalist=self.generalist + other.generalist, specialist=self.specialist + other.specialist
+        )
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -75,6 +79,16 @@ class Compared:
     """Both by the number of sets that hold the correct class."""
     specialists: Sequence[SpecialistScore]
     """One entry for each specialist whose capture is known."""
+
+    def __add__(self, other: "Compared") -> "Compared":
+        """Add the counts of other rows."""
+        return replace(
+            self,
+            before=self.before + other.before,
+            after=self.after + other.after,
+            coverage=self.coverage + other.coverage,
+            specialists=[a + b for a, b in zip(self.specialists, other.specialists, strict=True)],
+        )
 
 
 @dataclass(frozen=True)
@@ -181,8 +195,8 @@ def evaluate_captures(
     for comparison in compare:
         names += [name for name in (comparison.generalist, comparison.combined) if name not in names]
     labels = _labels(store, rows)
-    narrow = [name for comparison in compare for name in comparison.specialists]
-    for name in [*names, *narrow]:
+    specialists = dict.fromkeys(name for comparison in compare for name in comparison.specialists)
+    for name in [*names, *specialists]:
         if not 0 <= view < store.teachers[name].num_views:
             raise ConfigError(
                 f"{store.path}: teachers/{name}",
@@ -198,16 +212,63 @@ def evaluate_captures(
                 found=f"{store.teachers[name].shape[2]} columns",
                 remedy="leave it out: a specialist is scored as part of its combination",
             )
-    block = _Block(store, list(compare), names, labels, view, top_k, temperature)
+    covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
+
+    def read(name: str, rows: range) -> NDArray[np.float32]:
+        return store.teachers[name].read(slice(rows.start, rows.stop), view, float(temperature))
+
+    def score(_: int, rows: range) -> tuple[dict[str, Accumulator], list[Compared]]:
+        known, logits = labels[rows.start : rows.stop], {name: read(name, rows) for name in names}
+        metrics = {
+            name: Accumulator(store.num_classes, temperature=temperature, top_k=top_k) for name in names
+        }
+        step = max(1, _AT_A_TIME // store.num_classes)
+        for name, accumulator in metrics.items():
+            for start in range(0, len(known), step):
+                accumulator.update(logits[name][start : start + step], known[start : start + step])
+        return metrics, [
+            _compare(store, one, cover, logits, lambda name: read(name, rows), known)
+            for one, cover in zip(compare, covers, strict=True)
+        ]
+
     blocks = [(view, rows) for _, rows in every_block(store.root.grid, 1)]
-    tallies = over_blocks("evaluating captures", blocks, block, progress=progress)
-    whole = functools.reduce(operator.add, tallies)
-    return CaptureScores(
-        {name: tally.result() for name, tally in whole.metrics.items()},
-        [
-            _compared(comparison, tally, store.num_classes)
-            for comparison, tally in zip(compare, whole.compared, strict=True)
-        ],
+    (metrics, compared), *others = over_blocks("evaluating captures", blocks, score, progress=progress)
+    for more, also in others:
+        for name, accumulator in metrics.items():
+            accumulator.merge(more[name])
+        compared = [a + b for a, b in zip(compared, also, strict=True)]
+    return CaptureScores({name: accumulator.result() for name, accumulator in metrics.items()}, compared)
+
+
+def _compare(
+    store: Store,
+    comparison: Comparison,
+    covers: NDArray[np.int64],
+    logits: Mapping[str, NDArray[np.float32]],
+    read: Callable[[str], NDArray[np.float32]],
+    labels: NDArray[np.int64],
+) -> Compared:
+    """Compare two captures on a block. covers: of each class. read: reads the block of a specialist, one at a time."""
+    before, after = logits[comparison.generalist], logits[comparison.combined]
+    special, scores = np.flatnonzero(covers), []
+    for name, members in zip(comparison.specialists, comparison.sets, strict=False):
+        own, columns = special_classes([members]), store.teachers[name].classes
+        specialist = conditional(read(name), labels, own, columns=columns)
+        scores.append(SpecialistScore(name, len(own), conditional(before, labels, own), specialist))
+    by_cover = coverage(
+        before.argmax(axis=1) == labels,
+        after.argmax(axis=1) == labels,
+        labels,
+        covers,
+        num_sets=len(comparison.sets),
+    )
+    return Compared(
+        comparison,
+        len(special),
+        conditional(before, labels, special),
+        conditional(after, labels, special),
+        by_cover,
+        scores,
     )
 
 
@@ -230,107 +291,3 @@ def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 def _has_all_classes(capture: Capture, num_classes: int) -> bool:
     return np.array_equal(capture.classes, np.arange(num_classes))
-
-
-@dataclass(frozen=True)
-class _ComparisonTally:
-    """Sums of a comparison; `within` has (generalist, specialist) for each specialist."""
-
-    before: Conditional
-    after: Conditional
-    coverage: Coverage
-    within: Sequence[tuple[Conditional, Conditional]]
-
-    def __add__(self, other: "_ComparisonTally") -> "_ComparisonTally":
-        within = [(a + c, b + d) for (a, b), (c, d) in zip(self.within, other.within, strict=True)]
-        return _ComparisonTally(
-            self.before + other.before, self.after + other.after, self.coverage + other.coverage, within
-        )
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """Sums over some blocks."""
-
-    metrics: dict[str, Accumulator]
-    compared: list[_ComparisonTally] = field(default_factory=list)
-
-    def __add__(self, other: "_Tally") -> "_Tally":
-        for name, accumulator in self.metrics.items():
-            accumulator.merge(other.metrics[name])
-        return _Tally(self.metrics, [a + b for a, b in zip(self.compared, other.compared, strict=True)])
-
-
-class _Block:
-    """The function of a block."""
-
-    def __init__(
-        self,
-        store: Store,
-        compare: list[Comparison],
-        names: list[str],
-        labels: NDArray[np.int64],
-        view: int,
-        top_k: int,
-        temperature: float,
-    ) -> None:
-        self._store, self._compare, self._names = store, compare, names
-        self._labels, self._view = labels, view
-        self._top_k, self._temperature = top_k, float(temperature)
-        self._special = [special_classes(comparison.sets) for comparison in compare]
-        self._covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
-
-    def __call__(self, view: int, rows: range) -> _Tally:
-        labels = self._labels[rows.start : rows.stop]
-        logits = {name: self._read(name, rows) for name in self._names}
-        return _Tally(
-            {name: self._metrics(values, labels) for name, values in logits.items()},
-            [self._compare_one(number, logits, labels, rows) for number in range(len(self._compare))],
-        )
-
-    def _read(self, name: str, rows: range) -> NDArray[np.float32]:
-        read: NDArray[np.float32] = self._store.teachers[name].read(
-            slice(rows.start, rows.stop), self._view, self._temperature
-        )
-        return read
-
-    def _metrics(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Accumulator:
-        accumulator = Accumulator(self._store.num_classes, temperature=self._temperature, top_k=self._top_k)
-        step = max(1, _AT_A_TIME // logits.shape[1])
-        for start in range(0, len(labels), step):
-            accumulator.update(logits[start : start + step], labels[start : start + step])
-        return accumulator
-
-    def _compare_one(
-        self, number: int, logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64], rows: range
-    ) -> _ComparisonTally:
-        comparison, special = self._compare[number], self._special[number]
-        before, after = logits[comparison.generalist], logits[comparison.combined]
-        within = []
-        for name, members in zip(comparison.specialists, comparison.sets, strict=False):
-            own, columns = special_classes([members]), self._store.teachers[name].classes
-            its = conditional(self._read(name, rows), labels, own, columns=columns)
-            within.append((conditional(before, labels, own), its))
-        return _ComparisonTally(
-            conditional(before, labels, special),
-            conditional(after, labels, special),
-            coverage(
-                before.argmax(axis=1) == labels,
-                after.argmax(axis=1) == labels,
-                labels,
-                self._covers[number],
-                num_sets=len(comparison.sets),
-            ),
-            within,
-        )
-
-
-def _compared(comparison: Comparison, tally: _ComparisonTally, num_classes: int) -> Compared:
-    within = [
-        SpecialistScore(name, len(special_classes([members])), generalist, specialist)
-        for name, members, (generalist, specialist) in zip(
-            comparison.specialists, comparison.sets, tally.within, strict=False
-        )
-    ]
-    special = int((covers_of(comparison.sets, num_classes) > 0).sum())
-    return Compared(comparison, special, tally.before, tally.after, tally.coverage, within)
