@@ -5,7 +5,7 @@ at a time, with all their views; the chunks are put together here.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +57,11 @@ def prepared_by_workers(
     worker dies.
     """
     step = max(1, CHUNK_BYTES // max(1, rows.first.nbytes))
-    tasks, counts = [], []
-    for which, views in pieces:
-        starts = range(which.start, which.stop, step)
-        tasks += [(range(start, min(start + step, which.stop)), views) for start in starts]
-        counts.append(len(starts))
+    tasks = [
+        (range(start, min(start + step, which.stop)), views)
+        for which, views in pieces
+        for start in range(which.start, which.stop, step)
+    ]
     loader: Any = torch.utils.data.DataLoader(
         _Chunks(experiment, tasks),  # type: ignore[arg-type]  # a data set by its manner
         batch_size=None,
@@ -72,28 +72,12 @@ def prepared_by_workers(
     )
     with _naming_workers(experiment.cache.workers):
         chunks = iter(loader)
-    for (which, _), count in zip(pieces, counts, strict=True):
-        whole = _PieceArrays(which)
-        for _ in range(count):
-            with _naming_workers(experiment.cache.workers):
-                chunk = next(chunks)
-            if isinstance(chunk, LogitStoreError):
-                raise chunk
-            whole.add(chunk)
-            del chunk
-        yield whole.prepared(), whole.view
-        del whole
+    for which, _ in pieces:
+        yield _assembled(which, chunks, experiment.cache.workers)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some rows, as a worker sends them: tensors go through shared memory."""
-
-    inputs: Tensor
-    labels: Tensor
-    digests: Tensor
-    views: Mapping[int, tuple[Tensor, Tensor] | None]
-    """By view: its inputs and their digests; None if they are the rows as they are."""
+_Chunk = dict[tuple[str, int | None], Tensor]
+"""Some rows as a worker sends them, by name and view (None for the rows themselves): tensors go through shared memory."""
 
 
 class _Chunks:
@@ -114,17 +98,21 @@ class _Chunks:
                 self._made = rows, experiment_views(self._experiment, rows)
             which, views = self._tasks[index]
             prepared, view_of = prepare(self._made[0], which, self._made[1])
-            made: dict[int, tuple[Tensor, Tensor] | None] = {}
+            arrays: dict[tuple[str, int | None], NDArray[Any]] = {
+                ("inputs", None): prepared.inputs,
+                ("labels", None): prepared.labels,
+                ("digests", None): prepared.digests,
+            }
             for view in views:
                 shown, seen = view_of(view)
-                made[view] = None if shown is prepared.inputs else (_tensor(shown), _tensor(seen))
-            return _Chunk(_tensor(prepared.inputs), _tensor(prepared.labels), _tensor(prepared.digests), made)
+                if shown is not prepared.inputs:
+                    arrays |= {("inputs", view): shown, ("digests", view): seen}
+            needed = ["C", "W"]
+            return {
+                key: torch.from_numpy(np.require(array, requirements=needed)) for key, array in arrays.items()
+            }
         except LogitStoreError as error:
             return error
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _as_it_is(item: Any) -> Any:
@@ -150,53 +138,42 @@ def _naming_workers(workers: int) -> Iterator[None]:
         ) from error
 
 
-class _PieceArrays:
-    """The chunks of a piece, put together."""
-
-    def __init__(self, rows: range) -> None:
-        self._rows = rows
-        self._done = 0
-        self._arrays: dict[Any, NDArray[Any]] = {}
-        self._plain: set[int] = set()
-
-    def add(self, chunk: _Chunk) -> None:
-        """Append a chunk."""
-        size = len(chunk.labels)
-        parts: dict[Any, Tensor] = {
-            "inputs": chunk.inputs,
-            "labels": chunk.labels,
-            "digests": chunk.digests,
-        }
-        for view, made in chunk.views.items():
-            if made is None:
-                self._plain.add(view)
-            else:
-                parts["inputs", view], parts["digests", view] = made
-        for key, part in parts.items():
+def _assembled(
+    rows: range, chunks: Iterator["_Chunk | LogitStoreError"], workers: int
+) -> tuple[Prepared, ViewOf]:
+    """Put the chunks of a piece together. Each view may be asked for once, and is released."""
+    arrays: dict[tuple[str, int | None], NDArray[Any]] = {}
+    done = 0
+    while done < len(rows):
+        with _naming_workers(workers):
+            chunk = next(chunks)
+        if isinstance(chunk, LogitStoreError):
+            raise chunk
+        size = len(chunk["labels", None])
+        for key, part in chunk.items():
             array = part.numpy()
-            if key not in self._arrays:
-                self._arrays[key] = np.empty((len(self._rows), *array.shape[1:]), array.dtype)
-            whole = self._arrays[key]
+            if key not in arrays:
+                arrays[key] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            whole = arrays[key]
             if (whole.dtype, whole.shape[1:]) != (array.dtype, array.shape[1:]):
-                first = self._rows.start + self._done
+                first = rows.start + done
                 raise BadDataError(
                     f"transfer_set, rows {first} to {first + size - 1} of the store",
                     expected=f"inputs like the others, {whole.dtype} of shape {whole.shape[1:]}",
                     found=f"{array.dtype} of shape {array.shape[1:]}",
                     remedy="bring all inputs to one shape and dtype",
                 )
-            whole[self._done : self._done + size] = array
-        self._done += size
+            whole[done : done + size] = array
+        done += size
+        del chunk, part, array  # the worker's memory, before the next chunk is waited for
+    inputs, labels, digests = (arrays[name, None] for name in ("inputs", "labels", "digests"))
 
-    def prepared(self) -> Prepared:
-        """Return the piece."""
-        return Prepared(self._rows, self._arrays["inputs"], self._arrays["labels"], self._arrays["digests"])
+    def view_of(view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        if ("inputs", view) not in arrays:  # the rows as they are
+            return inputs, digests
+        return arrays.pop(("inputs", view)), arrays.pop(("digests", view))
 
-    def view(self, view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
-        """Return a view and its digests, and release them."""
-        if view in self._plain:
-            return self._arrays["inputs"], self._arrays["digests"]
-        return self._arrays.pop(("inputs", view)), self._arrays.pop(("digests", view))
+    return Prepared(rows, inputs, labels, digests), view_of
 
 
 def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tuple[Prepared, ViewOf]:

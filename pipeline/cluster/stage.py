@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ...storage.api import Store
@@ -158,9 +158,3 @@ def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
         store, {str(identity["capture"]["name"]): 1.0}, float(identity.get("temperature", 1.0))
     )
     return count_errors(store, part.small("sets"), softened, False, int(identity.get("seed", 0)))
-
-
-def covariance_of(store: Store, name: str) -> Float32[np.ndarray, "classes classes"] | None:
-    """Return the matrix of a clustering; None if its columns were projected."""
-    part = store.clustering(name)
-    return part.small("covariance") if "covariance" in part.layouts else None

@@ -150,7 +150,7 @@ def test_going_back_to_the_old_temperature_gives_the_old_weights(done: Path) -> 
     assert contents(done / "out")[weights] == before[weights]
 
 
-def test_an_agenda_that_ignores_the_temperature_would_be_caught(
+def test_an_identity_that_ignores_the_temperature_would_be_caught(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control of the tests above: with a mutant identity nothing is trained, and that is seen."""
