@@ -107,9 +107,9 @@ class _Chunks:
                 shown, seen = view_of(view)
                 if shown is not prepared.inputs:
                     arrays |= {("inputs", view): shown, ("digests", view): seen}
-            needed = ["C", "W"]
             return {
-                key: torch.from_numpy(np.require(array, requirements=needed)) for key, array in arrays.items()
+                key: torch.from_numpy(np.require(array, requirements=["C", "W"]))
+                for key, array in arrays.items()
             }
         except LogitStoreError as error:
             return error
