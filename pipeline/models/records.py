@@ -7,6 +7,8 @@ in which everything is done says so at once.
 """
 
 import hashlib
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,12 @@ from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
 from .loaders import with_stable_names
+
+_SETTLED_SECONDS = 2.0
+"""A file that was written longer ago than this changes its time when it is written again, on any file system."""
+
+_known: dict[tuple[str, int, int, int, int], str] = {}
+"""Digests of files by their place, size and time."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,17 @@ class Models:
 
 
 def weights_digest(path: Path) -> str:
-    """ "sha256:…" of a file. Raises BadDataError where it cannot be read."""
+    """Return "sha256:…" of a file, hashed once for as long as the file stays the same.
+
+    Raises BadDataError for a file that cannot be read.
+    """
     try:
+        before = path.stat()
+        key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
+        if key in _known:
+            return _known[key]
         with path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise BadDataError(
             str(path),
@@ -87,3 +102,7 @@ def weights_digest(path: Path) -> str:
             found=error.strerror or str(error),
             remedy="correct the file name (relative ones start at the experiment file's folder)",
         ) from error
+    # A file that was written just now may be written again without another time of change.
+    if time.time() - before.st_mtime >= _SETTLED_SECONDS:
+        _known[key] = digest
+    return digest
