@@ -11,8 +11,9 @@ from typing import Any
 
 from ..storage.api import Store
 from .cache import todo as caching
+from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
-from .evaluate.scores import Scores, Subject, TableRow, subjects, table
+from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .specialists import todo as specialising
@@ -58,6 +59,8 @@ class RunReport:
     """The store."""
     table: Sequence[TableRow] = field(default=())
     """Teachers, ensembles and students on the evaluation set; empty without one."""
+    errors_inside: ErrorsInside | None = None
+    """Errors of the clustered teachers on the evaluation set; None without one, or without a clustering."""
 
 
 def _evaluation_set(experiment: Experiment) -> Examples | None:
@@ -126,8 +129,7 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     examples = _evaluation_set(experiment)
     todo = pending(work, examples)
     if not todo:
-        found = [] if examples is None else list(subjects(work, examples))
-        return RunReport([], work.store, table(found, Scores(work.scores)))
+        return _report(work, [], examples)
     _check_ahead(work, todo, examples)
     specialists, students = todo.specialists, todo.students
     if todo.cache:
@@ -151,9 +153,15 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
         from .train.stage import train_students
 
         train_students(work, students)
-    scores: Sequence[TableRow] = ()
     if examples is not None:
         from .evaluate.stage import evaluate
 
-        scores = evaluate(work, examples)
-    return RunReport(todo.lines(), work.store, scores)
+        evaluate(work, examples)
+    return _report(work, todo.lines(), examples)
+
+
+def _report(work: Workspace, done: Sequence[str], examples: Examples | None) -> RunReport:
+    if examples is None:
+        return RunReport(done, work.store)
+    found, scores = list(subjects(work, examples)), Scores(work.scores)
+    return RunReport(done, work.store, table(found, scores), errors_in_sets(found, scores))

@@ -4,6 +4,7 @@ Correlations, so that rare classes are seen: what goes together is a square on t
 with another one lies where the two cross. Nothing but `draw_clustering` needs matplotlib.
 """
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ def check_figure(path: Path) -> None:
             expected="a file in a folder that is there",
             found="a folder" if path.is_dir() else "no such folder",
             remedy="choose another name, or make the folder",
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"--figure {path}",
+            expected="the package matplotlib, which draws it",
+            found="no such package",
+            remedy="pip install 'logitstore[report]', or leave the figure out",
         )
 
 

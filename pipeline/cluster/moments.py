@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
-from scipy.linalg.blas import sger
+from scipy.linalg.blas import sger  # type: ignore[import-untyped]  # it has no annotations
 
 SLICE_ROWS = 1024
 """Most rows whose products are summed in float32."""

@@ -16,13 +16,14 @@ from ...storage.backends.posix import replace_file
 from ...storage.format.documents import sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
+from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
 from ..experiment.tables import Combine, Student
 from ..models.records import Record
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
 from ..transfer import Examples
-from ..workspace import Workspace
+from ..workspace import Workspace, open_part
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,17 @@ class Subject:
     """A model that is scored."""
 
     kind: str
-    """"teacher", "ensemble", "combination" or "student"."""
+    """"teacher", "ensemble", "combination", "student" or, of a clustering, "sets"."""
     name: str
-    """Name in the table."""
+    """Name in the table, or of the clustering."""
     key: str
     """Key of its score, which changes with weights and evaluation set."""
     members: Mapping[str, float]
-    """Of an ensemble: its teachers and their shares."""
+    """Of an ensemble, and of sets: the teachers and their shares."""
     mean: str
     """Of an ensemble: "arithmetic" or "geometric"."""
     weights: str
-    """"sha256:…" of the weights; of an ensemble, of all of them."""
+    """"sha256:…" of the weights; of an ensemble, of all of them; of sets, the digest of their clustering."""
     run: str
     """Of a student: name of its files."""
 
@@ -121,6 +122,11 @@ def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
     for run in student_seeds(experiment):
         if (student := find_student(work, run)) is not None:
             yield subject("student", run.student.name, student.weights, run=run.name)
+    cluster = experiment.cluster
+    if cluster is not None and records.keys() >= cluster.shares.keys():
+        sets = open_part(work.store, f"clusters/{cluster.part_name}")
+        if sets is not None:
+            yield subject("sets", cluster.part_name, sets.digest, members=cluster.shares)
 
 
 def _combination_weights(work: Workspace, table: Combine, teachers: Mapping[str, Record]) -> str | None:
@@ -166,10 +172,10 @@ class Scores:
         """Read the file; one that does not parse counts as empty."""
         self.path = path
         """The file."""
-        self._scores: dict[str, Score] = {}
+        self._scores: dict[str, Score | ErrorsInside] = {}
         try:
             for key, value in json.loads(path.read_bytes()).items():
-                self._scores[key] = Score(**value)
+                self._scores[key] = ErrorsInside(**value) if "inside" in value else Score(**value)
         except (OSError, ValueError, TypeError, AttributeError):
             self._scores = {}
 
@@ -177,14 +183,18 @@ class Scores:
         """Return the subjects without a score."""
         return [subject for subject in found if self.get(subject) is None]
 
-    def get(self, subject: Subject) -> Score | None:
+    def get(self, subject: Subject) -> Score | ErrorsInside | None:
         """Return the score of a subject; None if it is to be measured."""
         return self._scores.get(subject.key)
 
-    def put(self, subject: Subject, score: Score) -> None:
+    def put(self, subject: Subject, score: Score | ErrorsInside) -> None:
         """Put a score into the file."""
         self._scores[subject.key] = score
-        content = {key: vars(value) for key, value in self._scores.items()}
+        # Without any error no spread is known: JSON has no NaN, and the field's default is just that.
+        content = {
+            key: {name: number for name, number in vars(value).items() if not math.isnan(number)}
+            for key, value in self._scores.items()
+        }
         replace_file(self.path, json.dumps(as_json(content), indent=1).encode() + b"\n")
 
 
@@ -193,13 +203,22 @@ def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
     rows: dict[tuple[str, str], list[Score]] = {}
     for subject in found:
         score = scores.get(subject)
-        if score is not None:
+        if isinstance(score, Score):
             rows.setdefault((subject.kind, subject.name), []).append(score)
     return [TableRow(kind, name, tuple(values)) for (kind, name), values in rows.items()]
 
 
+def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | None:
+    """Return how many errors on the evaluation set the sets hold; None if nothing was clustered or scored."""
+    for subject in found:
+        score = scores.get(subject)
+        if isinstance(score, ErrorsInside):
+            return score
+    return None
+
+
 def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
-    """Compare each distilled student with the same one, of the same views, on hard labels: a sentence each."""
+    """Compare each distilled student with the same one on hard labels, of the same rows and views: a sentence each."""
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:
@@ -210,15 +229,17 @@ def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
 
 
 def _comparable(soft: Student, hard: Student) -> bool:
-    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "views"))
+    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "rows", "views"))
     return soft.targets == "soft" and hard.targets == "hard" and same
 
 
 def _verdict(soft: TableRow, hard: TableRow) -> str:
     ours, theirs = soft.average("errors"), hard.average("errors")
-    claim = "is better than" if ours < theirs else "is not better than"
     seeds = f"{len(soft.scores)} and {len(hard.scores)} seeds"
     error = math.sqrt(sum(row.spread("errors") ** 2 / len(row.scores) for row in (soft, hard)))
+    claim = "is better than" if ours < theirs else "is not better than"
+    if 0 < theirs - ours <= 2 * error:  # a smaller difference comes about by chance as well
+        claim = "is not clearly better than"
     spread = f", a difference of {abs(theirs - ours):.1f} ± {error:.1f} (standard error)"
     if math.isnan(error):
         spread = "; with a single seed of one of them this may be chance"

@@ -8,12 +8,14 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from ...storage.errors import BadDataError, ConfigError
+from ...storage.parts.reader import sets_of
 from ...storage.stream.inputs import fetch_items
 from ..cache.teachers import load_teacher
+from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
 from ..experiment.document import Experiment
-from ..experiment.tables import Combine
+from ..experiment.tables import Cluster, Combine
 from ..models.build import build_model
 from ..models.networks import count_parameters
 from ..models.weights import load_weights
@@ -91,8 +93,10 @@ class _Scorer:
         self._inputs, self._labels = examples.fetch(range(len(examples)))
         self._teachers: dict[str, tuple[Logits, int]] = {}
 
-    def score(self, subject: Subject) -> Score:
-        combine = self._work.experiment.combine
+    def score(self, subject: Subject) -> Score | ErrorsInside:
+        combine, cluster = self._work.experiment.combine, self._work.experiment.cluster
+        if subject.kind == "sets" and cluster is not None:
+            return self._errors_inside(subject, cluster)
         if subject.kind == "teacher":
             logits, parameters = self._teacher(subject.name)
         elif subject.kind == "ensemble":
@@ -103,6 +107,20 @@ class _Scorer:
             logits, parameters = self._student(subject)
         metrics = evaluate_logits(np.asarray(logits), self._labels)
         return Score(metrics.rows, metrics.errors, metrics.nll, metrics.calibration_error, parameters)
+
+    def _errors_inside(self, subject: Subject, cluster: Cluster) -> ErrorsInside:
+        """Count the errors of every teacher whose predictions were clustered, and those that a set holds."""
+        predictions = [self._teacher(name)[0].argmax(axis=1) for name in subject.members]
+        store = self._work.store
+        return errors_inside(
+            sets_of(store.clustering(subject.name), store.num_classes),
+            np.tile(self._labels, len(predictions)),
+            np.concatenate(predictions),
+            num_classes=store.num_classes,
+            disjoint=cluster.disjoint,
+            draws=DRAWS,
+            seed=cluster.seed,
+        )
 
     def _teacher(self, name: str) -> tuple[Logits, int]:
         if name not in self._teachers:

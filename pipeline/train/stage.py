@@ -8,8 +8,11 @@ its last checkpoint, and several processes may share one.
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
+from ...storage.api import Store
 from ...storage.errors import BadDataError
 from ...storage.stream.stream import Stream
 from ..models.build import build_model
@@ -19,7 +22,7 @@ from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .loss import StudentLoss
-from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_seeds
+from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
 
 
 def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None) -> list[str]:
@@ -54,7 +57,7 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     loss = StudentLoss(
         student,
         work.experiment.teacher_weights(student),
-        labels_are_complete=bool((store.samples.labels >= 0).all()),
+        labels_are_complete=bool((_labels(run, store) >= 0).all()),
         ranks=ranks,
     )
     return train_and_keep(
@@ -79,11 +82,12 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
     """
     student, store, ranks = run.student, work.store, work.ranks
     needed = student.labels_needed_for
-    if needed is not None and not (store.samples.labels >= 0).any():
+    if needed is not None and not (labels := _labels(run, store) >= 0).any():
+        found = f"none in its {len(labels):,} rows" if student.rows < 1 else "a store without any"
         raise BadDataError(
             f"student {student.name!r}",
             expected=f"labels, for {needed}",
-            found="a store without any",
+            found=found,
             remedy="train it on soft targets alone, or label the transfer set",
         )
     names = shown_captures(work.experiment, student)
@@ -99,6 +103,7 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
         ranks.rows_each(student.train.batch_size),
         teachers=names,
         views=student.views,
+        rows=student_rows(run, store.num_rows),
         seed=run.seed,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -108,3 +113,9 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
         augment=augment,
     )
     return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
+
+
+def _labels(run: StudentSeed, store: Store) -> Int64[np.ndarray, "rows"]:
+    """Return the labels of the rows that a student learns from."""
+    rows = student_rows(run, store.num_rows)
+    return store.samples.labels_of(slice(None) if rows is None else rows)
