@@ -16,7 +16,7 @@ from .backends.remote import folder_at
 from .digest import digest_rows
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
-from .errors import ConfigError, NameTaken
+from .errors import ConfigError, ManifestInvalid, NameTaken
 from .format.constants import MAX_SHARD_BYTES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
@@ -152,14 +152,31 @@ class Store:
         """Return whether a part is sealed; some of its files may be missing all the same."""
         return self._root.has(part)
 
+    def find_part(self, part: str) -> SealedPart | None:
+        """Return a sealed part; None if it is not sealed, or if a file of its metadata is missing.
+
+        The writer of such a part writes the file again, as it does lost blocks. Raises ManifestInvalid for a damaged
+        file.
+        """
+        if not self._root.has(part):
+            return None
+        try:
+            sealed = self._root.part(part)
+            _ = sealed.spec
+        except ManifestInvalid as error:
+            if error.found != "no file":
+                raise
+            return None
+        return sealed
+
     def is_whole(self, part: str) -> bool:
         """Return whether a part is sealed and none of its files is missing, by name alone."""
-        return self._root.is_whole(part)
+        return self.find_part(part) is not None and self._root.is_whole(part)
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
         """Return the identity of a part, sealed or unfinished; None if its name is free."""
-        if self._root.has(part):
-            return self._root.spec(part).identity
+        if (sealed := self.find_part(part)) is not None:
+            return sealed.spec.identity
         begun = self._root.begun(part)
         return None if begun is None else begun.identity
 

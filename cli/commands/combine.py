@@ -67,7 +67,8 @@ def command(
     all that were asked as well as one distribution can (Hinton et al. 2015, equation 5). Killed anywhere, the same
     command goes on.
     """
-    from ...pipeline.combine.stage import combine, plan_combination
+    from ...pipeline.combine.stage import combine
+    from ...pipeline.combine.todo import plan_combination
     from ...storage.api import open_store
     from ...storage.backends.local import local_path
 

@@ -26,16 +26,15 @@ from ...storage.encodings.half import FloatEncoding
 from ...storage.format.grid import Grid
 from ...storage.identity import as_json
 from ...storage.parts.footprint import SampleRows
-from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import Augment
 from ..cache.teachers import load_teacher
 from ..cache.todo import capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
 from ..models.build import build_model
-from ..models.records import Models
-from ..runtime.device import choose_device
+from ..models.loaders import with_stable_names
 from ..runtime.inference import check_classes, run_model
 from ..transfer import TransferRows
+from ..workspace import Workspace
 
 Source = Literal["teacher", "capture", "model"]
 
@@ -77,17 +76,7 @@ class TeacherSample:
 
 
 def sample_teacher(
-    experiment: Experiment,
-    member: TeacherMember,
-    rows: TransferRows,
-    models: Models,
-    store: Store | None,
-    sample: SampleRows,
-    grid: Grid,
-    make_view: Augment | None,
-    *,
-    device: str | None = None,
-    progress: Progress = silent,
+    work: Workspace, member: TeacherMember, sample: SampleRows, grid: Grid, make_view: Augment | None
 ) -> TeacherSample:
     """The logits of a teacher on a sample, and its speed.
 
@@ -95,11 +84,11 @@ def sample_teacher(
     Raises BadLogitsError where the network fails or gives what cannot be stored, BadDataError for weights that are
     not there or do not fit.
     """
-    where = f"teacher {member.name!r}"
+    experiment, rows, progress, where = work.experiment, work.rows, work.progress, f"teacher {member.name!r}"
     runs = Runner(experiment, rows, make_view, where)
-    record = find_teacher(experiment, member, rows, models)
+    record = find_teacher(work, member)
     if record is not None:
-        module = load_teacher(experiment, member, rows, models, device)
+        module = load_teacher(work, member)
         logits = np.empty((len(sample), rows.num_classes), np.float32)
         task, done = f"running {where} on a sample", 0
         progress(task, done, len(sample))
@@ -115,8 +104,8 @@ def sample_teacher(
         untrained = build_model(
             member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
         )
-    speed = runs.rows_per_second(untrained.to(choose_device(device)).eval())
-    capture = usable_capture(experiment, member, rows, store)
+    speed = runs.rows_per_second(untrained.to(work.choose_device()).eval())
+    capture = usable_capture(experiment, member, rows, work.find_store())
     if capture is None:
         return TeacherSample("model", modelled_logits(len(sample), rows.num_classes), False, speed)
     return TeacherSample("capture", _read(capture, sample), capture.encoding.kind == "float16", speed)
@@ -133,7 +122,7 @@ def usable_capture(
     if store is None or member.name not in store.teachers:
         return None
     capture = store.teachers[member.name]
-    theirs = dict(capture.part.spec.identity)
+    theirs = with_stable_names(capture.part.spec.identity)
     ours = as_json(capture_identity(experiment, member, rows, "")) | {"views": experiment.cache.views}
     made_by = theirs.get("teacher")
     if isinstance(made_by, dict):

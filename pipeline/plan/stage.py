@@ -26,15 +26,15 @@ from ...storage.format.constants import SAMPLES, TEMPERATURES
 from ...storage.format.grid import Grid
 from ...storage.parts.footprint import SampleRows, plain_bytes, root_footprint, samples_footprint, spread_rows
 from ...storage.progress import Progress, silent
-from ..cache.todo import capture_identity, check_samples, open_existing, plan_grid
+from ..cache.todo import capture_identity, check_samples, plan_grid
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..models.records import Models
-from ..runtime.device import choose_device
 from ..specialists.todo import special_classes, specialist_runs
 from ..train.todo import student_seeds
 from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
+from ..workspace import Workspace
 from .encodings import CapturePlan, considered, refused_capture, try_compression, try_encoding
 from .sample import Source, TeacherSample, sample_teacher
 
@@ -170,11 +170,11 @@ def plan(
     Raises what `cache` would raise before it writes: ConfigError, FactoryError, BadDataError, BadLogitsError,
     SpecMismatch where the store is one of another transfer set.
     """
-    rows = TransferRows(experiment) if rows is None else rows
-    there = open_existing(store)
+    work = Workspace(experiment, store, models, device, progress, given_rows=rows)
+    rows, there = work.rows, work.find_store()
     if there is not None:
         check_samples(there, rows)
-    target = choose_device(device)
+    target = work.choose_device()
     most = min(SAMPLE_ROWS, max(1, _SAMPLE_LOGITS // rows.num_classes))
     sample = spread_rows(
         len(rows), experiment.cache.views, most if sample_rows is None else max(1, sample_rows)
@@ -184,18 +184,7 @@ def plan(
     make_view = experiment_views(experiment, rows)
     samples: list[tuple[Source, bool, float]] = []
     for member in experiment.teacher_members():
-        found = sample_teacher(
-            experiment,
-            member,
-            rows,
-            models,
-            there,
-            sample,
-            trials.own_grid,
-            make_view,
-            device=device,
-            progress=progress,
-        )
+        found = sample_teacher(work, member, sample, trials.own_grid, make_view)
         samples.append((found.source, found.is_rounded, found.rows_per_second))
         trials.add(
             member.name,

@@ -26,6 +26,7 @@ from logitstore.pipeline.plan.sample import modelled_logits
 from logitstore.pipeline.plan.stage import EncodingPlan, Plan, count_passes, live_passes, plan
 from logitstore.pipeline.specialists.stage import make_specialists
 from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.encodings.divergence import divergence
 from logitstore.storage.encodings.error_budget import ErrorBudget
@@ -156,7 +157,7 @@ def test_files_bytes_and_divergence_are_those_of_the_store_that_is_then_made(
     planned = plan(experiment, here / "store.zarr", models, device="cpu")
     assert planned.sample_rows == experiments.VIEWS * experiments.ROWS  # all there are
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     check_foretold(planned, here / "store.zarr")
 
 
@@ -170,7 +171,7 @@ def test_it_is_so_without_inputs_and_with_ids_too(inputs: str, here: Path) -> No
     path = lay_out(here / "files", *changes)
     planned = made(path, here)
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     check_foretold(planned, here / "store.zarr")
     assert planned.input_bytes == (16 if "true" in inputs else 0)
 
@@ -180,8 +181,8 @@ def test_float16_is_as_far_from_the_teacher_as_its_plan_says(here: Path) -> None
     planned = plan(experiment, here / "a", models, device="cpu")
     exact, _ = with_views("float32")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "a", models, device="cpu")
-        cache(exact, here / "b", models, device="cpu")
+        cache(Workspace(experiment, here / "a", models, device="cpu"))
+        cache(Workspace(exact, here / "b", models, device="cpu"))
     rounded, whole = (logitstore.open_store(here / name).teachers["deep"] for name in "ab")
     views = range(experiments.VIEWS)
     given, kept = (np.concatenate([c.read(slice(None), view) for view in views]) for c in (whole, rounded))
@@ -199,7 +200,7 @@ def test_specialists_and_their_combination_take_the_bytes_that_are_foretold(here
     field = special.Field(special.grounds(here), special.content() | {"combine": {}})
     before = plan(field.experiment, field.store.path, field.models, device="cpu")
     with mock.patch("os.fsync"):
-        make_specialists(field.experiment, field.store, field.models)
+        make_specialists(field.work)
     found = [
         sum(array_bytes(here / "out" / "store.zarr", name).values())
         for name in ("pairs-0", "pairs-1", "combined")
@@ -212,7 +213,7 @@ def test_a_sample_of_some_rows_has_their_divergence(here: Path) -> None:
     experiment, models = with_views({"max_kl": 1e-3})
     planned = plan(experiment, here / "store.zarr", models, device="cpu", sample_rows=60)
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     sample = spread_rows(experiments.ROWS, experiments.VIEWS, 60)
     assert planned.sample_rows == len(sample) == 60
     capture = logitstore.open_store(here / "store.zarr").teachers["wide"]
@@ -266,7 +267,7 @@ def test_what_compress_makes_of_it_is_what_compress_then_makes(own: str, here: P
     experiment, models = with_views(own)
     planned = plan(experiment, here / "store.zarr", models, device="cpu")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
         store = logitstore.open_store(here / "store.zarr")
         for number, budget in enumerate((1e-2, 1e-4)):
             name = f"small-{number}"
@@ -293,7 +294,7 @@ def test_the_blocks_are_those_that_the_encoding_asks_for(here: Path) -> None:
 def test_a_store_that_is_there_keeps_its_blocks(here: Path) -> None:
     path = lay_out(here / "files")
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     other = small.write_experiment(here / "files", ("block_rows = 64", "block_rows = 128"))
     assert {encoding.block_rows for encoding in made(other, here).encodings} == {64}
     assert {encoding.block_rows for encoding in made(other, here / "elsewhere").encodings} == {128}
@@ -334,7 +335,7 @@ def test_a_sealed_capture_serves_where_the_weights_are_gone(here: Path) -> None:
     path = lay_out(here / "files", TRAINED)
     experiment, models = load_experiment(path), Models(here / "models")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     assert made(path, here).teachers[0].source == "teacher"
     before = named(made(path, here), "max_kl = 0.01")
     shutil.rmtree(here / "models")
@@ -358,7 +359,7 @@ def test_a_sealed_capture_serves_where_the_weights_are_gone(here: Path) -> None:
 def test_an_encoded_capture_is_no_sample(here: Path) -> None:
     path = lay_out(here / "files", TRAINED, ("[cache]", "[cache]\nencoding = { max_kl = 1e-1 }"))
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     shutil.rmtree(here / "models")
     assert made(path, here).teachers[0].source == "model"
 
@@ -586,7 +587,7 @@ def test_nothing_is_written(done: bool, here: Path) -> None:
     out = here / "runs" / "small"
     if done:
         with mock.patch("os.fsync"):
-            cache(load_experiment(path), out / "store.zarr", Models(out / "models"), device="cpu")
+            cache(Workspace.of_store(load_experiment(path), out / "store.zarr", out / "models", device="cpu"))
     before = small.snapshot(here)
     assert ("runs" in before) == done
     call("plan", path, "--device", "cpu", "--json")
@@ -647,7 +648,7 @@ def test_a_file_that_is_no_experiment_and_rows_that_are_none(here: Path) -> None
 def test_a_store_of_another_transfer_set_is_refused(here: Path) -> None:
     path = lay_out(here / "files")
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     small.write_data(here / "files" / "data.npz", change=3)
     with pytest.raises(SpecMismatch, match="samples"):
         made(path, here)
