@@ -31,7 +31,7 @@ from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import result_of
 from .memory import FAN_IN, LANES, threads_within
-from .moments import Combinations, Moments, merge, with_slice
+from .moments import Combinations, Moments, merge
 from .softened import Softened
 
 _TASK: Final = "covariance"
@@ -130,10 +130,9 @@ def _graph(softened: Softened, combinations: Combinations | None, name: str, top
             total = task(source, view, rows, total, topic, dask_key_name=f"{name}-{view}-{rows.start}")
         level.append(total)
     join = delayed(merge, pure=False)
-    while True:  # once at least: what slices were added to is in units of its own
+    while len(level) > 1:
         level = [join(level[first : first + FAN_IN]) for first in range(0, len(level), FAN_IN)]
-        if len(level) == 1:
-            return level[0]
+    return level[0]
 
 
 def _with_block(
@@ -145,13 +144,12 @@ def _with_block(
 ) -> Moments:
     """The moments of the rows before and those of a block."""
     softened, combinations = source
-    # On a cluster a lost result is computed again from `before`, which has to be what it was.
-    total, owned = before, topic is None
+    classes = softened.shape[2]
+    lines = classes if combinations is None else combinations.width
+    # A copy: on a cluster a lost result is computed again from `before`.
+    total = Moments.zeros(lines, classes) if before is None else before.copy()
     for some in softened.slices(rows):
-        read = softened.reader(view, some)
-        total = with_slice(total, len(some), softened.shape[2], read, combinations, owned=owned)
-        owned = True
-    assert total is not None
+        total.add(softened.read(view, some), combinations)
     if topic is not None:
         from distributed import get_worker
 

@@ -18,7 +18,7 @@ from ...storage.api import Store
 from ...storage.checks import check_temperature
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from ..runtime.dask_tasks import Block
-from .moments import slice_rows
+from .moments import pieces, slice_rows
 
 
 @runtime_checkable
@@ -79,60 +79,43 @@ class Softened:
         step = slice_rows(self.shape[2])
         return (range(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step))
 
-    def reader(self, view: int, rows: range) -> "SoftenedRows":
-        """Some rows of a view; their logits are read here. Raises BadLogitsError where one is not finite."""
-        return SoftenedRows(self, view, rows)
-
     def read(self, view: int, rows: range) -> Float64[np.ndarray, "rows classes"]:
-        """Probabilities of some rows of a view."""
-        found = np.empty((len(rows), self.shape[2]))
-        self.reader(view, rows)(slice(0, len(rows)), found)
-        return found
-
-
-class SoftenedRows:
-    """The probabilities of a slice of rows, made as they are asked for."""
-
-    def __init__(self, softened: Softened, view: int, rows: range) -> None:
-        """For users: `Softened.reader`."""
-        self._softened, self._view, self._rows = softened, view, rows
-        self._logits = [source.logits.read(rows, view, softened.temperature) for source in softened.sources]
-        # Of the whole slice at once: calls of NumPy wait for each other's threads, however small the array is.
-        self._highest = [
-            self._checked(source.name, logits)
-            for source, logits in zip(softened.sources, self._logits, strict=True)
-        ]
-
-    def __call__(self, part: slice, out: Float64[np.ndarray, "some classes"]) -> None:
-        """Write the probabilities of rows `part` of the slice into `out`."""
-        for number, (source, logits) in enumerate(zip(self._softened.sources, self._logits, strict=True)):
-            some = logits[part] if source.order is None else logits[part][:, source.order]
-            target, highest = out if number == 0 else np.empty_like(out), self._highest[number]
-            softmax(
-                some,
-                self._softened.temperature,
-                None if highest is None else highest[part],
-                out=target,
-            )
+        """Read the probabilities of some rows of a view. Raises BadLogitsError where a logit is not finite."""
+        out = np.empty((len(rows), self.shape[2]))
+        for number, source in enumerate(self.sources):
+            logits = source.logits.read(rows, view, self.temperature)
+            highest = _checked(logits, f"{source.name}: view {view}", rows.start)
+            if source.order is not None:
+                logits = logits[:, source.order]
+            target = np.empty_like(out) if number else out
+            for piece in pieces(*out.shape):
+                softmax(
+                    logits[piece],
+                    self.temperature,
+                    None if highest is None else highest[piece],
+                    target[piece],
+                )
             if source.share != 1:
                 target *= source.share
             if number:
                 out += target
+        return out
 
-    def _checked(
-        self, name: str, logits: Float32[np.ndarray, "rows classes"]
-    ) -> Float32[np.ndarray, "rows 1"] | None:
-        """The largest of each row, None where they are all 0, as in a capture. Raises BadLogitsError."""
-        highest = logits.max(axis=1, keepdims=True)  # NaN where one is NaN
-        if np.isfinite(highest).all() and math.isfinite(float(logits.min())):
-            return highest if highest.any() else None
-        row = int(np.argmin(np.isfinite(logits).all(axis=1)))
-        raise BadLogitsError(
-            f"{name}: view {self._view}, row {self._rows.start + row}",
-            expected="finite logits",
-            found="NaN or infinity",
-            remedy="run `logitstore verify` on the store",
-        )
+
+def _checked(
+    logits: Float32[np.ndarray, "rows classes"], where: str, first_row: int
+) -> Float32[np.ndarray, "rows 1"] | None:
+    """Return the largest of each row, None where all are 0, as in a capture. Raises BadLogitsError."""
+    highest = logits.max(axis=1, keepdims=True)  # NaN where one is NaN
+    if np.isfinite(highest).all() and math.isfinite(float(logits.min())):
+        return highest if highest.any() else None
+    row = int(np.argmin(np.isfinite(logits).all(axis=1)))
+    raise BadLogitsError(
+        f"{where}, row {first_row + row}",
+        expected="finite logits",
+        found="NaN or infinity",
+        remedy="run `logitstore verify` on the store",
+    )
 
 
 def softmax(
