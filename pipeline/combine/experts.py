@@ -98,7 +98,7 @@ def active_specialists(
     active = np.asarray(of_class[logits.argmax(axis=1)])
     if top == 1:
         return active
-    for piece in _pieces(len(logits), logits.shape[1]):
+    for piece in pieces(len(logits), logits.shape[1]):
         left = logits[piece].copy()
         row = np.arange(len(left))
         best = left.argmax(axis=1)
@@ -109,20 +109,6 @@ def active_specialists(
     return active
 
 
-def _ranks(active: Bool[np.ndarray, "rows specialists"]) -> Int64[np.ndarray, "rows specialists"]:
-    """How many rows above are active as well, where a specialist is active; 0 elsewhere.
-
-    >>> _ranks(np.array([[True, False], [False, True], [True, True]])).tolist()
-    [[0, 0], [0, 0], [1, 1]]
-    """
-    specialist, row = np.nonzero(active.T)
-    counts = np.bincount(specialist, minlength=active.shape[1])
-    begins = np.cumsum(counts) - counts
-    ranks = np.zeros(active.shape, np.int64)
-    ranks[row, specialist] = np.arange(len(row)) - begins[specialist]
-    return ranks
-
-
-def _pieces(rows: int, classes: int) -> Iterator[slice]:
+def pieces(rows: int, classes: int) -> Iterator[slice]:
     step = max(1, _CACHED // classes)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
