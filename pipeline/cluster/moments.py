@@ -84,7 +84,7 @@ class Moments:
         scale = np.maximum(mean, _SMALLEST)
         inverse = 1 / scale
         columns = np.empty(probabilities.shape, np.float32)
-        for piece in pieces(*columns.shape):
+        for piece in pieces(len(columns), len(mean)):
             columns[piece] = (probabilities[piece] - mean) * inverse
         lines, line_mean, line_scale = columns, mean, scale
         if combinations is not None:

@@ -254,7 +254,8 @@ class _Piece:
         """
         (outside, inside), dustbin = self.log_groups.T, self.log_dustbins[:, 0]
         outside = np.logaddexp(outside, dustbin) if direction == "pq" else (outside + dustbin) / 2
-        return np.stack([outside, inside], axis=1) - np.logaddexp(outside, inside)[:, None]
+        total = np.logaddexp(outside, inside)
+        return np.stack([outside - total, inside - total], axis=1)
 
     def write(self, log_masses: Float64[np.ndarray, "rows groups"], out: NDArray[Any]) -> None:
         """Put ln q into the rows of `out`. log_masses: ln q of each group."""
