@@ -526,7 +526,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             ("--top-k-kl", "0.1"),
             64,
-            "temperature: expected a positive number: where the KL is to be kept, found none",
+            "temperature: expected a positive number, found no such key",
         ),
         (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),
