@@ -1,11 +1,11 @@
-"""One more teacher in the store from a generalist and its specialists.
+"""How do a generalist and its specialists become one teacher in the store?
 
-1. Everything that needs no logit is checked: each specialist was made from this capture of the generalist, has a corrected
-   dustbin column and saw the same views; the new name is free or is this combination's.
-2. Block by block, on all cores, the generalist's rows are read, and each specialist's rows where it is active. `solve`
-   returns the distribution that they agree on best.
-3. ln q is written as the logits of a capture of all classes, whose identity names the seals of its sources. A single net
-   can be distilled from it.
+1. Everything that needs no logit is checked: that the specialists were made from this very capture of the generalist,
+   that each has a dustbin column, corrected, and saw the same views; and whose the new name is.
+2. Block by block, on all cores: the generalist's rows are read, of each specialist just those in which it is active, and
+   `combination` says what they agree on best.
+3. ln q is written as the logits of an ordinary capture of all classes, whose identity names the seals of what it was made
+   from. From it a single net can be distilled.
 
 Killed anywhere and started again, it ends with the same bytes. Source: Hinton et al. 2015, section 5.4, eq. 5.
 """
@@ -23,12 +23,12 @@ import numpy as np
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
-from ...storage.errors import ConfigError, RowMismatch, SpecMismatch
+from ...storage.errors import ConfigError, NameTaken, RowMismatch, SpecMismatch
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import common_augmentation
-from ..compress.derived import check_derived, how_made, identity_of, over_missing
+from ..runtime.dask_tasks import over_blocks
 from .experts import Experts, active_specialists, check_columns
 from .solve import check_settings, combine_rows
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 COMBINATION: Final = "combination"
-"""Key of an identity: the captures that this one was combined from, and the settings."""
+"""Key of an identity: the captures that this one was combined from, and how."""
 
 
 _HEAD: Final = "head"
@@ -48,30 +48,30 @@ _SEAL_SHOWN: Final = 19
 
 @dataclass(frozen=True)
 class CombinePlan:
-    """The work of a combination."""
+    """What is to be combined from what."""
 
     generalist: Capture
     """The capture of all classes."""
     specialists: tuple[Capture, ...]
     """Captures of some of the classes and a dustbin."""
     name: str
-    """Name of the new capture."""
+    """The new capture."""
     top: int
-    """Number of most likely classes of a row whose specialists are asked."""
+    """Specialists of a row are those whose set meets its so many most likely classes."""
     direction: str
-    """Direction of the divergences, one of `DIRECTIONS`."""
+    """Which way the divergences go."""
     method: str
-    """Method where several specialists are active, one of `METHODS`."""
+    """How q is found where several specialists are active."""
     encoding: Encoding
-    """Encoding of the new capture."""
+    """How the new capture is stored."""
     done: bool
-    """Whether it is sealed and no file is missing."""
+    """Whether it is there, whole."""
     begun: bool
-    """Whether it is sealed or begun."""
+    """Whether some of it is."""
 
     @property
     def lines(self) -> list[str]:
-        """Return the work that is left, a line each, for `--dry-run`."""
+        """What is to be done, a line each, as `--dry-run` prints it."""
         if self.done:
             return []
         verb = "finish" if self.begun else "make"
@@ -81,7 +81,7 @@ class CombinePlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the new capture, but for its encoding and views, which its writer adds."""
+        """What the new capture follows from, but for its encoding and views, which its writer adds."""
         theirs = self.generalist.part.spec.identity
         return {
             COMBINATION: {
@@ -98,16 +98,16 @@ class CombinePlan:
 
 @dataclass(frozen=True)
 class CombineReport:
-    """Result of a combination."""
+    """What was done."""
 
     name: str
-    """Name of the new capture."""
+    """The new capture."""
     generalist: str
-    """Name of the capture of all classes."""
+    """The capture of all classes."""
     specialists: tuple[str, ...]
-    """Names of the captures of some classes."""
+    """The captures of some."""
     made: bool
-    """Whether anything was written now."""
+    """Whether anything was still to do."""
     digest: str
     """Digest of the store."""
     active: Mapping[int, int] = field(default_factory=dict)
@@ -126,15 +126,15 @@ def combine(
     encoding: "str | Mapping[str, Any] | Encoding" = "float16",
     progress: Progress = silent,
 ) -> CombineReport:
-    """Make and seal `teachers/<name>`, the combination of a generalist and its specialists, or resume it.
+    """Make and seal `teachers/<name>`, the combination of a generalist and its specialists, or go on with it.
 
-    specialists: names; * and ? match captures other than `name` and other combinations. top: number of most likely classes of
-    a row whose specialists are asked. direction: "pq" for KL(p, q) as in the paper, or "qp" for KL(q, p), with disjoint
-    sets and `top` 1. method: "fixed_point", or, with "pq", the paper's "gradient_descent", which is slow. encoding: as for
-    any capture. Combined at temperature 1.
-    Raises PartNotFound or StoreIncomplete for a capture that is missing or not sealed, ConfigError for one that is no
-    generalist or no specialist and for settings that do not fit, SpecMismatch for specialists of another generalist or
-    store, NameTaken or SpecMismatch for the name of another capture.
+    specialists: names; one with * or ? stands for all captures that it matches, but for `name` and other combinations.
+    top: specialists of a row are those whose set meets its so many most likely classes. direction: "pq" for KL(p, q) as in
+    the paper, or "qp" for KL(q, p), for which the sets must be disjoint and `top` 1. method: "fixed_point", or, with "pq"
+    alone, "gradient_descent" as in the paper, which is slow. encoding: as for any capture. Combined at temperature 1.
+    Raises PartNotFound or StoreIncomplete where a capture is not there or not sealed, ConfigError for one that is no
+    generalist or no specialist and for settings that do not fit, SpecMismatch for specialists of another generalist or of
+    another store, NameTaken or SpecMismatch for a name that is another's.
     """
     plan = plan_combination(
         store,
@@ -168,7 +168,7 @@ def plan_combination(
     method: str = "fixed_point",
     encoding: "str | Mapping[str, Any] | Encoding" = "float16",
 ) -> CombinePlan:
-    """Plan `combine`, with all its refusals that need no logit. Writes nothing."""
+    """What `combine` would do, with all its refusals that need no logit. Writes nothing."""
     check_name(name, "the name of the new capture")
     check_settings(direction, method)
     chosen = encoding_named(encoding)
@@ -188,78 +188,74 @@ def plan_combination(
     if direction == "qp" and not (top == 1 and experts.are_disjoint):
         raise ConfigError(
             "direction 'qp'",
-            expected="disjoint sets and top = 1",
+            expected="disjoint sets and top = 1: KL(q, p) has a closed form for one active specialist alone",
             found=f"top = {top}" if top != 1 else "sets that overlap",
             remedy="take direction 'pq'",
         )
-    identity, whole = identity_of(store, name), store.root.is_whole(f"teachers/{name}")
-    if identity is not None:
-        captures = _in_their_order(captures, identity)
-    plan = CombinePlan(
-        chief, tuple(captures), name, top, direction, method, chosen, whole, identity is not None
-    )
-    if identity is not None:
-        combination, words = (
-            check_derived(store, name, identity, COMBINATION),
-            how_made(store, name, "combined"),
-        )
-        ours = {**plan.identity, "encoding": chosen.describe()}
-        where, specialists = f"{store.path}: teachers/{name}", ours[COMBINATION]["specialists"]
-        check_same_specialists(where, specialists, combination.get("specialists"), **words)
-        check_same(where, ours, {key: identity.get(key) for key in ours}, **words)
+    part = f"teachers/{name}"
+    there = _there(store, name)
+    if there is not None:
+        captures = _in_their_order(captures, there)
+    whole = store.root.is_whole(part)
+    plan = CombinePlan(chief, tuple(captures), name, top, direction, method, chosen, whole, there is not None)
+    if there is not None:
+        _check_name_is_ours(store, plan, there)
     return plan
 
 
 def _named(store: Store, specialists: Sequence[str], new: str) -> list[str]:
-    """List the captures that are named, each once. new: the name of the combination, which no pattern matches.
+    """The names that are meant, each once. Raises ConfigError for none, for one twice and for a pattern of nothing.
 
-    Raises ConfigError for no name, for a name that is given twice and for a pattern without a match.
+    new: the capture that is made, which no pattern matches, be it there or not.
     """
     names: list[str] = []
     for given in specialists:
-        matches = [given]
+        found, combined = [given], []
         if any(sign in given for sign in "*?"):
             # A bracket, which would be a set of characters, is in no name.
             matches = fnmatch.filter(store.teachers, given.replace("[", "[[]"))
-            matches = [one for one in matches if one != new and not _is_combined(store.teachers[one])]
-        if not matches:
+            combined = [one for one in matches if one == new or _is_combined(store.teachers[one])]
+            found = [one for one in matches if one not in combined]
+        if not found:
             raise ConfigError(
                 f"specialist {given!r}",
-                expected="a pattern that matches captures of this store other than combinations",
-                found=f"no match among {', '.join(store.teachers) or 'no captures'}",
-                remedy="name the captures of the specialists",
+                expected="a pattern of some of the captures of this store that are no combinations",
+                found=f"one of {', '.join(combined)} alone" if combined else "one of none",
+                remedy=f"the captures are {', '.join(store.teachers) or 'none'}",
             )
-        names += matches
+        names += found
     twice = next((one for number, one in enumerate(names) if one in names[:number]), None)
     if not names or twice is not None:
         raise ConfigError(
             "specialists",
             expected="one or more captures, each once",
-            found="no capture" if twice is None else f"{twice} twice",
+            found="none" if twice is None else f"{twice} twice",
             remedy="name each specialist once",
         )
     return names
 
 
 def _is_combined(capture: Capture) -> bool:
-    """Return whether a capture is itself a combination of others."""
+    """Whether a capture is itself a combination of others."""
     return isinstance(capture.part.spec.identity.get(COMBINATION), Mapping)
 
 
 def _check_generalist(store: Store, generalist: Capture) -> None:
     """Refuse a capture that does not have all classes. Raises ConfigError."""
     if not np.array_equal(generalist.classes, np.arange(store.num_classes)):
-        dustbin = ", one of them the dustbin" if (generalist.classes < 0).any() else ""
+        own = (
+            "a dustbin" if (generalist.classes < 0).any() else f"{len(generalist.classes)}, or another order"
+        )
         raise ConfigError(
             f"{store.path}: teachers/{generalist.name}",
-            expected=f"a generalist with all {store.num_classes} classes, in order",
-            found=f"{len(generalist.classes)} columns, from class {generalist.classes[0]}{dustbin}",
+            expected=f"a generalist: all {store.num_classes} classes, in order",
+            found=own,
             remedy="name the capture that the specialists were made from",
         )
 
 
 def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
-    """Refuse a capture that is no specialist of this generalist. Raises ConfigError, SpecMismatch."""
+    """Refuse what is no specialist of this generalist. Raises ConfigError, SpecMismatch."""
     where = f"{store.path}: teachers/{one.name}"
     head = one.part.spec.identity.get(_HEAD)
     check_columns(one.classes, store.num_classes, where)
@@ -267,7 +263,7 @@ def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
         raise ConfigError(
             where,
             expected="a specialist, whose provenance has a head of kind 'specialist'",
-            found="a provenance without a head" if head is None else f"a head {repr(head)[:80]}",
+            found="none" if head is None else repr(head)[:80],
             remedy="capture it with provenance={'head': {'kind': 'specialist', 'generalist': "
             f"{{'capture': {generalist.name!r}, 'seal': store.teachers[{generalist.name!r}].digest}}, …}}}}",
         )
@@ -277,7 +273,7 @@ def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
         raise SpecMismatch(
             where,
             expected=f"a specialist of teachers/{generalist.name} ({generalist.digest[:_SEAL_SHOWN]}…) of this store",
-            found=f"a specialist of {str(theirs.get('capture'))[:64]} ({str(theirs.get('seal'))[:_SEAL_SHOWN]}…)",
+            found=f"one of {str(theirs.get('capture'))[:64]} ({str(theirs.get('seal'))[:_SEAL_SHOWN]}…)",
             remedy="name the generalist that it was made from, or capture the specialist again in this store",
         )
     if head.get("dustbin_corrected") is not True:
@@ -285,7 +281,7 @@ def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
             where,
             expected="logits whose dustbin is corrected for the share of special rows (dustbin_corrected = true)",
             found=f"dustbin_corrected = {head.get('dustbin_corrected')!r}",
-            remedy="add log(s(1-π)/((1-s)π)) to the dustbin's logit, and set dustbin_corrected in the head",
+            remedy="add log(s(1-π)/((1-s)π)) to the dustbin's logit, and say so in the head",
         )
     views = range(_views(generalist, [one]))
     common_augmentation({generalist.name: generalist, one.name: one}, views, str(store.path))
@@ -296,7 +292,7 @@ def _experts(store: Store, captures: Sequence[Capture]) -> Experts:
 
 
 def _views(generalist: Capture, specialists: Sequence[Capture]) -> int:
-    """Return the number of views that all of them have."""
+    """The views that all of them have."""
     return min(one.num_views for one in (generalist, *specialists))
 
 
@@ -304,9 +300,18 @@ def _sealed(capture: Capture) -> dict[str, str]:
     return {"capture": capture.name, "seal": capture.digest}
 
 
-def _in_their_order(captures: list[Capture], identity: Mapping[str, Any]) -> list[Capture]:
-    """Return the specialists in the order of an identity that names the same ones."""
-    combination = identity.get(COMBINATION)
+def _there(store: Store, name: str) -> Mapping[str, Any] | None:
+    """The identity of what has the name, sealed or not; None where it is free."""
+    part = f"teachers/{name}"
+    if store.root.has(part):
+        return store.root.part(part).spec.identity
+    begun = store.root.begun(part)
+    return None if begun is None else begun.identity
+
+
+def _in_their_order(captures: list[Capture], there: Mapping[str, Any]) -> list[Capture]:
+    """The specialists as the capture that is there names them, where they are the same: their order says nothing."""
+    combination = there.get(COMBINATION)
     named = combination.get("specialists") if isinstance(combination, Mapping) else None
     order = [one.get("capture") for one in named or [] if isinstance(one, Mapping)]
     if sorted(map(str, order)) != sorted(one.name for one in captures):
@@ -314,8 +319,34 @@ def _in_their_order(captures: list[Capture], identity: Mapping[str, Any]) -> lis
     return sorted(captures, key=lambda one: order.index(one.name))
 
 
+def _check_name_is_ours(store: Store, plan: CombinePlan, there: Mapping[str, Any]) -> None:
+    """Refuse a name under which something else is. Raises NameTaken or SpecMismatch."""
+    where = f"{store.path}: teachers/{plan.name}"
+    combination = there.get(COMBINATION)
+    if not isinstance(combination, Mapping):
+        raise NameTaken(
+            where,
+            expected="a name that is free, or the capture that this would make",
+            found="another capture, which was not combined from any",
+            remedy="choose another name",
+        )
+    remedy, made = "choose another name", "with which it was combined"
+    if not store.root.has(f"teachers/{plan.name}"):
+        remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{plan.name}').path}"
+        made = "with which it was begun"
+    ours = {**plan.identity, "encoding": plan.encoding.describe()}
+    check_same_specialists(
+        where,
+        ours[COMBINATION]["specialists"],
+        combination.get("specialists"),
+        made=made,
+        remedy=remedy,
+    )
+    check_same(where, ours, {key: there.get(key) for key in ours}, made=made, remedy=remedy)
+
+
 def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
-    """Write the missing blocks of the new capture, and seal it; count rows by number of active specialists."""
+    """Write what is missing of the new capture, and seal it; rows by number of active specialists."""
     chief, experts = plan.generalist, _experts(store, plan.specialists)
     views = _views(chief, plan.specialists)
     with store.capture(
@@ -340,18 +371,20 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
             capture.write(rows, logits, view, seen=seen)
             return Counter(active.sum(axis=1).tolist())
 
-        counts = over_missing(f"combine {plan.name}", store, capture, views, write, progress)
+        missing = [(view, rows) for view in range(views) for rows in capture.missing_blocks(view)]
+        done = views * store.num_rows - sum(len(rows) for _, rows in missing)
+        found = over_blocks(f"combine {plan.name}", missing, write, progress=progress, done=done)
     total = Counter[int]()
-    for one in counts:
+    for one in found:
         total.update(one)
     return total
 
 
 def _check_seen(generalist: Capture, one: Capture, rows: range, view: int, seen: Any) -> None:
-    """Refuse a specialist that saw other inputs. Raises RowMismatch with the first row."""
+    """Refuse a specialist that was shown other inputs. Raises RowMismatch with the first row."""
     block = rows.start // generalist.reader.grid.block_rows
     sealed = [capture.part.table.shard("seen", view, block).sha256 for capture in (generalist, one)]
-    if sealed[0] == sealed[1]:  # nearly always; no shard is read
+    if sealed[0] == sealed[1]:  # as good as always; nothing of it needs to be read
         return
     theirs = one.seen(rows, view)
     bad = np.flatnonzero(theirs != seen)
@@ -360,50 +393,50 @@ def _check_seen(generalist: Capture, one: Capture, rows: range, view: int, seen:
         raise RowMismatch(
             f"teachers/{one.name}, view {view}, row {rows.start + first}",
             expected=f"the input that {generalist.name} saw, with digest {int(seen[first]):016x}",
-            found=f"an input with digest {int(theirs[first]):016x}",
+            found=f"{int(theirs[first]):016x}",
             remedy="capture the specialist again, with the same views",
         )
 
 
 _SHOWN = 4
-"""Maximum number of names that a message lists; of more it lists the first and the last."""
+"""Names that a message lists; of more it has the first and the last."""
 
 
 def check_same_specialists(
     where: str, ours: Sequence[Mapping[str, Any]], theirs: Any, *, made: str, remedy: str
 ) -> None:
-    """Refuse specialists other than those of an existing combination. Raises SpecMismatch.
+    """Refuse specialists other than those of the combination that is there. Raises SpecMismatch.
 
-    ours, theirs: {"capture": name, "seal": digest} of each, in any order; `theirs` comes from a store, other entries of it
-    are ignored. made: as in `check_same`.
+    ours, theirs: {"capture": name, "seal": digest} of each, in any order; of `theirs`, which a store says, all else is
+    passed over. made: as in `check_same`.
 
     >>> one, two = ({"capture": name, "seal": "…"} for name in ("s-0", "s-1"))
     >>> check_same_specialists("teachers/all", [one], [one, two], made="with which it was combined", remedy="rename it")
     Traceback (most recent call last):
     logitstore.storage.errors.SpecMismatch: teachers/all: expected 2 specialists (s-0, s-1), with which it was combined, \
-found 1 specialist (s-0); rename it
+found 1 (s-0); rename it
     """
     mine, said = _seals(ours), _seals(theirs)
     if not said:
-        return  # the comparison of the whole identity refuses it
+        return  # a combination of nothing is for the comparison of the whole
     if mine.keys() == said.keys():
         check_same(where, {"specialists": mine}, {"specialists": said}, made=made, remedy=remedy)
         return
-    found = _counted([*mine])
+    found = f"{len(mine)} ({_listed([*mine])})"
     if len(mine) == len(said):
         new, gone = (
             [one for one in names if one not in others] for names, others in ((mine, said), (said, mine))
         )
-        found = f"{len(mine)} specialists, {new[0]} in the place of {gone[0]}"
-    raise SpecMismatch(where, expected=f"{_counted([*said])}, {made}", found=found, remedy=remedy)
+        found = f"{new[0]} in the place of {gone[0]}"
+    count = f"{len(said)} specialist{'' if len(said) == 1 else 's'}"
+    raise SpecMismatch(where, expected=f"{count} ({_listed([*said])}), {made}", found=found, remedy=remedy)
 
 
 def _seals(specialists: Any) -> dict[str, Any]:
-    """Map each name to its seal."""
+    """The seal of each, by name."""
     listed = specialists if isinstance(specialists, list) else []
     return {str(one.get("capture"))[:64]: one.get("seal") for one in listed if isinstance(one, Mapping)}
 
 
-def _counted(names: list[str]) -> str:
-    listed = ", ".join(names) if len(names) <= _SHOWN else f"{names[0]} … {names[-1]}"
-    return f"{len(names)} specialist{'s' * (len(names) != 1)} ({listed})"
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= _SHOWN else f"{names[0]} … {names[-1]}"

@@ -23,14 +23,14 @@ from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.floats import FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_described, encoding_named
 from ...storage.encodings.top_k import TopK
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, NameTaken
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
 from ...storage.parts.writer import CaptureWriter
 from ...storage.progress import Progress, silent
+from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget, fit_top_k, sample_chunks, scan
-from .derived import check_derived, how_made, identity_of, over_missing
 
 log = logging.getLogger(__name__)
 
@@ -207,19 +207,46 @@ def plan_compression(
         )
     if isinstance(wish, TopK):
         wish.arrays(source.shape[2])  # raises for k above the number of classes
-    identity = identity_of(store, name)
+    identity = _identity_of(store, name)
     if identity is None:
         return CompressPlan(source, name, wish, None, False)
-    origin = check_derived(store, name, identity, DERIVED)
-    where, encoding = f"{store.path}: teachers/{name}", identity["encoding"]
+    _check_name_is_ours(store, source, name, wish, identity)
+    chosen = encoding_described(identity["encoding"], f"teachers/{name}")
+    return CompressPlan(source, name, wish, chosen, store.root.is_whole(f"teachers/{name}"))
+
+
+def _identity_of(store: Store, name: str) -> Mapping[str, Any] | None:
+    """Return the identity of a capture, sealed or begun; None where the name is free."""
+    part = f"teachers/{name}"
+    if store.root.has(part):
+        return store.root.part(part).spec.identity
+    begun = store.root.begun(part)
+    return None if begun is None else begun.identity
+
+
+def _check_name_is_ours(
+    store: Store, source: Capture, name: str, wish: Wish, identity: Mapping[str, Any]
+) -> None:
+    """Refuse the name of another capture. Raises NameTaken or SpecMismatch."""
+    where = f"{store.path}: teachers/{name}"
+    origin, encoding = identity.get(DERIVED), identity.get("encoding")
+    if not isinstance(origin, Mapping) or not isinstance(encoding, Mapping):
+        raise NameTaken(
+            where,
+            expected=f"a name that is free, or a capture with {DERIVED} in its identity",
+            found=f"a capture with {', '.join(sorted(identity)) or 'no keys'}",
+            remedy="choose another name",
+        )
+    remedy, made = "choose another name", "with which it was made"
+    if not store.root.has(f"teachers/{name}"):
+        remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{name}').path}"
+        made = "with which it was begun"
     ours = {DERIVED: _origin(source), "encoding": _asked(wish)}
     theirs = {
         DERIVED: {key: origin.get(key) for key in ("capture", "seal")},
         "encoding": _asked_of(encoding, origin),
     }
-    check_same(where, ours, theirs, **how_made(store, name, "made"))
-    chosen = encoding_described(encoding, f"teachers/{name}")
-    return CompressPlan(source, name, wish, chosen, store.root.is_whole(f"teachers/{name}"))
+    check_same(where, ours, theirs, made=made, remedy=remedy)
 
 
 def _origin(source: Capture) -> dict[str, Any]:
@@ -302,7 +329,9 @@ def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progr
             logits, seen, peak = source.read(rows, view), source.seen(rows, view), source.peak(rows, view)
             capture.write(rows, logits, view, seen=seen, peak=peak)
 
-        over_missing(f"compress {source.name}", store, capture, views, write, progress)
+        missing = [(view, rows) for view in range(views) for rows in capture.missing_blocks(view)]
+        done = views * store.num_rows - sum(len(rows) for _, rows in missing)
+        over_blocks(f"compress {source.name}", missing, write, progress=progress, done=done)
 
 
 def row_bytes(capture: Capture) -> float:

@@ -63,7 +63,7 @@ def test_a_figure_of_what_will_be_projected_is_refused_before_it_is(
         said = refused(store, *options)
     assert f"--figure {figure}: expected memory = " in said
     assert (
-        "for the whole matrix, which is drawn, found memory for a projection of its columns into 4,096"
+        "for the whole matrix, found memory for a projection of its columns into 4,096"
         in said
     )
     call(store, *options)

@@ -336,11 +336,11 @@ def test_captures_that_have_no_covariance_of_all_classes_are_refused(tmp_path: P
     with pytest.raises(BadDataError) as caught:
         softened_outputs(store, {"short": 1.0}, 1.0)
     assert str(caught.value) == (
-        "teachers/short: expected a capture of all 6 classes of the store, found one of 2 of them and a dustbin class; "
+        "teachers/short: expected a capture of all 6 classes of the store, found a capture of 2 classes and a dustbin class; "
         "cluster the generalist, or an ensemble of such teachers"
     )
     with pytest.raises(
-        SpecMismatch, match=r"^teachers/one: views: expected those of teachers/wide: 2, found 1; "
+        SpecMismatch, match=r"^teachers/one: views: expected 2, as teachers/wide has, found 1; "
     ):
         softened_outputs(store, {"wide": 1.0, "one": 1.0}, 1.0)
     for weights in ({}, {"wide": 0.0}, {"wide": float("nan")}):

@@ -26,17 +26,17 @@ def check(ours: Any, theirs: Any) -> None:
         (
             named([0, 1]),
             named(range(8)),
-            "teachers/all: expected 8 specialists (s-0 … s-7), with which it was combined, found 2 specialists (s-0, s-1); rename",
+            "teachers/all: expected 8 specialists (s-0 … s-7), with which it was combined, found 2 (s-0, s-1); rename",
         ),
         (
             named([0, 1]),
             named([0]),
-            "expected 1 specialist (s-0), with which it was combined, found 2 specialists (s-0, s-1)",
+            "expected 1 specialist (s-0), with which it was combined, found 2 (s-0, s-1)",
         ),
         (
             named([0, 1, 2, 3, 9]),
             named([0, 1, 2, 4, 9]),
-            "expected 5 specialists (s-0 … s-9), with which it was combined, found 5 specialists, s-3 in the place of s-4;",
+            "expected 5 specialists (s-0 … s-9), with which it was combined, found s-3 in the place of s-4;",
         ),
         (
             named([0, 1, 2], s1="sha256:1"),

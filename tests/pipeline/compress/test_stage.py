@@ -379,7 +379,7 @@ def test_a_constant_row_is_exact_and_warned_about_once(
     assert (record.levelname, record.getMessage()) == (
         "WARNING",
         f"{store.path}: teachers/wide: 3 of 122 rows have the same logit for all classes, as a dead teacher gives "
-        "(first: view 1, row 5); they are kept",
+        + "(first: view 1, row 5); they are kept",
     )
     small = store.teachers["small"]
     assert (small.divergence([5, 20, 50], view=1) == 0).all()
