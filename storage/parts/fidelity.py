@@ -1,15 +1,16 @@
-"""Distance of an encoded capture from its source logits, from its own records.
+"""How far is an encoded capture from the logits that it was made from, as its own records tell?
 
 Every row of an encoded capture has an `error`, measured when it was written: T·√(2·KL) at some temperatures, as float16.
-A float16 that is not negative is one of 31,745 numbers. A count of each gives the mean, the maximum and any quantile of the
-KL exactly, block by block, without reading a logit.
+A float16 that is not negative is one of 31,745 numbers, so that a count of each gives the mean, the maximum and any
+quantile of the KL exactly, block by block, without a logit being read.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt16
 from numpy.typing import NDArray
 
 from ..encodings.divergence import kl_of_error
@@ -19,11 +20,11 @@ from ..format.documents import invalid
 from .reader import CaptureReader
 
 QUANTILE: Final = 0.999
-"""Quantile that is shown: one row in a thousand has a larger KL."""
+"""The quantile that is shown: KL of one row in a thousand is larger."""
 
 
 _INFINITY: Final = 0x7C00
-"""Bits of infinity in float16; those of NaN and of negative numbers are larger."""
+"""Bits of float16's infinity; those of NaN and of negative numbers are larger."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,23 @@ class Fidelity:
     """KL of the rows of an encoded capture at one temperature, in nats."""
 
     temperature: float
-    """Temperature T."""
+    """T, natural-log units."""
     bound: float | None
-    """Guaranteed maximum of KL(teacher ‖ stored); None without a guarantee."""
+    """KL(teacher ‖ stored) that no row exceeds; None where nothing is guaranteed."""
     bound_to_source: float | None
-    """Guaranteed maximum of KL(given ‖ stored). Given: the source capture, or the teacher's own logits."""
+    """KL(given ‖ stored) that no row exceeds. Given: the capture that it was made from, or the teacher's own logits."""
     max: float
-    """Measured KL(given ‖ stored) of the worst row."""
+    """KL(given ‖ stored) of the worst row, as measured."""
     p999: float
-    """Its 99.9th percentile over rows and views: the value of a row, the larger of two neighbours."""
+    """Its 99.9th percentile over rows and views (of a row that there is, the larger of two neighbours)."""
     mean: float
     """Its mean over rows and views."""
 
 
 def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
-    """Return the fidelity at each temperature; nothing for a capture without records (float16, float32).
+    """What the records of a capture say, for each temperature; nothing where it has none (float16, float32).
 
-    Raises ShardMissing, ShardCorrupt, or ManifestInvalid for negative numbers and NaN.
+    Raises ShardMissing, ShardCorrupt, or ManifestInvalid for numbers that are no error.
     """
     if "error" not in capture.part.layouts:
         return ()
@@ -58,18 +59,22 @@ def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
 
 
 def _counts(capture: CaptureReader) -> Int64[np.ndarray, "temperatures numbers"]:
-    """Count each float16 of `error`, by temperature."""
+    """How often each float16 stands in `error`, by temperature."""
     counts = np.zeros((len(TEMPERATURES), _INFINITY + 1), np.int64)
-    grid = capture.reader.grid
-    for view, block in np.ndindex(capture.num_views, grid.num_blocks):
-        errors = capture.reader.read("error", grid.rows(block), view)
-        bits = errors.view(np.uint16)
+    for bits in _errors(capture):
         if bits.max(initial=0) > _INFINITY:
-            where, worst = f"{capture.part.folder.path}/error", errors.reshape(-1)[bits.argmax()]
-            raise invalid(where, "errors of rows: numbers of 0 and above", f"{worst}")
+            where = f"{capture.part.folder.path}/error"
+            raise invalid(where, "errors of rows: numbers that are not negative", "others")
         for number, column in enumerate(bits.T):
             counts[number] += np.bincount(column, minlength=_INFINITY + 1)
     return counts
+
+
+def _errors(capture: CaptureReader) -> Iterator[UInt16[np.ndarray, "rows temperatures"]]:
+    grid = capture.reader.grid
+    for view in range(capture.num_views):
+        for block in range(grid.num_blocks):
+            yield capture.reader.read("error", grid.rows(block), view).view(np.uint16)
 
 
 def _summary(
@@ -87,7 +92,7 @@ def _summary(
 
 
 def _rank(rows: int) -> int:
-    """Return how many of so many rows are at most their 99.9th percentile.
+    """How many rows are not larger than the 99.9th percentile of so many.
 
     >>> _rank(1), _rank(1000), _rank(1001), _rank(10_000)
     (1, 1000, 1000, 9991)
@@ -96,7 +101,7 @@ def _rank(rows: int) -> int:
 
 
 def percentile(kl: Float64[np.ndarray, " rows"]) -> float:
-    """Return the 99.9th percentile, as in `Fidelity`.
+    """The 99.9th percentile as `Fidelity` has it.
 
     >>> percentile(np.arange(1000.0))
     999.0
@@ -106,7 +111,7 @@ def percentile(kl: Float64[np.ndarray, " rows"]) -> float:
 
 
 def bound_to_source(encoding: ErrorBudget, temperature: float) -> float:
-    """Return the guaranteed maximum of KL(given ‖ stored): `max_kl` without the earlier rounding of the source.
+    """KL(given ‖ stored) that no row exceeds: without what was rounded before, which is a part of `max_kl`.
 
     >>> bound_to_source(ErrorBudget(0.02), 2.0) == ErrorBudget(0.02).bound(2.0)
     True
