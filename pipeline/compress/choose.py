@@ -181,20 +181,14 @@ class SmallestTopK:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be measured. Raises ConfigError."""
-        for name, value in (("max_kl", self.max_kl), ("temperature", self.temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"encoding: the smallest k: {name}",
-                    expected="a positive number" + (" of nats" if name == "max_kl" else ""),
-                    found=repr(value),
-                    remedy="choose one",
-                )
+        positive_number("top_k_kl", self.max_kl)
+        positive_number("temperature", self.temperature)
         if self.statistic not in STATISTICS:
             raise ConfigError(
-                "encoding: the smallest k: statistic",
+                "encoding: statistic",
                 expected=f"one of {', '.join(STATISTICS)}",
                 found=repr(self.statistic)[:40],
-                remedy="choose one of these",
+                remedy=f"leave it out for {STATISTICS[1]}",
             )
 
     def describe(self) -> dict[str, Any]:
@@ -206,6 +200,19 @@ class SmallestTopK:
         if self.statistic == "p99.9":
             return percentile(kl)
         return float(kl.max() if self.statistic == "max" else kl.mean())
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Return a value as a float. Raises ConfigError unless it is a positive, finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > 0):
+        raise ConfigError(
+            f"encoding: {name}",
+            expected="a positive number" + (" of nats" if name == "top_k_kl" else ""),
+            found="no such key" if value is None else repr(value)[:40],
+            remedy=f"set {name}",
+        )
+    return float(value)
 
 
 def fit_top_k(capture: CaptureReader, wish: SmallestTopK, *, progress: Progress = silent) -> TopK:

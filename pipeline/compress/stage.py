@@ -30,7 +30,7 @@ from ...storage.parts.fidelity import Fidelity, fidelity
 from ...storage.parts.writer import CaptureWriter
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import over_blocks
-from .choose import SmallestTopK, fit_budget, fit_top_k, sample_chunks, scan
+from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
         and "top_k_kl" in wish
         and set(wish) <= {"top_k_kl", "temperature", "statistic"}
     ):
-        limit, temperature = _number(wish, "top_k_kl"), _number(wish, "temperature")
+        limit, temperature = (positive_number(key, wish.get(key)) for key in ("top_k_kl", "temperature"))
         return SmallestTopK(limit, temperature, str(wish.get("statistic", "max")))
     named = encoding_named(wish)
     if isinstance(named, ErrorBudget):
@@ -132,19 +132,6 @@ def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
         found=named.kind,
         remedy="choose one of these; a teacher is captured in float16 or float32 by `cache`",
     )
-
-
-def _number(wish: Mapping[str, Any], key: str) -> float:
-    """Return a number of a request. Raises ConfigError where it is missing or no number."""
-    value = wish.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(
-            f"encoding: top_k_kl: {key}",
-            expected="a positive number" + ("" if key == "temperature" else " of nats"),
-            found="no such key" if value is None else repr(value)[:40],
-            remedy=f"set {key}",
-        )
-    return float(value)
 
 
 def compress(

@@ -45,14 +45,8 @@ class Compressed:
     """Encoding of the capture that it would be made from."""
     dtype: str
     """dtype of the codes: "uint8" where every code of the sample fits."""
-    shift: int
-    """As in `ErrorBudget`."""
     arrays: Mapping[str, int]
     """Bytes of each array that has rows, after the codec."""
-    bytes: int
-    """Bytes of all files of the capture."""
-    files: int
-    """Number of files."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +188,4 @@ def try_compression(
         footprint = capture_footprint(chosen, given.shape[1], grid, views, stored, identity)
     except (BadLogitsError, ConfigError, LimitExceeded) as error:
         return str(error)
-    return Compressed(
-        source.kind, chosen.dtype, chosen.shift, footprint.arrays, footprint.bytes, footprint.files
-    )
+    return Compressed(source.kind, chosen.dtype, footprint.arrays)

@@ -419,20 +419,20 @@ WRONG: list[tuple[Any, str]] = [
     ),
     (
         {"top_k_kl": 0.1},
-        "encoding: top_k_kl: temperature: expected a positive number, found no such key; set temperature",
+        "encoding: temperature: expected a positive number, found no such key; set temperature",
     ),
     (
         {"top_k_kl": 0.0, "temperature": 1.0},
-        "encoding: the smallest k: max_kl: expected a positive number",
+        "encoding: top_k_kl: expected a positive number of nats, found 0.0",
     ),
     (
         {"top_k_kl": "x", "temperature": 1.0},
-        "encoding: top_k_kl: top_k_kl: expected a positive number of nats, found 'x'",
+        "encoding: top_k_kl: expected a positive number of nats, found 'x'",
     ),
-    ({"top_k_kl": 0.1, "temperature": float("nan")}, "encoding: the smallest k: temperature: expected"),
+    ({"top_k_kl": 0.1, "temperature": float("nan")}, "encoding: temperature: expected"),
     (
         {"top_k_kl": 0.1, "temperature": 1.0, "statistic": "median"},
-        "encoding: the smallest k: statistic: expected one of mean, max, p99.9, found 'median'",
+        "encoding: statistic: expected one of mean, max, p99.9, found 'median'",
     ),
     ({"max_kl": 1e-3, "top_k": 4}, "encoding: expected 'float16', 'float32', { max_kl"),
     ({}, "encoding: expected 'float16', 'float32', { max_kl"),
