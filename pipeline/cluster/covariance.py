@@ -58,8 +58,8 @@ def covariance(
     where the scheduler of a client is lost.
     """
     total = second_moments(softened, scheduler=scheduler, memory=memory, progress=progress)
-    found = np.asarray(total.scatter / total.count)
-    return (found + found.T) / 2
+    matrix = np.asarray(total.scatter / total.count)
+    return (matrix + matrix.T) / 2
 
 
 def second_moments(
@@ -98,12 +98,12 @@ def second_moments(
         threadpool_limits(max(1, CPU_COUNT // threads), user_api="blas"),
     ):
         try:
-            (found,) = compute(graph, scheduler=scheduler, pool=pool, optimize_graph=False)
+            (moments,) = compute(graph, scheduler=scheduler, pool=pool, optimize_graph=False)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    assert isinstance(found, Moments)
-    return found
+    assert isinstance(moments, Moments)
+    return moments
 
 
 def lanes_of(blocks: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
@@ -170,13 +170,13 @@ def _on_cluster(graph: Any, client: Any, topic: str, total: int, progress: Progr
 
     client.subscribe_topic(topic, advance)
     try:
-        found = result_of(client.compute(graph, optimize_graph=False), _TASK)
+        moments = result_of(client.compute(graph, optimize_graph=False), _TASK)
     finally:
         client.unsubscribe_topic(topic)
     if done < total:
         progress(_TASK, total, total)
-    assert isinstance(found, Moments)
-    return found
+    assert isinstance(moments, Moments)
+    return moments
 
 
 class _Report(Callback):
