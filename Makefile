@@ -26,6 +26,8 @@ LINKED := $(strip $(CURDIR) $(shell \
 # A copied or moved checkout: the scripts of its .venv point to where it was.
 HOME_FILE := $(VENV)/.home
 DEPENDENCIES := $(VENV)/.dependencies
+# What only the site needs is installed when it is first built, so that `make test` does not wait for it.
+DOCS := $(VENV)/.docs
 LINKS := build/.links
 ifneq ($(CURDIR),$(shell cat $(HOME_FILE) 2>/dev/null))
 .PHONY: $(DEPENDENCIES)
@@ -71,6 +73,15 @@ demo: venv ## the whole pipeline on embedded data, under a minute
 test: venv ## the tests
 	$(PYTEST)
 
+# Integers, losses, format and encodings: laws that need neither a training nor a process of their own.
+FAST := tests/pipeline/losses tests/packaging/test_layers.py tests/packaging/test_workflows.py \
+	$(patsubst %,tests/storage/test_%.py,codec digest divergence encodings error_budget floats format grid \
+	order pieces random shard top_k)
+
+.PHONY: test-fast
+test-fast: venv ## the pure parts, in under a minute
+	$(PYTEST) $(FAST)
+
 .PHONY: test-deep
 test-deep: venv ## all tests, the slow ones too, with more examples
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "deep or not deep" --timeout 3600
@@ -99,7 +110,23 @@ experiments: venv ## the paper's tables, on real data
 	$(BIN)/logitstore run experiments/mnist.toml
 	$(BIN)/python experiments/specialists.py --jobs 2
 
+$(DOCS): $(DEPENDENCIES) | $(LINKS)
+	@echo "installing what the site needs into $(VENV)" >&2
+	@$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: venv $(DOCS) ## the documentation site, into site/; a broken link or a page left out fails
+	@# Not --quiet: a warning that is not printed does not fail either.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
+.PHONY: pictures
+pictures: venv ## the pictures of docs/, and the plots of the figures that benchmarks wrote
+	$(BIN)/python docs/images/draw.py
+	$(BIN)/python docs/images/plots.py
+
 .PHONY: clean
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

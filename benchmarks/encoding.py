@@ -9,15 +9,17 @@ the chunks and their checksums, cut as a store cuts them; `seen`, eight bytes a 
 are of one thread: logits in memory to compressed chunks (which includes measuring the error, where that is recorded), and
 back to float32 logits at T = 4.
 
-Alone: python benchmarks/encoding.py
+Alone: python benchmarks/encoding.py [--data synthetic] [--json docs/figures/encoding.json]
 """
 
+import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import write_figures
 from numpy.typing import NDArray
 from real_logits import mnist_logits, omniglot_logits, synthetic_logits
 from rival_encodings import EvenlySpread, Renormalised, ZstdFloat16, log_softmax
@@ -32,6 +34,9 @@ from logitstore.storage.encodings.top_k import TopK
 from logitstore.storage.errors import ConfigError
 from logitstore.storage.format.constants import TEMPERATURES
 
+REAL = {"MNIST": mnist_logits, "Omniglot": omniglot_logits}
+DATA = ("synthetic", *REAL)
+"""The logits that are measured."""
 BUDGETS = (1e-2, 1e-3, 1e-4)
 TOP_K = (16, 64, 100)
 OTHERS = ("top-100 p, spread evenly", "top-128 ln p, renormalised")
@@ -328,34 +333,72 @@ def show_reading(logits: NDArray[np.float32]) -> None:
                 bar(what, f"{found.ratio:.2f}", f">= {least}", found.ratio >= least)
 
 
-def main() -> None:
-    """Print the tables, and what they must show."""
+def by_temperature(name: str, kl: NDArray[np.float64]) -> dict[str, float]:
+    """Return a column for each temperature, three figures long."""
+    return {f"{name}_{t:g}": float(f"{figure:.3g}") for t, figure in zip(TEMPERATURES, kl, strict=True)}
+
+
+def write_json(path: Path, about: str, found: Mapping[str, Measured]) -> None:
+    """Write bytes and KL of every way. Rows/s are left out: they depend on the machine, these do not."""
+    rows = [
+        {
+            "name": measured.way.name,
+            "bytes": round(measured.row_bytes, 1),
+            "all_bytes": round(sum(measured.bytes.values()), 1),
+            **by_temperature("worst_kl", measured.kl.max(axis=0)),
+            **by_temperature("mean_kl", measured.kl.mean(axis=0)),
+        }
+        for measured in found.values()
+    ]
+    units = {
+        "bytes": "bytes a row behind the codec, `peak` included",
+        "all_bytes": "the same with `error`",
+        "worst_kl_T, mean_kl_T": "KL(teacher ‖ stored) at temperature T, nats: worst row, mean of the rows",
+    }
+    write_figures(path, about, units, rows)
+
+
+def main(data: Sequence[str] = DATA, json: Path | None = None) -> None:
+    """Print the tables, and what they must show.
+
+    data: which logits are measured. json: where the table of the first of them is written, for the plots.
+    """
     print("encodings")
     print(
         "  a class at probability 0 counts as 2^-24, the smallest float16: top-k p before it is re-tempered, top-k"
     )
     print("  ln p at each T (as it is stored its KL is infinite wherever a class is left out)")
-    logits = synthetic_logits()
-    found = table("synthetic, 1000 classes: normal, sd 2.5, five classes raised by 8", logits)
-    print()
-    show_budgets("synthetic", logits, found)
-    show_adversaries()
-    show_sizes(logits, found, bars=True)
-    show_others(found, bars=True)
-    show_tails(logits, found)
-    show_reading(logits)
-    for name, logits_of in (("MNIST", mnist_logits), ("Omniglot", omniglot_logits)):
-        real = logits_of()
-        if isinstance(real, str):
-            print(f"\n  {real}")
-            continue
-        found = table(real.about, real.logits)
+    for name in data:
+        if name == "synthetic":
+            logits, about = (
+                synthetic_logits(),
+                "synthetic, 1000 classes: normal, sd 2.5, five classes raised by 8",
+            )
+        else:
+            real = REAL[name]()
+            if isinstance(real, str):
+                print(f"\n  {real}")
+                continue
+            logits, about = real.logits, real.about
+        found = table(about, logits)
+        if json is not None and name == data[0]:
+            write_json(json, f"{len(logits):,} rows; {about}", found)
         print()
-        show_budgets(name, real.logits, found)
-        show_sizes(real.logits, found, bars=False)
-        show_others(found, bars=real.logits.shape[1] > 128)
-        show_tails(real.logits, found)
+        show_budgets(name, logits, found)
+        if name == "synthetic":
+            show_adversaries()
+        show_sizes(logits, found, bars=name == "synthetic")
+        show_others(found, bars=logits.shape[1] > 128)
+        show_tails(logits, found)
+        if name == "synthetic":
+            show_reading(logits)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", action="append", choices=DATA, help="one of the logits; all by default")
+    parser.add_argument("--json", type=Path, help="file for the first table, from which the plot is drawn")
+    arguments = parser.parse_args()
+    main(arguments.data or DATA, arguments.json)

@@ -12,7 +12,7 @@
 
 The figure is the median of the ratios of the better setting. It takes about ten minutes, and as many at first use.
 
-    python benchmarks/loaders.py [--rows 131072] [--rounds 5]
+    python benchmarks/loaders.py [--rows 131072] [--rounds 5] [--json docs/figures/loaders.json]
 """
 
 import argparse
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from encoding import bar
+from figures import write_figures
 from rival_loaders import RIVALS, Rival
 from rival_loaders.batches import BATCH, CLASSES, Batch, Source, check, check_the_check, make_source
 from rival_loaders.environments import RUNS, python_of
@@ -108,6 +109,12 @@ class Entry:
         compared = [setting for setting in self.trials if setting[0] in self.rival.bars]
         compared.sort(key=self.trials.__getitem__, reverse=True)
         return compared[:2] + [setting for setting in self.trials if setting[0] not in self.rival.bars]
+
+    def shown(self) -> tuple[Setting, list[Setting]]:
+        """Return the setting that is compared, the best of the rounds, and those that are only reported."""
+        compared = [setting for setting in self.rates if setting[0] in self.rival.bars]
+        best = min(compared, key=lambda setting: median(self.ratios[setting]))
+        return best, [setting for setting in self.rates if setting[0] not in self.rival.bars]
 
     def try_settings(self, source: Path) -> None:
         """Write, find the best settings, and check what they deliver."""
@@ -187,9 +194,8 @@ def report(entry: Entry) -> None:
     if entry.failure:
         bar(f"{what}: did not run, {entry.failure}", "-", f">= {least:g}", False)
         return
-    compared = [setting for setting in entry.rates if setting[0] in entry.rival.bars]
-    best = min(compared, key=lambda setting: median(entry.ratios[setting]))
-    for setting in [best, *(setting for setting in entry.rates if setting[0] not in entry.rival.bars)]:
+    best, reported = entry.shown()
+    for setting in [best, *reported]:
         way, workers = setting
         ratios = entry.ratios[setting]
         figure = median(ratios)
@@ -200,8 +206,50 @@ def report(entry: Entry) -> None:
             print(f"          {f'{what} ({detail})':122s} {figure:14.1f}   (no bar)")
 
 
-def main(rows: int, rounds: int) -> None:
-    """Print the table."""
+def as_row(
+    loader: str, version: str, setting: Setting, rates: list[float], ratios: list[float]
+) -> dict[str, Any]:
+    """Return a row of the JSON file."""
+    way, workers = setting
+    return {
+        "loader": loader,
+        "version": version,
+        "way": way,
+        "workers": workers,
+        "rows_per_second": round(median(rates)),
+        "rows_per_second_low": round(min(rates)),
+        "rows_per_second_high": round(max(rates)),
+        "ratio": round(median(ratios), 2),
+        "ratio_low": round(min(ratios), 2),
+        "ratio_high": round(max(ratios), 2),
+    }
+
+
+def write_json(path: Path, rows: int, rounds: int, entries: list[Entry], ours: list[float]) -> None:
+    """Write the stream, the best setting of each loader, and the ways that are reported without a bar."""
+    found = [as_row("logitstore", logitstore.__version__, ("stream", 0), ours, [1.0])]
+    for entry in entries:
+        if entry.failure:
+            continue
+        best, reported = entry.shown()
+        found += [
+            as_row(entry.rival.title, entry.version, setting, entry.rates[setting], entry.ratios[setting])
+            | {"compared": setting == best}
+            for setting in [best, *reported]
+        ]
+    about = (
+        f"{rows:,} rows of (uint8 3 x 32 x 32, int64 label, float16 x 1000), shuffled batches of {BATCH}, "
+        f"page cache hot; medians of {rounds} rounds"
+    )
+    units = {
+        "rows_per_second, …_low, …_high": "rows/s: median, least and most of a round",
+        "ratio, ratio_low, ratio_high": "rows/s of the stream / rows/s of the loader: median, least and most of a round",
+    }
+    write_figures(path, about, units, found)
+
+
+def main(rows: int, rounds: int, json_file: Path | None = None) -> None:
+    """Print the table, and write it to a file where one is given."""
     torch.set_num_threads(1)
     place = RUNS / "loaders"
     place.mkdir(parents=True, exist_ok=True)
@@ -239,6 +287,8 @@ def main(rows: int, rounds: int) -> None:
             )
         for entry in entries:
             report(entry)
+        if json_file is not None and ours:
+            write_json(json_file, rows, rounds, entries, ours)
 
 
 if __name__ == "__main__":
@@ -247,5 +297,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rows", type=int, default=ROWS, help="rows, at least 8192")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path, help="file for the table, from which the plot is drawn")
     arguments = parser.parse_args()
-    main(arguments.rows, arguments.rounds)
+    main(arguments.rows, arguments.rounds, arguments.json)

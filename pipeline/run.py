@@ -17,8 +17,9 @@ from ..storage.api import Store
 from ..storage.format.constants import SAMPLES
 from ..storage.progress import Progress, silent
 from .cache.todo import check_samples, missing_captures, open_existing
+from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import check_cluster, needs_clustering
-from .evaluate.scores import Scores, TableRow, subjects, table
+from .evaluate.scores import Scores, TableRow, errors_in_sets, subjects, table
 from .experiment.document import Experiment
 from .specialists.stage import SpecialistsPending, make_specialists, pending_specialists
 from .train.todo import missing_students, shown_capture, student_seeds
@@ -73,6 +74,8 @@ class RunReport:
     """The store."""
     table: Sequence[TableRow]
     """Teachers, ensembles and students on the evaluation set; empty where there is none."""
+    errors_inside: ErrorsInside | None = None
+    """Errors of the clustered teachers on the evaluation set; None where there is none, or no clustering."""
 
 
 def _evaluation_set(experiment: Experiment) -> Examples | None:
@@ -207,15 +210,12 @@ def run(
         from .train.stage import train_students
 
         train_students(experiment, store, models, **common)
-    results: Sequence[TableRow] = ()
-    if examples is not None:
-        if todo:
-            from .evaluate.stage import evaluate
+    if examples is None:
+        return RunReport(todo.lines(), store, ())
+    if todo:
+        from .evaluate.stage import evaluate
 
-            results = evaluate(
-                experiment, store, models, workspace.scores, rows=rows, examples=examples, **common
-            )
-        else:
-            found = list(subjects(experiment, rows, models, store, examples))
-            results = table(found, Scores(workspace.scores))
-    return RunReport(todo.lines(), store, results)
+        evaluate(experiment, store, models, workspace.scores, rows=rows, examples=examples, **common)
+    found = list(subjects(experiment, rows, models, store, examples))
+    scores = Scores(workspace.scores)
+    return RunReport(todo.lines(), store, table(found, scores), errors_in_sets(found, scores))

@@ -1,6 +1,5 @@
 """The command `cluster`: stage two alone."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +8,13 @@ import click
 from ...storage.describe import clustering_record
 from ..dask_client import scheduler_at
 from ..options import dry_run_option, examples, json_option, settings, store_argument, verbosity_options
-from ..printing.clusterings import print_clustering
+from ..printing.clusterings import error_record, errors_sentence, print_clustering
 from ..printing.progress import show_progress
 from ..printing.text import print_json, print_text, print_todo
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
-    from ...pipeline.cluster.errors_inside import ErrorsInside
     from ...pipeline.experiment.tables import Cluster
 
 
@@ -107,32 +105,16 @@ def command(
     record = clustering_record(opened, cluster.part_name)
     errors = errors_in_sets(opened, cluster.part_name)
     if as_json:
-        print_json(
-            {
-                **record,
-                "errors_inside": None if errors is None else {**asdict(errors), "share": errors.share},
-                "store": opened.digest,
-            }
-        )
+        print_json({**record, "errors_inside": error_record(errors), "store": opened.digest})
         return
     if not todo:
         print_text(f"nothing to do: clusters/{cluster.part_name} is made and unchanged")
     print_clustering(record)
     if errors is not None:
         print_text()
-        print_text(_sentence(record["teachers"], errors))
+        print_text(errors_sentence(record["teachers"], errors, "the labelled rows"))
     print_text(f"digest  {record['digest']}")
     print_text(f"store   {opened.digest}")
-
-
-def _sentence(teachers: "Collection[str]", errors: "ErrorsInside") -> str:
-    share = f"{errors.inside:,} of them ({errors.share:.1%})" if errors.errors else "none of them"
-    who = f"{' + '.join(teachers)} {'makes' if len(teachers) == 1 else 'make'}"
-    spread = f" ± {errors.random_deviation:.1%}, {errors.draws} draws" if errors.draws else ""
-    return (
-        f"{who} {errors.errors:,} errors on the labelled rows; {share} lie inside a set, "
-        f"random sets would hold {errors.random_share:.1%}{spread}"
-    )
 
 
 def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":

@@ -16,7 +16,7 @@ from ..options import (
     settings,
     verbosity_options,
 )
-from ..printing.clusterings import print_clustering
+from ..printing.clusterings import error_record, errors_sentence, print_clustering
 from ..printing.progress import show_progress
 from ..printing.scores import print_scores, score_records
 from ..printing.stores import print_store
@@ -90,6 +90,7 @@ def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, a
                 "table": score_records(report.table),
                 "verdicts": sentences,
                 "clustering": clustering,
+                "errors_inside": error_record(report.errors_inside),
                 "store": store_record(report.store),
             }
         )
@@ -108,5 +109,8 @@ def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, a
     if clustering is not None:
         print_text()
         print_clustering(clustering)
+        if report.errors_inside is not None:
+            where = "the evaluation set"
+            print_text(errors_sentence(clustering["teachers"], report.errors_inside, where))
     print_text()
     print_store(report.store)

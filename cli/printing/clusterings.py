@@ -1,10 +1,14 @@
 """Printing of clusterings: the sets of classes, and remarks about them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .text import print_text, printable
+
+if TYPE_CHECKING:
+    from ...pipeline.cluster.errors_inside import ErrorsInside
+
 
 _SINGLE_SHOWN = 20
 """Maximum number of classes that a line names."""
@@ -28,6 +32,31 @@ def print_clustering(record: Mapping[str, Any]) -> None:
             f"{error['rms']:.1%} (root mean square), {error['largest']:.1%} at most, over "
             f"{error['classes']:,} classes that were also kept whole"
         )
+
+
+def error_record(errors: "ErrorsInside | None") -> dict[str, Any] | None:
+    """Return how many errors lie inside sets, beside the share of random sets; None where none were counted."""
+    if errors is None:
+        return None
+    return {
+        "errors": errors.errors,
+        "inside": errors.inside,
+        "share": errors.share,
+        "random_share": errors.random_share,
+        "random_deviation": errors.random_deviation,
+        "draws": errors.draws,
+    }
+
+
+def errors_sentence(teachers: Collection[str], errors: "ErrorsInside", where: str) -> str:
+    """Return the same as a sentence. where: the rows that the errors were made on."""
+    share = f"{errors.inside:,} of them ({errors.share:.1%})" if errors.errors else "none of them"
+    who = f"{' + '.join(teachers)} {'makes' if len(teachers) == 1 else 'make'}"
+    spread = f" ± {errors.random_deviation:.1%}, {errors.draws} draws" if errors.draws else ""
+    return printable(
+        f"{who} {errors.errors:,} errors on {where}; {share} lie inside a set, "
+        f"random sets would hold {errors.random_share:.1%}{spread}"
+    )
 
 
 def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How is a view of a row made, so that anyone can make the same one again?
+"""Augmentations that anyone can replay: each view of a row follows from (seed, view, row).
 
     draws          every (seed, view, row) has random numbers of its own, which depend on nothing else: not on the
                    batch, the order, the process or the number of draws made for other rows

@@ -1,4 +1,4 @@
-"""Which views of an image are made by moving and mirroring it?
+"""Augmentations of images: shifts, crops and flips.
 
 `shift` moves it by some pixels (the paper's ±2); `crop_flip` moves it and mirrors half of them, as is usual for CIFAR;
 `identity` leaves it alone. All draw raw words only, and for a whole block at once.
@@ -142,7 +142,7 @@ def crop_flip(pixels: int = 4, flip: float = 0.5, fill: float = 0.0) -> CropFlip
 
 
 def distances(words: UInt64[np.ndarray, "rows axes"], pixels: int) -> Int64[np.ndarray, "rows axes"]:
-    """How far each axis is moved, -pixels … pixels.
+    """Draw the shift of each axis, -pixels … pixels.
 
     2⁶⁴ is no multiple of the number of distances; the bias, below 2⁻⁵⁰, is never seen.
     """
@@ -152,7 +152,7 @@ def distances(words: UInt64[np.ndarray, "rows axes"], pixels: int) -> Int64[np.n
 def moved(
     inputs: Shaped[np.ndarray, "rows ... height width"], by: Int64[np.ndarray, "rows 2"], fill: float
 ) -> Shaped[np.ndarray, "rows ... height width"]:
-    """Each image moved down and to the right by its two distances, pixels; `fill` where nothing comes in.
+    """Shift each image down and right by its two distances in pixels; fill the uncovered border with `fill`.
 
     >>> moved(np.array([[[1, 2, 3]], [[1, 2, 3]]]), np.array([[0, 1], [0, -5]]), 9.0).tolist()
     [[[9, 1, 2]], [[9, 9, 9]]]

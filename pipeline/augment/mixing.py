@@ -1,4 +1,4 @@
-"""Which views of a row are mixtures with another row, and how are both found again?
+"""Mixup: views that mix a row with another one, both recomputed from the same random numbers.
 
 `mixup` gives share · input + (1 - share) · partner. Share and partner follow from the raw words of the row's generator,
 so from (seed, view, row), and from the number of rows of the store. The teacher is run on the mixture and the student
@@ -54,7 +54,7 @@ class Mixup:
     def partners(
         self, rows: Int64[np.ndarray, " rows"], words: UInt64[np.ndarray, "rows 2"], num_rows: int
     ) -> Int64[np.ndarray, " rows"]:
-        """The row that each of `rows` is mixed with: any other one of the group that it lies in, equally likely.
+        """Return the partner of each row: another row of the same group, each equally likely.
 
         Groups are the `among` rows from 0, from `among`, …; the last rows of a store choose among its last `among`.
         The only row of a store is its own partner.
@@ -68,14 +68,14 @@ class Mixup:
         return drawn
 
     def shares(self, words: UInt64[np.ndarray, "rows 2"]) -> Int64[np.ndarray, " rows"]:
-        """The weight of each row's own input in its mixture, in 8192nds."""
+        """Return the weight of each row's own input in its mixture, in 8192nds."""
         cells: NDArray[np.int64] = np.searchsorted(_beta_cells(self.alpha), words[:, 1], side="right")
         return 2 * cells + 1
 
     def of_pairs(
         self, inputs: NDArray[Any], partners: NDArray[Any], words: NDArray[np.uint64]
     ) -> NDArray[Any]:
-        """The mixtures: (rows, …), of floats, or of uint8 rounded to the nearest."""
+        """Return the mixtures (rows, …): floats, or uint8 rounded to the nearest."""
         if inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
             raise ConfigError(
                 _WHERE,
@@ -123,7 +123,7 @@ def mixup(alpha: float = 1.0, among: int = 1024) -> Mixup:
 
 
 def _mixture(own: NDArray[Any], other: NDArray[Any], shares: NDArray[np.int64]) -> NDArray[Any]:
-    """Two products and a sum, each rounded by itself: the same bits on every machine."""
+    """Mix two inputs by two products and a sum, each rounded by itself: the same bits on every machine."""
     if own.dtype == np.uint8:  # in whole numbers
         left = shares.astype(np.uint32)
         sums = own * left
@@ -139,7 +139,7 @@ def _mixture(own: NDArray[Any], other: NDArray[Any], shares: NDArray[np.int64]) 
 
 @lru_cache(maxsize=8)
 def _beta_cells(alpha: float) -> NDArray[np.uint64]:
-    """Where a word of 64 bits passes from each cell of 0 … 1 to the next, so that cells are as likely as in Beta.
+    """Compute the 64-bit thresholds between cells of 0 … 1 that make each cell as likely as under Beta.
 
     In decimal arithmetic, whose logarithm and exponential are rounded correctly: a table made by a library of another
     machine would differ in its last bits, and a share with it, once in a while.

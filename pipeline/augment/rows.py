@@ -1,4 +1,4 @@
-"""How do the rows of a batch become one view of them, each as if it were made alone?
+"""Augmentation of the rows of a batch, each as if it were made alone.
 
 1. An augmentation is a pure function of one input and its generator: `Augmentation`.
 2. Those that can do many rows at once get the first words of all their generators: `BlockAugmentation`.
@@ -40,7 +40,7 @@ class BlockAugmentation(Protocol):
         """
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The same of one input, from its generator."""
+        """Return the view of one input, drawn from its generator."""
 
 
 @runtime_checkable
@@ -54,12 +54,12 @@ class PairAugmentation(Protocol):
     def partners(
         self, rows: NDArray[np.int64], words: NDArray[np.uint64], num_rows: int
     ) -> NDArray[np.int64]:
-        """The row of the store that each of `rows` is mixed with: (rows,) int64, from 0 to num_rows - 1."""
+        """Return the row of the store that each of `rows` is mixed with: (rows,) int64, 0 … num_rows - 1."""
 
     def of_pairs(
         self, inputs: NDArray[Any], partners: NDArray[Any], words: NDArray[np.uint64]
     ) -> NDArray[Any]:
-        """One view of each row, from its input and its partner's: both (rows, …), read-only and not augmented."""
+        """Return one view of each row from its input and its partner's: both (rows, …), read-only, not augmented."""
 
 
 @runtime_checkable
@@ -67,10 +67,10 @@ class OtherRows(Protocol):
     """The inputs of any rows of a store, for what mixes them; see `views.rows_of_store`."""
 
     def __len__(self) -> int:
-        """Rows of the store."""
+        """Return the number of rows of the store."""
 
     def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Inputs (rows, …) of some rows, ascending and each once, as the transfer set gives them."""
+        """Return the inputs (rows, …) of ascending, distinct rows, as the transfer set gives them."""
 
 
 def augment_rows(
@@ -107,9 +107,9 @@ def augment_rows(
             if again.tobytes() != views[one].tobytes():
                 raise FactoryError(
                     f"augmentation of row {int(rows[position])}, view {view}",
-                    expected="the same input whenever it is made",
-                    found="another one when it was made again from the same generator",
-                    remedy="draw from the generator that is passed alone, and keep nothing from one call to the next",
+                    expected="the same bytes from the same generator",
+                    found="other bytes at the second call",
+                    remedy="draw random numbers only from the generator that is passed, and keep no state between calls",
                 )
     return views
 
@@ -146,9 +146,9 @@ def _mixed(
     if others is None:
         raise ConfigError(
             f"augmentation {type(augmentation).__name__}",
-            expected="the other rows of the store, to mix each row with one of them",
-            found="none",
-            remedy="pass replay(…, others=rows_of_store(store)); to train from labels choose another augmentation",
+            expected="others: the rows to mix with",
+            found="others=None",
+            remedy="pass replay(…, others=rows_of_store(store)); mixtures have no label to train from",
         )
     numbers = augmentation.partners(rows, words, len(others))
     return augmentation.of_pairs(_read_only(inputs), _inputs_of(numbers, inputs, rows, others), words)
@@ -157,7 +157,7 @@ def _mixed(
 def _inputs_of(
     numbers: NDArray[np.int64], inputs: NDArray[Any], rows: NDArray[np.int64], others: OtherRows
 ) -> NDArray[Any]:
-    """The inputs of rows `numbers`, in this order: from those at hand, and for the rest from `others`."""
+    """Return the inputs of rows `numbers` in this order, from those at hand and otherwise from `others`."""
     order = np.argsort(rows, kind="stable")
     place = order[np.minimum(np.searchsorted(rows, numbers, sorter=order), len(rows) - 1)]
     found = inputs[place]
@@ -185,7 +185,7 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
 def _guarded(
     make: Callable[[], NDArray[Any]], inputs: NDArray[Any], view: int, rows: NDArray[np.int64]
 ) -> NDArray[Any]:
-    """What `make` gives for a whole block, checked; an array of its own."""
+    """Return a checked copy of the array that `make` returns for a whole block."""
     if not len(rows):
         return inputs.copy()
     which = f"row {int(rows[0])}" if len(rows) == 1 else f"{len(rows)} rows from {int(rows[0])}"

@@ -1,4 +1,4 @@
-"""How does a function that draws from a `torch.Generator` become an augmentation?
+"""Augmentations that draw from a `torch.Generator`.
 
 `torch_seeded` gives it a generator whose seed is a word of the row's own: a pure function of (seed, view, row).
 

@@ -1,4 +1,4 @@
-"""What says that an augmentation still makes the views that it made?
+"""Versions of augmentations: a stated one for ours, the source's sha256 for a user's.
 
 A capture keeps the digest of the file that its augmentation is defined in, and a resumed one is refused where that is
 another. So an edit of the file, even of a comment, would refuse all captures. `source_version` puts the author's word
@@ -42,6 +42,6 @@ def source_version(text: str) -> Callable[[_Factory], _Factory]:
 
 
 def stated_version(factory: object) -> str | None:
-    """The version that a factory states; None where it states none. A subclass has to state its own."""
+    """Return the version that a factory states, or None. A subclass must state its own."""
     found = getattr(factory, "__dict__", {}).get("_source_version")
     return found if isinstance(found, str) else None

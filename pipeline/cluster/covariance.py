@@ -24,7 +24,7 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from jaxtyping import Float64
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
 from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent

@@ -4,6 +4,7 @@ Classes that go together are a square on the diagonal. Two clusters with somethi
 Only `draw_clustering` imports matplotlib.
 """
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ def check_figure(path: Path) -> None:
             expected="a new file in an existing folder",
             found="a folder" if path.is_dir() else f"a missing folder {path.parent}",
             remedy="choose another name, or make the folder",
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"--figure {path}",
+            expected="the package matplotlib, which draws it",
+            found="no such package",
+            remedy="pip install 'logitstore[report]', or leave the figure out",
         )
 
 

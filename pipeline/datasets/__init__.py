@@ -1,4 +1,4 @@
-"""Which transfer sets come with logitstore?
+"""Transfer sets that come with logitstore: arrays, IDX files, folders of images, digits.
 
 `digits` needs no file, `idx` reads MNIST's format, `image_folder` class folders or a zip of them, `arrays`
 an `.npz`. Each is a factory: `factory = "logitstore.pipeline.datasets:idx"` in an experiment. Any other

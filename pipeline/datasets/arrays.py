@@ -1,4 +1,4 @@
-"""How do arrays in memory become a transfer set?
+"""Transfer sets of arrays in memory or in NumPy files.
 
 `ArrayDataset` holds inputs, labels and class names, checked once; the `digits` and `idx` sets are made of
 it, and `arrays` reads one from an `.npz` file. `TransferSet` is what every part of logitstore asks of a
@@ -260,7 +260,7 @@ def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -
 
 
 def _as_float32(inputs: Shaped[np.ndarray, "..."], where: str) -> Shaped[np.ndarray, "..."]:
-    """Wider floats as float32, all else as it is; raise BadDataError if a number is too large for that."""
+    """Cast wider floats to float32, keep other dtypes; raise BadDataError if a number overflows."""
     if inputs.dtype.kind != "f" or inputs.dtype.itemsize <= 4:
         return inputs
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""How are MNIST's files read?
+"""IDX files, the format of MNIST.
 
 An IDX file is a header and raw bytes, both big-endian:
 

@@ -1,4 +1,4 @@
-"""How does a folder of images, or a zip of one, become a transfer set?
+"""Transfer sets of image files: a folder, or a zip of one.
 
 1. The files are listed in the order of their relative names, the same on every machine. Every folder that
    holds images is a class; its name is its path below the folder that all classes share, so that
@@ -167,7 +167,7 @@ def image_folder(
         raise BadDataError(
             str(root),
             expected=f"images ({', '.join(sorted(_SUFFIXES))}) in class folders",
-            found="none",
+            found="0 images",
             remedy="name the folder or the zip that holds the class folders",
         )
     labels, class_names = _classes(names, root)

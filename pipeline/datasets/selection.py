@@ -1,4 +1,4 @@
-"""Which examples of a data set are used?
+"""Subsets of a data set: without some classes, a fraction, a slice.
 
 Every set takes the same four arguments, applied in this order:
 
@@ -75,9 +75,9 @@ def select(
         if labels is None:
             raise ConfigError(
                 "omit_classes",
-                expected="a set with labels",
-                found="none",
-                remedy="remove omit_classes, or give the labels",
+                expected="a transfer set with labels",
+                found="no labels",
+                remedy="remove omit_classes, or add labels",
             )
         omitted = [_class_number(entry, class_names) for entry in omit_classes]
         kept = kept[~np.isin(labels, omitted)]
@@ -95,9 +95,9 @@ def select(
     if not len(kept):
         raise ConfigError(
             "transfer set",
-            expected=f"at least one of {num_rows} examples to be used",
-            found=f"none (omit_classes={list(omit_classes)}, fraction={fraction}, subset={subset!r})",
-            remedy="use more of them",
+            expected=f"1 to {num_rows} selected examples",
+            found=f"0 (omit_classes={list(omit_classes)}, fraction={fraction}, subset={subset!r})",
+            remedy="widen omit_classes, fraction or subset",
         )
     return kept
 

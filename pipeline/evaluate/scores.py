@@ -18,6 +18,7 @@ from ...storage.backends.posix import replace_file
 from ...storage.format.documents import sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
+from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..models.records import Models, Record
@@ -47,17 +48,17 @@ class Subject:
     """Something that is scored."""
 
     kind: str
-    """"teacher", "ensemble", "combination" or "student"."""
+    """"teacher", "ensemble", "combination", "student" or, of a clustering, "sets"."""
     name: str
-    """Name in the table."""
+    """Name in the table, or of the clustering."""
     key: str
     """Name of its score: the same for as long as neither weights nor evaluation set change."""
     members: Mapping[str, float]
-    """For an ensemble: its teachers and their shares."""
+    """For an ensemble, and for sets: the teachers and their shares."""
     mean: str
     """For an ensemble: "arithmetic" or "geometric"."""
     weights: str
-    """"sha256:…" of the weights; of an ensemble, of all of them."""
+    """"sha256:…" of the weights; of an ensemble, of all of them; of sets, the digest of their clustering."""
     run: str
     """For a student: name of its files."""
 
@@ -124,6 +125,14 @@ def subjects(
         student = models.find("students", run.name, identity)
         if student is not None:
             yield subject("student", run.student.name, student.weights, run=run.name)
+    cluster = experiment.cluster
+    if (
+        cluster is not None
+        and cluster.part_name in store.clusterings
+        and all(records.get(name) is not None for name in cluster.shares)
+    ):
+        made = store.clustering(cluster.part_name).digest
+        yield subject("sets", cluster.part_name, made, members=cluster.shares)
 
 
 def _combination_weights(
@@ -179,21 +188,25 @@ class Scores:
         """Read what is there; a file that does not parse counts as none."""
         self.path = path
         """Where they are kept."""
-        self._scores: dict[str, Score] = {}
+        self._scores: dict[str, Score | ErrorsInside] = {}
         try:
             for key, value in json.loads(path.read_bytes()).items():
-                self._scores[key] = Score(**value)
+                self._scores[key] = ErrorsInside(**value) if "inside" in value else Score(**value)
         except (OSError, ValueError, TypeError, AttributeError):
             self._scores = {}
 
-    def get(self, subject: Subject) -> Score | None:
+    def get(self, subject: Subject) -> Score | ErrorsInside | None:
         """The score of a subject; None where it is to be measured."""
         return self._scores.get(subject.key)
 
-    def put(self, subject: Subject, score: Score) -> None:
+    def put(self, subject: Subject, score: Score | ErrorsInside) -> None:
         """Keep a score."""
         self._scores[subject.key] = score
-        content = {key: vars(value) for key, value in self._scores.items()}
+        # Without any error no spread is known: JSON has no NaN, and the field's default is just that.
+        content = {
+            key: {name: number for name, number in vars(value).items() if not math.isnan(number)}
+            for key, value in self._scores.items()
+        }
         replace_file(self.path, json.dumps(as_json(content), indent=1).encode() + b"\n")
 
 
@@ -202,13 +215,25 @@ def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
     rows: dict[tuple[str, str], list[Score]] = {}
     for subject in found:
         score = scores.get(subject)
-        if score is not None:
+        if isinstance(score, Score):
             rows.setdefault((subject.kind, subject.name), []).append(score)
     return [TableRow(kind, name, tuple(values)) for (kind, name), values in rows.items()]
 
 
+def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | None:
+    """Return how many errors on the evaluation set the sets hold; None where nothing was clustered or scored."""
+    for subject in found:
+        score = scores.get(subject)
+        if isinstance(score, ErrorsInside):
+            return score
+    return None
+
+
 def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
-    """For each distilled student, a sentence: is it better than the same one, of the same views, on hard labels?"""
+    """Return a sentence for each distilled student: is it better than the same one on hard labels?
+
+    Only students of the same share of rows and of the same views are compared.
+    """
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:
@@ -219,15 +244,17 @@ def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
 
 
 def _comparable(soft: Student, hard: Student) -> bool:
-    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "views"))
+    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "rows", "views"))
     return soft.targets == "soft" and hard.targets == "hard" and same
 
 
 def _verdict(soft: TableRow, hard: TableRow) -> str:
     ours, theirs = soft.average("errors"), hard.average("errors")
-    claim = "is better than" if ours < theirs else "is not better than"
     seeds = f"{len(soft.scores)} and {len(hard.scores)} seeds"
     error = math.sqrt(sum(row.spread("errors") ** 2 / len(row.scores) for row in (soft, hard)))
+    claim = "is better than" if ours < theirs else "is not better than"
+    if 0 < theirs - ours <= 2 * error:  # a smaller difference comes about by chance as well
+        claim = "is not clearly better than"
     spread = f", a difference of {abs(theirs - ours):.1f} ± {error:.1f} (standard error)"
     if math.isnan(error):
         spread = "; with a single seed of one of them this may be chance"

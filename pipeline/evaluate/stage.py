@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError, ConfigError
+from ...storage.parts.reader import sets_of
 from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import fetch_items
 from ..cache.teachers import load_teacher
+from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
 from ..experiment.document import Experiment
@@ -117,7 +119,9 @@ class _Scorer:
         self._inputs, self._labels = examples.fetch(range(len(examples)))
         self._teachers: dict[str, tuple[np.ndarray[Any, np.dtype[np.float32]], int]] = {}
 
-    def score(self, subject: Subject) -> Score:
+    def score(self, subject: Subject) -> Score | ErrorsInside:
+        if subject.kind == "sets":
+            return self._errors_inside(subject)
         if subject.kind == "teacher":
             logits, parameters = self._teacher(subject.name)
         elif subject.kind == "ensemble":
@@ -128,6 +132,21 @@ class _Scorer:
             logits, parameters = self._student(subject)
         metrics = evaluate_logits(np.asarray(logits), self._labels)
         return Score(metrics.rows, metrics.errors, metrics.nll, metrics.calibration_error, parameters)
+
+    def _errors_inside(self, subject: Subject) -> ErrorsInside:
+        """Count the errors of every teacher whose predictions were clustered, and those that a set holds."""
+        cluster = self._experiment.cluster
+        assert cluster is not None  # its sets are scored
+        predictions = [self._teacher(name)[0].argmax(axis=1) for name in subject.members]
+        return errors_inside(
+            sets_of(self._store.clustering(subject.name), self._store.num_classes),
+            np.tile(self._labels, len(predictions)),
+            np.concatenate(predictions),
+            num_classes=self._store.num_classes,
+            disjoint=cluster.disjoint,
+            draws=DRAWS,
+            seed=cluster.seed,
+        )
 
     def _teacher(self, name: str) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
         if name not in self._teachers:

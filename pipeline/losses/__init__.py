@@ -1,4 +1,4 @@
-"""What does a student learn from logits?
+"""Losses of distillation: from soft targets, from logits, from labels.
 
 With logits z of the student and v of a teacher, temperature T and C classes:
 

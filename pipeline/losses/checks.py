@@ -1,4 +1,4 @@
-"""Which arguments of a loss are refused, and in what words?
+"""Checks of the arguments of a loss.
 
 Nothing here looks at a value on an accelerator, for which the host would have to wait.
 """
@@ -21,7 +21,7 @@ def check_weight(name: str, weight: float) -> None:
 
 
 def widened(logits: object, where: str = "logits") -> Tensor:
-    """The logits in float32, or in float64 where they are that. Raises BadLogitsError as `check_floating`."""
+    """Return logits in float32, or in float64 if they are float64. Raises BadLogitsError as `check_floating`."""
     # Enough under autocast too: it lowers matrix products and convolutions, and there are none here.
     floating = check_floating(logits, where)
     return floating if floating.dtype == torch.float64 else floating.float()
@@ -48,7 +48,7 @@ def check_floating(logits: object, where: str = "logits") -> Tensor:
 
 
 def widened_pair(student_logits: object, teacher_logits: object) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's logits, widened, in the wider dtype of the two.
+    """Return student's and teacher's logits in the wider dtype of the two.
 
     Raises BadLogitsError where one is no floating tensor, or where their shapes are not one (rows, classes).
     """
@@ -86,7 +86,7 @@ def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy:
         raise ConfigError(
             "labels",
             expected=f"labels, for {needed_for}",
-            found="none",
+            found="labels=None",
             remedy=remedy,
         )
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
@@ -109,7 +109,7 @@ def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy:
 
 
 def mean_over_rows(rows: Tensor) -> Tensor:
-    """The mean; 0, with a gradient of 0, of no rows: what a rank may have of a step where others have some."""
+    """Return the mean over rows; of no rows, 0 with a gradient of 0: a rank may have none in a step."""
     return rows.mean() if len(rows) else rows.sum()
 
 

@@ -1,4 +1,4 @@
-"""What does a student learn that need only correlate with its teacher?
+"""DIST: a student whose predictions correlate with its teacher's.
 
 With p = softmax(v / T) and q = softmax(z / T) of a batch of B rows and C classes, and ρ Pearson's correlation,
 
@@ -74,12 +74,12 @@ class Dist(nn.Module):
 
 
 def _correlation(log_q: Tensor, log_p: Tensor, dim: int) -> Tensor:
-    """Pearson's correlation of exp(log_q) and exp(log_p) along a dimension; 0 where either is constant."""
+    """Compute Pearson's correlation of exp(log_q) and exp(log_p) along a dimension; 0 where either is constant."""
     return (_unit_vectors(log_q, dim) * _unit_vectors(log_p, dim)).sum(dim=dim)
 
 
 def _unit_vectors(log_probabilities: Tensor, dim: int) -> Tensor:
-    """The probabilities less their mean, divided by their norm, along a dimension.
+    """Subtract the mean of the probabilities and divide by their norm, along a dimension.
 
     A correlation does not see the scale, so the largest may be 1: small probabilities do not vanish when they are
     squared. A vector that is constant to the precision of its numbers is divided by 1, not by a norm of 0 or of

@@ -1,4 +1,4 @@
-"""What does a student learn where the target class is weighed apart from the others?
+"""DKD: knowledge distillation with the target class weighted apart from the others.
 
 At temperature T let p be the teacher's distribution of a row, q the student's, t the row's label, and p̂, q̂ the
 distributions over the other classes alone, p̂_i = p_i / (1 - p_t). Then
@@ -89,7 +89,7 @@ class DecoupledDistillation(nn.Module):
 
 
 def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ln p_t and ln(1 - p_t), (rows,), and ln p̂, (rows, classes), of softmax(logits).
+    """Compute ln p_t and ln(1 - p_t), (rows,), and ln p̂, (rows, classes), of softmax(logits).
 
     target: (rows, 1). ln p̂ of the target class itself means nothing but is finite: no infinities are subtracted.
     """

@@ -1,4 +1,4 @@
-"""What does a student learn from soft targets?
+"""The paper's loss: cross-entropy with soft targets, plus cross-entropy with labels.
 
 T² times the cross-entropy of q = softmax(z / T) against the soft targets, plus `hard_weight` times the
 cross-entropy of softmax(z) against the labels. The gradient of the former falls as 1/T²; the factor

@@ -1,4 +1,4 @@
-"""What does a student learn from the labels?"""
+"""Cross-entropy with labels."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -49,7 +49,7 @@ def plus_hard_term(loss: Tensor, hard_weight: float, logits: Tensor, labels: Ten
 
 
 def labelled_mean(row_losses: Tensor, labels: Tensor) -> Tensor:
-    """The mean of the (rows,) losses over the rows that have a label; 0, with a gradient of 0, if none has."""
+    """Return the mean of the (rows,) losses over labelled rows; without any, 0 with a gradient of 0."""
     labelled = labels >= 0
     return torch.where(labelled, row_losses, 0.0).sum() / labelled.sum().clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""What does a student learn from logits as they are?
+"""Logit matching: the squared difference of centred logits.
 
 Source: Bucila, Caruana & Niculescu-Mizil 2006, "Model compression", as a limit of distillation: Hinton, Vinyals &
 Dean 2015, section 2.1.

@@ -1,4 +1,4 @@
-"""What does a student learn that need not match its teacher's scale?"""
+"""Logit standardisation: each row divided by its standard deviation, before a loss."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""What do the teachers say: one distribution, or logits of one, for any temperature, weights and mean?
+"""Soft targets of one teacher or of an ensemble, at any temperature, with any weights and either mean.
 
 1. `soften`: probabilities at a temperature, q = softmax(z / T).
 2. `soft_targets`: one distribution out of a teacher's or several teachers' logits.
@@ -113,7 +113,7 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
     is negative or not finite, or all are 0.
     """
     if not teachers:
-        raise ConfigError("teachers", expected="one or more", found="none", remedy="name a teacher")
+        raise ConfigError("teachers", expected="1 or more teachers", found="0", remedy="name a teacher")
     if weights is None:
         return {name: 1.0 / len(teachers) for name in teachers}
     for name in weights:
@@ -129,8 +129,8 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
             raise ConfigError(
                 "weights",
                 expected=f"a weight for each of {', '.join(teachers)}",
-                found=f"none for {name!r}",
-                remedy="give it one (0 leaves it out)",
+                found=f"no weight for {name!r}",
+                remedy=f"add a weight for {name!r}; 0 excludes it",
             )
         if not (isfinite(weights[name]) and weights[name] >= 0):
             raise ConfigError(
@@ -153,7 +153,7 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
 def _checked_shares(
     logits: Mapping[str, Tensor], weights: Mapping[str, float] | None, mean: str
 ) -> dict[str, float]:
-    """The shares of the teachers that have one above 0, after checking the logits of all."""
+    """Return the shares above 0 by teacher, after checking the logits of all teachers."""
     shares = ensemble_shares(list(logits), weights)
     for tensor in logits.values():
         check_floating(tensor)
@@ -176,7 +176,10 @@ def _checked_shares(
 def _check_no_weights(weights: Mapping[str, float] | None) -> None:
     if weights is not None:
         raise ConfigError(
-            "weights", expected="none for a single teacher", found=f"{len(weights)}", remedy="leave them out"
+            "weights",
+            expected="weights=None for a single teacher",
+            found=f"{len(weights)} weights",
+            remedy="remove weights",
         )
 
 

@@ -1,4 +1,4 @@
-"""Are the classes of a model those of the transfer set, in the same order?
+"""Class names that a model states, compared with those of the transfer set.
 
 A model that was trained with its classes in another order gives good logits in the wrong columns: nothing fails, and
 every student learns nonsense. So where a model says the names of its classes, they are compared, before it is
@@ -41,7 +41,7 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 def stated_class_names(path: Path) -> list[str] | None:
-    """The names of its classes that a model's file, or folder, states; None where it states none.
+    """Return the class names that a model's file or folder states, or None.
 
     Raises BadDataError where it says something else than names under the name of them.
     """
@@ -92,7 +92,7 @@ def check_class_order(names: Sequence[str] | None, wanted: Sequence[str] | None,
 
 
 def is_generic(names: Sequence[str]) -> bool:
-    """Whether names are mere numbers of the classes, in order.
+    """Return whether the names only number the classes in order.
 
     >>> is_generic(["LABEL_0", "LABEL_1"]), is_generic(["LABEL_1", "LABEL_0"]), is_generic(["cat", "dog"])
     (True, False, False)
@@ -102,7 +102,7 @@ def is_generic(names: Sequence[str]) -> bool:
 
 
 def _plain(names: Sequence[str]) -> list[str]:
-    """Names without what writers differ in; as they are where that would make two of them one."""
+    """Return names without case and underscores; unchanged if that would merge two of them."""
     plain = [" ".join(name.replace("_", " ").casefold().split()) for name in names]
     return plain if len(set(plain)) == len(set(names)) else list(names)
 

@@ -1,4 +1,4 @@
-"""How does a network that was exported to one file become a teacher?
+"""Teachers from one exported file: `torch.export` or TorchScript.
 
     .pt2         written by `torch.export.save`
     .pt, .ts     written by `torch.jit.save` (TorchScript, which torch 2.13 calls deprecated)
@@ -37,7 +37,7 @@ class Exported(nn.Module):
         return self.graph(inputs)
 
     def train(self, mode: bool = True) -> "Exported":
-        """Stay in evaluation mode: a graph has none to change."""
+        """Ignore the mode: an exported graph is always in evaluation mode."""
         self.training = False
         return self
 
@@ -136,14 +136,14 @@ def _read_exported(path: Path) -> nn.Module:
         raise BadDataError(
             str(path),
             expected="a network for batches of any size",
-            found=f"one for batches of {size} alone",
+            found=f"a network for batches of {size}",
             remedy="export it with dynamic_shapes=({0: torch.export.Dim('batch')},), from an example of two rows",
         )
     return Exported(program.module())
 
 
 def _is_training(node: Any, aten: Any) -> bool:
-    """Whether a call of a graph is one that evaluation does not make: it draws numbers, or uses the batch's own."""
+    """Return whether a call of a graph belongs to training: it draws random numbers or uses batch statistics."""
     arguments = list(node.args)
     if node.target in (aten.dropout.default, aten.dropout_.default):
         return len(arguments) > 2 and arguments[2] is True

@@ -1,4 +1,4 @@
-"""How does a model of Hugging Face's transformers become a teacher that takes arrays and gives plain logits?
+"""Teachers from folders of Hugging Face transformers: arrays in, plain logits out.
 
 From a local folder alone, as `save_pretrained` writes it: nothing is asked of any server, only safetensors are read,
 and code that a model brings along is never run. A model with a head for image or for sequence classification will
@@ -59,15 +59,15 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """Logits of images (batch, channels, height, width), or (batch, height, width) of one channel."""
+        """Return the logits of images (batch, channels, height, width), or (batch, height, width) of one channel."""
         inputs = with_channels(inputs, self.channels)
         if inputs.dtype == torch.uint8:
             if self.scale is None:
                 raise BadDataError(
                     self.where,
-                    expected=f"{PREPROCESSOR}, which says how uint8 pixels are normalised",
-                    found="none",
-                    remedy="save the image processor there, or give pixel values as float32",
+                    expected=f"{PREPROCESSOR}, which states how uint8 pixels are normalised",
+                    found=f"no {PREPROCESSOR}",
+                    remedy="save the image processor there, or pass pixel values as float32",
                 )
             inputs = (inputs * self.scale - self.mean) / self.std
         elif not inputs.is_floating_point():
@@ -91,7 +91,7 @@ class SequenceClassifier(nn.Module):
         self.where = where
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """Logits of rows of token ids (batch, length), whole numbers."""
+        """Return the logits of rows of token ids (batch, length), integers."""
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise BadDataError(
                 self.where,
@@ -174,7 +174,7 @@ def _transformers() -> Any:
 
 @contextlib.contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Without the bars and warnings of transformers: progress and errors are told in our own way."""
+    """Suppress the progress bars and warnings of transformers; errors are reported by our own."""
     said = transformers.utils.logging
     level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
     said.set_verbosity_error()

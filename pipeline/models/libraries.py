@@ -1,4 +1,4 @@
-"""How does the name of a network in timm or torchvision become a network without weights?
+"""Networks of timm and torchvision by name, without weights.
 
 Nothing is downloaded: the weights come from a file of the experiment's, or from a training here. Their names are those
 of the library, as what turns pixels into its inputs is a hook and not a layer.
@@ -51,7 +51,7 @@ class PixelsToInputs:
     """A forward pre-hook that makes the inputs of a network out of what the transfer set gives."""
 
     def __init__(self, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """channels: that the network takes. mean, std: of each channel of pixels between 0 and 1."""
+        """Set the number of channels, and the mean and std of each channel of pixels between 0 and 1."""
         self.channels = channels
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -61,7 +61,7 @@ class PixelsToInputs:
         return (self.convert(inputs), *others)
 
     def convert(self, inputs: Tensor) -> Tensor:
-        """Inputs as the network wants them: floats, of as many channels."""
+        """Convert inputs to floats with the network's number of channels."""
         inputs = with_channels(inputs, self.channels)
         if inputs.dtype != torch.uint8:
             return inputs
@@ -80,7 +80,7 @@ def timm_model(
     input_shape: Sequence[int],
     num_classes: int,
 ) -> nn.Module:
-    """A network of timm by its name there, such as "resnet18", freshly initialised.
+    """Build a network of timm by its name there, such as "resnet18", freshly initialised.
 
     mean, std: of each channel; the network's own where they are left out. options: further arguments of
     `timm.create_model`, such as `{ drop_path_rate = 0.1 }`. Raises ConfigError.
@@ -108,7 +108,7 @@ def torchvision_model(
     input_shape: Sequence[int],
     num_classes: int,
 ) -> nn.Module:
-    """A classifier of torchvision by its name there, such as "resnet18", freshly initialised. It has three channels.
+    """Build a classifier of torchvision by its name, such as "resnet18", freshly initialised, of three channels.
 
     mean, std: of each channel; ImageNet's where they are left out. options: further arguments of
     `torchvision.models.get_model`. Raises ConfigError.

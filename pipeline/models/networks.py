@@ -1,4 +1,4 @@
-"""Which networks can be trained and distilled without writing one?
+"""Small networks of our own: a multilayer perceptron and a convolutional net.
 
 `mlp` is the paper's: fully connected layers with dropout and a bound on the norm of each hidden unit's
 weights. `convnet` is a small one of convolutions. Both take inputs as the transfer set gives them (uint8
@@ -235,7 +235,7 @@ def _check_probabilities(where: str, **probabilities: float) -> None:
 
 
 def with_channels(inputs: Shaped[Tensor, "batch ..."], channels: int) -> Shaped[Tensor, "batch ..."]:
-    """Images of as many channels, (batch, channels, height, width): the one that there is stands for each.
+    """Return images (batch, channels, height, width), with a single channel repeated.
 
     inputs: (batch, height, width), or (batch, 1, height, width); what is neither is returned as it is.
 

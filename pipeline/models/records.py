@@ -1,4 +1,4 @@
-"""Was this model made already, and from the same things?
+"""Records of trained models: weights, and the identity that each was made from.
 
 A trained model is two files: its weights, and a record that says what it was made from (`identity`),
 which weights these are (sha256) and what is good to know. A model counts as made when its record has the
@@ -20,7 +20,7 @@ from ...storage.identity import as_json
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a model that was made."""
+    """A trained model, as its record states it."""
 
     identity: Mapping[str, Any]
     """All that it follows from: factory, arguments, settings, seed, data."""
@@ -38,11 +38,11 @@ class Models:
         """Where it is."""
 
     def weights_path(self, kind: str, name: str) -> Path:
-        """File of a model's weights. kind: "teachers" or "students"."""
+        """Return the file of a model's weights. kind: "teachers" or "students"."""
         return self.folder / kind / f"{name}.safetensors"
 
     def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
-        """The record of a model that was made from `identity`; None where it is to be made (anew)."""
+        """Return the record of the model that was made from `identity`, or None if it must be made."""
         record = self._read(kind, name)
         try:
             if record is None or record.identity != as_json(identity):
@@ -52,7 +52,7 @@ class Models:
             return None
 
     def recorded_identity(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        """What the record of a model says that it was made from, whatever became of its weights; None without."""
+        """Return the identity in a model's record, whether or not its weights are still there; None without a record."""
         record = self._read(kind, name)
         return None if record is None else record.identity
 
@@ -75,7 +75,7 @@ class Models:
 
 
 def weights_digest(path: Path) -> str:
-    """ "sha256:…" of a file. Raises BadDataError where it cannot be read."""
+    """Return "sha256:…" of a file. Raises BadDataError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -1,4 +1,4 @@
-"""Of which files is a teacher made, and what are their digests, before a number of them is read?
+"""Files that a teacher is made of, and their digests.
 
     factory        a function, and a file of weights              weights = "wide.safetensors"
     timm           a network by its name there, and the same      timm = "resnet18"
@@ -52,7 +52,7 @@ _known: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def source_digests(path: Path) -> tuple[str, dict[str, str] | None]:
-    """What the weights of a teacher are known by: "sha256:…" of a file, or of a folder and of each file in it.
+    """Return the digest of a teacher's weights: "sha256:…" of a file, or of a folder and each file in it.
 
     path: a file, or the folder of a Hugging Face model. Raises BadDataError where it is not there, or no model.
     """
@@ -63,7 +63,7 @@ def source_digests(path: Path) -> tuple[str, dict[str, str] | None]:
 
 
 def model_files(folder: Path) -> list[str]:
-    """The files of a Hugging Face model that its logits follow from, in order of their names.
+    """List the files of a Hugging Face model that determine its logits, sorted by name.
 
     Raises BadDataError where it is no such folder, or one without safetensors.
     """
@@ -104,7 +104,7 @@ def _shards(folder: Path) -> set[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file of somebody's model. Raises BadDataError."""
+    """Read a JSON object from a file of a model. Raises BadDataError."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(
@@ -123,9 +123,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unchanged(path: Path) -> Iterator[None]:
-    """While a file, or the folder of a Hugging Face model, is read: it must be the same before and after.
+    """Check that a file or a model's folder is the same before and after the block.
 
-    Raises BadDataError where it was exchanged or written to, or where the folder is no model.
+    Raises BadDataError if it was exchanged or written to, or if the folder holds no model.
     """
     is_folder, before = path.is_dir(), _state(path)
     yield
@@ -139,14 +139,14 @@ def unchanged(path: Path) -> Iterator[None]:
 
 
 def _state(path: Path) -> tuple[tuple[int, ...], ...]:
-    """What changes when a file, or a file of a model's folder, is exchanged or written to."""
+    """Return the inode, size and times of a file or of each file of a folder: they change when it is written."""
     files = [path / name for name in model_files(path)] if path.is_dir() else [path]
     found = [os.stat(file) for file in files]
     return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
 
 
 def _digest(path: Path) -> str:
-    """The digest of a file, computed once for as long as the file stays as it is."""
+    """Return the digest of a file, computed once while the file stays unchanged."""
     before = os.stat(path)
     key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
     if key not in _known:

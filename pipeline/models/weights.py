@@ -1,4 +1,4 @@
-"""How do weights get into a module and onto a disk, without code in the file and without half a file?
+"""Files of weights: loaded without running code, written whole or not at all.
 
 1. Weights are safetensors. Torch's own `.pt` and `.pth` are read where the caller allows it, with
    `weights_only=True` and a torch whose reader of them has no known hole, and never written. Which reader is used
@@ -124,7 +124,7 @@ def _read(path: Path, *, pickled: bool) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is a tensor of numbers that are all there."""
+    """Return whether a value is a dense tensor of numbers."""
     return isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided
 
 
@@ -171,5 +171,5 @@ def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path)
 
 
 def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
-    """Whether the numbers of a tensor are floating, and whether they are complex."""
+    """Return whether the numbers of a tensor are floating, and whether they are complex."""
     return tensor.is_floating_point(), tensor.is_complex()

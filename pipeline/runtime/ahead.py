@@ -21,7 +21,7 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True)
 class _Ended:
-    """What a thread leaves behind: the error that stopped it, or None at the end of its items."""
+    """The end of a thread's items: None, or the error that stopped it."""
 
     error: BaseException | None
 

@@ -1,4 +1,4 @@
-"""How is a function run over many blocks of a store, on every core, while somebody watches?
+"""Tasks of dask over the blocks of a store, on threads or on a cluster.
 
 One dask task a block, on threads: what is slow of a block (hashing, coding, numpy) lets go of Python's lock, and nothing
 is copied from one process to another. Memory is a few blocks a thread, however many there are.
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 def every_block(grid: Grid, views: int) -> list[Block]:
-    """The blocks of all views, in order.
+    """List the blocks of all views, in order.
 
     >>> every_block(Grid(num_rows=5, block_rows=4), views=1)
     [(0, range(0, 4)), (0, range(4, 5))]
@@ -45,7 +45,7 @@ def over_blocks(
     progress: Progress = silent,
     done: int = 0,
 ) -> list[_Result]:
-    """`function(view, rows)` of each block, in the order of `blocks`; in which order they are run is not said.
+    """Return `function(view, rows)` of each block in the order of `blocks`; they may run in any order.
 
     task: what progress is reported as. done: rows that an earlier run did.
     Raises what a call raises; calls that are under way then are waited for, others are not begun.
@@ -86,7 +86,7 @@ class _Report(Callback):
 
 
 def result_of(future: Any, task: str) -> Any:
-    """The result of a `distributed.Future`, once it is there.
+    """Wait for the result of a `distributed.Future`.
 
     task: what it is part of, for the message. Raises what the task raised, TransientIOError where the scheduler did not
     stay until it was done.
@@ -106,6 +106,6 @@ def result_of(future: Any, task: str) -> Any:
 
 
 def cancel(client: Any, futures: list[Any]) -> None:
-    """Have a cluster drop what of these tasks is not done; nothing where its scheduler is gone."""
+    """Cancel the unfinished tasks of a cluster; do nothing if its scheduler is gone."""
     if client.status == "running":
         client.cancel(futures)

@@ -1,4 +1,4 @@
-"""On which device does a network run?"""
+"""The device that a network runs on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ...storage.errors import ConfigError
 
 
 def named_device(device: torch.device | str) -> torch.device:
-    """The device of that name, whether it is there or not. Raises ConfigError for what names none."""
+    """Parse the name of a device, present or not. Raises ConfigError for an unknown name."""
     try:
         return torch.device(device)
     except RuntimeError as error:
@@ -19,7 +19,7 @@ def named_device(device: torch.device | str) -> torch.device:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device that is named, or the GPU where there is one. Raises ConfigError for one that is not there."""
+    """Return the named device, by default a GPU if there is one. Raises ConfigError for an absent one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)

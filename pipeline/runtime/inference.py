@@ -1,4 +1,4 @@
-"""How does a network give logits for many rows, and nothing else?
+"""Inference: the logits of many rows, in batches of one size.
 
 Batch by batch, without gradients, in the precision that is asked for. `forward` is the one place where a
 network is called, in training as well: what fails in it, or is not a tensor of logits, is refused by name, as
@@ -21,7 +21,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device that a module's inputs go to: that of its first parameter; the CPU for a module without any.
+    """Return the device of a module's first parameter; the CPU for a module without parameters.
 
     Parameters that wait elsewhere until they are needed (the device "meta") say nothing of it.
     """
@@ -30,7 +30,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_placed(module: nn.Module) -> bool:
-    """Whether a module is on several devices already, or sharded over processes, and must stay where it is.
+    """Return whether a module is spread over devices or sharded over processes, and must not be moved.
 
     So are models that Hugging Face has dispatched (`device_map`), those of FSDP, and whoever has put the layers of a
     model on devices of his own choice. Such a model is given inputs on the device of its first parameter.
@@ -43,7 +43,7 @@ def is_placed(module: nn.Module) -> bool:
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device; one that is on several already stays as it is."""
+    """Move a module to a device, unless it is on several devices already."""
     return module if is_placed(module) else module.to(device)
 
 
@@ -72,7 +72,7 @@ def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
 def forward(
     module: nn.Module, batch: Shaped[Tensor, "batch ..."], where: str
 ) -> Shaped[Tensor, "batch classes"]:
-    """Logits of one batch, in whatever mode module and PyTorch are.
+    """Return the logits of one batch, without changing the mode of the module or of PyTorch.
 
     where: who is run, for messages. Raises BadLogitsError where the module fails, or does not return a tensor
     (batch, classes).
@@ -138,7 +138,7 @@ def run_model(
     where: str,
     precision: Precision = "float32",
 ) -> Float32[np.ndarray, "rows classes"]:
-    """Logits of `inputs`, which stay as they are.
+    """Return the logits of `inputs`, which are not changed.
 
     precision: that the module computes in; the lower ones are autocast. where: who is run, for messages.
     Raises BadLogitsError where the module fails, or does not return a tensor (batch, classes).
@@ -159,7 +159,7 @@ class Runner:
         compiled: bool = False,
         channels_last: bool = False,
     ) -> None:
-        """where: who is run, for messages. compiled: whether it goes through `torch.compile`.
+        """Set the name for messages (`where`) and whether the module goes through `torch.compile`.
 
         channels_last: whether images (batches of four dimensions) and the weights are laid out so.
         """
@@ -180,7 +180,7 @@ class Runner:
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
-        """Without gradients, in the precision that was asked for."""
+        """Enter inference mode and autocast to the precision of the settings."""
         autocast: Any = contextlib.nullcontext()
         if self._precision != "float32":
             autocast = torch.autocast(self.device.type, dtype=getattr(torch, self._precision))
@@ -188,11 +188,11 @@ class Runner:
             yield
 
     def batches(self, rows: int) -> Iterator[slice]:
-        """Which rows are a batch."""
+        """Yield the slice of rows of each batch."""
         return (slice(start, min(start + self.batch_size, rows)) for start in range(0, rows, self.batch_size))
 
     def forward(self, batch: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch classes"]:
-        """Logits of one batch on the device of the inputs, in `mode`. Raises BadLogitsError."""
+        """Return the logits of one batch on the device of the inputs, inside `mode`. Raises BadLogitsError."""
         if self._channels_last and batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         return forward(self._run, batch, self.where)
@@ -202,7 +202,7 @@ class Runner:
         inputs: Shaped[np.ndarray, "rows ..."],
         into: Float32[np.ndarray, "rows classes"] | None = None,
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Logits of `inputs`, which stay as they are, in the memory of the host. into: where they are put.
+        """Return the logits of `inputs` in host memory. into: the array that receives them.
 
         Raises BadLogitsError, also for another number of classes than `into` has.
         """
@@ -226,7 +226,7 @@ class Runner:
 def host_batch(
     inputs: Shaped[np.ndarray, "batch ..."], *, pinned: bool = False
 ) -> Shaped[Tensor, "batch ..."]:
-    """A copy of some inputs, in memory of torch's own, which is aligned: the same for every batch, wherever it starts.
+    """Copy inputs to aligned memory of torch: kernels then take the same path wherever the batch starts.
 
     A copy, since a model that works in place must spoil neither another view nor another model's input; it is the
     only one. pinned: in page-locked memory, from which a GPU takes it by itself.

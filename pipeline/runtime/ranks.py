@@ -1,4 +1,4 @@
-"""Which processes train one network together, and how do they agree?
+"""Ranks: processes that work on one job, and the collectives that they agree by.
 
 `torchrun` starts a process a device and says in the environment which is which; `joined` makes them `Ranks`, and
 one process without `torchrun` is the rank `ALONE`.
@@ -61,7 +61,7 @@ class Ranks:
         return self.rank == 0
 
     def rows_each(self, batch_size: int) -> int:
-        """Rows of a step for each rank. Raises ConfigError where they cannot have equally many."""
+        """Return the rows of a step for each rank. Raises ConfigError if they do not divide evenly."""
         if batch_size % self.size:
             raise ConfigError(
                 "train.batch_size",
@@ -72,14 +72,14 @@ class Ranks:
         return batch_size // self.size
 
     def device(self, name: str | None) -> str | None:
-        """The device of this rank, where `name` says no more than its kind: each has a GPU of its own."""
+        """Return the device of this rank: where `name` states only a kind, each rank has its own GPU."""
         import torch
 
         wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
         return f"cuda:{self.local}" if self.size > 1 and wanted == "cuda" else name
 
     def wrap(self, module: "nn.Module") -> "nn.Module":
-        """The module whose backward pass leaves the mean of all ranks' gradients; itself for one rank."""
+        """Wrap a module so that its backward pass averages gradients over ranks; return it as is for one rank."""
         if self.size == 1:
             return module
         from torch import nn
@@ -92,7 +92,7 @@ class Ranks:
         )
 
     def counts(self, number: int) -> list[int]:
-        """A number of each rank."""
+        """Gather one number from each rank."""
         if self.size == 1:
             return [number]
         import torch
@@ -100,7 +100,7 @@ class Ranks:
         return [int(count) for count in self.tensors(torch.tensor([number]))]
 
     def mean(self, value: "Tensor") -> "Tensor":
-        """The mean of a tensor over the ranks, which stays where it is."""
+        """Average a tensor over the ranks, on its device."""
         if self.size == 1:
             return value
         from torch import distributed
@@ -111,7 +111,7 @@ class Ranks:
         return total / self.size
 
     def tensors(self, tensor: "Tensor") -> "list[Tensor]":
-        """A tensor of each rank, all of one shape and on the same kind of device."""
+        """Gather a tensor from each rank: all of one shape, on the same kind of device."""
         if self.size == 1:
             return [tensor]
         import torch
@@ -123,7 +123,7 @@ class Ranks:
         return found
 
     def rows_of_all(self, rows: "Tensor") -> "Tensor":
-        """The rows of all ranks, in the order of the ranks; the gradient is that of this rank's own."""
+        """Concatenate the rows of all ranks in rank order; gradients flow to this rank's own rows."""
         if self.size == 1:
             return rows
         import torch
@@ -136,7 +136,7 @@ class Ranks:
         return torch.cat(parts)
 
     def first_says(self, text: str) -> str:
-        """What the first rank says, on all of them; none of them goes on before it has."""
+        """Broadcast a value from the first rank; all others wait for it."""
         if self.size == 1:
             return text
         import torch
@@ -158,7 +158,7 @@ ALONE = Ranks()
 
 
 def are_several() -> bool:
-    """Whether this process was started as one of several. Needs no torch."""
+    """Return whether this process is one of several. Needs no torch."""
     return all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
@@ -176,7 +176,7 @@ def check_place() -> None:
 
 @contextmanager
 def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
-    """The ranks that this process is one of; `ALONE` where it was not started by `torchrun`.
+    """Join the process group that `torchrun` started; yield `ALONE` without it.
 
     timeout: seconds that a rank waits for the others.
     Raises OtherRankFailed where another one has failed, TransientIOError where one is gone without a word, or
@@ -221,7 +221,7 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
 
 
 def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
-    """What this rank ends with: its own error where it is the first to have one."""
+    """Return the error that this rank ends with: its own if it failed first."""
     if _is_lost_contact(error):
         error = TransientIOError(
             f"rank {ranks.rank} of {ranks.size}",
@@ -241,7 +241,7 @@ def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
 
 
 def _is_lost_contact(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is one of a collective whose other ends are gone."""
+    """Return whether an error, or its cause, comes from a collective whose peers are gone."""
     from torch import distributed
 
     while error is not None:

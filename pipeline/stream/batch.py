@@ -1,4 +1,4 @@
-"""What is a batch to a torch training loop?
+"""Batches of tensors, and the decoding of their logits.
 
 Tensors that share memory with the arrays that were read, moved and decoded as one.
 """
@@ -32,7 +32,7 @@ class TopKTensors:
     """Columns of the capture."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TopKTensors":
-        """The same with `function` of each tensor: another device, pinned memory."""
+        """Apply `function` to each tensor, for another device or pinned memory."""
         return TopKTensors(function(self.index), function(self.logits), function(self.tail), self.num_classes)
 
 
@@ -68,7 +68,7 @@ class TorchBatch:
 
     @classmethod
     def of(cls, batch: Batch) -> "TorchBatch":
-        """The tensors of a batch of arrays."""
+        """Wrap a batch of arrays as tensors."""
         return cls(
             torch.from_numpy(batch.rows),
             torch.from_numpy(batch.views),
@@ -79,7 +79,7 @@ class TorchBatch:
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "TorchBatch":
-        """The same with `function` of all but rows and views, which stay on the host."""
+        """Apply `function` to all tensors but rows and views, which stay on the host."""
         logits = {
             name: z.map(function) if isinstance(z, TopKTensors) else function(z)
             for name, z in self.logits.items()
@@ -88,11 +88,11 @@ class TorchBatch:
         return replace(self, inputs=inputs, labels=function(self.labels), logits=logits)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
-        """The batch on a device; rows and views stay where they are."""
+        """Move the batch to a device; rows and views stay on the host."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "TorchBatch":
-        """The batch in page-locked memory; `DataLoader(..., pin_memory=True)` calls it."""
+        """Copy the batch to page-locked memory; `DataLoader(..., pin_memory=True)` calls it."""
         return self._map(Tensor.pin_memory)
 
     def record_stream(self, stream: Any) -> None:
@@ -105,11 +105,11 @@ class TorchBatch:
         self._map(record)
 
     def decoded(self, temperature: float | None = None) -> "TorchBatch":
-        """The batch with float32 logits, decoded where its tensors are: see `teacher_logits`."""
+        """Decode the logits to float32 on the device of the batch: see `teacher_logits`."""
         return replace(self, logits=self.teacher_logits(temperature), scale={})
 
     def teacher_logits(self, temperature: float | None = None) -> dict[str, Float32[Tensor, "batch _"]]:
-        """float32 logits by teacher, the largest of each row 0; decoded here, on the device, where they are as stored.
+        """Return float32 logits by teacher, the largest of each row 0; stored codes are decoded on the device.
 
         temperature: the one at which the logits will be used; only top-k rows need it. Raises ConfigError without.
         """
@@ -121,8 +121,8 @@ class TorchBatch:
             if temperature is None:
                 raise ConfigError(
                     f"teacher {name!r}: temperature",
-                    expected="the one at which the logits will be used: top-k rows decode to others at each",
-                    found="none",
+                    expected="a temperature, because top-k rows decode differently at each",
+                    found="temperature=None",
                     remedy="pass temperature=…",
                 )
             return decode_top_k(stored, temperature)
@@ -130,7 +130,7 @@ class TorchBatch:
 
 
 def _tensors(stored: NDArray[Any] | TopKRows) -> StoredLogits:
-    """What a batch of arrays holds of a teacher, as tensors that share its memory."""
+    """Wrap a teacher's arrays of a batch as tensors that share memory."""
     if isinstance(stored, TopKRows):
         index, logits, tail = map(torch.from_numpy, (stored.index, stored.logits, stored.tail))
         return TopKTensors(index, logits, tail, stored.num_classes)
@@ -138,7 +138,7 @@ def _tensors(stored: NDArray[Any] | TopKRows) -> StoredLogits:
 
 
 def decode_codes(codes: Shaped[Tensor, "rows classes"], scale: float) -> Float32[Tensor, "rows classes"]:
-    """Centred logits from integer codes: float32(code) · float32(scale), the largest of each row 0.
+    """Decode integer codes to centred logits: float32(code) · float32(scale), the largest of each row 0.
 
     codes: uint8 or uint16, as stored. scale: `batch.scale[teacher]`, natural-log units a code, negative.
 
@@ -149,7 +149,7 @@ def decode_codes(codes: Shaped[Tensor, "rows classes"], scale: float) -> Float32
 
 
 def decode_top_k(rows: TopKTensors, temperature: float) -> Float32[Tensor, "rows classes"]:
-    """Dense logits whose softmax at `temperature` is what was stored; the classes left out share one level.
+    """Decode top-k to dense logits whose softmax at `temperature` is as stored; left-out classes share one level.
 
     Raises ConfigError for a temperature that is none. Source: docs/format-v1.md, "Encoded captures".
     """

@@ -1,4 +1,4 @@
-"""How does the next batch reach the device while this one is used?
+"""Copies of the next batch to the device while the current one is used.
 
 1. `run_ahead`: a thread takes items from an iterator and prepares them, two before they are asked for.
 2. `Copier`: a batch goes through page-locked memory to a CUDA device, on a side stream, and is decoded there: stored
@@ -21,7 +21,7 @@ class Copier:
     """Copies batches to a CUDA device by a stream of its own, while the current stream computes."""
 
     def __init__(self, device: torch.device, then: Callable[[TorchBatch], TorchBatch]) -> None:
-        """`then`: what is done with a batch on the device, on the same stream."""
+        """Set the device and `then`, a function applied to a batch on the device, on the same stream."""
         self._device, self._then = device, then
         self._stream = torch.cuda.Stream(device)
 
@@ -34,7 +34,7 @@ class Copier:
             return moved, self._stream.record_event()
 
     def receive(self, sent: tuple[TorchBatch, Any]) -> TorchBatch:
-        """The batch, for the current stream of the caller."""
+        """Hand the batch over to the current stream of the caller."""
         batch, arrived = sent
         current = torch.cuda.current_stream(self._device)
         current.wait_event(arrived)
@@ -43,7 +43,7 @@ class Copier:
 
 
 def copier_for(device: torch.device, then: Callable[[TorchBatch], TorchBatch]) -> Copier | None:
-    """What copies to this device while it computes; None where there is no such thing. Raises ConfigError."""
+    """Return a copier that overlaps with the device's work, or None for devices without one. Raises ConfigError."""
     if device.type != "cuda":
         return None
     choose_device(str(device))  # one line where it is not there

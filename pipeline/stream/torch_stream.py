@@ -1,4 +1,4 @@
-"""How do batches of a store reach a torch training loop?
+"""`TorchStream`: the batches of a store as a torch `IterableDataset`.
 
 `TorchStream` is an `IterableDataset` whose items are whole batches, to be iterated as it is or through
 `DataLoader(stream, batch_size=None)`. The stream reads what is stored; torch decodes it, on the device.
@@ -80,11 +80,11 @@ class TorchStream(IterableDataset[TorchBatch]):
         self._resume: State | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches of an epoch."""
         return len(self.stream)
 
     def __iter__(self) -> Iterator[TorchBatch]:
-        """The batches of one epoch, or the rest of it where a state was loaded.
+        """Yield the batches of one epoch, or the rest of it after a state was loaded.
 
         Raises ConfigError in a worker of a DataLoader that cannot give them.
         """
@@ -97,13 +97,13 @@ class TorchStream(IterableDataset[TorchBatch]):
         return self.stream.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """See `Stream.set_epoch`; workers that are running hear of it too."""
+        """Set the epoch as `Stream.set_epoch` does; running workers follow."""
         self.stream.set_epoch(epoch)
         self._left = None
         self._set[0] = self.stream.epoch
 
     def state_dict(self) -> State:
-        """Where the stream is, between any two batches: see `Stream.state_dict`.
+        """Return the position between two batches: see `Stream.state_dict`.
 
         After the last batch of an epoch that was not set it is the beginning of the next. In a worker, for
         `StatefulDataLoader`, it is where that worker is. Raises ConfigError in the main process where workers of
@@ -115,7 +115,7 @@ class TorchStream(IterableDataset[TorchBatch]):
             raise ConfigError(
                 "state_dict",
                 expected="a stream that is iterated in this process",
-                found="one that workers of a DataLoader have read",
+                found="a stream that DataLoader workers have read",
                 remedy="use num_workers=0, or torchdata's StatefulDataLoader and its state_dict",
             )
         if self._pass is not None:
@@ -124,7 +124,7 @@ class TorchStream(IterableDataset[TorchBatch]):
         return self.stream.state_dict() if self._left is None else self._left
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken: see `Stream.load_state_dict`. In a worker, a state of that worker."""
+        """Resume at the position of `state`: see `Stream.load_state_dict`. In a worker, a state of that worker."""
         worker = get_worker_info()
         if worker is not None:
             self._resume = _checked(state, worker.num_workers)
@@ -149,7 +149,7 @@ class TorchStream(IterableDataset[TorchBatch]):
             self._pass = None
 
     def _located(self) -> Iterator[_Located]:
-        """The batches of an iteration, on their device."""
+        """Yield the batches of an iteration on their device."""
         copier = None if self.device is None else copier_for(self.device, self._decode)
         if copier is None:
             for batch in self._tensors(self.stream):
@@ -168,7 +168,7 @@ class TorchStream(IterableDataset[TorchBatch]):
                 yield copier.receive(sent), after
 
     def _tensors(self, stream: Stream) -> Iterator[TorchBatch]:
-        """What iterating `stream` gives, as tensors."""
+        """Yield the batches of `stream` as tensors."""
         for batch in stream.batches(decode=False):
             tensors = TorchBatch.of(batch)
             yield self._decode(tensors if self.device is None else tensors.to(self.device))
@@ -179,7 +179,7 @@ class TorchStream(IterableDataset[TorchBatch]):
     # In a worker of a DataLoader
 
     def _in_worker(self, worker: int, workers: int) -> Iterator[TorchBatch]:
-        """The batches of this worker: from a state of its own, of the epoch that is its turn, or as it was sent."""
+        """Yield this worker's batches: from its own state, for the epoch that is due, or as it was sent."""
         refusal = self._refusal(workers)
         if refusal is not None:
             # Raised with the first batch: an error of `iter` ends a persistent worker, unheard.
@@ -201,7 +201,7 @@ class TorchStream(IterableDataset[TorchBatch]):
         return self._share.batches(self._tensors)
 
     def _refusal(self, workers: int) -> ConfigError | None:
-        """Why this worker cannot give batches."""
+        """Return the error that explains why this worker cannot give batches."""
         if workers > MAX_WORKERS:
             return ConfigError(
                 "num_workers",
@@ -226,7 +226,7 @@ class TorchStream(IterableDataset[TorchBatch]):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is sent to workers. Raises ConfigError, one line, where that cannot be done."""
+        """Return the state that is sent to workers. Raises ConfigError if the stream cannot be pickled."""
         if multiprocessing.context.get_spawning_popen() is not None:
             try:
                 ForkingPickler(_Nowhere(), 5).dump(self.stream)
@@ -264,7 +264,7 @@ class _Pass(Iterator[TorchBatch]):
         return batch
 
     def where(self, look_ahead: bool = True) -> State | None:
-        """The state after the batch that was handed out last; None where the stream has gone on to another epoch."""
+        """Return the state after the last batch handed out, or None once the stream is in another epoch."""
         if self._coming is None and not self._over:
             if self._where is None:
                 self._where = self._after.state_dict()
@@ -313,21 +313,23 @@ class _Share:
 
 
 def _checked(state: Mapping[str, Any], workers: int) -> State | None:
-    """A state of a worker; None for that of one which had not begun. Raises ConfigError for any other."""
+    """Check the state of a worker; None for one that had not begun. Raises ConfigError."""
     if not state:
         return None
     if set(state) != {"stream", "first", "workers", "next", "over"} or state["workers"] != workers:
         raise ConfigError(
             "load_state_dict in a worker of a DataLoader",
             expected=f"a state that StatefulDataLoader took with num_workers={workers}",
-            found=f"one of {state['workers']} workers" if "workers" in state else "one of a single process",
-            remedy="go on with the number of workers that the state was taken with",
+            found=f"a state of {state['workers']} workers"
+            if "workers" in state
+            else "a state of a single process",
+            remedy="resume with the number of workers of the state",
         )
     return dict(state)
 
 
 def _raising(error: ConfigError) -> Iterator[TorchBatch]:
-    """An iteration that fails."""
+    """Raise the error at the first item."""
     raise error
     yield  # unreachable, and what makes this an iterator
 

@@ -8,7 +8,9 @@ processes may share one (`ranks`).
 
 import json
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
@@ -24,7 +26,7 @@ from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views
 from .loss import StudentLoss
-from .todo import StudentSeed, missing_students, shown_capture, student_identity, student_seeds
+from .todo import StudentSeed, missing_students, shown_capture, student_identity, student_rows, student_seeds
 
 
 def train_students(
@@ -77,7 +79,7 @@ def train_student(
     loss = StudentLoss(
         student,
         experiment.teacher_weights(student),
-        labels_are_complete=bool((store.samples.labels >= 0).all()),
+        labels_are_complete=bool((_labels(run, store) >= 0).all()),
         ranks=ranks,
     )
     return train_and_keep(
@@ -105,11 +107,12 @@ def open_stream(
     """
     student = run.student
     needed = student.labels_needed_for
-    if needed is not None and not (store.samples.labels >= 0).any():
+    if needed is not None and not (labels := _labels(run, store) >= 0).any():
+        found = f"none in its {len(labels):,} rows" if student.rows < 1 else "a store without any"
         raise BadDataError(
             f"student {student.name!r}",
             expected=f"labels, for {needed}",
-            found="a store without any",
+            found=found,
             remedy="train it on soft targets alone, or label the transfer set",
         )
     names = shown_capture(experiment, student)
@@ -125,6 +128,7 @@ def open_stream(
         ranks.rows_each(student.train.batch_size),
         teachers=names,
         views=student.views,
+        rows=student_rows(run, store.num_rows),
         seed=run.seed,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -134,3 +138,9 @@ def open_stream(
         augment=augment,
     )
     return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
+
+
+def _labels(run: StudentSeed, store: Store) -> Int64[np.ndarray, "rows"]:
+    """Return the labels of the rows that a student learns from."""
+    rows = student_rows(run, store.num_rows)
+    return store.samples.labels_of(slice(None) if rows is None else rows)

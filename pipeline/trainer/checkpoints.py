@@ -1,4 +1,4 @@
-"""Where does an interrupted training go on?
+"""Checkpoints of a training: written whole, read with checks.
 
     <name>.checkpoints/
         000000000400-3f9a….safetensors   tensors: weights, moving average, optimiser, random numbers
@@ -57,7 +57,7 @@ class Checkpoints:
     """The checkpoints of one training. One process at a time writes them."""
 
     def __init__(self, path: Path) -> None:
-        """path: their folder, which is made with the first of them."""
+        """Set the folder, which is created with the first checkpoint."""
         self.path = path
         """Where they are."""
         self._folder = Folder(path)
@@ -91,14 +91,14 @@ class Checkpoints:
         if not self._folder.put_new(f"{number}.json", canonical_json(sealed)):
             raise WriterBusy(
                 str(self.path / f"{number}.json"),
-                expected="to be the only one who trains this student",
-                found="a checkpoint of this step that somebody else has written",
+                expected="one process that trains this student",
+                found="a checkpoint of this step from another process",
                 remedy="wait for the other process, or end it, and run the same command again",
             )
         self._let_go(before=self._steps()[-KEPT:][0])
 
     def newest(self) -> Checkpoint | None:
-        """The last checkpoint that is whole; None where there is none.
+        """Return the last complete checkpoint, or None.
 
         Raises BadDataError where there are some, and none of them is whole.
         """
@@ -117,7 +117,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """The checkpoint after `step` steps. Raises BadDataError where it is not what was written."""
+        """Read the checkpoint after `step` steps. Raises BadDataError if it differs from what was written."""
         key = f"{step:012}.json"
         try:
             record = self._record(step)
@@ -141,7 +141,7 @@ class Checkpoints:
             ) from error
 
     def identities(self) -> list[Mapping[str, Any]]:
-        """What the checkpoints that are there belong to, as far as they can be read."""
+        """Return the identities of the checkpoints that can be read."""
         found = []
         for step in self._steps():
             with contextlib.suppress(LogitStoreError, ValueError, KeyError, TypeError, OSError):
@@ -174,7 +174,7 @@ class Checkpoints:
                 ) from error
 
     def _record(self, step: int) -> dict[str, Any]:
-        """What the JSON file of a step says. Raises ValueError, KeyError, ManifestInvalid."""
+        """Parse the JSON file of a step. Raises ValueError, KeyError, ManifestInvalid."""
         key = f"{step:012}.json"
         sealed = parse_json(self._folder.read(key), str(self.path / key))
         record: dict[str, Any] = sealed["record"]
@@ -185,7 +185,7 @@ class Checkpoints:
         return record
 
     def _steps(self) -> list[int]:
-        """The steps of which there are checkpoints, ascending."""
+        """List the steps that have checkpoints, ascending."""
         stems = [name.removesuffix(".json") for name in self._folder.names() if name.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 

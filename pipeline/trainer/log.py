@@ -1,4 +1,4 @@
-"""How did a training go, step by step? A file of JSON lines beside the weights.
+"""The log of a training: JSON lines beside the weights.
 
     {"epoch":0,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
 
@@ -25,7 +25,7 @@ _ITEM = TypeVar("_ITEM")
 
 @dataclass
 class _Lap:
-    """What has been since something was last told."""
+    """Time and rows since the last report."""
 
     since: float
     waited: float = 0.0
@@ -33,7 +33,7 @@ class _Lap:
 
 
 class Clock:
-    """How long a training has taken, and how much of that it waited for data."""
+    """The clock of a training: its time, and the share that it waited for data."""
 
     def __init__(self) -> None:
         """Begin now."""
@@ -48,7 +48,7 @@ class Clock:
         return self.seconds_before + time.perf_counter() - self._started
 
     def waiting_for(self, items: Iterable[_ITEM]) -> Iterator[_ITEM]:
-        """The items, with the time that each was waited for."""
+        """Yield the items, measuring the wait for each."""
         iterator = iter(items)
         while True:
             began = time.perf_counter()
@@ -68,7 +68,7 @@ class Clock:
             lap.rows += rows
 
     def lap(self, event: str) -> tuple[float, float]:
-        """Rows a second, and the share of the time that was waited, since the last "step" or "epoch" was told."""
+        """Return rows/s and the share of time spent waiting since the last "step" or "epoch" report."""
         lap, now = self._laps[event], time.perf_counter()
         self._laps[event] = _Lap(now)
         passed = max(now - lap.since, 1e-9)
@@ -79,7 +79,7 @@ class TrainingLog:
     """The file of a training's lines; it is begun with the first of them."""
 
     def __init__(self, path: Path | None) -> None:
-        """path: the file; None for a log that nobody keeps."""
+        """Set the file, or None for no log."""
         self._path = path
         self._kept = b""
         self._file: TextIO | None = None
@@ -116,7 +116,7 @@ class TrainingLog:
 
 
 def _is_before(line: bytes, step: int, epoch: int) -> bool:
-    """Whether a line was written before a checkpoint was; one that was torn was not.
+    """Return whether a line was written before a checkpoint; a torn line was not.
 
     An epoch's line comes after the checkpoint of its last step, and is written again.
     """

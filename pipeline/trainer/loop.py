@@ -1,4 +1,4 @@
-"""How is a network trained, teacher or student?
+"""The training loop of teachers and students.
 
 The loop is one for both: batches of an epoch, a loss of logits and batch, a step (`optimise`). What differs (where
 batches come from, what the loss is, whether a training is kept so that it can go on) is passed in.
@@ -42,7 +42,7 @@ REPORT_EVERY = 20
 
 @dataclass
 class Position:
-    """How far a training is, between two steps."""
+    """The position of a training between two steps."""
 
     step: int = 0
     """Steps that were taken."""
@@ -81,10 +81,10 @@ class Keeper(Protocol):
 
 class _KeepsNothing:
     def resume(self, training: Training) -> None:
-        """There is nothing."""
+        """Return None: nothing was kept."""
 
     def after_step(self, training: Training) -> None:
-        """Nothing is kept."""
+        """Do nothing: no checkpoint is kept."""
 
 
 def fit(
@@ -212,7 +212,7 @@ class _Run:
         return value
 
     def end_epoch(self) -> float:
-        """The mean loss of the epoch. Raises ConfigError where it is not finite."""
+        """Return the mean loss of the epoch. Raises ConfigError if it is not finite."""
         at = self.training.position
         if not at.epoch_steps:
             return math.nan
@@ -240,7 +240,7 @@ class _Network:
         self._inputs: Tensor | None = None
 
     def loss(self, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         inputs = batch.inputs
         assert inputs is not None  # whoever trains asks for batches with inputs
         self._inputs = inputs
@@ -251,7 +251,7 @@ class _Network:
         return loss(logits if self._settings.precision == "float32" else logits.float(), batch)
 
     def _nothing(self, inputs: Tensor, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
-        """0, for a rank that has no row of this step while others have: it takes part in what they do together."""
+        """Return a loss of 0 for a rank without rows in this step, so that it joins the others' collectives."""
         self._plain.eval()  # a row that nobody asked for leaves no trace in statistics
         with autocast(self._device, self._settings.precision):
             logits = self._forward(inputs.new_zeros((1, *inputs.shape[1:]))).float()
@@ -276,7 +276,7 @@ class _Network:
             ) from cause
 
     def backward(self, value: Tensor) -> None:
-        """The gradients of a loss."""
+        """Compute the gradients of a loss."""
         assert self._inputs is not None  # there was a forward pass
         with refusing_failures(self._where, self._inputs):
             value.backward()

@@ -1,4 +1,4 @@
-"""How is a student's training kept, and how does it go on as if nothing had happened?
+"""Resumption of a student's training from its last checkpoint, to the same bytes.
 
 A checkpoint holds all that the next step depends on: weights, moving average, optimiser, scaler, where the stream is,
 torch's random numbers of every rank, and the loss of the epoch so far. It also says what it belongs to, down to the
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Resumable(Protocol):
-    """Where batches come from: a `TorchStream`."""
+    """A source of batches with a state, such as a `TorchStream`."""
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, between two batches."""
+        """Return the position between two batches."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next iteration the rest of the epoch that `state` was taken in."""
@@ -61,7 +61,7 @@ def seed_rank(seed: int, ranks: Ranks, step: int = 0) -> None:
 
 
 def random_state(device: torch.device) -> Tensor:
-    """uint8: the states of torch's generators, of the CPU and, where that is a GPU, of the device."""
+    """Return the states of torch's generators as uint8: of the CPU, and of the device if it is a GPU."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -91,7 +91,7 @@ class StudentKeeper:
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        """path: the folder of the checkpoints. every: steps between two; None for none. store: for messages."""
+        """Set the folder of checkpoints, the steps between two (None for none), and the store for messages."""
         self.checkpoints = Checkpoints(path)
         """Where it is kept."""
         self._identity = as_json(identity)
@@ -106,7 +106,7 @@ class StudentKeeper:
         self._resumed_epoch = -1
 
     def find(self) -> Checkpoint | None:
-        """The checkpoint to go on from; None where the training begins.
+        """Return the checkpoint to resume from, or None for a new training.
 
         Raises SpecMismatch where it belongs to something else, BadDataError where none of those there is whole.
         """
@@ -165,7 +165,7 @@ class StudentKeeper:
             set_random_state(own, self._device)
 
     def _own_loss(self, total: Tensor) -> Tensor:
-        """This rank's part of the loss so far: the first has all of it."""
+        """Return this rank's part of the loss so far: the first rank has all of it."""
         return total if self._ranks.is_first else torch.zeros_like(total)
 
     def after_step(self, training: Training) -> None:
@@ -196,15 +196,15 @@ class StudentKeeper:
 
 @runtime_checkable
 class Batches(Resumable, Protocol):
-    """Where batches come from: a `TorchStream`, or some of one."""
+    """A source of batches: a `TorchStream`, or part of one."""
 
     def __iter__(self) -> Iterator[TorchBatch]:
-        """The batches of an epoch, or the rest of it."""
+        """Yield the batches of an epoch, or the rest of it."""
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """What an epoch is, of all ranks together."""
+    """The epochs of a training, of all ranks together."""
 
     rows: int
     """Rows that are shown."""
@@ -214,7 +214,7 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Kept:
-    """Where a training is kept, and as what."""
+    """The destination of a training: the folder and name of its files."""
 
     kind: str
     """Folder of the models that it goes to: "students", "specialists"."""

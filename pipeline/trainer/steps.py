@@ -1,4 +1,4 @@
-"""Which step does a network take along a gradient?
+"""Optimiser steps: schedule, clipping, precision, moving average.
 
 A learning rate by a schedule, an optimiser of PyTorch's, gradients that are clipped where they are too long and,
 in float16, scaled where they would be lost; then the network's own constraints, and the moving average.
@@ -35,7 +35,7 @@ def learning_rate_factor(settings: Train, step: int, steps_per_epoch: int) -> fl
 
 
 def make_optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """The optimiser that the settings name."""
+    """Build the optimiser of the settings."""
     parameters, decay = module.parameters(), settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
@@ -44,7 +44,7 @@ def make_optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Where a network computes in `precision`; the lower ones are autocast."""
+    """Return a context that computes in `precision`; lower precisions are autocast."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
@@ -56,7 +56,7 @@ class Steps:
     def __init__(
         self, module: nn.Module, settings: Train, steps_per_epoch: int, device: torch.device
     ) -> None:
-        """module: on `device`, not wrapped; it is changed in place. steps_per_epoch: for the schedule."""
+        """Set the unwrapped module on `device`, changed in place, and the schedule's steps per epoch."""
         self._module, self._settings, self._per_epoch = module, settings, steps_per_epoch
         self._constrain: Callable[[], object] | None = getattr(module, "apply_constraints", None)
         self.optimizer = make_optimizer(module, settings)
@@ -71,7 +71,7 @@ class Steps:
         """The moving average of weights and buffers, where there is one."""
 
     def learning_rate(self, step: int) -> float:
-        """At a step, counted from 0."""
+        """Return the learning rate at a step, counted from 0."""
         return self._settings.lr * learning_rate_factor(self._settings, step, self._per_epoch)
 
     def take(self, step: int, loss: Tensor, backward: Callable[[Tensor], object]) -> None:
@@ -91,14 +91,14 @@ class Steps:
             self.averaged.update_parameters(self._module)
 
     def finish(self) -> None:
-        """Leave in the module what is to be kept: its moving average, where there is one."""
+        """Copy the moving average into the module, if there is one."""
         if self.averaged is not None:
             self._module.load_state_dict(self.averaged.module.state_dict())
 
     # What a checkpoint keeps
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, moving average and the optimiser's memory, by name."""
+        """Return weights, moving average and the optimiser's state, by name."""
         found = {f"model/{name}": tensor for name, tensor in self._module.state_dict().items()}
         if self.averaged is not None:
             found |= {f"ema/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
@@ -107,7 +107,7 @@ class Steps:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """What the scaler remembers."""
+        """Return the state of the gradient scaler."""
         return dict(self.scaler.state_dict())
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

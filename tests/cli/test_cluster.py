@@ -1,5 +1,6 @@
 """Does `logitstore cluster` say what it found, take an ensemble, draw, and refuse in one line?"""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,24 @@ def test_it_prints_sets_single_classes_and_errors_beside_chance(store: Path, tmp
     again = call(store, *options).stdout
     assert again == "nothing to do: clusters/wide-1x3 is made and unchanged\n" + text
     assert figure.exists(), "a figure of what is there is drawn all the same"
+
+
+def test_a_figure_without_matplotlib_is_refused_before_anything_is_computed(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = tmp_path / "clusters.png"
+    options = ("--teacher", "wide", *SIZES, "--name", "new")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
+    )
+    said = refused(store, *options, "--figure", str(figure))
+    assert (
+        f"--figure {figure}: expected the package matplotlib, which draws it, found no such package; "
+        "pip install 'logitstore[report]'"
+    ) in said
+    assert "new" not in open_store(store).clusterings
+    assert call(store, *options).stdout  # negative control: without a figure nothing needs it
 
 
 def test_a_figure_of_what_will_be_projected_is_refused_before_it_is(

@@ -14,7 +14,9 @@ import pytest
 from support.tree import ROOT, module_name, python_files
 
 MODULES = {module_name(path): ROOT / path for path in python_files(ROOT)}
-HELPERS = {name: ROOT / "tests" / f"{name}.py" for name in ("tree", "typecheck")}
+HELPERS = {
+    f"support.{name}": ROOT / "tests" / "support" / f"{name}.py" for name in ("prose", "tree", "typecheck")
+}
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:

@@ -1,10 +1,23 @@
 """Does the wheel hold exactly the tree, under one name and one version?"""
 
+import ast
 import importlib.metadata
+import re
+import sys
+import tomllib
 from pathlib import Path, PurePosixPath
 
 import pytest
-from support.tree import IMPORT_NAME, ROOT, build_wheel, copy_tree, installed_path, product_files, wheel_files
+from support.tree import (
+    IMPORT_NAME,
+    ROOT,
+    build_wheel,
+    copy_tree,
+    installed_path,
+    product_files,
+    python_files,
+    wheel_files,
+)
 
 import logitstore
 
@@ -44,6 +57,68 @@ def test_a_package_that_nobody_listed_is_missed(tmp_path: Path) -> None:
 
 def test_the_version_has_one_source() -> None:
     assert importlib.metadata.version("logitstore") == logitstore.__version__
+
+
+def required(root: Path) -> tuple[set[str], dict[str, set[str]]]:
+    """The names of the packages that pyproject.toml requires, and those of each extra."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", line)[0] for line in lines}
+
+    return names(project["dependencies"]), {
+        name: names(lines) for name, lines in project["optional-dependencies"].items()
+    }
+
+
+def test_an_extra_is_not_required_and_the_tests_have_it() -> None:
+    """Those that a user may leave out are left out by a plain installation."""
+    plain, extras = required(ROOT)
+    for extra in ("remote", "report", "xarray"):
+        assert extras[extra] and not extras[extra] & plain
+        assert extras[extra] <= extras["test"]
+
+
+def test_everything_that_is_imported_is_required() -> None:
+    """Each package that a module imports, wherever it does, is required or in an extra."""
+    assert undeclared(ROOT) == set()
+
+
+def test_an_import_that_nobody_declared_is_found(tmp_path: Path) -> None:
+    """Negative control: a package that is not required any more."""
+    tree = copy_tree(tmp_path / "tree")
+    (tree / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text().replace('"matplotlib"', '"six"')
+    )
+    assert undeclared(tree) == {"matplotlib"}
+
+
+NAMES = {"PIL": "pillow", "google_crc32c": "google-crc32c", "sklearn": "scikit-learn"}
+"""Packages whose import has another name."""
+OPTIONAL = {"timm", "torchvision", "transformers"}
+"""Packages that are used where the user has them."""
+BROUGHT = {"distributed", "pydantic_core"}
+"""Packages that dask[distributed] and pydantic bring with them."""
+
+
+def undeclared(root: Path) -> set[str]:
+    """The packages that are imported and not declared."""
+    plain, extras = required(root)
+    imported = set()
+    for path in python_files(root):
+        for node in ast.walk(ast.parse((root / path).read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.partition(".")[0])
+    imported -= sys.stdlib_module_names | {IMPORT_NAME} | OPTIONAL | BROUGHT
+    return (
+        {NAMES.get(name, name) for name in imported}
+        - plain
+        - extras["remote"]
+        - extras["report"]
+        - extras["xarray"]
+    )
 
 
 def test_public_names_are_found_and_listed() -> None:

@@ -420,7 +420,7 @@ def test_only_changed_models_are_evaluated_anew(done: Path, monkeypatch: pytest.
     assert scored == []
     content["evaluation_set"]["args"]["fraction"] = 0.5
     again(done, content | {"student": document()["student"]})
-    assert len(scored) == 8  # two teachers, an ensemble, five students
+    assert len(scored) == 9  # two teachers, an ensemble, five students, the sets
 
 
 def test_without_an_evaluation_set_there_is_no_table(done: Path) -> None:

@@ -31,7 +31,7 @@ from logitstore.storage.errors import (
     NotAStoreError,
     UntrustedStoreError,
 )
-from logitstore.storage.format import metadata as format_module
+from logitstore.storage.format import constants
 from logitstore.storage.format.constants import DTYPES
 from logitstore.storage.format.documents import canonical_json, check_name, parse_json, parse_spec
 from logitstore.storage.format.metadata import ArrayLayout, RootAttributes
@@ -529,7 +529,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
 
 def test_the_limits_of_the_page_are_those_of_the_code() -> None:
     listed = {names_in(row[2])[0]: int(row[1].replace(",", "")) for row in table("## Limits of readers")}
-    assert listed == {name: value for name, value in vars(format_module).items() if name.startswith("MAX_")}
+    assert listed == {name: value for name, value in vars(constants).items() if name.startswith("MAX_")}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _sentence_lengths(text: str) -> Iterator[int]:
     for paragraph in re.split(r"\n\s*\n", text):
         plain = re.sub(r"`[^`]*`", "code", paragraph)
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", plain)
-        for sentence in re.split(r"(?<=[.!?:;])[\s*_)]+(?=[A-Z\"“(*_`]|code)|(?<=[:;])\s", plain):
+        for sentence in re.split(r"(?<=[.!?])[\s*_)]+(?=[A-Z0-9\"“(*_`]|code)", plain):
             words = re.findall(r"[A-Za-z0-9][\w'’.,/%-]*", sentence)
             if words:
                 yield len(words)

@@ -242,11 +242,11 @@ def test_what_is_no_pure_function_of_its_generator_is_found(
     found = numbers[-1 if len(rows) <= 16 else 0]
     with pytest.raises(FactoryError) as caught:
         augment_rows(STORE[numbers], make(), 0, 3, numbers, made_twice=True)
-    assert str(caught.value) == (
-        f"augmentation of row {found}, view 3: expected the same input whenever it is made, found another one when it "
-        "was made again from the same generator; draw from the generator that is passed alone, and keep nothing from "
-        "one call to the next"
-    )
+    error = caught.value
+    assert error.where == f"augmentation of row {found}, view 3"
+    assert error.expected == "the same bytes from the same generator"
+    assert error.found == "other bytes at the second call"
+    assert error.remedy.startswith("draw random numbers only from the generator")
     augment_rows(STORE[numbers], make(), 0, 3, numbers)  # control: it is the second making that tells
 
 

@@ -159,7 +159,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from support import experiments
-from logitstore.pipeline import cache as stage
+from logitstore.pipeline.cache import stage
 from logitstore.pipeline.models.records import Models
 from logitstore.storage.backends.local import NewObject
 

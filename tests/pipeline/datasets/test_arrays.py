@@ -1,6 +1,8 @@
 """Laws of sets held in memory (`digits`, `arrays`), and of choosing examples."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,25 @@ def test_the_digits_are_the_same_on_every_machine() -> None:
     assert digits("test").fingerprint() == digits("test").fingerprint() != digits("train").fingerprint()
 
 
+def test_the_digits_are_those_that_scikit_learn_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    assert np.array_equal(digits().inputs, np.rint(found.images * (255 / 16)).astype(np.uint8))
+    assert np.array_equal(digits().labels, found.target)
+    # And where its package keeps them elsewhere.
+    before = digits().fingerprint()
+    monkeypatch.setattr(sys.modules["logitstore.pipeline.datasets.digits"], "_FILE", Path("nowhere"))
+    assert digits().fingerprint() == before
+
+
+def test_the_digits_need_no_import_of_scikit_learn() -> None:
+    code = "import sys; from logitstore.pipeline.datasets import digits; digits(){more}; print('sklearn' in sys.modules)"
+    for more, loaded in (("", "False"), ("; import sklearn", "True")):  # the second: negative control
+        command = [sys.executable, "-c", code.format(more=more)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == loaded
+
+
 def test_every_grey_of_the_digits_is_kept_apart() -> None:
     assert len(np.unique(digits().inputs)) == 17
 
@@ -251,8 +272,8 @@ def test_an_omitted_class_stays_a_class() -> None:
          "found '5'; write for example \"0:1500\" or \"::2\"")),
         ({"subset": "::0"}, "subset: expected a slice "),
         ({"subset": "9:1:-1"}, "subset: expected a slice "),
-        ({"subset": "2000:"}, ("transfer set: expected at least one of 1797 examples to be used, found none "
-         "(omit_classes=[], fraction=1.0, subset='2000:'); use more of them")),
+        ({"subset": "2000:"}, ("transfer set: expected 1 to 1797 selected examples, found 0 "
+         "(omit_classes=[], fraction=1.0, subset='2000:'); widen omit_classes, fraction or subset")),
         ({"fraction": 0.0}, "fraction: expected a number above 0 and up to 1, found 0.0; "),
         ({"fraction": math.nan}, "fraction: expected a number above 0 and up to 1, found nan; "),
         ({"fraction": 0.5, "seed": -1}, "seed: expected an integer from 0 to 2**64 - 1, found -1; "),
@@ -268,7 +289,9 @@ def test_bad_choices_are_named(arguments: dict[str, object], message: str) -> No
 
 
 def test_classes_of_a_set_without_labels_cannot_be_omitted() -> None:
-    with pytest.raises(ConfigError, match=r"^omit_classes: expected a set with labels, found none; "):
+    with pytest.raises(
+        ConfigError, match=r"^omit_classes: expected a transfer set with labels, found no labels; "
+    ):
         ArrayDataset(INPUTS).selected(omit_classes=[1])
 
 

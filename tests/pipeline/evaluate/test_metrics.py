@@ -142,7 +142,7 @@ def test_what_cannot_be_measured() -> None:
         Accumulator(4).update(logits, labels)
     with pytest.raises(BadDataError, match=r"^labels: expected classes from 0 to 2, or -1 .*, found 3; "):
         evaluate_logits(logits, np.array([0, 1, 3, 2, 0]))
-    with pytest.raises(ConfigError, match=r"^temperature: expected a number above 0, found nan; "):
+    with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, found nan; "):
         evaluate_logits(logits, labels, temperature=float("nan"))
     with pytest.raises(ConfigError, match=r"^bins: expected 1 or more, found 0; "):
         Accumulator(3, bins=0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import experiments
 from support.experiments import MLP_FACTORY, document, parsed, student
 
+from logitstore.pipeline.cluster.errors_inside import ErrorsInside
 from logitstore.pipeline.evaluate.scores import (
     Score,
     Scores,
@@ -19,6 +20,7 @@ from logitstore.pipeline.evaluate.scores import (
     TableRow,
     ensemble_name,
     ensembles,
+    errors_in_sets,
     subjects,
     table,
     verdicts,
@@ -118,7 +120,7 @@ def test_a_broken_file_counts_as_none_and_is_measured_anew(tmp_path: Path, conte
     assert Scores(path).get(subject("x", "a")) is None
     if content in (b"{", b'{"a": {"errors": 3}}'):  # two of them through a whole run
         report = experiments.run_document(document(), folder, folder / "out")
-        assert len(report.done) == 8
+        assert len(report.done) == 9
         assert json.loads(path.read_bytes()) == json.loads(expected)
 
 
@@ -141,6 +143,7 @@ def test_keys_belong_to_weights_and_to_the_evaluation_set() -> None:
     assert [s.run or s.name for s in found] == [
         "wide", "deep", "wide + deep, arithmetic mean",
         "soft-seed0", "soft-seed1", "both-seed0", "hard-seed0", "hard-seed1",
+        "wide-2x2",
     ]  # fmt: skip
     assert len({s.key for s in found}) == len(found)
     assert [s.key for s in finished_subjects(document())] == [s.key for s in found]
@@ -213,12 +216,39 @@ def test_a_verdict_says_which_is_better_in_the_mean() -> None:
         assert pytest.importorskip("re").search(figures, sentence)
 
 
+def test_a_difference_within_two_standard_errors_is_not_clear() -> None:
+    """Two seeds, one error apart: the standard error of a difference is 0.7."""
+    soft, hard = student("soft"), student("hard", targets="hard")
+    for theirs, claim in ((4, "is not clearly better than"), (5, "is better than")):
+        (sentence,) = verdict_of(soft, hard, (3, theirs))
+        assert sentence.startswith(f"soft {claim} hard: ")
+
+
+# Errors inside sets
+
+
+@pytest.mark.parametrize("errors", [ErrorsInside(57, 40, 0.24, 0.09, 100), ErrorsInside(0, 0, 0.24)])
+def test_errors_inside_sets_survive_and_make_no_row_of_the_table(
+    tmp_path: Path, errors: ErrorsInside
+) -> None:
+    found = [subject("wide", "a", "teacher"), subject("wide-3x4", "b", "sets")]
+    scores = Scores(tmp_path / "evaluation.json")
+    scores.put(found[0], score(3))
+    assert errors_in_sets(found, scores) is None
+    scores.put(found[1], errors)
+    again = Scores(tmp_path / "evaluation.json")
+    kept = errors_in_sets(found, again)
+    assert kept is not None and repr(kept) == repr(errors)  # NaN is not equal to itself
+    assert table(found, again) == [TableRow("teacher", "wide", (score(3),))]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"args": {"hidden": [7]}},
         {"factory": "logitstore.pipeline.models:convnet", "args": {}},
         {"views": 0},
+        {"rows": 0.5},
     ],
 )
 def test_a_verdict_compares_the_same_model_on_the_same_views_alone(change: dict[str, Any]) -> None:

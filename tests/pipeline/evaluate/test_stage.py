@@ -96,6 +96,33 @@ def test_teachers_ensemble_and_students_are_scored_by_their_own_weights() -> Non
     assert not np.allclose(wide, deep, atol=0.02), "two models as alike as these would test nothing"
 
 
+def test_the_errors_of_all_clustered_teachers_are_counted_in_the_sets(tmp_path: Path) -> None:
+    folder = experiments.copy_finished(tmp_path)
+    content = document()
+    content["cluster"] = {"teachers": ["wide", "deep"], "clusters": 2, "classes_per_cluster": 2}
+    report = run_document(content, folder, folder / "out")
+    models = folder / "out" / "models" / "teachers"
+    labels = np.load(folder / "test.npz")["labels"]
+    sets = [set(members) for members in report.store.clustering("ensemble-2x2").small("sets").tolist()]
+    pairs = [
+        {int(label), int(prediction)}
+        for name, hidden in (("wide", [12]), ("deep", [8, 8]))
+        for label, prediction in zip(
+            labels, logits_of(models / f"{name}.safetensors", hidden).argmax(axis=1), strict=True
+        )
+        if label != prediction
+    ]
+    found = report.errors_inside
+    assert found is not None and pairs
+    assert found.errors == len(pairs)
+    assert found.inside == sum(any(pair <= members for members in sets) for pair in pairs)
+    assert found.random_share == pytest.approx(1 - (1 - 1 / 6) ** 2)
+    # It is kept, and a run without a clustering has none.
+    assert run_document(content, folder, folder / "out").errors_inside == found
+    del content["cluster"]
+    assert run_document(content, folder, folder / "out").errors_inside is None
+
+
 def test_a_geometric_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
     folder = experiments.copy_finished(tmp_path)
     content = document()

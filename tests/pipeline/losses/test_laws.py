@@ -409,7 +409,7 @@ def test_losses_that_need_labels_say_so(unchecked: None) -> None:
         with pytest.raises(ConfigError) as caught:
             loss(Z, Z)
         assert str(caught.value) == (
-            f"labels: expected labels, for {needed}, found none; pass them (-1 where unknown), {remedy}"
+            f"labels: expected labels, for {needed}, found labels=None; pass them (-1 where unknown), {remedy}"
         )
     losses.LogitMatching()(Z, Z)
     losses.Dist(hard_weight=0.0)(Z, Z)

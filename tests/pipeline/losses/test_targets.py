@@ -170,7 +170,7 @@ def test_one_teachers_logits_come_back_as_they_are() -> None:
             {"wide": 1.0, "deep": math.nan},
             "weights['deep']: expected a finite number of 0 or more, found nan; ",
         ),
-        ({"wide": 1.0}, "weights: expected a weight for each of wide, deep, found none for 'deep'; "),
+        ({"wide": 1.0}, "weights: expected a weight for each of wide, deep, found no weight for 'deep'; "),
         (
             {"wide": 1.0, "deep": 1.0, "dep": 1.0},
             "weights['dep']: expected a teacher among wide, deep, found 'dep'",
@@ -188,13 +188,17 @@ def test_bad_weights_are_named(weights: dict[str, float], message: str) -> None:
 
 
 def test_other_bad_ensembles_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"^teachers: expected one or more, found none; "):
+    with pytest.raises(ConfigError, match=r"^teachers: expected 1 or more teachers, found 0; "):
         ensemble_shares([], None)
     with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, found 0.0; "):
         ensemble_logits(torch.zeros(1, 2), 0.0)
-    with pytest.raises(ConfigError, match=r"^weights: expected none for a single teacher, found 1; "):
+    with pytest.raises(
+        ConfigError, match=r"^weights: expected weights=None for a single teacher, found 1 weights; "
+    ):
         ensemble_logits(torch.zeros(1, 2), 1.0, {"wide": 1.0})
-    with pytest.raises(ConfigError, match=r"^weights: expected none for a single teacher, found 1; "):
+    with pytest.raises(
+        ConfigError, match=r"^weights: expected weights=None for a single teacher, found 1 weights; "
+    ):
         soft_targets(torch.zeros(1, 2), 1.0, {"wide": 1.0})
     with pytest.raises(BadLogitsError) as caught:
         soft_targets({"wide": torch.zeros(2, 3), "deep": torch.zeros(2, 4)}, 1.0)

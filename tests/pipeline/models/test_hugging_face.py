@@ -136,7 +136,8 @@ def test_uint8_pixels_are_normalised_as_the_processor_says(saved: Path, models: 
         without = classifier(models / "vit").eval()
         without(torch.rand(4, 3, 8, 8))
         with pytest.raises(
-            BadDataError, match=r"expected preprocessor_config.json, which says how uint8 .* none"
+            BadDataError,
+            match=r"expected preprocessor_config.json, which states how uint8 .* found no preprocessor_config.json",
         ):
             without(pixels)
         with pytest.raises(BadDataError, match="found inputs of int64"):

@@ -406,6 +406,18 @@ def test_passes_are_counted_by_hand() -> None:
     assert passes.pays_from == 7
 
 
+def test_a_student_of_a_tenth_of_the_rows_costs_a_tenth_of_a_pass_an_epoch() -> None:
+    content = experiments.document()
+    content["student"] = [
+        experiments.student("s", rows=0.1, train=experiments.train(epochs=200, seeds=[0, 1]))
+    ]
+    experiment = experiments.parsed(content, Path())
+    assert live_passes(experiment) == {"wide": 40, "deep": 0}
+    passes = count_passes(experiment)
+    # Six passes are cached: the live ones exceed them in the epoch after the 60th.
+    assert (passes.live, passes.epochs, passes.pays_from) == (40, 400, 61)
+
+
 @given(
     views=st.integers(1, 5),
     students=st.lists(

@@ -20,7 +20,7 @@ from logitstore.pipeline.models.records import Models, Record
 from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.train import stage
 from logitstore.pipeline.train.stage import open_stream, train_student, train_students
-from logitstore.pipeline.train.todo import StudentSeed, student_seeds
+from logitstore.pipeline.train.todo import StudentSeed, student_rows, student_seeds
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import BadDataError, RowMismatch, SpecMismatch
 
@@ -95,6 +95,18 @@ def test_another_seed_is_shown_another_order() -> None:
     assert sorted(orders[0]) == sorted(orders[1])
 
 
+def test_students_of_a_seed_learn_from_the_same_share_of_the_rows() -> None:
+    def rows(**changes: Any) -> list[int]:
+        return sorted(shown(with_student(student("a", views=0, **changes)), 1)[0][0])
+
+    kept = rows(rows=0.25)
+    assert len(kept) == len(set(kept)) == round(0.25 * ROWS)
+    assert rows(rows=0.25, targets="hard") == kept
+    assert rows(rows=0.25, train=train(seeds=[1])) != kept
+    assert len(rows(rows=1e-9)) == 1
+    assert rows() == rows(rows=1.0) == list(range(ROWS))  # negative control
+
+
 def test_another_augmentation_than_the_captures_is_refused(tmp_path: Path) -> None:
     for change, said in (
         ({"args": {"pixels": 2}}, r"'pixels': 2"),
@@ -131,6 +143,25 @@ def test_hard_targets_need_labels(tmp_path: Path) -> None:
     )
     with pytest.raises(BadDataError, match=message):
         open_stream(experiment, run, unlabelled)
+
+
+def test_hard_targets_need_labels_among_the_rows_that_are_shown(tmp_path: Path) -> None:
+    """One row is shown; labelled or not, it decides."""
+    experiment, (run, *_) = runs(with_student(student("a", targets="hard", rows=1 / 8, views=0)))
+    (row,) = student_rows(run, 8).tolist()  # type: ignore[union-attr]
+    for labelled in (row, (row + 1) % 8):
+        labels = np.where(np.arange(8) == labelled, 0, -1)
+        inputs = np.zeros((8, *experiments.SHAPE), np.uint8)
+        path = tmp_path / str(labelled)
+        made = create_store(path, num_classes=4, inputs=inputs, labels=labels, store_inputs=True)
+        with made.capture("wide", provenance={}) as capture:
+            for rows in capture.missing_blocks():
+                capture.write(rows, np.zeros((8, 4), np.float32))
+        if labelled == row:
+            open_stream(experiment, run, made)
+        else:
+            with pytest.raises(BadDataError, match="found none in its 1 rows"):
+                open_stream(experiment, run, made)
 
 
 def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -> None:
