@@ -519,23 +519,23 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             (),
             64,
-            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found none; give one",
+            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found no such option; give one",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (
             ("--top-k", "2", "--statistic", "max"),
             64,
-            "--statistic: expected it beside --top-k-kl alone, found it",
+            "--statistic: expected --statistic with --top-k-kl alone, found ",
         ),
         (
             ("--top-k", "2", "--min-temperature", "2"),
             64,
-            "expected it beside --max-kl alone, found it beside --top-k",
+            "--min-temperature with --max-kl alone, found --min-temperature with --top-k",
         ),
         (
             ("--top-k-kl", "0.1"),
             64,
-            "temperature: expected a positive number: where the KL is to be kept, found none",
+            "temperature: expected a positive number, found no such key",
         ),
         (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),

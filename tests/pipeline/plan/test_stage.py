@@ -22,7 +22,7 @@ from logitstore.pipeline.cache.todo import plan_grid
 from logitstore.pipeline.compress.stage import compress
 from logitstore.pipeline.experiment.document import Experiment, load_experiment
 from logitstore.pipeline.models.records import Models
-from logitstore.pipeline.plan.sample import modelled_logits
+from logitstore.pipeline.plan.sample import modelled_logits, spread_rows
 from logitstore.pipeline.plan.stage import EncodingPlan, Plan, count_passes, live_passes, plan
 from logitstore.pipeline.specialists.stage import make_specialists
 from logitstore.pipeline.transfer import TransferRows
@@ -34,10 +34,13 @@ from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from logitstore.storage.format.constants import TEMPERATURES
 from logitstore.storage.format.grid import Grid
-from logitstore.storage.parts.footprint import capture_footprint, spread_rows
+from logitstore.storage.parts.footprint import capture_footprint
 
 ENCODINGS: list[Any] = ["float16", "float32", {"max_kl": 1e-3}, {"max_kl": 1e-2, "min_temperature": 2.0}]
 ENCODINGS += [{"top_k": 2}]
+
+PACKED = ("logits", "index")
+"""Arrays behind a codec, but for float16 and float32."""
 
 MORE_MODULE = """
 
@@ -137,7 +140,11 @@ def check_foretold(planned: Plan, store: Path) -> None:
     opened = logitstore.open_store(store)
     assert planned.own.block_rows == opened.block_rows
     for capture in planned.own.captures:
-        assert capture.arrays == array_bytes(store, capture.teacher)
+        there = array_bytes(store, capture.teacher)
+        assert capture.arrays.keys() == there.keys()
+        for name, size in there.items():  # what a codec makes of so few rows follows from where they are cut
+            packed = name in PACKED and "float" not in planned.own.name
+            assert capture.arrays[name] == (pytest.approx(size, rel=0.01, abs=256) if packed else size), name
         theirs = opened.teachers[capture.teacher]
         if "error" not in capture.arrays:
             continue
@@ -236,7 +243,7 @@ def test_a_sample_of_some_rows_has_their_divergence(here: Path) -> None:
     ],
     ids=str,
 )
-def test_some_rows_tell_the_bytes_of_all_within_three_per_cent(
+def test_2048_rows_tell_the_bytes_of_all_within_one_per_cent(
     rows: int, classes: int, block_rows: int, encoding: Any, here: Path
 ) -> None:
     logits = modelled_logits(rows, classes)
@@ -251,15 +258,21 @@ def test_some_rows_tell_the_bytes_of_all_within_three_per_cent(
         with store.capture("wide", provenance={}, encoding=encoding) as capture:
             for block in capture.missing_blocks():
                 capture.write(block, logits[block.start : block.stop])
-    sample = spread_rows(rows, 1, 1500)
+    grid, sample = Grid(rows, block_rows), spread_rows(rows, 1, 2048)
     stored = encoding.encode(logits[sample.rows], 0, "")
-    found = capture_footprint(encoding, classes, Grid(rows, block_rows), 1, stored, sample, {})
+    found = capture_footprint(encoding, classes, grid, 1, stored, {})
     there = array_bytes(here / "store.zarr", "wide")
     assert found.arrays.keys() == there.keys()
     for name, size in there.items():
-        assert found.arrays[name] == pytest.approx(size, rel=0.03), name
-        raw = name in ("peak", "seen", "error", "tail")
-        assert (found.arrays[name] == size) or not raw
+        assert found.arrays[name] == (pytest.approx(size, rel=0.01) if name in PACKED else size), name
+    files = [file for file in (here / "store.zarr" / "teachers" / "wide").rglob("*") if file.is_file()]
+    assert found.files == len(files)
+    assert found.bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
+    # The control: rows that a codec packs better.
+    flat = encoding.encode(np.repeat(logits[:1], 2048, axis=0), 0, "")
+    other = capture_footprint(encoding, classes, grid, 1, flat, {})
+    packed = [name for name in PACKED if name in there]
+    assert any(other.arrays[name] != pytest.approx(there[name], rel=0.01) for name in packed)
 
 
 @pytest.mark.parametrize("own", ["float16", "float32"])
@@ -277,7 +290,7 @@ def test_what_compress_makes_of_it_is_what_compress_then_makes(own: str, here: P
             about = store.teachers[name].encoding.describe()
             assert (smaller.source, smaller.dtype) == (own, about["dtype"])
             for array, size in array_bytes(here / "store.zarr", name).items():
-                assert smaller.arrays[array] == pytest.approx(size, rel=0.03), array
+                assert smaller.arrays[array] == pytest.approx(size, rel=0.01, abs=256), array
 
 
 def test_the_blocks_are_those_that_the_encoding_asks_for(here: Path) -> None:
@@ -461,7 +474,6 @@ def test_a_sample_is_spread_over_all_views(rows: int, views: int, most: int) -> 
     sample = spread_rows(rows, views, most)
     places = sample.views * rows + sample.rows
     assert len(sample) == min(most, rows * views)
-    assert sample.is_whole == (most >= rows * views)
     gaps = np.diff([-1, *places.tolist(), rows * views])
     assert (gaps > 0).all()
     step = rows * views / len(sample)
