@@ -71,7 +71,7 @@ class Loops:
 
     experiment: Experiment
     module: torch.nn.Module
-    """One batch, on the device."""
+    """The teacher, on the device."""
     rows: TransferRows
     size: Size
     device: str

@@ -54,7 +54,7 @@ LONGEST = 900
 """Seconds without an answer after which a loader counts as hanging."""
 ROW_BYTES = 3 * 32 * 32 + 8 + 2 * CLASSES
 COPIES = 9
-"""Times that the rows lie on the disk, at most: the data, a store, five loaders, one of them twice, and tar files are half as large again."""
+"""Copies of the rows on the disk, at most: data, store, five loaders, one twice, tar files half more."""
 
 Setting = tuple[str, int]
 """A way of a loader, and its number of workers."""

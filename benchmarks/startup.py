@@ -1,4 +1,4 @@
-"""How long until the command line says anything, and until a finished experiment says that it is finished?"""
+"""Time for the command line to print its help, and to report that an experiment is finished."""
 
 import subprocess
 import sys
