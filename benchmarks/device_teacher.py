@@ -11,9 +11,9 @@ Images are 3 x 224 x 224 in batches of 256, and are not kept. Three run in turn:
 The bar covers the whole, with reading the weights and trying the teacher. In a capture of hours these are
 negligible, so the ratio is also given without the time of a capture of a single batch.
 
-Then each task beside the teacher is timed by itself, as a share of the first loop's time: fetching and
-digesting the inputs, copying the logits to the host, encoding them, committing them (sha256, crc32c, fsync,
-seal). Tasks that overlap with the teacher cost nothing as long as each share is below 1.
+Then each task beside the teacher is timed by itself, as a share of the first loop's time. The tasks are
+fetching and digesting the inputs, copying the logits to the host, encoding them, and committing them (sha256,
+crc32c, fsync, seal). Tasks that overlap with the teacher cost nothing as long as each share is below 1.
 
 Without a GPU a tiny net of the same form runs on images of 32 x 32. This tries the script, and measures
 nothing.

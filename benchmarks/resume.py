@@ -5,11 +5,11 @@ starts stage one on it, and is killed as soon as its teacher gets the first miss
 times are taken: from the start of the process, torch's import included, and from the call of `cache`. Then
 the capture runs to its end.
 
-The bytes of the store that come through `os.read`, `pread`, `preadv` and `readv` are counted by file: data of
-the existing blocks, data of the missing block (the digests of its inputs may exist), all else (records,
-metadata). Beside it stands the kernel's count for the whole process, without pages of mapped files (`rchar`,
-Linux). At the end a row of an existing block is read and counted: this shows that the count sees a read of
-the data.
+The bytes of the store that come through `os.read`, `pread`, `preadv` and `readv` are counted by file. The
+kinds are data of the existing blocks, data of the missing block (the digests of its inputs may exist), and
+all else (records, metadata). Beside it stands the kernel's count for the whole process, without pages of
+mapped files (`rchar`, Linux). At the end a row of an existing block is read and counted: this shows that the
+count sees a read of the data.
 
 Alone, with fewer blocks: python benchmarks/resume.py [blocks]
 """

@@ -11,8 +11,8 @@ synced, sealed. Blocks are of 4096 rows, the default of a store of 262,144 rows.
 default of this small store, have a line without a bar. The store of a round is deleted before the next one.
 
 The work of stage one beside the teacher may use another core, which the bare loop cannot use. So two more
-figures are given, both without a bar: the processor's seconds of both sides, and rows/s against the teacher
-over batches in memory, where no loading can be hidden.
+figures are given, both without a bar. One is the processor's seconds of both sides. The other is rows/s
+against the teacher over batches in memory, where no loading can be hidden.
 
 Alone, with fewer rows: python benchmarks/stage_one.py [rows]
 """

@@ -1,8 +1,8 @@
 """Cost of a training step with data out of a store, against data in memory.
 
-The student has (uint8 3 x 32 x 32) inputs and 1000 classes, and a step of a few milliseconds: pixels to
-floats, forward, `Distillation` at T = 4 with a hard term, backward, SGD. Whole epochs run in turn, and the
-same student trains through all of them.
+The student has (uint8 3 x 32 x 32) inputs and 1000 classes, and a step of a few milliseconds. A step is
+pixels to floats, forward, `Distillation` at T = 4 with a hard term, backward, SGD. Whole epochs run in turn,
+and the same student trains through all of them.
 
 In memory, a batch is one torch index into each of three contiguous tensors. Its logits are float16 until the
 loss, as the stream's are (`decode=False`). The stream that decodes is compared with the index and `.float()`.

@@ -24,10 +24,10 @@ runs of a window, and loses at most both:
     H(p) - (K - 1) / (2 w ln 2) - (K - 1) / (2 m ln 2)  <=  E[H(batch)]  <=  H(p) - (K - 1) / (2 m ln 2).
 
 Either loss is the first term of a series (Miller 1955). It is accurate only if w and m are larger than K: for
-ten classes, not for a thousand. So the expectations themselves are computed, too: of m draws from all rows,
-and of m draws from w blocks that each hold one class, drawn from p. Blocks of several classes, and drawing
-without replacement, can only add to the latter. w is the number of runs from which a batch takes its rows,
-the median over batches.
+ten classes, not for a thousand. So the expectations themselves are computed, too. One is of m draws from all
+rows. The other is of m draws from w blocks that each hold one class, drawn from p. Blocks of several classes,
+and drawing without replacement, can only add to the latter. The w in both is the number of runs from which a
+batch takes its rows, the median over batches.
 
 Alone, with fewer rows a class: python benchmarks/variety.py [rows_per_class]
 """

@@ -1,8 +1,8 @@
 """The batches that a loader must deliver, their check and their clock.
 
-Row i of the data is a uint8 image 3 x 32 x 32 whose first four bytes are i, an int64 label and float16 logits
-of 1000 classes, of which the largest is 0. So every batch identifies its rows, and each value can be
-compared.
+A row of the data is a uint8 image 3 x 32 x 32, an int64 label and float16 logits of 1000 classes. The first
+four bytes of the image are the row's number, and the largest logit is 0. So every batch identifies its rows,
+and each value can be compared.
 """
 
 import time
