@@ -133,7 +133,7 @@ class Effect(NamedTuple):
     """Values of `choice` under which the keys have an effect."""
 
 
-Share = Annotated[float, Field(gt=0, le=1)]
+UpToOne = Annotated[float, Field(gt=0, le=1)]
 
 
 class Table(BaseModel):

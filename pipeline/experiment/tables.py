@@ -21,6 +21,7 @@ from .schema import (
     Share,
     Table,
     Text,
+    UpToOne,
     Whole,
     check_distinct,
     check_name,
@@ -376,7 +377,7 @@ class Student(Factory):
     """Whether each row of logits, the teachers' and the student's, gets mean 0 and deviation 1 before the loss."""
     views: Views = "cycle"
     """All views every epoch, another one each epoch, or this one."""
-    rows: Share = 1.0
+    rows: UpToOne = 1.0
     """Share of the store's rows that it learns from, drawn from its seed."""
     train: StudentTrain
     """Training, once a seed."""
