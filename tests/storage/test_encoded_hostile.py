@@ -1,4 +1,4 @@
-"""Is an encoded capture whose maker lies refused: another encoding, another scale, columns that are not there?
+"""Encoded captures with false metadata: another encoding, another scale or missing columns are refused.
 
 Every digest of these stores fits: only what a reader knows of the format stands in the way.
 """

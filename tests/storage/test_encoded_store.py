@@ -1,4 +1,4 @@
-"""Is an encoded capture a capture like any other: written, resumed, read, streamed, verified and repaired?"""
+"""Encoded captures: written, resumed, read, streamed, verified and repaired like any other."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Does the order of an epoch hold every row of every view exactly once?
+"""The order of an epoch: it holds every row of every view exactly once.
 
 As integers alone: no store, no disk. `flaws` is the checker; mutants of the order must not get past it.
 """

@@ -1,4 +1,4 @@
-"""Is what ranks take of an epoch, batch by batch, and what is left, always the epoch; whoever goes on with it?
+"""Pieces of an epoch: taken batches and the rest are always the epoch, whichever ranks resume it.
 
 Pieces, batches, courses and strata as integers alone: no store, no disk. `Simulation` takes batches as a training run
 would, and stops, and goes on with other batch sizes and ranks.

@@ -1,4 +1,4 @@
-"""Does a read give the rows that were asked for, whatever the shape of the question?"""
+"""Reads: they give the requested rows, for any form of index."""
 
 import re
 from collections.abc import Callable

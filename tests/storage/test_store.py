@@ -1,4 +1,4 @@
-"""What does a store say when it is made, opened, expected, grown, or not one at all?"""
+"""Stores: made, opened, expected, grown, and errors for folders that are not a store."""
 
 import json
 import re

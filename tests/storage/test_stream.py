@@ -1,4 +1,4 @@
-"""Does a stream give every row exactly once, with what belongs to it, wherever it stops and goes on?
+"""Streams: every row exactly once, with its own data, after any stop and resumption.
 
 Hypothesis draws the store, the arguments and the interruption. `seen_by` gathers what a training loop would
 see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.

@@ -1,4 +1,4 @@
-"""Is a resumed capture the same bytes, and is what does not belong together refused?
+"""A resumed capture: the same bytes, and a refusal of parts that do not belong together.
 
 Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two
 write the same capture at once. The tree must be the one that an uninterrupted writer leaves, name for name
