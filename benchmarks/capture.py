@@ -46,7 +46,7 @@ def plain_files(folder: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    print("capture")
+    print("capture: cost of safe writing")
     with tempfile.TemporaryDirectory() as folder:
         plain_files(Path(folder))
 

@@ -151,10 +151,10 @@ def measure(name: str, block_rows: int) -> None:
     )
     bar(what, f"{beyond / MIB:.1f}", f"< {MOST_MIB}", beyond < MOST_MIB * MIB)
     if stated is None:
-        bar("the same, against the queue that it states", "none stated", "at most the stated queue", False)
+        bar("the same, against the stated limit of the queue", "none stated", "<= the stated limit", False)
     else:
         bar(
-            "the same, against the queue that it states",
+            "the same, against the stated limit of the queue",
             f"{beyond / MIB:.1f}",
             f"<= {stated / MIB:.1f}",
             beyond <= stated,

@@ -125,9 +125,9 @@ def main(rows: int = ROWS) -> None:
         found = compare(not_checked, checked)
         print(line("rows/s checked / not checked", f"{found.ratio:.2f}", found))
         each = (found.theirs - found.ours) / rows
-        print(f"  {'the check, of a row':58s} {1e6 * each:7.2f} µs")
+        print(f"  {'the check of a row':58s} {1e6 * each:7.2f} µs")
         alone = compare(lambda: digest_rows(examples.inputs), lambda: examples.inputs.sum(), rounds=5)
-        print(f"  {'digest_rows alone, of a row':58s} {1e6 * alone.ours / rows:7.2f} µs")
+        print(f"  {'digest_rows alone on a row':58s} {1e6 * alone.ours / rows:7.2f} µs")
 
 
 if __name__ == "__main__":

@@ -79,16 +79,16 @@ def show_speed(store: logitstore.Store) -> None:
     source = softened(store)
     whole = compare(lambda: covariance(source), lambda: held.T @ held)
     speed = f"{store.num_rows / whole.ours:,.0f}/s"
-    print(line("rows/s from the store; time in products in memory:", speed, whole))
+    print(line("rows/s of the covariance; seconds of store and product:", speed, whole))
     bar(
-        f"covariance from the store, of the speed of one product in memory ({os.cpu_count()} threads)",
+        f"speed of the covariance / of one product in memory ({os.cpu_count()} threads)",
         f"{1 / whole.ratio:.2f}",
         f">= {LEAST_SPEED}",
         1 / whole.ratio >= LEAST_SPEED,
     )
     other = held.copy()  # another matrix: a general product, of which no half can be left out
     general = compare(lambda: covariance(source), lambda: other.T @ held, rounds=3)
-    print(line("the same against a general product, for comparison", f"{1 / general.ratio:.2f}", general))
+    print(line("the same / of a general product, for comparison", f"{1 / general.ratio:.2f}", general))
 
 
 def show_accuracy(store: logitstore.Store) -> NDArray[np.float64]:
@@ -97,7 +97,7 @@ def show_accuracy(store: logitstore.Store) -> NDArray[np.float64]:
     exact -= exact.mean(axis=0)
     found = covariance(softened(store))
     error = worst(found, exact.T @ exact / len(exact))
-    what = f"largest error of an element in sqrt(c_ii c_jj), against float64, {store.num_rows:,} rows"
+    what = f"largest error of an element / sqrt(c_ii c_jj), against float64, {store.num_rows:,} rows"
     bar(what, f"{error:.1e}", f"<= {MOST_ERROR:g}", error <= MOST_ERROR)
     return found
 
@@ -133,7 +133,7 @@ def show_memory(made: Callable[[int], Path], rows: int) -> None:
     few, many = rows // 4, 4 * rows
     peaks = {count: median([peak(made(count)) for _ in range(PROCESSES)]) for count in (few, many)}
     bar(
-        f"MiB at the peak of {many:,} rows, {peaks[few] / MIB:,.0f} of {few:,} (medians of {PROCESSES} processes)",
+        f"peak MiB with {many:,} rows ({peaks[few] / MIB:,.0f} with {few:,}; medians of {PROCESSES} processes)",
         f"{peaks[many] / MIB:,.0f}",
         f"<= {MOST_GROWTH * peaks[few] / MIB:,.0f}",
         peaks[many] <= MOST_GROWTH * peaks[few],

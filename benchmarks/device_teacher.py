@@ -213,7 +213,7 @@ def measure(device: str, folder: Path, rows: int) -> None:
             bar(what, f"{ratio:.3f}", f">= {least:g}", ratio >= least)
     first = TransferRows(one_batch)
     start = median(seconds(lambda: capture(one_batch, first, device, folder)) for _ in range(ROUNDS))
-    what = f"rows/s of stage one / the device's own speed, without what a capture of one batch takes ({start:.2f} s)"
+    what = f"rows/s of stage one without the time for one batch ({start:.2f} s) / the device's own speed"
     steady = whole / (median(ours) - start) * (rows - size.batch) / rows
     print(f"  {'':8s}{what:122s} {steady:14.2f}", flush=True)
     shares(loops, whole)

@@ -148,7 +148,7 @@ def rows_over_from_float16(logits: NDArray[np.float32]) -> dict[str, tuple[int, 
         try:
             budget = budget_for(max_kl, source, error, chunk)
         except ConfigError as refused:
-            print(f"          budget {max_kl:g} of float16 is refused, as it must be: {refused.expected}")
+            print(f"          budget {max_kl:g} of float16 is refused, as required: {refused.expected}")
             continue
         for start in range(0, len(source), chunk):
             part = slice(start, start + chunk)
@@ -211,7 +211,7 @@ def show_adversaries() -> None:
     total = 2 * len(BUDGETS) * ADVERSARIAL_ROWS
     what = f"1. adversarial rows over a budget, of float32 and float16 ({total:,}; worst {worst:.3f} of it)"
     bar(what, str(over), "0", over == 0)
-    what = f"1. … and where float16's rounding is not heeded: budgets do break ({by:.2f} of it)"
+    what = f"1. adversarial rows over a budget that ignores float16's rounding (worst {by:.2f} of it)"
     bar(what, str(broken), "> 0", broken > 0)
 
 
@@ -282,7 +282,7 @@ def show_tails(logits: NDArray[np.float32], found: Mapping[str, Measured]) -> No
             continue
         mean = found[f"top-{k} and tail"].kl.mean(axis=0)
         over = mean / floor_of_top_k(logits, k)
-        what = f"4. top-{k} and tail: mean KL / that of the exact tail, spread evenly; largest of five T"
+        what = f"4. top-{k} and tail: mean KL / mean KL of the exact tail spread evenly; largest of five T"
         bar(what, f"{over.max():.4f}", "<= 1.02", bool(over.max() <= 1.02))
         against = mean / found[f"top-{k} p, spread evenly"].kl.mean(axis=0)
         each = " ".join(f"{ratio:.3g}" for ratio in against)
@@ -328,7 +328,7 @@ def show_reading(logits: NDArray[np.float32]) -> None:
             ("raw float16", reading("raw"), 0.35),
             ("zstd float16 by zarr-python", zipped.read_by_zarr, 1.5),
             ("zstd float16 by a loop of our own, unchecked", zipped.read_by_loop, 1.5),
-            ("raw float16 that is not converted to float32", left_as_it_is, None),
+            ("raw float16, not converted to float32", left_as_it_is, None),
         ):
             found = compare(read, reading("budget"), rounds=READ_ROUNDS)
             spread = f"{found.low:.2f} … {found.high:.2f}; {found.theirs:.3f} and {found.ours:.3f} s"
@@ -369,11 +369,11 @@ def main(data: Sequence[str] = DATA, json: Path | None = None) -> None:
 
     data: the logits to measure. json: the file for the first table, from which the plot is drawn.
     """
-    print("encodings")
+    print("encodings: bytes, KL and speed of each way to store logits")
     print(
-        "  a class at probability 0 counts as 2^-24, the smallest float16: top-k p before it is re-tempered, top-k"
+        "  probability 0 counts as 2^-24, the smallest float16: of top-k p before re-tempering, of top-k ln p at each"
     )
-    print("  ln p at each T (as it is stored its KL is infinite wherever a class is left out)")
+    print("  T (as stored, the KL of top-k ln p is infinite for every class that is left out)")
     for name in data:
         if name == "synthetic":
             logits, about = (

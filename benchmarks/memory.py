@@ -64,8 +64,8 @@ def measure(small: Path, large: Path, how: str) -> None:
     stated, queue = found["stated"], found["stated"] - found["windows"]
     over = found["used"] - stated
     bar(
-        f"MiB of a stream, {how}: at most two windows ({found['windows'] / MIB:.1f}) and the queue "
-        f"({queue / MIB:.1f}), as stated ({'+' if over > 0 else ''}{over / MIB:.1f}; the process {found['total'] / MIB:.0f})",
+        f"MiB of a stream, {how}: limit of two windows ({found['windows'] / MIB:.1f}) and queue "
+        f"({queue / MIB:.1f}), difference {'+' if over > 0 else ''}{over / MIB:.1f} (the process {found['total'] / MIB:.0f})",
         f"{found['used'] / MIB:.1f}",
         f"<= {stated / MIB:.1f}",
         over <= 0,

@@ -90,7 +90,7 @@ def measure(path: Path, rows: int) -> None:
 
 def main(rows: int = ROWS, awkward: int | None = None) -> None:
     """Print the table."""
-    print("ranks")
+    print("ranks: bytes that all ranks together read in an epoch")
     for count in (rows, awkward or (AWKWARD if rows == ROWS else rows - 1021)):
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder) / "store.zarr", count)

@@ -142,7 +142,7 @@ def report(rounds: list[dict[str, Any]], blocks: int) -> None:
     """Print the times and reads of several resumptions."""
     for about, since in (("from the start of the process", "began"), ("from the call of cache()", "called")):
         seconds = [found["reached"] - found[since] for found in rounds]
-        what = f"s of a resume of {blocks - 1:,} of {blocks:,} blocks until the first new batch, {about}"
+        what = f"seconds to the first new batch, {blocks - 1:,} of {blocks:,} blocks finished, {about}"
         bar(
             f"{what} ({min(seconds):.2f} … {max(seconds):.2f})",
             f"{median(seconds):.2f}",
@@ -156,14 +156,14 @@ def report(rounds: list[dict[str, Any]], blocks: int) -> None:
     )
     there, missing, rest = (max(found["bytes"][kind] for found in rounds) for kind in rounds[0]["bytes"])
     bar(
-        f"bytes read of the data of blocks that are there (of the missing block: {missing:,}; records and metadata: "
+        f"bytes read of the data of finished blocks (of the missing block: {missing:,}; records and metadata: "
         f"{rest:,}; by the whole process: {max(found['in_all'] for found in rounds):,})",
         f"{there:,}",
         f"<= {MOST_BYTES}",
         there <= MOST_BYTES,
     )
     known = max(found["known_rows"] for found in rounds)
-    what = "rows shown to the teacher that were there already (a batch to try it is)"
+    what = "finished rows given to the teacher again (one trial batch is)"
     bar(what, f"{known}", f"<= {BLOCK_ROWS}", known <= BLOCK_ROWS)
 
 
@@ -197,7 +197,7 @@ def main(blocks: int = BLOCKS) -> None:
         last = started(folder, "end", blocks)
         assert last is not None and last["seen_by_the_count"] > 0, "the count sees no read of a shard"
         there = last["bytes_to_the_end"]["there"]
-        what = "bytes read of the data of blocks that were there, until the capture is sealed"
+        what = "bytes read of the data of finished blocks, until the capture is sealed"
         print(f"  {'':8s}{what:122s} {there:14,}", flush=True)
         shutil.rmtree(store)
 

@@ -128,7 +128,7 @@ def one_teacher(case: Case, folder: Path, rows: int) -> None:
     what = f"rows/s of stage one / bare loop, {case.about}, {a_batch:.1f} ms a batch of {case.batch}"
     bar(f"{what} ({figures(found, rows)})", f"{found.ratio:.2f}", f">= {LEAST:g}", found.ratio >= LEAST)
     more = median(captured.spent) / median(bare.spent)
-    print(f"  {'':8s}{'the same, seconds of the processor, all threads':122s} {more:14.2f}", flush=True)
+    print(f"  {'':8s}{'the same, processor seconds, all threads':122s} {more:14.2f}", flush=True)
     found = compare(lambda: bare_loop(net.module, iter(held)), captured, ROUNDS, capture.forget)
     what = f"rows/s of stage one / of the teacher over batches in memory ({figures(found, rows)})"
     print(f"  {'':8s}{what:122s} {found.ratio:14.2f}", flush=True)
@@ -160,10 +160,10 @@ def three_teachers(case: Case, folder: Path, rows: int) -> None:
     capture, captured = capture_of(folder, nets, data, case, loader, BLOCK_ROWS)
     found = compare(parts, captured, ROUNDS, capture.forget)
     split = " + ".join(f"{median(times):.2f}" for times in alone.values())
-    what = f"rows/s of three teachers in one pass / 1 / (loading + each alone: {split} s) ({figures(found, rows)})"
+    what = f"rows/s of three teachers in one pass / of loading and each alone in sequence ({split} s) ({figures(found, rows)})"
     bar(what, f"{found.ratio:.2f}", f">= {LEAST:g}", found.ratio >= LEAST)
     more = median(captured.spent) / median(parts.spent)
-    print(f"  {'':8s}{'the same, seconds of the processor, all threads':122s} {more:14.2f}", flush=True)
+    print(f"  {'':8s}{'the same, processor seconds, all threads':122s} {more:14.2f}", flush=True)
 
 
 def main(rows: int = ROWS) -> None:

@@ -85,7 +85,7 @@ def test_errors(module: torch.nn.Module, inputs: NDArray[np.uint8], labels: NDAr
 def main(epochs: int = EPOCHS) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print("students")
+    print("students: error budget 1e-2 against float32")
     teacher = mnist_logits()
     if isinstance(teacher, str):
         print(f"  {teacher}")
