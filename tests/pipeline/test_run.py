@@ -1,4 +1,4 @@
-"""A whole experiment: does each change make anew what follows from it, and nothing else?
+"""A whole experiment: each change renews its consequences, and nothing else.
 
 Every case runs the tiny experiment of `experiments` in a copy of a finished folder. What was made anew is seen
 from the outside, by bytes and times of files, and from what `run` says it did.

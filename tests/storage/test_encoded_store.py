@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Encoded captures, written, resumed, read, streamed, verified and repaired as any other."""
+=======
+"""Encoded captures: written, resumed, read, streamed, verified and repaired like any other."""
+>>>>>>> logpage
 
 import shutil
 from collections.abc import Callable, Iterator

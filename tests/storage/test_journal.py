@@ -1,4 +1,4 @@
-"""Do records hold what was committed, and does one changed bit of them show?"""
+"""Records: they hold the commits, and one changed bit of them shows."""
 
 import json
 import threading

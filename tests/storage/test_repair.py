@@ -1,4 +1,4 @@
-"""Does `repair` bring back what other files tell, throw away just what is torn, and leave everything else alone?
+"""The command `repair`: it restores all that other files hold, discards torn files, and keeps the rest.
 
 Torn shards by the hundred, and orders of events by the thousand, are tried in faults/test_torn.py and
 faults/test_machine.py; here is what a report says, file by file.

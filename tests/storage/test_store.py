@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Stores that are made, opened, expected and grown, and paths that hold none."""
+=======
+"""Stores: made, opened, expected, grown, and errors for folders that are not a store."""
+>>>>>>> logpage
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Does `verify` tell what is wrong with a store, all of it, and nothing else?
+"""The command `verify`: it reports everything that is wrong with a store, and nothing else.
 
 Thousands of flipped bits are tried in faults/test_flip.py; here is what a report says.
 """
