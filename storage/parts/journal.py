@@ -22,6 +22,7 @@ from ..format.constants import (
     COMMITS,
     GROUPS,
     LOG,
+    MAX_CHUNKS_PER_SHARD,
     MAX_JSON_BYTES,
     MAX_PARTS,
     MAX_SEAL_TABLE_BYTES,
@@ -46,6 +47,10 @@ _COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
 
 
 _REMEDY = "run `logitstore verify` and restore the file from a copy"
+
+
+ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
+"""Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
 
 
 def _digest(value: object, where: str) -> str:
@@ -126,7 +131,7 @@ class Commit:
         try:
             intact = own == sha256_hex(canonical_json(body))
             objects = {
-                name: StoredShard(
+                _array_name(name, where): StoredShard(
                     integer(o["size"], 0, where, "size"),
                     _digest(o["sha256"], where),
                     tuple(integer(c, 0, where, "crc32c") for c in o["crc32c"]),
@@ -264,7 +269,7 @@ class Seal:
         try:
             table = value["seal_bin"]
             arrays = tuple(
-                (_array_name(name, where), integer(chunks, 1, where, "arrays"))
+                (_array_name(name, where), integer(chunks, 1, where, "arrays", MAX_CHUNKS_PER_SHARD))
                 for name, chunks in value["arrays"]
             )
             if len(dict(arrays)) != len(arrays) or (table is None) != (not arrays):
@@ -432,7 +437,7 @@ def check_root(root: Folder) -> bytes:
         ) from None
     where = str(root.path / log_key(0))
     files = parse_json(record, where).get("root")
-    if not isinstance(files, dict) or set(files) != {ROOT_METADATA, *(f"{g}/zarr.json" for g in GROUPS)}:
+    if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
         raise ManifestInvalid(where, expected="the digests of the root", found="others", remedy=_REMEDY)
     for key, digest in files.items():
         data = read_checked(root, key, _digest(digest, where))

@@ -287,21 +287,42 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """A sealed part. Raises StoreIncomplete where it was begun and not finished, PartNotFound where it was not."""
         if name not in self._parts:
-            record = next((record for record in self.records if record.part == name), None)
-            if record is None:
-                raise self._absent(name)
-            self._parts[name] = SealedPart(self.folder.sub(name), record, self.grid)
+            self._parts[name] = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
         return self._parts[name]
 
     def is_whole(self, name: str) -> bool:
-        """Whether a part is sealed and every file of it is there, by name alone.
+        """Return whether a part is sealed and every file of it is there, by name alone.
 
-        A part that is sealed and not whole has been repaired: what made it makes just the rest again.
+        The writer of a part that is sealed and not whole makes the missing files again.
         """
         if not self.has(name):
             return False
-        part = self.part(name)
-        return not part.absent_blocks() and all(part.folder.exists(key) for key in part.seal.files)
+        folder = self.folder.sub(name)
+        if not all(folder.exists(key) for key in self.seal(name).files):
+            return False  # without its metadata the part cannot be opened
+        return not self.part(name).absent_blocks()
+
+    def _sealed(self, name: str) -> LogRecord:
+        """Return the log's record of a part. Raises StoreIncomplete, PartNotFound."""
+        for record in self.records:
+            if record.part == name:
+                return record
+        raise self._absent(name)
+
+    def digest_of(self, name: str) -> str:
+        """Return the identity of a sealed part, "sha256:…" of its seal, without opening the part."""
+        return f"sha256:{self._sealed(name).seal}"
+
+    def seal(self, name: str) -> Seal:
+        """Return the seal of a sealed part, without opening the part. Raises ManifestInvalid."""
+        folder, digest = self.folder.sub(name), self._sealed(name).seal
+        return Seal.from_bytes(read_checked(folder, SEAL, digest), str(folder.path / SEAL))
+
+    def spec(self, name: str) -> Spec:
+        """Return the spec of a sealed part, also of one that has lost metadata or blocks. Raises ManifestInvalid."""
+        folder = self.folder.sub(name)
+        digest = self.seal(name).files.get(SPEC, "")
+        return Spec(*parse_spec(read_checked(folder, SPEC, digest), str(folder.path / SPEC)))
 
     def tidy_up(self) -> None:
         """Take away the locks and the staging that killed writers left in the root and in sealed parts."""

@@ -18,10 +18,10 @@ from support import stores
 from support.stores import Teacher
 
 from logitstore.cli.main import cli
+from logitstore.storage.api import open_store
 from logitstore.storage.errors import NotAStoreError, WriterBusy
-from logitstore.storage.integrity.rebuild import factorizations
+from logitstore.storage.integrity.mending import BEYOND, DONE, Repairs
 from logitstore.storage.integrity.repair import repair
-from logitstore.storage.integrity.site import BEYOND, DONE, Repairs
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
 
@@ -70,16 +70,10 @@ REBUILT = [
     "__logitstore__/log/1.json",
     "__logitstore__/log/2.json",
     "samples/zarr.json",
-    "samples/input/zarr.json",
-    "samples/id/zarr.json",
-    "samples/class_name/zarr.json",
     "samples/__logitstore__/seal.bin",
-    "teachers/wide/logits/zarr.json",
-    "teachers/wide/seen/zarr.json",
     "teachers/wide/__logitstore__/commits/1-0.json",
     "teachers/wide/__logitstore__/seal.bin",
     "clusters/wide-2x2/zarr.json",
-    "clusters/wide-2x2/sets/zarr.json",
 ]
 
 
@@ -94,6 +88,48 @@ def test_what_other_files_tell_is_rebuilt(case: Case, key: str) -> None:
     assert stores.tree(case.path) != case.whole
     done = repair(case.path)
     assert (what(done), done.exit_code) == ({"rebuilt": [key]}, DONE)
+    assert stores.tree(case.path) == case.whole
+
+
+REMADE = [
+    "samples/input/zarr.json",
+    "samples/id/zarr.json",
+    "samples/class_name/zarr.json",
+    "teachers/wide/logits/zarr.json",
+    "teachers/wide/classes/c.0",
+    "clusters/wide-2x2/sets/zarr.json",
+]
+
+
+@pytest.mark.parametrize("key", REMADE)
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_metadata_of_arrays_are_put_back_by_their_writer(case: Case, key: str, damage: str) -> None:
+    if damage == "missing":
+        (case.path / key).unlink()
+    else:
+        stores.flip(case.path / key, 155)
+    removed = {} if damage == "missing" else {"removed": [key]}
+    done = repair(case.path, dry_run=True)
+    assert (what(done), done.exit_code) == ({"dry_run": True, **removed, "missing": [key]}, DONE)
+    done = repair(case.path)
+    assert (what(done), done.exit_code) == ({**removed, "missing": [key]}, DONE)
+    assert not open_store(case.path).root.is_whole("/".join(key.split("/")[: -2]))
+    case.write()
+    assert stores.tree(case.path) == case.whole
+
+
+def test_torn_shards_of_an_array_without_metadata_are_found(case: Case) -> None:
+    """Their names on the disk give their keys: only the metadata have the number of dimensions."""
+    (case.path / "samples/input/zarr.json").unlink()
+    torn = "samples/input/c.1.0.0"
+    stores.flip(case.path / torn, 3)
+    done = repair(case.path)
+    assert (done.removed, done.missing, done.blocks) == (
+        [torn],
+        ["samples/input/zarr.json"],
+        {"samples": 1},
+    )
+    case.write()
     assert stores.tree(case.path) == case.whole
 
 
@@ -191,8 +227,6 @@ def test_what_killed_writers_staged_is_swept(case: Case) -> None:
 
 def begin_half(case: Case) -> Any:
     """A writer that has written two blocks of three."""
-    from logitstore.storage.api import open_store
-
     writer = open_store(case.path).capture("half", provenance={})
     for rows in (range(4), range(4, 8)):
         writer.write(rows, stores.some_logits(1, 4, 5)[0])
@@ -258,12 +292,6 @@ def test_a_folder_without_a_store_is_an_error(tmp_path: Path) -> None:
         repair(tmp_path / "nowhere")
 
 
-def test_shapes_that_have_a_product() -> None:
-    assert sorted(factorizations(12, 2)) == [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]
-    assert all(a * b * c == 60 for a, b, c in factorizations(60, 3))
-    assert len(set(factorizations(60, 3))) == 54
-
-
 # The command
 
 
@@ -303,10 +331,12 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
 def test_the_command_leaves_with_1_where_something_is_beyond_repair(case: Case) -> None:
     spec = case.path / "samples/__logitstore__/spec.json"
     spec.write_bytes(b"{}")
+    seal = json.loads((spec.parent / "seal.json").read_bytes())
     code, lines = call(case.path)
     assert code == 1
     assert lines == [
-        f"{spec}: expected a file that follows from others, found one that does not; restore it from a copy",
+        f"{spec}: expected sha256 {seal['files']['__logitstore__/spec.json'][:12]}…, found "
+        "44136fa355b3… (2 bytes); restore the file from a copy",
         f"{case.path}: beyond repair in part: restore from a copy what is named above",
     ]
     code, lines = call(case.path, "--json")

@@ -233,12 +233,12 @@ def test_a_verifier_that_looks_away_is_noticed(made: Made, monkeypatch: pytest.M
     """Negative control: without its look at the shards, verification finds nothing."""
     stores.flip(made.path / "teachers/wide/logits/c.0.0.0", 9)
     assert problems(made.path)
-    monkeypatch.setattr("logitstore.storage.integrity.objects.check_shard", lambda *_, **__: None)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.check_shard", lambda *_, **__: None)
     assert problems(made.path) == []
 
 
 def test_a_shard_is_read_in_pieces(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logitstore.storage.integrity.objects.PIECE", 7)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.PIECE", 7)
     assert problems(made.path) == []
     stores.flip(made.path / "samples/input/c.1.0.0", 60)
     assert [type(problem) for problem in problems(made.path)] == [ShardCorrupt]
@@ -364,7 +364,7 @@ def test_an_error_of_size_becomes_a_report(made: Made, monkeypatch: pytest.Monke
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("logitstore.storage.integrity.objects.check_shard", exhausted)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.check_shard", exhausted)
     report = verify(made.path)
     assert report.exit_code == UNTRUSTED
     assert "expected sizes that a reader can handle, found MemoryError" in str(report.problems[0])
