@@ -276,7 +276,7 @@ def runner_of(
 def _identity_there(store: Store, name: str) -> Mapping[str, Any] | None:
     """What a capture that is there, or was begun, follows from."""
     if name in store.teachers:
-        return store.teachers[name].part.spec.identity
+        return store.root.spec(f"teachers/{name}").identity
     begun = store.root.begun(f"teachers/{name}")
     return None if begun is None else begun.identity
 

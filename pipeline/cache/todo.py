@@ -83,7 +83,7 @@ def check_samples(store: Store, rows: TransferRows) -> None:
     theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
     begun = store.root.begun(SAMPLES)
     with contextlib.suppress(StoreIncomplete, PartNotFound):  # or nothing is known of them yet
-        theirs |= store.samples.spec.identity if begun is None else begun.identity
+        theirs |= store.root.spec(SAMPLES).identity if begun is None else begun.identity
         theirs.pop("views", None)
         ours |= rows.identity
     check_same(
@@ -195,7 +195,7 @@ def missing_captures(
             continue
         if record is None:
             _check_training(experiment, member, rows, models, store)
-        spec = store.teachers[member.name].part.spec
+        spec = store.root.spec(f"teachers/{member.name}")
         check_same(
             f"{store.path}: teachers/{member.name}",
             with_agreed_batch(

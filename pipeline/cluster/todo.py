@@ -34,7 +34,8 @@ def check_cluster(cluster: Cluster, num_classes: int) -> int | None:
 def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
     """What a clustering follows from."""
     captures = {
-        name: {"seal": store.teachers[name].digest, "share": share} for name, share in cluster.shares.items()
+        name: {"seal": store.root.digest_of(f"teachers/{name}"), "share": share}
+        for name, share in cluster.shares.items()
     }
     dimensions = check_cluster(cluster, store.num_classes)
     return {
@@ -62,7 +63,7 @@ def needs_clustering(store: Store, cluster: Cluster) -> bool:
     """Whether a clustering is still to be made, or has lost files. Raises SpecMismatch where its name is another one's."""
     if cluster.part_name not in store.clusterings:
         return True
-    theirs = dict(store.clustering(cluster.part_name).spec.identity)
+    theirs = dict(store.root.spec(f"clusters/{cluster.part_name}").identity)
     theirs.pop("views", None)
     check_same(
         f"{store.path}: clusters/{cluster.part_name}",

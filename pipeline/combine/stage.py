@@ -304,7 +304,7 @@ def _there(store: Store, name: str) -> Mapping[str, Any] | None:
     """The identity of what has the name, sealed or not; None where it is free."""
     part = f"teachers/{name}"
     if store.root.has(part):
-        return store.root.part(part).spec.identity
+        return store.root.spec(part).identity
     begun = store.root.begun(part)
     return None if begun is None else begun.identity
 

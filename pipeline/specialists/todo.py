@@ -21,6 +21,7 @@ from ...storage.checks import rows_by_share
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import BadDataError, ConfigError, PartNotFound
+from ...storage.format.constants import SAMPLES
 from ...storage.identity import as_json, check_same
 from ...storage.parts.reader import sets_of
 from ..cache.todo import capture_identity, find_teacher, with_agreed_batch
@@ -103,9 +104,14 @@ def specialist_runs(experiment: Experiment, store: Store | None) -> list[Special
     if table is None:
         return []
     name, own = experiment.clustering_name, experiment.cluster
-    if store is not None and name in store.clusterings:
+    makes_it = own is not None and own.part_name == name
+    if (
+        store is not None
+        and name in store.clusterings
+        and (not makes_it or store.root.is_whole(f"clusters/{name}"))
+    ):
         known = len(sets_of(store.clustering(name), store.num_classes))
-    elif own is not None and own.part_name == name:
+    elif own is not None and makes_it:
         known = own.clusters
     else:
         known_names = ", ".join(store.clusterings if store is not None else [])
@@ -228,14 +234,14 @@ def specialist_identity(
             idle={"checkpoint_every", "compile"},
         ),
         "seed": run.seed,
-        "samples": store.samples.digest,
-        "seals": {member.name: store.teachers[member.name].digest},
+        "samples": store.root.digest_of(SAMPLES),
+        "seals": {member.name: store.root.digest_of(f"teachers/{member.name}")},
     }
 
 
 def _clustering(experiment: Experiment, store: Store) -> dict[str, Any]:
     name = experiment.clustering_name
-    return {"name": name, "digest": store.clustering(name).digest}
+    return {"name": name, "digest": store.root.digest_of(f"clusters/{name}")}
 
 
 def find_specialist(
@@ -249,7 +255,11 @@ def find_specialist(
 
 def _can_be_begun(experiment: Experiment, store: Store) -> bool:
     """Whether what specialists are made from is there."""
-    return experiment.generalist.name in store.teachers and experiment.clustering_name in store.clusterings
+    return (
+        experiment.generalist.name in store.teachers
+        and store.root.is_whole(f"clusters/{experiment.clustering_name}")
+        and store.root.is_whole(SAMPLES)
+    )
 
 
 def missing_specialists(
@@ -316,7 +326,7 @@ def specialist_capture_identity(
     head = {
         "kind": "specialist",
         "variant": variant,
-        "generalist": {"capture": member.name, "seal": onto.teachers[member.name].digest},
+        "generalist": {"capture": member.name, "seal": onto.root.digest_of(f"teachers/{member.name}")},
         "clustering": _clustering(experiment, home),
         "set": run.number,
         "prior": special.prior,
@@ -353,7 +363,7 @@ def missing_specialist_captures(
         if run.name not in there.teachers or experiment.generalist.name not in there.teachers:
             missing.append(run)
             continue
-        theirs = there.teachers[run.name].part.spec.identity
+        theirs = there.root.spec(f"teachers/{run.name}").identity
         ours = _whole_capture_identity(experiment, run, store, record, theirs, there, shown, rows)
         check_same(
             f"{there.path}: teachers/{run.name}",
@@ -400,7 +410,7 @@ def combination_identity(experiment: Experiment, store: Store) -> dict[str, Any]
     assert table is not None  # whoever asks has looked
 
     def sealed(name: str) -> dict[str, str]:
-        return {"capture": name, "seal": store.teachers[name].digest}
+        return {"capture": name, "seal": store.root.digest_of(f"teachers/{name}")}
 
     return {
         "generalist": sealed(experiment.generalist.name),
@@ -415,7 +425,7 @@ def check_combined_names(experiment: Experiment, store: Store) -> None:
     table = experiment.combine
     if table is None or table.name not in store.teachers:
         return
-    said = store.teachers[table.name].part.spec.identity.get("combination")
+    said = store.root.spec(f"teachers/{table.name}").identity.get("combination")
     theirs = said.get("specialists") if isinstance(said, Mapping) else None
     seals = {one.get("capture"): one.get("seal") for one in theirs or [] if isinstance(one, Mapping)}
     ours = [{"capture": run.name, "seal": seals.get(run.name)} for run in specialist_runs(experiment, store)]
@@ -430,7 +440,7 @@ def needs_combination(experiment: Experiment, store: Store) -> bool:
     if table.name not in store.teachers:
         return True
     ours = combination_identity(experiment, store)
-    said = store.teachers[table.name].part.spec.identity.get("combination")
+    said = store.root.spec(f"teachers/{table.name}").identity.get("combination")
     theirs = {key: (said if isinstance(said, Mapping) else {}).get(key) for key in ours}
     where = f"{store.path}: teachers/{table.name}"
     how = {"made": _COMBINED, "remedy": _RENAME_COMBINATION}

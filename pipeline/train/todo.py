@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...storage.api import Store
+from ...storage.format.constants import SAMPLES
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
@@ -60,8 +61,10 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
             idle={"checkpoint_every", "compile", "seeds"},
         ),
         "seed": run.seed,
-        "samples": store.samples.digest,
-        "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},
+        "samples": store.root.digest_of(SAMPLES),
+        "seals": {
+            name: store.root.digest_of(f"teachers/{name}") for name in shown_capture(experiment, student)
+        },
     }
 
 

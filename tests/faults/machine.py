@@ -466,7 +466,10 @@ SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = 
     "shards in verify": (_look_at_a_torn_shard, (("integrity.checks.check_shard", lambda *_, **__: None),)),
     "recovery": (
         _resume_after_a_kill,
-        (("parts.part_writer.recover", lambda *_: Recovery()), ("integrity.mending.recover", lambda *_: Recovery())),
+        (
+            ("parts.part_writer.recover", lambda *_: Recovery()),
+            ("integrity.mending.recover", lambda *_: Recovery()),
+        ),
     ),
     "arrays of a part that was begun": (
         _look_at_a_part_without_its_columns,
