@@ -10,7 +10,7 @@ from ..printing.progress import show_progress
 from ..printing.text import print_json, print_text
 
 if TYPE_CHECKING:
-    from ...storage.integrity.mending import Repairs
+    from ...storage.integrity.repair import Repairs
 
 
 @click.command(

@@ -9,18 +9,13 @@ from ..errors import LimitExceeded, LogitStoreError, ManifestInvalid, ShardCorru
 from ..format.constants import (
     MAX_CHUNK_BYTES,
     MAX_JSON_BYTES,
-    MAX_SEAL_TABLE_BYTES,
     MAX_SHARD_BYTES,
-    ROOT_METADATA,
-    SEAL,
-    SEAL_TABLE,
     SPEC,
 )
 from ..format.documents import canonical_json, parse_json
 from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, REMAKE, crc32c
-from ..parts.journal import Commit, Seal, StoredShard, read_checked
-from ..parts.root import part_metadatas
+from ..parts.journal import Commit, StoredShard
 
 PIECE: Final = 8 << 20
 """Bytes of a shard that are read at a time."""
@@ -28,32 +23,43 @@ PIECE: Final = 8 << 20
 COPY = "restore the file from a copy"
 
 
+FAILURES = (
+    LogitStoreError,
+    FileNotFoundError,
+    NotADirectoryError,
+    MemoryError,
+    RecursionError,
+    OverflowError,
+)
+"""The exceptions that damaged or hostile files cause."""
+
+
 def error_of(where: str, check: Callable[..., object], *arguments: object) -> LogitStoreError | None:
-    """Call a check and return the error that it raises, or None. where: names the file if the check does not."""
+    """Call a check and return its error, or None. where: names the file if the check does not."""
     try:
         check(*arguments)
-    except LogitStoreError as error:
-        return error
-    except (FileNotFoundError, NotADirectoryError):
-        return no_file(where)
-    except (MemoryError, RecursionError, OverflowError) as error:
-        return too_large(where, error)
+    except FAILURES as error:
+        return typed(error, where)
     return None
 
 
-def no_file(where: str, expected: str = "a file", remedy: str = REMAKE) -> ManifestInvalid:
-    """Return the error of a file that is missing."""
-    return ManifestInvalid(where, expected=expected, found="no file", remedy=remedy)
-
-
-def too_large(where: str, error: BaseException) -> LimitExceeded:
-    """Return the error of a file whose sizes exhaust memory, stack or integers."""
+def typed(error: Exception, where: str) -> LogitStoreError:
+    """Return one of `FAILURES` as a typed error. where: names the file if the error does not."""
+    if isinstance(error, LogitStoreError):
+        return error
+    if isinstance(error, OSError):
+        return no_file(where)
     return LimitExceeded(
         where,
         expected="sizes that a reader can handle",
         found=type(error).__name__,
         remedy="do not use this store: logitstore writes no such file",
     )
+
+
+def no_file(where: str, expected: str = "a file", remedy: str = REMAKE) -> ManifestInvalid:
+    """Return the error of a file that is missing."""
+    return ManifestInvalid(where, expected=expected, found="no file", remedy=remedy)
 
 
 def file_digest(folder: Folder, key: str, most: int) -> tuple[int, str]:
@@ -143,23 +149,3 @@ def _is_record(data: bytes, sealed: Commit, where: str) -> bool:
     if data != canonical_json(parse_json(data, where)):
         return False
     return Commit.from_bytes(data, where) == sealed
-
-
-def check_unsealed_seal(folder: Folder) -> None:
-    """Check a seal that no log names yet against the files that it lists. Raises StoreCorrupt."""
-    seal = Seal.from_bytes(folder.read(SEAL), str(folder.path / SEAL))
-    if seal.arrays:
-        read_checked(folder, SEAL_TABLE, seal.table_sha256 or "", MAX_SEAL_TABLE_BYTES)
-    for key, digest in seal.files.items():
-        check_file(folder, key, digest)
-
-
-def check_unsealed_group(folder: Folder, name: str) -> None:
-    """Refuse a `zarr.json` of an unsealed part that no part of its kind has. Raises ManifestInvalid, FileNotFoundError."""
-    if folder.read(ROOT_METADATA) not in part_metadatas(name):
-        raise ManifestInvalid(
-            str(folder.path / ROOT_METADATA),
-            expected="the metadata of a part of this kind",
-            found="other metadata",
-            remedy=REMAKE,
-        )

@@ -4,16 +4,18 @@
 judged by mended files.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
-from ..errors import LogitStoreError, ManifestInvalid
+from ..errors import ManifestInvalid
 from ..parts.journal import Seal, log_key
+from ..parts.recovery import Plan
 from ..parts.root import Root, open_root, unsealed_parts
 from ..progress import Progress
-from .checks import COPY, no_file, too_large
-from .faults import Fault, Tally
-from .mending import Mending
+from .checks import COPY, FAILURES, typed
+from .faults import Fault
+from .part_diagnosis import Search
 from .sealed_faults import SealedDiagnosis
 from .strays import find_strays
 from .unsealed_faults import UnsealedDiagnosis
@@ -23,40 +25,39 @@ def guarded(part: str, where: str, faults: Iterator[Fault]) -> Iterator[Fault]:
     """Yield the faults of a part; an error that ends the search becomes the last of them."""
     try:
         yield from faults
-    except LogitStoreError as error:
-        yield Fault(part, "", error)
-    except (FileNotFoundError, NotADirectoryError):
-        yield Fault(part, "", no_file(where))
-    except (MemoryError, RecursionError, OverflowError) as error:
-        yield Fault(part, "", too_large(where, error))
+    except FAILURES as error:
+        yield Fault(part, "", typed(error, where))
+
+
+@dataclass(frozen=True)
+class Mending:
+    """The two things that only `repair` does to a part that is not sealed."""
+
+    alone: Callable[[str], AbstractContextManager[None]]
+    """Holds a part alone while its records are compared. Raises WriterBusy."""
+    recover: Callable[[str, Plan], None]
+    """Mends a part as its next writer would, once the cures of its faults have been applied."""
 
 
 class Diagnosis:
     """A search for the faults of an opened store."""
 
     def __init__(self, root: Root, *, deep: bool, progress: Progress, mending: Mending | None = None) -> None:
-        """deep: read the shards. mending: the repair that the search is for; None for `verify`."""
-        self._root, self._deep, self._progress, self._mending = root, deep, progress, mending
-        self.tally = Tally()
-        """The files that were compared so far."""
+        """deep: read the shards. mending: of the repair that the search is for; None for `verify`."""
+        self._root, self._mending = root, mending
+        self.search = Search(root, deep, mending is not None, progress)
+        """Its counts of compared files grow with the faults."""
         self.unsealed: list[str] = []
         """Parts that were begun and are not sealed; known after the sealed parts."""
         self.strays: list[str] = []
         """Keys of files that no seal lists and no reader takes for data; known at the end."""
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Generator[Fault, None, None]:
         """Find the faults of sealed parts, of unsealed ones, and strays that a plain reader takes for data."""
         root, seals = self._root, dict[str, Seal]()
         for record in root.records:
-            part = SealedDiagnosis(
-                root,
-                record,
-                self.tally,
-                deep=self._deep,
-                rebuild=self._mending is not None,
-                progress=self._blocks_of(record.part),
-            )
-            yield from guarded(record.part, self._where(record.part), part.faults())
+            part = SealedDiagnosis(self.search, record.part)
+            yield from guarded(record.part, str(root.path / record.part), part.faults())
             if part.seal is not None:
                 seals[record.part] = part.seal
         # The files before the parts: a part that is begun meanwhile is then known by its spec.
@@ -74,33 +75,18 @@ class Diagnosis:
             yield Fault("", "", error)
 
     def _unsealed_faults(self, name: str) -> Iterator[Fault]:
-        mending = self._mending
-        with nullcontext() if mending is None else mending.alone(name):
-            part = UnsealedDiagnosis(
-                self._root,
-                name,
-                self.tally,
-                deep=self._deep,
-                alone=mending is not None,
-                progress=self._blocks_of(name),
-            )
-            yield from guarded(name, self._where(name), part.faults())
-            if mending is not None and part.plan is not None:
-                mending.recover(name, part.plan)
+        with nullcontext() if self._mending is None else self._mending.alone(name):
+            part = UnsealedDiagnosis(self.search, name)
+            yield from guarded(name, str(self._root.path / name), part.faults())
+            if self._mending is not None and part.plan is not None:
+                self._mending.recover(name, part.plan)
 
     def _doubtful_record(self) -> Fault:
         key = log_key(len(self._root.records))
         error = ManifestInvalid(
-            self._where(key),
+            str(self._root.path / key),
             expected="a record of a part with an intact seal",
-            found=f"one of {self._root.records[-1].part}, whose seal is lost",
+            found=f"the record of {self._root.records[-1].part}, whose seal is lost",
             remedy=COPY,
         )
         return Fault("", key, error)
-
-    def _blocks_of(self, part: str) -> Callable[[int, int], None]:
-        task = f"{'verifying' if self._mending is None else 'repairing'} {part}"
-        return lambda done, total: self._progress(task, done, total, "blocks")
-
-    def _where(self, key: str) -> str:
-        return str(self._root.path / key)

@@ -21,6 +21,10 @@ class Remake:
     """Keys in the part, in the order in which they are removed; a missing file is passed over."""
 
 
+Cure = Rebuild | Remake | None
+"""None: only a copy brings the file back."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """A file that is damaged, missing, or read as data though no seal lists it."""
@@ -31,8 +35,8 @@ class Fault:
     """Key of the file in its part."""
     error: LogitStoreError
     """The error, as a reader raises it."""
-    cure: Rebuild | Remake | None = None
-    """How `repair` mends it; None if only a copy does."""
+    cure: Cure = None
+    """How `repair` mends it."""
     digest: str = ""
     """sha256 of the intact file; "" if unknown."""
     block: tuple[int, int] | None = None
@@ -42,13 +46,3 @@ class Fault:
     def is_curable(self) -> bool:
         """Whether `repair` mends it. A file that cannot be read, or is a link, is not touched."""
         return self.cure is not None and isinstance(self.error, StoreCorrupt | LimitExceeded)
-
-
-@dataclass
-class Tally:
-    """Files that a diagnosis compared."""
-
-    objects: int = 0
-    """Files of every kind."""
-    bytes: int = 0
-    """Bytes of the shards among them."""

@@ -11,17 +11,54 @@ that no writer is at work on it (`lease`).
 """
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..backends.lease import Lease
 from ..backends.local import Folder
-from ..errors import LogitStoreError
-from ..format.constants import ROOT_METADATA
-from ..parts.journal import log_key
+from ..errors import LogitStoreError, StorageError
+from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
+from ..parts.journal import commit_key, log_key
+from ..parts.recovery import Plan, recover
 from ..parts.root import open_root
 from ..progress import Progress, silent
-from .diagnosis import Diagnosis, guarded
-from .mending import Mending, Repairs
+from .checks import file_digest
+from .diagnosis import Diagnosis, Mending, guarded
+from .faults import Fault, Rebuild, Remake
 from .root_faults import root_faults
+
+DONE, BEYOND = 0, 1
+"""Exit codes of `logitstore repair`."""
+
+
+@dataclass
+class Repairs:
+    """The changes that a repair made, or with `dry_run` would make. Keys are relative to the store."""
+
+    dry_run: bool = False
+    """Whether no file was changed."""
+    rebuilt: list[str] = field(default_factory=list)
+    """Files that were rebuilt from others, with the bytes that they had."""
+    removed: list[str] = field(default_factory=list)
+    """Damaged files that were removed and can be made again."""
+    adopted: list[str] = field(default_factory=list)
+    """Commit records that were lost, of blocks whose shards are whole."""
+    missing: list[str] = field(default_factory=list)
+    """Metadata and small arrays of sealed parts that the next run of their writer puts back."""
+    blocks: dict[str, int] = field(default_factory=dict)
+    """Blocks of sealed parts that the next run of their writer makes again, by part."""
+    unsealed: list[str] = field(default_factory=list)
+    """Parts that are not sealed; their writer resumes them."""
+    beyond: list[LogitStoreError] = field(default_factory=list)
+    """Faults without a cure: a copy brings these files back; strays that plain readers take for data."""
+    strays: list[str] = field(default_factory=list)
+    """Keys of files that no seal lists; they are left alone."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every fault was cured, or is by the next run of a writer; 1 otherwise."""
+        return BEYOND if self.beyond else DONE
 
 
 def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) -> Repairs:
@@ -33,24 +70,109 @@ def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) ->
     top = Folder(path)
     if not top.exists(log_key(0)) and not top.exists(ROOT_METADATA):
         open_root(path)  # raises the error that fits
-    mending = Mending(top, Repairs(dry_run))
-    done = mending.done
+    done = Repairs(dry_run)
+    cures = _Cures(top, done)
     for fault in guarded("", str(path), root_faults(top, rebuild=True)):
-        mending.cure(fault)
+        cures.apply(fault)
     try:
         root = open_root(path)
     except LogitStoreError as error:
         if not done.beyond and not (dry_run and done.rebuilt):
             done.beyond.append(error)
         return done
-    diagnosis = Diagnosis(root, deep=True, progress=progress, mending=mending)
+    diagnosis = Diagnosis(root, deep=True, progress=progress, mending=Mending(cures.alone, cures.recover))
     sealed = {record.part for record in root.records}
     with contextlib.closing(diagnosis.faults()) as faults:
         for fault in faults:
-            mending.cure(fault)
+            cures.apply(fault)
             if fault.part in sealed:
-                mending.note_unmade(fault)
+                cures.note_unmade(fault)
     done.unsealed, done.strays = diagnosis.unsealed, diagnosis.strays
     if not dry_run:
         root.tidy_up()
     return done
+
+
+class _Cures:
+    """Cures, applied to parts that are held alone, and the record of each change."""
+
+    def __init__(self, top: Folder, done: Repairs) -> None:
+        self._top, self._done = top, done
+        self._held: str | None = None
+        self._lacking: dict[str, set[tuple[int, int]]] = {}
+
+    def _folder(self, part: str) -> Folder:
+        return self._top.sub(part) if part else self._top
+
+    @contextlib.contextmanager
+    def alone(self, part: str) -> Iterator[None]:
+        """Hold a part alone; in a dry run, or if it is held already, do nothing. Raises WriterBusy."""
+        if self._done.dry_run or self._held == part:
+            yield
+            return
+        lease = Lease(self._folder(part))
+        lease.take_alone()
+        self._held = part
+        try:
+            yield
+        finally:
+            self._held = None
+            lease.release()
+
+    def apply(self, fault: Fault) -> None:
+        """Apply the cure of a fault, or note that it has none."""
+        if not fault.is_curable:
+            self._done.beyond.append(fault.error)
+            return
+        with self.alone(fault.part):
+            if not self._is_mended(fault):
+                self._change(fault)
+
+    def _is_mended(self, fault: Fault) -> bool:
+        """Whether another repair or writer was faster."""
+        if not fault.digest:
+            return False  # of an unsealed part, which was held when the fault was found
+        with contextlib.suppress(FileNotFoundError):
+            return file_digest(self._folder(fault.part), fault.key, 2 * MAX_SHARD_BYTES)[1] == fault.digest
+        return False
+
+    def _change(self, fault: Fault) -> None:
+        folder, cure, done = self._folder(fault.part), fault.cure, self._done
+        prefix = f"{fault.part}/" if fault.part else ""
+        if isinstance(cure, Rebuild):
+            done.rebuilt.append(prefix + fault.key)
+            if not done.dry_run:
+                if folder.exists(fault.key):
+                    folder.remove(fault.key)
+                folder.put_new(fault.key, cure.data)
+        elif isinstance(cure, Remake):
+            for key in cure.remove:
+                if folder.exists(key) and prefix + key not in done.removed:
+                    done.removed.append(prefix + key)
+                    if not done.dry_run:
+                        folder.remove(key)
+
+    def note_unmade(self, fault: Fault) -> None:
+        """Note a file of a sealed part that its writer is to make again."""
+        if not fault.is_curable or not isinstance(fault.cure, Remake):
+            return
+        if fault.block is None:
+            self._done.missing.append(f"{fault.part}/{fault.key}")
+            return
+        lacking = self._lacking.setdefault(fault.part, set())
+        lacking.add(fault.block)
+        self._done.blocks[fault.part] = len(lacking)
+
+    def recover(self, part: str, plan: Plan) -> None:
+        """Adopt whole blocks without a record, and remove torn shards without one."""
+        if self._done.dry_run:
+            return
+        try:
+            recovery = recover(self._folder(part), plan)
+        except StorageError:
+            raise
+        except LogitStoreError as error:
+            self._done.beyond.append(error)
+            return
+        self._done.removed += [f"{part}/{key}" for key in recovery.dropped]
+        self._done.adopted += [f"{part}/{commit_key(*place)}" for place in recovery.adopted]

@@ -1,4 +1,4 @@
-"""Faults of a sealed part: every file is compared with what its seal lists.
+"""Faults of a sealed part: every file is compared with its seal.
 
 1. Files that the seal lists by sha256: metadata, spec, chunks of small arrays.
 2. `seal.bin`, which follows from the commit records, or from the shards of a lost record.
@@ -8,7 +8,7 @@ Lost metadata and small arrays are put back by the next run of the part's writer
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from ..errors import LogitStoreError, ManifestInvalid, StoreCorrupt
 from ..format.constants import ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
@@ -16,199 +16,142 @@ from ..format.documents import sha256_hex
 from ..format.layouts import check_layout, form_of
 from ..format.metadata import ArrayLayout
 from ..format.shard import UNSEALABLE, check_shard_bytes
-from ..parts.journal import (
-    Commit,
-    LogRecord,
-    Seal,
-    SealTable,
-    StoredShard,
-    commit_key,
-    committed_blocks,
-    read_checked,
-    read_table,
-)
+from ..parts.journal import Commit, Seal, SealTable, commit_key, committed_blocks, read_checked, read_table
 from ..parts.reader import check_values
 from ..parts.recovery import stored_shard
-from ..parts.root import KINDS, Root, part_metadatas
+from ..parts.root import part_metadatas
 from . import checks
-from .faults import Fault, Rebuild, Remake, Tally
-from .shard_names import ShardNames
+from .faults import Cure, Fault, Rebuild, Remake
+from .part_diagnosis import PartDiagnosis
 
 
-class SealedDiagnosis:
+class SealedDiagnosis(PartDiagnosis):
     """A search for the faults of one sealed part."""
 
-    def __init__(
-        self,
-        root: Root,
-        record: LogRecord,
-        tally: Tally,
-        *,
-        deep: bool,
-        rebuild: bool,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        """deep: read the shards. rebuild: look for the bytes of a lost `seal.bin`."""
-        self._root, self._record, self._tally = root, record, tally
-        self._deep, self._rebuild, self._progress = deep, rebuild, progress
-        self._name = record.part
-        self._folder = root.folder.sub(record.part)
-        self._layouts: Mapping[str, ArrayLayout] = {}
-        self.seal: Seal | None = None
-        """The seal, once it has been read and is intact."""
-
-    def _where(self, key: str) -> str:
-        return str(self._folder.path / key)
+    seal: Seal | None = None
+    """The seal, once it has been read and is intact."""
+    _layouts: Mapping[str, ArrayLayout]
 
     def faults(self) -> Iterator[Fault]:
         """Find every fault of the part; of one whose seal is lost, that alone."""
         try:
-            data = read_checked(self._folder, SEAL, self._record.seal)
-            self.seal = seal = Seal.from_bytes(data, self._where(SEAL))
-        except StoreCorrupt as error:
-            yield Fault(self._name, SEAL, _from_a_copy(error))
+            self.seal = seal = self.root.seal(self.name)
+        except StoreCorrupt as lost:
+            error = ManifestInvalid(lost.where, expected=lost.expected, found=lost.found, remedy=checks.COPY)
+            yield Fault(self.name, SEAL, error)
             return
-        self._tally.objects += 1 + len(seal.files)
+        self.search.objects += 1 + len(seal.files)
         intact = True
-        for key, digest in seal.files.items():
-            error = checks.error_of(self._where(key), checks.check_file, self._folder, key, digest)
-            if error is not None:
-                intact = False
-                yield Fault(self._name, key, error, self._cure_of_file(key, digest), digest)
+        for fault in self._file_faults(seal):
+            intact = False
+            yield fault
         if intact:
-            # Opening the part compares its metadata with the format, beyond their digests.
-            part = self._root.part(self._name)
+            # Opening the part compares its metadata with the format, beyond their sha256.
+            part = self.root.part(self.name)
             self._layouts = part.layouts
-            for error in self._wrong_values():
-                yield Fault(self._name, "", error)
+            yield from self.compare("", check_values, self.root, self.name)
+            for name in (name for name, layout in part.layouts.items() if not layout.is_block_array):
+                yield from self.compare(f"{name}/{ROOT_METADATA}", part.small, name)
         else:
-            self._layouts = self._intact_layouts(seal)
-        if seal.arrays and seal.blocks == self._root.grid.num_blocks:
+            self._layouts = dict(self._intact_layouts(seal))
+        if seal.arrays and seal.blocks == self.root.grid.num_blocks:
             yield from self._block_faults(seal)
 
-    def _cure_of_file(self, key: str, digest: str) -> Rebuild | Remake | None:
-        if key == SPEC:
-            return None
-        if key == ROOT_METADATA:
-            for data in part_metadatas(self._name):
-                if sha256_hex(data) == digest:
-                    return Rebuild(data)
-        return Remake((key,))
+    def _file_faults(self, seal: Seal) -> Iterator[Fault]:
+        for key, digest in seal.files.items():
+            cure: Cure = None if key == SPEC else Remake((key,))
+            if key == ROOT_METADATA:
+                again = (data for data in part_metadatas(self.name) if sha256_hex(data) == digest)
+                cure = next(map(Rebuild, again), cure)
+            yield from self.compare(
+                key, checks.check_file, self.folder, key, digest, cure=cure, digest=digest
+            )
 
-    def _wrong_values(self) -> Iterator[LogitStoreError]:
-        """Find values of an intact part that no reader can use."""
-        where = str(self._folder.path)
-        error = checks.error_of(where, check_values, self._root, self._name)
-        if error is not None:
-            yield error
-        part = self._root.part(self._name)
-        for name, layout in part.layouts.items():
-            if not layout.is_block_array:
-                error = checks.error_of(self._where(layout.key(0)), part.small, name)
-                if error is not None:
-                    yield error
-
-    def _intact_layouts(self, seal: Seal) -> dict[str, ArrayLayout]:
-        """Return the arrays whose metadata are intact, by name."""
-        kind = KINDS[self._name.partition("/")[0]]
-        form = form_of(kind, [key.partition("/")[0] for key in seal.files])
-        layouts = {}
+    def _intact_layouts(self, seal: Seal) -> Iterator[tuple[str, ArrayLayout]]:
+        """Find the arrays whose metadata are intact."""
+        form = form_of(self.kind, [key.partition("/")[0] for key in seal.files])
         for key, digest in seal.files.items():
             array, _, name = key.rpartition("/")
             if array and name == ROOT_METADATA:
                 with contextlib.suppress(LogitStoreError):
-                    data = read_checked(self._folder, key, digest)
-                    layout = ArrayLayout.from_bytes(array, data, self._where(key))
-                    check_layout(layout, form, self._root.grid, seal.views, self._where(key))
-                    layouts[array] = layout
-        return layouts
+                    data = read_checked(self.folder, key, digest)
+                    layout = ArrayLayout.from_bytes(array, data, self.where(key))
+                    check_layout(layout, form, self.root.grid, seal.views, self.where(key))
+                    yield array, layout
 
     def _block_faults(self, seal: Seal) -> Iterator[Fault]:
         """Compare `seal.bin`, and every shard and record with it."""
-        self._tally.objects += 1
+        self.search.objects += 1
         try:
-            table = read_table(self._folder, seal)
+            table = read_table(self.folder, seal)
         except LogitStoreError as error:
-            again = self._table_again(seal) if self._rebuild and isinstance(error, StoreCorrupt) else None
+            again = (
+                self._table_again(seal) if self.search.repairs and isinstance(error, StoreCorrupt) else None
+            )
+            cure = None if again is None else Rebuild(again.to_bytes())
+            yield Fault(self.name, SEAL_TABLE, error, cure, seal.table_sha256 or "")
             if again is None:
-                yield Fault(self._name, SEAL_TABLE, error)
                 return
             table = again
-            cure = Rebuild(again.to_bytes())
-            yield Fault(self._name, SEAL_TABLE, error, cure, seal.table_sha256 or "")
-        recorded = committed_blocks(self._folder)
-        names = ShardNames(self._folder, self._name)
+        recorded = committed_blocks(self.folder)
         total = seal.views * seal.blocks
         for number in range(total):
-            view, block = divmod(number, seal.blocks)
+            place = view, block = divmod(number, seal.blocks)
+            rows, spec = self.root.grid.rows(block), seal.files.get(SPEC, "")
             objects = {array: table.shard(array, view, block) for array, _ in seal.arrays}
-            for array, stored in objects.items():
-                layout = self._layouts.get(array)
-                key = names.key(array, view, block) if layout is None else layout.shard_key(view, block)
-                yield from self._shard_faults(key, stored, layout, (view, block))
-            commit = Commit(view, block, self._root.grid.rows(block), seal.files.get(SPEC, ""), objects)
-            yield from self._record_faults(commit, (view, block) in recorded)
-            self._progress(number + 1, total)
-
-    def _shard_faults(
-        self, key: str, stored: StoredShard, layout: ArrayLayout | None, place: tuple[int, int]
-    ) -> Iterator[Fault]:
-        self._tally.objects += 1
-        self._tally.bytes += stored.size
-        where = self._where(key)
-        if layout is not None:
-            # Before as many bytes are read as the seal states.
-            rows = len(self._root.grid.rows(place[1]))
-            error = checks.error_of(where, check_shard_bytes, layout, rows, stored.size, where, UNSEALABLE)
-            if error is not None:
-                yield Fault(self._name, key, error)
-                return
-        error = checks.error_of(where, checks.check_shard, self._folder, key, stored, self._deep)
-        if error is not None:
-            yield Fault(self._name, key, error, Remake((key,)), stored.sha256, place)
-
-    def _record_faults(self, commit: Commit, is_there: bool) -> Iterator[Fault]:
-        self._tally.objects += 1
-        error = checks.error_of(
-            self._where(commit.key), checks.check_sealed_record, self._folder, commit, is_there, self._deep
-        )
-        if error is not None:
+            commit = Commit(view, block, rows, spec, objects)
+            yield from self._shard_faults(commit)
             data = commit.to_bytes()
-            yield Fault(self._name, commit.key, error, Rebuild(data), sha256_hex(data))
+            record = (self.folder, commit, place in recorded, self.deep)
+            yield from self.compare(
+                commit.key, checks.check_sealed_record, *record, cure=Rebuild(data), digest=sha256_hex(data)
+            )
+            self.search.objects += 1 + len(objects)
+            self.progress(number + 1, total)
+
+    def _shard_faults(self, commit: Commit) -> Iterator[Fault]:
+        """Compare the shards of a block with what the seal has of them."""
+        place = commit.view, commit.block
+        for array, stored in commit.objects.items():
+            layout = self._layouts.get(array)
+            key = self.shard_key(array, *place) if layout is None else layout.shard_key(*place)
+            self.search.bytes += stored.size
+            if layout is not None:
+                # Before as many bytes are read as the seal states.
+                size = (layout, len(commit.rows), stored.size, self.where(key), UNSEALABLE)
+                error = checks.error_of(self.where(key), check_shard_bytes, *size)
+                if error is not None:
+                    yield Fault(self.name, key, error)
+                    continue
+            shard = (self.folder, key, stored, self.deep)
+            yield from self.compare(
+                key, checks.check_shard, *shard, cure=Remake((key,)), digest=stored.sha256, block=place
+            )
 
     def _table_again(self, seal: Seal) -> SealTable | None:
-        """Return the table of the commit records, and of the shards of a lost record; None if it is not the sealed one."""
+        """Return the table of the commit records, and of the shards of lost ones; None if it is not the sealed one."""
         table = SealTable(seal.arrays, seal.views, seal.blocks)
-        names = {name for name, _ in seal.arrays}
-        for view in range(seal.views):
-            for block in range(seal.blocks):
-                commit = self._intact_record(seal, view, block) or self._record_of_shards(seal, view, block)
-                if commit is None or set(commit.objects) != names:
-                    return None
-                try:
-                    table.record(commit)
-                except (ValueError, OverflowError):  # checksums of another number of chunks
-                    return None
+        try:
+            for view in range(seal.views):
+                for block in range(seal.blocks):
+                    table.record(self._record(seal, view, block) or self._record_of_shards(seal, view, block))
+        except (KeyError, ValueError, OverflowError, FileNotFoundError, LogitStoreError):
+            return None  # a shard is lost, too, or a record is of other arrays or other chunks
         return table if sha256_hex(table.to_bytes()) == seal.table_sha256 else None
 
-    def _intact_record(self, seal: Seal, view: int, block: int) -> Commit | None:
+    def _record(self, seal: Seal, view: int, block: int) -> Commit | None:
+        """Return the commit record of a block, if it is intact."""
         key = commit_key(view, block)
         with contextlib.suppress(FileNotFoundError, LogitStoreError):
-            commit = Commit.from_bytes(self._folder.read(key), self._where(key))
+            commit = Commit.from_bytes(self.folder.read(key), self.where(key))
             if (commit.view, commit.block, commit.spec) == (view, block, seal.files.get(SPEC)):
                 return commit
         return None
 
-    def _record_of_shards(self, seal: Seal, view: int, block: int) -> Commit | None:
-        rows = self._root.grid.rows(block)
-        with contextlib.suppress(KeyError, FileNotFoundError, LogitStoreError):
-            objects = {
-                name: stored_shard(self._folder, self._layouts[name], view, block, len(rows))
-                for name, _ in seal.arrays
-            }
-            return Commit(view, block, rows, seal.files[SPEC], objects)
-        return None
-
-
-def _from_a_copy(error: LogitStoreError) -> ManifestInvalid:
-    return ManifestInvalid(error.where, expected=error.expected, found=error.found, remedy=checks.COPY)
+    def _record_of_shards(self, seal: Seal, view: int, block: int) -> Commit:
+        rows = self.root.grid.rows(block)
+        objects = {
+            name: stored_shard(self.folder, self._layouts[name], view, block, len(rows))
+            for name, _ in seal.arrays
+        }
+        return Commit(view, block, rows, seal.files.get(SPEC, ""), objects)

@@ -75,8 +75,8 @@ def verify(
     diagnosis = Diagnosis(root, deep=deep, progress=progress)
     for fault in diagnosis.faults():
         report.add(fault.error)
-    report.objects = diagnosis.tally.objects + len(root.records) + 2 + len(GROUPS)
-    report.bytes = diagnosis.tally.bytes
+    report.objects = diagnosis.search.objects + len(root.records) + 2 + len(GROUPS)
+    report.bytes = diagnosis.search.bytes
     report.unsealed, report.strays = diagnosis.unsealed, diagnosis.strays
     if not root.has(SAMPLES) and SAMPLES not in report.unsealed:
         report.unsealed.insert(0, SAMPLES)

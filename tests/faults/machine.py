@@ -468,7 +468,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = 
         _resume_after_a_kill,
         (
             ("parts.part_writer.recover", lambda *_: Recovery()),
-            ("integrity.mending.recover", lambda *_: Recovery()),
+            ("integrity.repair.recover", lambda *_: Recovery()),
         ),
     ),
     "arrays of a part that was begun": (

@@ -10,7 +10,7 @@ import pytest
 from faults.damage import Case, outside, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
-from logitstore.storage.integrity.mending import Repairs
+from logitstore.storage.integrity.repair import Repairs
 
 PIECES = 2
 ARRAYS = {

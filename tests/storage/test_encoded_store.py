@@ -32,8 +32,7 @@ from logitstore.storage.errors import (
     WrongStore,
 )
 from logitstore.storage.format.constants import TEMPERATURES
-from logitstore.storage.integrity.mending import DONE
-from logitstore.storage.integrity.repair import repair
+from logitstore.storage.integrity.repair import DONE, repair
 from logitstore.storage.integrity.verify import CLEAN, CORRUPT, verify
 from logitstore.storage.parts import part_writer
 from logitstore.storage.stream.batch import TopKRows

@@ -20,8 +20,7 @@ from support.stores import Teacher
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
 from logitstore.storage.errors import NotAStoreError, WriterBusy
-from logitstore.storage.integrity.mending import BEYOND, DONE, Repairs
-from logitstore.storage.integrity.repair import repair
+from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
 
