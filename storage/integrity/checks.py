@@ -62,8 +62,13 @@ def no_file(where: str, expected: str = "a file", remedy: str = REMAKE) -> Manif
     return ManifestInvalid(where, expected=expected, found="no file", remedy=remedy)
 
 
+def from_a_copy(error: LogitStoreError) -> LogitStoreError:
+    """Return an error with another remedy: neither `repair` nor a writer brings the file back."""
+    return type(error)(error.where, expected=error.expected, found=error.found, remedy=COPY)
+
+
 def file_digest(folder: Folder, key: str, most: int) -> tuple[int, str]:
-    """Return size and sha256 of an object, read piece by piece; ("" for one larger than `most` bytes).
+    """Return size and sha256 of an object, read piece by piece; "" for an object larger than `most` bytes.
 
     Raises FileNotFoundError.
     """
@@ -143,7 +148,7 @@ def check_sealed_record(folder: Folder, sealed: Commit, is_there: bool, deep: bo
 
 
 def _is_record(data: bytes, sealed: Commit, where: str) -> bool:
-    """Whether a record agrees with the seal. A later minor version may put more keys into it."""
+    """Return whether a record agrees with the seal. A later minor version may put more keys into it."""
     if data == sealed.to_bytes():
         return True
     if data != canonical_json(parse_json(data, where)):

@@ -43,7 +43,7 @@ class Diagnosis:
     """A search for the faults of an opened store."""
 
     def __init__(self, root: Root, *, deep: bool, progress: Progress, mending: Mending | None = None) -> None:
-        """deep: read the shards. mending: of the repair that the search is for; None for `verify`."""
+        """Begin a search. deep: read the shards. mending: of the repair that it is for; None for `verify`."""
         self._root, self._mending = root, mending
         self.search = Search(root, deep, mending is not None, progress)
         """Its counts of compared files grow with the faults."""

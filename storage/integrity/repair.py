@@ -19,11 +19,12 @@ from ..backends.lease import Lease
 from ..backends.local import Folder
 from ..errors import LogitStoreError, StorageError
 from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
+from ..format.shard import REMAKE
 from ..parts.journal import commit_key, log_key
 from ..parts.recovery import Plan, recover
 from ..parts.root import open_root
 from ..progress import Progress, silent
-from .checks import file_digest
+from .checks import file_digest, from_a_copy
 from .diagnosis import Diagnosis, Mending, guarded
 from .faults import Fault, Rebuild, Remake
 from .root_faults import root_faults
@@ -62,7 +63,7 @@ class Repairs:
 
 
 def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) -> Repairs:
-    """Mend the files of a store that can be mended, and make room for those that can be made again.
+    """Rebuild the files of a store that follow from others, and remove damaged files that can be made again.
 
     Raises NotAStoreError if the path holds no store, WriterBusy if a writer is at work on a part that is to be changed,
     StorageError if it cannot be written. Run again after that, it resumes.
@@ -122,14 +123,15 @@ class _Cures:
     def apply(self, fault: Fault) -> None:
         """Apply the cure of a fault, or note that it has none."""
         if not fault.is_curable:
-            self._done.beyond.append(fault.error)
+            error = fault.error
+            self._done.beyond.append(from_a_copy(error) if error.remedy == REMAKE else error)
             return
         with self.alone(fault.part):
             if not self._is_mended(fault):
                 self._change(fault)
 
     def _is_mended(self, fault: Fault) -> bool:
-        """Whether another repair or writer was faster."""
+        """Return whether another repair or writer was faster."""
         if not fault.digest:
             return False  # of an unsealed part, which was held when the fault was found
         with contextlib.suppress(FileNotFoundError):
@@ -164,7 +166,7 @@ class _Cures:
         self._done.blocks[fault.part] = len(lacking)
 
     def recover(self, part: str, plan: Plan) -> None:
-        """Adopt whole blocks without a record, and remove torn shards without one."""
+        """Write the lost records of whole blocks, and remove torn shards without a record."""
         if self._done.dry_run:
             return
         try:

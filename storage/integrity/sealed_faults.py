@@ -10,7 +10,7 @@ Lost metadata and small arrays are put back by the next run of the part's writer
 import contextlib
 from collections.abc import Iterator, Mapping
 
-from ..errors import LogitStoreError, ManifestInvalid, StoreCorrupt
+from ..errors import LogitStoreError, StoreCorrupt
 from ..format.constants import ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
 from ..format.documents import sha256_hex
 from ..format.layouts import check_layout, form_of
@@ -36,9 +36,8 @@ class SealedDiagnosis(PartDiagnosis):
         """Find every fault of the part; of one whose seal is lost, that alone."""
         try:
             self.seal = seal = self.root.seal(self.name)
-        except StoreCorrupt as lost:
-            error = ManifestInvalid(lost.where, expected=lost.expected, found=lost.found, remedy=checks.COPY)
-            yield Fault(self.name, SEAL, error)
+        except StoreCorrupt as error:
+            yield Fault(self.name, SEAL, checks.from_a_copy(error))
             return
         self.search.objects += 1 + len(seal.files)
         intact = True

@@ -1,7 +1,7 @@
-"""Does `repair` bring back what other files tell, throw away just what is torn, and leave everything else alone?
+"""Repairs, file by file: rebuilt from other files, removed if torn, left alone if intact.
 
 Torn shards by the hundred, and orders of events by the thousand, are tried in faults/test_torn.py and
-faults/test_machine.py; here is what a report says, file by file.
+faults/test_machine.py.
 """
 
 import json
@@ -305,13 +305,13 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
     assert call(path) == (0, [f"{path}: nothing to repair"])
     (path / shard).write_bytes(b"")
     (path / "samples/zarr.json").unlink()
-    left = f"{path}: teachers/wide: 1 block to be made again; run `logitstore cache` (or `run`) again"
-    verdict = f"{path}: mended as far as files go; the rest is to be made again"
+    left = f"{path}: teachers/wide: 1 block missing; run `logitstore cache` (or `run`) again"
+    verdict = f"{path}: mended, but for missing files"
     assert call(path, "--dry-run") == (
         0,
         [
             f"{path}/samples/zarr.json: would be rebuilt",
-            f"{path}/{shard}: would be thrown away",
+            f"{path}/{shard}: would be removed",
             left,
             verdict,
         ],
@@ -319,7 +319,7 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
     assert (path / shard).is_file()
     assert call(path) == (
         0,
-        [f"{path}/samples/zarr.json: rebuilt", f"{path}/{shard}: thrown away", left, verdict],
+        [f"{path}/samples/zarr.json: rebuilt", f"{path}/{shard}: removed", left, verdict],
     )
     assert call(path) == (0, [left, verdict])
     case.write()
@@ -335,7 +335,7 @@ def test_the_command_leaves_with_1_where_something_is_beyond_repair(case: Case) 
     assert code == 1
     assert lines == [
         f"{spec}: expected sha256 {sealed[:12]}…, found 44136fa355b3… (2 bytes); restore the file from a copy",
-        f"{case.path}: beyond repair in part: restore from a copy what is named above",
+        f"{case.path}: in part beyond repair; restore the files named above from a copy",
     ]
     code, lines = call(case.path, "--json")
     (problem,) = json.loads("\n".join(lines))["beyond"]
