@@ -42,7 +42,7 @@ def find_strays(
     seals: of the sealed parts whose seal is intact; the other sealed parts are passed over. files: keys of all files.
     At most `MAX_STRAYS` of them.
     """
-    known = {name: _known_keys(root, name, seal) for name, seal in seals.items()}
+    known: dict[str, set[str] | None] = {name: _known_keys(root, name, seal) for name, seal in seals.items()}
     known |= dict.fromkeys(unsealed_parts(root))
     ignored = {*root.later, *(record.part for record in root.records)} - set(seals)
     strays: list[str] = []
@@ -55,8 +55,8 @@ def find_strays(
         if part is None:
             is_known = inner in ROOT_FILES or _LOG_KEY.fullmatch(inner) is not None
         else:
-            # None: of an unsealed part, or one whose metadata are damaged, the form of a name has to do.
-            keys = known.get(part, frozenset())
+            # None: in an unsealed part, or one whose metadata are damaged, the form of a name decides.
+            keys = known.get(part, set())
             is_known = _PART_KEY.fullmatch(inner) is not None if keys is None else inner in keys
         if is_known:
             continue

@@ -10,7 +10,7 @@ The next run of the part's writer makes everything but the spec again.
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from ..errors import LogitStoreError, ManifestInvalid
+from ..errors import LimitExceeded, LogitStoreError, ManifestInvalid, StoreCorrupt
 from ..format.constants import MAX_SEAL_TABLE_BYTES, PRIVATE, ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
 from ..format.documents import parse_spec, sha256_hex
 from ..format.layouts import REQUIRED, check_layout, features_of, form_of
@@ -57,10 +57,13 @@ class UnsealedDiagnosis(PartDiagnosis):
         self.plan = None if lost else Plan(arrays, views, self.root.grid, spec)
 
     def _intact_records(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Commit]]:
-        """Find the commit records that are intact in themselves, by the place in their names."""
+        """Find the commit records that are intact in themselves, by the place in their names.
+
+        Raises StorageError: a record that cannot be read is not a damaged one.
+        """
         for place in places:
             key = commit_key(*place)
-            with contextlib.suppress(FileNotFoundError, LogitStoreError):
+            with contextlib.suppress(FileNotFoundError, StoreCorrupt, LimitExceeded):
                 yield place, Commit.from_bytes(self.folder.read(key), self.where(key))
 
     def _read_spec(self, specs: set[str]) -> tuple[str, int, LogitStoreError | None]:
@@ -88,9 +91,8 @@ class UnsealedDiagnosis(PartDiagnosis):
         """Check a seal that no log names yet: its writer makes it again."""
         if self.folder.exists(SEAL):
             yield from self.compare(SEAL, self._check_seal, cure=Remake((SEAL, SEAL_TABLE)))
-        elif self.search.repairs and self.folder.exists(
-            SEAL_TABLE
-        ):  # no writer is at work, which could be about to seal
+        elif self.search.repairs and self.folder.exists(SEAL_TABLE):
+            # A killed writer left it: the part is held alone, so that no other is about to write its seal.
             error = checks.no_file(self.where(SEAL), "the seal of seal.bin")
             yield Fault(self.name, SEAL, error, Remake((SEAL_TABLE,)))
 

@@ -19,7 +19,8 @@ from support.stores import Teacher
 
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
-from logitstore.storage.errors import NotAStoreError, WriterBusy
+from logitstore.storage.backends.local import Folder
+from logitstore.storage.errors import NotAStoreError, TransientIOError, WriterBusy
 from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
@@ -284,6 +285,23 @@ def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_hav
     done = repair(case.path)
     assert what(done) == {"unsealed": ["teachers/half"], "removed": [f"teachers/half/{key}"]}
     assert stores.tree(half) == {other: data for other, data in before.items() if other != key}
+
+
+def test_a_record_that_cannot_be_read_is_not_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a moment must not cost a block."""
+    begin_half(case).close()
+    before = stores.tree(case.path / "teachers/half")
+    read = Folder.read
+
+    def failing(self: Folder, key: str, *most: int) -> bytes:
+        if key.endswith("commits/0-1.json") and "half" in str(self.path):
+            raise TransientIOError(key, expected="a working disk", found="EIO", remedy="run it again")
+        return read(self, key, *most)
+
+    monkeypatch.setattr(Folder, "read", failing)
+    done = repair(case.path)
+    assert ([type(error) for error in done.beyond], done.removed) == ([TransientIOError], [])
+    assert stores.tree(case.path / "teachers/half") == before
 
 
 def test_a_folder_without_a_store_is_an_error(tmp_path: Path) -> None:
