@@ -42,7 +42,7 @@ class Fault:
     block: tuple[int, int] | None = None
     """(view, block) that the file is a shard of; None for all other files."""
 
-    @property
-    def is_curable(self) -> bool:
-        """Whether `repair` mends it. A file that cannot be read, or is a link, is not touched."""
-        return self.cure is not None and isinstance(self.error, StoreCorrupt | LimitExceeded)
+
+def curable(error: LogitStoreError, cure: Cure) -> Cure:
+    """Return a cure, unless the file cannot be read, or is a link or a pipe: `repair` touches none of these."""
+    return cure if isinstance(error, StoreCorrupt | LimitExceeded) else None

@@ -9,7 +9,7 @@ from ..format.constants import SAMPLES
 from ..parts.root import KINDS, Root
 from ..progress import Progress
 from .checks import error_of
-from .faults import Cure, Fault
+from .faults import Cure, Fault, curable
 
 _SHARD_NAME = re.compile(r"c((?:\.(?:0|[1-9]\d{0,8}))+)")
 
@@ -63,7 +63,7 @@ class PartDiagnosis:
         """Call a check of a file, and yield its fault if it fails."""
         error = error_of(self.where(key), check, *arguments)
         if error is not None:
-            yield Fault(self.name, key, error, cure, digest, block)
+            yield Fault(self.name, key, error, curable(error, cure), digest, block)
 
     def shard_key(self, array: str, view: int, block: int) -> str:
         """Return the key of a shard by the names on the disk, for an array whose metadata are damaged.

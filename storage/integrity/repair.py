@@ -122,7 +122,7 @@ class _Cures:
 
     def apply(self, fault: Fault) -> None:
         """Apply the cure of a fault, or note that it has none."""
-        if not fault.is_curable:
+        if fault.cure is None:
             error = fault.error
             self._done.beyond.append(from_a_copy(error) if error.remedy == REMAKE else error)
             return
@@ -156,7 +156,7 @@ class _Cures:
 
     def note_unmade(self, fault: Fault) -> None:
         """Note a file of a sealed part that its writer is to make again."""
-        if not fault.is_curable or not isinstance(fault.cure, Remake):
+        if not isinstance(fault.cure, Remake):
             return
         if fault.block is None:
             self._done.missing.append(f"{fault.part}/{fault.key}")

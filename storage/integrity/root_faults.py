@@ -16,7 +16,7 @@ from ..format.documents import parse_json, sha256_hex
 from ..format.metadata import RootAttributes, group_metadata
 from ..parts.journal import ROOT_FILES, is_part, last_record, log_key, part_record, root_record
 from .checks import COPY, check_file, error_of
-from .faults import Fault, Rebuild
+from .faults import Fault, Rebuild, curable
 
 _MAX_CLASSES = 1 << 17
 """Numbers of classes that are tried for a lost root."""
@@ -57,7 +57,8 @@ def _metadata_faults(folder: Folder, rebuild: bool) -> Iterator[Fault]:
         if error is None:
             continue
         data = _root_file(folder, key, str(digest)) if rebuild or key != ROOT_METADATA else None
-        yield Fault("", key, error, None if data is None else Rebuild(data), str(digest))
+        cure = None if data is None else curable(error, Rebuild(data))
+        yield Fault("", key, error, cure, str(digest))
         if data is None and sha256_hex(record) != vouched:  # the digest may be the damaged one
             yield _fault(folder, log_key(0), "a record that record 1 vouches for")
 

@@ -20,7 +20,7 @@ from support.stores import Teacher
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import Folder
-from logitstore.storage.errors import NotAStoreError, TransientIOError, WriterBusy
+from logitstore.storage.errors import NotAStoreError, TransientIOError, UntrustedStoreError, WriterBusy
 from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
@@ -285,6 +285,32 @@ def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_hav
     done = repair(case.path)
     assert what(done) == {"unsealed": ["teachers/half"], "removed": [f"teachers/half/{key}"]}
     assert stores.tree(half) == {other: data for other, data in before.items() if other != key}
+
+
+def test_metadata_of_an_unsealed_part_that_no_reader_follows_are_removed(case: Case) -> None:
+    """One flipped bit makes metadata ask for a dtype that is in no list of allowed ones."""
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    whole = stores.tree(half)
+    metadata = half / "logits/zarr.json"
+    metadata.write_bytes(metadata.read_bytes().replace(b'"data_type":"float16"', b'"data_type":"float17"'))
+    (problem,) = verify(case.path).problems
+    assert (type(problem), problem.where) == (UntrustedStoreError, str(metadata))
+    done = repair(case.path)
+    assert what(done) == {"removed": ["teachers/half/logits/zarr.json"], "unsealed": ["teachers/half"]}
+    with begin_half(case) as writer:
+        writer.write(range(8, 11), stores.some_logits(1, 3, 5)[0])
+    assert metadata.read_bytes() == whole["logits/zarr.json"]
+    assert verify(case.path, deep=True).exit_code == CLEAN
+
+
+def test_a_link_is_not_removed(case: Case) -> None:
+    """It may lead to the intact file."""
+    key = "teachers/wide/peak/c.1.2"
+    (case.path / key).rename(case.path.parent / "moved")
+    (case.path / key).symlink_to(case.path.parent / "moved")
+    assert what(repair(case.path)) == {"beyond": [str(case.path / key)]}
+    assert (case.path / key).is_symlink()
 
 
 def test_a_record_that_cannot_be_read_is_not_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
