@@ -8,7 +8,7 @@ from functools import cache
 from ..format.constants import SAMPLES
 from ..parts.root import KINDS, Root
 from ..progress import Progress
-from .checks import error_of
+from .checks import FAILURES, typed
 from .faults import Cure, Fault, curable
 
 _SHARD_NAME = re.compile(r"c((?:\.(?:0|[1-9]\d{0,8}))+)")
@@ -61,8 +61,10 @@ class PartDiagnosis:
         block: tuple[int, int] | None = None,
     ) -> Iterator[Fault]:
         """Call a check of a file, and yield its fault if it fails."""
-        error = error_of(self.where(key), check, *arguments)
-        if error is not None:
+        try:
+            check(*arguments)
+        except FAILURES as failure:
+            error = typed(failure, self.where(key))
             yield Fault(self.name, key, error, curable(error, cure), digest, block)
 
     def shard_key(self, array: str, view: int, block: int) -> str:

@@ -38,6 +38,8 @@ class Report:
     strays: list[str] = field(default_factory=list)
     """Keys of files that no seal lists and no reader takes for data; the first `MAX_STRAYS`."""
 
+    _reported: set[str] = field(default_factory=set, repr=False)
+
     @property
     def exit_code(self) -> int:
         """0 clean, 1 corrupt, 3 untrusted, 4 I/O, 5 incomplete: the worst of the problems."""
@@ -51,7 +53,8 @@ class Report:
 
     def add(self, error: LogitStoreError) -> None:
         """Add a problem, unless one of the same file was added before."""
-        if all(error.where != problem.where for problem in self.problems):
+        if error.where not in self._reported:  # a hostile seal may list thousands of files
+            self._reported.add(error.where)
             self.problems.append(error)
 
 

@@ -257,7 +257,7 @@ def misdeed(what: str, location: str) -> dict[str, Any]:
 def without(guard: str) -> Any:
     """A context in which one guard of the product does nothing."""
     from logitstore.storage.backends import local as files
-    from logitstore.storage.format import layouts
+    from logitstore.storage.format import documents, layouts
     from logitstore.storage.format import metadata as format
     from logitstore.storage.format.metadata import ArrayLayout
     from logitstore.storage.parts import journal
@@ -293,10 +293,11 @@ def without(guard: str) -> Any:
         patch(files, "components", lambda key, where: key.split("/"))
         patch(journal, "_file_key", lambda key, where: key)
     elif guard == "canonical JSON":
-        for module in (format, journal, store):
+        for module in (documents, format, journal):
             patch(module, "parse_json", lambda data, where: json.loads(data))
     elif guard == "terminal":
-        for module in ("errors", "inspect", "output", "show"):
+        shown = ("captures", "clusterings", "stores", "text")
+        for module in ("errors", "commands.inspect", *(f"printing.{name}" for name in shown)):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))
     elif guard:
         raise ValueError(guard)
