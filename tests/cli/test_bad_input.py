@@ -427,7 +427,7 @@ def test_something_else_has_the_place(folder: Path, kind: str, command: str) -> 
     words = {
         "a file": ("a file",),
         "a folder": ("a folder",),
-        "another zarr group": ("another", "other metadata"),
+        "another zarr group": ("a Zarr group", "other metadata"),
     }
     assert found.startswith(words[kind])
 

@@ -10,7 +10,7 @@ import pytest
 from faults.damage import Case, outside, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
-from logitstore.storage.integrity.site import Repairs
+from logitstore.storage.integrity.repair import Repairs
 
 PIECES = 2
 ARRAYS = {
@@ -42,11 +42,11 @@ def _tear(case: Case, key: str, change: Callable[[bytes], bytes]) -> None:
     [
         (
             "checksums of a read",
-            "part_reader.check_crc32c",
+            "parts.part_reader.check_crc32c",
             unchecked_chunks,
             lambda data: b"\1" * 9 + data[9:],
         ),
-        ("shards in verify", "verify.check_shard", lambda *_, **__: None, lambda data: data[:7]),
+        ("shards in verify", "integrity.checks.check_shard", lambda *_, **__: None, lambda data: data[:7]),
     ],
 )
 def test_a_guard_that_is_taken_out_is_missed(

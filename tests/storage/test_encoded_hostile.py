@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Encoded captures whose maker lies are refused: another encoding, another scale, columns that do not exist.
-=======
-"""Encoded captures with false metadata: another encoding, another scale or missing columns are refused.
->>>>>>> logpage
 
 Every digest of these stores fits: only what a reader knows of the format stands in the way.
 """

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Laws of the order of an epoch: every row of every view exactly once.
-=======
-"""The order of an epoch: it holds every row of every view exactly once.
->>>>>>> logpage
 
 They are integers alone: no store, no disk. `flaws` is the checker, which must catch mutants of the order.
 """

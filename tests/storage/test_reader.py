@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Reads of rows by slices, ranges and lists, and those that are refused."""
-=======
-"""Reads: they give the requested rows, for any form of index."""
->>>>>>> logpage
 
 import re
 from collections.abc import Callable

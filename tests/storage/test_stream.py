@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Laws of a stream: every row exactly once, with its own inputs and logits, wherever it is interrupted.
-=======
-"""Streams: every row exactly once, with its own data, after any stop and resumption.
->>>>>>> logpage
 
 Hypothesis draws the store, the arguments and the interruption. `items` and `assert_belongs` look at batches as a
 training loop does; broken streams must not pass them.

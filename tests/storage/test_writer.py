@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Captures that are resumed are the same bytes, and captures that do not belong together are refused.
-=======
-"""A resumed capture: the same bytes, and a refusal of parts that do not belong together.
->>>>>>> logpage
 
 Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two write the same
 capture at once. The tree must equal that of an uninterrupted writer, name for name and byte for byte.
