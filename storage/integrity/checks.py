@@ -19,10 +19,7 @@ from ..parts.journal import Commit, StoredShard
 
 PIECE: Final = 8 << 20
 """Bytes of a shard that are read at a time."""
-
 COPY = "restore the file from a copy"
-
-
 FAILURES = (
     LogitStoreError,
     FileNotFoundError,

@@ -22,10 +22,8 @@ from ..parts.root import Root, unsealed_parts
 
 MAX_STRAYS: Final = 1000
 """Strays that are listed; the search ends with the last of them."""
-
 _ZARR_METADATA = frozenset({ROOT_METADATA, ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 """Names that make a folder an array or a group for a plain reader, of any version of Zarr."""
-
 _LOG_KEY = re.compile(rf"{LOG}/(0|[1-9]\d*)\.json")
 _PART_KEY = re.compile(
     rf"{SPEC}|{SEAL}|{SEAL_TABLE}|{ROOT_METADATA}|{COMMITS}/(0|[1-9]\d*)-(0|[1-9]\d*)\.json"

@@ -39,9 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = re.compile(r"(0|[1-9]\d{0,8})\.json")
 _ARRAY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
-
 _REPAIR = "run `logitstore repair`, which finds the damaged record; or restore the log from a copy"
-
 ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
 """Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..backends.local import Folder
+from ..backends.place import Place
 from ..errors import ManifestInvalid, ShardCorrupt
 from ..format.constants import SPEC
 from ..format.grid import Grid
@@ -49,7 +50,7 @@ class Plan:
         return ((view, block) for view in range(self.views) for block in range(self.grid.num_blocks))
 
 
-def read_commit(folder: Folder, view: int, block: int, plan: Plan) -> Commit:
+def read_commit(folder: Place, view: int, block: int, plan: Plan) -> Commit:
     """Read the record of a block of this part. Raises ManifestInvalid, FileNotFoundError."""
     key = commit_key(view, block)
     where = str(folder.path / key)
@@ -67,7 +68,7 @@ def read_commit(folder: Folder, view: int, block: int, plan: Plan) -> Commit:
     return commit
 
 
-def has_shards(folder: Folder, commit: Commit, layouts: Iterable[ArrayLayout]) -> bool:
+def has_shards(folder: Place, commit: Commit, layouts: Iterable[ArrayLayout]) -> bool:
     """Return whether the shards of a block are there, of the sizes that its record states."""
     try:
         return all(
@@ -78,7 +79,7 @@ def has_shards(folder: Folder, commit: Commit, layouts: Iterable[ArrayLayout]) -
         return False
 
 
-def stored_shard(folder: Folder, layout: ArrayLayout, view: int, block: int, rows: int) -> StoredShard:
+def stored_shard(folder: Place, layout: ArrayLayout, view: int, block: int, rows: int) -> StoredShard:
     """Return size and checksums of a shard on the disk. Raises ShardCorrupt if it is torn, FileNotFoundError."""
     key = layout.shard_key(view, block)
     where = str(folder.path / key)
@@ -143,7 +144,7 @@ def recover(folder: Folder, plan: Plan) -> Recovery:
     return Recovery(tuple(adopted), tuple(dropped))
 
 
-def _check_spec(folder: Folder, plan: Plan) -> None:
+def _check_spec(folder: Place, plan: Plan) -> None:
     """Refuse a spec that no record was made for: the spec has changed, not all records. Raises ManifestInvalid."""
     specs = set()
     for view, block in committed_blocks(folder):
