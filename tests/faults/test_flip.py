@@ -50,6 +50,7 @@ CONTROLS: dict[str, tuple[str, Guards]] = {
         [
             ("integrity.checks.check_file", lambda *_: None),
             ("parts.root.read_checked", lambda folder, key, *_: folder.read(key)),
+            ("parts.sealed_part.read_checked", lambda folder, key, *_: folder.read(key)),
         ],
     ),
 }
