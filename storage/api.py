@@ -8,11 +8,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import UInt64
 from numpy.typing import NDArray
 
 from .backends.local import Folder, local_path, writable
 from .backends.remote import folder_at
+from .checks import as_labels, check_labels
 from .digest import digest_rows
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
@@ -72,6 +73,16 @@ class Captures(Mapping[str, Capture]):
 
     def __repr__(self) -> str:
         return f"<Captures {list(self)}>"
+
+
+@contextlib.contextmanager
+def _unless_lost() -> Iterator[None]:
+    """End the block quietly where a file of a part's metadata is missing. Raises ManifestInvalid for a damaged one."""
+    try:
+        yield
+    except ManifestInvalid as error:
+        if error.found != "no file":
+            raise
 
 
 class Store:
@@ -158,16 +169,10 @@ class Store:
         The writer of such a part writes the file again, as it does lost blocks. Raises ManifestInvalid for a damaged
         file.
         """
-        if not self._root.has(part):
-            return None
-        try:
-            sealed = self._root.part(part)
-            _ = sealed.spec
-        except ManifestInvalid as error:
-            if error.found != "no file":
-                raise
-            return None
-        return sealed
+        with _unless_lost():
+            sealed = self._root.part(part) if self._root.has(part) else None
+            return sealed if sealed is not None and sealed.spec else None
+        return None
 
     def is_whole(self, part: str) -> bool:
         """Return whether a part is sealed and none of its files is missing, by name alone."""
@@ -175,15 +180,11 @@ class Store:
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
         """Return the identity of a part, sealed or unfinished; None if its name is free."""
-        if self._root.has(part):
-            try:
-                return self._root.spec(part).identity
-            except ManifestInvalid as error:
-                if error.found != "no file":
-                    raise
-                return None
-        begun = self._root.begun(part)
-        return None if begun is None else begun.identity
+        if (begun := self._root.begun(part)) is not None:
+            return begun.identity
+        with _unless_lost():
+            return self._root.spec(part).identity if self._root.has(part) else None
+        return None
 
     def refresh(self) -> None:
         """Read the log again, which shows parts that other processes have sealed."""
@@ -418,7 +419,7 @@ def create_store(
         raise ConfigError(
             "class_names", expected=f"{classes} names", found=str(len(class_names)), remedy="pass one a class"
         )
-    label = np.full(rows, -1, np.int64) if labels is None else _as_labels(labels)
+    label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
     digest = digest_rows(inputs) if digests is None and inputs is not None else digests
     kept = inputs if store_inputs else None
@@ -481,28 +482,3 @@ def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int
             remedy="choose another path",
         )
     return store
-
-
-def _as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
-    """Return labels as int64. Raises ConfigError unless they are one integer a row."""
-    values = np.asarray(labels)
-    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
-        raise ConfigError(
-            "labels",
-            expected="one integer a row",
-            found=f"{values.dtype} of shape {values.shape}",
-            remedy="pass the number of each row's class, -1 where it is unknown",
-        )
-    return values.astype(np.int64)
-
-
-def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
-    """Refuse labels that are no class. Raises ConfigError with the first."""
-    bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
-    if len(bad):
-        raise ConfigError(
-            f"labels[{int(bad[0])}]",
-            expected=f"a class from 0 to {num_classes - 1}, or -1 for unknown",
-            found=str(int(labels[bad[0]])),
-            remedy="correct the labels or the number of classes",
-        )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from .errors import BadLogitsError, ConfigError
@@ -105,3 +105,28 @@ def bad_logits(
         found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
         remedy=f"{remedy}; nothing of this block was kept",
     )
+
+
+def as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
+    """Return labels as int64. Raises ConfigError unless they are one integer a row."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+        raise ConfigError(
+            "labels",
+            expected="one integer a row",
+            found=f"{values.dtype} of shape {values.shape}",
+            remedy="pass the number of each row's class, -1 where it is unknown",
+        )
+    return values.astype(np.int64)
+
+
+def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
+    """Refuse labels that are no class. Raises ConfigError with the first."""
+    bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
+    if len(bad):
+        raise ConfigError(
+            f"labels[{int(bad[0])}]",
+            expected=f"a class from 0 to {num_classes - 1}, or -1 for unknown",
+            found=str(int(labels[bad[0]])),
+            remedy="correct the labels or the number of classes",
+        )

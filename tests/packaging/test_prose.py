@@ -37,6 +37,7 @@ def test_unreadable_sentences_are_gone() -> None:
     texts = {
         str(path): re.sub(r"\s+", " ", (ROOT / path).read_text(encoding="utf-8"))
         for path in [*PAGES, *python_files(ROOT)]
+        if path.name != "writing.md"  # shows some of them beside the better one
     }
     assert len(texts) > 150
     assert [(path, gone) for path, text in texts.items() for gone in GONE if gone in text] == []

@@ -7,7 +7,7 @@ from support import experiments
 from support.experiments import contents, document, parsed, run_document
 
 from logitstore.pipeline.run import pending
-from logitstore.pipeline.workspace import Workspace, is_whole
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import ManifestInvalid
 
 
@@ -51,6 +51,6 @@ def test_a_damaged_file_is_not_taken_for_a_lost_one(done: Path, name: str) -> No
 
 
 def test_a_part_without_its_metadata_is_not_whole(done: Path) -> None:
-    assert is_whole(workspace(done).store, "teachers/deep")
+    assert workspace(done).store.is_whole("teachers/deep")
     (done / "out" / "store.zarr" / "teachers" / "deep" / "zarr.json").unlink()
-    assert not is_whole(workspace(done).store, "teachers/deep")
+    assert not workspace(done).store.is_whole("teachers/deep")
