@@ -24,7 +24,7 @@ from .format.metadata import RootAttributes
 from .parts.journal import log_key
 from .parts.reader import CaptureReader, Samples
 from .parts.root import BegunPart, Root, create_root, open_root, unsealed_parts
-from .parts.sealed_part import SealedPart
+from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
@@ -163,28 +163,32 @@ class Store:
         """Return whether a part is sealed; some of its files may be missing all the same."""
         return self._root.has(part)
 
-    def find_part(self, part: str) -> SealedPart | None:
-        """Return a sealed part; None if it is not sealed, or if a file of its metadata is missing.
+    def find_spec(self, part: str) -> Spec | None:
+        """Return the spec of a sealed part, even if other metadata are missing; None if it is not sealed or has no spec.
 
-        The writer of such a part writes the file again, as it does lost blocks. Raises ManifestInvalid for a damaged
+        The writer of a part writes missing metadata again, as it does lost blocks. Raises ManifestInvalid for a damaged
         file.
         """
+        if not self._root.has(part):
+            return None
         with _unless_lost():
-            sealed = self._root.part(part) if self._root.has(part) else None
-            return sealed if sealed is not None and sealed.spec else None
+            return self._root.part(part).spec
+        with _unless_lost():
+            return self._root.spec(part)
         return None
+
+    def digest_of(self, part: str) -> str:
+        """Return "sha256:…" of the seal of a sealed part, even if other files are missing. Raises PartNotFound."""
+        return self._root.digest_of(part)
 
     def is_whole(self, part: str) -> bool:
         """Return whether a part is sealed and none of its files is missing, by name alone."""
-        return self.find_part(part) is not None and self._root.is_whole(part)
+        return self.find_spec(part) is not None and self._root.is_whole(part)
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
         """Return the identity of a part, sealed or unfinished; None if its name is free."""
-        if (begun := self._root.begun(part)) is not None:
-            return begun.identity
-        with _unless_lost():
-            return self._root.spec(part).identity if self._root.has(part) else None
-        return None
+        known = self._root.begun(part) or self.find_spec(part)
+        return None if known is None else known.identity
 
     def refresh(self) -> None:
         """Read the log again, which shows parts that other processes have sealed."""

@@ -203,8 +203,8 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     check_stated_classes(member, work.rows)
     if store is None:
         return True
-    part, begun = store.find_part(part_name), store.begun(part_name)
-    spec = begun if part is None else part.spec
+    begun = store.begun(part_name)
+    spec = begun or store.find_spec(part_name)
     if spec is None:
         return True
     if record is None:

@@ -35,7 +35,8 @@ def check_cluster(cluster: Cluster, num_classes: int) -> int | None:
 def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
     """Return the identity of a clustering. Raises PartNotFound or StoreIncomplete for a capture that is not sealed."""
     captures = {
-        name: {"seal": store.teachers[name].digest, "share": share} for name, share in cluster.shares.items()
+        name: {"seal": store.digest_of(f"teachers/{name}"), "share": share}
+        for name, share in cluster.shares.items()
     }
     dimensions = check_cluster(cluster, store.num_classes)
     source: dict[str, Any] = {"captures": captures}
@@ -56,13 +57,13 @@ def cluster_identity(store: Store, cluster: Cluster) -> dict[str, Any]:
 def needs_clustering(store: Store, cluster: Cluster) -> bool:
     """Return whether a clustering is missing, or has lost files. Raises SpecMismatch for a name that is another's."""
     part = f"clusters/{cluster.part_name}"
-    sealed = store.find_part(part)
-    if sealed is None:
+    spec = store.find_spec(part)
+    if spec is None:
         return True
     check_same(
         f"{store.path}: {part}",
         as_json(cluster_identity(store, cluster)),
-        {key: value for key, value in sealed.spec.identity.items() if key != "views"},
+        {key: value for key, value in spec.identity.items() if key != "views"},
         made="with which it was made",
         remedy="change it back, or give the new one another name",
     )
@@ -74,7 +75,7 @@ def missing_clustering(work: Workspace) -> Cluster | None:
     cluster, store = work.experiment.cluster, work.find_store()
     if cluster is None:
         return None
-    captured = store is not None and all(store.find_part(f"teachers/{name}") for name in cluster.shares)
+    captured = store is not None and all(store.find_spec(f"teachers/{name}") for name in cluster.shares)
     if store is not None and captured and not needs_clustering(store, cluster):
         return None
     check_cluster(cluster, work.rows.num_classes)

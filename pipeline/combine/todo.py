@@ -323,10 +323,10 @@ _OF_EXPERIMENT: Final = {
 
 def _written(store: Store, table: Combine) -> dict[str, Any] | None:
     """Return the combination that the capture of an experiment's name states; None without such a capture."""
-    part = store.find_part(f"teachers/{table.name}")
-    if part is None:
+    spec = store.find_spec(f"teachers/{table.name}")
+    if spec is None:
         return None
-    written = part.spec.identity.get(COMBINATION)
+    written = spec.identity.get(COMBINATION)
     return dict(written) if isinstance(written, Mapping) else {}
 
 

@@ -124,9 +124,9 @@ def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
             yield subject("student", run.student.name, student.weights, run=run.name)
     cluster = experiment.cluster
     if cluster is not None and records.keys() >= cluster.shares.keys():
-        sets = work.store.find_part(f"clusters/{cluster.part_name}")
-        if sets is not None:
-            yield subject("sets", cluster.part_name, sets.digest, members=cluster.shares)
+        part = f"clusters/{cluster.part_name}"
+        if work.store.is_sealed(part):
+            yield subject("sets", cluster.part_name, work.store.digest_of(part), members=cluster.shares)
 
 
 def _combination_weights(work: Workspace, table: Combine, teachers: Mapping[str, Record]) -> str | None:

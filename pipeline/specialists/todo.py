@@ -135,7 +135,7 @@ def specialist_runs(experiment: Experiment, store: Store | None) -> list[Special
     if table is None:
         return []
     name, own = experiment.clustering_name, experiment.cluster
-    if store is not None and store.find_part(f"clusters/{name}") is not None:
+    if store is not None and store.is_whole(f"clusters/{name}"):
         known = len(sets_of(store.clustering(name), store.num_classes))
     elif own is not None and own.part_name == name:
         known = own.clusters
@@ -256,21 +256,21 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
             idle={"checkpoint_every", "compile"},
         ),
         "seed": run.seed,
-        "samples": store.samples.digest,
-        "seals": {member.name: store.teachers[member.name].digest},
+        "samples": store.digest_of(SAMPLES),
+        "seals": {member.name: store.digest_of(f"teachers/{member.name}")},
     }
 
 
 def _clustering(work: Workspace) -> dict[str, Any]:
     name = work.experiment.clustering_name
-    return {"name": name, "digest": work.store.clustering(name).digest}
+    return {"name": name, "digest": work.store.digest_of(f"clusters/{name}")}
 
 
 def can_begin(work: Workspace) -> bool:
     """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture."""
     experiment, store = work.experiment, work.find_store()
     needed = (SAMPLES, f"teachers/{experiment.generalist.name}", f"clusters/{experiment.clustering_name}")
-    return store is not None and all(store.find_part(part) is not None for part in needed)
+    return store is not None and all(store.find_spec(part) is not None for part in needed)
 
 
 def find_generalist(work: Workspace) -> Record | None:
@@ -333,7 +333,7 @@ def specialist_capture_identity(
     head = {
         "kind": "specialist",
         "variant": table_of(work.experiment).variant,
-        "generalist": {"capture": member.name, "seal": onto.store.teachers[member.name].digest},
+        "generalist": {"capture": member.name, "seal": onto.store.digest_of(f"teachers/{member.name}")},
         "clustering": _clustering(work),
         "set": run.number,
         "prior": special.prior,
@@ -362,10 +362,10 @@ def missing_captures(
 
 def _is_uncaptured(work: Workspace, run: SpecialistRun, record: Record | None, onto: Workspace) -> bool:
     store, part_name = onto.store, f"teachers/{run.name}"
-    part = store.find_part(part_name)
-    if part is None or store.find_part(f"teachers/{work.experiment.generalist.name}") is None:
+    spec = store.find_spec(part_name)
+    if spec is None or store.find_spec(f"teachers/{work.experiment.generalist.name}") is None:
         return True
-    theirs = part.spec.identity
+    theirs = spec.identity
     ours = specialist_capture_identity(work, run, "" if record is None else record.weights, onto)
     check_same(
         f"{store.path}: {part_name}",

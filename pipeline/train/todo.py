@@ -65,8 +65,8 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
             idle={"checkpoint_every", "compile", "seeds"},
         ),
         "seed": run.seed,
-        "samples": store.samples.digest,
-        "seals": {name: store.teachers[name].digest for name in shown_captures(experiment, student)},
+        "samples": store.digest_of(SAMPLES),
+        "seals": {name: store.digest_of(f"teachers/{name}") for name in shown_captures(experiment, student)},
     }
 
 
@@ -86,7 +86,7 @@ def find_student(work: Workspace, run: StudentSeed) -> Record | None:
     """Return the record of a student; None if it is still to be trained."""
     store = work.find_store()
     captures = [f"teachers/{name}" for name in shown_captures(work.experiment, run.student)]
-    if store is None or any(store.find_part(part) is None for part in (SAMPLES, *captures)):
+    if store is None or any(store.find_spec(part) is None for part in (SAMPLES, *captures)):
         return None
     return work.models.find("students", run.name, student_identity(work.experiment, run, store))
 
