@@ -131,7 +131,10 @@ def test_more_workers_than_are_known_are_refused(store: Store) -> None:
 
 
 def test_workers_do_not_copy_to_a_device(store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"found a worker of a DataLoader; .* iterate to_device\(loader"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected device=None in a worker .*, found device='meta'; .* iterate to_device\(loader",
+    ):
         next(tensor_stream(store, "meta")._in_worker(0, 1))
 
 
@@ -212,7 +215,7 @@ def test_a_transfer_set_that_cannot_be_sent_gives_one_clear_line(
         list(loader_of(stream, 1, method))
     assert str(raised.value) == (
         "a stream for the workers of a DataLoader: expected a transfer set and an augmentation that can be pickled, "
-        "found TypeError: cannot pickle '_io.BufferedReader' object; open files when an item is asked for, define "
+        "found TypeError: cannot pickle '_io.BufferedReader' object; open files in `__getitem__`, define "
         "functions at the top of a module, or use num_workers=0"
     )
     assert epoch_of(DataLoader(stream, batch_size=None)) == ONCE  # here it can be used

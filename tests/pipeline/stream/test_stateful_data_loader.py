@@ -99,5 +99,7 @@ def test_a_state_of_another_number_of_workers_is_refused(store: Store) -> None:
     worker_state = {"stream": state.state_dict(), "first": 0, "workers": 2, "next": 1, "over": False}
     assert _checked(worker_state, 2) == worker_state
     for wrong, workers in ((worker_state, 3), (state.state_dict(), 2)):
-        with pytest.raises(ValueError, match="go on with the number of workers"):
+        with pytest.raises(
+            ValueError, match=r"found a state with num_workers=[20]; resume with the num_workers"
+        ):
             _checked(wrong, workers)
