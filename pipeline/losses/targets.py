@@ -51,13 +51,10 @@ def soft_targets(
     Source: section 1 ("an arithmetic or geometric mean of their individual predictive distributions").
     """
     check_temperature(temperature)
-    if isinstance(logits, Tensor):
-        _check_no_weights(weights)
-        return soften(logits, temperature)
-    shares = _checked_shares(logits, weights, mean)
+    teachers = _with_shares(logits, weights, mean)
     if mean == "geometric":
-        return soften(_mean_logits(logits, shares), temperature)
-    return reduce(torch.add, [share * soften(logits[name], temperature) for name, share in shares.items()])
+        return soften(_weighted_sum(teachers), temperature)
+    return reduce(torch.add, [share * soften(one, temperature) for share, one in teachers])
 
 
 def ensemble_logits(
@@ -84,15 +81,11 @@ def ensemble_logits(
     tensor([[-10000.6934,      0.0000]])
     """
     check_temperature(temperature)
-    if isinstance(logits, Tensor):
-        _check_no_weights(weights)
-        return widened(logits)
-    shares = _checked_shares(logits, weights, mean)
-    if len(shares) == 1 or mean == "geometric":
-        return _mean_logits(logits, shares)
+    teachers = _with_shares(logits, weights, mean)
+    if len(teachers) == 1 or mean == "geometric":
+        return _weighted_sum(teachers)
     log_terms = [
-        log(share) + torch.log_softmax(widened(logits[name]) / temperature, dim=-1)
-        for name, share in shares.items()
+        log(share) + torch.log_softmax(widened(one) / temperature, dim=-1) for share, one in teachers
     ]
     return temperature * reduce(torch.logaddexp, log_terms)  # no stack of all teachers in memory
 
@@ -144,10 +137,19 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
     return {name: weights[name] / total for name in teachers}
 
 
-def _checked_shares(
-    logits: Mapping[str, Tensor], weights: Mapping[str, float] | None, mean: str
-) -> dict[str, float]:
-    """Return the shares above 0 by teacher, after checking the logits of all teachers."""
+def _with_shares(
+    logits: Mapping[str, Tensor] | Tensor, weights: Mapping[str, float] | None, mean: str
+) -> list[tuple[float, Tensor]]:
+    """Return the teachers with a share above 0, after checking the logits of all; a single tensor has share 1."""
+    if isinstance(logits, Tensor):
+        if weights is not None:
+            raise ConfigError(
+                "weights",
+                expected="weights=None for a single teacher",
+                found=f"weights={dict(weights)}"[:80],
+                remedy="remove weights",
+            )
+        return [(1.0, check_floating(logits))]
     shares = ensemble_shares(list(logits), weights)
     for tensor in logits.values():
         check_floating(tensor)
@@ -164,18 +166,8 @@ def _checked_shares(
         raise ConfigError(
             "mean", expected="'arithmetic' or 'geometric'", found=repr(mean), remedy="correct mean"
         )
-    return {name: share for name, share in shares.items() if share > 0}
+    return [(share, logits[name]) for name, share in shares.items() if share > 0]
 
 
-def _check_no_weights(weights: Mapping[str, float] | None) -> None:
-    if weights is not None:
-        raise ConfigError(
-            "weights",
-            expected="weights=None for a single teacher",
-            found=f"weights={dict(weights)}"[:80],
-            remedy="remove weights",
-        )
-
-
-def _mean_logits(logits: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
-    return reduce(torch.add, [share * widened(logits[name]) for name, share in shares.items()])
+def _weighted_sum(teachers: list[tuple[float, Tensor]]) -> Tensor:
+    return reduce(torch.add, [share * widened(one) for share, one in teachers])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import stores
-from support.torch_batches import ROWS, begun, contents, context, make_store, tensor_stream
+from support.torch_batches import ROWS, begun, contents, context, tensor_stream
 from torch.utils.data import DataLoader
 
 from logitstore.pipeline.augment import shift
@@ -19,18 +19,6 @@ from logitstore.pipeline.stream.torch_stream import MAX_WORKERS, TorchStream
 from logitstore.pipeline.views import replay
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> stores.Made:
-    """The store of these tests."""
-    return make_store(tmp_path_factory.mktemp("store") / "store.zarr")
-
-
-@pytest.fixture
-def store(made: stores.Made) -> Store:
-    """The store, opened anew."""
-    return open_store(made.path)
 
 
 @pytest.fixture(autouse=True)
