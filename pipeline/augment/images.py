@@ -74,11 +74,11 @@ class CropFlip:
     num_words = 3
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Crop and flip the last two axes, height and width, of an image (…, height, width) of any dtype."""
+        """Cut and flip the last two axes, height and width, of an image (…, height, width) of any dtype."""
         return _of_one(self, example, generator)
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
-        """Crop and flip each image (rows, …, height, width) by its own three words."""
+        """Cut and flip each image (rows, …, height, width) by its own three words."""
         _check_images(inputs, self.fill, "augmentation crop_flip")
         made = moved(inputs, distances(words[:, :2], self.pixels), self.fill)
         # The upper 53 bits are a number from 0 to below 1, exactly: a share of 0 flips none, and 1 flips all.

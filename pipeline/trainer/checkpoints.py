@@ -13,7 +13,7 @@ import hashlib
 import logging
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -90,7 +90,7 @@ class Checkpoints:
                 found="another process, which wrote this checkpoint",
                 remedy="wait for the other process, or end it, and run the same command again",
             )
-        self._remove_before(self._steps()[-KEPT:][0])
+        self._keep(self._steps()[-KEPT:])
 
     def newest(self) -> Checkpoint | None:
         """Return the last complete checkpoint, or None.
@@ -112,7 +112,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """Read the checkpoint after `step` steps. Raises BadDataError if it differs from what was written."""
+        """Read the checkpoint after `step` steps. Raises BadDataError for a missing or damaged file."""
         key = f"{step:012}.json"
         try:
             record = self._record(step)
@@ -145,12 +145,9 @@ class Checkpoints:
 
     def keep_up_to(self, step: int) -> None:
         """Delete the checkpoints after a step, and the leftovers of killed trainings."""
-        for later in self._steps():
-            if later > step:
-                self._folder.remove(f"{later:012}.json")
         if self._folder.kind() == "a folder":
             self._folder.sweep()
-            self._remove_before(0)
+            self._keep([earlier for earlier in self._steps() if earlier <= step])
 
     def remove(self) -> None:
         """Delete all checkpoints of a finished training. Raises StorageError."""
@@ -183,14 +180,14 @@ class Checkpoints:
         stems = [name.removesuffix(".json") for name in self._folder.names() if name.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _remove_before(self, before: int) -> None:
-        """Delete the checkpoints before a step, and tensors without a checkpoint."""
+    def _keep(self, steps: Collection[int]) -> None:
+        """Delete the checkpoints of all other steps, and tensors without a checkpoint."""
         for step in self._steps():
-            if step < before:
+            if step not in steps:
                 self._folder.remove(f"{step:012}.json")
-        left = {f"{step:012}" for step in self._steps()}
+        kept = {f"{step:012}" for step in steps}
         for name in self._folder.names():
-            if name.endswith(".safetensors") and name.partition("-")[0] not in left:
+            if name.endswith(".safetensors") and name.partition("-")[0] not in kept:
                 self._folder.remove(name)
 
 

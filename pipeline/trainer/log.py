@@ -12,7 +12,6 @@ A training that resumes from a checkpoint removes the later lines, so that no st
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -23,15 +22,6 @@ from ...storage.format.documents import canonical_json, parse_json
 _ITEM = TypeVar("_ITEM")
 
 
-@dataclass
-class _Lap:
-    """Time and rows since the last report."""
-
-    since: float
-    waited: float = 0.0
-    rows: int = 0
-
-
 class Clock:
     """The clock of a training: its time, and the share spent waiting for data."""
 
@@ -40,7 +30,9 @@ class Clock:
         self.seconds_before = 0.0
         """Seconds of training before the interruption."""
         self._started = time.perf_counter()
-        self._laps = {event: _Lap(self._started) for event in ("step", "epoch")}
+        self._waited, self._rows = 0.0, 0
+        # Time, seconds waited and rows at the last report of each event.
+        self._reported = dict.fromkeys(("step", "epoch"), (self._started, 0.0, 0))
 
     @property
     def seconds(self) -> float:
@@ -57,22 +49,20 @@ class Clock:
             except StopIteration:
                 return
             finally:
-                waited = time.perf_counter() - began
-                for lap in self._laps.values():
-                    lap.waited += waited
+                self._waited += time.perf_counter() - began
             yield item
 
     def count(self, rows: int) -> None:
         """Count rows of a step."""
-        for lap in self._laps.values():
-            lap.rows += rows
+        self._rows += rows
 
     def lap(self, event: str) -> tuple[float, float]:
         """Return rows/s and the share of time spent waiting since the last "step" or "epoch" report."""
-        lap, now = self._laps[event], time.perf_counter()
-        self._laps[event] = _Lap(now)
-        passed = max(now - lap.since, 1e-9)
-        return lap.rows / passed, min(1.0, lap.waited / passed)
+        since, waited, rows = self._reported[event]
+        now = time.perf_counter()
+        self._reported[event] = (now, self._waited, self._rows)
+        passed = max(now - since, 1e-9)
+        return (self._rows - rows) / passed, min(1.0, (self._waited - waited) / passed)
 
 
 class TrainingLog:

@@ -90,7 +90,7 @@ class Kept:
 
 
 def seed_rank(seed: int, ranks: Ranks, step: int = 0) -> None:
-    """Seed torch for this rank, so that dropout differs by rank; the first keeps the seed of a single process."""
+    """Set the seed of torch for this rank, so that dropout differs by rank; the first keeps the seed of a single process."""
     if ranks.rank or step:
         torch.manual_seed((seed + _RANK_SEEDS * (ranks.rank + (step << 16))) % (1 << 63))
 

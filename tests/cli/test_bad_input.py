@@ -292,9 +292,7 @@ def test_an_idx_file_that_is_cut_short(folder: Path, compressed: bool) -> None:
     name = "images.gz" if compressed else "images"
     assert line.startswith(f"{folder / name}: expected ")
     assert "176 bytes" in line
-    assert line.endswith(
-        "(header and 40 x 2 x 2), found 173; fetch the file again, which is damaged"
-    )
+    assert line.endswith("(header and 40 x 2 x 2), found 173; fetch the file again, which is damaged")
 
 
 def test_a_compressed_file_that_is_cut_short(folder: Path) -> None:
