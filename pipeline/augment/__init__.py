@@ -1,16 +1,14 @@
 """Augmentations that anyone can replay: each view of a row follows from (seed, view, row).
 
-    draws          every (seed, view, row) has random numbers of its own, which depend on nothing else: not on the
-                   batch, the order, the process or the number of draws made for other rows
-    rows           `augment_rows`: each row of a batch gets its generator, or all of them their numbers at once;
-                   a row that is made twice must come out the same
+    rows           `augment_rows`: every row has random numbers of its own, independent of batch, order and process;
+                   a row that is augmented twice must give the same bytes
     images         `shift`, `crop_flip`, `identity`
-    mixing         `mixup`: a row and another one, both found again from the same numbers
+    mixing         `mixup`: a row mixed with a partner, which follows from the same numbers
     torch_seed     `torch_seeded`, for functions that draw from a `torch.Generator`
-    versions       `source_version`: what says that an augmentation still makes what it made
+    versions       `source_version`: the version of an augmentation, in place of the digest of its file
 
-So the input that a teacher saw can be replayed next to its stored logits, one row at a time. Views below `first_view`
-are the rows as they are. Needs no torch, but for `torch_seeded`.
+So a student replays the input of the teacher for each stored row. Views below `first_view` are the rows themselves.
+Only `torch_seeded` needs torch.
 """
 
 from ...storage.random import raw_words, row_generator

@@ -1,7 +1,7 @@
 """Augmentations of images: shifts, crops and flips.
 
-`shift` moves it by some pixels (the paper's ±2); `crop_flip` moves it and mirrors half of them, as is usual for CIFAR;
-`identity` leaves it alone. All draw raw words only, and for a whole block at once.
+`shift` moves an image by some pixels (the paper's ±2). `crop_flip` moves it and mirrors half of all images, as is usual
+for CIFAR. `identity` changes nothing. All use raw words only, and augment a whole block at once.
 """
 
 import math
@@ -17,11 +17,11 @@ from ...storage.errors import ConfigError
 from .versions import source_version
 
 _AS_OF_ONE_FILE: Final = "sha256:bee4234354f85279599de43091e0c2905784751152514d2909783a265e545b45"
-"""Digest of the file in which `shift` and `identity` stood first: captures have it, and their bytes are still made."""
+"""Digest of the first source file of `shift` and `identity`: older captures hold it, and the bytes are the same."""
 _AT_A_TIME: Final = 1 << 20
-"""Bytes of images that are padded at a time: what stays in a cache."""
+"""Bytes of images that are padded at a time, so that they fit a cache."""
 _LARGE: Final = 1 << 15
-"""Bytes of an image that is worth a call of its own."""
+"""Bytes of an image from which it is moved by a call of its own."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Shift:
-    """Moves an image by whole pixels, each direction drawn uniformly and by itself."""
+    """Moves an image by whole pixels, drawn uniformly and independently along each axis."""
 
     pixels: int = 2
-    """Largest distance along each axis, pixels; both directions are drawn from -pixels … pixels."""
+    """Maximum distance along each axis; both are drawn from -pixels … pixels."""
     fill: float = 0.0
-    """Value of the pixels that come into sight."""
+    """Value of the uncovered pixels."""
 
     num_words = 2
 
@@ -62,28 +62,28 @@ class Shift:
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Pads an image, cuts one of its size out of it anywhere, and mirrors some: random crop and horizontal flip."""
+    """Pads an image, crops it to its size at a random place, and flips some horizontally."""
 
     pixels: int = 4
-    """Padding on each side, pixels; the cut is drawn uniformly, each direction by itself."""
+    """Padding on each side, pixels; the crop is drawn uniformly and independently along each axis."""
     flip: float = 0.5
-    """Share of the images whose left and right are exchanged."""
+    """Share of the images that are flipped."""
     fill: float = 0.0
     """Value of the padding."""
 
     num_words = 3
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Cut and mirror the last two axes, height and width, of an image (…, height, width) of any dtype."""
+        """Cut and flip the last two axes, height and width, of an image (…, height, width) of any dtype."""
         return _of_one(self, example, generator)
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
-        """Cut and mirror each image (rows, …, height, width) by its own three words."""
+        """Cut and flip each image (rows, …, height, width) by its own three words."""
         _check_images(inputs, self.fill, "augmentation crop_flip")
         made = moved(inputs, distances(words[:, :2], self.pixels), self.fill)
-        # The upper 53 bits as a number from 0 to 1, exactly; so a share of 0 mirrors none, and one of 1 all.
-        mirrored = np.flatnonzero((words[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.flip)
-        made[mirrored] = made[mirrored, ..., ::-1]
+        # The upper 53 bits are a number from 0 to below 1, exactly: a share of 0 flips none, and 1 flips all.
+        flipped = np.flatnonzero((words[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.flip)
+        made[flipped] = made[flipped, ..., ::-1]
         return made
 
 
@@ -97,8 +97,8 @@ def identity() -> Identity:
 def shift(pixels: int = 2, fill: float = 0.0) -> Shift:
     """Make an augmentation that moves images by up to `pixels` in any direction.
 
-    pixels: largest distance, whole pixels ≥ 0. fill: value of the pixels that come into sight, the
-    background's (0 for MNIST, 255 for Omniglot).
+    pixels: maximum distance, whole pixels ≥ 0. fill: value of the uncovered pixels, that of the background (0 for
+    MNIST, 255 for Omniglot).
     Raises ConfigError if `pixels` is negative or `fill` not finite.
     Source: Hinton et al. 2015, section 3 ("jittered by up to two pixels in any direction").
 
@@ -115,11 +115,10 @@ def shift(pixels: int = 2, fill: float = 0.0) -> Shift:
 
 @source_version("crop_flip 1")
 def crop_flip(pixels: int = 4, flip: float = 0.5, fill: float = 0.0) -> CropFlip:
-    """Make an augmentation that pads images by `pixels`, cuts their size out at random, and mirrors some.
+    """Make an augmentation that pads images by `pixels`, crops them to their size, and flips some horizontally.
 
-    pixels: padding on each side, whole pixels ≥ 0. flip: share that is mirrored left to right, 0 … 1.
-    fill: value of the padding.
-    Raises ConfigError if `pixels` is negative, `flip` no share or `fill` not finite.
+    pixels: padding on each side, whole pixels ≥ 0. flip: share of the images, 0 … 1. fill: value of the padding.
+    Raises ConfigError if `pixels` is negative, `flip` is out of range or `fill` is not finite.
     Source: He et al. 2016, "Deep residual learning for image recognition", section 4.2 (4 pixels, CIFAR-10).
 
     >>> from logitstore.storage.random import row_generator
@@ -140,7 +139,7 @@ def crop_flip(pixels: int = 4, flip: float = 0.5, fill: float = 0.0) -> CropFlip
 def distances(words: UInt64[np.ndarray, "rows axes"], pixels: int) -> Int64[np.ndarray, "rows axes"]:
     """Draw the shift of each axis, -pixels … pixels.
 
-    2⁶⁴ is no multiple of the number of distances; the bias, below 2⁻⁵⁰, is never seen.
+    2⁶⁴ is no multiple of the number of distances, but the bias is below 2⁻⁵⁰.
     """
     return (words % np.uint64(2 * pixels + 1)).astype(np.int64) - pixels
 
@@ -163,7 +162,7 @@ def moved(
             ]
         return made.reshape(inputs.shape)
     made = np.empty_like(images, order="C")
-    # Further away than its own size, an image is out of sight.
+    # An image that is moved by more than its size leaves nothing but fill.
     down, right = np.clip(by[:, 0], -height, height), np.clip(by[:, 1], -width, width)
     high, wide = int(np.abs(down).max(initial=0)), int(np.abs(right).max(initial=0))
     step = max(1, _AT_A_TIME // max(1, images[:1].nbytes))
@@ -182,7 +181,7 @@ def moved(
 
 
 def _overlap(distance: int, length: int) -> slice:
-    """Return which part of an axis is covered after moving by `distance`.
+    """Return the part of an axis that an image covers after moving by `distance`.
 
     >>> _overlap(2, 5), _overlap(-2, 5), _overlap(9, 5)
     (slice(2, 5, None), slice(0, 3, None), slice(5, 5, None))

@@ -1,12 +1,12 @@
 """Mixup: views that mix a row with another one, both recomputed from the same random numbers.
 
-`mixup` gives share · input + (1 - share) · partner. Share and partner follow from the raw words of the row's generator,
-so from (seed, view, row), and from the number of rows of the store. The teacher is run on the mixture and the student
-gets the same one: its soft target is the teacher's answer to it, no mixture of two answers (Beyer et al. 2022, section
-3: teacher and student see consistent inputs, and "aggressive" mixup pays).
+`mixup` returns share · input + (1 - share) · partner. Share and partner follow from the raw words of the row's
+generator, so from (seed, view, row), and from the number of rows of the store. Teacher and student get the same mixture
+(Beyer et al. 2022, section 3: consistent inputs and "aggressive" mixup). The soft target is the teacher's output for
+the mixture, not a mixture of two outputs.
 
-A mixture has no label. Batches carry the label of the row itself, so what learns from labels is refused; `partners` and
-`shares` say what a mixture is made of, for who wants to mix labels in a loop of their own.
+A mixture has no label. Batches carry the label of the row itself, so losses of labels are refused. To mix labels in your
+own loop, call `partners` and `shares`.
 """
 
 import math
@@ -24,11 +24,11 @@ from .versions import source_version
 
 _WHERE: Final = "augmentation mixup"
 _CELLS: Final = 4096
-"""Shares are drawn from the middles of so many equal cells of 0 … 1."""
+"""Shares are drawn from the middles of this many equal cells of 0 … 1."""
 _WHOLE: Final = 2 * _CELLS
-"""Shares are whole numbers of 8192nds: exact in float32, and in whole numbers of 32 bits with a uint8."""
+"""Shares are multiples of 1/8192: exact in float32, and for uint8 in 32-bit integers."""
 _AT_A_TIME: Final = 1 << 18
-"""Bytes of inputs that are mixed at a time: what stays in a cache, with its sums."""
+"""Bytes of inputs that are mixed at a time, so that they and their sums fit a cache."""
 _LARGEST_ALPHA: Final = 1000.0
 
 
@@ -37,9 +37,9 @@ class Mixup:
     """Mixes each input with that of another row."""
 
     alpha: float = 1.0
-    """The share is drawn from Beta(alpha, alpha); 1 draws it uniformly."""
+    """The share is drawn from Beta(alpha, alpha), which is uniform for 1."""
     among: int = 1024
-    """A partner is one of so many neighbouring rows of the store."""
+    """Number of neighbouring rows of the store among which a partner is drawn."""
 
     num_words = 2
 
@@ -48,8 +48,8 @@ class Mixup:
     ) -> Int64[np.ndarray, " rows"]:
         """Return the partner of each row: another row of the same group, each equally likely.
 
-        Groups are the `among` rows from 0, from `among`, …; the last rows of a store choose among its last `among`.
-        The only row of a store is its own partner.
+        Groups are the `among` rows from 0, from `among`, …; the last rows draw among the last `among` of the store.
+        In a store of one row, the row is its own partner.
         """
         size = min(self.among, num_rows)
         first: NDArray[np.int64] = np.minimum(rows // size * size, num_rows - size)
@@ -60,7 +60,7 @@ class Mixup:
         return drawn
 
     def shares(self, words: UInt64[np.ndarray, "rows 2"]) -> Int64[np.ndarray, " rows"]:
-        """Return the weight of each row's own input in its mixture, in 8192nds."""
+        """Return the weight of each row's own input in its mixture, in units of 1/8192."""
         cells: NDArray[np.int64] = np.searchsorted(_beta_cells(self.alpha), words[:, 1], side="right")
         return 2 * cells + 1
 
@@ -71,7 +71,7 @@ class Mixup:
         if inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
             raise ConfigError(
                 _WHERE,
-                expected="inputs of uint8 or of floats",
+                expected="inputs of uint8 or float",
                 found=f"inputs of {inputs.dtype}",
                 remedy="cast them in the data set, or choose another augmentation",
             )
@@ -88,10 +88,9 @@ class Mixup:
 def mixup(alpha: float = 1.0, among: int = 1024) -> Mixup:
     """Make an augmentation that mixes each input with that of another row.
 
-    alpha: of the Beta(alpha, alpha) that shares are drawn from, above 0 and at most 1000; 1 is uniform, the choice of
-    Beyer et al. among: a partner is one of this many neighbouring rows of the store, ≥ 2. Shuffled rows are a fair
-    sample wherever one looks, and neighbours lie in the same files; a store whose rows are in the order of their set
-    takes as many as it has rows.
+    alpha: of the Beta(alpha, alpha) of the shares, above 0 and at most 1000; 1 is uniform, as in Beyer et al.
+    among: number of neighbouring rows, ≥ 2, among which a partner is drawn. Neighbours lie in the same files, and
+    in a shuffled store they are a random sample. For unshuffled rows pass the number of rows of the store.
     Raises ConfigError for other numbers.
     Source: Zhang et al. 2018, "mixup: beyond empirical risk minimization"; Beyer et al. 2022.
 
@@ -108,15 +107,13 @@ def mixup(alpha: float = 1.0, among: int = 1024) -> Mixup:
             remedy="correct alpha; 1 is uniform",
         )
     if among < 2:
-        raise ConfigError(
-            _WHERE, expected="among of 2 or more rows", found=str(among), remedy="correct among"
-        )
+        raise ConfigError(_WHERE, expected="among of 2 or more", found=str(among), remedy="correct among")
     return Mixup(alpha, among)
 
 
 def _mixture(own: NDArray[Any], other: NDArray[Any], shares: NDArray[np.int64]) -> NDArray[Any]:
-    """Mix two inputs by two products and a sum, each rounded by itself: the same bits on every machine."""
-    if own.dtype == np.uint8:  # in whole numbers
+    """Mix two inputs by two products and a sum, each rounded separately: the same bits on every machine."""
+    if own.dtype == np.uint8:  # integer arithmetic
         left = shares.astype(np.uint32)
         sums = own * left
         sums += other * (np.uint32(_WHOLE) - left)
@@ -131,15 +128,15 @@ def _mixture(own: NDArray[Any], other: NDArray[Any], shares: NDArray[np.int64]) 
 
 @lru_cache(maxsize=8)
 def _beta_cells(alpha: float) -> NDArray[np.uint64]:
-    """Compute the 64-bit thresholds between cells of 0 … 1 that make each cell as likely as under Beta.
+    """Compute the 64-bit thresholds that draw each cell of 0 … 1 with its probability under Beta.
 
-    In decimal arithmetic, whose logarithm and exponential are rounded correctly: a table made by a library of another
-    machine would differ in its last bits, and a share with it, once in a while.
+    `decimal` rounds logarithm and exponential correctly. Another math library would differ in the last bits of a
+    threshold, and so in an occasional share.
     """
     with localcontext() as context:
         context.prec = 40
         a = Decimal(alpha)
-        # t^(α-1) is integrated over a cell, since it may have no bound at 0; (1-t)^(α-1) is smooth there.
+        # t^(α-1) may be unbounded at 0, so it is integrated over a cell; (1-t)^(α-1) is smooth there.
         powers = [Decimal(0)] + [((Decimal(j) / _CELLS).ln() * a).exp() for j in range(1, _CELLS // 2 + 1)]
         left = [
             (powers[j + 1] - powers[j]) * ((1 - Decimal(2 * j + 1) / _WHOLE).ln() * (a - 1)).exp()

@@ -1,12 +1,13 @@
-"""Augmentation of the rows of a batch, each as if it were made alone.
+"""Augmentation of the rows of a batch, each independent of the others.
 
-1. An augmentation is a pure function of one input and its generator: `Augmentation`.
-2. Those that can do many rows at once get the first words of all their generators: `BlockAugmentation`.
-3. Those that mix a row with another one say which, and get it: `PairAugmentation`.
-4. Shape and dtype stay. Some rows are made again, alone: what is no pure function is found before a student is.
+1. `Augmentation`: a pure function of one input and its generator.
+2. `BlockAugmentation`: augments many rows at once from the first words of their generators.
+3. `PairAugmentation`: chooses a partner for each row, and mixes the two.
+4. Shape and dtype stay. Some rows are augmented a second time, alone, which finds impure functions early.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ from ...storage.random import raw_words, row_generator
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """(input, generator) -> input: same shape, same dtype, and a pure function of both arguments."""
 _FEW: Final = 16
-"""Rows of a batch so small that each of them is made twice: those that an augmentation is tried on."""
+"""Rows of the largest batch of which every row is augmented twice, as in the trial of an augmentation."""
 
 
 @runtime_checkable
@@ -28,7 +29,7 @@ class BlockAugmentation(Protocol):
 
     @property
     def num_words(self) -> int:
-        """Words of each row's generator that it needs."""
+        """Number of words of each row's generator."""
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         """Make one view of each row.
@@ -43,11 +44,11 @@ class BlockAugmentation(Protocol):
 
 @runtime_checkable
 class PairAugmentation(Protocol):
-    """An augmentation that makes a view of a row from two rows: its own, and a partner."""
+    """An augmentation that makes a view from two rows: the row itself and a partner."""
 
     @property
     def num_words(self) -> int:
-        """Words of each row's generator that it needs."""
+        """Number of words of each row's generator."""
 
     def partners(
         self, rows: NDArray[np.int64], words: NDArray[np.uint64], num_rows: int
@@ -57,18 +58,18 @@ class PairAugmentation(Protocol):
     def of_pairs(
         self, inputs: NDArray[Any], partners: NDArray[Any], words: NDArray[np.uint64]
     ) -> NDArray[Any]:
-        """Return one view of each row from its input and its partner's: both (rows, …), read-only, not augmented."""
+        """Return one view of each row from the two inputs, both (rows, …), read-only and not augmented."""
 
 
 @runtime_checkable
 class OtherRows(Protocol):
-    """The inputs of any rows of a store, for what mixes them; see `views.rows_of_store`."""
+    """The inputs of any rows of a store, for mixing; see `views.rows_of_store`."""
 
     def __len__(self) -> int:
         """Return the number of rows of the store."""
 
     def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the inputs (rows, …) of ascending, distinct rows, as the transfer set gives them."""
+        """Return the inputs (rows, …) of ascending, distinct rows, from the transfer set."""
 
 
 def augment_rows(
@@ -84,21 +85,19 @@ def augment_rows(
 ) -> Shaped[np.ndarray, "rows ..."]:
     """Make one view of some rows.
 
-    inputs: (rows, …), any dtype, as the transfer set gives them; never changed.
-    seed: of the augmentation.
-    view: which view; below `first_view` the inputs are returned as they are, uncopied.
+    inputs: (rows, …), any dtype, from the transfer set; never changed. seed: of the augmentation.
+    view: number of the view; below `first_view` the inputs are returned unchanged and uncopied.
     rows: (rows,) int64, each input's row *in the store*.
-    others: the inputs of the other rows, for an augmentation that mixes them.
-    made_twice: whether to make the first row again, alone, or all of 16 and fewer, and compare.
-    Returns (rows, …) of the same dtype. Raises FactoryError if the augmentation fails, gives another
-    shape or dtype, or another input the second time, ConfigError if a number is out of range or others are needed
-    and not there.
+    others: the inputs of the other rows, for an augmentation that mixes rows.
+    made_twice: whether to augment the first row again, alone, and compare; every row of 16 or fewer.
+    Returns (rows, …) of the same dtype. Raises FactoryError if the augmentation fails, returns another shape or dtype,
+    or other bytes the second time; ConfigError if a number is out of range or `others` is missing.
     """
     if view < first_view:
         return inputs
     views = _made(inputs, augmentation, seed, view, rows, others)
     if made_twice and len(rows):
-        # From the last to the first: what has a memory is then as far as it can be from where it was.
+        # From the last to the first, so that an augmentation with a memory is in another state.
         for position in reversed(range(len(rows) if len(rows) <= _FEW else 1)):
             one = slice(position, position + 1)
             again = _made(inputs[one], augmentation, seed, view, rows[one], others)
@@ -120,18 +119,30 @@ def _made(
     rows: NDArray[np.int64],
     others: OtherRows | None,
 ) -> NDArray[Any]:
-    if isinstance(augmentation, PairAugmentation):
-        words = raw_words(seed, view, rows, augmentation.num_words)
-        return _guarded(lambda: _mixed(inputs, augmentation, rows, words, others), inputs, view, rows)
-    if isinstance(augmentation, BlockAugmentation):
-        words = raw_words(seed, view, rows, augmentation.num_words)
-        return _guarded(lambda: augmentation.of_block(_read_only(inputs), words), inputs, view, rows)
-    views = np.empty_like(inputs)
-    for position, row in enumerate(rows.tolist()):
-        generator = row_generator(seed, view, row)
-        # A copy, so that an augmentation that works in place spoils nobody's data set.
-        views[position] = _augmented(inputs[position].copy(), augmentation, generator, view, row)
-    return views
+    if not len(rows):
+        return inputs.copy()
+    if not isinstance(augmentation, PairAugmentation | BlockAugmentation):
+        views = np.empty_like(inputs)
+        for position, row in enumerate(rows.tolist()):
+            # A copy, so that an augmentation in place does not change the data set.
+            one, generator = inputs[position].copy(), row_generator(seed, view, row)
+            where = f"augmentation of row {row}, view {view}"
+            views[position] = _checked(partial(augmentation, one, generator), one, where)
+        return views
+    words, shown = raw_words(seed, view, rows, augmentation.num_words), _read_only(inputs)
+    which = f"row {int(rows[0])}" if len(rows) == 1 else f"{len(rows)} rows from {int(rows[0])}"
+    made = _checked(
+        lambda: (
+            _mixed(shown, augmentation, rows, words, others)
+            if isinstance(augmentation, PairAugmentation)
+            else augmentation.of_block(shown, words)
+        ),
+        inputs,
+        f"augmentation of {which}, view {view}",
+    )
+    # A result that shares memory with the inputs is read-only.
+    is_own = made.flags.writeable and made.flags.c_contiguous
+    return made if is_own else made.copy(order="C")
 
 
 def _mixed(
@@ -144,34 +155,34 @@ def _mixed(
     if others is None:
         raise ConfigError(
             f"augmentation {type(augmentation).__name__}",
-            expected="others: the rows to mix with",
+            expected="others=rows_of_store(store)",
             found="others=None",
             remedy="pass replay(…, others=rows_of_store(store)); mixtures have no label to train from",
         )
     numbers = augmentation.partners(rows, words, len(others))
-    return augmentation.of_pairs(_read_only(inputs), _inputs_of(numbers, inputs, rows, others), words)
+    return augmentation.of_pairs(inputs, _inputs_of(numbers, inputs, rows, others), words)
 
 
 def _inputs_of(
     numbers: NDArray[np.int64], inputs: NDArray[Any], rows: NDArray[np.int64], others: OtherRows
 ) -> NDArray[Any]:
-    """Return the inputs of rows `numbers` in this order, from those at hand and otherwise from `others`."""
+    """Return the inputs of rows `numbers`, in this order, from `inputs` or else from `others`."""
     order = np.argsort(rows, kind="stable")
     place = order[np.minimum(np.searchsorted(rows, numbers, sorter=order), len(rows) - 1)]
-    found = inputs[place]
+    partners = inputs[place]
     elsewhere = rows[place] != numbers
     if elsewhere.any():
-        wanted, where = np.unique(numbers[elsewhere], return_inverse=True)
+        wanted, position = np.unique(numbers[elsewhere], return_inverse=True)
         fetched = others.inputs_of(wanted)
         if fetched.shape[1:] != inputs.shape[1:] or fetched.dtype != inputs.dtype:
             raise FactoryError(
-                f"row {int(wanted[0])}, to be mixed with others",
-                expected=f"{inputs.dtype} of shape {inputs.shape[1:]}, like the others",
+                f"row {int(wanted[0])}, a partner of others",
+                expected=f"{inputs.dtype} of shape {inputs.shape[1:]}, like the other rows",
                 found=f"{fetched.dtype} of shape {fetched.shape[1:]}",
                 remedy="pass the transfer set that the store was made from",
             )
-        found[elsewhere] = fetched[where]
-    return _read_only(found)
+        partners[elsewhere] = fetched[position]
+    return _read_only(partners)
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -180,41 +191,17 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return shown
 
 
-def _guarded(
-    make: Callable[[], NDArray[Any]], inputs: NDArray[Any], view: int, rows: NDArray[np.int64]
-) -> NDArray[Any]:
-    """Return a checked copy of the array that `make` returns for a whole block."""
-    if not len(rows):
-        return inputs.copy()
-    which = f"row {int(rows[0])}" if len(rows) == 1 else f"{len(rows)} rows from {int(rows[0])}"
-    made = _checked(make, inputs, f"augmentation of {which}, view {view}")
-    # What shares memory with the inputs is read-only.
-    owned = made.flags.writeable and made.flags.c_contiguous
-    return made if owned else made.copy(order="C")
-
-
-def _augmented(
-    example: np.ndarray,
-    augmentation: Augmentation,
-    generator: np.random.Generator,
-    view: int,
-    row: int,
-) -> np.ndarray:
-    where = f"augmentation of row {row}, view {view}"
-    return _checked(lambda: np.asarray(augmentation(example, generator)), example, where)
-
-
-def _checked(make: Callable[[], NDArray[Any]], given: NDArray[Any], where: str) -> NDArray[Any]:
+def _checked(make: Callable[[], Any], given: NDArray[Any], where: str) -> NDArray[Any]:
     shape, dtype = given.shape, given.dtype
     try:
-        made = make()
+        made = np.asarray(make())
     except LogitStoreError:
         raise
     except Exception as error:
         raise FactoryError(
             where,
             expected="an augmented input",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            found=f"an error, {type(error).__name__}: {' '.join(str(error).split())}",
             remedy="correct the augmentation",
         ) from error
     if made.shape != shape or made.dtype != dtype:
@@ -222,6 +209,6 @@ def _checked(make: Callable[[], NDArray[Any]], given: NDArray[Any], where: str) 
             where,
             expected=f"{dtype} of shape {shape}, like the input",
             found=f"{made.dtype} of shape {made.shape}",
-            remedy="return the shape and the dtype that came in",
+            remedy="return the shape and dtype of the input",
         )
     return made

@@ -1,10 +1,10 @@
 """Augmentations that draw from a `torch.Generator`.
 
-`torch_seeded` gives it a generator whose seed is a word of the row's own: a pure function of (seed, view, row).
+`torch_seeded` passes a generator whose seed is a pure function of (seed, view, row).
 
-Functions that draw from the global generator of torch, as the transforms of torchvision do when they are called, cannot
-be had so: inputs are made by threads, beside a network that may draw from it too. Their functional forms can:
-`torchvision.transforms.v2.functional` with numbers that are drawn here.
+Functions that draw from torch's global generator cannot be seeded so, among them the transforms of torchvision: several
+threads augment, beside a network that may draw from it too. Use `torchvision.transforms.v2.functional` with numbers
+from the passed generator.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,8 @@ from .rows import Augmentation
 def torch_seeded(function: Callable[..., Any]) -> Augmentation:
     """Make an augmentation of a function (tensor, torch.Generator) -> tensor.
 
-    The tensor is of the input's shape and dtype, on the CPU, and the function may change it; so is the generator.
-    The view is as stable as torch's random numbers are: another version of torch may draw others, which is then found
-    by the digests of what the teacher saw.
+    Tensor and generator are on the CPU. The function may change its input, and returns the same shape and dtype.
+    Another version of torch may draw other numbers; the digests of the teacher's inputs then refuse the view.
 
     >>> import torch
     >>> from logitstore.pipeline.augment import row_generator
@@ -36,7 +35,7 @@ def torch_seeded(function: Callable[..., Any]) -> Augmentation:
 
 @dataclass(frozen=True)
 class _TorchSeeded:
-    """An object and no closure: a stream is sent to other processes, and its augmentation with it."""
+    """A class instead of a closure, because a stream pickles its augmentation for other processes."""
 
     function: Callable[..., Any]
 
@@ -48,9 +47,9 @@ class _TorchSeeded:
         if not isinstance(made, torch.Tensor):
             raise FactoryError(
                 "torch_seeded",
-                expected="a function that returns a tensor",
-                found=type(made).__name__,
-                remedy="return the tensor, of the shape and dtype that came in",
+                expected="a function that returns a Tensor",
+                found=f"a function that returns {type(made).__name__}",
+                remedy="return a tensor of the shape and dtype of the input",
             )
         array: np.ndarray = made.detach().cpu().numpy()
         return array

@@ -1,8 +1,8 @@
 """Versions of augmentations: a stated one for ours, the source's sha256 for a user's.
 
-A capture keeps the digest of the file that its augmentation is defined in, and a resumed one is refused where that is
-another. So an edit of the file, even of a comment, would refuse all captures. `source_version` puts the author's word
-in place of the digest: as long as the version stands, the same (seed, view, row) gives the same bytes.
+A capture keeps the digest of the file that defines its augmentation, and resumes only with the same digest. An edit of
+the file, even of a comment, would end all captures. `source_version` replaces the digest by the author's promise: with
+the same version, the same (seed, view, row) gives the same bytes.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ _Factory = TypeVar("_Factory", bound=Callable[..., Any])
 
 
 def source_version(text: str) -> Callable[[_Factory], _Factory]:
-    """State the version of what a factory makes; it stands where the digest of its source file would.
+    """State the version of a factory's augmentation, which replaces the digest of its source file.
 
-    text: any text but the empty one. Who had captures before gives the digest that they have ("sha256:…", as
-    `logitstore inspect` shows it), and they go on. Change it with every change of the bytes of a view.
-    Raises ConfigError for an empty one.
+    text: any text that is not empty. To resume captures without a version, pass their digest ("sha256:…", as
+    `logitstore inspect` shows it). Change the version whenever the bytes of a view change.
+    Raises ConfigError for an empty text.
 
     >>> @source_version("darker 1")
     ... def darker():
@@ -29,7 +29,7 @@ def source_version(text: str) -> Callable[[_Factory], _Factory]:
     if not text.strip():
         raise ConfigError(
             "source_version",
-            expected="a text",
+            expected="a text that is not empty",
             found=repr(text),
             remedy="number the versions, as in 'mine 1'",
         )
@@ -43,5 +43,5 @@ def source_version(text: str) -> Callable[[_Factory], _Factory]:
 
 def stated_version(factory: object) -> str | None:
     """Return the version that a factory states, or None. A subclass must state its own."""
-    found = getattr(factory, "__dict__", {}).get("_source_version")
-    return found if isinstance(found, str) else None
+    version = getattr(factory, "__dict__", {}).get("_source_version")
+    return version if isinstance(version, str) else None

@@ -1,15 +1,15 @@
 """Transfer sets of arrays in memory or in NumPy files.
 
-`ArrayDataset` holds inputs, labels and class names, checked once; the `digits` and `idx` sets are made of
-it, and `arrays` reads one from an `.npz` file. `TransferSet` is what every part of logitstore asks of a
-set: `len` and `[i]`. Where they are present, `__getitems__`, `class_names`, `ids` and `fingerprint()` are
-used as well.
+`ArrayDataset` holds inputs, labels and class names, checked once. `digits` and `idx` return one, and `arrays` reads one
+from an `.npz` file. `TransferSet` is the protocol of every set: `len` and `[i]`. logitstore also uses `__getitems__`,
+`class_names`, `ids` and `fingerprint()`, if the set has them.
 """
 
 import hashlib
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,9 +33,9 @@ class TransferSet(Protocol):
 
 
 Example = np.ndarray | tuple[np.ndarray, int]
-"""What `[i]` of this package's sets gives: an input, with its label where the set has labels."""
+"""An item of a set: an input, or an input and its label."""
 _MOST_NUMBERED = 1_000_000
-"""Classes that are made up from labels alone."""
+"""Maximum number of classes that are numbered for lack of class names."""
 
 
 class ArrayDataset:
@@ -55,19 +55,18 @@ class ArrayDataset:
         *,
         where: str = "transfer set",
     ) -> None:
-        """Check and keep the arrays (uncopied where they are contiguous and of native byte order).
+        """Check and keep the arrays, uncopied if they are contiguous and of native byte order.
 
-        inputs: (rows, …) uint8 or float, finite, or (rows, length) int64 token ids. labels: (rows,) integers, -1 where unknown, or None.
-        class_names: one a class; by default "0" … up to the largest label. ids: one a row.
-        where: what the messages call the set.
-        Raises BadDataError if something does not fit.
+        inputs: (rows, …) uint8 or float, finite, or (rows, length) int64 token ids. labels: (rows,) integers, -1 where
+        unknown, or None. class_names: one a class; by default "0" … up to the largest label. ids: one a row.
+        where: name of the set in messages. Raises BadDataError for wrong dtypes, shapes, lengths or values.
         """
         self.inputs = _checked_inputs(inputs, where)
         """(rows, …) uint8 or float, or (rows, length) int64."""
         if class_names is None:
             class_names = _numbered_classes(labels, where)
         self.class_names = checked_class_names(class_names, where)
-        """One name a class, () where nothing is known of the classes."""
+        """One name a class, or () if the classes are unknown."""
         self.labels = None if labels is None else checked_labels(labels, self.class_names, where)
         """(rows,) int64, -1 where unknown; None for a set without labels."""
         self.ids = None if ids is None else tuple(ids)
@@ -92,11 +91,11 @@ class ArrayDataset:
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> Example:
-        """Return the input of one example, with its label where the set has labels."""
+        """Return the input of one example, and its label if the set has labels."""
         return self.inputs[index] if self.labels is None else (self.inputs[index], int(self.labels[index]))
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
-        """Return several examples, as DataLoader asks for them."""
+        """Return several examples, as DataLoader requests them."""
         return [self[index] for index in indices]
 
     def take(self, rows: Int64[np.ndarray, "kept"]) -> "ArrayDataset":
@@ -159,16 +158,15 @@ def arrays(
 ) -> ArrayDataset:
     """Read a set from an `.npz` file, as `numpy.savez` writes it.
 
-    inputs, labels, class_names: names of the arrays in the file. `labels=""` says that there are none;
-    `class_names` is used where it is present. Inputs that are float64, NumPy's default, become float32: what
-    networks compute in and stores keep. Further arguments: `datasets.selection`.
-    Raises BadDataError if the file or an array in it is missing or unfit.
+    inputs, labels, class_names: names of the arrays in the file; `labels=""` for a set without labels. The array of
+    class names is optional. float64 inputs, NumPy's default, become float32. Further arguments: `datasets.selection`.
+    Raises BadDataError if the file or an array is missing or has wrong values.
     """
     where = str(file)
     require_file(file, "an .npz file")
     wanted = [name for name in (inputs, labels) if name]
     try:
-        # zipfile, and not numpy.load's guess: it would take an .npy file for a set as well
+        # Open with zipfile first: numpy.load alone would accept an .npy file
         with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
             known = list(archive.files)
             missing = [name for name in wanted if name not in known]
@@ -184,8 +182,8 @@ def arrays(
         raise BadDataError(
             where,
             expected=f"an array {missing[0]!r}",
-            found=f"only {', '.join(known) or 'nothing'}",
-            remedy='name the array with inputs = "…" and labels = "…" (labels = "" where there are none)',
+            found=f"the arrays {known}",
+            remedy='name the arrays: inputs = "…", labels = "…" (labels = "" for a set without labels)',
         )
     names = [str(name) for name in held[class_names].tolist()] if class_names in held else None
     dataset = ArrayDataset(
@@ -195,7 +193,7 @@ def arrays(
 
 
 def require_file(path: Path, expected: str) -> None:
-    """Raise BadDataError if `path` is no file."""
+    """Raise BadDataError unless `path` is a file."""
     if not path.is_file():
         raise BadDataError(
             str(path),
@@ -206,29 +204,26 @@ def require_file(path: Path, expected: str) -> None:
 
 
 def checked_class_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the names as a tuple; raise BadDataError if two are the same."""
-    names = tuple(class_names)
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise BadDataError(
-                where,
-                expected="class names that differ",
-                found=f"{name!r} twice",
-                remedy="rename one of the two classes",
-            )
-        seen.add(name)
-    return names
+    """Return the names as a tuple; raise BadDataError if two are equal."""
+    name, count = max(Counter(class_names).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise BadDataError(
+            where,
+            expected="distinct class names",
+            found=f"{name!r} {count} times",
+            remedy="rename the classes of that name",
+        )
+    return tuple(class_names)
 
 
 def checked_labels(
     labels: Shaped[np.ndarray, "rows"], class_names: Sequence[str], where: str
 ) -> Int64[np.ndarray, "rows"]:
-    """Return labels as int64; raise BadDataError if one is no integer from -1 to the last class."""
+    """Return labels as int64; raise BadDataError unless they are integers from -1 to the last class."""
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise BadDataError(
             where,
-            expected="labels as integers, one a row",
+            expected="integer labels of shape (rows,)",
             found=f"{labels.dtype} of shape {labels.shape}",
             remedy="give class numbers, -1 where unknown",
         )
@@ -247,10 +242,10 @@ def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -
     if labels is None or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         return []
     largest = int(labels.max())
-    if largest >= _MOST_NUMBERED:  # "no label" written as 2³¹ - 1, for one, would become as many names
+    if largest >= _MOST_NUMBERED:  # 2³¹ - 1 for "no label" would create as many names
         raise BadDataError(
             f"{where}, example {int(labels.argmax())}",
-            expected=f"a label below {_MOST_NUMBERED}, as there are no class names",
+            expected=f"a label below {_MOST_NUMBERED}, for a set without class names",
             found=str(largest),
             remedy="write -1 for an unknown label, or give class names",
         )
@@ -267,7 +262,7 @@ def _as_float32(inputs: Shaped[np.ndarray, "..."], where: str) -> Shaped[np.ndar
     if beyond.any():
         raise BadDataError(
             where,
-            expected="inputs that float32 can hold",
+            expected=f"inputs up to {np.finfo(np.float32).max:.4g}, the maximum of float32",
             found=f"{inputs[beyond][0]:g}",
             remedy="scale the inputs",
         )
@@ -278,18 +273,17 @@ def _checked_inputs(inputs: Shaped[np.ndarray, "rows ..."], where: str) -> Shape
     if inputs.ndim < 1 or inputs.size == 0:
         raise BadDataError(
             where,
-            expected="at least one example, along the first axis",
+            expected="inputs of shape (rows, …), with 1 or more rows",
             found=f"inputs of shape {inputs.shape}",
-            remedy="give inputs of shape (rows, …)",
+            remedy="give inputs of that shape",
         )
-    is_sequence = (
-        inputs.dtype == np.int64 and inputs.ndim == 2
-    )  # token ids; images of int64 would not be scaled
+    # Token ids: int64 images are refused, because they would not be scaled.
+    is_sequence = inputs.dtype == np.int64 and inputs.ndim == 2
     if inputs.dtype != np.uint8 and not is_sequence and not np.issubdtype(inputs.dtype, np.floating):
         raise BadDataError(
             where,
             expected="inputs as uint8 or float, or rows of token ids as int64",
-            found=str(inputs.dtype),
+            found=f"inputs as {inputs.dtype} of {inputs.ndim} axes",
             remedy="convert them (uint8 for pixels from 0 to 255)",
         )
     if inputs.dtype != np.uint8 and not np.isfinite(inputs).all():

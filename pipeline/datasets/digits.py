@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships: a data set that needs no file of yours.
+"""The digits that scikit-learn ships: a data set without a download.
 
 1,797 images of 8 x 8 pixels, ten classes (Alpaydin & Kaynak 1998, "Optical recognition of handwritten
 digits", the test part). 500 of them, a fixed random choice, are the test split.
@@ -18,7 +18,7 @@ from .selection import random_order
 
 _TEST_ROWS = 500
 _FILE = Path("datasets", "data", "digits.csv.gz")
-"""Where the package of scikit-learn keeps them: 64 counts of inked pixels and a label a line."""
+"""File in the package of scikit-learn: 64 counts of inked pixels and a label a line."""
 
 
 def digits(
@@ -35,7 +35,7 @@ def digits(
     Further arguments: `datasets.selection`.
     """
     table = _read_table()
-    # Counts of inked pixels, 0 … 16, to the 0 … 255 that uint8 images are read as.
+    # Scale counts of inked pixels, 0 … 16, to the 0 … 255 of uint8 images.
     inputs = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     dataset = ArrayDataset(
         inputs, table[:, -1].astype(np.int64), [str(digit) for digit in range(10)], where="digits"
@@ -49,14 +49,14 @@ def digits(
 
 def _read_table() -> UInt8[np.ndarray, "rows 65"]:
     """Return the pixels and the label of every digit."""
-    # The file is found without an import of scikit-learn, which would take a second.
+    # Read the file directly: importing scikit-learn takes a second.
     package = importlib.util.find_spec("sklearn")
     for folder in () if package is None else package.submodule_search_locations or ():
         if (Path(folder) / _FILE).is_file():
             with gzip.open(Path(folder) / _FILE, "rt", encoding="ascii") as lines:
                 return np.loadtxt(lines, delimiter=",", dtype=np.uint8)
-    # A scikit-learn that keeps them elsewhere still gives them by its own function.
+    # Another version of scikit-learn may store the file elsewhere.
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return np.column_stack([found.data, found.target]).astype(np.uint8)
+    loaded = load_digits()
+    return np.column_stack([loaded.data, loaded.target]).astype(np.uint8)

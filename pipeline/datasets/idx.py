@@ -7,7 +7,7 @@ An IDX file is a header and raw bytes, both big-endian:
 
 1. Gzip is recognised by its first two bytes, not by the name of the file.
 2. The header must be that of uint8 images (00 00 08 03) or labels (00 00 08 01).
-3. There must be exactly as many bytes as the header says: a file cut short is named with both counts.
+3. The number of bytes must match the header; the message for a truncated file states both counts.
 """
 
 import gzip
@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -43,8 +44,7 @@ def idx(
 
     images, labels: IDX files, gzipped or not. Classes are "0" … up to the largest label in the file.
     Further arguments: `datasets.selection`.
-    Raises BadDataError if a file is missing, is none of IDX, is too short or too long, or if the two
-    files hold different numbers of examples.
+    Raises BadDataError if a file is missing or damaged, or if the two files hold different numbers of examples.
     """
     inputs = read_idx(images, 3)
     targets = None if labels is None else read_idx(labels, 1)
@@ -59,52 +59,46 @@ def idx(
     return dataset.selected(omit_classes=omit_classes, fraction=fraction, seed=seed, subset=subset)
 
 
-def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "..."]:
-    """Read one IDX file of uint8, gzipped or not.
+def read_idx(path: Path, axes: Literal[1, 3]) -> UInt8[np.ndarray, "..."]:
+    """Read an IDX file of images (3 axes) or labels (1 axis), gzipped or not.
 
-    axes: how many it must have, 3 for images and 1 for labels.
-    Returns the array, uint8. Raises BadDataError if the file is missing or not exactly that.
+    Raises BadDataError if the file is missing, has another header, or another number of bytes.
     """
-    require_file(path, f"an IDX file of {_CONTENTS.get(axes, f'{axes} axes')}")
+    require_file(path, f"an IDX file of {_CONTENTS[axes]}")
     with path.open("rb") as raw:
         zipped = raw.read(2) == _GZIP
         raw.seek(0)
         stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if zipped else raw
-        header, whole = _read(stream, 4 + 4 * axes)
+        header, _ = _read(stream, 4 + 4 * axes)
         magic = bytes((0, 0, _UINT8, axes))
         if header[:4] != magic:
             raise BadDataError(
                 str(path),
-                expected=f"an IDX file that begins {magic.hex(' ')}, uint8 {_CONTENTS.get(axes, '')}".rstrip(),
+                expected=f"an IDX file that begins {magic.hex(' ')}, uint8 {_CONTENTS[axes]}",
                 found=_describe_magic(bytes(header[:4])),
                 remedy="name the file of that content",
             )
         if len(header) < 4 + 4 * axes:
-            raise _cut_short(path, "header", 4 + 4 * axes, len(header), zipped)
+            raise _wrong_size(path, "header", 4 + 4 * axes, f"{len(header)}", zipped)
         shape = struct.unpack(f">{axes}I", header[4:])
         size = math.prod(shape)
+        content, is_sound = _read(stream, size + 1)
+    if len(content) != size or not is_sound:
+        found = f"{len(header) + len(content)}"
+        if len(content) > size:
+            found += " or more"
+        elif len(content) == size:
+            found += " with a wrong or missing gzip checksum"
         contents = f"header and {' x '.join(map(str, shape))}"
-        content, whole = _read(stream, size)
-        if len(content) < size or not whole:
-            raise _cut_short(path, contents, len(header) + size, len(header) + len(content), zipped)
-        rest, whole = _read(stream, 1)
-        if rest:
-            raise BadDataError(
-                str(path),
-                expected=f"{len(header) + size} bytes{_unzipped(zipped)} ({contents})",
-                found="more than that",
-                remedy="fetch the file again",
-            )
-        if not whole:  # the checksum at the end of gzip is missing or another one
-            raise _cut_short(path, contents, len(header) + size, len(header) + size, zipped)
-    return np.frombuffer(bytes(content), dtype=np.uint8).reshape(shape).copy()
+        raise _wrong_size(path, contents, len(header) + size, found, zipped)
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
 def _read(stream: io.BufferedIOBase, size: int) -> tuple[bytearray, bool]:
-    """Read up to `size` bytes; also tell whether the stream was sound as far as it was read.
+    """Read up to `size` bytes, and return whether the stream was sound so far.
 
-    Piece by piece, so that a size that a broken header invents is never allocated; by `read1`, so that
-    what gzip gave before it broke off is counted.
+    Reading in pieces avoids allocating the absurd size of a broken header. `read1` returns the bytes that gzip
+    decompressed before a failure.
     """
     content = bytearray()
     try:
@@ -118,17 +112,14 @@ def _read(stream: io.BufferedIOBase, size: int) -> tuple[bytearray, bool]:
     return content, True
 
 
-def _cut_short(path: Path, content: str, expected: int, found: int, zipped: bool) -> BadDataError:
+def _wrong_size(path: Path, contents: str, expected: int, found: str, zipped: bool) -> BadDataError:
+    after = " after decompression" if zipped else ""
     return BadDataError(
         str(path),
-        expected=f"{expected} bytes{_unzipped(zipped)} ({content})",
-        found=f"{found}" if found < expected else f"{found} whose gzip checksum is wrong or missing",
-        remedy="the file is cut short or damaged: fetch it again",
+        expected=f"{expected} bytes{after} ({contents})",
+        found=found,
+        remedy="fetch the file again, which is damaged",
     )
-
-
-def _unzipped(zipped: bool) -> str:
-    return " after decompression" if zipped else ""
 
 
 def _describe_magic(magic: bytes) -> str:

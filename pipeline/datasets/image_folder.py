@@ -1,15 +1,12 @@
 """Transfer sets of image files: a folder, or a zip of one.
 
-1. The files are listed in the order of their relative names, the same on every machine. Every folder that
-   holds images is a class; its name is its path below the folder that all classes share, so that
-   `images_background/Braille/character01/x.png` is of class `Braille/character01`. A folder that holds
-   images and no folders is a set without labels.
-2. An image is decoded when it is asked for, never before; what does not decode is named.
-3. The fingerprint comes from names, sizes and CRC-32 of the encoded files: it is the same for a folder and
-   for a zip of it.
+1. Files are sorted by relative name, so the order is the same on every machine. Every folder that holds images is a
+   class, named by its path below the common folder of all classes: `images_background/Braille/character01/x.png` is
+   of class `Braille/character01`. A folder that holds images and no folders is a set without labels.
+2. Each access decodes its image; the message for a broken image names the file.
+3. The fingerprint comes from names, sizes and CRC-32 of the encoded files: a folder and its zip have the same.
 
-A zip is opened once in each process: `zipfile` lets threads take turns, but forked processes would share
-one file position.
+Each process opens a zip once: threads share it, but forked processes would share one file position.
 """
 
 import hashlib
@@ -18,13 +15,12 @@ import json
 import os
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ...storage.errors import BadDataError, ConfigError
@@ -40,18 +36,18 @@ class ImageFolder:
 
     def __init__(
         self,
-        files: "_Files",
+        files: "_Folder | _Zip",
         names: Sequence[str],
-        labels: Sequence[int] | None,
+        labels: Int64[np.ndarray, "rows"] | None,
         class_names: Sequence[str],
         mode: Literal["L", "RGB"],
         size: tuple[int, int] | None,
     ) -> None:
-        """Keep what `image_folder` found; decodes the first image where no size is given."""
+        """Keep the files, their names and labels, and the mode and size of images; None for the size of the first."""
         self._files = files
         self.ids = tuple(names)
         """Name of each file, relative to the folder or the zip, with slashes."""
-        self.labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self.labels = labels
         """(rows,) int64, or None for a set without labels."""
         self.class_names = checked_class_names(class_names, str(files.root))
         """One name a class, in order of code points."""
@@ -72,21 +68,21 @@ class ImageFolder:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        """Decode one image; returns it with its label where the set has labels.
+        """Decode one image; returns it, and its label if the set has labels.
 
-        Raises BadDataError if it does not decode or has another size than the set.
+        Raises BadDataError if it cannot be decoded or its size differs from that of the set.
         """
         image = self._decode(self.ids[index], self._expected_size())
         return image if self.labels is None else (image, int(self.labels[index]))
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
-        """Decode several images, as DataLoader asks for them."""
+        """Decode several images, as DataLoader requests them."""
         return [self[index] for index in indices]
 
     def fingerprint(self) -> str:
         """Digest names, sizes and CRC-32 of the files, labels, classes, mode and size, "sha256:…".
 
-        Computed once. A zip's directory knows all of it; the files of a folder are read for it.
+        Computed once: from the directory of a zip, or by reading all files of a folder.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
@@ -94,7 +90,7 @@ class ImageFolder:
             digest.update(json.dumps(head).encode() + b"\n")
             labels = [None] * len(self.ids) if self.labels is None else self.labels.tolist()
             for name, label in zip(self.ids, labels, strict=True):
-                digest.update(json.dumps([name, label, *self._files.size_and_crc(name)]).encode() + b"\n")
+                digest.update(json.dumps([name, label, *self._size_and_crc(name)]).encode() + b"\n")
             self._fingerprint = f"sha256:{digest.hexdigest()}"
         return self._fingerprint
 
@@ -104,26 +100,42 @@ class ImageFolder:
             self._size = (first.shape[-2], first.shape[-1])
         return self._size
 
+    def _size_and_crc(self, name: str) -> tuple[int, int]:
+        if isinstance(self._files, _Zip):
+            return self._files.directory[name]
+        content = self._read(name)
+        return len(content), zlib.crc32(content)
+
+    def _read(self, name: str) -> bytes:
+        """Return the encoded bytes of a file. Raises BadDataError."""
+        try:
+            return self._files.read(name)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            raise BadDataError(
+                f"{self._files.root}: {name}",
+                expected="a file that can be read",
+                found=_described(error),
+                remedy="restore the file",
+            ) from error
+
     def _decode(self, name: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, "*shape"]:
         where = f"{self._files.root}: {name}"
-        encoded = self._files.read(name)
+        encoded = self._read(name)
         try:
             with Image.open(io.BytesIO(encoded)) as opened:
-                deep = opened.mode.startswith(_DEEP_MODES)
-                found = f"pixels of mode {opened.mode}"
-                image = opened.convert(self.mode)
-        except Exception as error:  # a decoder meets garbage here, and raises whatever it likes
+                mode, image = opened.mode, opened.convert(self.mode)
+        except Exception as error:  # decoders raise exceptions of any type for broken files
             raise BadDataError(
                 where,
-                expected="an image that decodes",
-                found=f"{len(encoded)} bytes that do not ({type(error).__name__}: {' '.join(str(error).split())})",
+                expected="an image file",
+                found=f"{len(encoded)} bytes that cannot be decoded ({_described(error)})",
                 remedy="replace or remove the file",
             ) from error
-        if deep:  # converting these to 8 bits would clip without a word
+        if mode.startswith(_DEEP_MODES):  # `convert` clips these to 8 bits silently
             raise BadDataError(
                 where,
-                expected="an image of 8 bits a channel",
-                found=found,
+                expected="pixels of 8 bits a channel",
+                found=f"pixels of mode {mode}",
                 remedy="convert it to 8 bits first",
             )
         if size is not None and (image.height, image.width) != size:
@@ -152,14 +164,14 @@ def image_folder(
     """List a folder of class folders, or a zip of one: inputs uint8, (height, width) or (3, height, width).
 
     root: the folder or the zip file. mode: "L", grey, or "RGB", channels first.
-    size: pixels to resize every image to (bilinear), a number or (height, width); without it all images
-        must have the size of the first. Further arguments: `datasets.selection`.
+    size: pixels to resize every image to (bilinear), a number or (height, width). By default every image must have the
+        size of the first. Further arguments: `datasets.selection`.
     Raises BadDataError if `root` is neither, holds no images, or holds some outside its class folders.
     """
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and min(sides) < 1:
         raise ConfigError("size", expected="pixels of 1 or more", found=str(size), remedy="correct size")
-    files = _zip_files(root) if root.is_file() else _folder_files(root)
+    files = _Zip(root) if root.is_file() else _Folder(root)
     names = sorted(name for name in files.names if _is_image(name))
     if not names:
         raise BadDataError(
@@ -168,25 +180,20 @@ def image_folder(
             found="0 images",
             remedy="name the folder or the zip that holds the class folders",
         )
-    labels, class_names = _classes(names, root)
-    targets = None if labels is None else np.array(labels, dtype=np.int64)
+    numbers, class_names = _classes(names, root)
+    labels = None if numbers is None else np.array(numbers, dtype=np.int64)
     kept = select(
         len(names),
-        targets,
+        labels,
         class_names,
         omit_classes=omit_classes,
         fraction=fraction,
         seed=seed,
         subset=subset,
-    ).tolist()
-    return ImageFolder(
-        files,
-        [names[row] for row in kept],
-        None if labels is None else [labels[row] for row in kept],
-        class_names,
-        mode,
-        sides,
     )
+    kept_names = [names[row] for row in kept.tolist()]
+    kept_labels = None if labels is None else labels[kept]
+    return ImageFolder(files, kept_names, kept_labels, class_names, mode, sides)
 
 
 def _is_image(name: str) -> bool:
@@ -209,7 +216,7 @@ def _classes(names: Sequence[str], root: Path) -> tuple[list[int] | None, list[s
         raise BadDataError(
             str(root),
             expected="every image in a class folder",
-            found=f"{folders.count('.')} directly in it, {names[folders.index('.')]!r} for one",
+            found=f"{folders.count('.')} images in none, such as {names[folders.index('.')]!r}",
             remedy="move them into class folders",
         )
     shared = os.path.commonpath([str(PurePosixPath(folder).parent) for folder in distinct])
@@ -218,97 +225,65 @@ def _classes(names: Sequence[str], root: Path) -> tuple[list[int] | None, list[s
     return [number[str(PurePosixPath(folder).relative_to(shared or "."))] for folder in folders], class_names
 
 
-class _Files(ABC):
-    """Encoded files below a root, by relative name with slashes."""
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-    def __init__(self, root: Path, names: list[str]) -> None:
+
+class _Folder:
+    """The files below a folder; `names` are relative, with slashes."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise BadDataError(
+                str(root),
+                expected="a folder of class folders, or a zip of one",
+                found="nothing there",
+                remedy="correct the name (relative ones start at the experiment file's folder)",
+            )
         self.root = root
-        self.names = names
+        self.names = [
+            (Path(folder) / file).relative_to(root).as_posix()
+            for folder, _, files in os.walk(root, followlinks=True)
+            for file in files
+        ]
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
-        """Return the encoded bytes of one file; raises BadDataError if they cannot be read."""
-
-    def size_and_crc(self, name: str) -> tuple[int, int]:
-        content = self.read(name)
-        return len(content), zlib.crc32(content)
+        return (self.root / name).read_bytes()
 
 
-class _Folder(_Files):
-    def read(self, name: str) -> bytes:
+class _Zip:
+    """The files of a zip, opened once in each process; `directory` holds their sizes and CRC-32."""
+
+    def __init__(self, root: Path) -> None:
         try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise _unreadable(self.root, name, error) from error
-
-
-class _Zip(_Files):
-    def __init__(self, root: Path, names: list[str], directory: dict[str, tuple[int, int]]) -> None:
-        super().__init__(root, names)
-        self._directory = directory
+            with zipfile.ZipFile(root) as archive:
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise BadDataError(
+                str(root),
+                expected="a zip of class folders",
+                found=_described(error),
+                remedy="name a folder or a zip, or fetch the file again",
+            ) from error
+        self.root = root
+        self.directory: dict[str, tuple[int, int]] = {}
+        for entry in entries:
+            if entry.filename in self.directory or entry.filename.startswith("/"):
+                raise BadDataError(
+                    str(root),
+                    expected="distinct relative file names",
+                    found=f"{entry.filename!r}" + (" twice" if entry.filename in self.directory else ""),
+                    remedy="pack the folder again",
+                )
+            self.directory[entry.filename] = (entry.file_size, entry.CRC)
+        self.names = list(self.directory)
         self._opened: tuple[int, zipfile.ZipFile] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_opened": None}
 
     def read(self, name: str) -> bytes:
-        try:
-            process, opened = os.getpid(), self._opened
-            if opened is None or opened[0] != process:
-                opened = process, zipfile.ZipFile(self.root)
-                self._opened = opened
-            return opened[1].read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
-            raise _unreadable(self.root, name, error) from error
-
-    def size_and_crc(self, name: str) -> tuple[int, int]:
-        return self._directory[name]
-
-
-def _unreadable(root: Path, name: str, error: BaseException) -> BadDataError:
-    return BadDataError(
-        f"{root}: {name}",
-        expected="a file that can be read",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())}",
-        remedy="restore the file",
-    )
-
-
-def _folder_files(root: Path) -> _Files:
-    if not root.is_dir():
-        raise BadDataError(
-            str(root),
-            expected="a folder of class folders, or a zip of one",
-            found="nothing there",
-            remedy="correct the name (relative ones start at the experiment file's folder)",
-        )
-    names = [
-        (Path(folder) / file).relative_to(root).as_posix()
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-    ]
-    return _Folder(root, names)
-
-
-def _zip_files(root: Path) -> _Files:
-    try:
-        with zipfile.ZipFile(root) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadDataError(
-            str(root),
-            expected="a zip of class folders",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
-            remedy="name a folder or a zip, or fetch the file again",
-        ) from error
-    directory: dict[str, tuple[int, int]] = {}
-    for entry in entries:
-        if entry.filename in directory or entry.filename.startswith("/"):
-            raise BadDataError(
-                str(root),
-                expected="relative file names that differ",
-                found=f"{entry.filename!r}" + (" twice" if entry.filename in directory else ""),
-                remedy="pack the folder again",
-            )
-        directory[entry.filename] = (entry.file_size, entry.CRC)
-    return _Zip(root, list(directory), directory)
+        process, opened = os.getpid(), self._opened
+        if opened is None or opened[0] != process:
+            opened = self._opened = process, zipfile.ZipFile(self.root)
+        return opened[1].read(name)

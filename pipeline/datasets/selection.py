@@ -2,11 +2,11 @@
 
 Every set takes the same four arguments, applied in this order:
 
-1. `omit_classes` leaves out whole classes, by name or by number; the class itself stays a class.
-2. `fraction` keeps a random share of what is left, the same one for the same `seed`.
-3. `subset` is a Python slice of what is left then: "0:1500", "::2", "-500:".
+1. `omit_classes` removes the examples of some classes, by name or by number; the classes keep their numbers.
+2. `fraction` keeps a random share of the remaining examples, the same one for the same `seed`.
+3. `subset` is a Python slice of the remaining examples: "0:1500", "::2", "-500:".
 
-The order of the set is kept throughout.
+The examples stay in the order of the set.
 """
 
 import re
@@ -27,7 +27,7 @@ def parse_slice(text: str) -> slice:
     >>> parse_slice("0:1500"), parse_slice("::2")
     (slice(0, 1500, None), slice(None, None, 2))
 
-    Raises ConfigError if `text` is no such slice.
+    Raises ConfigError for any other text.
     """
     match = _SLICE.fullmatch(text.replace(" ", ""))
     if match is None or (match[3] is not None and int(match[3]) == 0):
@@ -42,7 +42,7 @@ def parse_slice(text: str) -> slice:
 
 
 def random_order(num_rows: int, seed: int) -> Int64[np.ndarray, "rows"]:
-    """Return a permutation of 0 … num_rows - 1 that depends on nothing but `seed` (0 ≤ seed < 2⁶⁴)."""
+    """Return the permutation of 0 … num_rows - 1 of a seed, 0 ≤ seed < 2⁶⁴; else raises ConfigError."""
     if not 0 <= seed < 2**64:
         raise ConfigError(
             "seed", expected="an integer from 0 to 2**64 - 1", found=str(seed), remedy="correct seed"
@@ -60,12 +60,11 @@ def select(
     seed: int = 0,
     subset: str | None = None,
 ) -> Int64[np.ndarray, "kept"]:
-    """Return the indices of the examples that are used, ascending.
+    """Return the ascending indices of the selected examples.
 
     num_rows: examples in the whole set. labels: (rows,) int64 or None. class_names: one a class.
-    omit_classes: classes to leave out, numbers or names. fraction: share to keep, 0 < fraction ≤ 1.
-    seed: of the fraction. subset: a slice, see `parse_slice`.
-    Raises ConfigError if an argument is wrong or no example is left.
+    omit_classes: numbers or names. fraction: share to keep, 0 < fraction ≤ 1, drawn with `seed`.
+    subset: a slice, see `parse_slice`. Raises ConfigError if an argument is wrong or no example remains.
 
     >>> select(6, None, (), subset="1::2").tolist()
     [1, 3, 5]
@@ -76,7 +75,7 @@ def select(
             raise ConfigError(
                 "omit_classes",
                 expected="a transfer set with labels",
-                found="no labels",
+                found="a transfer set without labels",
                 remedy="remove omit_classes, or add labels",
             )
         omitted = [_class_number(entry, class_names) for entry in omit_classes]
@@ -84,7 +83,7 @@ def select(
     if not 0.0 < fraction <= 1.0:
         raise ConfigError(
             "fraction",
-            expected="a number above 0 and up to 1",
+            expected="a number above 0, at most 1",
             found=str(fraction),
             remedy="correct fraction",
         )

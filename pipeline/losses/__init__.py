@@ -2,21 +2,19 @@
 
 With logits z of the student and v of a teacher, temperature T and C classes:
 
-    targets          what the teachers say: `soften`, `soft_targets` and `ensemble_logits`, for any temperature,
-                     weights and either mean. It is what makes stored logits worth more than stored probabilities.
-    hard             what the labels say: `hard_cross_entropy`, with label smoothing for a baseline
+    targets          soft targets: `soften`, `soft_targets` and `ensemble_logits`, for any temperature, weights and mean
+    hard             `hard_cross_entropy`, with label smoothing for a baseline
     distillation     `Distillation`: T² · soft cross-entropy + w · hard cross-entropy (Hinton et al. 2015)
-    matching         `logit_matching`, `LogitMatching`: what becomes of it, up to a factor 1/C, as T grows without bound
+    matching         `logit_matching`, `LogitMatching`: the limit of distillation for T → ∞, times C
     decoupled        `DecoupledDistillation`: the target class apart from the others (DKD, Zhao et al. 2022)
     correlation      `Dist`: rows and columns need only correlate (DIST, Huang et al. 2022)
     standardisation  `standardise`: rows of mean 0 and deviation 1 before any of them (Sun et al. 2024)
-    checks           what is refused
 
 `Distillation` takes the targets as probabilities, `soft_targets(batch.logits, T)`; the others take logits,
-`ensemble_logits(batch.logits, T)`. docs/losses.md says when to take which.
+`ensemble_logits(batch.logits, T)`. docs/losses.md compares them.
 
-Everything is computed in float32, whatever the logits come in and whatever autocast says; in float64
-where the logits are float64. None of them waits for an accelerator.
+Every loss is computed in float32, under autocast too, or in float64 if the logits are float64. None of them waits
+for an accelerator.
 """
 
 from ...storage.checks import check_temperature

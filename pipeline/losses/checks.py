@@ -1,10 +1,9 @@
-"""Checks of the arguments of a loss.
+"""Checks of the tensors that a loss takes.
 
-Nothing here looks at a value on an accelerator, for which the host would have to wait.
+No check reads a value on an accelerator, because the host would have to wait for it.
 """
 
 from collections.abc import Mapping
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -12,29 +11,21 @@ from torch import Tensor
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
-def check_weight(name: str, weight: float) -> None:
-    """Raise ConfigError if the weight of a term is not finite or below 0."""
-    if not (isfinite(weight) and weight >= 0):
-        raise ConfigError(
-            name, expected="a finite number of 0 or more", found=str(weight), remedy=f"correct {name}"
-        )
-
-
 def widened(logits: object, where: str = "logits") -> Tensor:
     """Return logits in float32, or in float64 if they are float64. Raises BadLogitsError as `check_floating`."""
-    # Enough under autocast too: it lowers matrix products and convolutions, and there are none here.
+    # Autocast lowers matrix products and convolutions only, and the losses have none.
     floating = check_floating(logits, where)
     return floating if floating.dtype == torch.float64 else floating.float()
 
 
 def check_floating(logits: object, where: str = "logits") -> Tensor:
-    """Return what is a floating tensor; refuse codes, top-k rows and several teachers. Raises BadLogitsError."""
+    """Return a floating tensor; refuse codes, top-k rows and several teachers. Raises BadLogitsError."""
     if isinstance(logits, Tensor) and logits.is_floating_point():
         return logits
     if isinstance(logits, Mapping):
         raise BadLogitsError(
             where,
-            expected="one tensor",
+            expected="the logits of 1 teacher",
             found=f"the logits of {len(logits)} teachers",
             remedy="combine them first: `ensemble_logits(batch.logits, temperature)`",
         )
@@ -50,7 +41,7 @@ def check_floating(logits: object, where: str = "logits") -> Tensor:
 def widened_pair(student_logits: object, teacher_logits: object) -> tuple[Tensor, Tensor]:
     """Return student's and teacher's logits in the wider dtype of the two.
 
-    Raises BadLogitsError where one is no floating tensor, or where their shapes are not one (rows, classes).
+    Raises BadLogitsError unless both are floating tensors of one shape (rows, classes).
     """
     student, teacher = widened(student_logits, "student_logits"), widened(teacher_logits, "teacher_logits")
     check_same_shape(student, teacher, "teacher_logits")
@@ -77,18 +68,13 @@ def check_same_shape(student: Tensor, other: Tensor, where: str) -> None:
 
 
 def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy: str) -> Tensor:
-    """Return labels that are there, int64, one a row, and, on the CPU, of classes that there are, or -1.
+    """Return the labels if they are int64, one a row, and, on the CPU, class numbers or -1.
 
-    needed_for: what there must be labels for; remedy: what to do where there are none. On an accelerator the kernels assert the range themselves.
+    needed_for, remedy: for the message if there are no labels. On an accelerator the kernels assert the range.
     Raises ConfigError without labels, BadDataError for wrong ones.
     """
     if labels is None:
-        raise ConfigError(
-            "labels",
-            expected=f"labels, for {needed_for}",
-            found="labels=None",
-            remedy=remedy,
-        )
+        raise ConfigError("labels", expected=f"labels, for {needed_for}", found="labels=None", remedy=remedy)
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
         raise BadDataError(
             "labels",
@@ -108,19 +94,19 @@ def check_labels(labels: Tensor | None, logits: Tensor, needed_for: str, remedy:
     return labels
 
 
-def mean_over_rows(rows: Tensor) -> Tensor:
-    """Return the mean over rows; of no rows, 0 with a gradient of 0: a rank may have none in a step."""
-    return rows.mean() if len(rows) else rows.sum()
-
-
 def check_probabilities(targets: Tensor) -> None:
-    """Refuse logits where probabilities are meant. Raises BadLogitsError; looks at tensors of the CPU alone."""
+    """Refuse numbers below 0, which are logits. Raises BadLogitsError; checks tensors of the CPU only."""
     if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
         least = float(targets.detach().min())
         if least < 0:
             raise BadLogitsError(
                 "targets",
-                expected="probabilities",
+                expected="probabilities, from 0 to 1",
                 found=f"numbers down to {least:.4g}, as logits are",
                 remedy="pass soft_targets(logits, temperature)",
             )
+
+
+def mean_over_rows(rows: Tensor) -> Tensor:
+    """Return the mean over rows, or 0 with a gradient of 0 if a rank has no rows in a step."""
+    return rows.mean() if len(rows) else rows.sum()

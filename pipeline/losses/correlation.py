@@ -2,44 +2,39 @@
 
 With p = softmax(v / T) and q = softmax(z / T) of a batch of B rows and C classes, and ρ Pearson's correlation,
 
-    inter-class   1 - 1/B Σ_rows    ρ(q_row, p_row)           which classes a row is like
-    intra-class   1 - 1/C Σ_classes ρ(q_·class, p_·class)     which rows a class is like
+    inter-class   1 - 1/B Σ_rows    ρ(q_row, p_row)           relations of the classes in a row
+    intra-class   1 - 1/C Σ_classes ρ(q_·class, p_·class)     relations of the rows in a class
 
 Source: Huang, You, Wang, Qian & Xu 2022 (NeurIPS), "Knowledge distillation from a stronger teacher".
-Weights, T and T² as in the authors' code. It adds 1e-8 to the product of the two norms, which is not done here: at
-high temperatures, and for classes that no row of the batch is like, it is all that is left of the denominator.
+Weights, T and T² as in the authors' code. The code adds 1e-8 to the product of the two norms; this module does not.
+At high temperatures, and for classes that no row resembles, the constant would dominate the denominator.
 """
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...storage.checks import check_temperature
-from .checks import check_weight, widened_pair
+from .base import WeightedLoss
+from .checks import widened_pair
 from .hard import plus_hard_term
 
 
-class Dist(nn.Module):
+class Dist(WeightedLoss):
     """T² · (β · inter-class + γ · intra-class) + w · hard cross-entropy (DIST)."""
+
+    inter: float
+    intra: float
 
     def __init__(
         self, temperature: float = 1.0, inter: float = 1.0, intra: float = 1.0, hard_weight: float = 1.0
     ) -> None:
-        """Keep the four numbers.
+        """Keep the four numbers; the defaults are those of the authors' code.
 
-        temperature: T, finite, above 0. inter, intra, hard_weight: β, γ and w, finite, 0 or more. The defaults are
-        those of the authors' code. Raises ConfigError if they are not.
-        A correlation does not shrink as T grows, so T² makes the soft terms large; with T the weights want another look.
+        temperature: T, finite, above 0. inter, intra, hard_weight: β, γ and w, finite, 0 or more.
+        A correlation does not shrink as T grows, so T² makes the soft terms large: tune the weights with T.
+        Raises ConfigError for other numbers.
         """
-        super().__init__()
-        check_temperature(temperature)
-        check_weight("inter", inter)
-        check_weight("intra", intra)
-        check_weight("hard_weight", hard_weight)
-        self.temperature = temperature
-        self.inter = inter
-        self.intra = intra
-        self.hard_weight = hard_weight
+        super().__init__(temperature=temperature, inter=inter, intra=intra, hard_weight=hard_weight)
 
     def forward(
         self,
@@ -47,12 +42,12 @@ class Dist(nn.Module):
         teacher_logits: Float[Tensor, "rows classes"],
         labels: Int64[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss, T² · (β + γ) at most twice; of a perfect student 0 but for the hard term.
+        """Return the loss: without the hard term from 0, of a perfect student, to 2 · T² · (β + γ).
 
         student_logits, teacher_logits: (rows, classes), nats, any constant a row; of an ensemble `ensemble_logits` at
         this temperature. labels: (rows,) int64, -1 where unknown.
-        Where a row or a column is constant there is no correlation, and it counts as 0: a batch of one row learns
-        nothing from its columns. The gradient is finite there.
+        The correlation of a constant row or column counts as 0, with a finite gradient: a batch of one row learns
+        nothing from its columns.
         Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes.
         """
         student, teacher = widened_pair(student_logits, teacher_logits)
@@ -65,13 +60,6 @@ class Dist(nn.Module):
         soft = self.temperature**2 * (self.inter * inter + self.intra * intra)
         return plus_hard_term(soft, self.hard_weight, student, labels)
 
-    def extra_repr(self) -> str:
-        """Show the four numbers in `repr`."""
-        return (
-            f"temperature={self.temperature}, inter={self.inter}, intra={self.intra}, "
-            f"hard_weight={self.hard_weight}"
-        )
-
 
 def _correlation(log_q: Tensor, log_p: Tensor, dim: int) -> Tensor:
     """Compute Pearson's correlation of exp(log_q) and exp(log_p) along a dimension; 0 where either is constant."""
@@ -81,9 +69,8 @@ def _correlation(log_q: Tensor, log_p: Tensor, dim: int) -> Tensor:
 def _unit_vectors(log_probabilities: Tensor, dim: int) -> Tensor:
     """Subtract the mean of the probabilities and divide by their norm, along a dimension.
 
-    A correlation does not see the scale, so the largest may be 1: small probabilities do not vanish when they are
-    squared. A vector that is constant to the precision of its numbers is divided by 1, not by a norm of 0 or of
-    noise: the value is then 0, and the gradient that of a covariance.
+    The probabilities are scaled to a maximum of 1, which leaves a correlation as it is: the squares of small ones do
+    not underflow. A vector that is constant up to rounding is divided by 1 instead of a norm of 0 or of noise.
     """
     largest = log_probabilities.detach().amax(dim=dim, keepdim=True)
     scaled = torch.exp(log_probabilities - largest)

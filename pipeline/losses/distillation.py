@@ -1,46 +1,35 @@
-"""The paper's loss: cross-entropy with soft targets, plus cross-entropy with labels.
+"""Distillation: cross-entropy with soft targets, plus cross-entropy with labels.
 
 T² times the cross-entropy of q = softmax(z / T) against the soft targets, plus `hard_weight` times the
-cross-entropy of softmax(z) against the labels. The gradient of the former falls as 1/T²; the factor
-keeps the balance of the two terms when the temperature is changed.
+cross-entropy of softmax(z) against the labels. The gradient of the soft term falls as 1/T², so the factor T² keeps
+the balance of the two terms at every temperature.
 
 Source: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network", section 2.
 """
 
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ...storage.checks import check_temperature
-from .checks import (
-    check_floating,
-    check_probabilities,
-    check_same_shape,
-    check_weight,
-    mean_over_rows,
-    widened,
-)
+from .base import WeightedLoss
+from .checks import check_floating, check_probabilities, check_same_shape, mean_over_rows, widened
 from .hard import plus_hard_term
 
 
-class Distillation(nn.Module):
+class Distillation(WeightedLoss):
     """T² · soft cross-entropy + w · hard cross-entropy, of the same student logits.
 
-    The soft term is at temperature T, the hard one at 1. The weight w is relative to 1 for the soft term:
-    the paper's speech experiment has 0.5.
+    The soft term is at temperature T, the hard one at 1. The soft term has weight 1; the paper's speech experiment
+    uses w = 0.5.
     """
 
     def __init__(self, temperature: float, hard_weight: float = 0.0) -> None:
         """Keep the two numbers.
 
-        temperature: T, finite, above 0; that of the targets. hard_weight: w, finite, 0 or more.
-        Raises ConfigError if they are not.
+        temperature: T of the targets, finite, above 0. hard_weight: w, finite, 0 or more.
+        Raises ConfigError for other numbers.
         """
-        super().__init__()
-        check_temperature(temperature)
-        check_weight("hard_weight", hard_weight)
-        self.temperature = temperature
-        self.hard_weight = hard_weight
+        super().__init__(temperature=temperature, hard_weight=hard_weight)
 
     def forward(
         self,
@@ -50,13 +39,13 @@ class Distillation(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return the loss, nats, a mean over rows.
 
-        student_logits: (rows, classes). targets: (rows, classes), probabilities at this temperature, as
-        `soft_targets` gives them. labels: (rows,) int64, -1 where unknown; the hard term is the mean over
-        the rows that have one, and 0 if none has.
-        The soft term's gradient is T · (q - p) / rows, T² times equation 2. Its entropy is not taken off,
-        so the loss of a perfect student is T² times the entropy of the targets.
-        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes, and on the CPU for
-        logits in place of probabilities.
+        student_logits: (rows, classes). targets: (rows, classes), probabilities at this temperature, from
+        `soft_targets`. labels: (rows,) int64, -1 where unknown; the hard term is the mean over labelled rows, or 0
+        without any.
+        The soft term's gradient is T · (q - p) / rows, T² times equation 2. The loss of a perfect student is T² times
+        the entropy of the targets.
+        Raises ConfigError without labels if `hard_weight` is above 0, BadLogitsError for other shapes, and on the CPU
+        for logits in place of probabilities.
         """
         student = widened(student_logits, "student_logits")
         check_same_shape(student, check_floating(targets, "targets"), "targets")
@@ -64,7 +53,3 @@ class Distillation(nn.Module):
         log_q = F.log_softmax(student / self.temperature, dim=-1)
         soft = mean_over_rows(-(targets.to(log_q.dtype) * log_q).sum(dim=-1))
         return plus_hard_term(self.temperature**2 * soft, self.hard_weight, student, labels)
-
-    def extra_repr(self) -> str:
-        """Show the two numbers in `repr`."""
-        return f"temperature={self.temperature}, hard_weight={self.hard_weight}"

@@ -15,8 +15,9 @@ def hard_cross_entropy(
     """Return the mean cross-entropy of q = softmax(logits) against labels, nats, over the labelled rows.
 
     A row of label y costs (1 - s) · (-ln q_y) + s · mean over the classes of -ln q_c, with s = label_smoothing.
+    Without any labelled row the mean is 0, with a gradient of 0.
 
-    labels: (rows,) int64, -1 where unknown. Without any labelled row it is 0, with a gradient of 0.
+    labels: (rows,) int64, -1 where unknown.
     label_smoothing: the share of the target that is spread evenly over all classes, from 0 to below 1.
     Raises ConfigError for another label_smoothing, BadDataError for labels of other rows or classes.
     Source: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", section 7.
@@ -37,9 +38,9 @@ def hard_cross_entropy(
 
 
 def plus_hard_term(loss: Tensor, hard_weight: float, logits: Tensor, labels: Tensor | None) -> Tensor:
-    """Return loss + hard_weight · cross-entropy with the labels, which need not be there for a weight of 0.
+    """Return loss + hard_weight · cross-entropy with the labels; a weight of 0 needs no labels.
 
-    logits: the student's, widened. Raises ConfigError without labels if `hard_weight` is above 0.
+    logits: of the student, widened. Raises ConfigError without labels if `hard_weight` is above 0.
     """
     if hard_weight == 0.0:
         return loss

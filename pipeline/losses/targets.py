@@ -9,6 +9,7 @@ Source: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural netwo
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from math import isfinite, log
 from typing import Literal
 
@@ -24,8 +25,7 @@ from .checks import check_floating, widened
 def soften(logits: Float[Tensor, "rows classes"], temperature: float) -> Float[Tensor, "rows classes"]:
     """Return softmax(logits / temperature), each row a distribution (equation 1).
 
-    logits: (rows, classes), nats, any additive constant a row. temperature: finite, above 0.
-    Raises ConfigError if the temperature is not.
+    logits: (rows, classes), nats, any constant a row. temperature: finite, above 0; else raises ConfigError.
 
     >>> soften(torch.tensor([[0.0, 0.0]]), 20.0)
     tensor([[0.5000, 0.5000]])
@@ -42,23 +42,19 @@ def soft_targets(
 ) -> Float[Tensor, "rows classes"]:
     """Return the soft targets of one teacher or of an ensemble.
 
-    logits: (rows, classes) float, nats, of one teacher, or of several by name.
-    temperature: finite, above 0.
-    weights: of the teachers by name, 0 or more, scaled to a sum of 1; by default all are equal.
-    mean: "arithmetic" mean of the probabilities at the temperature, or "geometric" mean, normalised,
-        which is the softmax of the mean logits.
-    Returns (rows, classes) float32 probabilities. Raises ConfigError if the temperature or the weights are
-    wrong, BadLogitsError if the teachers' shapes differ.
+    logits: (rows, classes) float, nats, of one teacher, or of several by name. temperature: finite, above 0.
+    weights: by teacher, 0 or more, scaled to a sum of 1; all equal by default.
+    mean: "arithmetic" mean of the probabilities at the temperature, or normalised "geometric" mean, the softmax of
+        the mean logits.
+    Returns (rows, classes) float32 probabilities. Raises ConfigError if the temperature or the weights are wrong,
+    BadLogitsError if the teachers' shapes differ.
     Source: section 1 ("an arithmetic or geometric mean of their individual predictive distributions").
     """
     check_temperature(temperature)
-    if isinstance(logits, Tensor):
-        _check_no_weights(weights)
-        return soften(logits, temperature)
-    shares = _checked_shares(logits, weights, mean)
+    teachers = _with_shares(logits, weights, mean)
     if mean == "geometric":
-        return soften(_mean_logits(logits, shares), temperature)
-    return _sum_of([share * soften(logits[name], temperature) for name, share in shares.items()])
+        return soften(_weighted_sum(teachers), temperature)
+    return reduce(torch.add, [share * soften(one, temperature) for share, one in teachers])
 
 
 def ensemble_logits(
@@ -74,33 +70,24 @@ def ensemble_logits(
         arithmetic   T · ln Σ_m w_m · softmax(v_m / T), as T · logsumexp_m(ln w_m + log_softmax(v_m / T))
         geometric    Σ_m w_m · v_m
 
-    Finite where the probabilities themselves underflow, so that their logarithms can be taken. A single teacher's
-    logits come back as they are; at another temperature the arithmetic mean has other logits.
+    Logits stay finite when the probabilities underflow. The arithmetic mean depends on the temperature; the logits of
+    a single teacher are returned unchanged.
 
     Arguments and errors are those of `soft_targets`. Returns (rows, classes) float32, nats, any constant a row;
-    float64 where a teacher's logits are.
+    float64 if the logits of a teacher are.
 
     >>> logits = {"wide": torch.tensor([[0.0, 2e4]]), "deep": torch.tensor([[0.0, 1e4]])}
     >>> ensemble_logits(logits, 1.0)  # probabilities of 0 and 1, to float32
     tensor([[-10000.6934,      0.0000]])
     """
     check_temperature(temperature)
-    if isinstance(logits, Tensor):
-        _check_no_weights(weights)
-        return widened(logits)
-    shares = _checked_shares(logits, weights, mean)
-    if len(shares) == 1 or mean == "geometric":
-        return _mean_logits(logits, shares)
+    teachers = _with_shares(logits, weights, mean)
+    if len(teachers) == 1 or mean == "geometric":
+        return _weighted_sum(teachers)
     log_terms = [
-        log(share) + torch.log_softmax(widened(logits[name]) / temperature, dim=-1)
-        for name, share in shares.items()
+        log(share) + torch.log_softmax(widened(one) / temperature, dim=-1) for share, one in teachers
     ]
-    combined = log_terms[0]
-    for term in log_terms[1:]:
-        combined = torch.logaddexp(
-            combined, term
-        )  # one pass a teacher, and no stack of all of them in memory
-    return temperature * combined
+    return temperature * reduce(torch.logaddexp, log_terms)  # no stack of all teachers in memory
 
 
 def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -109,8 +96,8 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
     >>> ensemble_shares(["wide", "deep"], {"wide": 3.0, "deep": 1.0})
     {'wide': 0.75, 'deep': 0.25}
 
-    Raises ConfigError if there are no teachers, if `weights` names others than `teachers`, or if a weight
-    is negative or not finite, or all are 0.
+    Raises ConfigError if there are no teachers, if the names in `weights` differ from `teachers`, if a
+    weight is negative or not finite, or if all are 0.
     """
     if not teachers:
         raise ConfigError("teachers", expected="1 or more teachers", found="0", remedy="name a teacher")
@@ -150,10 +137,19 @@ def ensemble_shares(teachers: list[str], weights: Mapping[str, float] | None) ->
     return {name: weights[name] / total for name in teachers}
 
 
-def _checked_shares(
-    logits: Mapping[str, Tensor], weights: Mapping[str, float] | None, mean: str
-) -> dict[str, float]:
-    """Return the shares above 0 by teacher, after checking the logits of all teachers."""
+def _with_shares(
+    logits: Mapping[str, Tensor] | Tensor, weights: Mapping[str, float] | None, mean: str
+) -> list[tuple[float, Tensor]]:
+    """Return the teachers with a share above 0, after checking the logits of all; a single tensor has share 1."""
+    if isinstance(logits, Tensor):
+        if weights is not None:
+            raise ConfigError(
+                "weights",
+                expected="weights=None for a single teacher",
+                found=f"weights={dict(weights)}"[:80],
+                remedy="remove weights",
+            )
+        return [(1.0, check_floating(logits))]
     shares = ensemble_shares(list(logits), weights)
     for tensor in logits.values():
         check_floating(tensor)
@@ -168,28 +164,10 @@ def _checked_shares(
             )
     if mean not in ("arithmetic", "geometric"):
         raise ConfigError(
-            "mean", expected='"arithmetic" or "geometric"', found=repr(mean), remedy="use one of the two"
+            "mean", expected="'arithmetic' or 'geometric'", found=repr(mean), remedy="correct mean"
         )
-    return {name: share for name, share in shares.items() if share > 0}
+    return [(share, logits[name]) for name, share in shares.items() if share > 0]
 
 
-def _check_no_weights(weights: Mapping[str, float] | None) -> None:
-    if weights is not None:
-        raise ConfigError(
-            "weights",
-            expected="weights=None for a single teacher",
-            found=f"{len(weights)} weights",
-            remedy="remove weights",
-        )
-
-
-def _mean_logits(logits: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
-    return _sum_of([share * widened(logits[name]) for name, share in shares.items()])
-
-
-def _sum_of(terms: list[Tensor]) -> Tensor:
-    """Add tensors of one shape, in their order."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+def _weighted_sum(teachers: list[tuple[float, Tensor]]) -> Tensor:
+    return reduce(torch.add, [share * widened(one) for share, one in teachers])

@@ -1,6 +1,6 @@
 """Batches of tensors, and the decoding of their logits.
 
-Tensors that share memory with the arrays that were read, moved and decoded as one.
+The tensors share memory with the arrays of the store's batch.
 """
 
 import math
@@ -13,9 +13,9 @@ from jaxtyping import Float16, Float32, Int64, Shaped, UInt8, UInt16
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...storage.checks import check_temperature
 from ...storage.errors import ConfigError
 from ...storage.stream.batch import Batch, TopKRows
-from ..losses import check_temperature
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class TopKTensors:
     index: Shaped[Tensor, "rows k"]
     """Columns of the k largest, in descending order."""
     logits: Shaped[Tensor, "rows k"]
-    """float16: those logits, minus the row's largest."""
+    """float16: their logits, minus the row's largest."""
     tail: Float32[Tensor, "rows figures"]
-    """ln Σ exp, mean and variance of the logits that were left out."""
+    """ln Σ exp, mean and variance of the omitted logits."""
     num_classes: int
-    """Columns of the capture."""
+    """Classes of the capture."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TopKTensors":
         """Apply `function` to each tensor, for another device or pinned memory."""
@@ -43,25 +43,25 @@ StoredLogits = (
     | UInt16[Tensor, "batch _"]
     | TopKTensors
 )
-"""The logits of one teacher: decoded, or in one of the forms in which they are stored."""
+"""The logits of one teacher: decoded to float32, or as stored."""
 
 
 @dataclass(frozen=True)
 class TorchBatch:
-    """Some rows, and all that is known of them, as tensors."""
+    """Rows of a store as tensors: inputs, labels and logits."""
 
     rows: Int64[Tensor, " batch"]
     """Rows of the store."""
     views: Int64[Tensor, " batch"]
     """View of each row."""
     inputs: Tensor | None
-    """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
+    """(batch, …): the inputs as the teachers saw them; None without stored inputs and transfer set."""
     labels: Int64[Tensor, " batch"]
     """Class of each row, -1 where unknown."""
     logits: Mapping[str, StoredLogits]
-    """By teacher: float32 (batch, classes), the largest of each row 0; as stored where the stream does not decode."""
+    """By teacher: float32 (batch, classes), the largest of each row 0; as stored if the stream does not decode."""
     scale: Mapping[str, float] = field(default_factory=dict)
-    """By teacher, where the stream does not decode: what stored integers are to be multiplied by."""
+    """By teacher, if the stream does not decode: the factor from stored integers to logits."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,7 +96,7 @@ class TorchBatch:
         return self._map(Tensor.pin_memory)
 
     def record_stream(self, stream: Any) -> None:
-        """Keep the memory of the batch for a CUDA stream that uses it, if another one filled it."""
+        """Keep the memory of the batch until a CUDA stream that did not fill it has used it."""
 
         def record(tensor: Tensor) -> Tensor:
             tensor.record_stream(stream)
@@ -111,7 +111,7 @@ class TorchBatch:
     def teacher_logits(self, temperature: float | None = None) -> dict[str, Float32[Tensor, "batch _"]]:
         """Return float32 logits by teacher, the largest of each row 0; stored codes are decoded on the device.
 
-        temperature: the one at which the logits will be used; only top-k rows need it. Raises ConfigError without.
+        temperature: that of the softmax; only top-k rows need it. Raises ConfigError if it is missing.
         """
         return {name: self._decoded(name, temperature) for name in self.logits}
 
@@ -121,16 +121,16 @@ class TorchBatch:
             if temperature is None:
                 raise ConfigError(
                     f"teacher {name!r}: temperature",
-                    expected="a temperature, because top-k rows decode differently at each",
-                    found="temperature=None",
-                    remedy="pass temperature=…",
+                    expected="the temperature of the softmax, by which top-k rows are decoded",
+                    found="None",
+                    remedy="pass temperature=…, or read the rows as they are stored",
                 )
             return decode_top_k(stored, temperature)
         return decode_codes(stored, self.scale[name]) if name in self.scale else stored.to(torch.float32)
 
 
 def _tensors(stored: NDArray[Any] | TopKRows) -> StoredLogits:
-    """Wrap a teacher's arrays of a batch as tensors that share memory."""
+    """Wrap the arrays of one teacher as tensors that share memory."""
     if isinstance(stored, TopKRows):
         index, logits, tail = map(torch.from_numpy, (stored.index, stored.logits, stored.tail))
         return TopKTensors(index, logits, tail, stored.num_classes)
@@ -149,18 +149,18 @@ def decode_codes(codes: Shaped[Tensor, "rows classes"], scale: float) -> Float32
 
 
 def decode_top_k(rows: TopKTensors, temperature: float) -> Float32[Tensor, "rows classes"]:
-    """Decode top-k to dense logits whose softmax at `temperature` is as stored; left-out classes share one level.
+    """Decode top-k rows to dense logits for a softmax at `temperature`; the omitted classes share one level.
 
-    Raises ConfigError for a temperature that is none. Source: docs/format-v1.md, "Encoded captures".
+    Raises ConfigError for a wrong temperature. Source: docs/format-v1.md, "Encoded captures".
     """
     check_temperature(temperature)
     kept = rows.logits.to(torch.float32)
     dense = kept.new_empty((len(kept), rows.num_classes))
-    left_out = rows.num_classes - kept.shape[1]
-    if left_out:
+    omitted = rows.num_classes - kept.shape[1]
+    if omitted:
         log_sum, mean, variance = rows.tail.to(torch.float64).unbind(1)
         beta = 1 / temperature
-        at_one = torch.maximum(log_sum - math.log(left_out), mean)
+        at_one = torch.maximum(log_sum - math.log(omitted), mean)
         rise = at_one - mean
         below = 2 * rise * (1 - beta) + variance * beta
         level = mean + rise * variance * beta / torch.where(below > 0, below, 1.0)
@@ -171,7 +171,7 @@ def decode_top_k(rows: TopKTensors, temperature: float) -> Float32[Tensor, "rows
             level = torch.clamp(level, torch.maximum(mean, by_largest), at_one)
         else:
             width = torch.clamp(largest - mean, min=1e-30)
-            power = torch.clamp(beta * width, max=500)  # beyond, the other bound is the lower one
+            power = torch.clamp(beta * width, max=500)  # above 500, `by_largest` is lower
             by_variance = mean + temperature * variance * (torch.expm1(power) - power) / width**2
             level = torch.clamp(level, at_one, torch.maximum(at_one, torch.minimum(by_largest, by_variance)))
         dense.copy_(level.to(torch.float32)[:, None].expand_as(dense))

@@ -1,9 +1,9 @@
 """Copies of the next batch to the device while the current one is used.
 
-1. `run_ahead`: a thread takes items from an iterator and prepares them, two before they are asked for.
-2. `Copier`: a batch goes through page-locked memory to a CUDA device, on a side stream, and is decoded there: stored
-   bytes cross the bus, a half or a quarter of float32's.
-3. `to_device`: both together. For the CPU there is nothing to copy, and so no thread.
+1. `run_ahead` prepares two items of an iterator in a thread, before they are requested.
+2. `Copier` sends a batch through page-locked memory to a CUDA device, on a side stream, and decodes it there. Stored
+   logits are a half or a quarter of the bytes of float32.
+3. `to_device` combines the two. On the CPU it needs neither copy nor thread.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +18,18 @@ from .batch import TorchBatch
 
 
 class Copier:
-    """Copies batches to a CUDA device by a stream of its own, while the current stream computes."""
+    """Copies batches to a CUDA device on a side stream, while the current stream computes."""
 
     def __init__(self, device: torch.device, then: Callable[[TorchBatch], TorchBatch]) -> None:
-        """Set the device and `then`, a function applied to a batch on the device, on the same stream."""
+        """Set the device and `then`, a function that is applied to each batch there, on the side stream."""
         self._device, self._then = device, then
         self._stream = torch.cuda.Stream(device)
 
     def send(self, batch: TorchBatch) -> tuple[TorchBatch, Any]:
-        """Begin the copy; the batch as it will be, and the event after which it is. In any thread."""
-        # A thread begins on the first GPU: without this, page-locked memory would be asked from that one.
+        """Begin the copy, from any thread; return the batch and the event that ends the copy."""
+        # A new thread uses the first GPU, which would then allocate the page-locked memory.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            # The allocator of page-locked memory waits for the copy before it gives the memory to another.
+            # The allocator does not reuse the page-locked memory before the copy has ended.
             moved = self._then(batch.pin_memory().to(self._device, non_blocking=True))
             return moved, self._stream.record_event()
 
@@ -46,10 +46,9 @@ def copier_for(device: torch.device, then: Callable[[TorchBatch], TorchBatch]) -
     """Return a copier that overlaps with the device's work, or None for devices without one. Raises ConfigError."""
     if device.type != "cuda":
         return None
-    choose_device(str(device))  # one line where it is not there
-    return Copier(
-        device if device.index is not None else torch.device("cuda", torch.cuda.current_device()), then
-    )
+    choose_device(str(device))  # for a message of one line if it is missing
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return Copier(torch.device("cuda", index), then)
 
 
 def to_device(
@@ -57,11 +56,10 @@ def to_device(
     device: torch.device | str,
     then: Callable[[TorchBatch], TorchBatch] = lambda batch: batch,
 ) -> Iterator[TorchBatch]:
-    """Yield batches on a device, the next ones on their way there while one is used.
+    """Yield batches on a device, and copy the next ones while one is used.
 
-    batches: of a `TorchStream`, or of a `DataLoader` around one. device: on "cuda" at most `AHEAD` batches are
-    held before they are asked for; anywhere else there is no thread, and on the CPU no copy. then: what is to
-    be done with each of them on the device.
+    batches: of a `TorchStream`, or of a `DataLoader` around one. device: for "cuda" a thread copies at most `AHEAD`
+    batches in advance; other devices need no thread. then: a function that is applied to each batch on the device.
     """
     target = torch.device(device)
     copier = copier_for(target, then)

@@ -1,19 +1,20 @@
 """`TorchStream`: the batches of a store as a torch `IterableDataset`.
 
-`TorchStream` is an `IterableDataset` whose items are whole batches, to be iterated as it is or through
-`DataLoader(stream, batch_size=None)`. The stream reads what is stored; torch decodes it, on the device.
+The items of a `TorchStream` are whole batches. Iterate it directly or through `DataLoader(stream, batch_size=None)`. The
+stream reads the stored logits; torch decodes them on the device.
 
-Where it is, between any two batches, is known in three ways:
+The position between two batches is known in three ways:
 
-- iterated in this process: `_Pass` looks one batch ahead when asked, and so tells the end of an epoch from its middle;
-- with a thread that copies to a device ahead of the loop: each batch brings the stream as it was after it;
-- in the workers of a DataLoader: each has a share of the batches, and a state of its own, for `StatefulDataLoader`.
+- In this process, `_Pass` reads one batch ahead on request, which distinguishes the end of an epoch from its middle.
+- With a thread that copies ahead of the loop, each batch carries a copy of the stream after it.
+- In the workers of a DataLoader, each worker has a share of the batches and its own state, for `StatefulDataLoader`.
 """
 
 import copy
 import multiprocessing.context
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -29,27 +30,27 @@ from .copier import copier_for
 
 __all__ = ["MAX_WORKERS", "StoredLogits", "TopKTensors", "TorchBatch", "TorchStream"]
 MAX_WORKERS = 1024
-"""Most workers of one DataLoader."""
+"""Maximum number of workers of one DataLoader."""
 State = dict[str, Any]
 _Located = tuple[TorchBatch, Stream]
-"""A batch, and the stream after it: itself, or a copy where a thread has gone on with it."""
+"""A batch, and the stream after it: a copy if a thread reads ahead."""
 
 
 class TorchStream(IterableDataset[TorchBatch]):
     """A stream of a store as whole batches of tensors.
 
-    Iterate it as it is: reading is done by a thread that runs ahead, and one process is usually fastest. Or put it
-    into `DataLoader(stream, batch_size=None, num_workers=n)`: the n workers take its batches in turn, so that
-    they come exactly as they would without workers, epoch after epoch, whether workers persist or not.
+    Iterate it directly: a thread reads ahead, and one process is usually fastest. Or pass it to
+    `DataLoader(stream, batch_size=None, num_workers=n)`: the n workers take its batches in turn, so the batches are the
+    same as without workers, in every epoch, with persistent workers or without.
 
-    An epoch is over once its last batch was handed out, also to a loop that counts its steps and asks for no more.
+    An epoch ends with its last batch, even if a loop that counts its steps never reaches `StopIteration`.
     """
 
     def __init__(self, stream: Stream, device: torch.device | str | None = None) -> None:
         """Wrap `store.stream(...)`.
 
-        device: where the batches shall be, rows and views apart; the CPU by default. On "cuda" a thread copies the next
-        two through page-locked memory, as they are stored, and they are decoded there while one is used.
+        device: of the batches, except their rows and views; the CPU by default. For "cuda" a thread copies the next two
+        through page-locked memory, as stored, and decodes them on the device.
         """
         super().__init__()
         if not isinstance(stream, Stream):
@@ -62,14 +63,14 @@ class TorchStream(IterableDataset[TorchBatch]):
         self.stream = stream
         self.device = None if device is None else named_device(device)
         self._pass: _Pass | None = None
-        self._left: State | None = None  # where an iteration was left early
-        # Seen by all workers: the epoch that was set (-1 for none), the epoch that each begins next (-1: the
-        # one that it was sent with), and how many states were loaded since there are copies of this.
+        self._left: State | None = None  # position of an interrupted iteration
+        # Shared with all workers: the epoch that was set (-1 for none), the next epoch of each worker (-1 for the one
+        # that it was started with), and the number of loaded states.
         self._set = torch.full((1,), -1, dtype=torch.int64).share_memory_()
         self._next = torch.full((MAX_WORKERS,), -1, dtype=torch.int64).share_memory_()
         self._loads = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._loads_then = 0
-        # In a worker: its share of the batches, and a state that it is to begin with.
+        # In a worker: its share of the batches, and the state that its next iteration resumes from.
         self._share: _Share | None = None
         self._resume: State | None = None
 
@@ -80,14 +81,14 @@ class TorchStream(IterableDataset[TorchBatch]):
     def __iter__(self) -> Iterator[TorchBatch]:
         """Yield the batches of one epoch, or the rest of it after a state was loaded.
 
-        Raises ConfigError in a worker of a DataLoader that cannot give them.
+        Raises ConfigError in a worker of a DataLoader that cannot read them.
         """
         worker = get_worker_info()
         return self._here() if worker is None else self._in_worker(worker.id, worker.num_workers)
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration is, or goes on with; to be asked between iterations."""
+        """Epoch of the next iteration, begun or resumed; only valid between iterations."""
         return self.stream.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,9 +100,9 @@ class TorchStream(IterableDataset[TorchBatch]):
     def state_dict(self) -> State:
         """Return the position between two batches: see `Stream.state_dict`.
 
-        After the last batch of an epoch that was not set it is the beginning of the next. In a worker, for
-        `StatefulDataLoader`, it is where that worker is. Raises ConfigError in the main process where workers of
-        a DataLoader have read the stream: they read ahead of the training, and nobody here knows how far it is.
+        After the last batch of an epoch that was not set, it is the beginning of the next epoch. In a worker, for
+        `StatefulDataLoader`, it is the position of that worker. Raises ConfigError in the main process after workers of a
+        DataLoader have read the stream: they read ahead of the training, whose position is unknown here.
         """
         if get_worker_info() is not None:
             return {} if self._share is None else self._share.state_dict()
@@ -112,13 +113,13 @@ class TorchStream(IterableDataset[TorchBatch]):
                 found="a stream that DataLoader workers have read",
                 remedy="use num_workers=0, or torchdata's StatefulDataLoader and its state_dict",
             )
+        state = self._left
         if self._pass is not None:
-            where = self._pass.where(look_ahead=int(self._set[0]) < 0)
-            return self.stream.state_dict() if where is None else where
-        return self.stream.state_dict() if self._left is None else self._left
+            state = self._pass.state(look_ahead=int(self._set[0]) < 0)
+        return self.stream.state_dict() if state is None else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume at the position of `state`: see `Stream.load_state_dict`. In a worker, a state of that worker."""
+        """Resume at the position of `state`: see `Stream.load_state_dict`; in a worker, a state of that worker."""
         worker = get_worker_info()
         if worker is not None:
             self._resume = _checked(state, worker.num_workers)
@@ -143,7 +144,7 @@ class TorchStream(IterableDataset[TorchBatch]):
             self._pass = None
 
     def _located(self) -> Iterator[_Located]:
-        """Yield the batches of an iteration on their device."""
+        """Yield the batches on their device, each with the stream after it."""
         copier = None if self.device is None else copier_for(self.device, self._decode)
         if copier is None:
             for batch in self._tensors(self.stream):
@@ -173,54 +174,51 @@ class TorchStream(IterableDataset[TorchBatch]):
     # In a worker of a DataLoader
 
     def _in_worker(self, worker: int, workers: int) -> Iterator[TorchBatch]:
-        """Yield this worker's batches: from its own state, for the epoch that is due, or as it was sent."""
-        refusal = self._refusal(workers)
-        if refusal is not None:
-            # Raised with the first batch: an error of `iter` ends a persistent worker, unheard.
+        """Yield this worker's batches: from a loaded state, of the epoch that was set, or of the next epoch."""
+        if (refusal := self._refusal(workers)) is not None:
+            # Raised with the first batch: an error of `iter` ends a persistent worker without a message.
             return _raising(refusal)
-        upcoming, chosen = int(self._next[worker]), int(self._set[0])
         resume, self._resume = self._resume, None
+        first = worker if resume is None else int(resume["first"])
+        share = self.stream.every(workers, first=first)
         if resume is not None:
-            share = self.stream.every(workers, first=int(resume["first"]))
             share.load_state_dict(resume["stream"])
-            self._share = _Share(
-                share, workers, int(resume["first"]), int(resume["next"]), bool(resume["over"])
-            )
+            self._share = _Share(share, workers, first, int(resume["next"]), bool(resume["over"]))
         else:
-            share = self.stream.every(workers, first=worker)
+            upcoming, chosen = int(self._next[worker]), int(self._set[0])
             if upcoming >= 0 or chosen not in (-1, share.epoch):
                 share.begin_epoch(upcoming if chosen < 0 else chosen)
-            self._share = _Share(share, workers, worker, share.epoch + 1, over=False)
+            self._share = _Share(share, workers, first, share.epoch + 1)
         self._next[worker] = self._share.next_epoch
         return self._share.batches(self._tensors)
 
     def _refusal(self, workers: int) -> ConfigError | None:
-        """Return the error that explains why this worker cannot give batches."""
+        """Return the error of a worker that cannot read batches, or None."""
         if workers > MAX_WORKERS:
             return ConfigError(
                 "num_workers",
                 expected=f"at most {MAX_WORKERS}",
                 found=str(workers),
-                remedy="use fewer: one process with its reading thread is usually fastest",
+                remedy="lower num_workers; 0 is usually fastest",
             )
         if self.device is not None and self.device.type != "cpu":
             return ConfigError(
                 f"TorchStream(device={str(self.device)!r})",
-                expected="batches that are copied by the process that trains",
-                found="a worker of a DataLoader",
-                remedy="leave the device out, and iterate to_device(loader, device)",
+                expected="device=None in a worker of a DataLoader",
+                found=f"device={str(self.device)!r}",
+                remedy="remove the device, and iterate to_device(loader, device)",
             )
         if self._loads_then != int(self._loads[0]):
             return ConfigError(
                 "load_state_dict",
                 expected="workers that were started after the state was loaded",
-                found="persistent workers, which were started before",
+                found="persistent workers that were started before",
                 remedy="make a new DataLoader",
             )
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state that is sent to workers. Raises ConfigError if the stream cannot be pickled."""
+        """Return the attributes that workers receive. Raises ConfigError if the stream cannot be pickled."""
         if multiprocessing.context.get_spawning_popen() is not None:
             try:
                 ForkingPickler(_Nowhere(), 5).dump(self.stream)
@@ -229,18 +227,18 @@ class TorchStream(IterableDataset[TorchBatch]):
                     "a stream for the workers of a DataLoader",
                     expected="a transfer set and an augmentation that can be pickled",
                     found=f"{type(error).__name__}: {' '.join(str(error).split())}",
-                    remedy="open files when an item is asked for, define functions at the top of a module, or use num_workers=0",
+                    remedy="open files in `__getitem__`, define functions at the top of a module, or use num_workers=0",
                 ) from error
         return {**self.__dict__, "_pass": None, "_left": None, "_share": None, "_resume": None}
 
 
 class _Pass(Iterator[TorchBatch]):
-    """One iteration. Asked where it is, it takes the next batch in advance, to know whether there is one."""
+    """One iteration, which takes a batch in advance to find out whether the epoch is over."""
 
     def __init__(self, batches: Iterator[_Located], stream: Stream) -> None:
         self._batches, self._after = batches, stream
-        self._where: State | None = None
-        self._coming: _Located | Exception | None = None
+        self._state: State | None = None  # after the last batch, once it was requested
+        self._coming: _Located | Exception | None = None  # the batch that was taken in advance
         self._over = False
 
     def __next__(self) -> TorchBatch:
@@ -253,71 +251,73 @@ class _Pass(Iterator[TorchBatch]):
             except StopIteration:
                 self._over = True
                 raise
-        self._where = None
+        self._state = None
         batch, self._after = coming
         return batch
 
-    def where(self, look_ahead: bool = True) -> State | None:
-        """Return the state after the last batch handed out, or None once the stream is in another epoch."""
+    def state(self, look_ahead: bool = True) -> State | None:
+        """Return the state after the last returned batch, or None if the epoch is over."""
         if self._coming is None and not self._over:
-            if self._where is None:
-                self._where = self._after.state_dict()
+            if self._state is None:
+                self._state = self._after.state_dict()
             if look_ahead:
                 try:
                     self._coming = next(self._batches)
                 except StopIteration:
                     self._over = True
-                except Exception as error:  # noqa: BLE001 - of the next batch, and raised when that is asked for
+                except Exception as error:  # noqa: BLE001 - raised with the next batch
                     self._coming = error
-        return None if self._over else self._where
+        return None if self._over else self._state
 
     def leave(self) -> State | None:
-        """End the iteration, wherever it is: its state, None where the epoch was over."""
-        where = self.where()
+        """End the iteration; return its state, or None if the epoch was over."""
+        state = self.state()
         del self._batches, self._coming
-        return where
+        return state
 
 
+@dataclass
 class _Share:
-    """The batches of one worker, and where it is among them."""
+    """The batches of one worker, and its position among them."""
 
-    def __init__(self, stream: Stream, workers: int, first: int, next_epoch: int, over: bool) -> None:
-        self._stream, self._workers = stream, workers
-        self._first, self._over = first, over
-        self.next_epoch = next_epoch
-        """The epoch that this worker begins after this one."""
+    stream: Stream
+    workers: int
+    first: int
+    """Batches of the stream before the next one of this worker."""
+    next_epoch: int
+    """The epoch that this worker begins after this one."""
+    over: bool = False
 
     def batches(self, tensors: Callable[[Stream], Iterator[TorchBatch]]) -> Iterator[TorchBatch]:
-        if self._over:
+        if self.over:
             return
-        for batch in tensors(self._stream):
-            # Of the batches after this one, the others take the next; then it is this worker's turn.
-            self._first = self._workers - 1
+        for batch in tensors(self.stream):
+            self.first = (
+                self.workers - 1
+            )  # each of the other workers takes one batch before the next of this one
             yield batch
-        self._over = True
+        self.over = True
 
     def state_dict(self) -> State:
         return {
-            "stream": self._stream.state_dict(),
-            "first": self._first,
-            "workers": self._workers,
+            "stream": self.stream.state_dict(),
+            "first": self.first,
+            "workers": self.workers,
             "next": self.next_epoch,
-            "over": self._over,
+            "over": self.over,
         }
 
 
 def _checked(state: Mapping[str, Any], workers: int) -> State | None:
-    """Check the state of a worker; None for one that had not begun. Raises ConfigError."""
+    """Check the state of a worker; return None for one that had not begun. Raises ConfigError."""
     if not state:
         return None
     if set(state) != {"stream", "first", "workers", "next", "over"} or state["workers"] != workers:
         raise ConfigError(
             "load_state_dict in a worker of a DataLoader",
-            expected=f"a state that StatefulDataLoader took with num_workers={workers}",
-            found=f"a state of {state['workers']} workers"
-            if "workers" in state
-            else "a state of a single process",
-            remedy="resume with the number of workers of the state",
+            expected=f"a state of StatefulDataLoader with num_workers={workers}",
+            found=f"a state with num_workers={state.get('workers', 0)}",
+            remedy="resume with the num_workers of the state",
         )
     return dict(state)
 
@@ -325,11 +325,11 @@ def _checked(state: Mapping[str, Any], workers: int) -> State | None:
 def _raising(error: ConfigError) -> Iterator[TorchBatch]:
     """Raise the error at the first item."""
     raise error
-    yield  # unreachable, and what makes this an iterator
+    yield  # unreachable, but makes this function a generator
 
 
 class _Nowhere:
-    """A file that keeps nothing."""
+    """A file that discards its content."""
 
     def write(self, data: Any) -> int:
-        return memoryview(data).nbytes  # a large array comes as a buffer, which has no len()
+        return memoryview(data).nbytes  # pickle writes large arrays as buffers without len()

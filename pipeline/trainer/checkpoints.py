@@ -2,11 +2,10 @@
 
     <name>.checkpoints/
         000000000400-3f9a….safetensors   tensors: weights, moving average, optimiser, random numbers
-        000000000400.json                what they belong to, their sha256, and everything that is no tensor
+        000000000400.json                their identity and sha256, and the state besides tensors
 
-Written as carefully as a shard: the tensors are staged, flushed and given their name, the names are flushed, and only
-then is the JSON file published the same way: a checkpoint is there when its JSON file is. The last two are kept; what is
-torn, cut or flipped does not have its sha256, and the one before it is taken.
+A checkpoint is written like a shard: the tensors are staged, flushed and named, then the JSON file. The checkpoint exists
+once its JSON file does. The last two are kept: if the sha256 finds one torn, truncated or flipped, the other is used.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import hashlib
 import logging
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +29,9 @@ from ...storage.format.documents import canonical_json, parse_json
 
 log = logging.getLogger(__name__)
 FORMAT: Final = 1
-"""Version of what is written here."""
+"""Version of the format of checkpoints."""
 KEPT: Final = 2
-"""Checkpoints that are kept: the last, and the one before, in case that the last cannot be read."""
+"""Checkpoints that are kept: the last, and the one before in case the last cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +39,29 @@ class Checkpoint:
     """A training between two steps."""
 
     step: int
-    """Steps that were taken."""
+    """Steps so far."""
     identity: Mapping[str, Any]
-    """What the student follows from: the seals of all that it reads, its settings."""
+    """Identity of the student: the seals of the parts that it reads, and its settings."""
     state: Mapping[str, Any]
-    """Everything that is no tensor, as JSON."""
+    """Everything besides tensors, as JSON."""
     tensors: Mapping[str, Tensor]
-    """On the host."""
+    """Tensors by name, on the host."""
 
 
 class Checkpoints:
-    """The checkpoints of one training. One process at a time writes them."""
+    """The checkpoints of one training, written by one process at a time."""
 
     def __init__(self, path: Path) -> None:
         """Set the folder, which is created with the first checkpoint."""
         self.path = path
-        """Where they are."""
+        """Their folder."""
         self._folder = Folder(path)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, durable when this returns, then let go of all but the last two.
+        """Write a checkpoint durably, then delete all but the last two.
 
-        Raises StorageFull or StorageError, what was there is then still there; WriterBusy where somebody else
-        has written a checkpoint of this step.
+        Raises StorageFull or StorageError, after which the earlier checkpoints are intact; WriterBusy if another process
+        wrote a checkpoint of this step.
         """
         content = safetensors.torch.save(
             {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
@@ -83,91 +82,87 @@ class Checkpoints:
             },
         }
         sealed = {"record": record, "sha256": _digest(record)}
-        self._folder.put_new(file, content)  # a name that is taken has these bytes, or fails the digest
+        self._folder.put_new(file, content)  # a file of this name has these bytes, or fails its digest
         if not self._folder.put_new(f"{number}.json", canonical_json(sealed)):
             raise WriterBusy(
                 str(self.path / f"{number}.json"),
                 expected="one process that trains this student",
-                found="a checkpoint of this step from another process",
+                found="another process, which wrote this checkpoint",
                 remedy="wait for the other process, or end it, and run the same command again",
             )
-        self._let_go(before=self._steps()[-KEPT:][0])
+        self._keep(self._steps()[-KEPT:])
 
     def newest(self) -> Checkpoint | None:
         """Return the last complete checkpoint, or None.
 
-        Raises BadDataError where there are some, and none of them is whole.
+        Raises BadDataError if there are checkpoints, but none can be read.
         """
         failed: list[BadDataError] = []
         for step in reversed(self._steps()):
             try:
-                found = self.read(step)
+                checkpoint = self.read(step)
             except BadDataError as error:
                 failed.append(error)
                 continue
             for broken in failed:
-                log.warning("%s: %s; going on from step %d", broken.where, broken.found, step)
-            return found
+                log.warning("%s: %s; resuming from step %d", broken.where, broken.found, step)
+            return checkpoint
         if failed:
             raise failed[0]
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """Read the checkpoint after `step` steps. Raises BadDataError if it differs from what was written."""
+        """Read the checkpoint after `step` steps. Raises BadDataError for a missing or damaged file."""
         key = f"{step:012}.json"
         try:
             record = self._record(step)
             file, digest = str(record["tensors"]["file"]), record["tensors"]["sha256"]
             content = self._folder.read(file, self._folder.size(file))
             if hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError(f"other bytes in {file} than were written")
+                raise ValueError(f"other bytes in {file}")
             tensors = safetensors.torch.load(content)
             return Checkpoint(step, record["identity"], record["state"], tensors)
         except StorageError:
-            raise  # a disk that fails says nothing of the checkpoint
-        except Exception as error:  # safetensors raises many kinds; all of them mean that it is none
+            raise  # a failing disk does not make the checkpoint wrong
+        except Exception as error:  # safetensors raises many types of error for broken files
             found = error.found if isinstance(error, LogitStoreError) else " ".join(str(error).split())
             if isinstance(error, FileNotFoundError):
-                found = "no file of its tensors"
+                found = "a checkpoint without its tensors"
             raise BadDataError(
                 str(self.path / key),
-                expected="a checkpoint as it was written",
+                expected="a checkpoint with the bytes of its sha256",
                 found=found[:200] or type(error).__name__,
-                remedy=f"delete {self.path} to begin the training anew",
+                remedy=f"delete {self.path} to restart the training",
             ) from error
 
     def identities(self) -> list[Mapping[str, Any]]:
         """Return the identities of the checkpoints that can be read."""
-        found = []
+        identities = []
         for step in self._steps():
             with contextlib.suppress(LogitStoreError, ValueError, KeyError, TypeError, OSError):
-                found.append(self._record(step)["identity"])
-        return found
+                identities.append(self._record(step)["identity"])
+        return identities
 
     def keep_up_to(self, step: int) -> None:
-        """Take away what killed or failed trainings have left after a step; 0 for all of it."""
-        for later in self._steps():
-            if later > step:
-                self._folder.remove(f"{later:012}.json")
+        """Delete the checkpoints after a step, and the leftovers of killed trainings."""
         if self._folder.kind() == "a folder":
             self._folder.sweep()
-            self._let_go(before=0)
+            self._keep([earlier for earlier in self._steps() if earlier <= step])
 
     def remove(self) -> None:
-        """Take all of them away: the training is done. Raises StorageError."""
+        """Delete all checkpoints of a finished training. Raises StorageError."""
         self.keep_up_to(-1)
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                shutil.rmtree(self.path)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise StorageError(
-                    str(self.path),
-                    expected="to take away the checkpoints of a training that is done",
-                    found=error.strerror or str(error),
-                    remedy="delete the folder",
-                ) from error
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(
+                str(self.path),
+                expected="a folder of checkpoints that can be deleted",
+                found=f"a folder that cannot ({error.strerror or error})",
+                remedy="delete the folder",
+            ) from error
 
     def _record(self, step: int) -> dict[str, Any]:
         """Parse the JSON file of a step. Raises ValueError, KeyError, ManifestInvalid."""
@@ -175,7 +170,7 @@ class Checkpoints:
         sealed = parse_json(self._folder.read(key), str(self.path / key))
         record: dict[str, Any] = sealed["record"]
         if sealed["sha256"] != _digest(record):
-            raise ValueError("other bytes than were written")
+            raise ValueError("other bytes")
         if record["format"] != FORMAT or record["step"] != step:
             raise ValueError(f"format {record['format']}, step {record['step']}")
         return record
@@ -185,14 +180,14 @@ class Checkpoints:
         stems = [name.removesuffix(".json") for name in self._folder.names() if name.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _let_go(self, *, before: int) -> None:
-        """Take away the checkpoints before a step, and tensors that belong to none."""
+    def _keep(self, steps: Collection[int]) -> None:
+        """Delete the checkpoints of all other steps, and tensors without a checkpoint."""
         for step in self._steps():
-            if step < before:
+            if step not in steps:
                 self._folder.remove(f"{step:012}.json")
-        left = {f"{step:012}" for step in self._steps()}
+        kept = {f"{step:012}" for step in steps}
         for name in self._folder.names():
-            if name.endswith(".safetensors") and name.partition("-")[0] not in left:
+            if name.endswith(".safetensors") and name.partition("-")[0] not in kept:
                 self._folder.remove(name)
 
 

@@ -2,17 +2,16 @@
 
     {"epoch":0,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
 
-`step`: steps that were taken, this one included. `epoch`: from 0. `rows`: shown so far, of all ranks. `loss`: of this
-step; of an epoch's line (`"event":"epoch"`) the mean over its steps. `lr`: of this step. `rows_per_second` and
-`waiting`, the share of the time in which the training waited for data: since the last line of this event, or since the
-training began or went on. `seconds`: of training so far, over all interruptions.
+`step`: steps so far, this one included. `epoch`: from 0. `rows`: shown so far, on all ranks. `loss`, `lr`: of this step;
+in the line of an epoch (`"event":"epoch"`) the loss is the mean over its steps. `rows_per_second`, and `waiting`, the
+share of the time spent waiting for data: since the last line of the same event, or since the training began or resumed.
+`seconds`: of training so far, without interruptions.
 
-A training that goes on from a checkpoint cuts off what came after it, so that no step has two lines.
+A training that resumes from a checkpoint removes the later lines, so that no step has two.
 """
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -23,28 +22,21 @@ from ...storage.format.documents import canonical_json, parse_json
 _ITEM = TypeVar("_ITEM")
 
 
-@dataclass
-class _Lap:
-    """Time and rows since the last report."""
-
-    since: float
-    waited: float = 0.0
-    rows: int = 0
-
-
 class Clock:
-    """The clock of a training: its time, and the share that it waited for data."""
+    """The clock of a training: its time, and the share spent waiting for data."""
 
     def __init__(self) -> None:
         """Begin now."""
         self.seconds_before = 0.0
-        """Of training before it was interrupted."""
+        """Seconds of training before the interruption."""
         self._started = time.perf_counter()
-        self._laps = {event: _Lap(self._started) for event in ("step", "epoch")}
+        self._waited, self._rows = 0.0, 0
+        # Time, seconds waited and rows at the last report of each event.
+        self._reported = dict.fromkeys(("step", "epoch"), (self._started, 0.0, 0))
 
     @property
     def seconds(self) -> float:
-        """Of training so far."""
+        """Seconds of training so far."""
         return self.seconds_before + time.perf_counter() - self._started
 
     def waiting_for(self, items: Iterable[_ITEM]) -> Iterator[_ITEM]:
@@ -57,26 +49,24 @@ class Clock:
             except StopIteration:
                 return
             finally:
-                waited = time.perf_counter() - began
-                for lap in self._laps.values():
-                    lap.waited += waited
+                self._waited += time.perf_counter() - began
             yield item
 
     def count(self, rows: int) -> None:
-        """Take note that some rows were trained on."""
-        for lap in self._laps.values():
-            lap.rows += rows
+        """Count rows of a step."""
+        self._rows += rows
 
     def lap(self, event: str) -> tuple[float, float]:
         """Return rows/s and the share of time spent waiting since the last "step" or "epoch" report."""
-        lap, now = self._laps[event], time.perf_counter()
-        self._laps[event] = _Lap(now)
-        passed = max(now - lap.since, 1e-9)
-        return lap.rows / passed, min(1.0, lap.waited / passed)
+        since, waited, rows = self._reported[event]
+        now = time.perf_counter()
+        self._reported[event] = (now, self._waited, self._rows)
+        passed = max(now - since, 1e-9)
+        return (self._rows - rows) / passed, min(1.0, (self._waited - waited) / passed)
 
 
 class TrainingLog:
-    """The file of a training's lines; it is begun with the first of them."""
+    """The log file of a training, created with its first line."""
 
     def __init__(self, path: Path | None) -> None:
         """Set the file, or None for no log."""
@@ -93,7 +83,7 @@ class TrainingLog:
             self._file = None
 
     def begin(self, step: int, epoch: int) -> None:
-        """Keep what there is of a training that has taken `step` steps and is in `epoch`; later lines are cut off."""
+        """Keep the lines up to `step` and before the end of `epoch`; later lines are removed."""
         self._kept = (
             b"".join(line for line in self._lines() if _is_before(line, step, epoch)) if step else b""
         )
@@ -118,12 +108,10 @@ class TrainingLog:
 def _is_before(line: bytes, step: int, epoch: int) -> bool:
     """Return whether a line was written before a checkpoint; a torn line was not.
 
-    An epoch's line comes after the checkpoint of its last step, and is written again.
+    The line of an epoch follows the checkpoint of its last step, and is written again.
     """
     try:
-        found = parse_json(line, "a line")
-        if found["event"] == "epoch":
-            return int(found["epoch"]) < epoch
-        return int(found["step"]) <= step
+        values = parse_json(line, "a line")
+        return int(values["epoch"]) < epoch if values["event"] == "epoch" else int(values["step"]) <= step
     except (LogitStoreError, KeyError, TypeError, ValueError):
         return False

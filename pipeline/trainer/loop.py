@@ -1,7 +1,6 @@
 """The training loop of teachers and students.
 
-The loop is one for both: batches of an epoch, a loss of logits and batch, a step (`optimise`). What differs (where
-batches come from, what the loss is, whether a training is kept so that it can go on) is passed in.
+Callers pass what differs between the two: the batches of an epoch, the loss, and a keeper of checkpoints.
 """
 
 import math
@@ -24,7 +23,7 @@ from .steps import Steps, autocast
 
 
 class HasInputs(Protocol):
-    """A batch: whatever else it has, its inputs are what the network is given."""
+    """A batch with the inputs of the network."""
 
     @property
     def inputs(self) -> Tensor | None:
@@ -35,7 +34,7 @@ class HasInputs(Protocol):
 
 BatchType = TypeVar("BatchType", bound=HasInputs)
 REPORT_EVERY = 20
-"""Steps between two reports: reading the loss waits for the device."""
+"""Steps between two reports, each of which waits for the device."""
 
 
 @dataclass
@@ -43,46 +42,38 @@ class Position:
     """The position of a training between two steps."""
 
     step: int = 0
-    """Steps that were taken."""
+    """Steps so far."""
     epoch: int = 0
-    """The epoch of the last of them, from 0."""
+    """Epoch of the last step, from 0."""
     rows: int = 0
-    """Rows that were shown, of all ranks."""
+    """Rows shown so far, on all ranks."""
     epoch_steps: int = 0
-    """Steps of this epoch that were taken."""
+    """Steps of this epoch so far."""
 
 
 @dataclass
 class Training:
-    """A training, between two steps: what a checkpoint keeps."""
+    """A training between two steps, as a checkpoint keeps it."""
 
     position: Position
-    """How far it is."""
+    """Steps, epoch and rows so far."""
     steps: Steps
-    """Weights, moving average, optimiser."""
+    """Weights, moving average, optimiser and scaler."""
     loss_sum: Tensor
-    """float64 (): of the steps of this epoch; this rank's part of it."""
+    """float64 (): sum over the steps of this epoch, of this rank's part of the loss."""
     clock: Clock
-    """How long it has taken."""
+    """Time of training."""
 
 
 @runtime_checkable
 class Keeper(Protocol):
-    """Keeps a training so that it can go on."""
+    """Keeps checkpoints of a training, and resumes it."""
 
     def resume(self, training: Training) -> None:
-        """Put back what was kept, if there is something; the batches of `position.epoch` are then its rest."""
+        """Restore the last checkpoint, if there is one; the batches of `position.epoch` are then its rest."""
 
     def after_step(self, training: Training) -> None:
-        """Keep it, if that is due."""
-
-
-class _KeepsNothing:
-    def resume(self, training: Training) -> None:
-        """Return None: nothing was kept."""
-
-    def after_step(self, training: Training) -> None:
-        """Do nothing: no checkpoint is kept."""
+        """Write a checkpoint, if it is due."""
 
 
 def fit(
@@ -101,16 +92,15 @@ def fit(
     ranks: Ranks = ALONE,
     loss_is_of_all_ranks: bool = False,
 ) -> float:
-    """Train `module` in place, on the device it is on; the mean loss of the last epoch.
+    """Train `module` in place, on its device; return the mean loss of the last epoch.
 
-    epoch_batches: the batches of an epoch, on the module's device; of this rank, and equally many on each.
+    epoch_batches: the batches of an epoch for this rank, on the module's device; equally many on each rank.
     rows_per_epoch: of all ranks. loss: (logits, batch) -> scalar, a mean over rows.
-    where: who is trained, for progress and messages. log: gets a line every few steps and one an epoch.
-    clock: measures it, and says afterwards how long it took.
-    keeper: makes it go on where it was interrupted. loss_is_of_all_ranks: whether `loss` is the mean over the rows
-    of all ranks, rather than of this one's.
-    Raises BadLogitsError where the module fails or gives no logits, BadDataError where the very first loss is
-    not finite, ConfigError where a later one is not: the settings make the training diverge.
+    where: name of the training, for progress and messages. log: for a line every few steps and every epoch.
+    clock: for the time of training. keeper: of checkpoints; none by default.
+    loss_is_of_all_ranks: whether `loss` is the mean over the rows of all ranks, instead of this rank's.
+    Raises BadLogitsError if the module fails or returns no logits, BadDataError if the first loss is not finite,
+    ConfigError if a later one is not: the settings let the training diverge.
     """
     device = device_of(module)
     module.train()
@@ -128,8 +118,8 @@ def fit(
         progress,
         ranks,
     )
-    keeper = keeper or _KeepsNothing()
-    keeper.resume(run.training)
+    if keeper is not None:
+        keeper.resume(run.training)
     at = run.training.position
     run.log.begin(at.step, at.epoch)
     progress(where, at.rows, run.total_rows, "rows")
@@ -147,8 +137,8 @@ def fit(
             part = value.detach()
             run.check_first(part)
             if ranks.size > 1:
-                # The step is the mean over all rows, and DistributedDataParallel takes the mean of the ranks'
-                # gradients: of losses that are weighted by rows, or of the same loss for the rows of each.
+                # DistributedDataParallel averages the gradients of the ranks. For the mean over all rows, weight the
+                # losses by their rows, or multiply the loss of all ranks by their number.
                 share = len(batch) / sum(counts)
                 part = part / ranks.size if loss_is_of_all_ranks else part * share
                 value = value * ranks.size if loss_is_of_all_ranks else value * (share * ranks.size)
@@ -158,7 +148,8 @@ def fit(
             run.training.clock.count(sum(counts))
             if at.step % REPORT_EVERY == 0:
                 run.report("step", part)
-            keeper.after_step(run.training)
+            if keeper is not None:
+                keeper.after_step(run.training)
         mean = run.end_epoch()
     run.training.steps.finish()
     progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")
@@ -168,7 +159,7 @@ def fit(
 
 @dataclass
 class _Run:
-    """A training with those who are told of it."""
+    """A training, its log and its progress."""
 
     training: Training
     settings: Train
@@ -179,17 +170,17 @@ class _Run:
     ranks: Ranks
 
     def check_first(self, value: Tensor) -> None:
-        """Refuse a loss that is not finite before anything was learned."""
+        """Refuse a first loss that is not finite. Raises BadDataError."""
         if not self.training.position.step and not math.isfinite(value.item()):
             raise BadDataError(
                 f"{self.where}, first step",
                 expected="a finite loss",
-                found=f"{value.item()} before anything was learned",
-                remedy="look for NaN or very large numbers in the inputs, and at the model's first weights",
+                found=f"{value.item()} before the first update",
+                remedy="look for NaN or very large numbers in the inputs and the initial weights",
             )
 
     def report(self, event: str, part: Tensor) -> float:
-        """Tell of a step or an epoch; its loss, of which `part` is this rank's share."""
+        """Report a step or an epoch; return its loss, of which `part` is this rank's share."""
         at = self.training.position
         value = float(self.ranks.mean(part)) * self.ranks.size
         speed, waiting = self.training.clock.lap(event)
@@ -226,13 +217,12 @@ class _Run:
 
 
 class _Network:
-    """A module as it is run in training: compiled, in its precision, together with the other ranks."""
+    """A module in training: compiled, in its precision, on several ranks."""
 
     def __init__(
         self, module: nn.Module, settings: Train, device: torch.device, ranks: Ranks, where: str
     ) -> None:
         self._plain, self._settings, self._device, self._where = module, settings, device, where
-        self._several = ranks.size > 1
         run: Any = ranks.wrap(module)
         self._module: Any = torch.compile(run) if settings.compile else run
         self._inputs: Tensor | None = None
@@ -240,7 +230,7 @@ class _Network:
     def loss(self, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
         """Compute the loss of a batch."""
         inputs = batch.inputs
-        assert inputs is not None  # whoever trains asks for batches with inputs
+        assert inputs is not None  # every training requests batches with inputs
         self._inputs = inputs
         if not len(inputs):
             return self._nothing(inputs, batch, loss)
@@ -249,8 +239,8 @@ class _Network:
         return loss(logits if self._settings.precision == "float32" else logits.float(), batch)
 
     def _nothing(self, inputs: Tensor, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
-        """Return a loss of 0 for a rank without rows in this step, so that it joins the others' collectives."""
-        self._plain.eval()  # a row that nobody asked for leaves no trace in statistics
+        """Return a loss of 0 for a rank without rows in this step, which must join the collectives."""
+        self._plain.eval()  # keeps the dummy row out of batch statistics
         with autocast(self._device, self._settings.precision):
             logits = self._forward(inputs.new_zeros((1, *inputs.shape[1:]))).float()
         self._plain.train()
@@ -258,8 +248,6 @@ class _Network:
         return logits.sum() * 0.0 + (value if math.isfinite(value.item()) else 0.0)
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        if not self._settings.compile:
-            return forward(self._module, inputs, self._where)
         try:
             return forward(self._module, inputs, self._where)
         except LogitStoreError as error:
@@ -269,12 +257,12 @@ class _Network:
             raise ConfigError(
                 f"{self._where}: train.compile",
                 expected="a model that torch.compile can compile here",
-                found=describe_exception(cause)[:200],
-                remedy="drop compile",
+                found=f"an error of the compiler: {describe_exception(cause)[:200]}",
+                remedy="remove compile",
             ) from cause
 
     def backward(self, value: Tensor) -> None:
         """Compute the gradients of a loss."""
-        assert self._inputs is not None  # there was a forward pass
+        assert self._inputs is not None  # set by the forward pass
         with refusing_failures(self._where, self._inputs):
             value.backward()

@@ -1,15 +1,15 @@
 """Resumption of a student's training from its last checkpoint, to the same bytes.
 
-A checkpoint holds all that the next step depends on: weights, moving average, optimiser, scaler, where the stream is,
-torch's random numbers of every rank, and the loss of the epoch so far. It also says what it belongs to, down to the
-seals of the parts that the student reads: with any other store or setting the training is refused, rather than begun
-anew over what took hours or gone on with as something else.
+A checkpoint holds the state of the next step: weights, moving average, optimiser, scaler, position of the stream, torch's
+random numbers of every rank, and the loss of the epoch so far. It also holds the identity of the training, down to the
+seals of the parts that the student reads. A training of another store or setting is refused: it neither overwrites hours
+of work nor continues from them.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,11 +32,17 @@ from .log import Clock, TrainingLog
 from .loop import Training, fit
 
 log = logging.getLogger(__name__)
+_RANDOM = "random"
+_RANK_SEEDS = 0x9E3779B97F4A7C15
+"""Distance of the seeds of two ranks: odd and large, so that they differ from the seeds of other students."""
 
 
 @runtime_checkable
-class Resumable(Protocol):
-    """A source of batches with a state, such as a `TorchStream`."""
+class Batches(Protocol):
+    """A source of batches with a position: a `TorchStream`, or part of one."""
+
+    def __iter__(self) -> Iterator[TorchBatch]:
+        """Yield the batches of an epoch, or the rest of it."""
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch."""
@@ -45,16 +51,46 @@ class Resumable(Protocol):
         """Return the position between two batches."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next iteration the rest of the epoch that `state` was taken in."""
+        """Make the next iteration the rest of the epoch of `state`."""
 
 
-_RANDOM = "random"
-_RANK_SEEDS = 0x9E3779B97F4A7C15
-"""Odd: seeds of ranks lie far from each other, and from those of students."""
+@dataclass(frozen=True)
+class Epochs:
+    """The size of an epoch, over all ranks."""
+
+    rows: int
+    """Rows that are shown."""
+    steps: int
+    """Steps that are taken."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The destination of a training: folder and name of its files, and their identity."""
+
+    kind: str
+    """Folder of the models: "students" or "specialists"."""
+    name: str
+    """Name of the files."""
+    identity: Mapping[str, Any]
+    """Settings, digest of the samples, and seals of the parts that the training reads."""
+    seed: int
+    """Seed of the training."""
+    every: int | None
+    """Steps between two checkpoints; None for no checkpoints."""
+    store: Store
+    """Store that the training reads."""
+    models: Models
+    """Folders of the models."""
+
+    @property
+    def weights(self) -> Path:
+        """File of the weights; log and checkpoints stand beside it."""
+        return self.models.weights_path(self.kind, self.name)
 
 
 def seed_rank(seed: int, ranks: Ranks, step: int = 0) -> None:
-    """Give this rank random numbers of its own, the first those of a training by itself: dropout differs by rank."""
+    """Set the seed of torch for this rank, so that dropout differs by rank; the first keeps the seed of a single process."""
     if ranks.rank or step:
         torch.manual_seed((seed + _RANK_SEEDS * (ranks.rank + (step << 16))) % (1 << 63))
 
@@ -68,7 +104,7 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Put back what `random_state` gave; what of it is there, where it was given on another kind of device."""
+    """Restore the result of `random_state`; a state without a GPU restores the CPU only."""
     own = len(torch.get_rng_state())
     torch.set_rng_state(state[:own].clone())
     if device.type == "cuda" and len(state) > own:
@@ -76,104 +112,95 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
 
 
 class StudentKeeper:
-    """Keeps one student's training: a `fit.Keeper`."""
+    """The checkpoints of one student's training: a `loop.Keeper`."""
 
-    def __init__(
-        self,
-        path: Path,
-        identity: Mapping[str, Any],
-        batches: Resumable,
-        *,
-        every: int | None,
-        seed: int,
-        store: PurePath,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        """Set the folder of checkpoints, the steps between two (None for none), and the store for messages."""
-        self.checkpoints = Checkpoints(path)
-        """Where it is kept."""
-        self._identity = as_json(identity)
-        self._batches, self._every, self._seed = batches, every, seed
-        self._store, self._device, self._ranks = store, device, ranks
+    def __init__(self, kept: Kept, batches: Batches, device: torch.device, ranks: Ranks = ALONE) -> None:
+        """Set the destination and the batches of this rank, which a checkpoint resumes."""
+        self.checkpoints = Checkpoints(kept.weights.with_suffix(".checkpoints"))
+        """The checkpoints in their folder."""
+        self._kept, self._identity = kept, as_json(kept.identity)
+        self._batches, self._device, self._ranks = batches, device, ranks
         self._resumed_epoch = -1
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Make the next iteration over the batches `epoch`, or the rest of it, where it was interrupted."""
+    def epoch_batches(self, epoch: int) -> Batches:
+        """Return the batches of an epoch, or the rest of a resumed one."""
         if epoch != self._resumed_epoch:
             self._batches.set_epoch(epoch)
         self._resumed_epoch = -1
+        return self._batches
 
     def find(self) -> Checkpoint | None:
         """Return the checkpoint to resume from, or None for a new training.
 
-        Raises SpecMismatch where it belongs to something else, BadDataError where none of those there is whole.
+        Raises SpecMismatch if it belongs to another training, BadDataError if there are checkpoints, but none can be
+        read.
         """
-        found = self.checkpoints.newest() if self._ranks.is_first else None
-        step = int(self._ranks.first_says(str(-1 if found is None else found.step)))
+        checkpoint = self.checkpoints.newest() if self._ranks.is_first else None
+        step = int(self._ranks.first_says(str(-1 if checkpoint is None else checkpoint.step)))
         if step < 0:
             return None
-        found = found or self.checkpoints.read(step)
-        self._check(found.identity)
-        return found
+        checkpoint = checkpoint or self.checkpoints.read(step)
+        self._check(checkpoint.identity)
+        return checkpoint
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of another student. Raises SpecMismatch, about the part where a seal differs."""
-        remedy = f"use what it was begun with, or delete {self.checkpoints.path} to begin the training anew"
+        """Refuse a checkpoint of another training. Raises SpecMismatch, about the part whose seal differs."""
+        remedy = f"restore the earlier store and settings, or delete {self.checkpoints.path} to restart the training"
         common: dict[str, str] = {"made": "with which this training was begun", "remedy": remedy}
+        store = self._kept.store.path
         ours, begun = with_stable_names(self._identity), with_stable_names(theirs)
         for part, digest in dict(begun.get("seals") or {}).items():
             mine = dict(ours.get("seals") or {}).get(part)
             if mine is not None:
-                check_same(f"{self._store}: teachers/{part}", {"seal": mine}, {"seal": digest}, **common)
+                check_same(f"{store}: teachers/{part}", {"seal": mine}, {"seal": digest}, **common)
         mine, digest = ours.pop("samples", None), begun.pop("samples", None)
-        check_same(f"{self._store}: samples", {"seal": mine}, {"seal": digest}, **common)
+        check_same(f"{store}: samples", {"seal": mine}, {"seal": digest}, **common)
         check_same(str(self.checkpoints.path), ours, begun, **common)
 
     def resume(self, training: Training) -> None:
-        """Put back the last checkpoint, if there is one."""
-        found = self.find()
+        """Restore the last checkpoint, if there is one."""
+        checkpoint = self.find()
         if self._ranks.is_first:
-            self.checkpoints.keep_up_to(0 if found is None else found.step)
-        if found is None:
+            self.checkpoints.keep_up_to(0 if checkpoint is None else checkpoint.step)
+        if checkpoint is None:
             return
-        state, tensors = found.state, dict(found.tensors)
+        state, tensors = checkpoint.state, dict(checkpoint.tensors)
         try:
             at = training.position
-            at.step, at.epoch = found.step, int(state["epoch"])
+            at.step, at.epoch = checkpoint.step, int(state["epoch"])
             at.rows, at.epoch_steps = int(state["rows"]), int(state["epoch_steps"])
             training.clock.seconds_before = float(state["seconds"])
-            training.loss_sum.copy_(self._own_loss(tensors["loss_sum"]))
+            training.loss_sum.copy_(tensors["loss_sum"])
+            if not self._ranks.is_first:
+                training.loss_sum.zero_()  # the first rank holds the sum of all
             training.steps.restore(tensors, state["scaler"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BadDataError(
                 str(self.checkpoints.path),
-                expected="a checkpoint of this very model",
-                found=" ".join(str(error).split())[:200],
-                remedy="bring back the model's code, or delete the folder to begin the training anew",
+                expected="a checkpoint of this model",
+                found=f"a checkpoint of another model: {' '.join(str(error).split())}"[:200],
+                remedy="restore the model's code, or delete the folder to restart the training",
             ) from error
-        log.info("%s: going on from step %d", self.checkpoints.path, at.step)
-        self._batches.set_epoch(at.epoch)  # or an epoch that is over would be told by where the next begins
+        log.info("%s: resuming from step %d", self.checkpoints.path, at.step)
+        self._batches.set_epoch(
+            at.epoch
+        )  # else the state after its last batch would be the start of the next
         self._batches.load_state_dict(state["stream"])
         self._resumed_epoch = at.epoch
-        # Last: whatever is made before may take random numbers.
+        # Last, because the steps above may draw random numbers.
         own = tensors.get(f"{_RANDOM}/{self._ranks.rank}")
         if own is None:
-            seed_rank(self._seed, self._ranks, found.step)
+            seed_rank(self._kept.seed, self._ranks, checkpoint.step)
         else:
             set_random_state(own, self._device)
 
-    def _own_loss(self, total: Tensor) -> Tensor:
-        """Return this rank's part of the loss so far: the first rank has all of it."""
-        return total if self._ranks.is_first else torch.zeros_like(total)
-
     def after_step(self, training: Training) -> None:
-        """Write a checkpoint, where one is due."""
-        if self._every is not None and training.position.step % self._every == 0:
+        """Write a checkpoint, if it is due."""
+        if self._kept.every is not None and training.position.step % self._kept.every == 0:
             self.save(training)
 
     def save(self, training: Training) -> None:
-        """Write a checkpoint, between any two steps; called by all ranks, written by the first."""
+        """Write a checkpoint between two steps; all ranks call this, and the first writes."""
         states = self._ranks.tensors(random_state(self._device))
         loss_sum = self._ranks.mean(training.loss_sum) * self._ranks.size
         if not self._ranks.is_first:
@@ -193,44 +220,6 @@ class StudentKeeper:
         self.checkpoints.save(Checkpoint(at.step, self._identity, state, tensors))
 
 
-@runtime_checkable
-class Batches(Resumable, Protocol):
-    """A source of batches: a `TorchStream`, or part of one."""
-
-    def __iter__(self) -> Iterator[TorchBatch]:
-        """Yield the batches of an epoch, or the rest of it."""
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """The epochs of a training, of all ranks together."""
-
-    rows: int
-    """Rows that are shown."""
-    steps: int
-    """Steps that are taken."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The destination of a training: the folder and name of its files."""
-
-    kind: str
-    """Folder of the models that it goes to: "students", "specialists"."""
-    name: str
-    """Name of its files."""
-    identity: Mapping[str, Any]
-    """What it follows from, with the digest of the samples and the seals of what it reads."""
-    seed: int
-    """Its seed."""
-    every: int | None
-    """Steps between two checkpoints; None for none."""
-    store: Store
-    """What it reads."""
-    models: Models
-    """Where it goes."""
-
-
 def train_and_keep(
     kept: Kept,
     module: nn.Module,
@@ -244,36 +233,21 @@ def train_and_keep(
     ranks: Ranks = ALONE,
     loss_is_of_all_ranks: bool = False,
 ) -> Record:
-    """Train a network that is ready, or go on with its training, and keep its weights, its record and its log.
+    """Train a network, or resume its training, and keep its weights, its record and its log.
 
-    batches: on the module's device, of this rank. loss: (logits, batch) -> scalar. where: who it is, for messages.
-    Raises SpecMismatch where there are checkpoints of another training, and as `fit`.
+    batches: of this rank, on the module's device. loss: (logits, batch) -> scalar. where: name of the training, for
+    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`.
     """
-    models, path = kept.models, kept.models.weights_path(kept.kind, kept.name)
-    keeper = StudentKeeper(
-        path.with_suffix(".checkpoints"),
-        kept.identity,
-        batches,
-        every=kept.every,
-        seed=kept.seed,
-        store=kept.store.path,
-        device=device_of(module),
-        ranks=ranks,
-    )
-    if ranks.is_first and as_json(models.recorded_identity(kept.kind, kept.name) or {}) in (
-        keeper.checkpoints.identities()
-    ):
-        keeper.checkpoints.remove()  # of a training that was finished, and killed before this
-
-    def epoch_batches(epoch: int) -> Iterable[TorchBatch]:
-        keeper.begin_epoch(epoch)
-        return batches
-
+    keeper = StudentKeeper(kept, batches, device_of(module), ranks)
+    if ranks.is_first:
+        finished = as_json(kept.models.recorded_identity(kept.kind, kept.name) or {})
+        if finished in keeper.checkpoints.identities():
+            keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
     clock = Clock()
-    with TrainingLog(path.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
+    with TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
         last = fit(
             module,
-            epoch_batches,
+            keeper.epoch_batches,
             epochs.rows,
             epochs.steps,
             settings,
@@ -291,9 +265,9 @@ def train_and_keep(
         "last_loss": last,
         "seconds": round(clock.seconds, 1),
     }
-    digest = ranks.first_says(save_weights(module, path) if ranks.is_first else "")
+    digest = ranks.first_says(save_weights(module, kept.weights) if ranks.is_first else "")
     if not ranks.is_first:
         return Record(as_json(kept.identity), digest, facts)
-    record = models.put(kept.kind, kept.name, kept.identity, digest, facts)
+    record = kept.models.put(kept.kind, kept.name, kept.identity, digest, facts)
     keeper.checkpoints.remove()
     return record

@@ -1,7 +1,7 @@
 """Optimiser steps: schedule, clipping, precision, moving average.
 
-A learning rate by a schedule, an optimiser of PyTorch's, gradients that are clipped where they are too long and,
-in float16, scaled where they would be lost; then the network's own constraints, and the moving average.
+Each step sets the learning rate of the schedule, scales the loss in float16, clips the gradients, and runs an optimiser
+of PyTorch. It then applies the network's own constraints and updates the moving average.
 """
 
 import math
@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def learning_rate_factor(settings: Train, step: int, steps_per_epoch: int) -> float:
-    """Share of `settings.lr` at a step: a linear warm-up, then the schedule, which comes to 0 after the last.
+    """Return the factor of `settings.lr` at a step: a linear warm-up, then the schedule, which ends at 0.
 
     >>> settings = Train(lr=0.1, epochs=4, schedule="linear", warmup_epochs=2)
     >>> [learning_rate_factor(settings, step, 1) for step in range(4)]
@@ -51,7 +51,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class Steps:
-    """The steps of a training: everything of it that is changed by a gradient."""
+    """The steps of a training, with the state that they change: weights, optimiser, scaler, average."""
 
     def __init__(
         self, module: nn.Module, settings: Train, steps_per_epoch: int, device: torch.device
@@ -60,22 +60,22 @@ class Steps:
         self._module, self._settings, self._per_epoch = module, settings, steps_per_epoch
         self._constrain: Callable[[], object] | None = getattr(module, "apply_constraints", None)
         self.optimizer = make_optimizer(module, settings)
-        """PyTorch's."""
+        """The optimiser of PyTorch."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-        """Of the loss, so that small gradients are no zeros in float16; off in other precisions."""
+        """Scaler of the loss, against underflow of gradients in float16; off in other precisions."""
         self.averaged = (
             None
             if settings.ema is None
             else AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         )
-        """The moving average of weights and buffers, where there is one."""
+        """The moving average of weights and buffers, if `ema` is set."""
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate at a step, counted from 0."""
         return self._settings.lr * learning_rate_factor(self._settings, step, self._per_epoch)
 
     def take(self, step: int, loss: Tensor, backward: Callable[[Tensor], object]) -> None:
-        """Take a step along the gradient of `loss`, which `backward` is to compute."""
+        """Take a step along the gradient of `loss`, which `backward` computes."""
         backward(self.scaler.scale(loss))
         if self._settings.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -84,7 +84,7 @@ class Steps:
             group["lr"] = self.learning_rate(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)  # now: the next forward pass has their memory
+        self.optimizer.zero_grad(set_to_none=True)  # frees their memory for the next forward pass
         if self._constrain is not None:
             self._constrain()
         if self.averaged is not None:
@@ -95,25 +95,25 @@ class Steps:
         if self.averaged is not None:
             self._module.load_state_dict(self.averaged.module.state_dict())
 
-    # What a checkpoint keeps
+    # State in checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, moving average and the optimiser's state, by name."""
-        found = {f"model/{name}": tensor for name, tensor in self._module.state_dict().items()}
+        tensors = {f"model/{name}": tensor for name, tensor in self._module.state_dict().items()}
         if self.averaged is not None:
-            found |= {f"ema/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for index, memory in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{index}/{key}": t for key, t in memory.items() if isinstance(t, Tensor)}
-        return found
+            tensors |= {f"optimizer/{index}/{key}": t for key, t in memory.items() if isinstance(t, Tensor)}
+        return tensors
 
     def numbers(self) -> dict[str, Any]:
         """Return the state of the gradient scaler."""
         return dict(self.scaler.state_dict())
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `numbers` gave.
+        """Restore the state that `tensors` and `numbers` returned.
 
-        Raises RuntimeError, KeyError or ValueError where they are those of another network or optimiser.
+        Raises RuntimeError, KeyError or ValueError if it belongs to another network or optimiser.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -127,6 +127,6 @@ class Steps:
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition("/")
             memory.setdefault(int(index), {})[key] = tensor
-        # The rates and other settings are those of now: they follow from the experiment.
+        # Learning rate and other settings come from the experiment, not from the checkpoint.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})
         self.scaler.load_state_dict(dict(numbers))

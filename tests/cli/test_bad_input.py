@@ -292,9 +292,7 @@ def test_an_idx_file_that_is_cut_short(folder: Path, compressed: bool) -> None:
     name = "images.gz" if compressed else "images"
     assert line.startswith(f"{folder / name}: expected ")
     assert "176 bytes" in line
-    assert line.endswith(
-        "(header and 40 x 2 x 2), found 173; the file is cut short or damaged: fetch it again"
-    )
+    assert line.endswith("(header and 40 x 2 x 2), found 173; fetch the file again, which is damaged")
 
 
 def test_a_compressed_file_that_is_cut_short(folder: Path) -> None:
@@ -315,7 +313,7 @@ def test_an_image_that_does_not_decode(folder: Path) -> None:
     change = ('arrays"\nargs = { file = "data.npz" }', 'image_folder"\nargs = { root = "images" }')
     line = refused_run(folder, DATA, change, TRAINED)
     assert line.startswith(
-        f"{folder / 'images'}: b/1.png: expected an image that decodes, found 45 bytes that do not ("
+        f"{folder / 'images'}: b/1.png: expected an image file, found 45 bytes that cannot be decoded ("
     )
     assert line.endswith("; replace or remove the file")
 

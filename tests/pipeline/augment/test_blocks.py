@@ -192,7 +192,9 @@ def test_a_version_is_of_what_states_it_alone() -> None:
         pass
 
     assert (stated_version(Mine), stated_version(Theirs), stated_version(5)) == ("mine 1", None, None)
-    with pytest.raises(ConfigError, match="source_version: expected a text, found ' '; number the versions"):
+    with pytest.raises(
+        ConfigError, match="source_version: expected a text that is not empty, found ' '; number the versions"
+    ):
         source_version(" ")
 
 
@@ -288,7 +290,7 @@ def _spoils(inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         (
             _spoils,
             (
-                "augmentation of 3 rows from 7, view 2: expected an augmented input, found ValueError: assignment "
+                "augmentation of 3 rows from 7, view 2: expected an augmented input, found an error, ValueError: assignment "
                 "destination is read-only; correct the augmentation"
             ),
         ),
@@ -296,14 +298,14 @@ def _spoils(inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
             lambda inputs, words: inputs[1:],
             (
                 "augmentation of 3 rows from 7, view 2: expected uint8 of shape (3, 2, 6, 7), like the input, found uint8 "
-                "of shape (2, 2, 6, 7); return the shape and the dtype that came in"
+                "of shape (2, 2, 6, 7); return the shape and dtype of the input"
             ),
         ),
         (
             lambda inputs, words: inputs / 2,
             (
                 "augmentation of 3 rows from 7, view 2: expected uint8 of shape (3, 2, 6, 7), like the input, found "
-                "float64 of shape (3, 2, 6, 7); return the shape and the dtype that came in"
+                "float64 of shape (3, 2, 6, 7); return the shape and dtype of the input"
             ),
         ),
     ],

@@ -156,7 +156,7 @@ def test_partners_in_the_batch_are_not_fetched_again() -> None:
         (0.0, 8, "expected alpha above 0 and at most 1000, found 0.0; correct alpha; 1 is uniform"),
         (float("nan"), 8, "expected alpha above 0 and at most 1000, found nan; correct alpha; 1 is uniform"),
         (1e4, 8, "expected alpha above 0 and at most 1000, found 10000.0; correct alpha; 1 is uniform"),
-        (1.0, 1, "expected among of 2 or more rows, found 1; correct among"),
+        (1.0, 1, "expected among of 2 or more, found 1; correct among"),
     ],
 )
 def test_bad_arguments_are_named(alpha: float, among: int, message: str) -> None:
@@ -168,12 +168,12 @@ def test_bad_arguments_are_named(alpha: float, among: int, message: str) -> None
 def test_what_cannot_be_mixed_is_named() -> None:
     rows = np.arange(3)
     with pytest.raises(
-        ConfigError, match=r"^augmentation Mixup: expected the other rows of the store, .*none; "
+        ConfigError, match=r"^augmentation Mixup: expected others=rows_of_store\(store\), found others=None; "
     ):
         augment_rows(INPUTS[:3], mixup(), 0, 1, rows)
     tokens = INPUTS.astype(np.int64)
     with pytest.raises(
-        ConfigError, match=r"mixup: expected inputs of uint8 or of floats, found inputs of int64; "
+        ConfigError, match=r"mixup: expected inputs of uint8 or float, found inputs of int64; "
     ):
         augment_rows(tokens[:3], mixup(), 0, 1, rows, others=Others(tokens))
     with pytest.raises(

@@ -132,7 +132,8 @@ def test_what_draws_from_torchs_own_generator_is_found() -> None:
 
 def test_what_returns_no_tensor_is_named() -> None:
     with pytest.raises(
-        FactoryError, match=r"^torch_seeded: expected a function that returns a tensor, found int; "
+        FactoryError,
+        match=r"^torch_seeded: expected a function that returns a Tensor, found a function that returns int; ",
     ):
         augment_rows(IMAGES, torch_seeded(lambda image, generator: 5), 0, 1, ROWS)
 

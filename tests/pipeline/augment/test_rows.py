@@ -133,7 +133,7 @@ def _fails(example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
             lambda example, generator: example[1:],
             (
                 "augmentation of row 7, view 2: expected uint8 of shape (6, 7), like the input, "
-                "found uint8 of shape (5, 7); return the shape and the dtype that came in"
+                "found uint8 of shape (5, 7); return the shape and dtype of the input"
             ),
         ),
         (
@@ -145,7 +145,7 @@ def _fails(example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         ),
         (
             _fails,
-            "augmentation of row 7, view 2: expected an augmented input, found RuntimeError: two lines; ",
+            "augmentation of row 7, view 2: expected an augmented input, found an error, RuntimeError: two lines; ",
         ),
     ],
 )

@@ -90,29 +90,29 @@ def test_the_fingerprint_is_of_the_content() -> None:
         (
             lambda: ArrayDataset(INPUTS, np.array([0, 1, 2**31 - 1, 0, 1, 2])),
             (
-                "transfer set, example 2: expected a label below 1000000, as there are no class names, "
+                "transfer set, example 2: expected a label below 1000000, for a set without class names, "
                 "found 2147483647; write -1 for an unknown label, or give class names"
             ),
         ),
         (
             lambda: ArrayDataset(INPUTS, LABELS.astype(np.float32)),
-            "transfer set: expected labels as integers, one a row, found float32 of shape (6,); ",
+            "transfer set: expected integer labels of shape (rows,), found float32 of shape (6,); ",
         ),
         (
             lambda: ArrayDataset(INPUTS, LABELS, ["a", "b", "a"]),
-            "transfer set: expected class names that differ, found 'a' twice; ",
+            "transfer set: expected distinct class names, found 'a' 2 times; ",
         ),
         (
             lambda: ArrayDataset(INPUTS.astype(np.int32)),
-            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found int32; ",
+            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found inputs as int32 of 3 axes; ",
         ),
         (
             lambda: ArrayDataset(INPUTS.astype(np.int64)),  # images: nobody would scale them
-            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found int64; ",
+            "transfer set: expected inputs as uint8 or float, or rows of token ids as int64, found inputs as int64 of 3 axes; ",
         ),
         (
             lambda: ArrayDataset(INPUTS[:0]),
-            "transfer set: expected at least one example, along the first axis, found inputs of shape (0, 2, 3); ",
+            "transfer set: expected inputs of shape (rows, …), with 1 or more rows, found inputs of shape (0, 2, 3); ",
         ),
         (
             lambda: ArrayDataset(np.array([[1.0], [math.nan], [math.inf]], dtype=np.float32)),
@@ -196,8 +196,8 @@ def test_an_npz_that_does_not_fit_is_named(tmp_path: Path) -> None:
     assert message().startswith(f"{path}: expected an .npz file, found nothing there; correct the file name")
     np.savez(path, inputs=INPUTS, label=LABELS)
     assert message() == (
-        f"{path}: expected an array 'labels', found only inputs, label; "
-        'name the array with inputs = "…" and labels = "…" (labels = "" where there are none)'
+        f"{path}: expected an array 'labels', found the arrays ['inputs', 'label']; "
+        'name the arrays: inputs = "…", labels = "…" (labels = "" for a set without labels)'
     )
     whole = path.read_bytes()
     for content, found in (
@@ -274,8 +274,8 @@ def test_an_omitted_class_stays_a_class() -> None:
         ({"subset": "9:1:-1"}, "subset: expected a slice "),
         ({"subset": "2000:"}, ("transfer set: expected 1 to 1797 selected examples, found 0 "
          "(omit_classes=[], fraction=1.0, subset='2000:'); widen omit_classes, fraction or subset")),
-        ({"fraction": 0.0}, "fraction: expected a number above 0 and up to 1, found 0.0; "),
-        ({"fraction": math.nan}, "fraction: expected a number above 0 and up to 1, found nan; "),
+        ({"fraction": 0.0}, "fraction: expected a number above 0, at most 1, found 0.0; "),
+        ({"fraction": math.nan}, "fraction: expected a number above 0, at most 1, found nan; "),
         ({"fraction": 0.5, "seed": -1}, "seed: expected an integer from 0 to 2**64 - 1, found -1; "),
         ({"omit_classes": [10]}, ("omit_classes: expected names or numbers of the 10 classes (0, 1, 2, 3, 4, 5, 6, "
          "7, 8, 9), found 10; correct omit_classes")),
@@ -290,7 +290,8 @@ def test_bad_choices_are_named(arguments: dict[str, object], message: str) -> No
 
 def test_classes_of_a_set_without_labels_cannot_be_omitted() -> None:
     with pytest.raises(
-        ConfigError, match=r"^omit_classes: expected a transfer set with labels, found no labels; "
+        ConfigError,
+        match=r"^omit_classes: expected a transfer set with labels, found a transfer set without labels; ",
     ):
         ArrayDataset(INPUTS).selected(omit_classes=[1])
 
@@ -313,7 +314,10 @@ def test_float64_inputs_of_a_file_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (1e300, "set.npz: expected inputs that float32 can hold, found 1e+300; scale the inputs"),
+        (
+            1e300,
+            "set.npz: expected inputs up to 3.403e+38, the maximum of float32, found 1e+300; scale the inputs",
+        ),
         (
             np.inf,
             (

@@ -64,7 +64,7 @@ def test_a_file_cut_anywhere_is_never_read(
         after = " after decompression" if zipped else ""
         assert text == (
             f"{path}: expected 100 bytes{after} (header and 7 x 4 x 3), found {size}; "
-            "the file is cut short or damaged: fetch it again"
+            "fetch the file again, which is damaged"
         )
 
 
@@ -103,17 +103,17 @@ def test_what_is_wrong_with_a_file_is_said(files: tuple[Path, Path]) -> None:
         (b"", f"{head} an empty file; name the file of that content"),
         (b"\x89PNG\r\n\x1a\n" + whole, f"{head} 89 50 4e 47; "),
         (encoded(LABELS), f"{head} 00 00 08 01, uint8 labels (rows,); name the file of that content"),
-        (whole[:10], f"{images}: expected 16 bytes (header), found 10; the file is cut short or damaged: "),
-        (whole + b"x", f"{images}: expected 100 bytes (header and 7 x 4 x 3), found more than that; {fetch}"),
+        (whole[:10], f"{images}: expected 16 bytes (header), found 10; {fetch}"),
+        (whole + b"x", f"{images}: expected 100 bytes (header and 7 x 4 x 3), found 101 or more; {fetch}"),
         (
             gzip.compress(whole + b"x"),
-            f"{images}: expected 100 bytes after decompression (header and 7 x 4 x 3), found more than that; ",
+            f"{images}: expected 100 bytes after decompression (header and 7 x 4 x 3), found 101 or more; {fetch}",
         ),
         (
             gzip.compress(whole)[:-4],
             (
                 f"{images}: expected 100 bytes after decompression (header and 7 x 4 x 3), "
-                "found 100 whose gzip checksum is wrong or missing; "
+                "found 100 with a wrong or missing gzip checksum; "
             ),
         ),
         (
@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_file_is_said(files: tuple[Path, Path]) -> None:
         assert message(images, labels).startswith(expected)
     images.write_bytes(encoded(IMAGES[:0]))
     assert message(images).startswith(
-        f"{images}: expected at least one example, along the first axis, found "
+        f"{images}: expected inputs of shape (rows, …), with 1 or more rows, found "
     )
     with pytest.raises(BadDataError, match="expected an IDX file of labels"):
         read_idx(labels.with_name("absent"), 1)

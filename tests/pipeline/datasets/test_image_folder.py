@@ -169,18 +169,18 @@ def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
         assert isinstance(dataset[0], tuple)
         for row, (name, message) in enumerate(
             [
-                ("a/cut.png", "expected an image that decodes, found "),
+                ("a/cut.png", "expected an image file, found "),
                 (
                     "a/deep.png",
-                    "expected an image of 8 bits a channel, found pixels of mode I;16; convert it to",
+                    "expected pixels of 8 bits a channel, found pixels of mode I;16; convert it to",
                 ),
                 (
                     "a/empty.png",
-                    "expected an image that decodes, found 0 bytes that do not (UnidentifiedImageError",
+                    "expected an image file, found 0 bytes that cannot be decoded (UnidentifiedImageE",
                 ),
                 (
                     "a/text.jpg",
-                    "expected an image that decodes, found 12 bytes that do not (UnidentifiedImageEr",
+                    "expected an image file, found 12 bytes that cannot be decoded (UnidentifiedIma",
                 ),
             ],
             start=1,
@@ -222,12 +222,12 @@ def test_a_place_without_class_folders_is_named(tmp_path: Path, contents: dict[s
         f"{absent}: expected a folder of class folders, or a zip of one, found nothing there; correct the name"
     )
     empty = write(tmp_path / "empty", {"a/readme.txt": b""})
-    assert message(empty).startswith(f"{empty}: expected images (.bmp, .gif, ") and "found none; " in message(
-        empty
-    )
+    assert message(empty).startswith(
+        f"{empty}: expected images (.bmp, .gif, "
+    ) and "found 0 images; " in message(empty)
     mixed = write(tmp_path / "mixed", {"a/x.png": b"", "y.png": b""})
     assert message(mixed) == (
-        f"{mixed}: expected every image in a class folder, found 1 directly in it, 'y.png' for one; "
+        f"{mixed}: expected every image in a class folder, found 1 images in none, such as 'y.png'; "
         "move them into class folders"
     )
     cut = pack(tmp_path / "set.zip", contents)
@@ -235,7 +235,7 @@ def test_a_place_without_class_folders_is_named(tmp_path: Path, contents: dict[s
     assert message(cut).startswith(f"{cut}: expected a zip of class folders, found BadZipFile: ")
     outside = pack(tmp_path / "outside.zip", {"/a/x.png": b""})
     assert message(outside) == (
-        f"{outside}: expected relative file names that differ, found '/a/x.png'; pack the folder again"
+        f"{outside}: expected distinct relative file names, found '/a/x.png'; pack the folder again"
     )
     with pytest.raises(ConfigError, match=r"^size: expected pixels of 1 or more, found 0; "):
         image_folder(write(tmp_path / "good", contents), size=0)

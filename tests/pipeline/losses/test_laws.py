@@ -361,7 +361,7 @@ TOGETHER = "; check that labels and logits belong together"
             (Z, {"wide": Z, "deep": Z}, Y),
             BadLogitsError,
             (
-                "teacher_logits: expected one tensor, found the logits of 2 teachers; "
+                "teacher_logits: expected the logits of 1 teacher, found the logits of 2 teachers; "
                 "combine them first: `ensemble_logits(batch.logits, temperature)`"
             ),
         ),
@@ -403,7 +403,7 @@ def test_losses_that_need_labels_say_so(unchecked: None) -> None:
         (
             losses.DecoupledDistillation(1.0, hard_weight=0.0),
             "decoupled distillation",
-            "or take `Distillation`, which goes without",
+            "or use `Distillation`, which needs none",
         ),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -430,7 +430,8 @@ def test_distillation_does_not_broadcast_its_targets(unchecked: None) -> None:
 
 def test_decoupled_distillation_needs_another_class() -> None:
     with pytest.raises(
-        BadLogitsError, match=r"^student_logits: expected two classes or more, .* found 1; take another loss$"
+        BadLogitsError,
+        match=r"^student_logits: expected 2 or more classes, found 1; use another loss, such as `Distillation`$",
     ):
         losses.DecoupledDistillation(1.0)(torch.zeros(4, 1), torch.zeros(4, 1), Y)
 

@@ -222,7 +222,8 @@ def test_logits_in_place_of_probabilities_are_refused() -> None:
     """The likeliest mistake: the other losses take logits there."""
     z, v = torch.zeros(2, 3), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
     with pytest.raises(
-        BadLogitsError, match=r"targets: expected probabilities, found numbers down to -2, as logits"
+        BadLogitsError,
+        match=r"targets: expected probabilities, from 0 to 1, found numbers down to -2, as logits",
     ):
         Distillation(2.0)(z, v)
 

@@ -193,11 +193,13 @@ def test_other_bad_ensembles_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, found 0.0; "):
         ensemble_logits(torch.zeros(1, 2), 0.0)
     with pytest.raises(
-        ConfigError, match=r"^weights: expected weights=None for a single teacher, found 1 weights; "
+        ConfigError,
+        match=r"^weights: expected weights=None for a single teacher, found weights=\{'wide': 1.0\}; ",
     ):
         ensemble_logits(torch.zeros(1, 2), 1.0, {"wide": 1.0})
     with pytest.raises(
-        ConfigError, match=r"^weights: expected weights=None for a single teacher, found 1 weights; "
+        ConfigError,
+        match=r"^weights: expected weights=None for a single teacher, found weights=\{'wide': 1.0\}; ",
     ):
         soft_targets(torch.zeros(1, 2), 1.0, {"wide": 1.0})
     with pytest.raises(BadLogitsError) as caught:

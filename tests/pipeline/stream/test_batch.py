@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from support import stores
-from support.torch_batches import array_stream, make_store, tensor_stream
+from support.torch_batches import array_stream, tensor_stream
 
 from logitstore.pipeline.stream.batch import TorchBatch
-from logitstore.storage.api import Store, open_store
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> stores.Made:
-    """The store of these tests."""
-    return make_store(tmp_path_factory.mktemp("store") / "store.zarr")
-
-
-@pytest.fixture
-def store(made: stores.Made) -> Store:
-    """The store, opened anew."""
-    return open_store(made.path)
+from logitstore.storage.api import Store
 
 
 def test_tensors_are_the_arrays(store: Store) -> None:

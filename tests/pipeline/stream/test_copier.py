@@ -11,29 +11,17 @@ from typing import Any
 import pytest
 import torch
 from support import stores
-from support.torch_batches import begun, content, contents, context, make_store, tensor_stream
+from support.torch_batches import begun, content, contents, context, tensor_stream
 from torch.utils.data import DataLoader
 
 from logitstore.pipeline.runtime.ahead import AHEAD, run_ahead
 from logitstore.pipeline.stream import torch_stream
 from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.stream.copier import copier_for, to_device
-from logitstore.storage.api import Store, open_store
+from logitstore.storage.api import Store
 from logitstore.storage.errors import RowMismatch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the copy by a side stream needs a GPU")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> stores.Made:
-    """The store of these tests."""
-    return make_store(tmp_path_factory.mktemp("store") / "store.zarr")
-
-
-@pytest.fixture
-def store(made: stores.Made) -> Store:
-    """The store, opened anew."""
-    return open_store(made.path)
 
 
 @pytest.fixture(autouse=True)

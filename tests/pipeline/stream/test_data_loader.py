@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import stores
-from support.torch_batches import ROWS, begun, contents, context, make_store, tensor_stream
+from support.torch_batches import ROWS, begun, contents, context, tensor_stream
 from torch.utils.data import DataLoader
 
 from logitstore.pipeline.augment import shift
@@ -19,18 +19,6 @@ from logitstore.pipeline.stream.torch_stream import MAX_WORKERS, TorchStream
 from logitstore.pipeline.views import replay
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> stores.Made:
-    """The store of these tests."""
-    return make_store(tmp_path_factory.mktemp("store") / "store.zarr")
-
-
-@pytest.fixture
-def store(made: stores.Made) -> Store:
-    """The store, opened anew."""
-    return open_store(made.path)
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +119,10 @@ def test_more_workers_than_are_known_are_refused(store: Store) -> None:
 
 
 def test_workers_do_not_copy_to_a_device(store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"found a worker of a DataLoader; .* iterate to_device\(loader"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected device=None in a worker .*, found device='meta'; .* iterate to_device\(loader",
+    ):
         next(tensor_stream(store, "meta")._in_worker(0, 1))
 
 
@@ -212,7 +203,7 @@ def test_a_transfer_set_that_cannot_be_sent_gives_one_clear_line(
         list(loader_of(stream, 1, method))
     assert str(raised.value) == (
         "a stream for the workers of a DataLoader: expected a transfer set and an augmentation that can be pickled, "
-        "found TypeError: cannot pickle '_io.BufferedReader' object; open files when an item is asked for, define "
+        "found TypeError: cannot pickle '_io.BufferedReader' object; open files in `__getitem__`, define "
         "functions at the top of a module, or use num_workers=0"
     )
     assert epoch_of(DataLoader(stream, batch_size=None)) == ONCE  # here it can be used

@@ -1,6 +1,6 @@
 """A stream of tensors: a state between any two batches gives the same rest, in this process.
 
-Workers are in test_data_loader.py and test_stateful_data_loader.py, other devices in test_device_feed.py.
+Workers are in test_data_loader.py and test_stateful_data_loader.py, other devices in test_copier.py.
 """
 
 from pathlib import Path
@@ -9,26 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import stores
-from support.torch_batches import ROWS, begun, contents, make_store, tensor_stream
+from support.torch_batches import ROWS, begun, contents, tensor_stream
 
 from logitstore.pipeline.stream.torch_stream import TorchStream
-from logitstore.storage.api import Store, open_store
+from logitstore.storage.api import Store
 from logitstore.storage.errors import ConfigError, RowMismatch
 
 BATCHES = 19
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> stores.Made:
-    """The store of these tests."""
-    return make_store(tmp_path_factory.mktemp("store") / "store.zarr")
-
-
-@pytest.fixture
-def store(made: stores.Made) -> Store:
-    """The store, opened anew."""
-    return open_store(made.path)
 
 
 def epochs(store: Store, number: int) -> list[Any]:

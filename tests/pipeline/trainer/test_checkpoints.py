@@ -101,7 +101,7 @@ def test_what_is_torn_or_flipped_is_refused_and_the_one_before_is_taken(
         assert same(made.newest(), checkpoint(1)), number
         (warning,) = caplog.messages
         assert warning.startswith(f"{tmp_path}/000000000002.json: ")
-        assert warning.endswith("; going on from step 1")  # and nothing to delete
+        assert warning.endswith("; resuming from step 1")  # and nothing to delete
         assert "\n" not in warning
     file.write_bytes(good)
     assert same(made.newest(), checkpoint(2))  # control
@@ -114,8 +114,8 @@ def test_where_none_is_whole_it_says_what_to_delete(tmp_path: Path, caplog: pyte
     for file in tmp_path.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     message = (
-        r"000000000002\.json: expected a checkpoint as it was written, found other bytes in \S+ than were written; "
-        rf"delete {tmp_path} to begin the training anew$"
+        r"000000000002\.json: expected a checkpoint with the bytes of its sha256, found other bytes in \S+; "
+        rf"delete {tmp_path} to restart the training$"
     )
     with pytest.raises(BadDataError, match=message):
         made.newest()

@@ -264,8 +264,8 @@ def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_rate(spoi
             where="training teacher t",
         )
     assert str(caught.value) == (
-        "training teacher t, first step: expected a finite loss, found nan before anything was learned; "
-        "look for NaN or very large numbers in the inputs, and at the model's first weights"
+        "training teacher t, first step: expected a finite loss, found nan before the first update; "
+        "look for NaN or very large numbers in the inputs and the initial weights"
     )
 
 

@@ -183,7 +183,7 @@ def test_another_store_is_refused_and_its_part_is_named(tmp_path: Path) -> None:
         assert "\n" not in said
         assert caught.value.where in {f"{store.path}: {part}" for part in parts}
         assert "with which this training was begun" in said
-        assert said.endswith(f"or delete {folder} to begin the training anew")
+        assert said.endswith(f"or delete {folder} to restart the training")
         assert experiments.contents(tmp_path / "students") == before
     trained(document, first, tmp_path)  # control: with its own store it goes on
     assert not folder.exists()
@@ -235,6 +235,9 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
 
     with (
         mock.patch.object(keep.StudentKeeper, "find", find),
-        pytest.raises(BadDataError, match=r"expected a checkpoint of this very model, found .*size mismatch"),
+        pytest.raises(
+            BadDataError,
+            match=r"expected a checkpoint of this model, found a checkpoint of another model: .*size mismatch",
+        ),
     ):
         trained(content(), finished_store(), tmp_path)

@@ -203,6 +203,6 @@ def test_what_cannot_be_compiled_is_not_called_the_models_fault(monkeypatch: pyt
         raise BackendCompilerFailed(fails, RuntimeError("no C++ compiler"), None)
 
     monkeypatch.setattr(torch, "compile", lambda module: type("Compiled", (nn.Module,), {"forward": fails})())
-    message = r"fitting: train\.compile: expected a model that torch\.compile can compile here, found .*no C\+\+ .*; drop compile"
+    message = r"fitting: train\.compile: expected a model that torch\.compile can compile here, found an error of the compiler: .*no C\+\+ .*; remove compile"
     with pytest.raises(ConfigError, match=message):
         trained(network(), Train(lr=0.1, epochs=1, compile=True))
