@@ -1,4 +1,4 @@
-"""`logitstore demo`: the whole pipeline on data that every installation has.
+"""The command `demo`: the whole pipeline on data that every installation has.
 
 The experiment is written to a file, so that it can be changed, and run as `logitstore run` would run it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ..options import device_option, examples, out_option, verbosity_options
+from .. import options
 from ..printing.text import print_text
 from .run import run_experiment
 
@@ -107,10 +107,9 @@ train = { lr = 3e-3, epochs = 400, batch_size = 65, schedule = "cosine", seeds =
 """The experiment that `logitstore demo` writes and runs."""
 
 
-@click.command("demo", epilog=examples("logitstore demo", "logitstore demo --out digits"))
-@verbosity_options
-@out_option
-@device_option
+@options.subcommand("demo", "logitstore demo", "logitstore demo --out digits")
+@options.out_option
+@options.device_option
 def command(out: Path | None, device: str | None) -> None:
     """Run the whole pipeline on the digits of scikit-learn, under a minute: no file is needed.
 
@@ -131,15 +130,17 @@ def command(out: Path | None, device: str | None) -> None:
     if not file.exists():
         replace_file(file, DIGITS_TOML.encode())
     elif file.read_bytes() != DIGITS_TOML.encode():
-        click.echo(f"{file} is there already and is taken as it stands", err=True)
+        click.echo(f"{file} exists and is used unchanged", err=True)
     run_experiment(load_experiment(file), folder, device=device)
     program = _program()
     store, toml, there = (shlex.quote(str(path)) for path in (store_path, file, folder))
-    print_text()
-    print_text("to look at it:")
-    print_text(f"  {program} inspect {store}")
-    print_text(f"  {program} verify {store} --deep")
-    print_text(f"  {program} run {toml} --out {there}    # after you set another temperature of the student")
+    print_text(
+        "",
+        "to look at it:",
+        f"  {program} inspect {store}",
+        f"  {program} verify {store} --deep",
+        f"  {program} run {toml} --out {there}    # after you set another temperature of the student",
+    )
 
 
 def _program() -> str:

@@ -519,7 +519,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             (),
             64,
-            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found no such option; give one",
+            "logitstore: compress: expected one of --max-kl, --top-k, --top-k-kl, found no such option; give one",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (
@@ -806,7 +806,7 @@ def test_the_demo(quick_demo: Callable[..., Result], tmp_path: Path) -> None:
     file = folder / "digits.toml"
     file.write_text(re.sub(r"temperature = [\d.]+(?= +# try another)", "temperature = 2.5", file.read_text()))
     changed = quick_demo()
-    assert "is there already and is taken as it stands" in changed.stderr
+    assert "exists and is used unchanged" in changed.stderr
     head, _, _ = changed.stdout.partition("\n\n")
     soft = next(student.name for student in experiment.students if student.targets == "soft")
     assert head.splitlines() == [
