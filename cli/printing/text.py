@@ -105,8 +105,8 @@ def print_records(
 
 def print_text(*lines: str) -> None:
     """Print each text to stdout as one line: a line end within it is escaped, as it may come from a store."""
-    for line in lines:
-        click.echo(printable(line))
+    if lines:
+        click.echo("\n".join(map(printable, lines)))
 
 
 def print_json(value: Any) -> None:
