@@ -30,7 +30,7 @@ from ..printing.text import pick, print_json, print_table, print_text, print_tod
     "--top",
     type=int,
     metavar="N",
-    help="Number of most likely classes whose specialists are asked; 1 by default.",
+    help="Number of most likely classes whose specialists are active; 1 by default.",
 )
 @click.option(
     "--direction",
@@ -65,9 +65,9 @@ def command(
 ) -> None:
     """Combine captures in the STORE, a generalist and its specialists, into a new one of all classes.
 
-    A specialist is asked about a row if its set holds the generalist's most likely class. The new capture is the one
-    distribution that agrees best with all that were asked (Hinton et al. 2015, equation 5). If the command is killed, run
-    it again to resume.
+    A specialist is active in a row if its set holds the generalist's most likely class. The new capture is the
+    distribution that agrees best with the generalist and the active specialists (Hinton et al. 2015, equation 5). If
+    the command is killed, run it again to resume.
     """
     from ...pipeline.combine.stage import combine
     from ...pipeline.combine.todo import plan_combination

@@ -23,7 +23,7 @@ DIGITS_TOML = Path(__file__).with_name("digits.toml").read_text("utf-8")
 @options.out_option
 @options.device_option
 def command(out: Path | None, device: str | None) -> None:
-    """Run the whole pipeline on the digits of scikit-learn, under a minute: no file is needed.
+    """Run the whole pipeline on the digits of scikit-learn in under a minute; no file is needed.
 
     Trains three small teachers and caches their logits. Clusters the classes and counts the errors that the
     sets hold. Trains one student from a tenth of the labels, and the same one from the teachers' logits on the
@@ -37,8 +37,7 @@ def command(out: Path | None, device: str | None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path("logitstore-demo") if out is None else out
     file, store_path = folder / "digits.toml", folder / STORE
-    # Before the first file is written: does something else have the store's place?
-    open_existing(store_path)
+    open_existing(store_path)  # raises for another store's place before the first file is written
     if not file.exists():
         replace_file(file, DIGITS_TOML.encode())
     elif file.read_bytes() != DIGITS_TOML.encode():

@@ -42,13 +42,13 @@ def command(
 ) -> None:
     """Score every model of an EXPERIMENT on its evaluation set, or every capture of a STORE on its own labels.
 
-    With an experiment: errors, accuracy, negative log-likelihood (nats), expected calibration error of every model that
-    is there. Scores are kept beside the STORE, in evaluation.json, and measured again only where a model or the
+    With an experiment: errors, accuracy, negative log-likelihood (nats) and expected calibration error of every
+    trained model. Scores are kept in evaluation.json beside the STORE. A score is measured again if its model or the
     evaluation set has changed.
 
-    With a store alone, from its captures: the same and top-5, and for every combination of a generalist with
-    specialists the conditional accuracy (examples of special classes, predictions restricted to them) and what has
-    changed, by the number of specialists that cover the correct class. No model is run, nothing is written.
+    With a store alone: the same and top-5 of each capture. For every combination of a generalist with specialists,
+    also the conditional accuracy (examples of special classes, predictions restricted to them), and the change by the
+    number of specialists that cover the correct class. No model is run, nothing is written.
     """
     if len(places) > 2:
         raise click.UsageError(f"expected [EXPERIMENT] STORE, found {len(places)} arguments")
@@ -58,7 +58,7 @@ def command(
     for option, value in (of_store if whole else of_experiment).items():
         if value is not None:
             form = "a store without an experiment" if whole else "an experiment"
-            raise click.UsageError(f"{option} is for {form}; drop it")
+            raise click.UsageError(f"{option} is for {form}; remove it")
     if whole:
         _evaluate_experiment(Path(places[0]), places[1], models, device, dry_run=dry_run, as_json=as_json)
     else:

@@ -117,7 +117,7 @@ def _print_divergences(made: "Plan") -> None:
     ):
         print_text(
             "",
-            f"{title} KL of what is stored, over the rows of the sample, nats",
+            f"{title} KL of the stored logits, over the rows of the sample, nats",
             *_sources(real, made),
         )
         print_table(

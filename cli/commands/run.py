@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 @options.dry_run_option
 @options.json_option
 def command(experiment: Path, out: Path | None, device: str | None, dry_run: bool, as_json: bool) -> None:
-    """Do every stage of an EXPERIMENT that is not done: teachers, store, clusters, students, scores.
+    """Run the missing stages of an EXPERIMENT: teachers, store, clusters, students, scores.
 
-    What is done and unchanged is not done again: with another temperature only the students that it is for
-    are trained. Everything goes to --out, runs/<name of the experiment> by default: store.zarr, models/ and
-    evaluation.json.
+    Finished work is skipped: after a change of temperature, only the students that use it are trained. Everything goes
+    to --out, runs/<name of the experiment> by default: store.zarr, models/ and evaluation.json.
     """
     from ...pipeline.experiment.document import load_experiment
 

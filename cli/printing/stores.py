@@ -42,5 +42,5 @@ def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) 
         {"T": "temperature:g", **bounds, **measured},
         records,
         title=f"KL to {source or 'the teacher'} as measured, in nats a row"
-        f"{', and what no row exceeds' if bounds else ''}",
+        f"{', and the bounds that no row exceeds' if bounds else ''}",
     )

@@ -478,7 +478,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
     assert heading == ["capture", "bytes a row", "share"]
     assert (large[0], large[2], little[0]) == ("teachers/line", "100.0%", "teachers/small")
     title, heading, *rows, digest = (re.split(r"  +", line) for line in figures.splitlines())
-    assert title == ["KL to teachers/line as measured, in nats a row, and what no row exceeds"]
+    assert title == ["KL to teachers/line as measured, in nats a row, and the bounds that no row exceeds"]
     assert heading == [
         "T",
         "bound to the teacher",
@@ -575,7 +575,10 @@ def test_inspect_shows_the_error_of_encoded_captures(done: Path) -> None:
     assert captures["own"]["derived_from"] is None
     assert [one["bound"] for one in captures["own"]["divergence"]] == [None] * 5
     text = call("inspect", path).stdout
-    assert "KL to teachers/line as measured, in nats a row, and what no row exceeds\nT   bound to" in text
+    assert (
+        "KL to teachers/line as measured, in nats a row, and the bounds that no row exceeds\nT   bound to"
+        in text
+    )
     assert "KL to the teacher as measured, in nats a row\nT   max" in text
     assert text.count("99.9th percentile") == 2
 
