@@ -90,7 +90,7 @@ def choose_one(
             remedy="give one of them",
         )
     for kind, companions in kinds.items():
-        for key in given.keys() & companions if kind not in chosen else ():
+        for key in [key for key in companions if key in given and kind not in chosen]:
             other = f"with {flags[chosen[0]]}" if chosen else f"without {flags[kind]}"
             raise ConfigError(
                 f"{command} {flags[key]}",
