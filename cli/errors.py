@@ -7,6 +7,7 @@
 | a full disk | one line | 75 |
 | Ctrl-C | one line | 130 |
 | a stdout that its reader closed | nothing | 141, as after SIGPIPE |
+| the error of another rank of `torchrun` | nothing: that rank prints it | as of that rank |
 | anything else | one line that asks for a report | 70 |
 
 With `-vv` the traceback comes before the line. Text that an error quotes from a store cannot steer the terminal.
@@ -30,12 +31,15 @@ EX_PIPE = 141
 def report(error: BaseException, settings: Settings) -> int:
     """Print the line of `error` to stderr, and return the exit code."""
     # Imported late: the help of the group needs no library.
+    from ..pipeline.runtime.ranks import OtherRankFailed
     from ..storage.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, LogitStoreError
 
     if isinstance(error, BrokenPipeError):
         # Buffered text would fail again when Python closes stdout.
         _discard_stdout()
         return EX_PIPE
+    if isinstance(error, OtherRankFailed):
+        return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return EX_USAGE

@@ -36,7 +36,7 @@ OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is needed, and reports what it raises."""
+    """A group that imports a command when it is needed, and reports its errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the table."""

@@ -3,7 +3,7 @@
 A default that an experiment can set is not given here: it comes from the experiment's file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,55 @@ def verbosity_options(function: _Command) -> _Command:
     return function
 
 
+def subcommand(name: str, *calls: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Declare a command with `-v` and `-q`. calls: examples of it, which run as they stand."""
+    declare = click.command(name, epilog=examples(*calls))
+    return lambda function: declare(verbosity_options(function))
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog of a command: calls of it that run as they stand.
+
+    >>> print(examples("logitstore demo --out demo"))
+    \b
+    Example:
+      logitstore demo --out demo
+    """
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+def choose_one(
+    command: str, kinds: Mapping[str, Sequence[str]], options: Mapping[str, Any], *, required: bool = False
+) -> dict[str, Any]:
+    """Return the given options: one of `kinds`, or none unless `required`, and those that go with it.
+
+    kinds: names of the alternatives, each with those that go with it. options: values by name, None where not given.
+    Raises ConfigError.
+    """
+    from ..storage.errors import ConfigError
+
+    given = {key: value for key, value in options.items() if value is not None}
+    flags = {key: f"--{key.replace('_', '-')}" for key in options}
+    chosen = [kind for kind in kinds if kind in given]
+    if len(chosen) > 1 or (required and not chosen):
+        raise ConfigError(
+            command,
+            expected=f"one of {', '.join(flags[kind] for kind in kinds)}",
+            found=" and ".join(flags[kind] for kind in chosen) or "no such option",
+            remedy="give one of them",
+        )
+    for kind, companions in kinds.items():
+        for key in [key for key in companions if key in given and kind not in chosen]:
+            other = f"with {flags[chosen[0]]}" if chosen else f"without {flags[kind]}"
+            raise ConfigError(
+                f"{command} {flags[key]}",
+                expected=f"{flags[key]} with {flags[kind]} alone",
+                found=f"{flags[key]} {other}",
+                remedy=f"remove {flags[key]}",
+            )
+    return given
+
+
 def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a file in the place of a folder, before anything is computed for it."""
     if path is not None and path.exists() and not path.is_dir():
@@ -95,14 +144,19 @@ device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: the GPU if there is one."
 )
 """device: str | None."""
+min_temperature_option = click.option(
+    "--min-temperature",
+    type=float,
+    metavar="T",
+    help="Lowest temperature at which --max-kl holds; 1 by default.",
+)
+"""min_temperature: float | None."""
+new_name_option = click.option(
+    "--name", required=True, metavar="NEW", help="Name of the new capture in the store."
+)
+"""name: str."""
 
 
-def examples(*lines: str) -> str:
-    """Return the epilog of a command: calls of it that run as they stand.
-
-    >>> print(examples("logitstore demo --out demo"))
-    \b
-    Example:
-      logitstore demo --out demo
-    """
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+def scheduler_option(text: str) -> Callable[[_Command], _Command]:
+    """Add `--scheduler`, scheduler: str | None. text: the help, the work that its workers do."""
+    return click.option("--scheduler", metavar="tcp://…", help=text)

@@ -1,33 +1,29 @@
 """The command `cluster`: stage two alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...storage.describe import clustering_record
+from .. import options
 from ..dask_client import scheduler_at
-from ..options import dry_run_option, examples, json_option, settings, store_argument, verbosity_options
 from ..printing.clusterings import error_record, errors_sentence, print_clustering
 from ..printing.progress import show_progress
 from ..printing.text import print_json, print_text, print_todo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ...pipeline.experiment.tables import Cluster
 
 
-@click.command(
+@options.subcommand(
     "cluster",
-    epilog=examples(
-        "logitstore cluster runs/mnist/store.zarr --teacher wide --clusters 3 --classes-per-cluster 4",
-        "logitstore cluster store.zarr --teacher wide --teacher deep=2 --clusters 8 --classes-per-cluster 30 "
-        "--figure clusters.png",
-    ),
+    "logitstore cluster runs/mnist/store.zarr --teacher wide --clusters 3 --classes-per-cluster 4",
+    "logitstore cluster store.zarr --teacher wide --teacher deep=2 --clusters 8 --classes-per-cluster 30 "
+    "--figure clusters.png",
 )
-@verbosity_options
-@store_argument
+@options.store_argument
 @click.option(
     "--teacher",
     "teachers",
@@ -59,9 +55,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Draw the correlations in the order of the clusters (.png, .svg, .pdf).",
 )
-@click.option("--scheduler", metavar="tcp://…", help="A dask scheduler to compute on; threads by default.")
-@dry_run_option
-@json_option
+@options.scheduler_option("A dask scheduler to compute on; threads by default.")
+@options.dry_run_option
+@options.json_option
 def command(
     store: str,
     teachers: tuple[str, ...],
@@ -86,58 +82,51 @@ def command(
     if figure is not None:
         check_figure(figure)
     opened = open_store(local_path(store))  # it will be written to
-    for name in cluster.shares:
-        _ = opened.teachers[name]  # raises for a missing teacher before anything else
-    dimensions = check_cluster(cluster, opened.num_classes)
+    for teacher in cluster.shares:
+        _ = opened.teachers[teacher]  # raises for a missing teacher before anything else
+    dimensions, name = check_cluster(cluster, opened.num_classes), cluster.part_name
     if figure is not None:
         check_matrix(figure, opened.num_classes, dimensions)
     todo = needs_clustering(opened, cluster)
     if dry_run:
-        print_todo([f"make clustering {cluster.part_name}"] if todo else [], as_json=as_json)
+        print_todo([f"make clustering {name}"] if todo else [], as_json=as_json)
         return
     with (
-        show_progress(quiet=settings().quiet) as progress,
+        show_progress(quiet=options.settings().quiet) as progress,
         scheduler_at(scheduler, otherwise="to compute on threads") as client,
     ):
         cluster_store(opened, cluster, scheduler="threads" if client is None else client, progress=progress)
     if figure is not None:
-        draw_clustering(opened, cluster.part_name, figure)
-    record = clustering_record(opened, cluster.part_name)
-    errors = errors_in_sets(opened, cluster.part_name)
+        draw_clustering(opened, name, figure)
+    record, errors = clustering_record(opened, name), errors_in_sets(opened, name)
     if as_json:
         print_json({**record, "errors_inside": error_record(errors), "store": opened.digest})
         return
     if not todo:
-        print_text(f"nothing to do: clusters/{cluster.part_name} is made and unchanged")
+        print_text(f"nothing to do: clusters/{name} is made and unchanged")
     print_clustering(record)
     if errors is not None:
-        print_text()
-        print_text(errors_sentence(record["teachers"], errors, "the labelled rows"))
-    print_text(f"digest  {record['digest']}")
-    print_text(f"store   {opened.digest}")
+        print_text("", errors_sentence(record["teachers"], errors, "the labelled rows"))
+    print_text(f"digest  {record['digest']}", f"store   {opened.digest}")
 
 
-def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":
+def _checked(teachers: Sequence[str], settings: dict[str, Any]) -> "Cluster":
     """Return the options as the table of an experiment. Raises ConfigError with the name of the option."""
     from pydantic import ValidationError
 
     from ...pipeline.experiment.schema import explain
     from ...pipeline.experiment.tables import Cluster
 
-    given = {key: value for key, value in options.items() if value is not None}
-    weights = _weights(teachers)
-    source = (
-        {"teacher": teachers[0]}
-        if list(teachers) == list(weights) and len(weights) == 1
-        else {"teachers": weights}
-    )
+    given = {key: value for key, value in settings.items() if value is not None}
+    one = len(teachers) == 1 and "=" not in teachers[0]
+    source = {"teacher": teachers[0]} if one else {"teachers": _weights(teachers)}
     try:
         return Cluster.model_validate({**source, **given})
     except ValidationError as error:
         raise explain(error, "cluster") from None
 
 
-def _weights(teachers: "Sequence[str]") -> dict[str, float]:
+def _weights(teachers: Sequence[str]) -> dict[str, float]:
     """Return the weight of each teacher: the number behind its name, or 1. Raises ConfigError."""
     from ...storage.errors import ConfigError
 

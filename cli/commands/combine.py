@@ -4,20 +4,17 @@ from typing import Any
 
 import click
 
-from ..options import dry_run_option, examples, json_option, settings, store_argument, verbosity_options
+from .. import options
 from ..printing.progress import show_progress
-from ..printing.text import print_json, print_table, print_text, print_todo
+from ..printing.text import pick, print_json, print_table, print_text, print_todo
 
 
-@click.command(
+@options.subcommand(
     "combine",
-    epilog=examples(
-        "logitstore combine runs/omniglot/store.zarr --generalist wide --specialist 'wide-24x40-*' --name combined",
-        "logitstore combine runs/omniglot/store.zarr --generalist wide --specialist wide-24x40-0 --name one --top 2",
-    ),
+    "logitstore combine runs/omniglot/store.zarr --generalist wide --specialist 'wide-24x40-*' --name combined",
+    "logitstore combine runs/omniglot/store.zarr --generalist wide --specialist wide-24x40-0 --name one --top 2",
 )
-@verbosity_options
-@store_argument
+@options.store_argument
 @click.option("--generalist", required=True, metavar="NAME", help="Capture of all classes.")
 @click.option(
     "--specialist",
@@ -28,12 +25,12 @@ from ..printing.text import print_json, print_table, print_text, print_todo
     help="Capture of a specialist; repeat it, or give a pattern of * and ? in quotes. A pattern never matches NEW and "
     "other combinations.",
 )
-@click.option("--name", required=True, metavar="NEW", help="Name of the new capture in the store.")
+@options.new_name_option
 @click.option(
     "--top",
     type=int,
     metavar="N",
-    help="Number of most likely classes whose specialists are asked; 1 by default.",
+    help="Number of most likely classes whose specialists are active; 1 by default.",
 )
 @click.option(
     "--direction",
@@ -53,19 +50,12 @@ from ..printing.text import print_json, print_table, print_text, print_todo
 @click.option(
     "--max-kl", type=float, metavar="NATS", help="Store codes instead, with a KL that no row exceeds."
 )
-@click.option(
-    "--min-temperature",
-    type=float,
-    metavar="T",
-    help="Lowest temperature at which --max-kl holds; 1 by default.",
-)
-@dry_run_option
-@json_option
+@options.min_temperature_option
+@options.dry_run_option
+@options.json_option
 def command(
     store: str,
-    generalist: str,
     specialists: tuple[str, ...],
-    name: str,
     dry_run: bool,
     as_json: bool,
     encoding: str | None,
@@ -75,61 +65,38 @@ def command(
 ) -> None:
     """Combine captures in the STORE, a generalist and its specialists, into a new one of all classes.
 
-    A specialist is asked about a row if its set holds the generalist's most likely class. The new capture is the one
-    distribution that agrees best with all that were asked (Hinton et al. 2015, equation 5). If the command is killed, run
-    it again to resume.
+    A specialist is active in a row if its set holds the generalist's most likely class. The new capture is the
+    distribution that agrees best with the generalist and the active specialists (Hinton et al. 2015, equation 5). If
+    the command is killed, run it again to resume.
     """
     from ...pipeline.combine.stage import combine
     from ...pipeline.combine.todo import plan_combination
     from ...storage.api import open_store
     from ...storage.backends.local import local_path
 
+    budget = {"encoding": encoding, "max_kl": max_kl, "min_temperature": min_temperature}
+    chosen = options.choose_one("combine", {"encoding": (), "max_kl": ("min_temperature",)}, budget)
     wish: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    wish |= {"generalist": generalist, "specialists": list(specialists), "name": name}
-    wish["encoding"] = _encoding(encoding, max_kl, min_temperature)
+    wish |= {"specialists": list(specialists), "encoding": encoding or chosen or "float16"}
     opened = open_store(local_path(store))  # it will be written to
     if dry_run:
         print_todo(plan_combination(opened, **wish).lines, as_json=as_json)
         return
-    with show_progress(quiet=settings().quiet) as progress:
+    with show_progress(quiet=options.settings().quiet) as progress:
         report = combine(opened, **wish, progress=progress)
     if as_json:
-        print_json(
-            {
-                "name": report.name,
-                "generalist": report.generalist,
-                "specialists": report.specialists,
-                "made": report.made,
-                "rows_by_active": report.active,
-                "store": report.digest,
-            }
-        )
+        record = pick(report, "name", "generalist", "specialists", "made")
+        print_json({**record, "rows_by_active": report.active, "store": report.digest})
         return
     if not report.made:
-        print_text(f"nothing to do: teachers/{name} is made and unchanged")
+        print_text(f"nothing to do: teachers/{report.name} is made and unchanged")
     else:
-        print_text(f"teachers/{name}: {generalist} with {len(report.specialists)} specialists")
+        print_text(f"teachers/{report.name}: {report.generalist} with {len(report.specialists)} specialists")
         total = sum(report.active.values())
-        everything = opened.teachers[name].num_views * opened.num_rows
+        everything = opened.teachers[report.name].num_views * opened.num_rows
         print_table(
             ["active specialists", "rows", "share"],
             [[str(k), f"{rows:,}", f"{rows / total:.1%}"] for k, rows in report.active.items()],
             title=f"of the {total:,} rows combined now, of {everything:,}" if total < everything else None,
         )
     print_text(f"digest  {report.digest}")
-
-
-def _encoding(kind: str | None, max_kl: float | None, min_temperature: float | None) -> Any:
-    """Return the requested encoding. Raises ConfigError for two encodings, or half of one."""
-    from ...storage.errors import ConfigError
-
-    if max_kl is None and min_temperature is None:
-        return kind or "float16"
-    if kind is not None or max_kl is None:
-        raise ConfigError(
-            "combine --encoding, --max-kl, --min-temperature",
-            expected="--encoding alone, or --max-kl with or without --min-temperature",
-            found="--min-temperature without --max-kl" if max_kl is None else "--encoding and --max-kl",
-            remedy="leave one of them out",
-        )
-    return {"max_kl": max_kl} | ({} if min_temperature is None else {"min_temperature": min_temperature})

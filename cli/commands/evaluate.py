@@ -1,39 +1,27 @@
 """The command `evaluate`: scores of the models of an experiment, or of the captures of a store."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ..options import (
-    device_option,
-    dry_run_option,
-    examples,
-    json_option,
-    models_option,
-    settings,
-    verbosity_options,
-)
-from ..printing.captures import capture_records, print_captures
+from .. import options
+from ..printing.capture_scores import capture_records, print_captures
 from ..printing.progress import show_progress
 from ..printing.scores import print_scores, score_records
 from ..printing.text import print_json, print_text, print_todo
-from .run import print_verdicts
+from ..workspaces import workspace
 
 
-@click.command(
+@options.subcommand(
     "evaluate",
-    epilog=examples(
-        "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr",
-        "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr --json",
-        "logitstore evaluate runs/mnist/store.zarr",
-    ),
+    "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr",
+    "logitstore evaluate experiments/mnist.toml runs/mnist/store.zarr --json",
+    "logitstore evaluate runs/mnist/store.zarr",
 )
-@verbosity_options
 @click.argument("places", nargs=-1, required=True, metavar="[EXPERIMENT] STORE")
-@models_option
-@device_option
-@dry_run_option
+@options.models_option
+@options.device_option
+@options.dry_run_option
 @click.option(
     "--generalist", metavar="NAME", help="Without an experiment: compare every capture with this one …"
 )
@@ -41,7 +29,7 @@ from .run import print_verdicts
 @click.option(
     "--view", type=int, metavar="N", help="Without an experiment: the view to look at; 0 by default."
 )
-@json_option
+@options.json_option
 def command(
     places: tuple[str, ...],
     models: Path | None,
@@ -54,13 +42,13 @@ def command(
 ) -> None:
     """Score every model of an EXPERIMENT on its evaluation set, or every capture of a STORE on its own labels.
 
-    With an experiment: errors, accuracy, negative log-likelihood (nats), expected calibration error of every model that
-    is there. Scores are kept beside the STORE, in evaluation.json, and measured again only where a model or the
+    With an experiment: errors, accuracy, negative log-likelihood (nats) and expected calibration error of every
+    trained model. Scores are kept in evaluation.json beside the STORE. A score is measured again if its model or the
     evaluation set has changed.
 
-    With a store alone, from its captures: the same and top-5, and for every combination of a generalist with
-    specialists the conditional accuracy (examples of special classes, predictions restricted to them) and what has
-    changed, by the number of specialists that cover the correct class. No model is run, nothing is written.
+    With a store alone: the same and top-5 of each capture. For every combination of a generalist with specialists,
+    also the conditional accuracy (examples of special classes, predictions restricted to them), and the change by the
+    number of specialists that cover the correct class. No model is run, nothing is written.
     """
     if len(places) > 2:
         raise click.UsageError(f"expected [EXPERIMENT] STORE, found {len(places)} arguments")
@@ -70,7 +58,7 @@ def command(
     for option, value in (of_store if whole else of_experiment).items():
         if value is not None:
             form = "a store without an experiment" if whole else "an experiment"
-            raise click.UsageError(f"{option} is for {form}; drop it")
+            raise click.UsageError(f"{option} is for {form}; remove it")
     if whole:
         _evaluate_experiment(Path(places[0]), places[1], models, device, dry_run=dry_run, as_json=as_json)
     else:
@@ -84,7 +72,7 @@ def _evaluate_store(
     from ...storage.api import open_store
 
     store = open_store(location)
-    with show_progress(quiet=settings().quiet) as progress:
+    with show_progress(quiet=options.settings().quiet) as progress:
         compare = comparisons(store, generalist=generalist, clustering=clustering)
         scores = evaluate_captures(store, compare, view=view, progress=progress)
     if as_json:
@@ -98,14 +86,8 @@ def _evaluate_experiment(
 ) -> None:
     from ...pipeline.evaluate.scores import Scores, subjects, verdicts
     from ...pipeline.evaluate.stage import evaluate, evaluation_examples
-    from ...pipeline.experiment.document import load_experiment
-    from ...pipeline.workspace import Workspace
-    from ...storage.backends.local import local_path
 
-    with show_progress(quiet=settings().quiet) as progress:
-        work = Workspace.of_store(
-            load_experiment(experiment), local_path(location), models, device=device, progress=progress
-        )
+    with workspace(experiment, location, models, device) as work:
         _ = work.store  # nothing is evaluated without one
         examples = evaluation_examples(work.experiment, work.rows.num_classes)
         if dry_run:
@@ -114,13 +96,9 @@ def _evaluate_experiment(
             return
         table = evaluate(work, examples)
     sentences = verdicts(work.experiment, table)
-    answer: dict[str, Any] = {"table": score_records(table), "verdicts": sentences}
     if as_json:
-        print_json(answer)
+        print_json({"table": score_records(table), "verdicts": sentences})
     elif table:
-        print_scores(table)
-        print_verdicts(sentences)
+        print_scores(table, sentences)
     else:
-        print_text(
-            f"no model of the experiment is in {work.models.folder} yet; make them with cache and train"
-        )
+        print_text(f"no model of the experiment is in {work.models.folder}; make them with cache and train")

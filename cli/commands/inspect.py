@@ -1,4 +1,4 @@
-"""`logitstore inspect`: the contents of a store, from its metadata alone."""
+"""The command `inspect`: the contents of a store, from its metadata alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,26 +6,23 @@ from typing import Any
 import click
 
 from ...storage.describe import describe
-from ..options import examples, expect_option, json_option, store_argument, verbosity_options
+from .. import options
 from ..printing.clusterings import single_classes
 from ..printing.stores import format_bytes, print_fidelity
-from ..printing.text import print_json, print_table, print_text, printable
+from ..printing.text import print_json, print_table, print_text
 
-_NAMES_SHOWN = 20
-"""Class names that the text lists; the JSON has all of them."""
+_MAX_NAMES = 20
+"""Maximum number of classes, and of sets, that the text lists; the JSON has all of them."""
 
 
-@click.command(
+@options.subcommand(
     "inspect",
-    epilog=examples(
-        "logitstore inspect logitstore-demo/store.zarr",
-        "logitstore inspect logitstore-demo/store.zarr --json",
-    ),
+    "logitstore inspect logitstore-demo/store.zarr",
+    "logitstore inspect logitstore-demo/store.zarr --json",
 )
-@verbosity_options
-@store_argument
-@expect_option
-@json_option
+@options.store_argument
+@options.expect_option
+@options.json_option
 def command(store: str, expect: str | None, as_json: bool) -> None:
     """Show the contents of a STORE: rows, classes, captures and their provenance, clusterings, sizes, seals.
 
@@ -37,63 +34,55 @@ def command(store: str, expect: str | None, as_json: bool) -> None:
     click.get_current_context().exit(max((error.exit_code for error in errors), default=0))
 
 
-def _line(text: str) -> None:
-    print_text(printable(text))
-
-
-def _section(heading: str) -> None:
-    print_text()
-    _line(heading)
-
-
 def _print(record: Mapping[str, Any]) -> None:
     samples, blocks = record["samples"], record["num_blocks"]
-    print_text(f"store    {record['path']}")
-    print_text(f"digest   {record['digest']}")
-    print_text(f"size     {format_bytes(record['bytes'])}")
-    plural = "s" if blocks > 1 else ""
-    print_text(f"rows     {record['num_rows']:,} in {blocks:,} block{plural} of {record['block_rows']:,}")
-    _line(f"classes  {record['num_classes']:,}{_names(record['class_names'])}")
-    if samples is not None:
-        print_text(f"inputs   {_inputs(samples['inputs'])}")
+    print_text(
+        f"store    {record['path']}",
+        f"digest   {record['digest']}",
+        f"size     {format_bytes(record['bytes'])}",
+        f"rows     {record['num_rows']:,} in {blocks:,} block{'s' * (blocks > 1)} of {record['block_rows']:,}",
+        f"classes  {record['num_classes']:,}{_names(record['class_names'])}",
+        *([] if samples is None else [f"inputs   {_inputs(samples['inputs'])}"]),
+    )
     _print_parts(record)
     for capture in record["captures"]:
-        _section(f"teachers/{capture['name']}")
-        for key, value in _flat(capture["provenance"]):
-            _line(f"  {key} = {value}")
+        print_text("", f"teachers/{capture['name']}")
+        print_text(*(f"  {key} = {value}" for key, value in _flat(capture["provenance"])))
         if capture["divergence"] is not None:
             origin = capture["derived_from"]
-            source = f"teachers/{origin.get('capture')}" if isinstance(origin, Mapping) else None
-            print_text()
-            print_fidelity(capture["divergence"], source=source)
+            print_text("")
+            print_fidelity(
+                capture["divergence"],
+                source=f"teachers/{origin.get('capture')}" if isinstance(origin, Mapping) else None,
+            )
     for clustering in record["clusterings"]:
-        _section(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
-        _line(f"  {_origin(clustering)}")
-        for members in clustering["sets"][:_NAMES_SHOWN]:
-            _line(f"  {', '.join(members)}")
-        if clustering["single"]:
-            _line(f"  in no set: {single_classes(clustering)}")
-    for part in record["unsealed"]:
-        _section(
-            f"{part['part']}: not sealed, {part['blocks_done']:,} of {part['blocks']:,} blocks are there"
+        print_text(
+            "",
+            f"clusters/{clustering['name']}: {len(clustering['sets'])} sets",
+            f"  {_origin(clustering)}",
+            *(f"  {', '.join(members)}" for members in clustering["sets"][:_MAX_NAMES]),
+            *([f"  in no set: {single_classes(clustering)}"] if clustering["single"] else []),
         )
+    for part in record["unsealed"]:
+        done = f"{part['blocks_done']:,} of {part['blocks']:,} blocks are there"
+        print_text("", f"{part['part']}: not sealed, {done}")
     for part in record["unreadable"]:
-        _section(f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}")
+        print_text("", f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}")
 
 
 def _print_parts(record: Mapping[str, Any]) -> None:
-    rows: list[list[Any]] = []
-    if record["samples"] is not None:
-        rows.append(["samples", record["samples"], None, None, None])
-    rows += [
-        [f"teachers/{c['name']}", c, c["views"], c["classes"], c["encoding"]] for c in record["captures"]
-    ]
-    rows += [[f"clusters/{c['name']}", c, None, None, None] for c in record["clusterings"]]
-    if rows:
-        print_text()
+    parts = [] if record["samples"] is None else [("samples", record["samples"])]
+    parts += [(f"teachers/{capture['name']}", capture) for capture in record["captures"]]
+    parts += [(f"clusters/{clustering['name']}", clustering) for clustering in record["clusterings"]]
+    if parts:
+        print_text("")
+        optional = "views", "classes", "encoding"
         print_table(
-            ["part", "size", "views", "classes", "encoding", "seal"],
-            [[name, format_bytes(about["bytes"]), *cells, about["digest"]] for name, about, *cells in rows],
+            ["part", "size", *optional, "seal"],
+            [
+                [name, format_bytes(part["bytes"]), *map(part.get, optional), part["digest"]]
+                for name, part in parts
+            ],
         )
 
 
@@ -115,8 +104,8 @@ def _origin(clustering: Mapping[str, Any]) -> str:
 def _names(names: Sequence[str] | None) -> str:
     if names is None:
         return ""
-    more = f", … {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
-    return f": {', '.join(names[:_NAMES_SHOWN])}{more}"
+    more = f", … {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return f": {', '.join(names[:_MAX_NAMES])}{more}"
 
 
 def _inputs(stored: Mapping[str, Any] | None) -> str:

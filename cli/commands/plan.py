@@ -6,36 +6,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..options import (
-    device_option,
-    examples,
-    experiment_argument,
-    json_option,
-    models_option,
-    settings,
-    verbosity_options,
-)
+from .. import options
 from ..printing.progress import show_progress
 from ..printing.stores import format_bytes
-from ..printing.text import format_cell, print_json, print_table, print_text, printable
+from ..printing.text import format_cell, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from ...pipeline.plan.stage import EncodingPlan, Plan, TeacherPlan
 
-
-_NAMES_SHOWN = 8
+_MAX_NAMES = 8
 """Maximum number of teachers that a line names."""
 
 
-@click.command(
+@options.subcommand(
     "plan",
-    epilog=examples(
-        "logitstore plan experiments/mnist.toml",
-        "logitstore plan experiments/mnist.toml --rows 256 --json",
-    ),
+    "logitstore plan experiments/mnist.toml",
+    "logitstore plan experiments/mnist.toml --rows 256 --json",
 )
-@verbosity_options
-@experiment_argument
+@options.experiment_argument
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
@@ -47,9 +35,9 @@ _NAMES_SHOWN = 8
     metavar="STORE",
     help="Path of the store; runs/<name of the experiment>/store.zarr by default.",
 )
-@models_option
-@device_option
-@json_option
+@options.models_option
+@options.device_option
+@options.json_option
 def command(
     experiment: Path,
     rows: int | None,
@@ -68,45 +56,40 @@ def command(
     from ...pipeline.plan.stage import plan
     from ...storage.backends.local import local_path
 
-    found = load_experiment(experiment)
+    loaded = load_experiment(experiment)
     path = Path("runs") / experiment.stem / "store.zarr" if store is None else local_path(store)
     kept = Models(path.parent / "models" if models is None else models)
-    with show_progress(quiet=settings().quiet) as progress:
-        made = plan(found, path, kept, sample_rows=rows, device=device, progress=progress)
-    if as_json:
-        print_json(made)
-    else:
-        _print(made)
+    with show_progress(quiet=options.settings().quiet) as progress:
+        made = plan(loaded, path, kept, sample_rows=rows, device=device, progress=progress)
+    (print_json if as_json else _print)(made)
 
 
 def _print(made: "Plan") -> None:
     inputs = f"inputs of {made.input_bytes:,} bytes stored" if made.input_bytes else "inputs not stored"
     print_text(
         f"{made.num_rows:,} rows x {_counted(made.views, 'view')} x {_counted(len(made.teachers), 'teacher')}, "
-        f"{made.num_classes:,} classes, {inputs}"
+        f"{made.num_classes:,} classes, {inputs}",
+        "",
     )
-    print_text()
     _print_sizes(made)
     _print_divergences(made)
     reasons = [
-        (said, reason)
+        f"{outcome}: {reason}"
         for encoding in made.encodings
-        for said, reason in (
+        for outcome, reason in (
             (f"{encoding.name} is not possible", encoding.refused),
             (f"compress cannot make {encoding.name}", encoding.not_compressed),
         )
         if reason is not None
     ]
-    print_text()
-    for said, reason in reasons:
-        print_text(printable(f"{said}: {reason}"))
-    if reasons:
-        print_text()
-    _print_passes(made)
-    _print_disk(made)
+    print_text("", *reasons, *([""] if reasons else []), *_passes(made), _disk(made))
 
 
 def _print_sizes(made: "Plan") -> None:
+    print_text(
+        "bytes a row: of one view of one teacher, after the codec; in all: the whole store with samples and inputs",
+        *_sources(made.teachers, made, with_model=True),
+    )
     print_table(
         ["encoding", "bytes a row", "in all", "files", "rows a block", "compress makes of it"],
         [
@@ -116,117 +99,95 @@ def _print_sizes(made: "Plan") -> None:
                 None if encoding.bytes is None else format_bytes(encoding.bytes),
                 encoding.files,
                 encoding.block_rows,
-                _compressed(encoding),
+                None
+                if encoding.compressed_row_bytes is None
+                else f"{format_cell(encoding.compressed_row_bytes)} a row, {encoding.compressed_dtype}",
             ]
             for encoding in made.encodings
         ],
-        title="\n".join(
-            [
-                "bytes a row: of one view of one teacher, after the codec; in all: the whole store with samples and inputs",
-                *_sources(made.teachers, made, with_model=True),
-            ]
-        ),
     )
 
 
 def _print_divergences(made: "Plan") -> None:
     real = [teacher for teacher in made.teachers if teacher.source != "model"] or made.teachers
-    for title, kind in (("worst", "kl_max"), ("mean", "kl_mean")):
-        print_text()
+    unknown = (None,) * len(made.temperatures)
+    for title, divergences in (
+        ("worst", [encoding.kl_max for encoding in made.encodings]),
+        ("mean", [encoding.kl_mean for encoding in made.encodings]),
+    ):
+        print_text(
+            "",
+            f"{title} KL of the stored logits, over the rows of the sample, nats",
+            *_sources(real, made),
+        )
         print_table(
             ["encoding", *(f"T = {temperature:g}" for temperature in made.temperatures)],
             [
-                [
-                    _name(encoding),
-                    *map(_scientific, getattr(encoding, kind) or [None] * len(made.temperatures)),
-                ]
-                for encoding in made.encodings
+                [_name(encoding), *(format_cell(kl, ".1e") if kl != 0 else "0" for kl in row or unknown)]
+                for encoding, row in zip(made.encodings, divergences, strict=True)
             ],
-            title="\n".join(
-                [f"{title} KL of what is stored, over the rows of the sample, nats", *_sources(real, made)]
-            ),
         )
 
 
-def _print_passes(made: "Plan") -> None:
-    passes = made.passes
-    hours = [
-        sum(getattr(teacher, key) for teacher in made.teachers) for key in ("cached_hours", "live_hours")
-    ]
-    line = f"teacher passes  cached {passes.cached:,}, live {passes.live:,} ({_counted(passes.epochs, 'epoch')} of students)"
+def _passes(made: "Plan") -> list[str]:
+    """Return the passes and the hours of the teachers, with the cache and without, and the speed of each."""
+    passes, teachers = made.passes, made.teachers
+    cached, live = (sum(getattr(t, key) for t in teachers) for key in ("cached_hours", "live_hours"))
+    line = f"cached {passes.cached:,}, live {passes.live:,} ({_counted(passes.epochs, 'epoch')} of students)"
     if not passes.live:
-        line = f"teacher passes  cached {passes.cached:,}; no student learns from a teacher"
+        line = f"cached {passes.cached:,}; no student learns from a teacher"
     elif passes.pays_from is None:
         line += ": the cache never pays within this experiment"
     else:
         line += f", {passes.live / passes.cached:.3g} times fewer; pays from epoch {passes.pays_from:,} on"
-    print_text(line)
-    print_text(
-        f"teacher hours   cached {_hours(hours[0])}, live {_hours(hours[1])} on {made.device}, without reading inputs"
-    )
-    for teacher in made.teachers:
-        speed = f"{teacher.rows_per_second:,.0f} rows/s, {_hours(teacher.cached_hours)} for the cache"
-        print_text(
-            printable(f"  {teacher.name}: {speed}{' (not trained yet)' * (teacher.source == 'model')}")
-        )
+    return [
+        f"teacher passes  {line}",
+        f"teacher hours   cached {_hours(cached)}, live {_hours(live)} on {made.device}, without reading inputs",
+        *(
+            f"  {teacher.name}: {teacher.rows_per_second:,.0f} rows/s, {_hours(teacher.cached_hours)} for the cache"
+            f"{' (not trained yet)' * (teacher.source == 'model')}"
+            for teacher in teachers
+        ),
+    ]
 
 
-def _print_disk(made: "Plan") -> None:
+def _disk(made: "Plan") -> str:
+    """Return the free bytes of the disk, beside those that the store needs."""
     needed = made.own.bytes
     line = f"disk            {format_bytes(made.free_bytes)} free for {made.store}"
-    if needed is not None:
-        fits = "fits" if needed + made.specialist_bytes <= made.free_bytes else "does not fit"
-        line += f"; {made.own.name} needs {format_bytes(needed)}"
-        if made.specialists:
-            count = _counted(made.specialists, "capture")
-            line += f", and {count} of specialists at most {format_bytes(made.specialist_bytes)}"
-        line += f": {fits}"
-    print_text(printable(line))
+    if needed is None:
+        return line
+    line += f"; {made.own.name} needs {format_bytes(needed)}"
+    if made.specialists:
+        count = _counted(made.specialists, "capture")
+        line += f", and {count} of specialists at most {format_bytes(made.specialist_bytes)}"
+    return f"{line}: {'fits' if needed + made.specialist_bytes <= made.free_bytes else 'does not fit'}"
 
 
 def _sources(teachers: "Sequence[TeacherPlan]", made: "Plan", *, with_model: bool = False) -> list[str]:
     """Return the origin of the figures of some teachers, a line each. with_model: describes the model."""
     from ...pipeline.plan.sample import MODEL
 
-    total = made.num_rows * made.views
-    share = f"{made.sample_rows:,} of {_counted(total, 'row')}" + (" and views" if made.views > 1 else "")
+    share = f"{made.sample_rows:,} of {_counted(made.num_rows * made.views, 'row')}"
+    share += " and views" if made.views > 1 else ""
     lines = []
-    for source, said in (
-        ("teacher", f"from the teachers themselves, run on {share}: "),
-        ("capture", f"from sealed captures, {share}: "),
-        ("model", "from a model, not from your teachers: "),
+    for source, origin in (
+        ("teacher", f"from the teachers themselves, run on {share}"),
+        ("capture", f"from sealed captures, {share}"),
+        ("model", "from a model, not from your teachers"),
     ):
         theirs = [teacher for teacher in teachers if teacher.source == source]
-        if theirs:
-            names = ", ".join(teacher.name for teacher in theirs[:_NAMES_SHOWN])
-            more = f", … {len(theirs) - _NAMES_SHOWN} more" if len(theirs) > _NAMES_SHOWN else ""
-            rounded = any(teacher.is_rounded for teacher in theirs)
-            note = " (KL is to what float16 has kept of the teacher)" if rounded else ""
-            if source == "model":
-                note = f" ({MODEL})" if with_model else ""
-            lines.append(printable(f"{said}{names}{more}{note}"))
+        names = ", ".join(teacher.name for teacher in theirs[:_MAX_NAMES])
+        more = f", … {len(theirs) - _MAX_NAMES} more" if len(theirs) > _MAX_NAMES else ""
+        note = f" ({MODEL})" if source == "model" and with_model else ""
+        if source != "model" and any(teacher.is_rounded for teacher in theirs):
+            note = " (KL is to the float16 capture of the teacher)"
+        lines += [f"{origin}: {names}{more}{note}"] if theirs else []
     return lines
 
 
 def _name(encoding: "EncodingPlan") -> str:
     return f"{encoding.name}  (the experiment's)" if encoding.is_own else encoding.name
-
-
-def _compressed(encoding: "EncodingPlan") -> str | None:
-    if encoding.compressed_row_bytes is None:
-        return None
-    return f"{format_cell(encoding.compressed_row_bytes)} a row, {encoding.compressed_dtype}"
-
-
-def _scientific(value: float | None) -> str:
-    """Format a KL to two digits.
-
-    >>> _scientific(0.00123), _scientific(0.0), _scientific(None)
-    ('1.2e-03', '0', '—')
-    """
-    if value is None:
-        return "—"
-    return f"{value:.1e}" if value else "0"
 
 
 def _hours(hours: float) -> str:
@@ -240,10 +201,10 @@ def _hours(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.2g} s"
 
 
-def _counted(number: int, what: str) -> str:
+def _counted(number: int, noun: str) -> str:
     """Format a number of things.
 
     >>> _counted(1, "view"), _counted(2000, "view")
     ('1 view', '2,000 views')
     """
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"

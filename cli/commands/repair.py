@@ -1,11 +1,12 @@
-"""`logitstore repair`: the mending of a damaged store."""
+"""The command `repair`: the mending of a damaged store."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..options import dry_run_option, examples, json_option, settings, store_argument, verbosity_options
+from .. import options
 from ..printing.progress import show_progress
 from ..printing.text import print_json, print_text
 
@@ -13,17 +14,14 @@ if TYPE_CHECKING:
     from ...storage.integrity.repair import Repairs
 
 
-@click.command(
+@options.subcommand(
     "repair",
-    epilog=examples(
-        "logitstore repair logitstore-demo/store.zarr --dry-run",
-        "logitstore repair logitstore-demo/store.zarr",
-    ),
+    "logitstore repair logitstore-demo/store.zarr --dry-run",
+    "logitstore repair logitstore-demo/store.zarr",
 )
-@verbosity_options
-@store_argument
-@dry_run_option
-@json_option
+@options.store_argument
+@options.dry_run_option
+@options.json_option
 def command(store: str, dry_run: bool, as_json: bool) -> None:
     """Remove torn files of a STORE, so that `cache` makes just them again; rebuild files that follow from others.
 
@@ -36,38 +34,37 @@ def command(store: str, dry_run: bool, as_json: bool) -> None:
     from ...storage.integrity.repair import repair
 
     path = local_path(store)
-    with show_progress(quiet=settings().quiet) as progress:
+    with show_progress(quiet=options.settings().quiet) as progress:
         done = repair(path, dry_run=dry_run, progress=progress)
     if as_json:
-        beyond = [{"code": problem.code, **vars(problem)} for problem in done.beyond]
-        print_json({"path": path, "exit_code": done.exit_code, **vars(done), "beyond": beyond})
+        print_json({"path": path, "exit_code": done.exit_code, **vars(done)})
     else:
-        for line in _lines(path, done):
-            print_text(line)
+        print_text(*_lines(path, done))
     click.get_current_context().exit(done.exit_code)
 
 
-def _lines(path: Path, done: "Repairs") -> list[str]:
-    """Return a line for each change, and for each thing that is left to do."""
+def _lines(path: Path, done: "Repairs") -> Iterator[str]:
+    """Yield a line for each change, and for each thing that is left to do."""
     would = "would be " if done.dry_run else ""
-    lines = [f"{path / key}: {would}rebuilt" for key in done.rebuilt]
-    lines += [f"{path / key}: {would}removed" for key in done.removed]
-    lines += [f"{path / key}: lost record of a whole block, {would}written again" for key in done.adopted]
-    lines += [f"{path / key}: missing; run the command again that wrote it" for key in done.missing]
-    lines += [f"{path / key}: listed by no seal, left alone" for key in done.strays]
-    lines += [" ".join(str(problem).split()) for problem in done.beyond]
+    for keys, outcome in (
+        (done.rebuilt, f"{would}rebuilt"),
+        (done.removed, f"{would}removed"),
+        (done.adopted, f"lost record of a whole block, {would}written again"),
+        (done.missing, "missing; run the command again that wrote it"),
+        (done.strays, "listed by no seal, left alone"),
+    ):
+        yield from (f"{path / key}: {outcome}" for key in keys)
+    yield from (" ".join(str(problem).split()) for problem in done.beyond)
     for part, count in done.blocks.items():
         blocks = f"{count:,} block{'s' if count > 1 else ''}"
-        lines.append(f"{path}: {part}: {blocks} missing; run `logitstore cache` (or `run`) again")
-    lines += [
-        f"{path}: {part}: begun and not sealed; run the command again that began it" for part in done.unsealed
-    ]
+        yield f"{path}: {part}: {blocks} missing; run `logitstore cache` (or `run`) again"
+    for part in done.unsealed:
+        yield f"{path}: {part}: begun and not sealed; run the command again that began it"
+    verdict = "nothing to repair"
     if done.beyond:
         verdict = "in part beyond repair; restore the files named above from a copy"
     elif done.blocks or done.missing:
         verdict = "mended, but for missing files"
     elif done.rebuilt or done.removed or done.adopted:
         verdict = "mended"
-    else:
-        verdict = "nothing to repair"
-    return [*lines, f"{path}: {verdict}"]
+    yield f"{path}: {verdict}"

@@ -1,27 +1,24 @@
-"""`logitstore verify`: every file of a store against its seals."""
+"""The command `verify`: every file of a store against its seals."""
 
 import click
 
-from ..options import examples, expect_option, json_option, settings, store_argument, verbosity_options
+from .. import options
 from ..printing.progress import show_progress
 from ..printing.stores import format_bytes
-from ..printing.text import print_json, print_text
+from ..printing.text import pick, print_json, print_text
 
 _VERDICTS = {0: "clean", 1: "corrupt", 3: "untrusted", 4: "cannot be read", 5: "incomplete"}
 
 
-@click.command(
+@options.subcommand(
     "verify",
-    epilog=examples(
-        "logitstore verify logitstore-demo/store.zarr",
-        "logitstore verify logitstore-demo/store.zarr --deep --json",
-    ),
+    "logitstore verify logitstore-demo/store.zarr",
+    "logitstore verify logitstore-demo/store.zarr --deep --json",
 )
-@verbosity_options
-@store_argument
+@options.store_argument
 @click.option("--deep", is_flag=True, help="Read every shard, and compare its sha256.")
-@expect_option
-@json_option
+@options.expect_option
+@options.json_option
 def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
     """Check a STORE against its seals; no teacher is run and no file is changed.
 
@@ -37,37 +34,23 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
 
     folder = folder_at(store)
     path = folder.path
-    with show_progress(quiet=settings().quiet) as progress:
+    with show_progress(quiet=options.settings().quiet) as progress:
         report = verify(folder, deep=deep, expect=expect, progress=progress)
     verdict = _VERDICTS[report.exit_code]
     if as_json:
-        print_json(
-            {
-                "path": path,
-                "verdict": verdict,
-                "exit_code": report.exit_code,
-                "deep": deep,
-                "digest": report.digest,
-                "objects": report.objects,
-                "bytes": report.bytes,
-                "problems": [{"code": problem.code, **vars(problem)} for problem in report.problems],
-                "unsealed": report.unsealed,
-                "later": report.later,
-                "strays": report.strays,
-            }
-        )
+        names = "exit_code", "digest", "objects", "bytes", "problems", "unsealed", "later", "strays"
+        print_json({"path": path, "verdict": verdict, "deep": deep, **pick(report, *names)})
     else:
-        for problem in report.problems:
-            print_text(" ".join(str(problem).split()))
-        for part in report.unsealed:
-            print_text(f"{path}: {part}: begun and not sealed; run the command again that began it")
-        for part in report.later:
-            print_text(f"{path}: {part}: sealed after the expected digest, not checked")
-        for key in report.strays:
-            print_text(f"{path / key}: listed by no seal, and read by nothing")
         compared = "compared" if deep else "compared by size"
         print_text(
+            *(" ".join(str(problem).split()) for problem in report.problems),
+            *(
+                f"{path}: {part}: begun and not sealed; run the command again that began it"
+                for part in report.unsealed
+            ),
+            *(f"{path}: {part}: sealed after the expected digest, not checked" for part in report.later),
+            *(f"{path / key}: listed by no seal, and read by nothing" for key in report.strays),
             f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "
-            f"{report.digest or 'no digest'}"
+            f"{report.digest or 'no digest'}",
         )
     click.get_current_context().exit(report.exit_code)

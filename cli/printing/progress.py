@@ -30,7 +30,7 @@ LINE_EVERY = 5.0
 
 @dataclass
 class _Task:
-    """A task that goes on."""
+    """A task in progress."""
 
     started: float
     """Clock at the first report, seconds."""

@@ -1,10 +1,10 @@
-"""Tables of a store's parts and sizes."""
+"""Sizes and digest of a store, and the error of its encoded captures."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...storage.describe import store_bytes
-from .text import print_table, print_text, printable
+from .text import print_records, print_text
 
 if TYPE_CHECKING:
     from ...storage.api import Store
@@ -24,9 +24,8 @@ def format_bytes(size: int) -> str:
 
 def print_store(store: "Store") -> None:
     """Print location, size and digest of a store."""
-    print_text(f"store   {store.path}")
-    print_text(f"size    {format_bytes(store_bytes(store))}")
-    print_text(f"digest  {store.digest}")
+    size = format_bytes(store_bytes(store))
+    print_text(f"store   {store.path}", f"size    {size}", f"digest  {store.digest}")
 
 
 def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) -> None:
@@ -34,22 +33,14 @@ def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) 
 
     source: the capture that was compressed; None if the teacher's own logits were encoded.
     """
-    source = None if source is None else printable(source)  # it comes from a store
-    given = source or "the teacher"
-    bounds = {"bound": "bound to the teacher", "bound_to_source": f"bound to {source}"}
-    if source is None:
-        del bounds["bound_to_source"]
-    if all(record["bound"] is None for record in records):
-        bounds = {}
-    print_table(
-        ["T", *bounds.values(), "max", "99.9th percentile", "mean"],
-        [
-            [f"{record['temperature']:g}"] + [_nats(record[key]) for key in (*bounds, "max", "p99.9", "mean")]
-            for record in records
-        ],
-        title=f"KL to {given} as measured, in nats a row{', and what no row exceeds' if bounds else ''}",
+    bounds: dict[str, str] = {}
+    if any(record["bound"] is not None for record in records):
+        bounds = {"bound to the teacher": "bound:.2e"}
+        bounds |= {} if source is None else {f"bound to {source}": "bound_to_source:.2e"}
+    measured = {"max": "max:.2e", "99.9th percentile": "p99.9:.2e", "mean": "mean:.2e"}
+    print_records(
+        {"T": "temperature:g", **bounds, **measured},
+        records,
+        title=f"KL to {source or 'the teacher'} as measured, in nats a row"
+        f"{', and the bounds that no row exceeds' if bounds else ''}",
     )
-
-
-def _nats(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2e}"

@@ -40,14 +40,16 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
-def format_cell(value: Cell) -> str:
-    """Format a cell: whole numbers in groups of three, other numbers to four significant digits.
+def format_cell(value: Cell, form: str = "") -> str:
+    """Format a cell by `form`; by default integers in groups of three, other numbers to four significant digits.
 
     >>> [format_cell(value) for value in (1200, 0.98765, 1e-9, 12345.6, None, "wide", True)]
     ['1,200', '0.9877', '1e-09', '12,346', '—', 'wide', 'yes']
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "—"
+    if form:
+        return format(value, form)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -65,8 +67,8 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list
     wide       67
     small   1,146
     """
-    texts = [[format_cell(cell) for cell in row] for row in rows]
-    widths = [max(map(len, (column, *(row[index] for row in texts)))) for index, column in enumerate(columns)]
+    texts = [[format_cell(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numbers = [
         any(isinstance(row[index], int | float) for row in rows)
         and not any(isinstance(row[index], str | bool) for row in rows)
@@ -77,7 +79,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list
             text.rjust(width) if number else text.ljust(width)
             for text, width, number in zip(line, widths, numbers, strict=True)
         ).rstrip()
-        for line in (list(columns), *texts)
+        for line in texts
     ]
 
 
@@ -89,16 +91,46 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title
     click.echo("\n".join([click.style(heading, bold=True), *lines]))
 
 
-def print_text(text: str = "") -> None:
-    """Print lines to stdout. A text of a store goes through `printable` before it becomes part of a line."""
-    click.echo(printable(text, keep="\n"))
+def print_records(
+    columns: Mapping[str, str], records: Sequence[Mapping[str, Any]], *, title: str | None = None
+) -> None:
+    """Print records as a table. columns: the key of each heading, and a format, as in "accuracy:.2%"."""
+    keys = [key.partition(":") for key in columns.values()]
+    rows = [
+        [format_cell(record[key], form) if form else record[key] for key, _, form in keys]
+        for record in records
+    ]
+    print_table(list(columns), rows, title=title)
+
+
+def print_text(*lines: str) -> None:
+    """Print each text to stdout as one line: a line end within it is escaped, as it may come from a store."""
+    if lines:
+        click.echo("\n".join(map(printable, lines)))
 
 
 def print_json(value: Any) -> None:
-    """Print dicts, lists, scalars, dataclasses, paths and NumPy values to stdout as JSON; NaN becomes null."""
+    """Print dicts, lists, scalars, dataclasses, errors, paths and NumPy values as JSON; NaN becomes null."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON escapes what is below a space; other characters that steer a terminal stand in strings alone.
+    # JSON escapes characters below the space; others that steer a terminal occur in strings alone.
     click.echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
+
+
+def pick(value: object, *names: str) -> dict[str, Any]:
+    """Return attributes of a value as a record.
+
+    >>> pick(1j, "real", "imag")
+    {'real': 0.0, 'imag': 1.0}
+    """
+    return {name: getattr(value, name) for name in names}
+
+
+def print_todo(lines: list[str], *, as_json: bool = False) -> None:
+    """Print pending work, one line each."""
+    if as_json:
+        print_json({"pending": lines})
+    else:
+        print_text(*(lines or ["nothing to do: everything is done and unchanged"]))
 
 
 def _json_escape(character: str) -> str:
@@ -107,7 +139,9 @@ def _json_escape(character: str) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        value = pick(value, *(field.name for field in dataclasses.fields(value)))
+    elif isinstance(value, Exception):
+        value = {"code": getattr(value, "code", None), **vars(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -119,11 +153,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def print_todo(lines: list[str], *, as_json: bool = False) -> None:
-    """Print pending work, one line each."""
-    if as_json:
-        print_json({"pending": lines})
-    else:
-        print_text("\n".join(lines) if lines else "nothing to do: everything is done and unchanged")

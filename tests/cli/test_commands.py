@@ -478,7 +478,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
     assert heading == ["capture", "bytes a row", "share"]
     assert (large[0], large[2], little[0]) == ("teachers/line", "100.0%", "teachers/small")
     title, heading, *rows, digest = (re.split(r"  +", line) for line in figures.splitlines())
-    assert title == ["KL to teachers/line as measured, in nats a row, and what no row exceeds"]
+    assert title == ["KL to teachers/line as measured, in nats a row, and the bounds that no row exceeds"]
     assert heading == [
         "T",
         "bound to the teacher",
@@ -519,7 +519,7 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             (),
             64,
-            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found no such option; give one",
+            "logitstore: compress: expected one of --max-kl, --top-k, --top-k-kl, found no such option; give one",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (
@@ -575,7 +575,10 @@ def test_inspect_shows_the_error_of_encoded_captures(done: Path) -> None:
     assert captures["own"]["derived_from"] is None
     assert [one["bound"] for one in captures["own"]["divergence"]] == [None] * 5
     text = call("inspect", path).stdout
-    assert "KL to teachers/line as measured, in nats a row, and what no row exceeds\nT   bound to" in text
+    assert (
+        "KL to teachers/line as measured, in nats a row, and the bounds that no row exceeds\nT   bound to"
+        in text
+    )
     assert "KL to the teacher as measured, in nats a row\nT   max" in text
     assert text.count("99.9th percentile") == 2
 
@@ -806,7 +809,7 @@ def test_the_demo(quick_demo: Callable[..., Result], tmp_path: Path) -> None:
     file = folder / "digits.toml"
     file.write_text(re.sub(r"temperature = [\d.]+(?= +# try another)", "temperature = 2.5", file.read_text()))
     changed = quick_demo()
-    assert "is there already and is taken as it stands" in changed.stderr
+    assert "exists and is used unchanged" in changed.stderr
     head, _, _ = changed.stdout.partition("\n\n")
     soft = next(student.name for student in experiment.students if student.targets == "soft")
     assert head.splitlines() == [

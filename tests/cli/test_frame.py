@@ -19,7 +19,8 @@ from logitstore.cli import main as module
 from logitstore.cli import options
 from logitstore.cli.main import COMMANDS, cli
 from logitstore.cli.printing.progress import LINE_EVERY, Bars, Lines, show_progress
-from logitstore.cli.printing.text import print_json, print_table
+from logitstore.cli.printing.text import print_json, print_records, print_table, print_text
+from logitstore.pipeline.runtime.ranks import OtherRankFailed
 from logitstore.storage.errors import ConfigError, StorageFull
 
 HEAVY = ("torch", "numpy", "zarr", "dask", "pydantic", "rich", "sklearn")
@@ -126,6 +127,54 @@ def test_an_interruption(invoke: Callable[..., Result], error: BaseException) ->
     assert result.stderr.strip() == (
         "logitstore: interrupted; finished work is kept, run the same command again to resume"
     )
+
+
+def test_the_error_of_another_rank_is_left_to_it(invoke: Callable[..., Result]) -> None:
+    result = invoke(raiser(OtherRankFailed(1, 65)))
+    assert (result.exit_code, result.stdout, result.stderr) == (65, "", "")
+    # Negative control: an error of this rank is printed.
+    assert invoke(raiser(StorageFull("x", expected="a", found="b", remedy="c"))).stderr
+
+
+def test_a_line_cannot_become_two(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text()
+    print_text("", "name\nof a store", "\x1b[31mred")
+    print_table(["heading\nof a store"], [["a\nb"]], title="title\nof a store")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["", "name\\nof a store", "\\x1b[31mred"]
+    assert lines[3:] == ["title\\nof a store", "heading\\nof a store", "a\\nb"]
+
+
+def test_a_table_is_printed_from_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        {"name": "wide", "share": 0.5, "rows": 1200},
+        {"name": "deep", "share": float("nan"), "rows": None},
+    ]
+    print_records({"model": "name", "share of rows": "share:.1%", "rows": "rows"}, records)
+    assert capsys.readouterr().out.splitlines() == [
+        "model  share of rows   rows",
+        "wide   50.0%          1,200",
+        "deep   —                  —",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "found"),
+    [
+        ({}, "one of --few, --all-of-them", "no such option"),
+        ({"few": 1, "all_of_them": 2}, "one of --few, --all-of-them", "--few and --all-of-them"),
+        ({"at": 1}, "one of --few, --all-of-them", "no such option"),
+        ({"all_of_them": 2, "at": 1}, "--at with --few alone", "--at with --all-of-them"),
+    ],
+    ids=["none", "both", "a companion alone", "a companion of the other"],
+)
+def test_one_of_several_options(given: dict[str, int], expected: str, found: str) -> None:
+    kinds, nothing = {"few": ("at",), "all_of_them": ()}, dict.fromkeys(("few", "at", "all_of_them"))
+    with pytest.raises(ConfigError) as caught:
+        options.choose_one("x", kinds, {**nothing, **given}, required=True)
+    assert (caught.value.expected, caught.value.found) == (expected, found)
+    assert options.choose_one("x", kinds, {**nothing, "few": 1, "at": 2}) == {"few": 1, "at": 2}
+    assert options.choose_one("x", kinds, nothing) == {}
 
 
 def test_a_command_may_choose_its_code(invoke: Callable[..., Result]) -> None:

@@ -297,14 +297,7 @@ def without(guard: str) -> Any:
         for module in (documents, format, journal, store, sealed_part):
             patch(module, "parse_json", lambda data, where: json.loads(data))
     elif guard == "terminal":
-        for module in (
-            "errors",
-            "commands.inspect",
-            "printing.captures",
-            "printing.clusterings",
-            "printing.stores",
-            "printing.text",
-        ):
+        for module in ("errors", "printing.text"):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))
     elif guard:
         raise ValueError(guard)

@@ -362,7 +362,7 @@ def test_a_sealed_capture_serves_where_the_weights_are_gone(here: Path) -> None:
     assert after.kl_max is not None and before.kl_max is not None
     assert after.kl_max[0] == pytest.approx(before.kl_max[0], rel=0.2)
     text = call("plan", path, "--store", "store.zarr", "--device", "cpu").stdout
-    assert "from sealed captures, 300 of 300 rows: line (KL is to what float16 has kept" in text
+    assert "from sealed captures, 300 of 300 rows: line (KL is to the float16 capture" in text
 
     # Not one that was made otherwise.
     other = small.write_experiment(here / "files", TRAINED, ("batch_size = 32", "batch_size = 16"))
