@@ -5,7 +5,9 @@ from support.messages import Sentences, difference, stale
 
 
 def test_every_entry_belongs_to_a_test(stale_messages: list[str]) -> None:
-    assert not stale_messages, f"entries of tests/messages.txt without a test; run `make messages`: {stale_messages}"
+    assert not stale_messages, (
+        f"entries of tests/messages.txt without a test; run `make messages`: {stale_messages}"
+    )
 
 
 HERE = "tests/packaging/test_messages.py"

@@ -70,21 +70,66 @@ def name_of(node: str) -> str:
 def neutral(text: str, places: Mapping[str, object]) -> str:
     """Return a message as one line with places of this machine by name, and without digests.
 
-    >>> neutral("/tmp/x7/a: found sha256:0f, two\\nlines", {"tmp": "/tmp/x7"})
+    >>> neutral("/tmp/x7/a: found sha256:0123456789abcdef, two\\nlines", {"tmp": "/tmp/x7"})
     '{tmp}/a: found sha256:{hex}, two\\\\nlines'
     """
     for name, value in places.items():
         text = text.replace(str(value), f"{{{name}}}")
-    return re.sub(r"sha256:[0-9a-f]+", "sha256:{hex}", text).replace("\n", "\\n")
+    return re.sub(r"\b(?=[0-9]*[a-f])[0-9a-f]{12,}\b", "{hex}", text).replace("\n", "\\n")
 
 
 def difference(test: str, expected: list[str], given: list[str]) -> str | None:
     """Return how given sentences differ from those of the file, with the command that accepts them, or None."""
     if expected == given:
         return None
-    head = f"{test}: the sentences differ from those of {FILE.name}" if expected else f"{test}: a new sentence"
+    head = (
+        f"{test}: the sentences differ from those of {FILE.name}" if expected else f"{test}: a new sentence"
+    )
     lines = difflib.ndiff(expected, given)
     return "\n".join([head, *(line.rstrip() for line in lines), f"`{COMMAND}` accepts what is marked with +"])
+
+
+class Line(str):
+    """One line of an error, with its four parts by name.
+
+    >>> line = Line("a.toml: lr: expected a number above 0, found -1; give a positive one")
+    >>> line.where, line.expected, line.found, line.remedy
+    ('a.toml: lr', 'a number above 0', '-1', 'give a positive one')
+    """
+
+    __slots__ = ()
+
+    @property
+    def parts(self) -> re.Match[str] | None:
+        """The four parts, or None for a line without them."""
+        return re.fullmatch(
+            r"(?:(?P<where>.*?): )?expected (?P<expected>.*?), found (?P<found>.*?); (?P<remedy>.*)", self
+        )
+
+    def _part(self, name: str) -> str:
+        parts = self.parts
+        assert parts is not None, f"no line of an error: {self}"
+        return parts[name] or ""
+
+    @property
+    def where(self) -> str:
+        """The place."""
+        return self._part("where")
+
+    @property
+    def expected(self) -> str:
+        """The value that was expected."""
+        return self._part("expected")
+
+    @property
+    def found(self) -> str:
+        """The value that was found."""
+        return self._part("found")
+
+    @property
+    def remedy(self) -> str:
+        """The command or key that helps."""
+        return self._part("remedy")
 
 
 def stale(entries: Iterable[str], collected: Mapping[str, bool], partly: Iterable[str] = ()) -> list[str]:
@@ -126,7 +171,9 @@ class Sentences:
         """Fail where the file holds sentences that the test did not give."""
         missing = self._expected[len(self.given) :]
         if missing and not self._update:
-            pytest.fail(f"{self._test}: {FILE.name} has more sentences than the test: {missing}", pytrace=False)
+            pytest.fail(
+                f"{self._test}: {FILE.name} has more sentences than the test: {missing}", pytrace=False
+            )
 
 
 def merged(entries: Entries, properties: Iterable[tuple[str, Any]]) -> Entries:
@@ -181,7 +228,9 @@ _PASSED = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that rewrites the file."""
-    parser.addoption(OPTION, action="store_true", help="run the tests that compare sentences, and rewrite them")
+    parser.addoption(
+        OPTION, action="store_true", help="run the tests that compare sentences, and rewrite them"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -209,7 +258,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if call.when == "call":
         item.stash[_PASSED] = report.passed  # type: ignore[attr-defined]
-    return report  # noqa: B901 - the way of a wrapper
+    return report
 
 
 def rewrite(terminalreporter: Any) -> None:
