@@ -1,6 +1,6 @@
 """How does a test get a file system of its own: a small one, one that cannot be written?
 
-Mounts are made in a mount namespace of the calling process (an interpreter of its own: `processes.apart`), so that
+Mounts are made in a mount namespace of the calling process (an interpreter of its own: `children.apart`), so that
 nobody else sees them and they are gone with it, whatever happens. That needs root.
 """
 

@@ -4,9 +4,9 @@ import functools
 from pathlib import Path
 
 import pytest
+from support.children import apart, memory_folder
 
 from faults.filling import MUTANTS
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 
 

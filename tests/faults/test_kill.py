@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import apart, memory_folder
 
 from faults.points import POINTS
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 from faults.writers import MUTANTS
 

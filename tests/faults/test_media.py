@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from support.children import apart, memory_folder
 
-from faults.processes import apart, memory_folder
 from faults.tally import Tally
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import apart, memory_folder
 
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from support.children import environment
+
 from .points import kind_of_name
-from .processes import environment
 from .writers import Plan, work
 
 CALLS: Final = (

@@ -8,7 +8,6 @@ into documents: `experiments:…`.
 import atexit
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from logitstore.pipeline.experiment.document import Experiment, parse_experiment
 from logitstore.pipeline.run import RunReport, run
-from support.tree import TESTS
 
 if TYPE_CHECKING:
     from logitstore.pipeline.models.networks import MLP
@@ -232,9 +230,3 @@ def spoils_its_input(hidden: list[int], *, input_shape: list[int], num_classes: 
             return logits
 
     return Spoiling(input_shape, hidden, num_classes, dropout=0.0, input_dropout=0.0, max_norm=None)
-
-
-def python_environment() -> dict[str, str]:
-    """The environment of a child process that finds these factories."""
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
