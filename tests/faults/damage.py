@@ -1,14 +1,11 @@
 """What is a store for trials of damage, how is it read, and how does its writer make it whole again?
 
 Everything in it follows from its arguments, so that a store that was damaged, repaired and written again must be
-the same bytes. The trials themselves run in processes of their own (`outside`): under pytest every annotation of the
+the same bytes. The trials themselves run in interpreters of their own (`children.apart`): under pytest every annotation of the
 package is checked at every call, and there are thousands of them.
 """
 
 import contextlib
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,28 +22,6 @@ from logitstore.storage.format.constants import PRIVATE, SEAL_TABLE
 from logitstore.storage.format.metadata import ArrayLayout
 from logitstore.storage.format.shard import CRC_BYTES
 from logitstore.storage.parts.part_reader import PartReader
-
-TESTS = Path(__file__).resolve().parent.parent
-LIMIT_S = 3000
-
-
-def outside(function: str, **arguments: Any) -> Any:
-    """What `faults.MODULE:NAME` returns, by JSON, called in a process of its own without checks of types."""
-    module, _, name = function.partition(":")
-    script = (
-        f"import json, sys; from faults.{module} import {name}; "
-        f"print(json.dumps({name}(**json.loads(sys.argv[1]))))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=TESTS,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, f"{function}({arguments}):\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from support.children import apart
 
-from faults.damage import outside
 from faults.machine import SCRIPTS, harm_of_script
 from faults.tally import Tally, scale
 
@@ -19,7 +19,7 @@ def test_no_order_of_events_loses_or_changes_what_was_acknowledged(
     count, steps = scale(200, 1_000) // PIECES, scale(50, 500)
     harm = []
     try:
-        outside("machine:examples", folder=str(memory_path), number=piece, count=count, steps=steps)
+        apart("faults.machine:examples", folder=str(memory_path), number=piece, count=count, steps=steps)
     except AssertionError as error:
         harm.append(error)
     tally.reached("machine", count, "examples", harm, steps_at_most=count * steps)

@@ -6,8 +6,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from support.children import apart
 
-from faults.damage import Case, outside, unchecked_chunks, unguarded
+from faults.damage import Case, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
 from logitstore.storage.integrity.site import Repairs
@@ -28,7 +29,7 @@ def test_torn_shards_are_found_and_after_repair_and_another_run_the_store_is_the
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
     count = scale(200, 800) // PIECES
-    done = outside("torn:tears", path=str(memory_path / "store.zarr"), seed=100 + piece, count=count)
+    done = apart("faults.torn:tears", path=str(memory_path / "store.zarr"), seed=100 + piece, count=count)
     assert set(done["arrays"]) == ARRAYS
     tally.reached("torn", count, "shards", done["harm"], repairs=done["rounds"])
 

@@ -37,8 +37,10 @@ def memory_folder(otherwise: Path) -> str:
     return str(memory if memory.is_dir() and os.access(memory, os.W_OK) else otherwise)
 
 
-def apart(target: str, *, seconds: float = 200, **arguments: Any) -> Any:
+def apart(target: str, *, seconds: float = 3000, **arguments: Any) -> Any:
     """Call "module:function" in an interpreter of its own; arguments and result travel as JSON.
+
+    The limit of a test (pytest's `timeout`) ends it too.
 
     Raises:
         AssertionError: it failed or took longer. Its stderr is shown, and its forks are killed with it.
