@@ -1,4 +1,4 @@
-"""What can be done from a shell? One click command a file; `main.py` is their group.
+"""Commands of the shell: one click command a file, and their group in `main.py`.
 
-Only this folder knows stdout, exit codes and progress bars. A command parses, calls the library, prints.
+Only this folder uses stdout, exit codes and progress bars. A command parses, calls the library, prints.
 """

@@ -1,4 +1,4 @@
-"""Where is a dask scheduler that the user names, and does it answer?"""
+"""Clients of a dask scheduler at an address that the user gives."""
 
 import logging
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ ANSWER_WITHIN = 10.0
 
 @contextmanager
 def scheduler_at(address: str | None, *, otherwise: str = "") -> Iterator[Any]:
-    """A client of the scheduler at an address; None without one.
+    """Yield a client of the scheduler at an address; None without an address.
 
-    otherwise: what the command does without the option, for the message. Raises ConfigError for what is no address,
-    TransientIOError where none answers.
+    otherwise: end of the remedy: the purpose of leaving the option out. Raises ConfigError for a malformed
+    address, TransientIOError where no scheduler answers.
     """
     if address is None:
         yield None
@@ -31,7 +31,7 @@ def scheduler_at(address: str | None, *, otherwise: str = "") -> Iterator[Any]:
             f"--scheduler {address}",
             expected=f"a dask scheduler that answers within {ANSWER_WITHIN:.0f} s",
             found=str(error) or type(error).__name__,
-            remedy=f"start one with `dask scheduler`, or leave the option out{otherwise and f' {otherwise}'}",
+            remedy=f"start a scheduler with `dask scheduler`, or remove --scheduler{otherwise and f' {otherwise}'}",
         ) from error
     with _without_its_log(), client:
         yield client
@@ -39,7 +39,7 @@ def scheduler_at(address: str | None, *, otherwise: str = "") -> Iterator[Any]:
 
 @contextmanager
 def _without_its_log() -> Iterator[None]:
-    """Leave out what a client logs of a connection that it lost, a traceback beside our line; -vv has it."""
+    """Hide a client's log of a lost connection, a traceback beside our line; -vv shows it."""
     logger = logging.getLogger("distributed.client")
     before = logger.level
     if not logging.getLogger("logitstore").isEnabledFor(logging.DEBUG):
@@ -51,9 +51,9 @@ def _without_its_log() -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what is no `scheme://host:port` or `host:port`. Raises ConfigError.
+    """Refuse anything but `scheme://host:port` and `host:port`. Raises ConfigError.
 
-    A client that cannot read its address is one that cannot be closed either.
+    The check comes before the client, because one with a malformed address cannot be closed.
     """
     from distributed.comm.addressing import get_address_host_port
 
@@ -69,5 +69,5 @@ def _check_address(address: str) -> None:
             "--scheduler",
             expected="an address: host:port, or with tcp://, tls:// or ws:// before it",
             found=repr(address),
-            remedy="take the one that `dask scheduler` prints, such as tcp://127.0.0.1:8786",
+            remedy="copy the address that `dask scheduler` prints, such as tcp://127.0.0.1:8786",
         )

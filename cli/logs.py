@@ -1,7 +1,6 @@
-"""Where does the log go, and how much of it?
+"""The log on stderr, as `level: message`.
 
-To stderr, as `level: message`: warnings normally, information with -v, everything with -vv, errors alone with
--q, nothing with -qq.
+Warnings by default, information with -v, everything with -vv, errors alone with -q, nothing with -qq.
 """
 
 import logging
@@ -12,7 +11,7 @@ _LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr at that moment: a progress bar puts itself in its place while it is shown."""
+    """A handler of the current `sys.stderr`, which a progress bar replaces while it is shown."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -27,16 +26,11 @@ _handler = _Stderr()
 
 
 def configure_logging(verbosity: int) -> None:
-    """Send the library's log to stderr; called again, it changes how much."""
-    logger = logging.getLogger("logitstore")
-    if verbosity <= -2:
-        logger.setLevel(logging.CRITICAL + 1)
-    else:
-        logger.setLevel(_LEVELS.get(verbosity, logging.DEBUG))
-    if _handler not in logger.handlers:
-        logger.addHandler(_handler)
+    """Send the library's log to stderr; a second call changes the level."""
+    logger, warnings = logging.getLogger("logitstore"), logging.getLogger("py.warnings")
+    off = logging.CRITICAL + 1
+    logger.setLevel(off if verbosity <= -2 else _LEVELS.get(verbosity, logging.DEBUG))
+    logger.addHandler(_handler)  # a handler that is there is not added again
     logging.captureWarnings(verbosity >= 1)
     if verbosity >= 1:
-        warnings = logging.getLogger("py.warnings")
-        if _handler not in warnings.handlers:
-            warnings.addHandler(_handler)
+        warnings.addHandler(_handler)

@@ -1,14 +1,13 @@
-"""Which commands are there, and how does one of them run?
+"""The group of all commands, and its summaries.
 
-1. `COMMANDS` lists them with their one-line summaries: the help of the group needs nothing else.
-2. A command is the `command` of the module of its name, imported when it is called or its help is asked for.
-3. Whatever a command ends with becomes an exit code and at most one line on stderr: see `errors.py`.
+A command is the `command` of the module of its name, imported when it is called or its help is printed.
+`errors.py` turns each error into an exit code and at most one line on stderr.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,36 +16,35 @@ from .errors import report
 from .options import Settings, verbosity_options
 
 COMMANDS = {
-    "demo": "The whole pipeline on embedded data, in under a minute.",
-    "run": "Every stage of an experiment; what is done is not done again.",
-    "plan": "What an experiment will cost, before anything is spent.",
-    "cache": "Stage one: run the teachers once, keep their logits.",
+    "demo": "Run the whole pipeline on embedded data, in under a minute.",
+    "run": "Run every stage of an experiment; finished work is skipped.",
+    "plan": "Estimate the cost of an experiment before anything is spent.",
+    "cache": "Stage one: run the teachers once and keep their logits.",
     "cluster": "Stage two: find the sets of classes that a teacher confuses.",
     "train": "Stage three: train the students from the store.",
-    "combine": "A generalist and its specialists as one teacher in the store.",
-    "evaluate": "Errors, likelihood and calibration of teachers and students.",
-    "inspect": "What is in a store, without reading a logit.",
-    "compress": "A smaller copy of a capture, its error bounded or measured.",
-    "verify": "Check every byte of a store, without running a teacher.",
-    "repair": "Throw away what is torn, so that it is made again.",
-    "doctor": "Is a disk safe for several writers?",
+    "combine": "Combine a generalist and its specialists into one teacher.",
+    "evaluate": "Print errors, likelihood and calibration of teachers and students.",
+    "inspect": "List the contents of a store without reading a logit.",
+    "compress": "Write a smaller copy of a capture, its error bounded or measured.",
+    "verify": "Check every byte of a store without running a teacher.",
+    "repair": "Remove damaged parts of a store, so that they are made again.",
+    "doctor": "Test whether a disk is safe for several writers.",
 }
-"""Name and summary of each command, in the order in which a user meets them."""
-
+"""Name and summary of each command, in the order of a user's first steps."""
 
 OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "repair")
-"""What every process of a `torchrun` would do all of."""
+"""Commands that every process of a `torchrun` would run as a whole."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported one at a time, and which translates what they raise."""
+    """A group that imports a command when it is needed, and reports what it raises."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """Return the names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module, or return None where there is no such command."""
+        """Import a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command: object = importlib.import_module(f"{__package__}.commands.{cmd_name}").command
@@ -54,14 +52,14 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the listing from the table: importing their modules for their summaries takes seconds."""
+        """Write the summaries of the table: those of the commands would take seconds to import."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; an unknown one names the nearest known one."""
+        """Find the command; the error for an unknown name suggests the nearest known one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -71,32 +69,19 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click itself would make 1 of a closed stdout, which `verify` has for corruption."""
+        """Run the command. Click would exit with 1 for a closed stdout, which means corruption in `verify`."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
             ctx.exit(report(error, ctx.ensure_object(Settings)))
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run, and leave with the exit code of the error, if there is one. Commands return nothing."""
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run, and exit with the code of the error, if there is one. Commands return nothing."""
         settings = extra.setdefault("obj", Settings())
+        extra["prog_name"] = extra.get("prog_name") or "logitstore"
+        run: Callable[..., Any] = super().main
         try:
-            code = super().main(
-                args,
-                prog_name or "logitstore",
-                complete_var,
-                standalone_mode=False,
-                windows_expand_args=windows_expand_args,
-                **extra,
-            )
+            code = run(*args, standalone_mode=False, **extra)
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             if not standalone_mode:
@@ -122,19 +107,19 @@ def cli(context: click.Context) -> None:
     """Distil large networks into small ones through a sealed store of the teachers' logits.
 
     \b
-    stage one    cache     teachers x transfer set -> a store of logits
-    stage two    cluster   store -> sets of classes that are confused
+    stage one    cache     teachers x transfer set -> store of logits
+    stage two    cluster   store -> sets of confusable classes
     stage three  train     store -> students
 
     Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 64 wrong usage, 65 bad data,
-    70 a bug, 75 try again, 130 interrupted; `verify` has some of its own.
+    70 bug, 75 try again, 130 interrupted; `verify` and `doctor` have more.
     """
     if context.invoked_subcommand in OF_ONE_PROCESS and "RANK" in os.environ:
         check_alone(context)
 
 
 def check_alone(context: click.Context) -> None:
-    """Refuse a command of one process that `torchrun` has started several of; the first of them says so."""
+    """Refuse a command of one process under `torchrun`; rank 0 prints the error."""
     from ..pipeline.runtime.ranks import are_several
 
     if not are_several():
@@ -149,9 +134,9 @@ def check_alone(context: click.Context) -> None:
 
 
 def main() -> None:
-    """Entry of the `logitstore` script."""
-    # Threads that spin while they wait take the core that the others need: on two cores of which one is busy,
-    # small networks train fifty times slower. Read by OpenMP when torch is imported; a user's own value stands.
+    """Run the `logitstore` script."""
+    # Threads that spin while they wait take the core that others need: on two cores, one of them busy, small
+    # networks train fifty times slower. OpenMP reads this when torch is imported; a user's own value stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cli()
 

@@ -1,17 +1,6 @@
-"""Which options and arguments mean the same in every command?
+"""Options and arguments that mean the same in every command, as decorators.
 
-Each is a decorator. Defaults that an experiment can set are not given here: they come from its file.
-
-    verbosity_options     -v/-q, counted                      (every command; not passed on)
-    experiment_argument   EXPERIMENT      experiment: Path
-    store_argument        STORE           store: str, a path or URL
-    out_option            --out DIR       out: Path | None
-    json_option           --json          as_json: bool
-    dry_run_option        --dry-run       dry_run: bool
-    expect_option         --expect        expect: str | None
-    teacher_option        --teacher NAME  teacher: str
-    models_option         --models DIR    models: Path | None
-    device_option         --device NAME   device: str | None
+A default that an experiment can set is not given here: it comes from the experiment's file.
 """
 
 from collections.abc import Callable
@@ -26,68 +15,45 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @dataclass
 class Settings:
-    """What holds for the whole run; the context's `obj`."""
+    """Settings of a whole run; the context's `obj`."""
 
     verbosity: int = 0
-    """Number of -v less number of -q, wherever they stand."""
+    """Number of -v less number of -q, before and after the command's name."""
 
     @property
     def quiet(self) -> bool:
-        """Whether progress is not shown."""
+        """Whether progress is hidden."""
         return self.verbosity < 0
 
 
 def settings() -> Settings:
-    """The settings of the command that runs."""
+    """Return the settings of the running command."""
     return click.get_current_context().find_root().ensure_object(Settings)
 
 
-def _change_verbosity(sign: int) -> Callable[[click.Context, click.Parameter, int], None]:
-    def callback(context: click.Context, parameter: click.Parameter, count: int) -> None:
-        found = context.find_root().ensure_object(Settings)
-        found.verbosity += sign * count
-        if not context.resilient_parsing:
-            from .logs import configure_logging
+def _change_verbosity(context: click.Context, parameter: click.Parameter, count: int) -> None:
+    current = context.find_root().ensure_object(Settings)
+    current.verbosity += count if parameter.name == "verbose" else -count
+    if not context.resilient_parsing:
+        from .logs import configure_logging
 
-            configure_logging(found.verbosity)
-
-    return callback
+        configure_logging(current.verbosity)
 
 
 def verbosity_options(function: _Command) -> _Command:
-    """`-v` and `-q`, any number of times; eager, so that a wrong option beside them knows of them."""
-    function = click.option(
-        "-q",
-        "--quiet",
-        count=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_change_verbosity(-1),
-        help="Say less: no progress bars; twice: nothing but results and errors.",
-    )(function)
-    return click.option(
-        "-v",
-        "--verbose",
-        count=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_change_verbosity(1),
-        help="Say more; twice: everything, and tracebacks.",
-    )(function)
-
-
-def experiment_argument(function: _Command) -> _Command:
-    """The experiment file. That it exists is checked where it is read."""
-    return click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT")(function)
-
-
-def store_argument(function: _Command) -> _Command:
-    """The store, a path or a URL."""
-    return click.argument("store", type=str, metavar="STORE")(function)
+    """Add `-v` and `-q`, each any number of times. They are eager, so that they hold for a wrong option too."""
+    for names, text in (
+        (("-q", "--quiet"), "Hide progress; twice: print results and errors alone."),
+        (("-v", "--verbose"), "Log more; twice: log everything, with tracebacks."),
+    ):
+        function = click.option(
+            *names, count=True, is_eager=True, expose_value=False, callback=_change_verbosity, help=text
+        )(function)
+    return function
 
 
 def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file where a folder is to be, before anything is computed for it."""
+    """Refuse a file in the place of a folder, before anything is computed for it."""
     if path is not None and path.exists() and not path.is_dir():
         from ..storage.errors import ConfigError
 
@@ -100,63 +66,47 @@ def _check_folder(context: click.Context, parameter: click.Parameter, path: Path
     return path
 
 
-def out_option(function: _Command) -> _Command:
-    """The folder that everything is written to."""
-    return click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        callback=_check_folder,
-        help="Folder to write to.",
-    )(function)
+def _folder_option(name: str, text: str) -> Callable[[_Command], _Command]:
+    kind: Any = click.Path(path_type=Path)
+    return click.option(name, type=kind, metavar="DIR", callback=_check_folder, help=text)
 
 
-def json_option(function: _Command) -> _Command:
-    """JSON instead of a table."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+experiment_argument = click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT")
+"""experiment: Path. Its reader checks that the file exists."""
 
+store_argument = click.argument("store", type=str, metavar="STORE")
+"""store: str, a path or URL."""
 
-def dry_run_option(function: _Command) -> _Command:
-    """Nothing is written."""
-    return click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")(
-        function
-    )
+out_option = _folder_option("--out", "Folder to write to.")
+"""out: Path | None."""
 
+models_option = _folder_option(
+    "--models", "Folder of the trained models; default: 'models' beside the store."
+)
+"""models: Path | None."""
 
-def expect_option(function: _Command) -> _Command:
-    """The content that the store must have."""
-    return click.option(
-        "--expect",
-        metavar="sha256:…",
-        help="Take the store as it was at this digest; refuse one that never had it.",
-    )(function)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+"""as_json: bool."""
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="List what would be done; write nothing.")
+"""dry_run: bool."""
 
-def teacher_option(function: _Command) -> _Command:
-    """One teacher of the store."""
-    return click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")(function)
+expect_option = click.option(
+    "--expect", metavar="sha256:…", help="Read the store as it was at this digest; fail if it never had it."
+)
+"""expect: str | None."""
 
+teacher_option = click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")
+"""teacher: str."""
 
-def models_option(function: _Command) -> _Command:
-    """Where trained models are kept."""
-    return click.option(
-        "--models",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        callback=_check_folder,
-        help="Folder of the trained models; 'models' beside the store by default.",
-    )(function)
-
-
-def device_option(function: _Command) -> _Command:
-    """Where networks are computed."""
-    return click.option(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 …; the GPU by default, where there is one."
-    )(function)
+device_option = click.option(
+    "--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: the GPU if there is one."
+)
+"""device: str | None."""
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a command: calls of it that work as they stand.
+    """Return the epilog of a command: calls of it that run as they stand.
 
     >>> print(examples("logitstore demo --out demo"))
     \b

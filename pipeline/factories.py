@@ -1,16 +1,7 @@
-"""How does a "package.module:function" string of an experiment become a data set, a model or an augmentation?
+"""Factories: the "package.module:function" strings of an experiment, and what they make.
 
-1. `resolve` checks the form of the string, imports the module and takes the function out of it; it
-   tells a missing module from a missing function, and both from a module that fails while it is imported.
-2. `build` fits the arguments of the TOML to the function's signature: unknown and missing ones are
-   refused by name, values are checked against the annotations, relative file names are taken from the
-   folder of the experiment, and what the caller offers (`num_classes`, `input_shape`) is passed where
-   the signature asks for it.
-3. `expect_dataset`, `expect_module` and `expect_augmentation` check that what came back is what the
-   factory is for.
-
-A factory runs code. Its name comes from the command line or from a local TOML file, never from a store: what a store
-says of the factories that it was made with is text, to be printed and compared.
+A factory runs code. Its name comes from the command line or from a local TOML file, never from a store:
+the factories that a store names are text, to be printed and compared.
 """
 
 import difflib
@@ -36,20 +27,22 @@ if TYPE_CHECKING:
 
 
 Factory = Callable[..., object]
-"""Whatever a factory string names: a function or a class."""
-
+"""A function or a class that a factory string names."""
 
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
 
-
 _LONGEST = 300
 """Characters of a factory string; no module has a name that long."""
 
 
+def _refuse(factory: str, expected: str, found: str, remedy: str) -> FactoryError:
+    return FactoryError(f"factory {factory!r}", expected=expected, found=found, remedy=remedy)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Name the known names that are nearest to a misspelt one, or all of them where none is near.
+    """Return the remedy for a misspelt name: the known name nearest to it, or all of them where none is near.
 
     >>> suggest("hiden", ["hidden", "dropout"])
     "did you mean 'hidden'?"
@@ -66,40 +59,32 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(factory: str, *, base: Path | None = None) -> Factory:
-    """Import what a factory string names.
+    """Import the function that a factory string names.
 
     factory: "package.module:function".
     base: folder whose modules may be named too (that of the experiment file). It is appended to the
         *end* of `sys.path`, so that a file in it never hides an installed module.
-    Raises FactoryError if the form is wrong, the module or the function does not exist, or the module
-    fails while it is imported.
+    Raises FactoryError for a wrong form, a missing module or function, and a module that fails while it is
+    imported.
 
     >>> resolve("logitstore.pipeline.augment:shift").__name__
     'shift'
     """
     match = _FACTORY.fullmatch(factory) if len(factory) <= _LONGEST else None
     if match is None:
-        raise FactoryError(
-            f"factory {factory[:_LONGEST]!r}",
-            expected='"package.module:function"',
-            found=repr(factory[:_LONGEST]),
-            remedy="name the module and the function with one colon between them",
-        )
+        shown, remedy = factory[:_LONGEST], "name the module and the function with one colon between them"
+        raise _refuse(shown, '"package.module:function"', repr(shown), remedy)
     if base is not None and str(base.resolve()) not in sys.path:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
     module = _import(factory, name)
-    found = getattr(module, function, None)
-    if not callable(found):
-        what = f"no {function!r}" if found is None else f"{function!r}, {_described(found)}"
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected=f"a function {function!r} in module {name}",
-            found=what,
-            remedy=suggest(function, _callables_of(module)),
-        )
-    return found  # type: ignore[no-any-return]
+    value = getattr(module, function, None)
+    if not callable(value):
+        found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise _refuse(factory, f"a function {function!r} in module {name}", found, suggest(function, known))
+    return value  # type: ignore[no-any-return]
 
 
 def build(
@@ -109,15 +94,15 @@ def build(
     offered: Mapping[str, object] | None = None,
     base: Path | None = None,
 ) -> object:
-    """Call a factory with the arguments of an experiment file.
+    """Call a factory with the arguments of an experiment file, and return its result.
 
     factory: "package.module:function".
     args: keyword arguments as TOML gives them. Where the signature is annotated, a value is converted
         as TOML needs it (list to tuple, int to float, str to Path) and refused where it does not fit.
     offered: further keyword arguments, passed only where the signature names them and `args` does not.
-    base: folder that relative `Path` arguments start from, and in which the factory's module may stand.
-    Returns whatever the factory returns. Raises FactoryError for an unknown, a missing or an unfit
-    argument, and for any exception that the factory raises, except logitstore's own, which pass.
+    base: folder that relative `Path` arguments start from, and that may hold the factory's module.
+    Raises FactoryError for an unknown, a missing or an unfit argument, and for any exception of the
+    factory except logitstore's own, which pass.
     """
     function = resolve(factory, base=base)
     signature, hints = _signature_of(function)
@@ -138,20 +123,17 @@ def build(
     except LogitStoreError:
         raise
     except Exception as error:
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected=f"a result when called with ({_shown(arguments)})",
-            found=describe_exception(error),
-            remedy="correct the factory or its args",
-        ) from error
+        expected = f"a result when called with ({_shown(arguments)})"
+        remedy = "correct the factory or its args"
+        raise _refuse(factory, expected, describe_exception(error), remedy) from error
 
 
 def source_digest(factory: str, *, base: Path | None = None) -> str:
-    """Digest the source file of the module that *defines* a factory, "sha256:…", or give the version that it states.
+    """Digest the source file of the module that *defines* a factory, "sha256:…", or return its stated version.
 
-    It is part of an augmentation's identity: a re-export does not change it, an edit of the file does; a
-    factory that states a version (`augment.source_version`) is known by that, and its file may be edited.
-    Raises FactoryError as `resolve` does, and where there is no Python source.
+    The digest is part of an augmentation's identity: a re-export keeps it, an edit of the file changes it.
+    A factory that states a version (`augment.source_version`) has the version instead of the digest.
+    Raises FactoryError as `resolve` does, and for a function without Python source.
 
     >>> source_digest("logitstore.pipeline.augment:shift")[:7]
     'sha256:'
@@ -166,89 +148,76 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
             raise TypeError("no source file")
         content = Path(source).read_bytes()
     except (AttributeError, KeyError, TypeError, OSError) as error:
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected="a function defined in a Python source file",
-            found=f"none that can be read ({describe_exception(error)})",
-            remedy="wrap it in a function of a module of your own",
-        ) from error
+        found = f"{_described(definition)} without a readable one ({describe_exception(error)})"
+        remedy = "wrap it in a function of a module of your own"
+        raise _refuse(factory, "a function defined in a Python source file", found, remedy) from error
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def expect_dataset(value: object, factory: str) -> TransferSet:
-    """Return `value` if it is a map-style data set whose first example has an array as its input.
+    """Return `value`, a map-style data set whose first example has an array or a tensor as its input.
 
-    Raises FactoryError if it has no `len` or no `[i]`, is empty, or gives something else than `input`
-    or `(input, label)` with an array or a tensor as the input.
+    Raises FactoryError for a value without `len` or `[i]`, an empty one, and examples other than `input` or
+    `(input, label)`.
     """
 
-    def refuse(found: str) -> FactoryError:
-        return FactoryError(
-            f"factory {factory!r}",
-            expected="a map-style data set: len, and [i] -> (input, label) or input, an array or a tensor",
-            found=found,
-            remedy="return such a data set from the factory",
+    def refuse(problem: str = "") -> FactoryError:
+        expected = "a map-style data set: len, and [i] -> (input, label) or input, an array or a tensor"
+        return _refuse(
+            factory, expected, f"{_described(value)}{problem}", "return such a data set from the factory"
         )
 
     if inspect.isclass(value) or not isinstance(value, TransferSet):
-        raise refuse(_described(value))
+        raise refuse()
     try:
         size = len(value)
         item = value[0] if size else None
     except LogitStoreError:
         raise
     except Exception as error:
-        raise refuse(
-            f"{_described(value)} whose first example fails ({describe_exception(error)})"
-        ) from error
+        raise refuse(f" whose first example fails ({describe_exception(error)})") from error
     if not size:
-        raise refuse(f"{_described(value)} of no examples")
+        raise refuse(" of no examples")
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
-        raise refuse(f"{_described(value)} whose first input is {_described(example)}")
+        raise refuse(f" whose first input is {_described(example)}")
     return value
 
 
 def expect_module(value: object, factory: str) -> "torch.nn.Module":
-    """Return `value` if it is a `torch.nn.Module`; raise FactoryError if it is anything else."""
+    """Return `value`, a `torch.nn.Module`. Raises FactoryError for anything else."""
     import torch
 
     if not isinstance(value, torch.nn.Module):
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected="a torch.nn.Module",
-            found=_described(value),
-            remedy="return the module itself from the factory",
-        )
+        remedy = "return the module itself from the factory"
+        raise _refuse(factory, "a torch.nn.Module", _described(value), remedy)
     return value
 
 
 def expect_augmentation(value: object, factory: str) -> Augmentation | PairAugmentation:
-    """Return `value` if it can be called with (input, generator), or mixes rows; raise FactoryError otherwise."""
+    """Return `value`, a callable of (input, generator) or a mixture of rows. Raises FactoryError for others."""
     if isinstance(value, PairAugmentation) and not inspect.isclass(value):
         return value
-    problem = None if callable(value) and not inspect.isclass(value) else _described(value)
-    if problem is None and callable(value):
+    found = None
+    if not callable(value) or inspect.isclass(value):
+        found = _described(value)
+    else:
         try:
             inspect.signature(value).bind(None, None)
         except TypeError as error:
-            problem = f"{_described(value)} that cannot be called so ({error})"
+            found = f"{_described(value)} with other parameters ({error})"
         except ValueError:
             pass  # a callable of an extension module may not show its signature
-    if problem is not None:
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected="an augmentation: a callable (input, generator) -> input",
-            found=problem,
-            remedy="return such a callable from the factory",
-        )
+    if found is not None:
+        expected = "an augmentation: a callable (input, generator) -> input"
+        raise _refuse(factory, expected, found, "return such a callable from the factory")
     return value  # type: ignore[return-value]
 
 
 def build_augmentation(
     factory: str, args: Mapping[str, object], *, base: Path | None
 ) -> Augmentation | PairAugmentation:
-    """Make the augmentation that a table of an experiment file describes; raise as `build` does."""
+    """Make the augmentation of a table of an experiment file. Raises as `build` does."""
     return expect_augmentation(build(factory, args, base=base), factory)
 
 
@@ -263,7 +232,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _signature_of(function: Any) -> tuple[inspect.Signature | None, dict[str, Any]]:
-    """Return signature and annotations, as far as there are any: extension modules may show neither."""
+    """Return signature and annotations; functions of extension modules may lack both."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -277,85 +246,57 @@ def _signature_of(function: Any) -> tuple[inspect.Signature | None, dict[str, An
 def _import(factory: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # Only the named module or one of its parents: a missing module that *it* imports is its own failure.
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            parent, _, _ = error.name.rpartition(".")
-            raise FactoryError(
-                f"factory {factory!r}",
-                expected=f"a module {error.name}",
-                found="no module of that name",
-                remedy=_suggest_module(error.name, parent),
-            ) from error
-        raise _import_failed(factory, name, error) from error
     except (Exception, SystemExit) as error:
-        raise _import_failed(factory, name, error) from error
+        # A module that *it* imports and that is missing is a failure of the named module, not its absence.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            remedy = _suggest_module(missing)
+            raise _refuse(factory, f"a module {missing}", "no module of that name", remedy) from error
+        remedy = "correct the module, or install what it needs"
+        raise _refuse(factory, f"module {name} to import", describe_exception(error), remedy) from error
 
 
-def _import_failed(factory: str, name: str, error: BaseException) -> FactoryError:
-    return FactoryError(
-        f"factory {factory!r}",
-        expected=f"module {name} to import",
-        found=describe_exception(error),
-        remedy="correct the module, or install what it needs",
-    )
-
-
-def _suggest_module(name: str, parent: str) -> str:
+def _suggest_module(name: str) -> str:
+    parent, dot, _ = name.rpartition(".")
     search = getattr(sys.modules[parent], "__path__", []) if parent else None
-    names = [f"{parent}.{info.name}" if parent else info.name for info in pkgutil.iter_modules(search)]
+    names = [f"{parent}{dot}{info.name}" for info in pkgutil.iter_modules(search)]
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else "install the package, or correct the name"
 
 
-def _callables_of(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-
-
 def _check_names(factory: str, signature: inspect.Signature, arguments: Mapping[str, object]) -> None:
+    """Refuse arguments without a parameter, and parameters without an argument or a default."""
     parameters = signature.parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = [p.name for p in named]
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in arguments:
-            if name not in names:
-                raise FactoryError(
-                    f"factory {factory!r}",
-                    expected=f"arguments among ({', '.join(names)})",
-                    found=f"{name!r}",
-                    remedy=suggest(name, names),
-                )
-    for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in arguments:
-            raise FactoryError(
-                f"factory {factory!r}",
-                expected=f"an argument {parameter.name!r}",
-                found=f"only ({_shown(arguments)})" if arguments else "no arguments",
-                remedy=f"add {parameter.name!r} to args",
-            )
+            if name not in named:
+                expected = f"arguments among ({', '.join(named)})"
+                raise _refuse(factory, expected, f"{name!r}", suggest(name, named))
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            found = f"only ({_shown(arguments)})" if arguments else "no arguments"
+            raise _refuse(factory, f"an argument {name!r}", found, f"add {name!r} to args")
 
 
 def _fit(factory: str, name: str, value: object, annotation: Any, base: Path | None) -> object:
-    """Convert one TOML value to what the parameter's annotation says, or leave it where that says nothing."""
+    """Convert a TOML value to the parameter's annotation, or return it where TOML has no such type."""
     try:
         adapter: TypeAdapter[object] = TypeAdapter(annotation)
     except (PydanticUserError, TypeError):
-        return value  # no type that TOML could give: the factory itself has to judge
+        return value  # the factory itself has to judge
     try:
         fitted = adapter.validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        shown = getattr(annotation, "__name__", None) if inspect.isclass(annotation) else None
-        raise FactoryError(
-            f"factory {factory!r}",
-            expected=f"argument {name!r} to be {shown or annotation}",
-            found=f"{value!r} ({first['msg'].lower()})",
-            remedy=f"correct {name!r} in args",
-        ) from error
+        reason = error.errors()[0]["msg"].lower()
+        type_name = getattr(annotation, "__name__", None) if inspect.isclass(annotation) else None
+        expected = f"argument {name!r} to be {type_name or annotation}"
+        raise _refuse(factory, expected, f"{value!r} ({reason})", f"correct {name!r} in args") from error
     return _rebase(fitted, base)
 
 
 def _rebase(value: object, base: Path | None) -> object:
+    """Return `value` with relative paths taken from `base`."""
     if base is not None and isinstance(value, Path):
         return base / value.expanduser()
     if base is not None and isinstance(value, (list, tuple)):

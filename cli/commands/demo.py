@@ -1,4 +1,4 @@
-"""What does the whole pipeline do, on data that every installation has?
+"""`logitstore demo`: the whole pipeline on data that every installation has.
 
 The experiment is written to a file, so that it can be changed, and run as `logitstore run` would run it.
 """
@@ -144,7 +144,7 @@ def command(out: Path | None, device: str | None) -> None:
 
 
 def _program() -> str:
-    """How to call logitstore from here: by its name where the PATH has it, else by its place beside Python."""
+    """Return the command that calls logitstore from here: its name if the PATH has it, else its path."""
     beside = Path(sys.executable).with_name("logitstore")
     if shutil.which("logitstore") is not None or not beside.exists():
         return "logitstore"

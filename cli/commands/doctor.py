@@ -1,4 +1,4 @@
-"""Is a disk safe for several writers?"""
+"""`logitstore doctor`: tests whether a disk is safe for several writers."""
 
 from pathlib import Path
 
@@ -20,16 +20,16 @@ from ..printing.text import print_json, print_table, print_text
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="How often two processes race for a name.",
+    help="Races of two processes for a name.",
 )
 @json_option
 def command(path: Path, rounds: int, as_json: bool) -> None:
-    """Try out the file system of the folder PATH: may several processes write a store there at once?
+    """Test whether several processes may write a store in the folder PATH at once.
 
-    What writers rest on is tried in a temporary folder inside PATH, by two processes; it is removed at the end.
+    Two processes try the operations that writers need, in a temporary folder inside PATH.
 
     \b
-    Exit codes: 0 safe for several writers, 1 one writer at a time or not safe, 4 PATH could not be written.
+    Exit codes: 0 safe for several writers, 1 one writer at a time or unsafe, 4 PATH is not writable.
     """
     from ...storage.errors import StorageError
     from ...storage.integrity.doctor import IO_ERROR, examine
@@ -39,21 +39,21 @@ def command(path: Path, rounds: int, as_json: bool) -> None:
     except StorageError as error:
         click.echo("logitstore: " + " ".join(str(error).split()), err=True)
         click.get_current_context().exit(IO_ERROR)
+    mount = findings.mount
     if as_json:
         print_json(
             {
                 "path": findings.path,
                 "verdict": findings.verdict,
                 "exit_code": findings.exit_code,
-                "mount": findings.mount,
-                "network": findings.mount.is_network,
+                "mount": mount,
+                "network": mount.is_network,
                 "free_bytes": findings.free_bytes,
                 "checks": findings.checks,
                 "not_tested": findings.not_tested,
             }
         )
     else:
-        mount = findings.mount
         print_text(f"folder       {findings.path}")
         print_text(f"file system  {mount.kind} at {mount.point} from {mount.source} ({mount.options})")
         print_text(f"free         {format_bytes(findings.free_bytes)}")
@@ -63,8 +63,8 @@ def command(path: Path, rounds: int, as_json: bool) -> None:
             [[c.name, "yes" if c.passed else "no", c.found, c.needed_by] for c in findings.checks],
         )
         print_text()
-        for what in findings.not_tested:
-            print_text(f"not tested: {what}")
-        where = ", as far as this machine can see" if findings.mount.is_network else ""
-        print_text(f"{findings.path}: {findings.verdict}{where}")
+        for untested in findings.not_tested:
+            print_text(f"not tested: {untested}")
+        limit = ", as far as this machine can see" if mount.is_network else ""
+        print_text(f"{findings.path}: {findings.verdict}{limit}")
     click.get_current_context().exit(findings.exit_code)

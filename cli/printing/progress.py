@@ -1,11 +1,7 @@
-"""How does somebody who waits see how far it is?
+"""Progress on stderr: a bar on a terminal, a line every few seconds elsewhere.
 
-1. `show_progress` gives the callback that library functions take, and clears up afterwards.
-2. A task that has lasted a second gets a bar on stderr with rows/s and time left; it vanishes when it ends.
-3. Where stderr is no terminal, it gets a line every few seconds and one at its end.
-
-Nothing is drawn for what is over in a second, or with -q. Time counts from the first report of a task: a
-function whose first unit takes long reports 0 units first.
+Nothing is shown of a task that ends within a second, or with -q. The rate counts from the first report of a
+task: a function whose first unit takes long reports 0 units first.
 """
 
 import sys
@@ -14,70 +10,41 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from math import inf
+from typing import TYPE_CHECKING
 
 import click
 
 from ...storage.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-
 SHOW_AFTER = 1.0
-"""Seconds that a task has lasted before anything is shown of it."""
-
+"""Seconds from the first report of a task until it is shown."""
 
 LINE_EVERY = 5.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines of a task where stderr is no terminal."""
 
 
 @dataclass
 class _Task:
-    """What is known of one task."""
+    """A task that goes on."""
 
-    name: str
-    """The phrase that it was reported under."""
     started: float
-    """Clock when it was first heard of, seconds."""
+    """Clock at the first report, seconds."""
     first: int
-    """Units that were done by then, perhaps by an earlier run: they say nothing about the speed."""
+    """Units done by then, perhaps by an earlier run: they do not count in the rate."""
     done: int
-    """Units that are done."""
-    total: int
-    """Units in all."""
-    unit: str
-    """What is counted."""
-    detail: str
-    """A few words that change."""
-    now: float
-    """Clock at the last report, seconds."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it has lasted."""
-        return self.now - self.started
-
-    @property
-    def rate(self) -> float:
-        """Units a second since the first report; 0 while unknown."""
-        return (self.done - self.first) / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def figures(self) -> str:
-        """`1,200/60,000 rows, 5,100 rows/s, 12 s left, loss 0.31`."""
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
-        if self.rate > 0:
-            parts.append(f"{format_rate(self.rate)} {self.unit}/s")
-            if self.done < self.total:
-                parts.append(f"{format_seconds((self.total - self.done) / self.rate)} left")
-        if self.detail:
-            parts.append(self.detail)
-        return ", ".join(parts)
+    """Units done."""
+    shown: float = -inf
+    """Clock at its last line, seconds."""
 
 
 def format_seconds(seconds: float) -> str:
-    """A time to the precision that somebody who waits cares for.
+    """Format a duration in its two largest units.
 
     >>> [format_seconds(seconds) for seconds in (0.2, 12.3, 75.0, 3600.0, 7384.0)]
     ['0 s', '12 s', '1 min 15 s', '1 h 0 min', '2 h 3 min']
@@ -91,7 +58,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_rate(rate: float) -> str:
-    """Units a second, to three digits at least where it is slow.
+    """Format units a second, with three digits at least.
 
     >>> [format_rate(rate) for rate in (0.0123, 4.56, 51234.5)]
     ['0.0123', '4.56', '51,234']
@@ -99,126 +66,96 @@ def format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-class Display(Protocol):
-    """How the state of a task is shown."""
-
-    def show(self, task: _Task) -> None:
-        """Show a task that goes on, or shows it anew."""
-
-    def end(self, task: _Task) -> None:
-        """Take away a task that has ended."""
-
-    def close(self) -> None:
-        """Take away everything."""
-
-
 class Lines:
-    """Lines of text, not too many."""
+    """A `Progress` as lines of text: one a task every `LINE_EVERY` seconds, and one at its end.
 
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
+    Any thread may call it.
+    """
 
-    def show(self, task: _Task) -> None:
-        """Write a line if the last one is some seconds old."""
-        if task.now - self._last.get(task.name, task.started - LINE_EVERY) >= LINE_EVERY:
-            self._last[task.name] = task.now
-            click.echo(f"{task.name}: {task.figures}", err=True)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the time from `clock`, seconds."""
+        self._clock, self._lock = clock, threading.Lock()
+        self._tasks: dict[str, _Task] = {}
 
-    def end(self, task: _Task) -> None:
-        """Write the last line."""
-        self._last.pop(task.name, None)
-        click.echo(f"{task.name}: {task.figures}, took {format_seconds(task.seconds)}", err=True)
+    def __call__(self, task: str, done: int, total: int, unit: str = "rows", detail: str = "") -> None:
+        """Report, as a `logitstore.storage.progress.Progress`."""
+        with self._lock:
+            now = self._clock()
+            state = self._tasks.get(task)
+            if state is None or done < state.done:
+                state = self._tasks[task] = _Task(now, done, done)
+            state.done, seconds = done, now - state.started
+            if done >= total:
+                del self._tasks[task]
+            if seconds < SHOW_AFTER:
+                return
+            # As in `1,200/60,000 rows, 5,100 rows/s, 12 s left, loss 0.31`.
+            figures = [f"{done:,}/{total:,} {unit}"]
+            if done > state.first and seconds > 0:
+                rate = (done - state.first) / seconds
+                figures.append(f"{format_rate(rate)} {unit}/s")
+                if done < total:
+                    figures.append(f"{format_seconds((total - done) / rate)} left")
+            text = ", ".join([*figures, detail] if detail else figures)
+            if done >= total:
+                self._end(task, text, seconds)
+            else:
+                self._show(task, text, state, now, done / total)
+
+    def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
+        if now - task.shown >= LINE_EVERY:
+            task.shown = now
+            click.echo(f"{name}: {text}", err=True)
+
+    def _end(self, name: str, text: str, seconds: float) -> None:
+        click.echo(f"{name}: {text}, took {format_seconds(seconds)}", err=True)
 
     def close(self) -> None:
-        """Nothing is left to take away."""
+        """Do nothing: lines stay."""
 
 
-class Bars:
-    """Bars at the bottom of a terminal, which vanish when they are full."""
+class Bars(Lines):
+    """A `Progress` as bars at the bottom of a terminal, each removed at the end of its task."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-            transient=True,
-            redirect_stdout=False,
-        )
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the time from `clock`, seconds."""
+        super().__init__(clock)
         self._shown: dict[str, TaskID] = {}
 
-    def show(self, task: _Task) -> None:
-        """Draw or move a bar."""
-        if task.name not in self._shown:
-            self._shown[task.name] = self._bars.add_task(task.name, total=task.total, figures=task.figures)
-        self._bars.update(self._shown[task.name], completed=task.done, total=task.total, figures=task.figures)
+    @cached_property
+    def _bars(self) -> "RichProgress":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        # The text is that of the lines: rich's own rate leaves out all reports before the first bar.
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+
+    def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
+        if name not in self._shown:
+            self._shown[name] = self._bars.add_task(name, total=1.0, text=text)
+        self._bars.update(self._shown[name], completed=share, text=text)
         self._bars.start()
 
-    def end(self, task: _Task) -> None:
-        """Remove a bar."""
-        if task.name in self._shown:
-            self._bars.remove_task(self._shown.pop(task.name))
+    def _end(self, name: str, text: str, seconds: float) -> None:
+        if name in self._shown:
+            self._bars.remove_task(self._shown.pop(name))
             if not self._shown:
                 self._bars.stop()
 
     def close(self) -> None:
         """Remove all bars."""
-        self._shown.clear()
-        self._bars.stop()
-
-
-class Watch:
-    """A `Progress` that shows what it is told, once it is worth showing. May be called by any thread."""
-
-    def __init__(self, display: Callable[[], Display], clock: Callable[[], float] = time.monotonic) -> None:
-        """Show by what `display` makes, which is not called for tasks that are short."""
-        self._make = display
-        self._display: Display | None = None
-        self._clock = clock
-        self._tasks: dict[str, _Task] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, task: str, done: int, total: int, unit: str = "rows", detail: str = "") -> None:
-        """See `logitstore.storage.progress.Progress`."""
-        with self._lock:
-            now = self._clock()
-            state = self._tasks.get(task)
-            if state is None or done < state.done:
-                state = self._tasks[task] = _Task(task, now, done, done, total, unit, detail, now)
-            state.done, state.total, state.unit, state.detail, state.now = done, total, unit, detail, now
-            ended = done >= total
-            if ended:
-                del self._tasks[task]
-            if state.seconds < SHOW_AFTER:
-                return
-            if self._display is None:
-                self._display = self._make()
-            if ended:
-                self._display.end(state)
-            else:
-                self._display.show(state)
-
-    def close(self) -> None:
-        """Take away what is shown."""
-        with self._lock:
-            if self._display is not None:
-                self._display.close()
+        if self._shown:
+            self._bars.stop()
 
 
 @contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """A callback that shows progress on stderr until the block is left.
-
-    quiet: show nothing; normally `settings().quiet`.
-    """
+    """Yield a callback that shows progress on stderr until the block is left; with `quiet`, one that does not."""
     if quiet:
         yield silent
         return
-    watch = Watch(Bars if sys.stderr.isatty() else Lines)
+    watch = Bars() if sys.stderr.isatty() else Lines()
     try:
         yield watch
     finally:

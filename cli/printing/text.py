@@ -1,8 +1,7 @@
-"""How does a command print its result?
+"""Results on stdout: tables of plain aligned text, or JSON.
 
-On stdout, as a table of plain aligned text (`print_table`) or as JSON (`print_json`), and nothing else goes
-there. A heading is bold where stdout is a terminal. Names and texts come from stores that others wrote: what would
-steer the terminal, or hide or reorder what is read on it, is printed as an escape (`printable`).
+Names and texts come from stores that others wrote. A character that would steer the terminal, or hide or
+reorder text on it, is printed as an escape (`printable`).
 """
 
 import dataclasses
@@ -16,21 +15,19 @@ from typing import Any
 import click
 
 Cell = str | int | float | None
-"""What may stand in a table. None is printed as an em dash, a number to the right."""
-
+"""A value in a table. None is printed as an em dash, a number to the right."""
 
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of characters that do something instead of being seen: control, format, line separators."""
-
+"""Unicode categories of characters that steer a terminal: control, format, surrogates, line separators."""
 
 _JOINERS = "\u200c\u200d"
-"""Characters of category Cf that words of some scripts are spelt with."""
+"""Characters of category Cf that the spelling of some scripts needs."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""`text` with escapes in place of what steers a terminal: control characters, line ends, bidirectional marks.
+    r"""Escape what steers a terminal in `text`: control characters, line ends, bidirectional marks.
 
-    keep: characters that stay as they are.
+    keep: characters that are not escaped.
 
     >>> printable("a\x1b[31m\nb\u202e"), printable("clàss ✓"), printable("a\nb", keep="\n")
     ('a\\x1b[31m\\nb\\u202e', 'clàss ✓', 'a\nb')
@@ -46,7 +43,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def format_cell(value: Cell) -> str:
-    """A cell as text: whole numbers in groups of three, others to four significant digits.
+    """Format a cell: whole numbers in groups of three, other numbers to four significant digits.
 
     >>> [format_cell(value) for value in (1200, 0.98765, 1e-9, 12345.6, None, "wide", True)]
     ['1,200', '0.9877', '1e-09', '12,346', '—', 'wide', 'yes']
@@ -63,7 +60,7 @@ def format_cell(value: Cell) -> str:
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    r"""Lines of a table, the first being the heading; as wide as it needs, so that nothing is cut.
+    r"""Format a table as lines, the heading first; columns are as wide as their cells, and nothing is cut.
 
     >>> print("\n".join(format_table(["model", "errors"], [["wide", 67], ["small", 1146]])))
     model  errors
@@ -87,37 +84,26 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title: str | None = None) -> None:
-    """Print a table to stdout.
-
-    columns: headings.
-    rows: as many cells each as there are columns.
-    title: a line above it.
-    """
+    """Print a table to stdout, its headings bold on a terminal; `title` is a line above it."""
     if title is not None:
         print_text(title)
     heading, *lines = format_table(columns, rows)
-    click.echo(click.style(heading, bold=True))
-    for line in lines:
-        click.echo(line)
+    click.echo("\n".join([click.style(heading, bold=True), *lines]))
 
 
 def print_text(text: str = "") -> None:
-    """Print a line, or several, to stdout. What is put into a line from a store goes through `printable` first."""
+    """Print lines to stdout. A text of a store goes through `printable` before it becomes part of a line."""
     click.echo(printable(text, keep="\n"))
 
 
 def print_json(value: Any) -> None:
-    """Print a value to stdout as JSON, which has no NaN: null stands for it.
-
-    value: of dicts, lists, scalars, dataclasses, paths and NumPy arrays and numbers.
-    """
+    """Print dicts, lists, scalars, dataclasses, paths and NumPy values to stdout as JSON; NaN becomes null."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON itself escapes what is below a space; the rest of what steers a terminal only stands in strings.
+    # JSON escapes what is below a space; other characters that steer a terminal stand in strings alone.
     click.echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
 
 
 def _json_escape(character: str) -> str:
-    """The character, or its escape in a JSON string."""
     return character if printable(character, keep="\n") == character else json.dumps(character)[1:-1]
 
 
@@ -138,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_todo(lines: list[str], *, as_json: bool = False) -> None:
-    """What would be done, a line each."""
+    """Print pending work, one line each."""
     if as_json:
         print_json({"pending": lines})
     else:

@@ -20,9 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
 from ...storage.api import Store, open_store
 from ...storage.backends.local import Folder
 from ...storage.encodings.encoding import Encoding, encoded_widths
@@ -38,22 +35,16 @@ from ...storage.format.constants import GROUPS, MAX_SHARD_BYTES, PRIVATE, ROOT_M
 from ...storage.format.grid import Grid, plan_block_rows
 from ...storage.format.metadata import RootAttributes
 from ...storage.identity import as_json, check_same
-from ...storage.random import philox_permutation
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.records import Models, Record
 from ..models.sources import source_digests
-from ..train.todo import StudentSeed
 from ..transfer import TransferRows, input_bytes
 from ..views import augmentation_identity
 from .notes import SOURCE, source_note
 
 log = logging.getLogger(__name__)
-
-
-_ROWS_STREAM = 1 << 63
-"""Random numbers that choose a student's rows: no epoch is numbered so high, so no order of batches uses them."""
 
 
 _RENAME = "change it back, or give what is new another name (or another --out)"
@@ -293,18 +284,6 @@ def _check_training(
         made="with which it was trained",
         remedy=_RENAME,
     )
-
-
-def student_rows(run: StudentSeed, num_rows: int) -> Int64[np.ndarray, "rows"] | None:
-    """Return the rows that a student learns from, ascending; None for all of them.
-
-    Students of the same share and seed learn from the same rows, whatever their targets.
-    """
-    share = run.student.rows
-    if share == 1.0:
-        return None
-    order = philox_permutation(num_rows, run.seed, stream=_ROWS_STREAM, counter=0)
-    return np.sort(order[: max(1, round(share * num_rows))])
 
 
 def plan_grid(experiment: Experiment, rows: TransferRows, encoding: Encoding) -> Grid:

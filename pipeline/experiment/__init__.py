@@ -1,1 +1,1 @@
-"""The experiment file: its tables, their checks, and the document that they make up."""
+"""Experiment files: the tables, their checks, and the document that holds them."""

@@ -1,40 +1,41 @@
-"""What may stand under a key of a settings file, and how is what may not be reported?
+"""Types of keys, the base of all tables, and the one line that an invalid document becomes."""
 
-1. `problem` makes an error whose four parts (where, expected, found, remedy) reach the user as they are.
-2. The types are what a key can hold: names, factories, counts, seeds, finite numbers.
-3. `Table` is the base of every table: frozen, strict, and an unknown key names the nearest known one.
-4. `explain` turns what pydantic found into one `ConfigError` of one line.
-"""
-
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ...storage.errors import ConfigError
+from ..factories import suggest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""What the name of a part, a teacher or a student looks like."""
-
+"""Names of parts, teachers and students."""
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
 
 _ITEM = TypeVar("_ITEM")
 
 
 def problem(expected: str, found: str, remedy: str, key: str = "") -> PydanticCustomError:
-    """An error whose four parts reach the user as they are; `key` is what to add to the place."""
+    """Return an error whose four parts reach the user unchanged; `key` is appended to the place."""
     context = {"expected": expected, "found": found, "remedy": remedy, "key": key}
     return PydanticCustomError("logitstore", "{expected}", context)
 
 
 def show(value: object) -> str:
-    """A value as its author wrote it, cut to a length that fits in a line."""
+    """Return a value as its author wrote it, cut to 60 characters."""
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, str):
@@ -47,40 +48,39 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def any_of(values: Sequence[str]) -> str:
+    """Join alternatives.
+
+    >>> any_of(["'sgd'", "'adam'", "'adamw'"])
+    "'sgd', 'adam' or 'adamw'"
+    """
+    return " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)
+
+
 def _one_line(text: str) -> str:
-    """`text`, escaped where it holds anything that a terminal would not print."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """What to do about an unknown `key`: the known one that it most resembles, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else "use one of " + ", ".join(sorted(known))
 
 
 # Types of values
 
 
 def check_name(value: str) -> str:
-    """Refuse what cannot be the name of a part of a store."""
+    """Refuse a string that cannot name a part of a store."""
     if not NAME.fullmatch(value):
-        raise problem(
-            "a name of 1 to 64 of a-z 0-9 . _ - that begins with a letter or digit",
-            show(value),
-            "rename it",
-        )
+        expected = "a name of 1 to 64 of a-z 0-9 . _ - that begins with a letter or digit"
+        raise problem(expected, show(value), "rename it")
     return value
 
 
 def _check_factory(value: str) -> str:
     if not _FACTORY.fullmatch(value):
-        raise problem(
-            "'package.module:function'", show(value), "write the module, a colon and the function's name"
-        )
+        remedy = "write the module, a colon and the function's name"
+        raise problem("'package.module:function'", show(value), remedy)
     return value
 
 
-def _check_plain(value: object, key: str = "") -> None:
+def _check_plain(value: object, key: str = "") -> object:
+    """Refuse dates, times and NaN anywhere inside `value`: identities are JSON."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             _check_plain(item, f"{key}.{name}" if key else str(name))
@@ -90,85 +90,112 @@ def _check_plain(value: object, key: str = "") -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise problem("a finite number", show(value), "write a finite number", key)
     elif not isinstance(value, str | int | float):
-        raise problem(
-            "a string, number, boolean, list or table",
-            f"{type(value).__name__} {show(str(value))}",
-            "quote it",
-            key,
-        )
-
-
-def _check_arguments(value: dict[str, Any]) -> dict[str, Any]:
-    _check_plain(value)
+        found = f"{type(value).__name__} {show(str(value))}"
+        raise problem("a string, number, boolean, list or table", found, "quote it", key)
     return value
 
 
-def list_as_tuple(value: object) -> object:
-    """TOML's arrays are lists; a frozen table holds tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def check_distinct(values: tuple[_ITEM, ...]) -> tuple[_ITEM, ...]:
-    """Refuse a value that stands twice."""
+    """Refuse a repeated value."""
     for value in values:
         if values.count(value) > 1:
-            raise problem("every value once", f"{show(value)} {values.count(value)} times", "drop the rest")
+            found = f"{show(value)} {values.count(value)} times"
+            raise problem("every value once", found, "remove the repetition")
     return values
 
 
+Listed = Annotated[
+    tuple[_ITEM, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
+"""A list of TOML as the tuple that a frozen table holds."""
+
 Name = Annotated[str, AfterValidator(check_name)]
-
-
 FactoryName = Annotated[str, AfterValidator(_check_factory)]
-
-
-Arguments = Annotated[dict[str, Any], AfterValidator(_check_arguments)]
-
-
+Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]
+Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
 Whole = Annotated[int, Field(ge=0)]
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
 Positive = Annotated[float, Field(gt=0)]
-
-
 NotNegative = Annotated[float, Field(ge=0)]
-
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-Share = Annotated[float, Field(gt=0, le=1)]
+class Effect(NamedTuple):
+    """Keys that have an effect under some values of another key alone."""
+
+    keys: Sequence[str]
+    """Keys of the table, or of a table inside: `train.label_smoothing`."""
+    choice: str
+    """Key that decides: `optimizer`, `loss.name`; or the property that tells which source is given."""
+    values: Sequence[str]
+    """Values of `choice` under which the keys have an effect."""
+
+
+UpToOne = Annotated[float, Field(gt=0, le=1)]
 
 
 class Table(BaseModel):
-    """A table of the file: frozen, strict about types, without unknown keys."""
+    """A table of the file: frozen, strict about types, without unknown keys or keys that have no effect."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    effects: ClassVar[Sequence[Effect]] = ()
+    """Keys without an effect beside another one are refused, unless they stand at their default."""
+    elsewhere: ClassVar[Sequence[tuple[str, str]]] = ()
+    """Keys of other tables, each with the remedy."""
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: object) -> object:
         if isinstance(data, Mapping):
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in data:
+            for key in map(str, data):
                 if key not in known:
-                    raise cls.unknown_key(str(key), known)
+                    remedy = dict(cls.elsewhere).get(key) or suggest(key, known)
+                    raise problem("a known key", show(key), remedy, key)
         return data
 
-    @classmethod
-    def unknown_key(cls, key: str, known: list[str]) -> PydanticCustomError:
-        """The error for a key that the table does not have; a table may know why somebody writes it."""
-        return problem("a known key", show(key), nearest(key, known), key)
+    @model_validator(mode="after")
+    def _refuse_keys_without_effect(self) -> "Table":
+        for keys, choice, values in self.effects:
+            if (chosen := attrgetter(choice)(self)) in values:
+                continue
+            for key in keys:
+                if _is_given(self, key):
+                    expected = f"{choice} = {any_of([show(value) for value in values])}"
+                    raise problem(expected, f"{choice} = {show(chosen)}", f"remove {key}", key)
+        return self
+
+    def check_one_of(self, first: str, second: str) -> None:
+        """Refuse both keys, or neither."""
+        given = [key for key in (first, second) if getattr(self, key) is not None]
+        if len(given) != 1:
+            remedy = f"remove {first} or {second}" if given else f"add {first} or {second}"
+            raise problem(f"one of {first}, {second}", " and ".join(given) or "no such key", remedy)
+
+
+def _is_given(table: Table, key: str) -> bool:
+    outer, _, inner = key.partition(".")
+    value = getattr(table, outer)
+    if inner:
+        return _is_given(value, inner)
+    return bool(value != type(table).model_fields[outer].get_default(call_default_factory=True))
+
+
+def settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
+    """Return the keys of a table that an identity holds, as JSON values.
+
+    later: keys that are younger than results that exist. They are left out at their defaults, so that
+        those results keep their identity.
+    idle: keys from which no byte of a result follows.
+    """
+    unset = {name for name in later if not _is_given(table, name)}
+    return table.model_dump(mode="json", exclude=idle | unset)
 
 
 # From pydantic's errors to ours
-
 
 _EXPECTED = {
     "missing": "a value",
@@ -192,10 +219,9 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, where: str) -> ConfigError:
-    """The first problem of `error` as a line about the document `where`; its remedy counts the others."""
+    """Return the first problem in the document `where` as one line; its remedy counts the others."""
     details = error.errors(include_url=False)
     detail = details[0]
-    location = _location(detail)
     context = detail.get("ctx", {})
     if detail["type"] == "logitstore":
         expected, found, remedy = (str(context[part]) for part in ("expected", "found", "remedy"))
@@ -204,12 +230,11 @@ def explain(error: ValidationError, where: str) -> ConfigError:
         expected = expected.format(message=detail["msg"], **context)
         found = "no such key" if detail["type"] == "missing" else show(detail["input"])
         remedy = _remedy(detail)
-    if len(details) > 1:
-        others = len(details) - 1
+    if others := len(details) - 1:
         remedy += f" ({others} more problem{'s' if others > 1 else ''} after this one)"
-    return ConfigError(
-        f"{where}: {location}" if location else where, expected=expected, found=found, remedy=remedy
-    )
+    location = _location(detail)
+    where = f"{where}: {location}" if location else where
+    return ConfigError(where, expected=expected, found=found, remedy=remedy)
 
 
 def _remedy(detail: ErrorDetails) -> str:
@@ -224,22 +249,9 @@ def _remedy(detail: ErrorDetails) -> str:
 
 
 def _location(detail: ErrorDetails) -> str:
-    """`("student", 0, "train", "lr")` as `student[0].train.lr`."""
-    text = ""
-    for part in detail["loc"]:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    added = str(detail.get("ctx", {}).get("key", "")) if detail["type"] == "logitstore" else ""
-    if added:
-        text += added if added.startswith("[") else f".{added}"
+    """Return `("student", 0, "train", "lr")` as `student[0].train.lr`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
+    key = str(detail.get("ctx", {}).get("key", "")) if detail["type"] == "logitstore" else ""
+    if key:
+        text += key if key.startswith("[") else f".{key}"
     return _one_line(text.removeprefix("."))
-
-
-def settled(table: Table, *, later: set[str], idle: set[str]) -> dict[str, Any]:
-    """What a table says of what is made from it.
-
-    later: keys that came to the table after things were made from it. At their defaults they are left out, so
-    that those things are still what they were. idle: keys from which nothing follows.
-    """
-    fields = type(table).model_fields
-    unset = {name for name in later if getattr(table, name) == fields[name].default}
-    return table.model_dump(mode="json", exclude=idle | unset)

@@ -16,7 +16,6 @@ from ...storage.api import Store
 from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent
 from ...storage.stream.stream import Stream
-from ..cache.todo import student_rows
 from ..experiment.document import Experiment
 from ..models.build import build_model
 from ..models.records import Models, Record
@@ -27,7 +26,7 @@ from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views
 from .loss import StudentLoss
-from .todo import StudentSeed, missing_students, shown_capture, student_identity, student_seeds
+from .todo import StudentSeed, missing_students, shown_capture, student_identity, student_rows, student_seeds
 
 
 def train_students(

@@ -4,12 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from ...storage.api import Store
+from ...storage.random import philox_permutation
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
 from ..models.records import Models
+
+_ROWS_STREAM = 1 << 63
+"""Random numbers that choose a student's rows: no epoch is numbered so high, so no order of batches uses them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,18 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         "samples": store.samples.digest,
         "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},
     }
+
+
+def student_rows(run: StudentSeed, num_rows: int) -> Int64[np.ndarray, "rows"] | None:
+    """Return the rows that a student learns from, ascending; None for all of them.
+
+    Students of the same share and seed learn from the same rows, whatever their targets.
+    """
+    share = run.student.rows
+    if share == 1.0:
+        return None
+    order = philox_permutation(num_rows, run.seed, stream=_ROWS_STREAM, counter=0)
+    return np.sort(order[: max(1, round(share * num_rows))])
 
 
 def missing_students(experiment: Experiment, models: Models, store: Store | None) -> list[StudentSeed]:

@@ -1,4 +1,4 @@
-"""Do the commands do what they say, say what they did, and leave alone what is done?
+"""Commands: they report what they did, and leave finished work alone.
 
 Most of these laws run on the small experiment, done once by `logitstore run`.
 """
@@ -320,10 +320,10 @@ def test_a_scheduler_that_does_not_answer(
     assert result.exit_code == 75
     assert result.stderr == (
         "logitstore: --scheduler tcp://x:1: expected a dask scheduler that answers within 10 s, found Timed out "
-        "trying to connect to tcp://x:1 after 10 s; start one with `dask scheduler`, or leave the option out to "
+        "trying to connect to tcp://x:1 after 10 s; start a scheduler with `dask scheduler`, or remove --scheduler to "
         "compute on threads\n"
     )
-    with pytest.raises(TransientIOError, match=r"or leave the option out$"), scheduler_at("tcp://x:1"):
+    with pytest.raises(TransientIOError, match=r"or remove --scheduler$"), scheduler_at("tcp://x:1"):
         pass
 
 
@@ -339,7 +339,7 @@ def test_what_is_no_address_is_refused_before_a_client_is_made(
         pass
     assert str(caught.value) == (
         f"--scheduler: expected an address: host:port, or with tcp://, tls:// or ws:// before it, found {address!r}; "
-        "take the one that `dask scheduler` prints, such as tcp://127.0.0.1:8786"
+        "copy the address that `dask scheduler` prints, such as tcp://127.0.0.1:8786"
     )
 
 

@@ -1,4 +1,4 @@
-"""Do the guides tell the truth of the experiment file? Every key, its default, and every example.
+"""The guides and the experiment file: every key, its default, and every example.
 
 Each section of the page describes one table class: its keys are the class's own, neither fewer nor more.
 TOML blocks are experiments, or fragments to which the least is added that makes them one; blocks that begin with
@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 from support.tree import ROOT
 
-from logitstore.pipeline.experiment import document as module
+from logitstore.pipeline.experiment import document, tables, training
 from logitstore.pipeline.experiment.document import load_experiment, parse_experiment
 from logitstore.pipeline.experiment.schema import Table
 from logitstore.pipeline.factories import resolve
@@ -31,23 +31,23 @@ PAGE = (GUIDES / "experiment.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(GUIDES.glob("*.md"))}
 
 SECTIONS: dict[str, type[Table]] = {
-    "The file": module.Experiment,
-    "`factory` and `args`": module.Factory,
-    "`[transfer_set]`": module.TransferSet,
-    "`[evaluation_set]`": module.EvaluationSet,
-    "`[[teacher]]`": module.Teacher,
-    "`[cache]`": module.Cache,
-    "`augment`": module.Augmentation,
-    "`augment` in `[cache]`": module.ViewAugmentation,
-    "`[cluster]`": module.Cluster,
-    "`[specialists]`": module.Specialists,
-    "`[combine]`": module.Combine,
-    "`[[student]]`": module.Student,
-    "`loss`": module.Loss,
-    "`train`": module.Train,
-    "`train` of a teacher": module.TeacherTrain,
-    "`train` of specialists": module.SpecialistTrain,
-    "`train` of a student": module.StudentTrain,
+    "The file": document.Experiment,
+    "`factory` and `args`": training.Factory,
+    "`[transfer_set]`": tables.TransferSet,
+    "`[evaluation_set]`": tables.EvaluationSet,
+    "`[[teacher]]`": tables.Teacher,
+    "`[cache]`": tables.Cache,
+    "`augment`": training.Augmentation,
+    "`augment` in `[cache]`": tables.ViewAugmentation,
+    "`[cluster]`": tables.Cluster,
+    "`[specialists]`": tables.Specialists,
+    "`[combine]`": tables.Combine,
+    "`[[student]]`": tables.Student,
+    "`loss`": training.Loss,
+    "`train`": training.Train,
+    "`train` of a teacher": training.TeacherTrain,
+    "`train` of specialists": training.SpecialistTrain,
+    "`train` of a student": training.StudentTrain,
 }
 """Heading of each section, and the class whose own keys it lists."""
 
@@ -61,7 +61,7 @@ MINIMAL: dict[str, Any] = {
 def defaults_of(table: type[Table]) -> dict[str, str]:
     """The keys that a class adds to its bases, each with its default as the page writes it."""
     inherited = {name for base in table.__mro__[1:] for name in getattr(base, "model_fields", {})}
-    found = {}
+    defaults = {}
     for name, field in table.model_fields.items():
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         if field.is_required():
@@ -71,8 +71,8 @@ def defaults_of(table: type[Table]) -> dict[str, str]:
         else:
             default = "none" if value is None or value in ({}, ()) else f"`{json.dumps(value)}`"
         if name not in inherited:
-            found[field.alias or name] = default
-    return found
+            defaults[field.alias or name] = default
+    return defaults
 
 
 def defaults_said(page: str, heading: str) -> dict[str, str]:
@@ -95,8 +95,8 @@ def untrue(page: str) -> list[str]:
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
     """(language, source) of the code blocks of a page."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [(language, source) for language, source in found if language in languages]
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [(language, source) for language, source in fenced if language in languages]
 
 
 def check_fragment(source: str) -> None:
@@ -126,12 +126,13 @@ def factories(value: object) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def test_every_table_has_its_section() -> None:
-    tables = {
+    classes = {
         value
+        for module in (document, tables, training)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Table) and value is not Table
     }
-    assert tables == set(SECTIONS.values())
+    assert classes == set(SECTIONS.values())
 
 
 def test_every_key_and_default_is_named_and_no_other() -> None:

@@ -24,8 +24,9 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
 )
 """The folders and files of storage/; each imports only those of earlier levels."""
 PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"augment", "datasets", "losses", "experiment"}),
+    frozenset({"augment", "datasets", "losses"}),
     frozenset({"factories"}),
+    frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),

@@ -1,4 +1,4 @@
-"""Factory strings: what they resolve to, how arguments reach them, and what each mistake is told."""
+"""Factory strings: their meaning, their arguments, and the message of each mistake."""
 
 import hashlib
 import re
@@ -276,7 +276,7 @@ def test_a_factory_without_source_has_no_digest() -> None:
     with pytest.raises(FactoryError) as caught:
         source_digest("math:sqrt")
     assert str(caught.value).startswith(
-        "factory 'math:sqrt': expected a function defined in a Python source file, found none that can be read"
+        "factory 'math:sqrt': expected a function defined in a Python source file, found a builtin_function_or_method without"
     )
 
 
@@ -343,7 +343,7 @@ def test_what_is_no_module_is_named(value: object, found: str) -> None:
     [
         (None, "a NoneType"),
         (Shift, "the class Shift"),
-        (lambda example: example, "a function that cannot be called so (too many positional arguments)"),
+        (lambda example: example, "a function with other parameters (too many positional arguments)"),
     ],
 )
 def test_what_is_no_augmentation_is_named(value: object, found: str) -> None:

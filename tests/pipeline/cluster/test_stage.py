@@ -161,9 +161,9 @@ def test_a_teacher_with_members_stands_for_all_of_them(tmp_path: Path) -> None:
         ),
         (
             {"teachers": {"wide": 1.0}, "teacher": "deep"},
-            "cluster.teacher: expected either teacher or teachers, found both",
+            "cluster: expected one of teacher, teachers, found teacher and teachers",
         ),
-        ({}, "cluster.teacher: expected either teacher or teachers, found neither"),
+        ({}, "cluster: expected one of teacher, teachers, found no such key"),
         ({"teachers": {"wide": 0.0}}, "cluster.teachers.wide: expected"),
     ):
         with pytest.raises(ConfigError) as caught:

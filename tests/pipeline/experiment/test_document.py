@@ -3,13 +3,15 @@
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
+from logitstore.pipeline.experiment.schema import Table
+from logitstore.pipeline.experiment.tables import SOURCES, Student
 from logitstore.storage.errors import ConfigError
 
 WHOLE = """
@@ -63,15 +65,19 @@ def parse(text: str) -> Experiment:
     return parse_experiment(tomllib.loads(text), where="a.toml", base=Path("folder"))
 
 
-def message(text: str) -> str:
-    """The one line that `text` is refused with."""
+def refused(text: str) -> ConfigError:
+    """The error, of one line, that `text` is refused with."""
     with pytest.raises(ConfigError) as caught:
         parse(text)
-    line = str(caught.value)
-    assert "\n" not in line
+    assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
-    return line
+    return caught.value
+
+
+def message(text: str) -> str:
+    """Its line."""
+    return str(refused(text))
 
 
 def test_the_whole_form_is_read() -> None:
@@ -160,230 +166,334 @@ def test_an_experiment_survives_its_own_dump() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "expected"),
+    ("old", "new", "where", "expected", "found", "remedy"),
     [
-        (
+        pytest.param(
             "temperature = 20.0",
             "temprature = 20.0",
-            "a.toml: student[0].temprature: expected a known key, found 'temprature'; did you mean 'temperature'?",
+            "student[0].temprature",
+            "a known key",
+            "'temprature'",
+            "did you mean 'temperature'?",
+            id="misspelt key",
         ),
-        (
-            "[cache]",
-            "[cash]",
-            "a.toml: cash: expected a known key, found 'cash'; did you mean 'cache'?",
+        pytest.param(
+            "[cache]", "[cash]", "cash", "a known key", "'cash'", "did you mean 'cache'?", id="misspelt table"
         ),
-        (
+        pytest.param(
             "lr = 1, momentum",
             "lr = -1.0, momentum",
-            "a.toml: student[0].train.lr: expected a number above 0, found -1.0; correct lr",
+            "student[0].train.lr",
+            "a number above 0",
+            "-1.0",
+            "correct lr",
+            id="negative rate",
         ),
-        (
+        pytest.param(
             "lr = 1, momentum",
             "lr = nan, momentum",
-            "a.toml: student[0].train.lr: expected a finite number, found nan; correct lr",
+            "student[0].train.lr",
+            "a finite number",
+            "nan",
+            "correct lr",
+            id="NaN rate",
         ),
-        (
+        pytest.param(
             "lr = 1, momentum",
             'lr = "1", momentum',
-            "a.toml: student[0].train.lr: expected a number, found '1'; write lr without quotes",
+            "student[0].train.lr",
+            "a number",
+            "'1'",
+            "write lr without quotes",
+            id="quoted rate",
         ),
-        (
+        pytest.param(
             "lr = 1, momentum",
             "momentum",
-            "a.toml: student[0].train.lr: expected a value, found no such key; add lr",
+            "student[0].train.lr",
+            "a value",
+            "no such key",
+            "add lr",
+            id="missing rate",
         ),
-        (
+        pytest.param(
             "dropout = 0.5",
             "dropout = inf",
-            "a.toml: teacher[0].args.dropout: expected a finite number, found inf; write a finite number",
+            "teacher[0].args.dropout",
+            "a finite number",
+            "inf",
+            "write a finite number",
+            id="infinite argument",
         ),
-        (
+        pytest.param(
             "dropout = 0.5",
             "day = 2015-03-09",
-            (
-                "a.toml: teacher[0].args.day: expected a string, number, boolean, list or table, "
-                "found date '2015-03-09'; quote it"
-            ),
+            "teacher[0].args.day",
+            "a string, number, boolean, list or table",
+            "date '2015-03-09'",
+            "quote it",
+            id="date as argument",
         ),
-        (
+        pytest.param(
             "views = 4",
             "views = 4\nencoding = { max_kl = 0 }",
-            (
-                "a.toml: cache.encoding: expected max_kl to be a positive number of nats, found 0.0; "
-                "choose one, such as 1e-3"
-            ),
+            "cache.encoding",
+            "max_kl to be a positive number of nats",
+            "0.0",
+            "choose one, such as 1e-3",
+            id="max_kl of 0",
         ),
-        (
+        pytest.param(
             "views = 4",
             "views = 4\nencoding = { top_p = 0.9 }",
-            (
-                "a.toml: cache.encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, "
-                "1 unless given) or { top_k = 64 }, found { top_p = … }; choose one of these"
-            ),
+            "cache.encoding",
+            "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }",
+            "{ top_p = … }",
+            "choose one of these",
+            id="unknown encoding",
         ),
-        (
+        pytest.param(
             "views = 4",
             "views = 1",
-            (
-                "a.toml: cache.augment: expected an augmented view among views = 1, found first_view = 1; "
-                "raise views, or set first_view = 0 to augment the only one"
-            ),
+            "cache.augment",
+            "first_view below views = 1",
+            "first_view = 1",
+            "raise views, or set first_view = 0 to augment the only one",
+            id="no view left to augment",
         ),
-        (
+        pytest.param(
             "views = 3",
             "views = 4",
-            (
-                "a.toml: student[1].views: expected a view below cache.views = 4, found 4; "
-                "cache more views, or take another"
-            ),
+            "student[1].views",
+            "a view below cache.views = 4",
+            "4",
+            "raise cache.views, or take a lower view",
+            id="view beyond the cache",
         ),
-        (
+        pytest.param(
             "views = 3",
             'views = "al"',
-            (
-                "a.toml: student[1].views: expected 'all', 'cycle' or the number of a view, from 0, found 'al'; "
-                "write one of these"
-            ),
+            "student[1].views",
+            "'all', 'cycle' or the number of a view, from 0",
+            "'al'",
+            "write one of these",
+            id="misspelt views",
         ),
-        (
+        pytest.param(
             'name = "small-hard"',
             'name = "small"',
-            (
-                "a.toml: student[1].name: expected a name of its own, found 'small', which student[0] has; "
-                "rename one of them"
-            ),
+            "student[1].name",
+            "a name of its own",
+            "'small', which student[0] has",
+            "rename one of them",
+            id="student named twice",
         ),
-        (
+        pytest.param(
             'name = "deep"',
             'name = "wide-2"',
-            (
-                "a.toml: teacher[1].name: expected a name of its own, found 'wide-2', which teacher[0] has; "
-                "rename one of them"
-            ),
+            "teacher[1].name",
+            "a name of its own",
+            "'wide-2', which teacher[0] has",
+            "rename one of them",
+            id="member named twice",
         ),
-        (
+        pytest.param(
             'name = "deep"',
             'name = "Deep"',
-            (
-                "a.toml: teacher[1].name: expected a name of 1 to 64 of a-z 0-9 . _ - that begins with a letter or "
-                "digit, found 'Deep'; rename it"
-            ),
+            "teacher[1].name",
+            "a name of 1 to 64 of a-z 0-9 . _ - that begins with a letter or digit",
+            "'Deep'",
+            "rename it",
+            id="capital in a name",
         ),
-        (
+        pytest.param(
             "wide = 1.0, deep = 3",
             "wide = 1.0, dep = 3",
-            "a.toml: student[0].teachers: expected a teacher's name, found 'dep'; did you mean 'deep'?",
+            "student[0].teachers",
+            "a teacher's name",
+            "'dep'",
+            "did you mean 'deep'?",
+            id="unknown teacher",
         ),
-        (
+        pytest.param(
             "wide = 1.0, deep = 3",
             "wide = 1.0, deep = 0",
-            "a.toml: student[0].teachers.deep: expected a number above 0, found 0; correct deep",
+            "student[0].teachers.deep",
+            "a number above 0",
+            "0",
+            "correct deep",
+            id="weight of 0",
         ),
-        (
+        pytest.param(
             "teachers = { wide = 1.0, deep = 3 }",
             "teachers = []",
-            (
-                "a.toml: student[0].teachers: expected a table of weights such as { wide = 1.0 }, or a list of "
-                "teachers, found []; name at least one teacher"
-            ),
+            "student[0].teachers",
+            "a table of weights such as { wide = 1.0 }, or a list of teachers",
+            "[]",
+            "name at least one teacher",
+            id="no teacher listed",
         ),
-        (
+        pytest.param(
             "teachers = { wide = 1.0, deep = 3 }",
             "",
-            (
-                "a.toml: student[0].teachers: expected the teachers that the soft targets come from, found no such "
-                "key; add teachers = { NAME = 1.0 }, or set targets = 'hard'"
-            ),
+            "student[0].teachers",
+            "teachers of the soft targets",
+            "no such key",
+            "add teachers = { NAME = 1.0 }, or set targets = 'hard'",
+            id="soft targets without teachers",
         ),
-        (
+        pytest.param(
             'targets = "hard"',
             'targets = "hard"\ntemperature = 4.0',
-            "a.toml: student[1].temperature: expected no temperature with targets = 'hard', found 4.0; drop it",
+            "student[1].temperature",
+            "targets = 'soft'",
+            "targets = 'hard'",
+            "remove temperature",
+            id="temperature of hard targets",
         ),
-        (
+        pytest.param(
             'teacher = "deep"',
             'teacher = "wide"',
-            (
-                "a.toml: cluster.teacher: expected one teacher, found 'wide', which has several members; "
-                "did you mean 'wide-0'?"
-            ),
+            "cluster.teacher",
+            "the name of one teacher",
+            "'wide', which has several members",
+            "did you mean 'wide-0'?",
+            id="cluster of several members",
         ),
-        (
+        pytest.param(
             'weights = "weights/deep.safetensors"',
             "",
-            (
-                "a.toml: teacher[1]: expected either weights or train, found neither; "
-                "name a safetensors file in weights, or say in train how to train it"
-            ),
+            "teacher[1]",
+            "one of weights, train",
+            "no such key",
+            "add weights or train",
+            id="neither weights nor train",
         ),
-        (
+        pytest.param(
             'weights = "weights/deep.safetensors"',
             'weights = "deep.safetensors"\nmembers = 2',
-            (
-                "a.toml: teacher[1].weights: expected a file a member, with {member} in the name, "
-                "found 'deep.safetensors'; write it like 'wide-{member}.safetensors', or drop members"
-            ),
+            "teacher[1].weights",
+            "a file name with {member} in it",
+            "'deep.safetensors'",
+            "write it like 'wide-{member}.safetensors', or remove members",
+            id="one file for two members",
         ),
-        (
+        pytest.param(
             "epochs = 60, augment",
             "epochs = 60, seeds = [1], augment",
-            (
-                "a.toml: teacher[0].train.seeds: expected no 'seeds' for a teacher, found them; "
-                "use the teacher's seed and members"
-            ),
+            "teacher[0].train.seeds",
+            "a known key",
+            "'seeds'",
+            "set seed and members of the teacher",
+            id="seeds of a teacher",
         ),
-        (
+        pytest.param(
             'optimizer = "sgd"',
             'optimizer = "adam"',
-            (
-                "a.toml: student[0].train.momentum: expected no momentum with optimizer = 'adam', found 0.9; "
-                "drop it, or take optimizer = 'sgd'"
-            ),
+            "student[0].train.momentum",
+            "optimizer = 'sgd'",
+            "optimizer = 'adam'",
+            "remove momentum",
+            id="momentum of Adam",
         ),
-        (
+        pytest.param(
             'optimizer = "sgd"',
             'optimizer = "lion"',
-            (
-                "a.toml: student[0].train.optimizer: expected 'sgd', 'adam' or 'adamw', found 'lion'; "
-                "correct optimizer"
-            ),
+            "student[0].train.optimizer",
+            "'sgd', 'adam' or 'adamw'",
+            "'lion'",
+            "correct optimizer",
+            id="unknown optimizer",
         ),
-        (
+        pytest.param(
             "seeds = [0, 1, 2]",
             "seeds = [0, 1, 0]",
-            "a.toml: student[0].train.seeds: expected every value once, found 0 2 times; drop the rest",
+            "student[0].train.seeds",
+            "every value once",
+            "0 2 times",
+            "remove the repetition",
+            id="seed twice",
         ),
-        (
+        pytest.param(
             "seeds = [0, 1, 2]",
             "seeds = []",
-            "a.toml: student[0].train.seeds: expected at least 1 of them, found []; correct seeds",
+            "student[0].train.seeds",
+            "at least 1 of them",
+            "[]",
+            "correct seeds",
+            id="no seed",
         ),
-        (
+        pytest.param(
             "[cluster]",
             "[specialists]\ntrain = { lr = 0.1, epochs = 1, seeds = [0] }\n[cluster]",
-            (
-                "a.toml: specialists.train.seeds: expected no 'seeds' for specialists, found them; "
-                "use specialists.seed, which counts up from set to set"
-            ),
+            "specialists.train.seeds",
+            "a known key",
+            "'seeds'",
+            "set specialists.seed, which counts up from set to set",
+            id="seeds of specialists",
         ),
-        (
+        pytest.param(
             'logitstore.pipeline.augment:shift", args',
             'logitstore.pipeline.augment.shift", args',
-            (
-                "a.toml: cache.augment.factory: expected 'package.module:function', found "
-                "'logitstore.pipeline.augment.shift'; write the module, a colon and the function's name"
-            ),
+            "cache.augment.factory",
+            "'package.module:function'",
+            "'logitstore.pipeline.augment.shift'",
+            "write the module, a colon and the function's name",
+            id="factory without a colon",
         ),
-        (
+        pytest.param(
             "[evaluation_set]\nfactory",
             "[evaluation_set]\nargs = 3\nfactory",
-            "a.toml: evaluation_set.args: expected a table, found 3; correct args",
+            "evaluation_set.args",
+            "a table",
+            "3",
+            "correct args",
+            id="arguments that are no table",
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_that_says_where(old: str, new: str, expected: str) -> None:
+def test_what_is_wrong_is_one_line_that_says_where(
+    old: str, new: str, where: str, expected: str, found: str, remedy: str
+) -> None:
     assert WHOLE.count(old) >= 1
-    assert message(WHOLE.replace(old, new, 1)) == expected
+    error = refused(WHOLE.replace(old, new, 1))
+    assert (error.where, error.expected, error.found, error.remedy) == (
+        f"a.toml: {where}",
+        expected,
+        found,
+        remedy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param('optimizer = "sgd", lr = 1, momentum = 0.9', "lr = 1, momentum = 0.0", id="momentum"),
+        pytest.param('targets = "hard"', 'targets = "hard"\ntemperature = 1.0', id="temperature"),
+        pytest.param("[evaluation_set]", 'order = "as_is"\nseed = 0\n[evaluation_set]', id="seed"),
+    ],
+)
+def test_a_key_at_its_default_needs_no_effect(old: str, new: str) -> None:
+    assert WHOLE.count(old) >= 1
+    parse(WHOLE.replace(old, new, 1))
+
+
+def test_the_keys_of_every_effect_exist() -> None:
+    def key_of(table: type[Table], key: str) -> Any:
+        outer, _, inner = key.partition(".")
+        kind = table.model_fields[outer].annotation if outer in table.model_fields else None
+        return key_of(kind, inner) if inner and isinstance(kind, type) else kind
+
+    tables = [Table]
+    for table in tables:  # grows
+        tables += table.__subclasses__()
+    effects = [(table, effect) for table in tables for effect in table.effects]
+    assert len(effects) >= 10
+    for table, effect in effects:
+        assert all(key_of(table, key) is not None for key in effect.keys)
+        known = ("factory", *SOURCES) if effect.choice == "source" else get_args(key_of(table, effect.choice))
+        assert set(effect.values) < set(known)
+    assert key_of(Student, "loss.nmae") is None  # negative control
 
 
 def test_the_rest_of_the_problems_are_counted() -> None:
@@ -425,14 +535,12 @@ def refusal(path: Path) -> str:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.toml") == (
-        "FILE: expected an experiment file, found no such file; check the path"
+        "FILE: expected an experiment file, found no such file or directory; check the path"
     )
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == (
-        "FILE: expected a file that can be read, found is a directory; name a TOML file that you may read"
-    )
+    assert refusal(tmp_path) == ("FILE: expected an experiment file, found is a directory; check the path")
 
 
 def test_a_syntax_error_is_placed(tmp_path: Path) -> None:
@@ -440,16 +548,14 @@ def test_a_syntax_error_is_placed(tmp_path: Path) -> None:
     path.write_text("[transfer_set]\nfactory 'x'\n")
     assert refusal(path) == (
         "FILE: line 2, column 9: expected TOML, found a syntax error (expected '=' after a key in a key/value "
-        "pair); correct it there or on the line before"
+        "pair); correct this line or the one before"
     )
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(b"ab\xff")
-    assert refusal(path) == (
-        "FILE: expected TOML, which is UTF-8 text, found byte 0xff at offset 2; save the file as UTF-8"
-    )
+    assert refusal(path) == ("FILE: expected UTF-8 text, found byte 0xff at offset 2; save the file as UTF-8")
 
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))

@@ -1,4 +1,4 @@
-"""Is what is wrong with specialists one clear line, before anything is trained for it?"""
+"""Specialists: a wrong table or store is one line, before anything is trained."""
 
 import shutil
 from pathlib import Path
@@ -16,13 +16,17 @@ from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import LogitStoreError
 
 
-def said(document: dict[str, Any]) -> str:
-    """What is said of a document."""
+def refusal(document: dict[str, Any]) -> LogitStoreError:
+    """The error, of one line, that a document is refused with."""
     with pytest.raises(LogitStoreError) as caught:
         parsed(document, Path())
-    text = str(caught.value)
-    assert "\n" not in text
-    return text.removeprefix("tiny.toml: ")
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def said(document: dict[str, Any]) -> str:
+    """Its line, without the file."""
+    return str(refusal(document)).removeprefix("tiny.toml: ")
 
 
 def clustered(**changes: Any) -> dict[str, Any]:
@@ -40,83 +44,114 @@ def test_all_is_known_from_the_clustering() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "key", "expected", "found", "remedy"),
     [
-        ({"set": [1]}, "specialists.set: expected a known key, found 'set'; did you mean 'sets'?"),
-        (
+        pytest.param({"set": [1]}, "set", "a known key", "'set'", "did you mean 'sets'?", id="misspelt key"),
+        pytest.param(
             {"generalist": "wid"},
-            "specialists.generalist: expected one teacher, found 'wid', which is none; did you mean 'wide'?",
+            "generalist",
+            "the name of one teacher",
+            "'wid'",
+            "did you mean 'wide'?",
+            id="unknown generalist",
         ),
-        (
+        pytest.param(
             {"sets": [0, 2]},
-            (
-                "specialists.sets: expected sets from 0 to 1, as many as cluster.clusters, found 2; "
-                "name sets that there are"
-            ),
+            "sets",
+            "sets from 0 to 1, for cluster.clusters = 2",
+            "2",
+            "lower the numbers",
+            id="set beyond the clustering",
         ),
-        ({"sets": [1, 1]}, "specialists.sets: expected every value once, found 1 2 times; drop the rest"),
-        (
+        pytest.param(
+            {"sets": [1, 1]}, "sets", "every value once", "1 2 times", "remove the repetition", id="set twice"
+        ),
+        pytest.param(
             {"sets": []},
-            (
-                "specialists.sets: expected 'all', or a list of numbers of sets, from 0, found []; "
-                "write sets = 'all', or name some"
-            ),
+            "sets",
+            "'all', or a list of numbers of sets, from 0",
+            "[]",
+            "write sets = 'all', or list some numbers",
+            id="no set",
         ),
-        ({"share": 1.0}, "specialists.share: expected a number below 1, found 1.0; correct share"),
-        (
+        pytest.param({"share": 1.0}, "share", "a number below 1", "1.0", "correct share", id="share of 1"),
+        pytest.param(
             {"share": 0.1, "train": train(batch_size=4)},
-            (
-                "specialists.train.batch_size: expected special rows and others in every batch, "
-                "found 4, with share = 0.1; raise it, or change share"
-            ),
+            "train.batch_size",
+            "special rows and others in every batch",
+            "4, with share = 0.1",
+            "raise train.batch_size, or change share",
+            id="no special row in a batch",
         ),
-        (
+        pytest.param(
             {"train": train(batch_size=1)},
-            (
-                "specialists.train.batch_size: expected special rows and others in every batch, "
-                "found 1, with share = 0.5; raise it, or change share"
-            ),
+            "train.batch_size",
+            "special rows and others in every batch",
+            "1, with share = 0.5",
+            "raise train.batch_size, or change share",
+            id="one row in a batch",
         ),
-        (
+        pytest.param(
             {"temperature": 2.0},
-            "specialists.temperature: expected no temperature with variant = 'joint', found 2.0; drop it, or set variant = 'full'",
+            "temperature",
+            "variant = 'full'",
+            "variant = 'joint'",
+            "remove temperature",
+            id="temperature without full",
         ),
-        (
+        pytest.param(
             {"variant": "full", "head": "head"},
-            "specialists.head: expected no head with variant = 'full', found 'head'; drop it, or set variant = 'dustbin'",
+            "head",
+            "variant = 'dustbin'",
+            "variant = 'full'",
+            "remove head",
+            id="head without dustbin",
         ),
-        (
+        pytest.param(
             {"train": train(label_smoothing=0.1)},
-            (
-                "specialists.train.label_smoothing: expected no label_smoothing for specialists, whose correction for "
-                "the shares of a batch rests on posteriors, found 0.1; drop it"
-            ),
+            "train.label_smoothing",
+            "0 at most",
+            "0.1",
+            "correct label_smoothing",
+            id="label smoothing",
         ),
-        (
+        pytest.param(
             {"views": 3},
-            "specialists.views: expected a view below cache.views = 3, found 3; cache more views, or take another",
+            "views",
+            "a view below cache.views = 3",
+            "3",
+            "raise cache.views, or take a lower view",
+            id="view beyond the cache",
         ),
-        (
+        pytest.param(
             {"name": "n" * 63},
-            f"specialists.name: expected names of 64 characters at most, found '{'n' * 56}...; set name",
+            "name",
+            "names of 64 characters at most",
+            "'nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn...",
+            "set name",
+            id="long name",
         ),
     ],
 )
-def test_a_table_that_makes_no_specialists_is_refused(changes: dict[str, Any], expected: str) -> None:
-    assert said(clustered(**changes)) == expected
+def test_a_table_that_makes_no_specialists_is_refused(
+    changes: dict[str, Any], key: str, expected: str, found: str, remedy: str
+) -> None:
+    error = refusal(clustered(**changes))
+    assert error.where == f"tiny.toml: specialists.{key}"
+    assert (error.expected, error.found, error.remedy) == (expected, found, remedy)
 
 
 def test_specialists_of_nothing_are_refused() -> None:
     document = clustered()
     del document["cluster"]
     assert said(document) == (
-        "specialists.clustering: expected the clustering whose sets they are for, "
-        "found neither [cluster] nor specialists.clustering; add [cluster], or name a clustering of the store"
+        "specialists.clustering: expected [cluster] or specialists.clustering, found no such key; "
+        "add one of the two"
     )
     document["specialists"]["clustering"] = "pairs"
     assert said(document) == (
-        "specialists.generalist: expected the teacher that they begin from, "
-        "found neither cluster.teacher nor specialists.generalist; name a teacher"
+        "specialists.generalist: expected cluster.teacher or specialists.generalist, found no such key; "
+        "add specialists.generalist"
     )
 
 
@@ -124,7 +159,7 @@ def test_a_generalist_with_members_is_one_of_them() -> None:
     document = content(generalist="wide")
     document["teacher"] = [teacher("wide", members=2)]
     assert said(document) == (
-        "specialists.generalist: expected one teacher, found 'wide', which has several members; "
+        "specialists.generalist: expected the name of one teacher, found 'wide', which has several members; "
         "did you mean 'wide-0'?"
     )
 
@@ -136,34 +171,44 @@ def test_a_teacher_may_not_have_the_name_of_a_specialist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("specialists", "found"),
+    ("specialists", "found", "remedy"),
     [
-        (None, "no [specialists]"),
-        ({"variant": "full"}, "specialists.variant = 'full'"),
-        ({"capture": False}, "specialists.capture = false"),
+        pytest.param(None, "no [specialists]", "add [specialists]", id="no table"),
+        pytest.param(
+            {"variant": "full"},
+            "specialists.variant = 'full'",
+            "set specialists.variant = 'joint'",
+            id="full",
+        ),
+        pytest.param(
+            {"capture": False}, "specialists.capture = false", "set specialists.capture = true", id="not kept"
+        ),
     ],
 )
-def test_what_is_not_kept_is_not_combined(specialists: dict[str, Any] | None, found: str) -> None:
+def test_what_is_not_kept_is_not_combined(
+    specialists: dict[str, Any] | None, found: str, remedy: str
+) -> None:
     document = clustered(**(specialists or {})) | {"combine": {}}
     if specialists is None:
         del document["specialists"]
-    assert said(document) == (
-        f"combine: expected captured specialists with a dustbin class, found {found}; change it, or drop [combine]"
-    )
+    error = refusal(document)
+    assert error.where == "tiny.toml: combine"
+    assert error.expected == "captured specialists with a dustbin class"
+    assert (error.found, error.remedy) == (found, f"{remedy}, or remove [combine]")
 
 
 @pytest.mark.parametrize(
-    ("disjoint", "top", "found"), [(True, 2, "top = 2"), (False, 1, "sets that overlap")]
+    ("disjoint", "top", "found"), [(True, 2, "top = 2"), (False, 1, "cluster.disjoint = false")]
 )
 def test_a_combination_without_a_closed_form_is_refused_when_the_file_is_read(
     disjoint: bool, top: int, found: str
 ) -> None:
     document = clustered() | {"combine": {"direction": "qp", "top": top}}
     document["cluster"]["disjoint"] = disjoint
-    assert said(document) == (
-        "combine.direction: expected disjoint sets and top = 1: KL(q, p) has a closed form for one active specialist "
-        f"alone, found {found}; set cluster.disjoint = true and leave top out, or take direction = 'pq'"
-    )
+    error = refusal(document)
+    assert error.where == "tiny.toml: combine.direction"
+    assert (error.expected, error.found) == ("cluster.disjoint = true and top = 1", found)
+    assert error.remedy == "set cluster.disjoint = true and remove top, or set direction = 'pq'"
     document["cluster"]["disjoint"], document["combine"]["top"] = True, 1
     parsed(document, Path())
 

@@ -71,8 +71,8 @@ def copiers(monkeypatch: pytest.MonkeyPatch) -> list[CountingCopier]:
         made.append(CountingCopier(then))
         return made[-1]
 
-    for module in ("torch_stream", "device_feed"):
-        monkeypatch.setattr(f"logitstore.pipeline.{module}.copier_for", copier)
+    for module in ("torch_stream", "copier"):
+        monkeypatch.setattr(f"logitstore.pipeline.stream.{module}.copier_for", copier)
     return made
 
 

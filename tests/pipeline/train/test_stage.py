@@ -14,14 +14,13 @@ from support.experiments import ROWS, VIEWS, document, parsed, student, train
 from torch import Tensor
 
 from logitstore.pipeline.augment import row_generator, shift
-from logitstore.pipeline.cache.todo import student_rows
 from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.losses import Distillation
 from logitstore.pipeline.models.records import Models, Record
 from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.train import stage
 from logitstore.pipeline.train.stage import open_stream, train_student, train_students
-from logitstore.pipeline.train.todo import StudentSeed, student_seeds
+from logitstore.pipeline.train.todo import StudentSeed, student_rows, student_seeds
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import BadDataError, RowMismatch, SpecMismatch
 
