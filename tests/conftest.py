@@ -1,7 +1,7 @@
-"""What do all tests share? The real data, hypothesis' settings, one thread, and one import name.
+"""Fixtures of all tests: the real data, hypothesis' settings, one thread, and one import name.
 
-`pytest` may be called on its own as well as by `make test`; so the settings that the laws rest on stand
-here, before anything that reads them is imported.
+`pytest` may be called on its own as well as by `make test`; so the settings that the laws rest on stand here, before the
+imports that read them.
 """
 
 import logging

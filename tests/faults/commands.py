@@ -1,7 +1,7 @@
-"""Does the real command of stage one survive what a writer in a test survives: SIGKILL, and a full disk?
+"""The real command of stage one, killed and on a full disk.
 
-Called in an interpreter of its own (`children.apart`) that has loaded torch and forks the command: a start of it
-takes two seconds otherwise.
+Called in an interpreter of its own (`children.apart`) that has loaded torch and forks the command, which saves the two
+seconds of a start.
 """
 
 import os

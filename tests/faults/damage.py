@@ -1,8 +1,8 @@
-"""What is a store for trials of damage, how is it read, and how does its writer make it whole again?
+"""A store for trials of damage: its numbers, its shards, and a writer that makes it whole again.
 
 Everything in it follows from its arguments, so that a store that was damaged, repaired and written again must be
-the same bytes. The trials themselves run in interpreters of their own (`children.apart`): under pytest every annotation of the
-package is checked at every call, and there are thousands of them.
+the same bytes. The trials run in interpreters of their own (`children.apart`): under pytest every annotation of the
+package is checked at every call, and trials make thousands of calls.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard stands."""
+    """The place of a shard."""
 
     part: str
     layout: ArrayLayout

@@ -1,8 +1,8 @@
-"""What do writers do on a disk that is really full, and when it has grown?
+"""Writers on a disk that is really full, and on the same disk when it has grown.
 
 `trials` is called in an interpreter of its own (`children.apart`), as root. One trial: one to four writers on a tmpfs
-that is too small for the capture (or even for the samples); what they say and leave is looked at; the tmpfs grows, and
-another number of them goes on.
+that is too small for the capture (or even for the samples); their messages and files are checked; the tmpfs grows, and
+another number of them resumes.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""Is anything lost when real writers are killed at random and at named points, and started again in another number?
+"""Real writers that are killed at random and at named points, and started again in another number.
 
-`runs` is called in an interpreter of its own (`children.apart`). One run: writers of one capture are killed, what they
-have acknowledged is looked at, and another number of them goes on, until all end by themselves.
+`runs` is called in an interpreter of its own (`children.apart`). One run: writers of one capture are killed, the
+blocks that they acknowledged are checked, and another number of them resumes, until all end by themselves.
 """
 
 import os

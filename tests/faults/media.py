@@ -1,4 +1,4 @@
-"""What do readers and writers do on media that cannot be written, without HOME or temporary space, with odd clocks?
+"""Readers and writers on read-only media, without HOME or temporary space, with odd clocks.
 
 `media` and `clocks` are called in an interpreter of its own (`children.apart`), the first as root. Each case is a
 fork that changes its own surroundings; an audit hook (PEP 578) sees every attempt to open a file for writing, to make, link,
@@ -52,7 +52,7 @@ WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Attempts(list[str]):
-    """What this process does from now on that changes a file, or would."""
+    """Attempts of this process, from now on, to change a file."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Is a row absent or exact, and does none that was there go away, while others write?
+"""Readers during writes: a row is absent or exact, and stays.
 
 `watch` is called in an interpreter of its own (`children.apart`). Four writers make one capture after another; eight
 readers open the store again and again and read rows of sealed captures through the API, and rows of the one that is

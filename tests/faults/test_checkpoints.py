@@ -1,4 +1,4 @@
-"""Is a file of weights, or a factory string, that somebody made to do harm refused in one line, and nothing run of it?"""
+"""Hostile files of weights and factory strings are refused in one line, and none of their code runs."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Is every flipped bit found, wherever it is, and is nothing found where nothing is wrong?"""
+"""Every flipped bit is found, and a clean store raises no alarm."""
 
 from pathlib import Path
 from typing import Any

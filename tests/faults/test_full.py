@@ -1,4 +1,4 @@
-"""Does a really full disk cost nothing but time: warned of, nothing half visible, and resumed to the same bytes?"""
+"""A really full disk costs nothing but time: a warning, nothing half visible, a resume to the same bytes."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does a store that somebody made to do harm do any: code, files outside, memory, time, another error, the terminal?"""
+"""A hostile store does no harm: no code, no files outside, bounded memory and time, one kind of error."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What happens when two writers make the same block with different bytes, in every order of their steps?
+"""Two writers make the same block with different bytes, in every order of their steps.
 
 A GPU is not deterministic: both are right, and one must win. The real `PartWriter.commit` runs in two threads on the
 modelled disk; each stops before each of eight steps (stage and write, fsync, link, fsync of the directory; for the shard

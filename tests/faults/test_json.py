@@ -1,4 +1,4 @@
-"""Is every JSON file of a store that was cut or changed refused, by one kind of error, at once and in little memory?"""
+"""Every JSON file that was cut or changed is refused, by one kind of error, at once and in little memory."""
 
 import contextlib
 import json

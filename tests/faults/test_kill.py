@@ -1,4 +1,4 @@
-"""Is nothing lost, and nothing else written, when real writers are killed anywhere and started again?"""
+"""Nothing is lost, and nothing else written, when real writers are killed anywhere and started again."""
 
 from pathlib import Path
 from typing import Any

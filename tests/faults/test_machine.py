@@ -1,4 +1,4 @@
-"""Is there an order of writes, kills, damage and repairs after which other numbers are read, or any are lost unnoticed?"""
+"""No order of writes, kills, damage and repairs gives other numbers, or loses any unnoticed."""
 
 from pathlib import Path
 

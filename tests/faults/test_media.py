@@ -1,4 +1,4 @@
-"""Do readers write nothing, and writers say what is wrong, where nothing can be written; and does no clock matter?"""
+"""Readers write nothing, writers report what cannot be written, and no clock matters."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""While others write, is every row that is read absent or exact, and does none go away again?"""
+"""While others write, every row that is read is absent or exact, and stays."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Is every good object in the wrong place refused, and every old one where a newer was expected?"""
+"""Every good object in the wrong place is refused, and every old one if a newer is expected."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Are torn, empty and overlong shards of every array found, thrown away and made again, byte for byte?"""
+"""Torn, empty and overlong shards of every array are found, thrown away and made again, byte for byte."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does a stopped writer that wakes after its job was sealed by another change nothing, and say why it stops?"""
+"""A stopped writer that wakes after another has sealed its job changes nothing, and reports the reason."""
 
 from pathlib import Path
 

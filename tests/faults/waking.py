@@ -1,4 +1,4 @@
-"""What does a writer do that was stopped, and wakes when its job was finished and sealed by another?
+"""Writers that are stopped, and wake when another has finished and sealed their job.
 
 `trials` is called in an interpreter of its own (`children.apart`). One trial: a writer stops itself (SIGSTOP) at a
 point of the protocol, another one writes the rest and seals, the first is woken (SIGCONT).

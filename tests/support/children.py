@@ -79,7 +79,7 @@ class Countdown:
     """A count of calls that ends this process at one of them."""
 
     def __init__(self, at: int | None) -> None:
-        """at: number of the call, from 1; None counts only."""
+        """Begin at no call; `at` is the number of the last one, from 1, and None counts only."""
         self.at = at
         self.count = 0
 
@@ -126,7 +126,7 @@ class Child:
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """environment: variables that are set in the fork."""
+        """Fork, and set the variables of `environment` in the fork."""
         self.status: int | None = None
         """The exit status once it was waited for; negative for the signal that ended it."""
         self.pid = os.fork()

@@ -1,4 +1,4 @@
-"""What does a store with a generalist and some specialists look like, of which a test knows every number?"""
+"""A store with a generalist and some specialists, of known numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +35,13 @@ class Made:
         return Path(self.store.path)
 
     def opened(self) -> Store:
-        """The store as it is on the disk now."""
+        """Open the store as it is on the disk now."""
         return open_store(self.path)
 
     def expected(
         self, sets: Mapping[str, Sequence[int]], view: int = 0, top: int = 1, direction: Any = "pq"
     ) -> NDArray[np.float64]:
-        """q of every row, from whole arrays in float64."""
+        """Return q of every row, from whole arrays in float64."""
         logits = self.logits["wide"][view].astype(np.float64)
         experts = Experts.of([(*own, -1) for own in sets.values()], CLASSES)
         active = active_specialists(logits, experts, top)
@@ -50,7 +50,7 @@ class Made:
 
 
 def head(store: Store, number: int, **other: Any) -> dict[str, Any]:
-    """What a specialist says of how it was made."""
+    """Return the provenance of a specialist."""
     return {
         "kind": "specialist",
         "generalist": {"capture": "wide", "seal": store.teachers["wide"].digest},
@@ -98,7 +98,7 @@ def write(
 
 
 def make(path: Path) -> Made:
-    """A store of a generalist `wide`, and of the specialists of `SETS` and `DISJOINT`."""
+    """Make a store of a generalist `wide`, and of the specialists of `SETS` and `DISJOINT`."""
     inputs = stores.some_inputs(ROWS)
     with mock.patch("os.fsync"):
         store = create_store(

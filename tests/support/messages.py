@@ -150,7 +150,7 @@ def stale(entries: Iterable[str], collected: Mapping[str, bool], partly: Iterabl
 
 
 class Sentences:
-    """What one test gives; compared with the file at once."""
+    """Sentences of one test, compared with the file as they come."""
 
     def __init__(self, test: str, expected: list[str], places: Mapping[str, object], update: bool) -> None:
         self.given: list[str] = []

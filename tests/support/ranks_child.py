@@ -1,4 +1,4 @@
-"""What does each of several processes do for tests/pipeline/trainer/test_ddp.py? Started by torchrun, with a folder and stores."""
+"""Trainings of several ranks, compared by tests/pipeline/trainer/test_ddp.py and started by torchrun."""
 
 import json
 import os

@@ -21,5 +21,5 @@ def torchrun(ranks: int, *arguments: str | Path, timeout: float = 150) -> subpro
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines of ours on stderr, without those of torchrun."""
+    """Return our lines on stderr, without those of torchrun."""
     return [line for line in done.stderr.splitlines() if line.startswith("logitstore: ")]
