@@ -82,6 +82,7 @@ def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
     from logitstore.pipeline.cache.stage import cache
     from logitstore.pipeline.models.records import Models
     from logitstore.pipeline.transfer import TransferRows
+    from logitstore.pipeline.workspace import Workspace
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -104,7 +105,8 @@ def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
         table = {"batch_size": BATCH, "block_rows": block_rows, **case.cache}
         experiments[name] = experiment_of(folder, nets, data, table)
     for number in range(2):
-        cache(experiments["warm"], folder / f"{how}-{number}.zarr", Models(folder / "models"), device="cpu")
+        path = folder / f"{how}-{number}.zarr"
+        cache(Workspace.of_store(experiments["warm"], path, folder / "models", device="cpu"))
     loader = TransferRows(experiments["measured"])
     for net in nets:
         bare_loop(
@@ -119,7 +121,8 @@ def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
                 bare_loop(net.module, iter([batch]))
     else:
         models = Models(folder / "models")
-        cache(experiments["measured"], folder / "measured.zarr", models, rows=loader, device="cpu")
+        path = folder / "measured.zarr"
+        cache(Workspace(experiments["measured"], path, models, device="cpu", given_rows=loader))
     peak = status("VmHWM")
     print(json.dumps({"used": peak - before, "total": peak, "stated": said.bytes}))
 

@@ -119,7 +119,7 @@ def whole(logits: NDArray[np.float32], active: int) -> None:
 def main(rows: int = ROWS) -> None:
     """Print the table."""
     print(
-        f"combine: {rows:,} rows of {CLASSES} classes, sets of {SET}; at least 200,000 rows/s, or 0.5 of the softmax, "
+        f"combine: {rows:,} rows of {CLASSES} classes, sets of {SET}; at least 100,000 rows/s "
         "with one active specialist"
     )
     logits = some_logits(rows)

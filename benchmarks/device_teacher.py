@@ -40,6 +40,7 @@ from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.experiment.tables import Cache
 from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.digest import digest_rows
 
 ROUNDS, LEAST, CLASSES, PRECISION = 5, 0.97, 1000, "bfloat16"
@@ -103,7 +104,7 @@ def capture(experiment: Experiment, rows: TransferRows, device: str, folder: Pat
     """Stage one into a new store."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path, models = Path(name) / "store.zarr", Models(Path(name) / "models")
-        report = cache(experiment, path, models, rows=rows, device=device)
+        report = cache(Workspace(experiment, path, models, given_rows=rows, device=device))
         assert len(report.captured) == 1
 
 

@@ -29,7 +29,7 @@ from ways import ROWS_AT_ONCE, Measured, Way, always, budget_for, chunk_rows, kl
 import logitstore
 from logitstore.storage.encodings.encoding import Encoding
 from logitstore.storage.encodings.error_budget import ErrorBudget
-from logitstore.storage.encodings.floats import FLOATS, rounding_error
+from logitstore.storage.encodings.half import FLOATS, rounding_error
 from logitstore.storage.encodings.top_k import TopK
 from logitstore.storage.errors import ConfigError
 from logitstore.storage.format.constants import TEMPERATURES

@@ -30,8 +30,8 @@ from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.experiment.document import parse_experiment
 from logitstore.pipeline.losses import Distillation, soft_targets
 from logitstore.pipeline.models.networks import convnet, mlp
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.models.weights import save_weights
+from logitstore.pipeline.workspace import Workspace
 
 ROWS, SHAPE, CLASSES, BATCH, TEMPERATURE, ROUNDS = 4096, (28, 28), 10, 128, 20.0, 5
 CAPTURES = 3
@@ -112,7 +112,11 @@ def measure(pair: Pair, folder: Path, rows: int) -> None:
         base=folder,
     )
     costs = [
-        seconds(lambda number=number: cache(experiment, folder / f"{number}.zarr", Models(folder / "models")))
+        seconds(
+            lambda number=number: cache(
+                Workspace.of_store(experiment, folder / f"{number}.zarr", folder / "models")
+            )
+        )
         for number in range(CAPTURES)
     ]
     stream = TorchStream(logitstore.open_store(folder / "0.zarr").stream(BATCH, seed=0))

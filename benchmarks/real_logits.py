@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from logitstore.pipeline.cache.teachers import load_teacher, train_teacher
 from logitstore.pipeline.cache.todo import find_teacher
 from logitstore.pipeline.experiment.document import Experiment, load_experiment
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.runtime.inference import run_model
-from logitstore.pipeline.transfer import Examples, TransferRows
+from logitstore.pipeline.transfer import Examples
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -55,20 +55,20 @@ def omniglot_logits() -> "RealLogits | str":
 
 def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | str":
     experiment = load_experiment(EXPERIMENTS / f"{name}.toml")
+    work = Workspace.of_folder(experiment, RUNS / name)
     try:
-        rows = TransferRows(experiment)
+        rows = work.rows
     except BadDataError as error:
         return f"{name}: left out, its data are not there ({error})"
     member = next(m for m in experiment.teacher_members() if m.name == teacher)
-    models = Models(RUNS / name / "models")
-    if short_epochs is not None and find_teacher(experiment, member, rows, models) is None:
+    if short_epochs is not None and find_teacher(work, member) is None:
         experiment = _shortened(experiment, short_epochs)
         member = next(m for m in experiment.teacher_members() if m.name == teacher)
-        models = Models(RUNS / "benchmark" / name / "models")
-    if find_teacher(experiment, member, rows, models) is None:
+        work = Workspace.of_folder(experiment, RUNS / "benchmark" / name, given_rows=rows)
+    if find_teacher(work, member) is None:
         print(f"  training {name}'s teacher {teacher}, once: it takes minutes", flush=True)
-    record = train_teacher(experiment, member, rows, models)
-    module = load_teacher(experiment, member, rows, models)
+    record = train_teacher(work, member)
+    module = load_teacher(work, member)
     assert experiment.evaluation_set is not None and member.teacher.train is not None
     examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
     inputs, _ = rows.rows(range(len(rows)))

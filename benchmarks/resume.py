@@ -79,7 +79,7 @@ def child(folder: Path, how: str, blocks: int) -> None:
 
     import logitstore
     from logitstore.pipeline.cache.stage import cache
-    from logitstore.pipeline.models.records import Models
+    from logitstore.pipeline.workspace import Workspace
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def child(folder: Path, how: str, blocks: int) -> None:
             os._exit(0)  # as if killed: nothing is closed, nothing tidied up
 
     Watched.listeners.append(reached)
-    cache(experiment, store, Models(folder / "models"), device="cpu")
+    cache(Workspace.of_store(experiment, store, folder / "models", device="cpu"))
     facts["bytes_to_the_end"] = dict(reads.bytes)
     capture = logitstore.open_store(store).teachers["teacher-0"]
     assert capture.read_stored(slice(0, 1))["logits"].shape == (1, CLASSES)
@@ -129,7 +129,7 @@ def blocks_there(store: Path) -> int:
     """How many blocks of the capture are committed."""
     import logitstore
 
-    begun = logitstore.open_store(store).root.begun("teachers/teacher-0")
+    begun = logitstore.open_store(store).begun("teachers/teacher-0")
     return 0 if begun is None else begun.blocks_done
 
 

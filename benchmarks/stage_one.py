@@ -30,8 +30,8 @@ from timing import Comparison, compare
 
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.experiment.document import Experiment
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.format.grid import MIN_BLOCK_ROWS
 
 ROWS, BLOCK_ROWS, ROUNDS, LEAST = 65_536, 4096, 5, 0.95
@@ -84,7 +84,9 @@ class Capture:
     def __call__(self) -> None:
         path = self._folder / f"store-{self._number}.zarr"
         self._number += 1
-        report = cache(self._experiment, path, Models(self._folder / "models"), rows=self._rows, device="cpu")
+        models = self._folder / "models"
+        work = Workspace.of_store(self._experiment, path, models, given_rows=self._rows, device="cpu")
+        report = cache(work)
         assert len(report.captured) == len(self._experiment.teachers)
 
     def forget(self) -> None:

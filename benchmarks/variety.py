@@ -186,7 +186,7 @@ def line(what: str, found: Variety) -> str:
 def default_order(folder: Path, rows_per_class: int) -> None:
     """The default order beside a full shuffle."""
     store, source = make_store(folder, "shuffled", rows_per_class)
-    labels, run = store.samples.labels, store.root.grid.run_rows
+    labels, run = store.samples.labels, store.grid.run_rows
     print(
         f"  {f'runs of {run} rows':40s} {'classes':>9s} {'neighbours':>11s} {'same chunk':>11s} {'largest share':>14s}"
     )
@@ -207,14 +207,14 @@ def default_order(folder: Path, rows_per_class: int) -> None:
 def as_is(folder: Path, rows_per_class: int) -> None:
     """The order of the transfer set, and the bound."""
     store, source = make_store(folder, "as_is", rows_per_class)
-    labels, run = store.samples.labels, store.root.grid.run_rows
+    labels, run = store.samples.labels, store.grid.run_rows
     batches = list(streamed(store))
     print(line('stream, order = "as_is"', variety_of(batches, labels, source, run)))
     ranks = [variety_of(streamed(store, rank, 8), labels, source, run) for rank in range(8)]
     print(line("the same, rank with the fewest, of 8", min(ranks, key=lambda found: found.classes)))
     blocks = runs_of_a_batch(batches, run)
     print(
-        f"  entropy of the labels of a batch, bits; its rows come from {blocks} of {store.root.grid.num_runs} runs"
+        f"  entropy of the labels of a batch, bits; its rows come from {blocks} of {store.grid.num_runs} runs"
     )
     print(f"  {'':14s} {'H(p)':>7s} {'below':>8s} {'as is':>8s} {'above':>8s}   {'first order':>17s}")
     for classes in (COARSE, CLASSES):

@@ -273,18 +273,18 @@ class Seed:
         from logitstore.pipeline.combine.stage import combine
         from logitstore.pipeline.specialists.captures import capture_specialists
         from logitstore.pipeline.specialists.training import train_specialists
+        from logitstore.pipeline.workspace import Workspace
 
         path = self.folder / "test" / "store.zarr"
         content = test_document(self.settings, self.number, self.data, self.models, part.students)
         shown = parsed(content, "test drawers")
-        cache(shown, path, self.models, progress=progress)
-        home = open_store(self.folder / "store.zarr")
+        test_drawers = Workspace(shown, path, self.models, progress=progress)
+        cache(test_drawers)
         combinations = {"combined": (EXPERT, 1), **{name: VARIANTS[name] for name in part.variants}}
         for specialists in dict.fromkeys(kind for kind, _ in combinations.values()):
-            experiment = self.experiment(specialists)
-            train_specialists(experiment, home, self.models, progress=progress)
-            onto = (shown, open_store(path))
-            capture_specialists(experiment, home, self.models, onto=onto, progress=progress)
+            home = Workspace.of_folder(self.experiment(specialists), self.folder, progress=progress)
+            train_specialists(home)
+            capture_specialists(home, onto=test_drawers)
         test = open_store(path)
         for name, (specialists, top) in combinations.items():
             combine(
@@ -434,7 +434,7 @@ def capture_name(name: str) -> str:
 
 def _predictions(store: Store, name: str, view: int) -> NDArray[np.int64]:
     """The most probable class of every row."""
-    grid = store.root.grid
+    grid = store.grid
     parts = [
         store.teachers[name].read(slice(rows.start, rows.stop), view).argmax(axis=1)
         for rows in map(grid.rows, range(grid.num_blocks))

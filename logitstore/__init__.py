@@ -1,12 +1,12 @@
-"""Which names does a user of logitstore need?
+"""The public names of logitstore.
 
-    open_store, create_store    a store to read, or to fill from an inference loop of your own
-    Store, Capture              what they give, and a teacher's logits in it
-    digest_rows                 the digests by which a store knows the inputs that its rows belong to
+    open_store, create_store    a store to read, or to fill from your own inference loop
+    Store, Capture              the store, and the logits of one teacher
+    digest_rows                 the digests that identify the inputs of a store's rows
     LogitStoreError             the base of every error that is raised on purpose
 
-Training loops take `TorchStream` and the losses from `logitstore.pipeline`. The names are looked up
-when they are first used, so that `import logitstore` costs nothing and loads no library.
+Training loops take `TorchStream` and the losses from `logitstore.pipeline`. Names are imported on first use, so
+`import logitstore` loads no library.
 """
 
 from pkgutil import extend_path
@@ -29,8 +29,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Python started in the root of a checkout finds this folder there before the installed package; the
-# sub-packages are found beside the installed one all the same.
+# Python started in the root of a checkout finds this folder before the installed package. The sub-packages
+# are still found beside the installed one.
 __path__ = extend_path(__path__, __name__)
 
 _HOMES = {
@@ -44,7 +44,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home when it is first asked for (PEP 562)."""
+    """Import a public name from its home on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

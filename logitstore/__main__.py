@@ -1,4 +1,4 @@
-"""What is `python -m logitstore`? The command line, for who starts it by a module's name, as `torchrun` does."""
+"""The command line as `python -m logitstore`, for launchers that start a module, such as `torchrun`."""
 
 from .cli.main import main
 

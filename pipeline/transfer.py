@@ -1,11 +1,7 @@
-"""How does a data set become the rows of a store?
+"""Data sets of an experiment as arrays, and the transfer set in the order of its store. Imports no torch.
 
-1. The factory of the experiment makes a map-style data set (`datasets`).
-2. Its examples are put in the order of the store: a seeded permutation, or their own order. A store
-   whose rows are shuffled is a fair sample wherever a stream opens a window.
-3. `fetch` gives the inputs and labels of any rows as arrays, each example checked.
-
-Needs no torch: tensors are taken as arrays.
+The factory of a table makes a map-style data set (`datasets`). The transfer set is put in a seeded random order, or left in
+its own; with shuffled rows, every window of a stream is a fair sample. Each example is checked when it is fetched.
 """
 
 import hashlib
@@ -28,16 +24,16 @@ from .factories import build, expect_dataset
 
 
 class Examples:
-    """A labelled or unlabelled data set, as arrays on demand."""
+    """A data set, labelled or not, as arrays on demand."""
 
-    _stated: int | None = None  # number of classes that the experiment states
+    _stated: int | None = None  # number of classes in the experiment
 
     def __init__(self, table: TransferSet | EvaluationSet, base: Path, where: str) -> None:
-        """Make the data set that `table` describes, and look at its first example.
+        """Make the data set of a table and check its first example.
 
-        base: folder that relative file names start from. where: what messages call the set.
-        Raises FactoryError, BadDataError for inputs of a dtype that no store keeps, ConfigError where the set names
-        another number of classes than the table.
+        base: folder of relative file names. where: the set in messages.
+        Raises FactoryError, BadDataError for inputs of a dtype that no store keeps, ConfigError if the set and the table have
+        different numbers of classes.
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
         """The data set itself."""
@@ -58,25 +54,25 @@ class Examples:
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where the set knows them."""
+        """Names of the classes; None if the set has none."""
         names = getattr(self.dataset, "class_names", None)
         return None if names is None else [str(name) for name in names] or None
 
     @cached_property
     def ids(self) -> Sequence[str] | None:
-        """A name for each example, where the set has them."""
+        """Name of each example; None if the set has none."""
         ids = getattr(self.dataset, "ids", None)
         return None if ids is None else [str(i) for i in ids]
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """What the set says of its content as a whole; None where it says nothing."""
+        """The set's own digest of its content; None if it has none."""
         fingerprint = getattr(self.dataset, "fingerprint", None)
         return str(fingerprint()) if callable(fingerprint) else None
 
     @cached_property
     def content(self) -> str:
-        """What the set is known by: its fingerprint, or a digest of every input and label."""
+        """Fingerprint of the set, or a digest of every input and label."""
         if self.fingerprint is not None:
             return self.fingerprint
         digest = hashlib.sha256()
@@ -87,17 +83,17 @@ class Examples:
 
     @cached_property
     def first(self) -> Shaped[np.ndarray, "..."]:
-        """The input of the first example: its shape and dtype are those of all."""
+        """Input of the first example, whose shape and dtype all have."""
         return np.asarray(self.a_few[0])
 
     @cached_property
     def a_few(self) -> Shaped[np.ndarray, "few ..."]:
-        """The inputs of the first two examples, or of the only one: what a model is tried on."""
+        """Inputs of the first two examples, or of the only one, to try a model on."""
         return self.fetch(range(min(2, len(self))))[0]
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, as the set names them or the table states. Raises ConfigError where neither does."""
+        """Number of classes in the set or the table. Raises ConfigError if neither has it."""
         names = self.class_names
         if names is None and self._stated is not None:
             return self._stated
@@ -114,10 +110,10 @@ class Examples:
     def fetch(
         self, indices: Sequence[int]
     ) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
-        """Inputs (rows, …) and labels (rows,), -1 where unknown, of the examples at `indices`.
+        """Fetch inputs (rows, …) and labels (rows,), -1 if unknown, of the examples at `indices`.
 
-        Raises BadDataError where its input has a dtype that no store keeps, or another shape or dtype than the
-        others, or where its label is none of the classes.
+        Raises BadDataError for an input of a dtype that no store keeps, or of another shape or dtype than the others, and for
+        a label that is no class.
         """
         items = fetch_items(self.dataset, indices)
         pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
@@ -169,11 +165,11 @@ class TransferRows(Examples):
             self._order = {"kind": "shuffled", "seed": table.seed}
             self.source = philox_permutation(len(self), table.seed, stream=0, counter=0)
         self.digest_of = table.digest_of
-        """What a row's digest is taken over."""
+        """Content of a row's digest."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the samples of a store made of it say they are."""
+        """Identity of the samples of a store of this set."""
         return {
             "transfer_set": self.fingerprint,
             "order": dict(self._order),
@@ -182,10 +178,10 @@ class TransferRows(Examples):
         }
 
     def rows(self, rows: range) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
-        """Inputs and labels of some rows of the store."""
+        """Fetch inputs and labels of some rows of the store."""
         return self.fetch(self.source[rows.start : rows.stop].tolist())
 
 
 def input_bytes(experiment: Experiment, rows: TransferRows) -> int:
-    """Bytes of an input in the store; 0 where it keeps none."""
+    """Return the bytes of an input in the store; 0 if it keeps none."""
     return rows.first.nbytes if experiment.transfer_set.store_inputs else 0

@@ -1,11 +1,9 @@
-"""How does a student get the very inputs that its teacher saw?
+"""Augmented views, replayed so that a student gets the very inputs that its teacher saw.
 
-A stream hands over the inputs of a run of rows as the transfer set has them; `replay` makes of them the view that was
-captured, and the stream compares each with the digest of what the teacher was given. Stage one makes its views
-with the same function.
+A stream passes the inputs of some rows as the transfer set has them. `replay` makes the captured view of them, and the stream
+compares each with the digest of the teacher's input. Stage one makes its views with the same function.
 
-An augmentation that mixes a row with another one needs that row too. `rows_of_store` finds it where the stream finds
-its own.
+An augmentation that mixes two rows needs the other one too: `rows_of_store` finds it where the stream finds its own.
 """
 
 from dataclasses import dataclass
@@ -33,9 +31,9 @@ def replay(
     first_view: int = 1,
     others: OtherRows | None = None,
 ) -> Augment:
-    """What `store.stream(..., augment=…)` takes, for an augmentation such as `shift(pixels=2)`.
+    """Make the `augment` of `store.stream` from an augmentation such as `shift(pixels=2)`.
 
-    seed, first_view: as the capture has them (`store.teachers[name].augmentation` says both).
+    seed, first_view: those of the capture (`store.teachers[name].augmentation`).
     others: for an augmentation that mixes rows, such as `mixup()`: `rows_of_store(store)`.
 
     >>> from logitstore.pipeline.augment import shift
@@ -47,10 +45,10 @@ def replay(
 
 
 def rows_of_store(store: Store, transfer_set: Any = None) -> OtherRows:
-    """The inputs of a store's rows, for `replay` of an augmentation that mixes them.
+    """Return the inputs of a store's rows, for `replay` of an augmentation that mixes them.
 
-    transfer_set: where the store keeps no inputs, the set that it was made from, as `Store.stream` takes it.
-    Raises ConfigError where neither has them.
+    transfer_set: for a store without inputs, the set that it was made from, as of `Store.stream`.
+    Raises ConfigError if neither has them.
     """
     if transfer_set is None and store.samples.inputs is None:
         raise ConfigError(
@@ -65,13 +63,11 @@ def rows_of_store(store: Store, transfer_set: Any = None) -> OtherRows:
 def experiment_views(
     experiment: Experiment, others: OtherRows | TransferRows | None = None, *, made_twice: bool = True
 ) -> Augment | None:
-    """What makes the views of an experiment's captures; None where every view is the row as it is.
+    """Make the function of an experiment's views; None if every view is the row as it is.
 
-    others: the transfer set where the caller has it at hand, or where else a mixture finds its other rows; left out,
-    the set is made when the first of them is needed.
-    made_twice: whether some rows are made again and compared, as `augment_rows` says. What is checked against digests
-    of what was seen needs it not.
-    Raises FactoryError.
+    others: the transfer set, or another source of the rows that a mixture needs; by default the set is made on first use.
+    made_twice: whether some rows are made again and compared (`augment_rows`); views that are checked against digests do not
+    need it. Raises FactoryError.
     """
     table = experiment.cache.augment
     if table is None:
@@ -83,7 +79,7 @@ def experiment_views(
 
 
 def mixes_rows(make_view: Augment | None) -> bool:
-    """Whether views are mixtures of rows, which have no label.
+    """Return whether views are mixtures of rows, which have no label.
 
     >>> from logitstore.pipeline.augment import mixup, shift
     >>> mixes_rows(replay(shift())), mixes_rows(replay(mixup()))
@@ -94,7 +90,7 @@ def mixes_rows(make_view: Augment | None) -> bool:
 
 @dataclass(frozen=True)
 class _Replay:
-    """An object and no closure: a stream is sent to the workers of a DataLoader, and what it holds with it."""
+    """A function of views that can be pickled: a stream is sent to the workers of a DataLoader."""
 
     augmentation: Augmentation | PairAugmentation
     seed: int
@@ -117,7 +113,7 @@ class _Replay:
 
 @dataclass(frozen=True)
 class _RowsOfStore:
-    """Inputs from where a stream has them; what is mixed of them, the stream compares with what was seen."""
+    """Inputs from the source of a stream, which checks the mixtures against their digests."""
 
     num_rows: int
     samples: Samples
@@ -142,7 +138,7 @@ class _RowsOfExperiment:
 
     @cached_property
     def rows(self) -> TransferRows:
-        """The set, made when it is first asked for: few augmentations mix rows."""
+        """The set, made on first use: few augmentations mix rows."""
         return TransferRows(self.experiment) if self.given is None else self.given
 
     def __len__(self) -> int:
@@ -152,11 +148,8 @@ class _RowsOfExperiment:
         return self.rows.fetch(self.rows.source[rows].tolist())[0]
 
 
-# Captures
-
-
 def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
-    """What makes the views of a capture differ; None where nothing does."""
+    """Return the augmentation in a capture's identity; None without one."""
     augment = experiment.cache.augment
     if augment is None:
         return None
@@ -174,7 +167,7 @@ def check_labels_of_views(
 ) -> None:
     """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError.
 
-    needed: what the labels are needed for; None where they are not. asked: the views that are shown.
+    needed: the setting that needs the labels; None if none does. asked: the views that are shown.
     """
     views = range(shown.num_views) if isinstance(asked, str) else [asked]
     mixed = [view for view in views if is_augmented(shown.augmentation, view)]
@@ -190,10 +183,9 @@ def check_labels_of_views(
 def recorded_views(
     experiment: Experiment, store: Store, teacher: str, transfer_set: TransferRows | None = None
 ) -> Augment:
-    """The function that makes a capture's views again, from the experiment's own table.
+    """Make the function of a capture's views from the experiment's table. Raises SpecMismatch if the two differ.
 
-    transfer_set: where the store keeps no inputs, what has them.
-    Code is never taken from a store: its spec is only compared. Raises SpecMismatch where the two differ.
+    transfer_set: the inputs, for a store without them. Code is never taken from a store: its spec is only compared.
     """
     theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
     others = (

@@ -1,29 +1,115 @@
-"""The folder of an experiment: its store, models and results."""
+"""The workspace of an experiment: its tables, the store and the models that they lead to, and how work is done."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..storage.api import Store, open_store
+from ..storage.backends.local import Folder
+from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
+from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
+from ..storage.format.metadata import RootAttributes
+from ..storage.progress import Progress, silent
+from .experiment.document import Experiment
 from .models.records import Models
+from .runtime.ranks import ALONE, Ranks
+from .transfer import TransferRows
+
+if TYPE_CHECKING:
+    import torch
+
+STORE = "store.zarr"
+"""Name of the store in the folder of an experiment."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where an experiment keeps what it makes."""
+    """An experiment with its place and its means, as a stage is handed it.
 
-    folder: Path
-    """The folder that `--out` names."""
+    DIR/store.zarr         the store
+    DIR/models/            trained networks, each with a record of its origin
+    DIR/evaluation.json    the scores
+    """
 
-    @property
-    def store(self) -> Path:
-        """Path of the store."""
-        return self.folder / "store.zarr"
+    experiment: Experiment
+    """The tables of the experiment file."""
+    path: Path
+    """The store's place."""
+    models: Models
+    """The trained networks."""
+    device: str | None = None
+    """Where networks are computed: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one."""
+    progress: Progress = silent
+    """Callback for the rows, steps or models that are done."""
+    ranks: Ranks = ALONE
+    """The processes that share the work; each of them calls the stage."""
+    given_rows: TransferRows | None = None
+    """The transfer set, if the caller has opened it already."""
 
-    @property
-    def models(self) -> Models:
-        """The trained models."""
-        return Models(self.folder / "models")
+    def __post_init__(self) -> None:
+        if not self.ranks.is_first:
+            object.__setattr__(self, "progress", silent)
+
+    @classmethod
+    def of_folder(cls, experiment: Experiment, folder: Path, **settings: Any) -> "Workspace":
+        """Lay out a workspace in the folder of `--out`. settings: device, progress, ranks, given_rows."""
+        return cls.of_store(experiment, folder / STORE, **settings)
+
+    @classmethod
+    def of_store(
+        cls, experiment: Experiment, path: Path, models: Path | None = None, **settings: Any
+    ) -> "Workspace":
+        """Lay out a workspace around a store. models: folder of the networks, `models` beside the store by default."""
+        return cls(experiment, path, Models(models or path.parent / "models"), **settings)
+
+    @cached_property
+    def rows(self) -> TransferRows:
+        """The transfer set, opened on first use."""
+        return TransferRows(self.experiment) if self.given_rows is None else self.given_rows
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened on first use. Raises NotAStoreError if there is none."""
+        return open_store(self.path)
+
+    def find_store(self) -> Store | None:
+        """Return the store; None if there is none yet. Raises NotAStoreError for a place that holds something else."""
+        if "store" not in vars(self) and (store := open_existing(self.path)) is not None:
+            vars(self)["store"] = store
+        return vars(self).get("store")
+
+    def choose_device(self) -> "torch.device":
+        """Return the device of this rank. Raises ConfigError for one that this machine does not have."""
+        from .runtime.device import choose_device
+
+        return choose_device(self.ranks.device(self.device))
 
     @property
     def scores(self) -> Path:
-        """File of the scores."""
-        return self.folder / "evaluation.json"
+        """File of the scores, beside the store."""
+        return self.path.parent / "evaluation.json"
+
+
+def open_existing(path: Path) -> Store | None:
+    """Open the store at `path`; None if it is still to be made. Raises NotAStoreError if something else is there."""
+    try:
+        return open_store(path)
+    except NotAStoreError:
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set[str]()
+        if path.is_file() or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
+            raise
+        # Another program's Zarr group is refused before a teacher is trained for it.
+        if ROOT_METADATA in names and not _begins_a_store(path):
+            raise
+        # Nothing, an empty folder, or a store whose creation was interrupted.
+        return None
+
+
+def _begins_a_store(path: Path) -> bool:
+    """Return whether the root metadata at `path` are those of a store."""
+    try:
+        RootAttributes.from_bytes(Folder(path).read(ROOT_METADATA), str(path / ROOT_METADATA))
+    except (ManifestInvalid, NotAStoreError, UntrustedStoreError):
+        return False
+    return True

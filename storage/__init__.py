@@ -1,33 +1,19 @@
-"""How do logits lie on a disk, and come back as what was written? numpy and Zarr's format; no torch.
+"""Logits on a disk: written once, sealed, and read back as they were written. NumPy and Zarr's format; no torch.
 
-The modules in the order of their levels; each imports only those before it (tests/packaging/test_layers.py):
+Levels, each of which imports only earlier ones (tests/packaging/test_layers.py):
 
-    errors, progress   the tree of errors; how a library says how far it is
-    codec              a chunk made smaller, and whole again
-    digest, identity   which input a row belongs to; whether two things are made from the same
-    system             what the operating system says, as errors that say what to do
-    format             what the files of a store look like (docs/format-v1.md)
-    grid               how a store is cut into blocks and chunks: integers
-    layouts            which arrays a part has, and how each is cut
-    shard              a block of one array as the bytes of one shard, and back
-    order, pieces      in which order an epoch goes through the rows; which are left, and which a rank's
-    batches | window   how that is cut into batches; windows in memory, read ahead
-    encoding           what an encoding of logits is
-    floats | error_budget | top_k | divergence    the encodings, and how far from the truth each is
-    encodings          which of them a user or a spec means
-    files, probe       bytes under a name, once and for good; whether a file system is fit for that
-    zarr_bytes, zarr_folder    what lies elsewhere, read through Zarr's stores: bytes, then the same folder
-    lease, background  whether another writer is at work; writing while the next piece is encoded
-    journal            commits, seals, the log of parts
-    store, recovery    which parts there are, and whether each is what its seal says; mending what is not sealed
-    part_reader | part_writer    rows of a sealed part, without trusting a byte of it; a part, block by block
-    reader | writer              samples, captures, clusterings
-    batch, inputs      what a stream gives at a time; inputs, checked to be what the teachers saw
-    arguments          which arguments of a stream are refused
-    stream | dask_view | verify | rebuild
-    api | repair       open_store, create_store, Store, Capture; throwing away what is torn
+    errors, progress            the tree of errors; the progress of long work
+    digest, checks, random, …   the identity of inputs; checked arguments; counter-based random numbers
+    format/                     the files of a store as bytes and JSON (docs/format-v1.md)
+    identity                    the first difference of two identities
+    encodings/ | backends/      logits as stored arrays; files on a disk or elsewhere
+    parts/                      samples, captures and clusterings: writers and readers
+    stream/                     the order of an epoch, and its batches
+    integrity/ | dask_view      verify and repair; dask arrays
+    api                         open_store, create_store, Store, Capture
+    describe                    the description that `logitstore inspect` prints
 
-The public names are looked up when they are first used: `logitstore --help` imports this package.
+Public names are imported on first use: `logitstore --help` imports this package.
 """
 
 from typing import TYPE_CHECKING
@@ -65,7 +51,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home when it is first asked for (PEP 562)."""
+    """Import a public name from its home on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,7 +1,4 @@
-"""What does a user hold in hand? `open_store`, `create_store`, `Store`, `Capture`.
-
-The levels below each do one thing; this one puts them together under the public names.
-"""
+"""The public names of storage: `open_store`, `create_store`, `Store`, `Capture`."""
 
 import contextlib
 import os
@@ -14,20 +11,22 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
-from .backends.local import Folder, local_path
+from .backends.local import Folder, local_path, writable
 from .backends.remote import folder_at
 from .digest import digest_rows
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
-from .errors import ConfigError, NameTaken
+from .errors import ConfigError, ManifestInvalid, NameTaken
 from .format.constants import MAX_SHARD_BYTES
-from .format.grid import plan_block_rows
+from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.journal import log_key
 from .parts.reader import CaptureReader, Samples
-from .parts.root import Root, SealedPart, create_root, open_root, unsealed_parts
+from .parts.root import BegunPart, Root, create_root, open_root, unsealed_parts
+from .parts.sealed_part import SealedPart
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
+from .stream.options import StreamOptions
 from .stream.stream import Stream
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Capture(CaptureReader):
     """The sealed logits of one teacher."""
 
     def dask(self, temperature: float | None = None) -> Any:
-        """dask.array float32 (view, row, class), a block a chunk; each is checked against the seal.
+        """Return a dask.array float32 (view, row, class), a block a chunk, each checked against the seal.
 
         temperature: as for `read`.
         """
@@ -51,7 +50,7 @@ class Capture(CaptureReader):
 
 
 class Captures(Mapping[str, Capture]):
-    """The sealed captures of a store by teacher, in the order in which they were sealed."""
+    """The sealed captures of a store by teacher, in the order of their seals."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -76,25 +75,25 @@ class Captures(Mapping[str, Capture]):
 
 
 class Store:
-    """A store: the samples of a transfer set, and what teachers made of them."""
+    """A store: the samples of a transfer set, and the logits of its teachers."""
 
     def __init__(self, root: Root) -> None:
-        """For users: `open_store` or `create_store`."""
+        """Wrap an opened root; use `open_store` or `create_store`."""
         self._root = root
         self.teachers: Mapping[str, Capture] = Captures(root)
-        """The sealed captures, in the order in which they were sealed."""
+        """The sealed captures, in the order of their seals."""
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}: {self.num_rows} rows, {self.num_classes} classes, {list(self.teachers)}>"
 
     @property
     def root(self) -> Root:
-        """The log and the parts: what the stages write through."""
+        """The log and the parts, for tools within storage."""
         return self._root
 
     @property
     def path(self) -> PurePath:
-        """Where it is: a Path, or, on no local disk, a PurePath that prints as the URL or the name of the place."""
+        """Its path; for a remote store, a PurePath that prints as its URL or name."""
         return self._root.path
 
     @property
@@ -113,18 +112,23 @@ class Store:
         return self._root.attributes.block_rows
 
     @property
+    def grid(self) -> Grid:
+        """Division of the rows into blocks and chunks."""
+        return self._root.grid
+
+    @property
     def class_names(self) -> list[str]:
-        """The name of each class; its number where it has none."""
+        """The name of each class; its number if classes have no names."""
         return self.samples.class_names
 
     @property
     def digest(self) -> str:
-        """ "sha256:…": the content of the store as it was opened, or as this object has written it."""
+        """ "sha256:…" of the content as it was opened, or as this object has written it."""
         return self._root.digest
 
     @cached_property
     def samples(self) -> Samples:
-        """Labels, source, digests, inputs. Raises StoreIncomplete where they are not sealed yet."""
+        """Labels, source, digests, inputs. Raises StoreIncomplete if they are not sealed yet."""
         return Samples(self._root)
 
     @property
@@ -133,12 +137,67 @@ class Store:
         return self._root.names("clusters")
 
     def clustering(self, name: str) -> SealedPart:
-        """A sealed clustering: `.small("sets")`, `.small("assignment")`, `.spec`, `.digest`."""
+        """Return a sealed clustering: `.small("sets")`, `.small("assignment")`, `.spec`, `.digest`."""
         return self._root.part(f"clusters/{name}")
 
     def unsealed(self) -> list[str]:
-        """Parts that were begun and are not sealed: "teachers/wide"."""
+        """Return the unfinished parts: "teachers/wide"."""
         return unsealed_parts(self._root)
+
+    def begun(self, part: str) -> BegunPart | None:
+        """Return the progress of an unfinished part ("samples", "teachers/wide"); None if it is sealed or absent."""
+        return self._root.begun(part)
+
+    def is_sealed(self, part: str) -> bool:
+        """Return whether a part is sealed; some of its files may be missing all the same."""
+        return self._root.has(part)
+
+    def find_part(self, part: str) -> SealedPart | None:
+        """Return a sealed part; None if it is not sealed, or if a file of its metadata is missing.
+
+        The writer of such a part writes the file again, as it does lost blocks. Raises ManifestInvalid for a damaged
+        file.
+        """
+        if not self._root.has(part):
+            return None
+        try:
+            sealed = self._root.part(part)
+            _ = sealed.spec
+        except ManifestInvalid as error:
+            if error.found != "no file":
+                raise
+            return None
+        return sealed
+
+    def is_whole(self, part: str) -> bool:
+        """Return whether a part is sealed and none of its files is missing, by name alone."""
+        return self.find_part(part) is not None and self._root.is_whole(part)
+
+    def identity_of(self, part: str) -> Mapping[str, Any] | None:
+        """Return the identity of a part, sealed or unfinished; None if its name is free."""
+        if (sealed := self.find_part(part)) is not None:
+            return sealed.spec.identity
+        begun = self._root.begun(part)
+        return None if begun is None else begun.identity
+
+    def refresh(self) -> None:
+        """Read the log again, which shows parts that other processes have sealed."""
+        self._root.refresh()
+
+    def tidy_up(self) -> None:
+        """Delete the locks and temporary files of killed writers."""
+        self._root.tidy_up()
+
+    def samples_writer(
+        self,
+        *,
+        identity: Mapping[str, Any],
+        class_names: Sequence[str] | None = None,
+        example: NDArray[Any] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> SamplesWriter:
+        """Begin or resume the part "samples"; arguments as of `SamplesWriter`."""
+        return SamplesWriter(self._root, identity=identity, class_names=class_names, example=example, ids=ids)
 
     def capture(
         self,
@@ -147,18 +206,18 @@ class Store:
         provenance: Mapping[str, Any],
         views: int = 1,
         encoding: "str | Mapping[str, Any] | Encoding" = "float16",
-        classes: Sequence[int] | None = None,
+        classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
     ) -> CaptureWriter:
-        """Begin the capture of a teacher, or go on with it; a context manager that seals what is complete.
+        """Begin or resume the capture of a teacher; a context manager that seals a complete capture on leaving.
 
-        provenance: what makes the capture what it is (model, weights sha256, preprocessing …), compared when
-        it is resumed; a key "augmentation" says how views differ from the rows. notes: what is not compared.
+        provenance: model, weights sha256, preprocessing …; compared on resuming. A key "augmentation" describes how
+        views differ from the rows. notes: not compared.
         encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0} or {"top_k": 64} (docs/encodings.md).
-        classes: the store's class of each column where they are not all classes in order; -1 the dustbin class.
-        Raises SpecMismatch where the name was begun with another provenance, views, classes or encoding.
+        classes: the store's class of each column, -1 the dustbin class; None for all in order.
+        Raises SpecMismatch if the name was begun with another provenance, views, classes or encoding.
         """
-        self._root.folder.check_writable()
+        writable(self._root.folder)
         columns = None if classes is None else np.asarray(classes, dtype=np.int64)
         return CaptureWriter(
             self._root,
@@ -171,7 +230,7 @@ class Store:
         )
 
     def _originals(self) -> list[str]:
-        """The captures of teachers: not what was made from others that are here, and no specialists."""
+        """Return the captures of teachers, without those derived from others here and those of specialists."""
 
         def is_original(identity: Mapping[str, Any]) -> bool:
             origin, head = identity.get("derived_from"), identity.get("head")
@@ -189,11 +248,11 @@ class Store:
         identity: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write and seal `clusters/<name>`: "covariance", "assignment", "centres", "sets" …; its digest.
+        """Write and seal `clusters/<name>` ("covariance", "assignment", "centres", "sets" …); return its digest.
 
-        identity: what it was made from and how. notes: figures beside the arrays, which are not compared.
+        identity: its source and options. notes: figures that are not compared.
         """
-        self._root.folder.check_writable()
+        writable(self._root.folder)
         return write_clustering(self._root, name, arrays, identity=identity, notes=notes)
 
     def stream(
@@ -217,34 +276,34 @@ class Store:
         transfer_set: Any = None,
         augment: Augment | None = None,
     ) -> Stream:
-        """Batches of the store for training, an epoch an iteration.
+        """Return the batches of the store for training; an iteration is an epoch.
 
-        teachers: captures in each batch; when None all of them, but for those that were made from others by
-        `logitstore compress` or `logitstore combine`, which would count them twice, and those of specialists, whose
-        columns are other ones. views: "all" passes over every view of every row in an epoch, "cycle" takes view
-        `epoch mod V`, an integer that one. rows: a slice or ascending
-        integers (repeats allowed), all when None. strata: instead of rows, two or more such selections, of each of
-        which every batch holds its share (`shares`, any scale, equal by default; first the rows of the first stratum, then
-        those of the second …). An epoch then goes once through the stratum that lasts longest, and as often through the
-        others as that takes; batches are all full. window: rows that are shuffled together, about; two windows
-        are held in memory (`Stream.window_bytes` each). decode: False leaves logits as they are stored.
-        temperature: the one at which the logits will be used, which captures of the k largest need to be decoded.
-        inputs: False leaves them out. transfer_set: where inputs come from instead of the store; each is checked
-        against its digest. augment: makes a view's inputs from the rows'; each is checked against what the
-        teacher saw.
+        teachers: captures in each batch. None for all, without those that `logitstore compress` or `combine` derived
+        from others here, and those of specialists, which have other columns.
+        views: "all" passes over every view of every row in an epoch, "cycle" takes view `epoch mod V`, an integer
+        that view. rows: a slice or ascending integers, repeats allowed; None for all.
+        strata: instead of rows, two or more such selections. Every batch is full and holds rows of each by `shares`
+        (any scale, equal by default), in their order. An epoch passes once over the stratum that lasts longest and
+        repeats the others.
+        window: approximate number of rows that are shuffled together; two windows are held in memory
+        (`Stream.window_bytes` each). decode: False leaves logits as stored.
+        temperature: that of the softmax; needed to decode top-k captures.
+        inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
+        augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
         Every rank of `world_size` gets equally many batches; together they are the epoch, each row once.
-        Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for teachers that are not
-        there, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for absent teachers,
+        SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
         if teachers is not None and (isinstance(teachers, str) or not isinstance(teachers, Iterable)):
             raise ConfigError(
                 "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
             )
         names = self._originals() if teachers is None else list(teachers)
-        return Stream(
-            self._root,
-            {name: self.teachers[name] for name in names},
+        captures = {name: self.teachers[name] for name in names}
+        options = StreamOptions(
+            num_rows=self.num_rows,
+            num_views=min((capture.num_views for capture in captures.values()), default=1),
             batch_size=batch_size,
             views=views,
             rows=rows,
@@ -262,16 +321,17 @@ class Store:
             transfer_set=transfer_set,
             augment=augment,
         )
+        return Stream(self._root, captures, options)
 
 
 def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:
     """Open a store to read it, or, on a local disk, to add captures to it.
 
-    location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store; what is
-    not on a local disk is read alone, with the same checks of every byte (docs/remote.md).
-    expect: "sha256:…", a digest that the store has or once had; it is opened as of that digest.
-    Raises NotAStoreError where there is no store, ManifestInvalid where it is damaged, WrongStore where it never was
-    the expected one.
+    location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store. A remote
+    store is read-only, with the same checks of every byte (docs/remote.md).
+    expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
+    Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
+    the expected digest.
     """
     return Store(open_root(folder_at(location), expect))
 
@@ -284,10 +344,10 @@ def begin_store(
     row_bytes: int | None = None,
     block_rows: int | None = None,
 ) -> Store:
-    """Make a store without samples, which the caller then writes with `SamplesWriter`.
+    """Make a store without samples, for `Store.samples_writer`.
 
-    row_bytes: bytes of the widest row that will be stored; float32 logits where it is not said.
-    Raises NameTaken where the path is not free, ConfigError for sizes that make no store.
+    row_bytes: bytes of the widest row; those of float32 logits by default.
+    Raises NameTaken if the path is not free, ConfigError for sizes out of range.
     """
     for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
         if value < least:
@@ -301,7 +361,7 @@ def begin_store(
             "block_rows",
             expected=f"a power of two, at most {MAX_SHARD_BYTES // widest} for rows of {widest} bytes",
             found=str(rows),
-            remedy="leave it out: logitstore chooses",
+            remedy="leave it out, and logitstore chooses",
         )
     return Store(create_root(local_path(location), RootAttributes(num_rows, num_classes, rows)))
 
@@ -320,15 +380,15 @@ def create_store(
     block_rows: int | None = None,
     exist_ok: bool = False,
 ) -> Store:
-    """Make a store for a transfer set whose logits come from a loop of your own.
+    """Make a store for a transfer set whose logits come from your own loop.
 
-    num_rows: rows; may be left out where labels, digests or inputs say it. labels: -1 where unknown.
-    digests: `digest_rows` of the inputs, so that no student is ever trained on others; made from `inputs`
-    where those are given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: go on with the store that
-    is there, where it was made from the same rows (a script that is run again after it was killed).
-    Raises NameTaken where the path is not free (with exist_ok: where another store has it), RowMismatch or SpecMismatch
-    where the store that is there has other rows, ConfigError for lengths that do not agree and for
-    labels out of range; nothing is then left behind.
+    num_rows: may be left out if labels, digests or inputs are given. labels: -1 if unknown.
+    digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
+    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume a store of the same rows,
+    for a script that is run again after it was killed.
+    Raises NameTaken if the path is not free (with exist_ok, if another store has it), RowMismatch or SpecMismatch
+    if that store has other rows, ConfigError for lengths that differ and labels out of range; nothing is then
+    left behind.
     """
     lengths = {
         name: len(value)
@@ -344,8 +404,8 @@ def create_store(
     if digests is None and inputs is None:
         raise ConfigError(
             "digests",
-            expected="what the rows' inputs are known by",
-            found="neither digests nor inputs",
+            expected="digests or inputs",
+            found="neither",
             remedy="pass digests=logitstore.digest_rows(inputs), or inputs=…",
         )
     classes = num_classes if num_classes is not None else len(class_names or ())
@@ -371,12 +431,11 @@ def create_store(
                 block_rows=block_rows,
             )
         except NameTaken:
-            # With exist_ok, another process may have made it just now.
+            # With exist_ok: another process may have made it just now.
             store = _same_size(location, rows, classes) if exist_ok else None
             if store is None:
                 raise
-    writer = SamplesWriter(
-        store.root,
+    writer = store.samples_writer(
         identity={
             "transfer_set": None,
             "order": {"kind": "as_is"},
@@ -384,13 +443,12 @@ def create_store(
             "label_kind": "class",
         },
         class_names=class_names,
-        input_shape=None if kept is None else kept.shape[1:],
-        input_dtype=None if kept is None else kept.dtype.name,
-        id_width=max((len(i.encode()) for i in ids), default=0) if ids else None,
+        example=None if kept is None else np.empty(kept.shape[1:], kept.dtype),
+        ids=ids,
     )
     with contextlib.closing(writer):
-        # Every block: one that is there already is compared.
-        for block in map(store.root.grid.rows, range(store.root.grid.num_blocks)):
+        # Every block: a committed one is compared.
+        for block in map(store.grid.rows, range(store.grid.num_blocks)):
             part = slice(block.start, block.stop)
             writer.write(
                 block,
@@ -405,7 +463,7 @@ def create_store(
 
 
 def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int) -> Store | None:
-    """The store at `location`; None where there is none yet. Raises NameTaken where it is of another size."""
+    """Return the store at `location`; None if there is none. Raises NameTaken if it has another size."""
     path = local_path(location)
     if not Folder(path).exists(log_key(0)):
         return None
@@ -413,15 +471,15 @@ def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int
     if (store.num_rows, store.num_classes) != (num_rows, num_classes):
         raise NameTaken(
             str(path),
-            expected=f"a store of {num_rows} rows and {num_classes} classes, or none",
-            found=f"one of {store.num_rows} rows and {store.num_classes} classes",
+            expected=f"a store of {num_rows} rows and {num_classes} classes, or a free path",
+            found=f"a store of {store.num_rows} rows and {store.num_classes} classes",
             remedy="choose another path",
         )
     return store
 
 
 def _as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
-    """Labels as int64. Raises ConfigError for what is not one integer a row."""
+    """Return labels as int64. Raises ConfigError unless they are one integer a row."""
     values = np.asarray(labels)
     if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
         raise ConfigError(
@@ -434,12 +492,12 @@ def _as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows
 
 
 def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
-    """Refuse labels that are no class. Raises ConfigError with the first of them."""
+    """Refuse labels that are no class. Raises ConfigError with the first."""
     bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
     if len(bad):
         raise ConfigError(
             f"labels[{int(bad[0])}]",
             expected=f"a class from 0 to {num_classes - 1}, or -1 for unknown",
             found=str(int(labels[bad[0]])),
-            remedy="mend the labels, or the number of classes",
+            remedy="correct the labels or the number of classes",
         )

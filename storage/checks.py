@@ -9,59 +9,54 @@ import numpy as np
 from .errors import ConfigError
 
 
+def _wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
+    return ConfigError(name, expected=expected, found=repr(value)[:80], remedy=remedy)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value: Any, least: int, below: int = 1 << 63) -> int:
-    """An integer of Python's or NumPy's, in a range. Raises ConfigError.
+    """Return `value` if it is an integer, of Python or NumPy, in a range. Raises ConfigError.
 
     >>> whole_number("batch_size", np.int64(64), 1)
     64
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value < below:
-        limit = f"an integer of at least {least}"
-        if isinstance(value, int) and value >= below:
-            limit = f"less than 2**{below.bit_length() - 1}"
-        raise ConfigError(name, expected=limit, found=repr(value)[:80], remedy=f"pass another {name}")
+    if not _is_integer(value) or not least <= value < below:
+        is_large = isinstance(value, int) and value >= below
+        limit = f"less than 2**{below.bit_length() - 1}" if is_large else f"an integer of at least {least}"
+        raise _wrong(name, value, limit, f"pass another {name}")
     return int(value)
 
 
 def check_flags(**flags: Any) -> None:
-    """Refuse what is neither True nor False: any other object counts as one of them. Raises ConfigError."""
+    """Refuse flags other than True and False, which Python would take for one of them. Raises ConfigError."""
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise ConfigError(
-                name, expected="True or False", found=repr(value)[:80], remedy=f"pass another {name}"
-            )
+            raise _wrong(name, value, "True or False", f"pass another {name}")
 
 
 def check_temperature(temperature: Any) -> float:
     """Return a temperature of a softmax as a float. Raises ConfigError unless it is finite and above 0."""
     is_number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
     if not is_number or not 0 < temperature < math.inf:
-        raise ConfigError(
-            "temperature",
-            expected="a finite number above 0",
-            found=repr(temperature)[:80],
-            remedy="correct temperature",
-        )
+        raise _wrong("temperature", temperature, "a finite number above 0", "correct temperature")
     return float(temperature)
 
 
 def check_rank(rank: Any, world_size: int) -> int:
-    """The rank of a process in its world. Raises ConfigError."""
-    is_rank = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and 0 <= rank < world_size
-    if not is_rank:
-        raise ConfigError(
-            "rank",
-            expected=f"0 to {world_size - 1} (world_size {world_size})",
-            found=repr(rank)[:80],
-            remedy="pass the rank of this process",
-        )
+    """Return the rank of a process if it is in its world. Raises ConfigError."""
+    if not _is_integer(rank) or not 0 <= rank < world_size:
+        limit = f"0 to {world_size - 1} (world_size {world_size})"
+        raise _wrong("rank", rank, limit, "pass the rank of this process")
     return int(rank)
 
 
 def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """Rows of each stratum in a batch: its share, rounded so that together they are the batch.
+    """Return the rows of each stratum in a batch: its share, rounded so that they add up.
 
-    Raises ConfigError where a stratum has none.
+    Raises ConfigError if a stratum gets none.
 
     >>> rows_by_share(256, [0.5, 0.5]), rows_by_share(10, [1.0, 1.0, 1.0])
     ([128, 128], [4, 3, 3])

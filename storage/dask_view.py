@@ -1,7 +1,7 @@
-"""How does a capture look as a dask array? One task a block, each row read as the reader reads it.
+"""A capture as a dask array, one task a block.
 
-Unlike `dask.array.from_zarr`, which reads inner chunks and fills what is missing, a block is read once,
-checked against the seal, and decoded to float32 logits.
+`dask.array.from_zarr` reads inner chunks and fills missing ones. Here a block is read once, checked against the seal,
+and decoded to float32 logits.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from .parts.reader import CaptureReader
 
 
 def logits_array(capture: CaptureReader, temperature: float | None = None) -> Any:
-    """dask.array float32 (view, row, class): a block a chunk, the largest logit of each row 0.
+    """Return a dask.array, float32 (view, row, class): a block a chunk, the largest logit of each row 0.
 
     temperature: as for `CaptureReader.read`.
     """

@@ -1,5 +1,10 @@
-"""The description of a store that `logitstore inspect` prints, from metadata alone."""
+"""Descriptions of a store and its parts, from metadata alone, as records that JSON can hold.
 
+Log, seals and specs are read and checked, and the recorded error of encoded captures; no other shard is opened.
+Libraries are imported on use: the command line imports this module for its help.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,26 +12,31 @@ if TYPE_CHECKING:
     from .api import Store
     from .errors import LogitStoreError
     from .parts.fidelity import Fidelity
-    from .parts.root import SealedPart
+    from .parts.sealed_part import SealedPart
 
 
-def describe(store: "Store", damaged: "list[LogitStoreError] | None" = None) -> dict[str, Any]:
-    """Everything that the metadata of a store say, as `inspect --json` prints it.
+def describe(
+    store: "Store | str | os.PathLike[str]", *, expect: str | None = None
+) -> "tuple[dict[str, Any], list[LogitStoreError]]":
+    """Describe a store; return the record that `inspect --json` prints, and the errors of damaged parts.
 
-    damaged: a list to which the errors of parts that are damaged, or refused, are added.
+    store: an opened store, or a location and its expected digest for `open_store`.
+    A part that cannot be read is listed under "unreadable" with the reason. One that needs a newer logitstore is no
+    error.
     """
+    from .api import Store, open_store
     from .errors import LogitStoreError, UnsupportedFeature
     from .format.constants import FORMAT_VERSION, SAMPLES
 
-    root = store.root
+    store = store if isinstance(store, Store) else open_store(store, expect=expect)
     samples: dict[str, Any] | None = None
     class_names: list[str] | None = None
-    captures, clusterings, unreadable = [], [], []
-    failed: list[LogitStoreError] = [] if damaged is None else damaged
-    for record in root.records:
+    captures, clusterings, unsealed, unreadable = [], [], [], []
+    errors: list[LogitStoreError] = []
+    for record in store.root.records:
         group, _, name = record.part.partition("/")
         try:
-            part = root.part(record.part)
+            part = store.root.part(record.part)
             about = {"digest": part.digest, "bytes": part_bytes(part)}
             if group == SAMPLES:
                 samples = {**about, **_samples(part)}
@@ -39,19 +49,17 @@ def describe(store: "Store", damaged: "list[LogitStoreError] | None" = None) -> 
         except LogitStoreError as error:
             unreadable.append({"part": record.part, "reason": str(error)})
             if not isinstance(error, UnsupportedFeature):
-                failed.append(error)
-    unsealed = []
+                errors.append(error)
     for name in store.unsealed():
         try:
-            begun = root.begun(name)
+            begun = store.begun(name)
         except LogitStoreError as error:
             unreadable.append({"part": name, "reason": str(error)})
-            failed.append(error)
-            continue
-        if begun is not None:
-            unsealed.append({"part": name, "blocks_done": begun.blocks_done, "blocks": begun.blocks})
-    parts = [samples, *captures, *clusterings]
-    return {
+            errors.append(error)
+        else:
+            if begun is not None:
+                unsealed.append({"part": name, "blocks_done": begun.blocks_done, "blocks": begun.blocks})
+    description = {
         "path": store.path,
         "format_version": FORMAT_VERSION,
         "digest": store.digest,
@@ -59,14 +67,15 @@ def describe(store: "Store", damaged: "list[LogitStoreError] | None" = None) -> 
         "num_classes": store.num_classes,
         "class_names": class_names,
         "block_rows": store.block_rows,
-        "num_blocks": root.grid.num_blocks,
-        "bytes": sum(part["bytes"] for part in parts if part is not None),
+        "num_blocks": store.grid.num_blocks,
+        "bytes": sum(part["bytes"] for part in (samples, *captures, *clusterings) if part is not None),
         "samples": samples,
         "captures": captures,
         "clusterings": clusterings,
         "unsealed": unsealed,
         "unreadable": unreadable,
     }
+    return description, errors
 
 
 def _samples(part: "SealedPart") -> dict[str, Any]:
@@ -89,72 +98,51 @@ def _capture(store: "Store", name: str) -> dict[str, Any]:
 
 
 def _divergence(store: "Store", name: str) -> list[dict[str, Any]] | None:
-    """KL of an encoded capture by temperature, bounded and measured; None of one in float16 or float32."""
-    from .encodings.floats import FLOATS
-
-    capture = store.teachers[name]
-    if capture.encoding.kind in FLOATS:
-        return None
+    """Return the KL of an encoded capture by temperature; None for float16 and float32."""
     from .parts.fidelity import fidelity
 
-    return fidelity_records(fidelity(capture))
-
-
-# Stores
+    return fidelity_records(fidelity(store.teachers[name])) or None
 
 
 def part_bytes(part: "SealedPart") -> int:
-    """Bytes of a sealed part: its shards, as the seal has them, and the files beside them.
+    """Return the bytes of a sealed part: its shards, by the seal, and the files beside them.
 
-    Raises ManifestInvalid where one of these files is not there.
+    Raises ManifestInvalid if one of these files is missing.
     """
     from .format.constants import SEAL, SEAL_TABLE
     from .format.documents import invalid
 
-    files = 0
+    size = part.table.total_bytes() if part.seal.arrays else 0
     for key in [*part.seal.files, SEAL, *([SEAL_TABLE] if part.seal.table_sha256 else [])]:
         try:
-            files += part.folder.read_range(key, 0, 0)[1]
+            size += part.folder.read_range(key, 0, 0)[1]
         except FileNotFoundError:
             raise invalid(str(part.folder.path / key), "a file that the seal lists", "no file") from None
-    return files + (part.table.total_bytes() if part.seal.arrays else 0)
+    return size
 
 
 def store_bytes(store: "Store") -> int:
-    """Bytes of all sealed parts of a store."""
+    """Return the bytes of all sealed parts of a store."""
     return sum(part_bytes(store.root.part(record.part)) for record in store.root.records)
 
 
 def store_record(store: "Store") -> dict[str, Any]:
-    """Where a store is, how large, and what identifies its content."""
+    """Return location, size and digest of a store."""
     return {"path": store.path, "bytes": store_bytes(store), "digest": store.digest}
 
 
-# Encoded captures
+def fidelity_records(rows: "Sequence[Fidelity]") -> list[dict[str, Any]]:
+    """Return the KL of an encoded capture in nats, a record a temperature."""
+    from dataclasses import asdict
 
-
-def fidelity_records(found: "Sequence[Fidelity]") -> list[dict[str, Any]]:
-    """How far an encoded capture is from what it was made from, in nats, a record a temperature."""
-    return [
-        {
-            "temperature": one.temperature,
-            "bound": one.bound,
-            "bound_to_source": one.bound_to_source,
-            "max": one.max,
-            "p99.9": one.p999,
-            "mean": one.mean,
-        }
-        for one in found
-    ]
-
-
-# Clusterings
+    names = {"p999": "p99.9"}
+    return [{names.get(key, key): value for key, value in asdict(row).items()} for row in rows]
 
 
 def clustering_record(store: "Store", name: str) -> dict[str, Any]:
-    """The sets of a clustering, by names of classes, and how they were made.
+    """Return the sets of a clustering, by names of classes, and how they were made.
 
-    Raises ManifestInvalid for sets of what is no class.
+    Raises ManifestInvalid for a set that holds no class.
     """
     from .parts.reader import sets_of
 

@@ -1,7 +1,7 @@
-"""Which input does a row belong to? A 64-bit digest of each input, so that no mix-up is silent.
+"""Digests of inputs: 64 bits that bind a row to its input.
 
-xxh3-64 over dtype, shape and C-order little-endian bytes (docs/format-v1.md, "Digests"): a fast
-fingerprint against accidents, not a signature against malice.
+xxh3-64 over dtype, shape and C-order little-endian bytes (docs/format-v1.md, "Digests"): a fast fingerprint against
+accidents, not a signature against malice.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .errors import BadDataError
 
 
 def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndarray, " rows"]:
-    """The digest of each input, as a store's `digest` and `seen` have it.
+    """Compute the digest of each input, as in a store's `digest` and `seen`.
 
     inputs: (rows, …) of any numeric dtype, or a sequence of rows.
 
@@ -33,18 +33,18 @@ def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndar
 
 
 def _digests(inputs: NDArray[Any], first_row: int = 0) -> UInt64[np.ndarray, " rows"]:
-    """The digests of rows of one dtype and shape: their common header is hashed once, their bytes are not copied."""
+    """Compute the digests of rows of one dtype and shape: one hash of their header, no copy of their bytes."""
     if inputs.dtype.kind not in "biuf":
         raise BadDataError(
             f"row {first_row}",
             expected="an input of a numeric dtype",
             found=f"dtype {inputs.dtype}",
-            remedy="let the transfer set return numpy arrays",
+            remedy="let the transfer set return numeric numpy arrays",
         )
     dtype, shape = inputs.dtype.newbyteorder("<"), inputs.shape[1:]
     header = xxhash.xxh3_64(f"{dtype.str}\0{','.join(map(str, shape))}\0".encode())
     digests = np.empty(len(inputs), dtype=np.uint64)
-    if not inputs.size:  # rows without bytes, of which there may be some
+    if not inputs.size:  # there may be rows without bytes
         digests[...] = header.intdigest()
         return digests
     stored = np.ascontiguousarray(inputs, dtype=dtype).reshape(len(inputs), -1).view(np.uint8)

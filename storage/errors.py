@@ -1,8 +1,7 @@
-"""What can go wrong, in one tree, and what does each error tell its reader?
+"""The errors that logitstore raises on purpose, in one tree.
 
-Every error is one line made of four things: where it happened, what was expected, what was found,
-and what to do. Each has a `code` (stable, append-only, for programs) and an `exit_code` (what the
-command line leaves with), and each is also the builtin that a caller would think of catching.
+Every error is one line of four fields: where, expected, found, and a remedy. Each has a `code` (stable, append-only, for
+programs), an `exit_code` (of the command line), and a builtin base class that a caller would think of catching.
 
     LogitStoreError                             code                 exit  also a
     ├── ConfigError                             config                64   ValueError
@@ -35,23 +34,17 @@ command line leaves with), and each is also the builtin that a caller would thin
 from typing import ClassVar
 
 EX_USAGE = 64
-"""The command line or the experiment file is wrong (sysexits.h)."""
-
-
+"""A wrong command line or experiment file (sysexits.h)."""
 EX_DATAERR = 65
-"""What was to be read is wrong, or is not there (sysexits.h)."""
-
-
+"""Wrong or missing input data (sysexits.h)."""
 EX_SOFTWARE = 70
 """A bug in logitstore (sysexits.h)."""
-
-
 EX_TEMPFAIL = 75
-"""Nothing is lost; the same command may be run again once its cause is gone (sysexits.h)."""
+"""A temporary failure: nothing is lost, the same command may be run again (sysexits.h)."""
 
 
 class LogitStoreError(Exception):
-    """Base of all errors that logitstore raises on purpose.
+    """Base class of all errors that logitstore raises on purpose.
 
     >>> print(LogitStoreError("store.zarr", expected="a store", found="a file", remedy="name a folder"))
     store.zarr: expected a store, found a file; name a folder
@@ -60,18 +53,18 @@ class LogitStoreError(Exception):
     code: ClassVar[str] = "error"
     """Stable identifier, for programs. Codes are append-only."""
     exit_code: ClassVar[int] = EX_SOFTWARE
-    """What a command that ends with this error leaves with."""
+    """Exit code of a command that ends with this error."""
 
     def __init__(self, where: str, *, expected: str, found: str, remedy: str) -> None:
         super().__init__(where, expected, found, remedy)
         self.where = where
         """The file, row, key or argument that the error is about."""
         self.expected = expected
-        """What would have been right."""
+        """The value, or kind of value, that would be right."""
         self.found = found
-        """What was there instead."""
+        """The value that is there."""
         self.remedy = remedy
-        """What to do, as an imperative."""
+        """A command or a key to type, as an imperative."""
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
@@ -87,162 +80,162 @@ def _rebuild(
 
 
 class ConfigError(LogitStoreError, ValueError):
-    """An argument, an option or a key of an experiment file is wrong."""
+    """A wrong argument, option or key of an experiment file."""
 
     code = "config"
     exit_code = EX_USAGE
 
 
 class FactoryError(ConfigError):
-    """A `module:function` string cannot be imported, or did not return what it is for."""
+    """A `module:function` string that cannot be imported, or returns a wrong kind of object."""
 
     code = "factory"
 
 
 class BadDataError(LogitStoreError, ValueError):
-    """A data file or an example of the transfer set cannot be used."""
+    """A data file or an example of the transfer set that cannot be used."""
 
     code = "bad-data"
     exit_code = EX_DATAERR
 
 
 class BadLogitsError(BadDataError):
-    """A teacher gave logits that cannot be kept: wrong shape, NaN, infinite, or out of range."""
+    """Logits of a teacher that cannot be stored: wrong shape, NaN, infinite, or out of range."""
 
     code = "bad-logits"
 
 
 class RowMismatch(BadDataError):
-    """An input is not the one that the store's row was made from."""
+    """An input that differs from the one that the store's row was made from."""
 
     code = "row-mismatch"
 
 
 class NotAStoreError(LogitStoreError, ValueError):
-    """The path holds no store, or a store of another major version."""
+    """A path without a store, or with one of another major version."""
 
     code = "not-a-store"
     exit_code = EX_DATAERR
 
 
 class PartNotFound(LogitStoreError, KeyError):
-    """The store has no part of that name."""
+    """A part of that name does not exist."""
 
     code = "part-not-found"
     exit_code = EX_DATAERR
 
 
 class NameTaken(LogitStoreError, FileExistsError):
-    """Something else already has this path or this name."""
+    """A path or name that is already taken."""
 
     code = "name-taken"
     exit_code = EX_DATAERR
 
 
 class SpecMismatch(LogitStoreError, ValueError):
-    """A part exists already and was begun with another teacher, augmentation, encoding or data."""
+    """A part that was begun with another teacher, augmentation, encoding or data."""
 
     code = "spec-mismatch"
     exit_code = EX_DATAERR
 
 
 class StoreIncomplete(LogitStoreError, RuntimeError):
-    """A part is not sealed yet: some of its blocks are still to be written."""
+    """A part that is not sealed yet: some of its blocks are missing."""
 
     code = "store-incomplete"
     exit_code = EX_DATAERR
 
 
 class PartSealed(LogitStoreError, RuntimeError):
-    """Another writer finished and sealed the part while this one was stopped; it has changed nothing since."""
+    """A part that another writer sealed while this one was stopped; nothing was changed since."""
 
     code = "part-sealed"
     exit_code = EX_DATAERR
 
 
 class UnsupportedFeature(LogitStoreError, NotImplementedError):
-    """A part needs a feature that this version of logitstore does not have."""
+    """A part that needs a feature of a newer logitstore."""
 
     code = "unsupported-feature"
     exit_code = EX_DATAERR
 
 
 class StoreCorrupt(LogitStoreError, ValueError):
-    """A file of the store is not what its seal says."""
+    """A file that differs from its seal."""
 
     code = "store-corrupt"
     exit_code = EX_DATAERR
 
 
 class ShardMissing(StoreCorrupt):
-    """A shard that the seal lists is not there."""
+    """A missing shard that the seal lists."""
 
     code = "shard-missing"
 
 
 class ShardCorrupt(StoreCorrupt):
-    """A shard is there and its bytes are not the ones that were committed."""
+    """A shard whose bytes differ from the committed ones."""
 
     code = "shard-corrupt"
 
 
 class ManifestInvalid(StoreCorrupt):
-    """A metadata file (zarr.json, spec, commit record, seal, log) does not parse or does not agree."""
+    """A metadata file (zarr.json, spec, commit record, seal, log) that does not parse or contradicts others."""
 
     code = "manifest-invalid"
 
 
 class UntrustedStoreError(LogitStoreError, ValueError):
-    """A store asks for something that a reader does not do: other codecs, dtypes, names or links."""
+    """A store that needs what readers refuse: other codecs, dtypes, names or links."""
 
     code = "untrusted-store"
     exit_code = EX_DATAERR
 
 
 class WrongStore(UntrustedStoreError):
-    """The store is not, and never was, the one that was expected."""
+    """A store that is not, and never was, the expected one."""
 
     code = "wrong-store"
 
 
 class LimitExceeded(UntrustedStoreError):
-    """A size that a store states is beyond what a reader allows."""
+    """A size in a store above the limits of readers."""
 
     code = "limit-exceeded"
 
 
 class StorageError(LogitStoreError, OSError):
-    """The file system or the object store failed."""
+    """A failure of the file system or the object store."""
 
     code = "storage-io"
     exit_code = EX_TEMPFAIL
 
 
 class StorageFull(StorageError):
-    """No space, or no quota, is left where the store is. What was committed is intact."""
+    """A full disk or quota. Committed data are intact."""
 
     code = "storage-full"
 
 
 class TransientIOError(StorageError):
-    """A read or a write failed in a way that may pass."""
+    """A read or a write that failed and may succeed later."""
 
     code = "transient-io"
 
 
 class WriterBusy(StorageError):
-    """What needs to be alone with a part is not: another writer is at work, or is stopped in the middle of it."""
+    """A part that another writer, running or stopped, holds."""
 
     code = "writer-busy"
 
 
 class UnsafeFileSystem(StorageError):
-    """The file system can neither link a file to a free name nor rename it to one: writers would overwrite."""
+    """A file system that can neither link nor rename a file to a free name: writers would overwrite."""
 
     code = "unsafe-file-system"
 
 
 class CommitStateUnknown(StorageError):
-    """A write may or may not have happened, and it could not be read back."""
+    """A write whose outcome is unknown: it could not be read back."""
 
     code = "commit-state-unknown"

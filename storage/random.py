@@ -1,11 +1,13 @@
-"""Which random numbers belong to a row of a view?
+"""Counter-based random numbers (Philox): pure functions of a seed, a stream and a counter.
 
-Those of a Philox counter: the key is (seed, view), and the row is the highest word of the counter. `row_generator` is
-NumPy's generator in that place. `raw_words` is the beginning of the same stream, of many rows at once: to make a
-generator takes some ten microseconds, and its first words a tenth of one.
+A row of a view has the key (seed, view), and the row is the highest word of the counter. `row_generator` is NumPy's
+generator there. `raw_words` computes the first words of the same stream for many rows at once: a generator takes some ten
+microseconds to make, a row's words here a tenth of one.
 
-The raw stream is what NumPy promises to keep for ever; how the methods of a generator draw from it, it does not
-(NEP 19). What has to come out the same in ten years uses the words alone.
+NumPy keeps the raw stream for ever, but not how a generator's methods draw from it (NEP 19). Results that must be the
+same in ten years use the words alone.
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
 from typing import Final
@@ -17,50 +19,51 @@ from numpy.typing import NDArray
 from .errors import ConfigError
 
 _MULTIPLIERS: Final = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
-
-
 _WEYL: Final = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
-
-
 _ROUNDS: Final = 10
-
-
 _WORDS: Final = 4
-"""64-bit words that one value of the counter gives."""
-
-
+"""64-bit words a value of the counter."""
 _LOW: Final = np.uint64(0xFFFFFFFF)
-
-
 _HALF: Final = np.uint64(32)
 
 
 def row_generator(seed: int, view: int, row: int) -> np.random.Generator:
     """Return the random generator of one (seed, view, row), each 0 ≤ n < 2⁶⁴.
 
-    Philox is counter-based: the key is (seed, view) and the row is the highest word of the counter, so
-    that no two rows share a draw before one of them has made 2¹⁹² of them.
+    The row is the highest word of the counter: two rows share no draw before one of them has made 2¹⁹² of them.
     Raises ConfigError if one of the three is out of range.
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
     >>> int(row_generator(0, 1, 5).integers(100)) == int(row_generator(0, 1, 5).integers(100))
     True
     """
     for name, value in (("seed", seed), ("view", view), ("row", row)):
         _check(name, value)
-    # As uint64 arrays: NumPy takes a list of such integers through float64 and would round the large ones.
-    key = np.array([seed, view], dtype=np.uint64)
-    counter = np.array([0, 0, 0, row], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(_numpy_philox(seed, view, row))
+
+
+def philox_permutation(size: int, seed: int, stream: int, counter: int) -> Int64[np.ndarray, " size"]:
+    """Return a permutation of `size` items: a pure function of the three integers.
+
+    >>> philox_permutation(5, seed=0, stream=0, counter=0).tolist()
+    [0, 2, 1, 4, 3]
+    """
+    words = np.asarray(_numpy_philox(seed, stream, counter).random_raw(size))
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def _numpy_philox(seed: int, stream: int, counter: int) -> np.random.Philox:
+    # As uint64 arrays: NumPy converts a list of large integers through float64, which rounds them.
+    key, counters = np.array([seed, stream], np.uint64), np.array([0, 0, 0, counter], np.uint64)
+    return np.random.Philox(key=key, counter=counters)
 
 
 def raw_words(
     seed: int, view: int, rows: Int64[np.ndarray, " rows"] | UInt64[np.ndarray, " rows"], count: int
 ) -> UInt64[np.ndarray, "rows count"]:
-    """The first `count` raw words of each row's generator, made for all rows at once.
+    """Compute the first `count` raw words of each row's generator, for all rows at once.
 
-    Returns (rows, count) uint64. Raises ConfigError as `row_generator` does.
-    Source: Salmon et al. 2011, Philox4x64-10, as NumPy has it: the counter is raised before the first word.
+    Returns (rows, count) uint64. Raises ConfigError like `row_generator`.
+    Philox4x64-10 as in NumPy, which raises the counter before the first word.
 
     >>> same = row_generator(7, 1, 5).bit_generator.random_raw(3)
     >>> bool((raw_words(7, 1, np.array([4, 5]), 3)[1] == same).all())
@@ -78,7 +81,7 @@ def raw_words(
 
 
 def _philox(seed: int, view: int, step: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What the counters (step, 0, 0, row) become under the key (seed, view): (rows, 4)."""
+    """Compute the words of the counters (step, 0, 0, row) under the key (seed, view): (rows, 4)."""
     counter = [np.full_like(rows, step), np.zeros_like(rows), np.zeros_like(rows), rows]
     keys = [seed, view]
     for _ in range(_ROUNDS):
@@ -95,7 +98,7 @@ def _philox(seed: int, view: int, step: int, rows: NDArray[np.uint64]) -> NDArra
 
 
 def _product(factor: NDArray[np.uint64], constant: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """High and low words of the products, of 128 bits each: by halves, since NumPy has no wider integers."""
+    """Compute high and low words of the 128-bit products, by halves: NumPy has no wider integers."""
     low, high = np.uint64(constant & 0xFFFFFFFF), np.uint64(constant >> 32)
     a, b = factor >> _HALF, factor & _LOW
     middle = a * low + (b * low >> _HALF)
@@ -108,16 +111,3 @@ def _check(name: str, value: int) -> None:
         raise ConfigError(
             name, expected="an integer from 0 to 2**64 - 1", found=str(value), remedy=f"correct {name}"
         )
-
-
-def philox_permutation(size: int, seed: int, stream: int, counter: int) -> Int64[np.ndarray, " size"]:
-    """A permutation of `size` items that is a pure function of the three integers.
-
-    >>> philox_permutation(5, seed=0, stream=0, counter=0).tolist()
-    [0, 2, 1, 4, 3]
-    """
-    # As uint64 arrays: NumPy takes lists of such integers through float64 and would round the large ones.
-    key = np.array([seed, stream], dtype=np.uint64)
-    place = np.array([0, 0, 0, counter], dtype=np.uint64)
-    raw = np.asarray(np.random.Philox(key=key, counter=place).random_raw(size))
-    return np.argsort(raw, kind="stable").astype(np.int64)

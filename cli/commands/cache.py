@@ -1,4 +1,4 @@
-"""How are the teachers of an experiment run into a store: stage one alone?"""
+"""The command `cache`: stage one alone."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..printing.stores import print_store
 from ..printing.text import print_text, print_todo
 
 WAIT_SECONDS = 86_400.0
-"""How long a rank waits for the others. One that dies is noticed at once; this is for one that hangs."""
+"""Seconds that a rank waits for the others. One that dies is noticed at once; this is for one that hangs."""
 
 
 @click.command(
@@ -55,40 +55,33 @@ def command(
     interrupted goes on where it stopped, and ends with the same bytes. Several processes share the work, and any
     other number goes on with it: torchrun --nproc-per-node N -m logitstore cache EXPERIMENT STORE.
     """
-    from ...pipeline.cache.todo import check_samples, missing_captures, open_existing
+    from ...pipeline.cache.todo import find_todo
     from ...pipeline.experiment.document import load_experiment
-    from ...pipeline.models.records import Models
     from ...pipeline.runtime.ranks import OtherRankFailed, joined
-    from ...pipeline.transfer import TransferRows
-    from ...storage.api import open_store
+    from ...pipeline.workspace import Workspace
     from ...storage.backends.local import local_path
 
     try:
         # A rank may wait for the last block of another, or for a teacher to be trained: longer than for a step.
-        with joined(WAIT_SECONDS) as ranks:
-            found, path = load_experiment(experiment), local_path(store)
-            kept = Models(path.parent / "models" if models is None else models)
+        with (
+            joined(WAIT_SECONDS) as ranks,
+            show_progress(quiet=settings().quiet or not ranks.is_first) as progress,
+        ):
+            work = Workspace.of_store(
+                load_experiment(experiment),
+                local_path(store),
+                models,
+                device=device,
+                progress=progress,
+                ranks=ranks,
+            )
             if dry_run:
-                if not ranks.is_first:
-                    return
-                there, rows = open_existing(path), TransferRows(found)
-                if there is not None:
-                    check_samples(there, rows)
-                missing = missing_captures(found, rows, kept, there)
-                print_todo([f"capture teacher {member.name}" for member in missing])
+                if ranks.is_first:
+                    print_todo(find_todo(work).lines())
                 return
             from ...pipeline.cache.stage import cache
 
-            with show_progress(quiet=settings().quiet or not ranks.is_first) as progress:
-                report = cache(
-                    found,
-                    path,
-                    kept,
-                    device=device,
-                    progress=progress,
-                    ranks=ranks,
-                    stop_below=stop_below,
-                )
+            report = cache(work, stop_below=stop_below)
             if not ranks.is_first:
                 return
             for name in report.captured:
@@ -98,6 +91,6 @@ def command(
             if not report.captured:
                 print_text(f"nothing to do: {', '.join(report.kept)} captured already and unchanged")
             print_text()
-            print_store(open_store(path))
+            print_store(work.store)
     except OtherRankFailed as failure:
         raise click.exceptions.Exit(failure.exit_code) from failure

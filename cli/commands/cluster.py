@@ -1,4 +1,4 @@
-"""Which classes does a teacher in a store confuse: stage two alone?"""
+"""The command `cluster`: stage two alone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,28 +34,30 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="NAME[=WEIGHT]",
-    help="Teacher in the store; several are an ensemble, whose softened outputs are averaged.",
+    help="Teacher in the store. Several are an ensemble; their softened outputs are averaged.",
 )
 @click.option("--clusters", type=int, required=True, metavar="K", help="Number of sets.")
-@click.option("--classes-per-cluster", type=int, required=True, metavar="M", help="Classes of a set.")
-@click.option("--temperature", type=float, metavar="T", help="Of the softmax; 1 by default.")
-@click.option("--method", metavar="NAME", help="online (the paper's k-means, the default) or minibatch.")
-@click.option("--restarts", type=int, metavar="N", help="Starts of k-means; 10 by default.")
+@click.option(
+    "--classes-per-cluster", type=int, required=True, metavar="M", help="Number of classes in a set."
+)
+@click.option("--temperature", type=float, metavar="T", help="Temperature of the softmax; 1 by default.")
+@click.option("--method", metavar="NAME", help="k-means: online (the paper's, the default) or minibatch.")
+@click.option("--restarts", type=int, metavar="N", help="Number of starts of k-means; 10 by default.")
 @click.option("--normalise", is_flag=True, help="Cluster correlations, so that rare classes count as much.")
 @click.option("--disjoint", is_flag=True, help="Put no class into two sets.")
-@click.option("--seed", type=int, metavar="N", help="Of k-means; 0 by default.")
+@click.option("--seed", type=int, metavar="N", help="Seed of k-means; 0 by default.")
 @click.option(
     "--memory",
     type=float,
     metavar="GIB",
-    help="For matrices of classes by classes; where they do not fit, projections are clustered. 4 by default.",
+    help="Memory for matrices of classes by classes; 4 by default. Without room for them, projections are clustered.",
 )
 @click.option("--name", metavar="NEW", help="Name in the store; TEACHER-KxM by default.")
 @click.option(
     "--figure",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the correlations, class by class in the order of the clusters (.png, .svg, .pdf).",
+    help="Draw the correlations in the order of the clusters (.png, .svg, .pdf).",
 )
 @click.option("--scheduler", metavar="tcp://…", help="A dask scheduler to compute on; threads by default.")
 @dry_run_option
@@ -71,9 +73,8 @@ def command(
 ) -> None:
     """Group the classes whose predictions go together, and seal the sets in the STORE.
 
-    The covariance of the softened predictions is clustered by k-means, and the classes nearest to each centre are
-    its set. No labels are needed; where there are some, the share of the errors that lie inside a set is printed, beside
-    the share that random sets of the same size and number would hold.
+    The covariance of the softened predictions is clustered by k-means; the classes nearest to each centre are its set. No
+    labels are needed. With labels, the share of the errors inside a set is printed, beside that of random sets.
     """
     from ...pipeline.cluster.figure import check_figure, check_matrix, draw_clustering
     from ...pipeline.cluster.stage import cluster_store, errors_in_sets
@@ -86,7 +87,7 @@ def command(
         check_figure(figure)
     opened = open_store(local_path(store))  # it will be written to
     for name in cluster.shares:
-        _ = opened.teachers[name]  # a teacher that is not there comes before anything else
+        _ = opened.teachers[name]  # raises for a missing teacher before anything else
     dimensions = check_cluster(cluster, opened.num_classes)
     if figure is not None:
         check_matrix(figure, opened.num_classes, dimensions)
@@ -117,7 +118,7 @@ def command(
 
 
 def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":
-    """The options as the table of an experiment. Raises ConfigError, which names the option."""
+    """Return the options as the table of an experiment. Raises ConfigError with the name of the option."""
     from pydantic import ValidationError
 
     from ...pipeline.experiment.schema import explain
@@ -137,7 +138,7 @@ def _checked(teachers: "Sequence[str]", options: dict[str, Any]) -> "Cluster":
 
 
 def _weights(teachers: "Sequence[str]") -> dict[str, float]:
-    """The weight of each teacher: 1, or what stands behind its name. Raises ConfigError."""
+    """Return the weight of each teacher: the number behind its name, or 1. Raises ConfigError."""
     from ...storage.errors import ConfigError
 
     weights: dict[str, float] = {}
@@ -151,7 +152,7 @@ def _weights(teachers: "Sequence[str]") -> dict[str, float]:
             raise ConfigError(
                 f"--teacher {text}",
                 expected="each teacher once, with a weight above 0",
-                found="a teacher that is named twice" if name in weights else repr(weight),
+                found=f"{name} twice" if name in weights else f"the weight {weight!r}",
                 remedy="write it like wide=2",
             )
         weights[name] = value

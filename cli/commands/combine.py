@@ -1,4 +1,4 @@
-"""How do a generalist and its specialists become one teacher, from the command line?"""
+"""The command `combine`: a generalist and its specialists become one teacher."""
 
 from typing import Any
 
@@ -25,27 +25,39 @@ from ..printing.text import print_json, print_table, print_text, print_todo
     required=True,
     multiple=True,
     metavar="NAME",
-    help="Capture of a specialist; as often as there are, or a pattern of * and ? in quotes, which leaves out NEW and "
+    help="Capture of a specialist; repeat it, or give a pattern of * and ? in quotes. A pattern never matches NEW and "
     "other combinations.",
 )
 @click.option("--name", required=True, metavar="NEW", help="Name of the new capture in the store.")
-@click.option("--top", type=int, metavar="N", help="Classes whose specialists are asked; 1 by default.")
+@click.option(
+    "--top",
+    type=int,
+    metavar="N",
+    help="Number of most likely classes whose specialists are asked; 1 by default.",
+)
 @click.option(
     "--direction",
     type=click.Choice(["pq", "qp"]),
-    help="KL(p, q), the default, or KL(q, p), for disjoint sets.",
+    help="pq for KL(p, q), the default, or qp for KL(q, p), with disjoint sets.",
 )
 @click.option(
     "--method",
     type=click.Choice(["fixed_point", "gradient_descent"]),
-    help="Where several are asked; the paper's gradient descent is slow.",
+    help="Method for several active specialists; the paper's gradient descent is slow.",
 )
 @click.option(
-    "--encoding", type=click.Choice(["float16", "float32"]), help="Of the new capture; float16 by default."
+    "--encoding",
+    type=click.Choice(["float16", "float32"]),
+    help="Encoding of the new capture; float16 by default.",
 )
-@click.option("--max-kl", type=float, metavar="NATS", help="Or: as codes, with a KL that no row exceeds.")
 @click.option(
-    "--min-temperature", type=float, metavar="T", help="From which on --max-kl holds; 1 by default."
+    "--max-kl", type=float, metavar="NATS", help="Store codes instead, with a KL that no row exceeds."
+)
+@click.option(
+    "--min-temperature",
+    type=float,
+    metavar="T",
+    help="Lowest temperature at which --max-kl holds; 1 by default.",
 )
 @dry_run_option
 @json_option
@@ -63,11 +75,12 @@ def command(
 ) -> None:
     """Combine captures in the STORE, a generalist and its specialists, into a new one of all classes.
 
-    A specialist is asked about a row where the generalist's most likely class is of its set; the new capture agrees with
-    all that were asked as well as one distribution can (Hinton et al. 2015, equation 5). Killed anywhere, the same
-    command goes on.
+    A specialist is asked about a row if its set holds the generalist's most likely class. The new capture is the one
+    distribution that agrees best with all that were asked (Hinton et al. 2015, equation 5). If the command is killed, run
+    it again to resume.
     """
-    from ...pipeline.combine.stage import combine, plan_combination
+    from ...pipeline.combine.stage import combine
+    from ...pipeline.combine.todo import plan_combination
     from ...storage.api import open_store
     from ...storage.backends.local import local_path
 
@@ -107,7 +120,7 @@ def command(
 
 
 def _encoding(kind: str | None, max_kl: float | None, min_temperature: float | None) -> Any:
-    """The encoding that is asked for. Raises ConfigError where that is two, or half of one."""
+    """Return the requested encoding. Raises ConfigError for two encodings, or half of one."""
     from ...storage.errors import ConfigError
 
     if max_kl is None and min_temperature is None:

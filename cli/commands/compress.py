@@ -1,4 +1,4 @@
-"""How does a capture that is there become a smaller one, from the command line?"""
+"""The command `compress`: a smaller capture from a sealed one."""
 
 from typing import Any
 
@@ -30,26 +30,33 @@ from ..printing.text import print_json, print_table, print_text, print_todo
 @verbosity_options
 @store_argument
 @teacher_option
-@click.option("--max-kl", type=float, metavar="NATS", help="KL that no row exceeds: guaranteed.")
-@click.option("--min-temperature", type=float, metavar="T", help="From which on it holds; 1 by default.")
+@click.option("--max-kl", type=float, metavar="NATS", help="Guaranteed maximum of the KL of every row.")
 @click.option(
-    "--top-k", type=int, metavar="K", help="Keep the K largest logits of a row and its tail's figures."
+    "--min-temperature",
+    type=float,
+    metavar="T",
+    help="Lowest temperature at which --max-kl holds; 1 by default.",
 )
 @click.option(
-    "--top-k-kl", type=float, metavar="NATS", help="Or: the smallest K whose KL, measured, is at most this."
+    "--top-k", type=int, metavar="K", help="Keep the K largest logits of a row and the figures of its tail."
 )
-@click.option("--temperature", type=float, metavar="T", help="At which --top-k-kl is measured.")
 @click.option(
-    "--statistic", metavar="NAME", help="Of all rows, for --top-k-kl: max (the default), mean or p99.9."
+    "--top-k-kl", type=float, metavar="NATS", help="Keep the smallest K whose measured KL is at most this."
+)
+@click.option("--temperature", type=float, metavar="T", help="Temperature at which --top-k-kl is measured.")
+@click.option(
+    "--statistic",
+    metavar="NAME",
+    help="Statistic of the KL of all rows for --top-k-kl: max (the default), mean or p99.9.",
 )
 @click.option("--name", required=True, metavar="NEW", help="Name of the new capture in the store.")
 @dry_run_option
 @json_option
 def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
-    """Make an encoded capture NEW from a capture in the STORE; that one stays as it is.
+    """Make an encoded capture NEW from a capture in the STORE, which is not changed.
 
-    Say with one of --max-kl, --top-k and --top-k-kl what is to be kept. A row then takes a fraction of its bytes; how far
-    each is from what it was made from is measured, recorded and printed. Killed anywhere, the same command goes on.
+    Give one of --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the source is
+    measured, recorded and printed. If the command is killed, run it again to resume.
     """
     from ...pipeline.compress.stage import compress, plan_compression, say
     from ...storage.api import open_store
@@ -101,11 +108,11 @@ _KINDS = {
     "top_k": (),
     "top_k_kl": ("temperature", "statistic"),
 }
-"""What may be asked for, and what may be said beside it."""
+"""The options of which one is needed, each with those that may stand beside it."""
 
 
 def _wish(options: dict[str, Any]) -> dict[str, Any]:
-    """What is asked for. Raises ConfigError where that is not one thing."""
+    """Return the request. Raises ConfigError for none, and for several."""
     from ...storage.errors import ConfigError
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -114,7 +121,7 @@ def _wish(options: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "compress",
             expected="one of --max-kl, --top-k and --top-k-kl",
-            found=" and ".join(map(_flag, asked)) or "none",
+            found=" and ".join(map(_flag, asked)) or "no such option",
             remedy="give one of them",
         )
     for key in given:
@@ -122,9 +129,9 @@ def _wish(options: dict[str, Any]) -> dict[str, Any]:
             beside = next(kind for kind, more in _KINDS.items() if key in more)
             raise ConfigError(
                 f"compress {_flag(key)}",
-                expected=f"it beside {_flag(beside)} alone",
-                found=f"it beside {_flag(asked[0])}",
-                remedy="leave it out",
+                expected=f"{_flag(key)} with {_flag(beside)} alone",
+                found=f"{_flag(key)} with {_flag(asked[0])}",
+                remedy=f"leave {_flag(key)} out",
             )
     return given
 

@@ -118,24 +118,23 @@ def command(out: Path | None, device: str | None) -> None:
     sets hold. Trains one student from a tenth of the labels, and the same one from the teachers' logits on the
     same rows. The experiment, the store and the models go to --out, logitstore-demo by default.
     """
-    from ...pipeline.cache.todo import open_existing
     from ...pipeline.experiment.document import load_experiment
-    from ...pipeline.workspace import Workspace
+    from ...pipeline.workspace import STORE, open_existing
     from ...storage.backends.posix import replace_file
 
     # Before torch is imported: nets this small are slower on several threads than on one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path("logitstore-demo") if out is None else out
-    file, workspace = folder / "digits.toml", Workspace(folder)
+    file, store_path = folder / "digits.toml", folder / STORE
     # Before the first file is written: does something else have the store's place?
-    open_existing(workspace.store)
+    open_existing(store_path)
     if not file.exists():
         replace_file(file, DIGITS_TOML.encode())
     elif file.read_bytes() != DIGITS_TOML.encode():
         click.echo(f"{file} is there already and is taken as it stands", err=True)
     run_experiment(load_experiment(file), folder, device=device)
     program = _program()
-    store, toml, there = (shlex.quote(str(path)) for path in (workspace.store, file, folder))
+    store, toml, there = (shlex.quote(str(path)) for path in (store_path, file, folder))
     print_text()
     print_text("to look at it:")
     print_text(f"  {program} inspect {store}")

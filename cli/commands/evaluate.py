@@ -1,4 +1,4 @@
-"""How good are the models of an experiment, or the captures of a store, specialists and all?"""
+"""The command `evaluate`: scores of the models of an experiment, or of the captures of a store."""
 
 from pathlib import Path
 from typing import Any
@@ -86,39 +86,34 @@ def _evaluate_store(
     store = open_store(location)
     with show_progress(quiet=settings().quiet) as progress:
         compare = comparisons(store, generalist=generalist, clustering=clustering)
-        found = evaluate_captures(store, compare, view=view, progress=progress)
+        scores = evaluate_captures(store, compare, view=view, progress=progress)
     if as_json:
-        print_json(capture_records(found))
+        print_json(capture_records(scores))
     else:
-        print_captures(found)
+        print_captures(scores)
 
 
 def _evaluate_experiment(
     experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
-    from ...pipeline.evaluate.scores import verdicts
+    from ...pipeline.evaluate.scores import Scores, subjects, verdicts
+    from ...pipeline.evaluate.stage import evaluate, evaluation_examples
     from ...pipeline.experiment.document import load_experiment
-    from ...pipeline.models.records import Models
-    from ...storage.api import open_store
+    from ...pipeline.workspace import Workspace
     from ...storage.backends.local import local_path
 
-    found, path = load_experiment(experiment), local_path(location)
-    kept, opened = Models(path.parent / "models" if models is None else models), open_store(path)
-    scores = path.parent / "evaluation.json"
-    from ...pipeline.evaluate.stage import evaluate, evaluation_examples
-
-    if dry_run:
-        from ...pipeline.evaluate.scores import Scores, subjects
-        from ...pipeline.transfer import TransferRows
-
-        rows, known = TransferRows(found), Scores(scores)
-        there = subjects(found, rows, kept, opened, evaluation_examples(found, rows.num_classes))
-        missing = [subject for subject in there if known.get(subject) is None]
-        print_todo([f"evaluate {subject.run or subject.name}" for subject in missing], as_json=as_json)
-        return
     with show_progress(quiet=settings().quiet) as progress:
-        table = evaluate(found, opened, kept, scores, device=device, progress=progress)
-    sentences = verdicts(found, table)
+        work = Workspace.of_store(
+            load_experiment(experiment), local_path(location), models, device=device, progress=progress
+        )
+        _ = work.store  # nothing is evaluated without one
+        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+        if dry_run:
+            missing = Scores(work.scores).missing(subjects(work, examples))
+            print_todo([f"evaluate {subject.run or subject.name}" for subject in missing], as_json=as_json)
+            return
+        table = evaluate(work, examples)
+    sentences = verdicts(work.experiment, table)
     answer: dict[str, Any] = {"table": score_records(table), "verdicts": sentences}
     if as_json:
         print_json(answer)
@@ -126,4 +121,6 @@ def _evaluate_experiment(
         print_scores(table)
         print_verdicts(sentences)
     else:
-        print_text(f"no model of the experiment is in {kept.folder} yet; make them with cache and train")
+        print_text(
+            f"no model of the experiment is in {work.models.folder} yet; make them with cache and train"
+        )

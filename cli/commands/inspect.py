@@ -1,12 +1,6 @@
-"""What is in a store, as its metadata alone tell?
+"""`logitstore inspect`: the contents of a store, from its metadata alone."""
 
-Attributes, log, seals and specs are read, each checked, and of encoded captures the error that was measured of each
-row (ten bytes); no other shard is opened and nothing that a store names is imported. A part that cannot be read is
-listed with the reason, and the rest is shown all the same: what needs a newer logitstore is no error, what is damaged
-or refused makes the exit code.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -33,85 +27,68 @@ _NAMES_SHOWN = 20
 @expect_option
 @json_option
 def command(store: str, expect: str | None, as_json: bool) -> None:
-    """Say what is in a STORE: rows, classes, captures and how they were made, clusterings, sizes, seals.
+    """Show the contents of a STORE: rows, classes, captures and their provenance, clusterings, sizes, seals.
 
-    What is damaged is named, the rest is shown; the exit code then is 65 (75 where it could not be read).
+    Damaged parts are listed with the reason, beside the rest. The exit code is then 65, or 75 for a part that could
+    not be read.
     """
-    from ...storage.api import open_store
-    from ...storage.errors import LogitStoreError
-
-    damaged: list[LogitStoreError] = []
-    found = describe(open_store(store, expect=expect), damaged)
-    if as_json:
-        print_json(found)
-    else:
-        _print(found)
-    click.get_current_context().exit(max((error.exit_code for error in damaged), default=0))
+    record, errors = describe(store, expect=expect)
+    (print_json if as_json else _print)(record)
+    click.get_current_context().exit(max((error.exit_code for error in errors), default=0))
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    names = found["class_names"]
-    samples = found["samples"]
-    print_text(f"store    {found['path']}")
-    print_text(f"digest   {found['digest']}")
-    print_text(f"size     {format_bytes(found['bytes'])}")
-    blocks = found["num_blocks"]
-    print_text(
-        f"rows     {found['num_rows']:,} in {blocks:,} block{'s' if blocks > 1 else ''} "
-        f"of {found['block_rows']:,}"
-    )
-    print_text(printable(f"classes  {found['num_classes']:,}{_listed(names)}"))
+def _line(text: str) -> None:
+    print_text(printable(text))
+
+
+def _section(heading: str) -> None:
+    print_text()
+    _line(heading)
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    samples, blocks = record["samples"], record["num_blocks"]
+    print_text(f"store    {record['path']}")
+    print_text(f"digest   {record['digest']}")
+    print_text(f"size     {format_bytes(record['bytes'])}")
+    plural = "s" if blocks > 1 else ""
+    print_text(f"rows     {record['num_rows']:,} in {blocks:,} block{plural} of {record['block_rows']:,}")
+    _line(f"classes  {record['num_classes']:,}{_names(record['class_names'])}")
     if samples is not None:
         print_text(f"inputs   {_inputs(samples['inputs'])}")
-    _print_parts(found)
-    for capture in found["captures"]:
-        print_text()
-        print_text(f"teachers/{capture['name']}")
+    _print_parts(record)
+    for capture in record["captures"]:
+        _section(f"teachers/{capture['name']}")
         for key, value in _flat(capture["provenance"]):
-            print_text(printable(f"  {key} = {value}"))
+            _line(f"  {key} = {value}")
         if capture["divergence"] is not None:
             origin = capture["derived_from"]
+            source = f"teachers/{origin.get('capture')}" if isinstance(origin, Mapping) else None
             print_text()
-            print_fidelity(capture["divergence"], source=_origin(origin))
-    for clustering in found["clusterings"]:
-        print_text()
-        print_text(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
-        print_text(printable(f"  {_how(clustering)}"))
+            print_fidelity(capture["divergence"], source=source)
+    for clustering in record["clusterings"]:
+        _section(f"clusters/{clustering['name']}: {len(clustering['sets'])} sets")
+        _line(f"  {_origin(clustering)}")
         for members in clustering["sets"][:_NAMES_SHOWN]:
-            print_text(printable(f"  {', '.join(members)}"))
+            _line(f"  {', '.join(members)}")
         if clustering["single"]:
-            print_text(printable(f"  in no set: {single_classes(clustering)}"))
-    for part in found["unsealed"]:
-        print_text()
-        done = f"{part['blocks_done']:,} of {part['blocks']:,}"
-        print_text(printable(f"{part['part']}: not sealed, {done} blocks are there"))
-    for part in found["unreadable"]:
-        print_text()
-        print_text(printable(f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}"))
+            _line(f"  in no set: {single_classes(clustering)}")
+    for part in record["unsealed"]:
+        _section(
+            f"{part['part']}: not sealed, {part['blocks_done']:,} of {part['blocks']:,} blocks are there"
+        )
+    for part in record["unreadable"]:
+        _section(f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}")
 
 
-def _how(clustering: Mapping[str, Any]) -> str:
-    """Of which predictions a clustering is, and how it was made."""
-    parts = [" + ".join(clustering["teachers"]) or "an unknown teacher"]
-    parts += (
-        [f"T = {clustering['temperature']:g}"] if isinstance(clustering["temperature"], int | float) else []
-    )
-    parts += [str(clustering["algorithm"])] if clustering["algorithm"] else []
-    parts += ["correlations"] if clustering["normalise"] else []
-    parts += ["disjoint sets"] if clustering["disjoint"] else []
-    parts += [f"{clustering['dimensions']} random dimensions"] if clustering["dimensions"] else []
-    parts += (
-        [f"inertia {clustering['inertia']:.4g}"] if isinstance(clustering["inertia"], int | float) else []
-    )
-    return ", ".join(parts)
-
-
-def _print_parts(found: Mapping[str, Any]) -> None:
+def _print_parts(record: Mapping[str, Any]) -> None:
     rows: list[list[Any]] = []
-    if found["samples"] is not None:
-        rows.append(["samples", found["samples"], None, None, None])
-    rows += [[f"teachers/{c['name']}", c, c["views"], c["classes"], c["encoding"]] for c in found["captures"]]
-    rows += [[f"clusters/{c['name']}", c, None, None, None] for c in found["clusterings"]]
+    if record["samples"] is not None:
+        rows.append(["samples", record["samples"], None, None, None])
+    rows += [
+        [f"teachers/{c['name']}", c, c["views"], c["classes"], c["encoding"]] for c in record["captures"]
+    ]
+    rows += [[f"clusters/{c['name']}", c, None, None, None] for c in record["clusterings"]]
     if rows:
         print_text()
         print_table(
@@ -120,14 +97,22 @@ def _print_parts(found: Mapping[str, Any]) -> None:
         )
 
 
-def _origin(derived_from: Any) -> str | None:
-    """The capture that an encoded one was made from, as it says."""
-    if not isinstance(derived_from, Mapping):
-        return None
-    return f"teachers/{derived_from.get('capture')}"
+def _origin(clustering: Mapping[str, Any]) -> str:
+    """Return the teachers of a clustering and the options that made it, as one line."""
+    temperature, inertia = clustering["temperature"], clustering["inertia"]
+    parts = [
+        " + ".join(clustering["teachers"]) or "an unknown teacher",
+        f"T = {temperature:g}" if isinstance(temperature, int | float) else "",
+        str(clustering["algorithm"] or ""),
+        "correlations" if clustering["normalise"] else "",
+        "disjoint sets" if clustering["disjoint"] else "",
+        f"{clustering['dimensions']} random dimensions" if clustering["dimensions"] else "",
+        f"inertia {inertia:.4g}" if isinstance(inertia, int | float) else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
-def _listed(names: list[str] | None) -> str:
+def _names(names: Sequence[str] | None) -> str:
     if names is None:
         return ""
     more = f", … {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
@@ -141,7 +126,7 @@ def _inputs(stored: Mapping[str, Any] | None) -> str:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested tables as dotted keys.
+    """Flatten nested tables to dotted keys.
 
     >>> list(_flat({"teacher": {"args": {"hidden": [8]}}, "augmentation": None}))
     [('augmentation', '—'), ('teacher.args.hidden', '[8]')]

@@ -1,4 +1,4 @@
-"""What will an experiment cost, before anything is spent?"""
+"""The command `plan`: the cost of an experiment before it is run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _NAMES_SHOWN = 8
-"""Teachers that a line names."""
+"""Maximum number of teachers that a line names."""
 
 
 @click.command(
@@ -40,12 +40,12 @@ _NAMES_SHOWN = 8
     "--rows",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Rows, of all views together, that each teacher is run on; 2048 by default.",
+    help="Number of rows, of all views together, that each teacher is run on; 2048 by default.",
 )
 @click.option(
     "--store",
     metavar="STORE",
-    help="Where the store will be, or is; runs/<name of the experiment>/store.zarr by default.",
+    help="Path of the store; runs/<name of the experiment>/store.zarr by default.",
 )
 @models_option
 @device_option
@@ -58,10 +58,10 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Say what an EXPERIMENT will cost: bytes, files and error with every encoding, and teacher hours.
+    """Print the cost of an EXPERIMENT: bytes, files and error with every encoding, and teacher hours.
 
-    Each teacher that has its weights is run on a few rows; where it has none yet, the figures come from a model
-    of logits, and the output says so. Nothing is written.
+    Each teacher with weights is run on a few rows. Without weights the figures come from a model of logits, and the output
+    names it. Nothing is written.
     """
     from ...pipeline.experiment.document import load_experiment
     from ...pipeline.models.records import Models
@@ -122,7 +122,7 @@ def _print_sizes(made: "Plan") -> None:
         ],
         title="\n".join(
             [
-                "bytes a row: of one view of one teacher, after the codec; in all: the store, samples and inputs too",
+                "bytes a row: of one view of one teacher, after the codec; in all: the whole store with samples and inputs",
                 *_sources(made.teachers, made, with_model=True),
             ]
         ),
@@ -185,7 +185,7 @@ def _print_disk(made: "Plan") -> None:
 
 
 def _sources(teachers: "Sequence[TeacherPlan]", made: "Plan", *, with_model: bool = False) -> list[str]:
-    """Where the figures of some teachers are from, a line each. with_model: say what the model is."""
+    """Return the origin of the figures of some teachers, a line each. with_model: describes the model."""
     from ...pipeline.plan.sample import MODEL
 
     total = made.num_rows * made.views
@@ -219,7 +219,7 @@ def _compressed(encoding: "EncodingPlan") -> str | None:
 
 
 def _scientific(value: float | None) -> str:
-    """KL to two digits.
+    """Format a KL to two digits.
 
     >>> _scientific(0.00123), _scientific(0.0), _scientific(None)
     ('1.2e-03', '0', '—')
@@ -230,7 +230,7 @@ def _scientific(value: float | None) -> str:
 
 
 def _hours(hours: float) -> str:
-    """Hours, to be read.
+    """Format hours.
 
     >>> _hours(12.345), _hours(0.5), _hours(1 / 3600)
     ('12.3 h', '30.0 min', '1 s')
@@ -241,7 +241,8 @@ def _hours(hours: float) -> str:
 
 
 def _counted(number: int, what: str) -> str:
-    """
+    """Format a number of things.
+
     >>> _counted(1, "view"), _counted(2000, "view")
     ('1 view', '2,000 views')
     """

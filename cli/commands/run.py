@@ -1,4 +1,4 @@
-"""How is a whole experiment run, and what does its user see of it?"""
+"""The command `run`: a whole experiment."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,32 +48,26 @@ def command(experiment: Path, out: Path | None, device: str | None, dry_run: boo
     """
     from ...pipeline.experiment.document import load_experiment
 
-    found = load_experiment(experiment)
+    loaded = load_experiment(experiment)
     folder = Path("runs") / experiment.stem if out is None else out
     if dry_run:
-        print_pending(found, folder, as_json=as_json)
+        from ...pipeline.run import pending
+        from ...pipeline.workspace import Workspace
+
+        print_todo(pending(Workspace.of_folder(loaded, folder)).lines(), as_json=as_json)
     else:
-        run_experiment(found, folder, device=device, as_json=as_json)
-
-
-def print_pending(experiment: "Experiment", out: Path, *, as_json: bool) -> None:
-    """Say what a run would do."""
-    from ...pipeline.run import pending
-    from ...pipeline.transfer import TransferRows
-    from ...pipeline.workspace import Workspace
-
-    print_todo(pending(experiment, Workspace(out), TransferRows(experiment)).lines(), as_json=as_json)
+        run_experiment(loaded, folder, device=device, as_json=as_json)
 
 
 def print_verdicts(sentences: list[str]) -> None:
-    """Which students are better than which, after an empty line; nothing where there are none to compare."""
+    """Print the comparisons of students after an empty line; nothing if there are none."""
     if sentences:
         print_text()
         print_text("\n".join(sentences))
 
 
 def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, as_json: bool = False) -> None:
-    """Run an experiment in a folder, and print what was done and where things stand."""
+    """Run an experiment in a folder; print what was done, the scores and the store."""
     from ...pipeline.evaluate.scores import verdicts
     from ...pipeline.run import run
 

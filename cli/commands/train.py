@@ -1,4 +1,4 @@
-"""How are students trained from a store: stage three alone?"""
+"""The command `train`: stage three alone."""
 
 from pathlib import Path
 
@@ -54,69 +54,66 @@ def command(
     student together, and deal the specialists: torchrun --nproc-per-node N -m logitstore train EXPERIMENT STORE.
     """
     from ...pipeline.experiment.document import load_experiment
-    from ...pipeline.models.records import Models
     from ...pipeline.runtime.ranks import OtherRankFailed, joined
-    from ...pipeline.specialists.stage import make_specialists, pending_specialists
+    from ...pipeline.specialists.todo import find_todo
     from ...pipeline.train.todo import missing_students
-    from ...pipeline.transfer import TransferRows
-    from ...storage.api import open_store
+    from ...pipeline.workspace import Workspace
     from ...storage.backends.local import local_path
 
     try:
-        with joined(_patience(experiment)) as ranks:
-            found, path = load_experiment(experiment), local_path(store)
-            kept, opened = Models(path.parent / "models" if models is None else models), open_store(path)
-            rows = None if found.specialists is None else TransferRows(found)
-            special = None if rows is None else pending_specialists(found, rows, kept, opened)
-            missing = missing_students(found, kept, opened)
+        with (
+            joined(_patience(experiment)) as ranks,
+            show_progress(quiet=settings().quiet or not ranks.is_first) as progress,
+        ):
+            work = Workspace.of_store(
+                load_experiment(experiment),
+                local_path(store),
+                models,
+                device=device,
+                progress=progress,
+                ranks=ranks,
+            )
+            _ = work.store  # nothing is trained without one
+            special, students = find_todo(work), missing_students(work)
             if dry_run:
                 if ranks.is_first:
-                    lines = [] if special is None else special.lines()
-                    print_todo([*lines, *(f"train student {run.name}" for run in missing)])
+                    print_todo([*special.lines(), *(f"train student {run.name}" for run in students)])
                 return
-            names: list[str] = []
-            quiet = settings().quiet or not ranks.is_first
-            # Several ranks always ask the first what is missing: it may be done before the last has looked.
-            if special or (special is not None and ranks.size > 1):
-                with show_progress(quiet=quiet) as progress, scheduler_at(scheduler) as client:
-                    done = make_specialists(
-                        found,
-                        opened,
-                        kept,
-                        rows=rows,
-                        device=device,
-                        progress=progress,
-                        ranks=ranks,
-                        scheduler=client,
-                    )
+            has_specialists = work.experiment.specialists is not None
+            # Several ranks always ask the first for its todo: all may be done before the last has looked.
+            if special or (has_specialists and ranks.size > 1):
+                from ...pipeline.specialists.stage import make_specialists
+
+                with scheduler_at(scheduler) as client:
+                    done = make_specialists(work, special, scheduler=client)
                 if ranks.is_first:
                     for name in done.trained:
-                        print_text(f"trained   {kept.weights_path('specialists', name)}")
+                        print_text(f"trained   {work.models.weights_path('specialists', name)}")
                     for name in done.captured:
                         print_text(f"captured  {name}")
                     if done.combined is not None:
                         print_text(f"combined  {done.combined}")
-            if missing or ranks.size > 1:
+            names: list[str] = []
+            if students or ranks.size > 1:
                 from ...pipeline.train.stage import train_students
 
-                with show_progress(quiet=quiet) as progress:
-                    names = train_students(found, opened, kept, device=device, progress=progress, ranks=ranks)
+                names = train_students(work, missing_students(work) if special else students)
             if ranks.is_first:
                 if not names and not special:
-                    who = "every student" if rows is None else "everything"
-                    print_text(f"nothing to do: {who} is trained and unchanged")
-                said = "trained  " if rows is None else "trained   "
+                    trained = "everything" if has_specialists else "every student"
+                    print_text(f"nothing to do: {trained} is trained and unchanged")
+                verb = "trained   " if has_specialists else "trained  "
                 for name in names:
-                    print_text(f"{said}{kept.weights_path('students', name)}")
+                    print_text(f"{verb}{work.models.weights_path('students', name)}")
     except OtherRankFailed as failure:
         raise click.exceptions.Exit(failure.exit_code) from failure
 
 
 def _patience(experiment: Path) -> float:
-    """Seconds that a rank waits for the others, who may be training a specialist; less where there can be none."""
+    """Return the seconds that a rank waits for the others: longer if they may be training a specialist."""
     from ...pipeline.runtime.ranks import TIMEOUT_SECONDS
 
     try:
         return WAIT_SECONDS if b"[specialists" in experiment.read_bytes() else TIMEOUT_SECONDS
     except OSError:
-        return TIMEOUT_SECONDS  # which is said when it is read in earnest
+        return TIMEOUT_SECONDS  # loading the experiment will raise the error

@@ -1,6 +1,6 @@
-"""How do the scores of a store's captures look: their own, and what specialists changed?
+"""Records and tables of the scores of captures, and of the change by specialists.
 
-Percentages are of examples; a change is in examples, so that whoever reads can see how few they are.
+Percentages are of examples. A change is in examples, which shows how few they are.
 """
 
 import math
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ...pipeline.evaluate.coverage import Conditional
 
 
-def capture_records(found: "CaptureScores") -> dict[str, Any]:
-    """Everything that was found, for JSON."""
+def capture_records(scores: "CaptureScores") -> dict[str, Any]:
+    """Return all scores as records for JSON."""
     return {
         "captures": [
             {
@@ -27,9 +27,9 @@ def capture_records(found: "CaptureScores") -> dict[str, Any]:
                 "nll": metrics.nll,
                 "calibration_error": metrics.calibration_error,
             }
-            for name, metrics in found.metrics.items()
+            for name, metrics in scores.metrics.items()
         ],
-        "comparisons": [_comparison_record(compared) for compared in found.compared],
+        "comparisons": [_comparison_record(compared) for compared in scores.compared],
     }
 
 
@@ -66,14 +66,14 @@ def _comparison_record(compared: "Compared") -> dict[str, Any]:
     }
 
 
-def _conditional_record(found: "Conditional") -> dict[str, Any]:
-    return {"examples": found.examples, "correct": found.correct, "accuracy": found.accuracy}
+def _conditional_record(scores: "Conditional") -> dict[str, Any]:
+    return {"examples": scores.examples, "correct": scores.correct, "accuracy": scores.accuracy}
 
 
-def print_captures(found: "CaptureScores") -> None:
-    """The same as tables."""
-    examples = ", ".join(sorted({f"{metrics.rows:,}" for metrics in found.metrics.values()}))
-    top = max((metrics.top_k for metrics in found.metrics.values()), default=0)
+def print_captures(scores: "CaptureScores") -> None:
+    """Print all scores as tables."""
+    examples = ", ".join(sorted({f"{metrics.rows:,}" for metrics in scores.metrics.values()}))
+    top = max((metrics.top_k for metrics in scores.metrics.values()), default=0)
     print_table(
         ["capture", "errors", "accuracy", f"top-{top}", "NLL", "calibration error"],
         [
@@ -85,11 +85,11 @@ def print_captures(found: "CaptureScores") -> None:
                 f"{metrics.nll:.4f}",
                 f"{metrics.calibration_error:.4f}",
             ]
-            for name, metrics in found.metrics.items()
+            for name, metrics in scores.metrics.items()
         ],
         title=f"{examples} labelled rows",
     )
-    for compared in found.compared:
+    for compared in scores.compared:
         print_text()
         _print_comparison(compared)
 
@@ -131,8 +131,8 @@ def _print_comparison(compared: "Compared") -> None:
         )
 
 
-def _share(found: "Conditional") -> str:
-    return "—" if math.isnan(found.accuracy) else f"{found.accuracy:.2%}"
+def _share(scores: "Conditional") -> str:
+    return "—" if math.isnan(scores.accuracy) else f"{scores.accuracy:.2%}"
 
 
 def _signed(share: float) -> str:

@@ -1,8 +1,4 @@
-"""How do the results of an experiment, and the parts of a store, look to somebody who reads them?
-
-What several commands print alike: the table of scores, the sets of classes, how far an encoded capture is from the
-truth, where the store is and how large. Sizes come from the seals, so that no shard is read or even looked at.
-"""
+"""Printing of clusterings: the sets of classes, and remarks about them."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,11 +11,11 @@ if TYPE_CHECKING:
 
 
 _SINGLE_SHOWN = 20
-"""Classes in no set that a line names."""
+"""Maximum number of classes that a line names."""
 
 
 def print_clustering(record: Mapping[str, Any]) -> None:
-    """The same as a line a set, and the classes that are in none."""
+    """Print a line a set, and the classes in no set."""
     teachers = " + ".join(record["teachers"]) or str(record["teacher"])
     verb = "confuse" if len(record["teachers"]) > 1 else "confuses"
     print_text(printable(f"classes that {teachers} {verb} (clusters/{record['name']})"))
@@ -32,8 +28,8 @@ def print_clustering(record: Mapping[str, Any]) -> None:
     error = record["projection_error"]
     if isinstance(error, Mapping):
         print_text(
-            f"columns projected into {record['dimensions']:,} dimensions: squared distances are wrong by "
-            f"{error['rms']:.1%} (root mean square), {error['largest']:.1%} at most, among "
+            f"columns projected into {record['dimensions']:,} dimensions: error of squared distances "
+            f"{error['rms']:.1%} (root mean square), {error['largest']:.1%} at most, over "
             f"{error['classes']:,} classes that were also kept whole"
         )
 
@@ -64,12 +60,12 @@ def errors_sentence(teachers: Collection[str], errors: "ErrorsInside", where: st
 
 
 def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
-    """What is odd about some sets, a line each.
+    """List remarks about sets, a line each.
 
     >>> for line in set_remarks([["a", "b"], ["a", "c"], ["a", "b"], ["a", "d"]]):
     ...     print(line)
     sets 0 and 2 are the same: ask for fewer clusters
-    in more than half of the sets: a (4 of 4); what has a small covariance is near to every centre: cluster correlations (normalise)
+    warning: a (4 of 4) in more than half of the sets; rare classes lie close to every centre: try --normalise
     """
     first: dict[tuple[str, ...], int] = {}
     remarks = []
@@ -84,14 +80,14 @@ def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
     if common and len(sets) > 2:
         more = ", …" if len(common) > _SINGLE_SHOWN else ""
         remarks.append(
-            f"in more than half of the sets: {', '.join(common[:_SINGLE_SHOWN])}{more}; what has a small covariance is near "
-            "to every centre: cluster correlations (normalise)"
+            f"warning: {', '.join(common[:_SINGLE_SHOWN])}{more} in more than half of the sets; "
+            "rare classes lie close to every centre: try --normalise"
         )
     return remarks
 
 
 def single_classes(record: Mapping[str, Any]) -> str:
-    """The classes that are in no set: their number, and the first of their names."""
+    """Return the number of classes in no set, and the first of their names."""
     single = record["single"]
     more = ", …" if len(single) > _SINGLE_SHOWN else ""
     return f"{len(single):,} ({', '.join(single[:_SINGLE_SHOWN])}{more})"

@@ -1,4 +1,4 @@
-"""Tables of scores."""
+"""Tables of scores, printed or as JSON records."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,15 +9,11 @@ from .text import print_table
 if TYPE_CHECKING:
     from ...pipeline.evaluate.scores import TableRow
 
-
 _MEASURES = ("errors", "accuracy", "nll", "calibration_error", "parameters")
 
 
-# Scores
-
-
 def score_records(rows: Sequence["TableRow"]) -> list[dict[str, Any]]:
-    """The table of scores: means, standard deviations over seeds, and every single score."""
+    """Return the table of scores: means, standard deviations over seeds, and every single score."""
     return [
         {
             "kind": row.kind,
@@ -33,7 +29,7 @@ def score_records(rows: Sequence["TableRow"]) -> list[dict[str, Any]]:
 
 
 def print_scores(rows: Sequence["TableRow"]) -> None:
-    """The table of scores: students as mean ± standard deviation over their seeds."""
+    """Print the table of scores: students as mean ± standard deviation over their seeds."""
     examples = ", ".join(sorted({f"{score.examples:,}" for row in rows for score in row.scores}))
     columns = {
         "kind": [row.kind for row in rows],
@@ -56,14 +52,14 @@ def print_scores(rows: Sequence["TableRow"]) -> None:
 
 
 def _figures(rows: Sequence["TableRow"], measure: str, form: Callable[[float], str]) -> list[str]:
-    """Cells of a measure, the means below one another."""
+    """Format the cells of a measure, the means below one another."""
     means = [form(row.average(measure)) for row in rows]
     spreads = [row.spread(measure) for row in rows]
     if all(mean.endswith(".0") for mean in means) and all(map(math.isnan, spreads)):
         means = [mean[:-2] for mean in means]
     width = max(map(len, means), default=0)
     return [
-        # A single count is whole; the blanks keep it below the units of the means.
+        # A single count is a whole number; the blanks align it with the units of the means.
         f"{mean[:-2] + '  ' if mean.endswith('.0') else mean:>{width}}"
         if math.isnan(spread)
         else f"{mean:>{width}} ± {form(spread)}"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def format_bytes(size: int) -> str:
-    """A number of bytes, to be read.
+    """Return a number of bytes in a readable unit.
 
     >>> [format_bytes(size) for size in (0, 1023, 1536, 44_956_928, 3 << 40)]
     ['0 bytes', '1,023 bytes', '1.5 KiB', '42.9 MiB', '3.0 TiB']
@@ -23,18 +23,18 @@ def format_bytes(size: int) -> str:
 
 
 def print_store(store: "Store") -> None:
-    """The same as three lines."""
+    """Print location, size and digest of a store."""
     print_text(f"store   {store.path}")
     print_text(f"size    {format_bytes(store_bytes(store))}")
     print_text(f"digest  {store.digest}")
 
 
 def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) -> None:
-    """The same as a table.
+    """Print the KL of an encoded capture as a table, a line a temperature.
 
-    source: the capture that it was made from; None where it was made from the teacher's own logits.
+    source: the capture that was compressed; None if the teacher's own logits were encoded.
     """
-    source = None if source is None else printable(source)  # a store says it
+    source = None if source is None else printable(source)  # it comes from a store
     given = source or "the teacher"
     bounds = {"bound": "bound to the teacher", "bound_to_source": f"bound to {source}"}
     if source is None:

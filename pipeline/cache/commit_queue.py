@@ -1,7 +1,7 @@
-"""How are finished blocks committed while the teachers run on the next ones?
+"""A queue of finished blocks, committed by one thread while the teachers run on the next ones.
 
-By one thread, in the order in which they were put, so that what is there when something fails is what came before
-it. The queue is bounded in bytes: who puts waits for room, and so memory does not grow where the disk is slow.
+Jobs run in the order in which they were put, so that a failure leaves all that came before it. The queue is bounded in
+bytes: a caller waits for room, and memory does not grow with a slow disk.
 """
 
 import threading
@@ -10,20 +10,20 @@ from collections.abc import Callable
 from types import TracebackType
 
 QUEUE_BYTES = 64 << 20
-"""Bytes of blocks that wait to be committed, with the one in work; a block that is larger waits alone."""
+"""Bytes of blocks that wait to be committed, including the one in work; a larger block waits alone."""
 
 
 class CommitQueue:
-    """Runs jobs in a thread, in order. A context manager: leaving it waits for what was put.
+    """A thread that runs jobs in order, as a context manager: leaving it waits for the jobs.
 
-    The first job that fails is the last one that is run. Its error is raised by the next `put`, or on leaving.
+    The first job that fails is the last one that is run. The next `put`, or leaving, raises its error.
     """
 
     def __init__(self, most_bytes: int = QUEUE_BYTES) -> None:
         self.most_bytes = most_bytes
-        """Most bytes that wait, but for a single job that is larger."""
+        """Most bytes that wait, except for a single larger job."""
         self.high_water = 0
-        """The most bytes that have waited at once."""
+        """Most bytes that have waited at once."""
         self._jobs: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting = 0  # bytes of the jobs that are not done
         self._error: BaseException | None = None
@@ -33,10 +33,7 @@ class CommitQueue:
         self._thread.start()
 
     def put(self, job: Callable[[], None], nbytes: int) -> None:
-        """Have a job run after all that were put before it; `nbytes` is what it holds until then.
-
-        Waits for room. Raises the error of an earlier job.
-        """
+        """Append a job that holds `nbytes` until it is done; wait for room. Raises the error of an earlier job."""
         with self._changed:
             while self._error is None and self._waiting and self._waiting + nbytes > self.most_bytes:
                 self._changed.wait()
@@ -53,9 +50,9 @@ class CommitQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until all jobs are done, also where the block failed: they were finished before it did.
+        """Wait until all jobs are done, also after a failure of the caller, whose blocks before it are finished.
 
-        Raises the error of a job, which is of an earlier block than the error with which the block was left.
+        Raises the error of a job: it belongs to an earlier block than the error of the caller.
         """
         with self._changed:
             self._ending = True
@@ -77,7 +74,7 @@ class CommitQueue:
                 job()
             except BaseException as raised:  # noqa: BLE001 - raised again, where jobs are put
                 error = raised
-            del job  # with what it holds, before its bytes are given to another
+            del job  # and its arrays, before its bytes are given to the next
             with self._changed:
                 self._waiting -= nbytes
                 if error is not None:

@@ -1,10 +1,10 @@
-"""How do a teacher's logits leave the device while it goes on with the next batch?
+"""Logits of a block, copied from the device while it computes the next batch.
 
-1. `Runner` of `inference` computes them; for a device without streams they are in the host's memory then.
-2. On CUDA inputs go up through page-locked memory by one stream, the logits come down through page-locked memory by
-   another, and the host is never more than two batches ahead of the device.
-3. Logits that a store keeps as float16 are centred and cast there: half of the bytes cross the bus. The bytes are
-   those that the host would make; where that is not sure (`centred`), the host makes them.
+1. `Runner` of `inference` computes them; a device without streams leaves them in the host's memory.
+2. On CUDA inputs go up through page-locked memory by one stream, logits come down by another, and the host is at most two
+   batches ahead of the device.
+3. Logits that a store keeps as float16 are centred and cast on the device, so that half of the bytes cross the bus. The
+   result is the host's to the byte; if that is not certain (`centred`), the host computes it.
 """
 
 import threading
@@ -20,8 +20,7 @@ from torch import Tensor
 from ..runtime.inference import Runner, check_classes, host_batch, refusing_failures
 
 _AHEAD = 2
-"""Batches that are on their way to a device or in it, at most."""
-
+"""Most batches that are on their way to a device or in it."""
 
 _ROUNDS_TO_INFINITY = 65520.0
 """The smallest size that float16 cannot hold."""
@@ -29,34 +28,31 @@ _ROUNDS_TO_INFINITY = 65520.0
 
 @runtime_checkable
 class BlockLogits(Protocol):
-    """The logits of a block, as they come."""
+    """The logits of a block, filled batch by batch."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take in the memory of the host."""
+        """Bytes in the memory of the host."""
 
     def add(self, inputs: Shaped[np.ndarray, "rows ..."]) -> None:
-        """Run the teacher over the next rows of the block. Raises BadLogitsError where it fails, or gives no logits."""
+        """Run the teacher over the next rows of the block. Raises BadLogitsError if it fails, or returns no logits."""
 
     def take(self) -> tuple[NDArray[Any], Float32[np.ndarray, " rows"] | None]:
-        """Wait until they are there: (rows, classes), and, where they were centred, what was taken out of each row."""
+        """Wait for them: (rows, classes), and, if they were centred, the value subtracted from each row."""
 
     def release(self) -> None:
-        """Let go of their memory: what `take` gave is not looked at any more."""
+        """Release their memory, and with it the arrays of `take`."""
 
 
 class Memory:
-    """Memory of blocks that is used again and again.
-
-    What is freed stays with the allocator for some time, beside what is taken next; and new memory costs time.
-    """
+    """Arrays of blocks, used again and again: an allocator keeps freed memory for a while, beside the next array."""
 
     def __init__(self) -> None:
         self._free: list[Float32[np.ndarray, "rows classes"]] = []
         self._lock = threading.Lock()
 
     def take(self, rows: int, classes: int) -> Float32[np.ndarray, "rows classes"]:
-        """An array of that size, with anything in it."""
+        """Return an array of that size, not initialised."""
         with self._lock:
             for place, array in enumerate(self._free):
                 if len(array) >= rows and array.shape[1] == classes:
@@ -64,15 +60,15 @@ class Memory:
         return np.empty((rows, classes), np.float32)
 
     def put_back(self, array: Float32[np.ndarray, "rows classes"]) -> None:
-        """Have an array that was taken used again."""
+        """Take back an array."""
         whole = array if array.base is None else array.base
-        assert isinstance(whole, np.ndarray)  # it was taken from here
+        assert isinstance(whole, np.ndarray)  # base of an array of `take`
         with self._lock:
             self._free.append(whole)
 
 
 class HostLogits:
-    """Logits that a teacher leaves in the memory of the host at once."""
+    """Logits that a teacher leaves in the memory of the host; see `BlockLogits`."""
 
     def __init__(self, runner: Runner, rows: int, classes: int, memory: Memory) -> None:
         self._runner, self._memory = runner, memory
@@ -81,72 +77,66 @@ class HostLogits:
 
     @property
     def nbytes(self) -> int:
-        """See `BlockLogits`."""
         return self._logits.nbytes
 
     def add(self, inputs: Shaped[np.ndarray, "rows ..."]) -> None:
-        """See `BlockLogits`."""
         stop = self._done + len(inputs)
         self._runner.logits(inputs, self._logits[self._done : stop])
         self._done = stop
 
     def take(self) -> tuple[NDArray[Any], Float32[np.ndarray, " rows"] | None]:
-        """See `BlockLogits`."""
         return self._logits, None
 
     def release(self) -> None:
-        """See `BlockLogits`."""
         self._memory.put_back(self._logits)
 
 
 def centred(
     logits: Float32[Tensor, "batch classes"],
 ) -> tuple[Float16[Tensor, "batch classes"], Float32[Tensor, " batch"], Bool[Tensor, ""]]:
-    """Logits as float16 below the largest of their row, that largest, and whether both are what the host would make.
+    """Centre logits as the host does: float16 below the largest of each row, that largest, and whether both are exact.
 
-    They are not where a row is not finite or does not fit, which the host has to say, and where the largest of a row
-    is a zero, of which there are two.
+    They are not exact if a row is not finite or does not fit, which the host refuses, and if the largest of a row is zero,
+    which has two signs.
     """
     peak, least = logits.amax(dim=1), logits.amin(dim=1)
     below = logits - peak[:, None]
-    # What rounds to zero has no sign in a store.
+    # Adding zero drops the sign of -0.0, which a store does not keep.
     stored = below.half() + 0.0
-    fits = (least - peak > -_ROUNDS_TO_INFINITY) & (peak != 0)  # false for whatever is not a number
+    fits = (least - peak > -_ROUNDS_TO_INFINITY) & (peak != 0)  # false for NaN
     return stored, peak, fits.all()
 
 
 def block_logits(runner: Runner, rows: int, classes: int, *, as_float16: bool, memory: Memory) -> BlockLogits:
-    """Room for the logits of a block. as_float16: whether the store keeps them so."""
+    """Allocate the logits of a block. as_float16: whether the store keeps them so."""
     if runner.device.type != "cuda":
         return HostLogits(runner, rows, classes, memory)
     return _CudaLogits(runner, rows, classes, as_float16)
 
 
 class _CudaLogits:
-    """Logits that a GPU computes and copies."""
+    """Logits that a GPU computes and copies; see `BlockLogits`."""
 
     def __init__(self, runner: Runner, rows: int, classes: int, as_float16: bool) -> None:
         self._runner = runner
-        # The allocator of page-locked memory uses it again by itself.
+        # The allocator of page-locked memory reuses it, so `Memory` is not needed.
         dtype = torch.float16 if as_float16 else torch.float32
         self._logits = torch.empty((rows, classes), dtype=dtype, pin_memory=True)
         self._peak = torch.empty(rows, dtype=torch.float32, pin_memory=True) if as_float16 else None
         self._done = 0
         self._raw: list[Tensor] = []
-        """The logits as they were, on the device, where they are kept as float16."""
+        """Exact logits on the device, for blocks kept as float16."""
         self._exact: list[Tensor] = []
-        """Of each batch, in page-locked memory: whether the host would have made the same of it."""
+        """By batch, in page-locked memory: whether its float16 logits are those of the host."""
         self._up, self._down = torch.cuda.Stream(runner.device), torch.cuda.Stream(runner.device)
         self._on_their_way: deque[Any] = deque()
-        """Events: the end of each batch that the device has not done with."""
+        """Events at the end of each batch that the device has not finished."""
 
     @property
     def nbytes(self) -> int:
-        """See `BlockLogits`."""
         return sum(t.nbytes for t in (self._logits, self._peak) if t is not None)
 
     def add(self, inputs: Shaped[np.ndarray, "rows ..."]) -> None:
-        """See `BlockLogits`."""
         device, runner = self._runner.device, self._runner
         with torch.cuda.device(device), runner.mode():
             compute = torch.cuda.current_stream(device)
@@ -155,19 +145,19 @@ class _CudaLogits:
                     self._on_their_way.popleft().synchronize()
                 host = host_batch(inputs[rows], pinned=True)
                 with refusing_failures(runner.where, host), torch.cuda.stream(self._up):
-                    # The allocator of page-locked memory waits for the copy before it gives the memory to another.
+                    # The allocator of page-locked memory waits for the copy before it reuses the memory.
                     batch = host.to(device, non_blocking=True)
                 compute.wait_stream(self._up)
                 batch.record_stream(compute)
                 logits = runner.forward(batch)
                 check_classes(logits, self._logits.shape[1], runner.where)
                 with refusing_failures(runner.where, host):
-                    # Wherever the last layer of a model on several devices is.
+                    # The last layer of a model on several devices may be elsewhere.
                     self._send(logits.to(device, torch.float32), compute)
                 self._on_their_way.append(compute.record_event())
 
     def _send(self, logits: Tensor, compute: Any) -> None:
-        """Begin to copy the logits of a batch to the host."""
+        """Start copying the logits of a batch to the host."""
         rows = slice(self._done, self._done + len(logits))
         self._done = rows.stop
         copies = [(self._logits[rows], logits)]
@@ -183,7 +173,6 @@ class _CudaLogits:
                 source.record_stream(self._down)
 
     def take(self) -> tuple[NDArray[Any], Float32[np.ndarray, " rows"] | None]:
-        """See `BlockLogits`."""
         self._down.synchronize()
         if self._peak is None:
             return self._logits.numpy(), None
@@ -192,5 +181,4 @@ class _CudaLogits:
         return torch.cat(self._raw).cpu().numpy(), None
 
     def release(self) -> None:
-        """See `BlockLogits`."""
         self._raw.clear()

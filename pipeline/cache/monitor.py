@@ -1,8 +1,6 @@
-"""Are the teachers as good as they should be, as far as the capture has come?
+"""Tallies of the teachers during a capture: accuracy, negative log-likelihood, disagreement.
 
-A wrong preprocessing, or another order of the classes, shows in the first block: accuracy and negative
-log-likelihood of each teacher on the rows with a label, and, of several, on how many rows they disagree. All of it
-is of the rows of this run.
+A wrong preprocessing, or another order of the classes, shows in the first block. Only the rows of this run count.
 """
 
 from collections.abc import Sequence
@@ -15,23 +13,22 @@ from numpy.typing import NDArray
 from ...storage.errors import BadLogitsError
 
 STOP_ROWS = 1000
-"""Labelled rows after which an accuracy is judged: for a fair network it is then known to 0.05."""
-
+"""Labelled rows after which an accuracy is judged; its standard error is below 0.016 then."""
 
 _PIECE = 1 << 15
-"""Logits that are looked at together: few enough to stay in the cache."""
+"""Logits that are processed together: few enough to stay in the cache."""
 
 
 @dataclass
 class Tally:
-    """What is known of one teacher."""
+    """Counts of one teacher."""
 
     rows: int = 0
     """Rows with a label."""
     right: int = 0
-    """Of them, those whose label has the largest logit."""
+    """Rows whose label has the largest logit."""
     nats: float = 0.0
-    """Sum of their negative log-likelihoods."""
+    """Sum of the rows' negative log-likelihoods."""
 
     @property
     def accuracy(self) -> float:
@@ -45,16 +42,16 @@ class Tally:
 
 
 class Quality:
-    """The tallies of a pass over the rows."""
+    """Tallies of a pass over the rows."""
 
     def __init__(self, teachers: Sequence[str], stop_below: float | None = None) -> None:
-        """stop_below: the accuracy below which `judge` stops the pass."""
+        """Start from zero. stop_below: the accuracy below which `judge` stops the pass."""
         self.tallies = {name: Tally() for name in teachers}
         """By teacher."""
         self.compared = 0
         """Rows that several teachers were shown."""
         self.disagreed = 0
-        """Of them, those of which they do not all predict the same class."""
+        """Compared rows of which they do not all predict the same class."""
         self._stop_below = stop_below
         self._at: tuple[int, int] | None = None
         self._first: Int64[np.ndarray, " rows"] | None = None
@@ -67,9 +64,9 @@ class Quality:
         logits: Float[np.ndarray, "rows classes"],
         labels: Int64[np.ndarray, " rows"],
     ) -> None:
-        """Count the rows of a block. at: (view, block); teachers that were shown the same come one after the other.
+        """Count the rows of a block. at: (view, block); the teachers of a view follow each other.
 
-        labels: -1 where unknown. Logits that are not finite are left to whoever stores them.
+        labels: -1 if unknown. Logits that are not finite are not counted; storing them raises the error.
         """
         predicted = np.empty(len(logits), np.int64)
         right, nats, step = 0, 0.0, max(1, _PIECE // max(1, logits.shape[1]))
@@ -96,7 +93,7 @@ class Quality:
         self.compare(at, predicted)
 
     def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
-        """Count the rows of a block of which this teacher does not predict the same as those before it."""
+        """Count the rows of a block for which this teacher disagrees with those before it."""
         if len(self.tallies) < 2:
             return
         if at != self._at or self._first is None:
@@ -112,10 +109,7 @@ class Quality:
         self._same = same
 
     def judge(self, teacher: str, where: str, *, last: bool = False) -> None:
-        """Stop a pass whose teacher is worse than was asked for. last: whether no more rows come.
-
-        Raises BadLogitsError.
-        """
+        """Raise BadLogitsError for a teacher below `stop_below`. last: whether no more rows come."""
         tally = self.tallies[teacher]
         if self._stop_below is None or not tally.rows or not (tally.rows >= STOP_ROWS or last):
             return
@@ -130,7 +124,7 @@ class Quality:
 
     @property
     def detail(self) -> str:
-        """A few words for whoever waits; empty where nothing is known."""
+        """The tallies in a few words, for progress; empty before the first labelled row."""
         parts = [
             f"{name} {tally.accuracy:.2%} right, {tally.nll:.3g} nats"
             for name, tally in self.tallies.items()

@@ -1,9 +1,8 @@
-"""With what was a capture made, beside all that it follows from?
+"""Notes of a capture: device, versions, and the source of a teacher that lies beside the experiment file.
 
-Its identity (`agenda.capture_identity`) is compared, and what differs is refused. Notes are written beside it and
-shown by `inspect`: device and versions, and for a teacher whose factory lies beside the experiment file the digest
-of that source file. That one is half an identity: a capture that is begun is not gone on with from other source, as
-nobody could tell its halves apart; of a sealed one a change is merely said, since it may be a comment.
+`inspect` shows them beside the identity, and they are not compared, except for the digest of the source file. If that file
+changes, an unfinished capture is not resumed: its two halves would come from different code. For a sealed capture the
+change is only logged, since it may be a comment.
 """
 
 import contextlib
@@ -19,17 +18,13 @@ from typing import Any, Final
 from ..experiment.document import Experiment, TeacherMember
 
 SOURCE: Final = "source"
-"""The note that has the digests of a teacher's source, by file."""
-
+"""Key of the note with the digests of a teacher's source, by file."""
 
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 
 
 def capture_notes(experiment: Experiment, member: TeacherMember, device: str) -> dict[str, Any]:
-    """Device and versions with which a capture is made, and the source of its teacher's factory where it is local.
-
-    device: its type, as "cuda".
-    """
+    """Return the notes of a capture. device: type of the device, as "cuda"."""
     import numpy as np
     import torch
 
@@ -47,9 +42,9 @@ def capture_notes(experiment: Experiment, member: TeacherMember, device: str) ->
 
 
 def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapping[str, str]]:
-    """The note of the file, beside the experiment, that a teacher's factory is in; empty for one that is installed.
+    """Return the note of the file, beside the experiment, of a teacher's factory; empty for an installed module.
 
-    The module is not imported, and modules that it imports in turn are not looked at.
+    The module is not imported, and the modules that it imports are not digested.
     """
     file = _local_file(member.teacher.factory.partition(":")[0], experiment.base)
     if file is None:

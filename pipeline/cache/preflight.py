@@ -1,8 +1,8 @@
-"""Is a teacher fit to be run for hours? It is run on one batch, before anything is written.
+"""Trial of a teacher on one batch, before anything is written and hours are spent.
 
-1. Its logits have the classes of the transfer set, and can be stored.
-2. A batch that does not fit the device is halved until one does. The batch is part of what a capture is: one that has
-   blocks keeps its own, and is not tried out again.
+1. Its logits must have the classes of the transfer set, in a form that can be stored.
+2. A batch that does not fit the device is halved until it does. The batch is part of a capture's identity: a capture that
+   has blocks keeps its own, and is not tried again.
 3. Outputs that look like probabilities are stored as they are, with a warning that shows the evidence.
 """
 
@@ -19,9 +19,8 @@ from ..runtime.inference import Runner, check_classes
 
 log = logging.getLogger(__name__)
 
-
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
-"""How far from 1 the sum of a softmax may be, by the precision in which it was computed."""
+"""Largest distance of the sum of a softmax from 1, by the precision of its computation."""
 
 
 def try_out(
@@ -31,10 +30,10 @@ def try_out(
     columns: int,
     encoding: Encoding,
 ) -> None:
-    """Run a teacher of which nothing is there on a batch of the first rows; its batch is one that fits then.
+    """Run a new teacher on a batch of the first rows, and halve its batch until it fits.
 
-    first: inputs of the first rows, a batch of them or more; fewer where the transfer set has no more. columns: logits
-    of a row that it is to have. encoding: how they will be stored.
+    first: inputs of the first rows, a batch of them or more, or all that there are. columns: number of logits expected in a
+    row. encoding: how they will be stored.
     Raises BadLogitsError for a teacher that fails, or whose logits cannot be stored.
     """
     while True:
@@ -46,7 +45,7 @@ def try_out(
                 raise
             if len(inputs) == 1:
                 raise no_room(runner, error, None) from error
-            # Of the rows that there are: a batch that is larger than the transfer set is no larger than that.
+            # A batch is never larger than the transfer set.
             runner.batch_size = len(inputs) // 2
             continue
         break
@@ -56,12 +55,12 @@ def try_out(
 
 
 def out_of_memory(error: BadLogitsError) -> bool:
-    """Whether a teacher failed for want of memory on its device."""
+    """Return whether a teacher failed for lack of memory on its device."""
     return isinstance(error.__cause__, OutOfMemoryError)
 
 
 def no_room(runner: Runner, error: BadLogitsError, begun: str | None) -> BadLogitsError:
-    """The error of a batch that does not fit, with what can still be set. begun: where blocks of it are; None for none."""
+    """Return the error of a batch that does not fit, with the settings that are left. begun: folder of its blocks, if any."""
     remedy = "take a device with more memory"
     if runner.batch_size > 1:
         remedy = f"set [cache] batch_size = {runner.batch_size // 2}"
@@ -79,7 +78,7 @@ def no_room(runner: Runner, error: BadLogitsError, begun: str | None) -> BadLogi
 
 
 def _warn_of_probabilities(logits: Float32[np.ndarray, "rows classes"], where: str, error: float) -> None:
-    """Say so where every row is a probability of each class: no softmax gives a teacher's back from them."""
+    """Warn if every row looks like probabilities, from which no softmax at another temperature follows."""
     sums = logits.sum(axis=1)
     if logits.min() < 0 or logits.max() > 1 or abs(sums - 1).max() > error:
         return

@@ -1,11 +1,11 @@
-"""How do processes prepare the rows that the teachers are shown next?
+"""Inputs of the next rows and their views, prepared in this process or by the workers of a DataLoader.
 
-The workers of a DataLoader make the transfer set anew from the experiment, so that nothing of the user's is pickled. Each
-prepares a few rows at a time, with all views that are wanted of them; here they are put together again.
+A worker makes the transfer set anew from the experiment, so that no object of the user's is pickled. It prepares a few rows
+at a time, with all their views; the chunks are put together here.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +27,11 @@ from ..views import experiment_views
 CHUNK_BYTES = 4 << 20
 """Bytes of inputs that a worker prepares at a time."""
 
-
 CHUNKS_AHEAD = 2
 """Chunks that each worker prepares before they are asked for."""
 
-
 ViewOf = Callable[[int], tuple[NDArray[Any], NDArray[np.uint64]]]
-"""Gives what is shown of a view, and its digests."""
+"""Function from a view to its inputs and their digests."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +39,29 @@ class Prepared:
     """Some rows of a block as the transfer set has them."""
 
     rows: range
-    """Which rows of the store."""
+    """Rows of the store."""
     inputs: Shaped[np.ndarray, "rows ..."]
     """(rows, …)."""
     labels: Int64[np.ndarray, " rows"]
-    """Class of each, -1 where unknown."""
+    """Class of each, -1 if unknown."""
     digests: UInt64[np.ndarray, " rows"]
-    """Of the inputs."""
+    """Digests of the inputs."""
 
 
 def prepared_by_workers(
     experiment: Experiment, rows: TransferRows, pieces: Sequence[tuple[range, tuple[int, ...]]]
 ) -> Iterator[tuple[Prepared, ViewOf]]:
-    """What `prepare` gives, of each piece in order. pieces: rows of the store, and the views that are wanted of them.
+    """Yield the result of `prepare` for each piece, in order. pieces: rows of the store, and their views.
 
-    Each view may be asked for once. Raises what the transfer set or the augmentation raises, TransientIOError where a
+    Each view may be asked for once. Raises the errors of the transfer set and of the augmentation, TransientIOError if a
     worker dies.
     """
     step = max(1, CHUNK_BYTES // max(1, rows.first.nbytes))
-    tasks, counts = [], []
-    for which, views in pieces:
-        starts = range(which.start, which.stop, step)
-        tasks += [(range(start, min(start + step, which.stop)), views) for start in starts]
-        counts.append(len(starts))
+    tasks = [
+        (range(start, min(start + step, which.stop)), views)
+        for which, views in pieces
+        for start in range(which.start, which.stop, step)
+    ]
     loader: Any = torch.utils.data.DataLoader(
         _Chunks(experiment, tasks),  # type: ignore[arg-type]  # a data set by its manner
         batch_size=None,
@@ -74,32 +72,16 @@ def prepared_by_workers(
     )
     with _naming_workers(experiment.cache.workers):
         chunks = iter(loader)
-    for (which, _), count in zip(pieces, counts, strict=True):
-        whole = _Gathered(which)
-        for _ in range(count):
-            with _naming_workers(experiment.cache.workers):
-                chunk = next(chunks)
-            if isinstance(chunk, LogitStoreError):
-                raise chunk
-            whole.add(chunk)
-            del chunk
-        yield whole.prepared(), whole.view
-        del whole
+    for which, _ in pieces:
+        yield _assembled(which, chunks, experiment.cache.workers)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some rows, as a worker sends them: tensors go through shared memory."""
-
-    inputs: Tensor
-    labels: Tensor
-    digests: Tensor
-    views: Mapping[int, tuple[Tensor, Tensor] | None]
-    """By view: what is shown and its digests; None where it is the rows as they are."""
+_Chunk = dict[tuple[str, int | None], Tensor]
+"""Some rows as a worker sends them, by name and view (None for the rows themselves): tensors go through shared memory."""
 
 
 class _Chunks:
-    """What the workers do: a map-style data set of chunks. Its transfer set is made where it is first asked."""
+    """A map-style data set of chunks for the workers, each of which makes the transfer set on first use."""
 
     def __init__(self, experiment: Experiment, tasks: Sequence[tuple[range, tuple[int, ...]]]) -> None:
         self._experiment, self._tasks = experiment, tasks
@@ -109,24 +91,28 @@ class _Chunks:
         return len(self._tasks)
 
     def __getitem__(self, index: int) -> "_Chunk | LogitStoreError":
-        """A chunk, or the error that is to be raised where it is waited for: sent, its text would be another."""
+        """Return a chunk, or the error for the main process to raise: a DataLoader would change its text."""
         try:
             if self._made is None:
                 rows = TransferRows(self._experiment)
                 self._made = rows, experiment_views(self._experiment, rows)
             which, views = self._tasks[index]
             prepared, view_of = prepare(self._made[0], which, self._made[1])
-            made: dict[int, tuple[Tensor, Tensor] | None] = {}
+            arrays: dict[tuple[str, int | None], NDArray[Any]] = {
+                ("inputs", None): prepared.inputs,
+                ("labels", None): prepared.labels,
+                ("digests", None): prepared.digests,
+            }
             for view in views:
                 shown, seen = view_of(view)
-                made[view] = None if shown is prepared.inputs else (_tensor(shown), _tensor(seen))
-            return _Chunk(_tensor(prepared.inputs), _tensor(prepared.labels), _tensor(prepared.digests), made)
+                if shown is not prepared.inputs:
+                    arrays |= {("inputs", view): shown, ("digests", view): seen}
+            return {
+                key: torch.from_numpy(np.require(array, requirements=["C", "W"]))
+                for key, array in arrays.items()
+            }
         except LogitStoreError as error:
             return error
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _as_it_is(item: Any) -> Any:
@@ -135,14 +121,14 @@ def _as_it_is(item: Any) -> Any:
 
 @contextmanager
 def _naming_workers(workers: int) -> Iterator[None]:
-    """Turn the end of a worker into one line."""
+    """Turn the death of a worker into an error of one line."""
     try:
         yield
     except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-        # What was sent by a worker that is gone cannot be had from it: that is then noticed first. What a worker
-        # raised says so, and is none of its end.
-        of_its_end = not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error)
-        if not of_its_end or "Caught " in str(error):
+        # The memory that a dead worker shared is gone as well, which may be noticed first. An exception that a worker
+        # raised itself is marked by "Caught".
+        died = not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error)
+        if not died or "Caught " in str(error):
             raise
         raise TransientIOError(
             "transfer_set",
@@ -152,57 +138,46 @@ def _naming_workers(workers: int) -> Iterator[None]:
         ) from error
 
 
-class _Gathered:
-    """The chunks of a piece, put together."""
-
-    def __init__(self, rows: range) -> None:
-        self._rows = rows
-        self._done = 0
-        self._arrays: dict[Any, NDArray[Any]] = {}
-        self._plain: set[int] = set()
-
-    def add(self, chunk: _Chunk) -> None:
-        """Append a chunk."""
-        size = len(chunk.labels)
-        parts: dict[Any, Tensor] = {
-            "inputs": chunk.inputs,
-            "labels": chunk.labels,
-            "digests": chunk.digests,
-        }
-        for view, made in chunk.views.items():
-            if made is None:
-                self._plain.add(view)
-            else:
-                parts["inputs", view], parts["digests", view] = made
-        for key, part in parts.items():
+def _assembled(
+    rows: range, chunks: Iterator["_Chunk | LogitStoreError"], workers: int
+) -> tuple[Prepared, ViewOf]:
+    """Put the chunks of a piece together. Each view may be asked for once, and is released."""
+    arrays: dict[tuple[str, int | None], NDArray[Any]] = {}
+    done = 0
+    while done < len(rows):
+        with _naming_workers(workers):
+            chunk = next(chunks)
+        if isinstance(chunk, LogitStoreError):
+            raise chunk
+        size = len(chunk["labels", None])
+        for key, part in chunk.items():
             array = part.numpy()
-            if key not in self._arrays:
-                self._arrays[key] = np.empty((len(self._rows), *array.shape[1:]), array.dtype)
-            whole = self._arrays[key]
+            if key not in arrays:
+                arrays[key] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            whole = arrays[key]
             if (whole.dtype, whole.shape[1:]) != (array.dtype, array.shape[1:]):
-                first = self._rows.start + self._done
+                first = rows.start + done
                 raise BadDataError(
                     f"transfer_set, rows {first} to {first + size - 1} of the store",
                     expected=f"inputs like the others, {whole.dtype} of shape {whole.shape[1:]}",
                     found=f"{array.dtype} of shape {array.shape[1:]}",
                     remedy="bring all inputs to one shape and dtype",
                 )
-            whole[self._done : self._done + size] = array
-        self._done += size
+            whole[done : done + size] = array
+        done += size
+        del chunk, part, array  # the worker's memory, before the next chunk is waited for
+    inputs, labels, digests = (arrays[name, None] for name in ("inputs", "labels", "digests"))
 
-    def prepared(self) -> Prepared:
-        """The piece."""
-        return Prepared(self._rows, self._arrays["inputs"], self._arrays["labels"], self._arrays["digests"])
+    def view_of(view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        if ("inputs", view) not in arrays:  # the rows as they are
+            return inputs, digests
+        return arrays.pop(("inputs", view)), arrays.pop(("digests", view))
 
-    def view(self, view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
-        """What is shown of a view, and its digests; each may be asked for once."""
-        if view in self._plain:
-            return self._arrays["inputs"], self._arrays["digests"]
-        return self._arrays.pop(("inputs", view)), self._arrays.pop(("digests", view))
+    return Prepared(rows, inputs, labels, digests), view_of
 
 
 def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tuple[Prepared, ViewOf]:
-    """Some rows, and what makes a view of them. Raises what the transfer set raises, BadDataError by name."""
+    """Fetch some rows, and return them with the function of their views. Raises BadDataError if the data set fails."""
     with _naming_rows(which):
         inputs, labels = rows.rows(which)
     digests = digest_rows(inputs)
@@ -210,7 +185,7 @@ def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tupl
 
     def view_of(view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
         shown = inputs if make_view is None else make_view(inputs, view, numbers)
-        # A view that is the row as it is comes back as the very array.
+        # A view that is the row as it is comes back as the same array.
         return shown, digests if shown is inputs else digest_rows(shown)
 
     return Prepared(which, inputs, labels, digests), view_of
@@ -218,17 +193,17 @@ def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tupl
 
 @contextmanager
 def naming_indices(source: Int64[np.ndarray, " rows"]) -> Iterator[None]:
-    """Add to an error of one row of the store which example of the transfer set that is: its order is another.
+    """Add the index in the transfer set to an error about a row of the store, whose order differs.
 
-    source: by row of the store, the index in the transfer set.
+    source: index in the transfer set of each row of the store.
     """
     try:
         yield
     except (BadLogitsError, FactoryError) as error:
-        found = re.search(r"\brow (\d+)", error.where)
-        if found is None or "transfer set" in error.where:
+        row = re.search(r"\brow (\d+)", error.where)
+        if row is None or "transfer set" in error.where:
             raise
-        where = f"{error.where[: found.end()]} (index {source[int(found[1])]} of the transfer set){error.where[found.end() :]}"
+        where = f"{error.where[: row.end()]} (index {source[int(row[1])]} of the transfer set){error.where[row.end() :]}"
         again = type(error)(where, expected=error.expected, found=error.found, remedy=error.remedy)
         raise again from error.__cause__
 

@@ -1,10 +1,9 @@
-"""What are the teachers shown, and how is it ready before they ask for it?
+"""The order in which the teachers are shown the missing views of the missing blocks.
 
-1. `Todo` is what is missing of a block; `plan_todo` lists the blocks of which something is.
-2. `Cut` says how a block is gone over: as a whole where its inputs take little memory, else in pieces of whole batches,
-   and then in as many sweeps as the logits of all its views need.
-3. `shown_rows` has the inputs of each piece fetched once a sweep, in this process or by workers, and gives every view
-   that is wanted of it. `run_ahead` of `device_feed` puts it behind a thread.
+1. `plan_blocks` lists the incomplete blocks, each as a `BlockTodo`.
+2. `Cut` divides a block: a block of small inputs is one piece; another is cut into pieces of whole batches, and gone over in
+   as many sweeps as the logits of its views need.
+3. `shown_rows` fetches the inputs of each piece once a sweep, in this process or by workers, and yields its views.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,28 +20,28 @@ from .rows import Prepared, ViewOf, prepare, prepared_by_workers
 
 
 @dataclass(frozen=True)
-class Todo:
-    """What is missing of a block."""
+class BlockTodo:
+    """Missing views of a block."""
 
     block: int
     """Its number."""
     views: Mapping[int, tuple[str, ...]]
-    """By view, the teachers that are still to be shown it; without the views of which nothing is missing."""
+    """By view, the teachers that lack it; views that none lacks are left out."""
 
 
-def plan_todo(
+def plan_blocks(
     grid: Grid,
     views: int,
     teachers: Sequence[str],
     has_samples: Callable[[int], bool],
     has_block: Callable[[str, int, int], bool],
-) -> list[Todo]:
-    """The blocks of which something is missing, in order.
+) -> list[BlockTodo]:
+    """List the incomplete blocks, in order.
 
-    has_samples: of a block. has_block: of a teacher, a view and a block.
+    has_samples: function of a block. has_block: function of a teacher, a view and a block.
 
-    >>> plan_todo(Grid(10, 4), 2, ["a", "b"], lambda block: True, lambda name, view, block: (name, block) != ("b", 1))
-    [Todo(block=1, views={0: ('b',), 1: ('b',)})]
+    >>> plan_blocks(Grid(10, 4), 2, ["a", "b"], lambda block: True, lambda name, view, block: (name, block) != ("b", 1))
+    [BlockTodo(block=1, views={0: ('b',), 1: ('b',)})]
     """
     todo = []
     for block in range(grid.num_blocks):
@@ -52,21 +51,21 @@ def plan_todo(
         }
         missing = {view: names for view, names in wanted.items() if names}
         if missing or not has_samples(block):
-            todo.append(Todo(block, missing))
+            todo.append(BlockTodo(block, missing))
     return todo
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How the rows of a block are gone over."""
+    """Division of a block into pieces and sweeps."""
 
     piece_rows: int
-    """Rows whose inputs are held together, whole batches of each teacher."""
+    """Rows whose inputs are held together: whole batches of every teacher."""
     views_a_sweep: int
-    """Views whose logits are gathered together, where a block is more than one piece."""
+    """Views whose logits are gathered together, if a block is more than one piece."""
 
     def pieces(self, rows: range) -> list[range]:
-        """The rows of a block, in pieces.
+        """Cut the rows of a block into pieces.
 
         >>> Cut(4, 1).pieces(range(10, 20))
         [range(10, 14), range(14, 18), range(18, 20)]
@@ -75,7 +74,7 @@ class Cut:
         return [range(start, min(start + self.piece_rows, rows.stop)) for start in starts]
 
     def sweeps(self, rows: range, views: Sequence[int]) -> list[tuple[int, ...]]:
-        """The views that each going over a block makes: all of them while its inputs are there.
+        """List the views of each sweep over a block; a block of one piece needs a single sweep.
 
         >>> Cut(4, 2).sweeps(range(10, 20), [0, 1, 2]), Cut(10, 2).sweeps(range(10, 20), [0, 1, 2])
         ([(0, 1), (2,)], [(0, 1, 2)])
@@ -88,14 +87,14 @@ class Cut:
 class Shown:
     """One view of a piece of a block."""
 
-    todo: Todo
-    """What it belongs to."""
+    todo: BlockTodo
+    """The block."""
     view: int | None
-    """Which; None for a block of which only the samples are missing."""
+    """Number of the view; None for a block that lacks its samples alone."""
     inputs: Shaped[np.ndarray, "rows ..."]
-    """What the teachers are given."""
+    """Inputs of the teachers."""
     seen: UInt64[np.ndarray, " rows"]
-    """Its digests."""
+    """Digests of these inputs."""
     prepared: Prepared
     """The piece."""
     is_new: bool
@@ -106,16 +105,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows that are prepared together, in one sweep over their block."""
+    """Rows that are prepared together in a sweep over their block."""
 
-    todo: Todo
+    todo: BlockTodo
     rows: range
     views: tuple[int, ...]
     is_new: bool
     is_last: bool
 
 
-def _pieces(grid: Grid, todo: Sequence[Todo], cut: Cut) -> Iterator[_Piece]:
+def _pieces(grid: Grid, todo: Sequence[BlockTodo], cut: Cut) -> Iterator[_Piece]:
     for one in todo:
         rows = grid.rows(one.block)
         for number, views in enumerate(cut.sweeps(rows, list(one.views))):
@@ -127,14 +126,14 @@ def shown_rows(
     experiment: Experiment,
     rows: TransferRows,
     grid: Grid,
-    todo: Sequence[Todo],
+    todo: Sequence[BlockTodo],
     cut: Cut,
     make_view: Augment | None,
     check: Callable[[Prepared], None],
 ) -> Generator[Shown, None, None]:
-    """Every view of every piece that is wanted, in order; of each piece at least one item.
+    """Yield every missing view of every piece, in order, and at least one item of each piece.
 
-    check: is given each piece before it is shown to anyone. Raises what the transfer set or the augmentation raises.
+    check: called with each piece before it is shown. Raises the errors of the transfer set and the augmentation.
     """
     pieces = list(_pieces(grid, todo, cut))
     prepared_pieces: Iterator[tuple[Prepared, ViewOf]] = (

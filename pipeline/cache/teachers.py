@@ -1,9 +1,4 @@
-"""Where do teachers come from: a weights file, a file of the whole network, or a training from labels?
-
-`build_model` makes the module that a table describes, `build_teacher` also one that is a file, `load_teacher` puts
-its weights in and moves it to its device, and `train_teacher` trains it from the labels of the transfer set, once,
-and keeps the weights and a record. Networks of libraries: `hugging_face`, `named_models`; of files: `exported`.
-"""
+"""Teachers: built from a factory or a whole file, loaded with their weights, or trained from labels."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,20 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...storage.errors import BadDataError
-from ...storage.progress import Progress, silent
 from ...storage.random import philox_permutation
 from ..augment import augment_rows
-from ..experiment.document import Experiment, TeacherMember
+from ..experiment.document import TeacherMember
 from ..factories import build, build_augmentation, expect_module
 from ..models.build import build_model
 from ..models.class_names import check_class_order
 from ..models.networks import count_parameters
-from ..models.records import Models, Record
+from ..models.records import Record
 from ..models.weights import load_weights, save_weights
-from ..runtime.device import choose_device
 from ..runtime.inference import check_model, place
 from ..trainer.loop import fit
-from ..transfer import TransferRows
+from ..workspace import Workspace
 from .todo import find_teacher, teacher_identity
 
 
@@ -40,78 +33,61 @@ class LabelledBatch:
     inputs: Tensor
     """(batch, …)."""
     labels: Int64[Tensor, " batch"]
-    """Class of each, -1 where unknown."""
+    """Class of each, -1 if unknown."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def build_teacher(experiment: Experiment, member: TeacherMember, rows: TransferRows) -> nn.Module:
-    """The module of a teacher: with its weights where one file holds both, freshly initialised otherwise.
+def build_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
+    """Build the module of a teacher: with its weights if one file holds both, freshly initialised otherwise.
 
-    Raises FactoryError or ConfigError for what cannot be made, BadDataError for a file that cannot be read.
+    Raises FactoryError or ConfigError for a module that cannot be made, BadDataError for a file that cannot be read.
     """
-    teacher = member.teacher
+    teacher, rows = member.teacher, work.rows
     if not teacher.is_whole:
-        return build_model(teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
+        return build_model(
+            teacher, work.experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+        )
     offered: Mapping[str, object] = {"path": member.weights}
-    return expect_module(
-        build(teacher.factory, teacher.args, offered=offered, base=experiment.base), teacher.factory
-    )
+    module = build(teacher.factory, teacher.args, offered=offered, base=work.experiment.base)
+    return expect_module(module, teacher.factory)
 
 
-def load_teacher(
-    experiment: Experiment,
-    member: TeacherMember,
-    rows: TransferRows,
-    models: Models,
-    device: str | None = None,
-) -> nn.Module:
-    """A teacher with its weights, in evaluation mode. Its weights must be there (`find_teacher`).
+def load_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
+    """Build a teacher and load its weights, in evaluation mode, on the device of the workspace.
 
-    A module that is on several devices already stays where it is.
-    Raises FactoryError, or BadDataError where the weights do not fit the module, or where it says that its classes
-    (attribute `class_names`) are others than the transfer set's.
+    A module that is spread over several devices stays there. Raises FactoryError, or BadDataError if the weights do not
+    fit the module, or its classes (attribute `class_names`) are not those of the transfer set.
     """
-    module = build_teacher(experiment, member, rows)
+    module = build_teacher(work, member)
     if not member.teacher.is_whole:
-        path = member.weights or models.weights_path("teachers", member.name)
+        path = member.weights or work.models.weights_path("teachers", member.name)
         load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
     if member.teacher.check_class_names:
         names = getattr(module, "class_names", None)
         if isinstance(names, (list, tuple)) and names:
-            check_class_order([str(n) for n in names], rows.class_names, f"teacher {member.name!r}")
-    return place(module, choose_device(device)).eval()
+            check_class_order([str(n) for n in names], work.rows.class_names, f"teacher {member.name!r}")
+    return place(module, work.choose_device()).eval()
 
 
-def train_teacher(
-    experiment: Experiment,
-    member: TeacherMember,
-    rows: TransferRows,
-    models: Models,
-    *,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> Record:
-    """Train a teacher from the labels of the transfer set, unless that was done; its record.
+def train_teacher(work: Workspace, member: TeacherMember) -> Record:
+    """Train a teacher from the labels of the transfer set, unless it has weights already; its record.
 
-    Raises BadDataError where no example has a label, BadLogitsError, before the training, where the module
-    does not give logits of the transfer set's classes.
+    Raises BadDataError if no example has a label. Raises BadLogitsError, before the training, if the module does not
+    give logits of the classes of the transfer set.
     """
-    found = find_teacher(experiment, member, rows, models)
-    if found is not None:
-        return found
-    settings = member.teacher.train
-    assert settings is not None  # without train there are weights, and find_teacher has found them
-    target = choose_device(device)
-    started = time.monotonic()
+    record, settings = find_teacher(work, member), member.teacher.train
+    if record is not None or settings is None:  # a teacher without settings has weights
+        return record or Record({}, "", {})
+    rows, started = work.rows, time.monotonic()
+    target = work.choose_device()
     torch.manual_seed(member.seed)
-    module = build_teacher(experiment, member, rows).to(target)
+    module = build_teacher(work, member).to(target)
     check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
-    augment = settings.augment
     augmentation = None
-    if augment is not None:
-        augmentation = build_augmentation(augment.factory, augment.args, base=experiment.base)
+    if (augment := settings.augment) is not None:
+        augmentation = build_augmentation(augment.factory, augment.args, base=work.experiment.base)
 
     def batches(epoch: int) -> Iterator[LabelledBatch]:
         order = philox_permutation(len(rows), member.seed, stream=epoch, counter=0)
@@ -137,22 +113,20 @@ def train_teacher(
             return logits.sum() * 0.0
         return F.cross_entropy(logits[known], batch.labels[known], label_smoothing=settings.label_smoothing)
 
-    steps = -(-len(rows) // settings.batch_size)
     last = fit(
         module,
         batches,
         len(rows),
-        steps,
+        -(-len(rows) // settings.batch_size),
         settings,
         loss,
         where=f"training teacher {member.name}",
-        progress=progress,
+        progress=work.progress,
     )
     facts: dict[str, Any] = {
         "parameters": count_parameters(module),
         "last_loss": last,
         "seconds": round(time.monotonic() - started, 1),
     }
-    path = models.weights_path("teachers", member.name)
-    weights = save_weights(module, path)
-    return models.put("teachers", member.name, teacher_identity(experiment, member, rows), weights, facts)
+    weights = save_weights(module, work.models.weights_path("teachers", member.name))
+    return work.models.put("teachers", member.name, teacher_identity(member, rows), weights, facts)

@@ -1,16 +1,15 @@
-"""Which classes does a teacher's softened output move together, over all rows and views of a capture?
+"""Covariance of softened outputs over all rows and views of a capture.
 
-1. The blocks are dealt to `LANES` lanes. A lane goes through its blocks one after another, one dask task a block:
-   each task adds the moments of its block to those of the blocks before it.
+1. The blocks are dealt to `LANES` lanes. A lane goes through its blocks one after another, one dask task a block, which adds
+   the block to the moments of the blocks before it.
 2. A tree of `merge` joins the lanes.
-3. `covariance` builds that graph and runs it, on threads or on a cluster; `second_moments` is the same for
-   combinations of the classes, where their matrix would be too large.
+3. `covariance` runs that graph on threads or on a cluster. `second_moments` does the same for combinations of the classes,
+   where their matrix would be too large.
 
-Memory is the matrices of the blocks in flight and of the lanes that wait to be joined, at most
-`FAN_IN - 1` a level of the tree: it does not grow with the rows. What is added to what follows from the rows and the
-blocks alone, not from the number of threads or from who ends first, so that every run on the same machine gives the
-same bits. Source: Hinton et al. 2015, section 5.3 (the covariance of the generalist's predictions, for which no labels
-are needed).
+Memory does not grow with the rows: it is the matrices of the blocks in flight and of the lanes that wait to be joined, at
+most `FAN_IN - 1` a level of the tree. The order of all sums follows from rows and blocks alone, so that every run on the same
+machine gives the same bits. Source: Hinton et al. 2015, section 5.3 (the covariance of the generalist's predictions, which
+needs no labels).
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import result_of
 from .memory import FAN_IN, LANES, threads_within
-from .moments import Combinations, Moments, merge, with_slice
+from .moments import Combinations, Moments, merge
 from .softened import Softened
 
 _TASK: Final = "covariance"
@@ -47,21 +46,20 @@ def covariance(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> Float64[np.ndarray, "classes classes"]:
-    """Population covariance of softened outputs over all rows and views.
+    """Compute the population covariance of softened outputs over all rows and views.
 
-    softened: whose outputs, at which temperature.
     scheduler: as `dask.compute` takes it: "threads", "synchronous", a `distributed.Client`.
     memory: bytes that the matrices of all threads together may take; one thread runs in any case.
-    progress: told the rows that are done.
+    progress: receives the number of rows that are done.
 
     Returns a symmetric matrix whose rows sum to 0, equal to the float64 one within
     1e-5 · sqrt(c_ii c_jj), however the rows are cut into blocks.
-    Raises BadDataError where there are no rows, BadLogitsError, naming view and row, where a logit is not finite,
-    TransientIOError where the scheduler of a client is gone before it is done.
+    Raises BadDataError without rows, BadLogitsError, with view and row, for a logit that is not finite, TransientIOError
+    where the scheduler of a client is lost.
     """
     total = second_moments(softened, scheduler=scheduler, memory=memory, progress=progress)
-    found = np.asarray(total.scatter / total.count)
-    return (found + found.T) / 2
+    matrix = np.asarray(total.scatter / total.count)
+    return (matrix + matrix.T) / 2
 
 
 def second_moments(
@@ -72,9 +70,9 @@ def second_moments(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> Moments:
-    """Moments of softened outputs over all rows and views, or of `combinations` of them with each class.
+    """Compute the moments of softened outputs over all rows and views, or of `combinations` of them with each class.
 
-    Arguments and errors are those of `covariance`.
+    Other arguments and errors are those of `covariance`.
     """
     if 0 in softened.shape:
         raise BadDataError(
@@ -100,16 +98,16 @@ def second_moments(
         threadpool_limits(max(1, CPU_COUNT // threads), user_api="blas"),
     ):
         try:
-            (found,) = compute(graph, scheduler=scheduler, pool=pool, optimize_graph=False)
+            (moments,) = compute(graph, scheduler=scheduler, pool=pool, optimize_graph=False)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    assert isinstance(found, Moments)
-    return found
+    assert isinstance(moments, Moments)
+    return moments
 
 
 def lanes_of(blocks: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
-    """Runs of blocks, as long as each other to one block.
+    """Split blocks into runs whose lengths differ by one at most.
 
     >>> lanes_of([0, 1, 2, 3, 4], lanes=2), lanes_of([0], lanes=2)
     ([[0, 1], [2, 3, 4]], [[0]])
@@ -120,7 +118,7 @@ def lanes_of(blocks: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
 
 
 def _graph(softened: Softened, combinations: Combinations | None, name: str, topic: str | None) -> Any:
-    """The dask graph whose value is the moments of everything."""
+    """Build the dask graph whose value is the moments of all blocks."""
     source = delayed((softened, combinations), traverse=False, pure=False)
     task = delayed(_with_block, pure=False)
     level = []
@@ -130,10 +128,9 @@ def _graph(softened: Softened, combinations: Combinations | None, name: str, top
             total = task(source, view, rows, total, topic, dask_key_name=f"{name}-{view}-{rows.start}")
         level.append(total)
     join = delayed(merge, pure=False)
-    while True:  # once at least: what slices were added to is in units of its own
+    while len(level) > 1:
         level = [join(level[first : first + FAN_IN]) for first in range(0, len(level), FAN_IN)]
-        if len(level) == 1:
-            return level[0]
+    return level[0]
 
 
 def _with_block(
@@ -143,15 +140,14 @@ def _with_block(
     before: Moments | None,
     topic: str | None,
 ) -> Moments:
-    """The moments of the rows before and those of a block."""
+    """Return the moments of the rows before and those of a block together."""
     softened, combinations = source
-    # On a cluster a lost result is computed again from `before`, which has to be what it was.
-    total, owned = before, topic is None
+    classes = softened.shape[2]
+    lines = classes if combinations is None else combinations.width
+    # A copy: on a cluster a lost result is computed again from `before`.
+    total = Moments.zeros(lines, classes) if before is None else before.copy()
     for some in softened.slices(rows):
-        read = softened.reader(view, some)
-        total = with_slice(total, len(some), softened.shape[2], read, combinations, owned=owned)
-        owned = True
-    assert total is not None
+        total.add(softened.read(view, some), combinations)
     if topic is not None:
         from distributed import get_worker
 
@@ -164,27 +160,27 @@ def _is_local(scheduler: Any) -> bool:
 
 
 def _on_cluster(graph: Any, client: Any, topic: str, total: int, progress: Progress) -> Moments:
-    """Run a graph by a `distributed.Client`, whose workers tell of each block that is done."""
+    """Run a graph by a `distributed.Client`, whose workers log an event for each block that is done."""
     done = 0
 
-    def heard(event: tuple[float, int]) -> None:
+    def advance(event: tuple[float, int]) -> None:
         nonlocal done
         done = min(total, done + event[1])  # a block that a lost worker did is done again
         progress(_TASK, done, total)
 
-    client.subscribe_topic(topic, heard)
+    client.subscribe_topic(topic, advance)
     try:
-        found = result_of(client.compute(graph, optimize_graph=False), _TASK)
+        moments = result_of(client.compute(graph, optimize_graph=False), _TASK)
     finally:
         client.unsubscribe_topic(topic)
     if done < total:
         progress(_TASK, total, total)
-    assert isinstance(found, Moments)
-    return found
+    assert isinstance(moments, Moments)
+    return moments
 
 
 class _Report(Callback):
-    """Tells `progress` the rows of each block whose task has ended."""
+    """A dask callback that reports the rows of each block whose task has ended."""
 
     def __init__(self, name: str, sizes: dict[tuple[int, int], int], total: int, progress: Progress) -> None:
         self._sizes = {f"{name}-{view}-{first}": rows for (view, first), rows in sizes.items()}

@@ -1,8 +1,8 @@
-"""How many of a teacher's errors lie inside sets of classes, and how many would lie inside random ones?
+"""Share of a teacher's errors that lie inside sets of classes, beside random sets.
 
-An error is a labelled row whose most probable class is another one; it lies inside a set that has both. A specialist for a
-set can correct those alone. The share is compared with that of random sets of the same number and size: their expectation is
-exact, their spread comes from draws.
+An error is a labelled row whose most probable class is not its label. It lies inside a set that has both classes: a
+specialist for the set can correct it. The share is compared with that of random sets of the same number and size. Their
+expectation is exact; their spread comes from draws.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from jaxtyping import Int64
 from ...storage.errors import BadDataError
 
 DRAWS: Final = 100
-"""Random collections of sets that are drawn."""
+"""Number of random collections of sets that are drawn."""
 
 
 @dataclass(frozen=True)
 class ErrorsInside:
-    """How well sets of classes catch a generalist's errors."""
+    """Counts of a generalist's errors, inside sets of classes and in all."""
 
     errors: int
-    """Labelled rows that are predicted wrongly."""
+    """Number of labelled rows that are predicted wrongly."""
     inside: int
-    """Those whose label and prediction are in one set together."""
+    """Number of those whose label and prediction share a set."""
     random_share: float
-    """Share of any errors that as many random sets of this size hold, in expectation."""
+    """Expected share of the errors inside as many random sets of this size."""
     random_deviation: float = float("nan")
-    """Standard deviation of that share over draws of random sets; NaN where none were drawn or there are no errors."""
+    """Standard deviation of that share over draws of random sets; NaN without draws or errors."""
     draws: int = 0
-    """How many draws that is of."""
+    """Number of those draws."""
 
     @property
     def share(self) -> float:
-        """Share of the errors that lie inside a set; NaN where there are none."""
+        """Return the share of the errors inside a set; NaN without errors."""
         return self.inside / self.errors if self.errors else float("nan")
 
 
@@ -50,16 +50,13 @@ def errors_inside(
 ) -> ErrorsInside:
     """Count the errors that a specialist for one of the sets could correct.
 
-    sets: classes, each once in a set.
-    labels: -1 where unknown; those rows are left out.
-    predictions: the most probable class of each row.
-    num_classes: of the teacher; labels, predictions and sets are below it.
-    disjoint: whether no class is in two sets, so that random sets have none either.
-    draws, seed: random collections of sets whose shares say how far chance reaches.
+    sets: classes, each once in a set. labels: -1 where unknown; those rows are left out.
+    predictions: the most probable class of each row. disjoint: whether random sets are disjoint, as the given ones are.
+    draws, seed: of random collections of sets.
 
     The expected share is exact: a set of M of the C classes, drawn evenly, holds a given pair with
-    probability M (M - 1) / (C (C - 1)); of K sets drawn independently the chances of none multiply, of K disjoint ones they
-    add up. Raises BadDataError for a class that does not exist.
+    probability M (M - 1) / (C (C - 1)). Of K sets drawn independently the chances of a miss multiply; of K disjoint sets
+    the chances add up. Raises BadDataError for a class that does not exist.
     """
     for name, values, least in (("sets", sets, 0), ("labels", labels, -1), ("predictions", predictions, 0)):
         wrong = values[(values < least) | (values >= num_classes)]
@@ -68,7 +65,7 @@ def errors_inside(
                 name,
                 expected=f"classes from {least} to {num_classes - 1}",
                 found=str(int(wrong[0])),
-                remedy="check that they belong to this store",
+                remedy=f"take {name} of this store",
             )
     wrong_rows = (labels >= 0) & (labels != predictions)
     pairs, counts = np.unique(labels[wrong_rows] * num_classes + predictions[wrong_rows], return_counts=True)
@@ -97,7 +94,7 @@ def errors_inside(
 def random_sets(
     count: int, size: int, num_classes: int, generator: np.random.Generator, *, disjoint: bool = False
 ) -> Int64[np.ndarray, "clusters classes_per_cluster"]:
-    """As many random sets of classes, each class once in a set; disjoint, or drawn independently."""
+    """Draw random sets of classes, each class once in a set; disjoint, or independently."""
     if disjoint:
         return generator.permutation(num_classes)[: count * size].reshape(count, size)
     return np.stack([generator.permutation(num_classes)[:size] for _ in range(count)])
@@ -108,7 +105,7 @@ def _inside(
     confused: Int64[np.ndarray, "two pairs"],
     counts: Int64[np.ndarray, "pairs"],
 ) -> int:
-    """Errors both of whose classes one set has."""
+    """Count the errors whose two classes share a set."""
     held = np.zeros(confused.shape[1], bool)
     most = int(max(sets.max(initial=0), confused.max(initial=0))) + 1
     for members in sets:

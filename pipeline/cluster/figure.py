@@ -1,7 +1,7 @@
-"""What does a clustering look like? The matrix that it was made from, its classes in the order of their clusters.
+"""Picture of a clustering: its correlations, with the classes in the order of their clusters.
 
-Correlations, so that rare classes are seen: what goes together is a square on the diagonal, and what a cluster has in common
-with another one lies where the two cross. Nothing but `draw_clustering` needs matplotlib.
+Classes that go together are a square on the diagonal. Two clusters with something in common are bright where they cross.
+Only `draw_clustering` imports matplotlib.
 """
 
 import importlib.util
@@ -16,27 +16,27 @@ from .memory import MATRICES, gib
 from .sets import correlation_of
 
 FORMATS = (".pdf", ".png", ".svg")
-"""Endings of figures that can be drawn."""
+"""File name endings of the formats."""
 
 
 _MOST_NAMES = 60
-"""Classes whose names are written beside the matrix."""
+"""Maximum number of classes whose names are written beside the matrix."""
 
 
 def check_figure(path: Path) -> None:
-    """Refuse a file that could not be written, before anything is computed for it. Raises ConfigError."""
+    """Refuse a file that cannot be written, before anything is computed for it. Raises ConfigError."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"--figure {path}",
             expected=f"a file name that ends in {', '.join(FORMATS)}",
-            found=path.suffix or "no ending",
-            remedy="choose one of these",
+            found=path.name,
+            remedy=f"name it {path.stem}{FORMATS[0]}",
         )
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(
             f"--figure {path}",
-            expected="a file in a folder that is there",
-            found="a folder" if path.is_dir() else "no such folder",
+            expected="a new file in an existing folder",
+            found="a folder" if path.is_dir() else f"a missing folder {path.parent}",
             remedy="choose another name, or make the folder",
         )
     if importlib.util.find_spec("matplotlib") is None:
@@ -51,12 +51,12 @@ def check_figure(path: Path) -> None:
 def check_matrix(path: Path, num_classes: int, dimensions: int | None) -> None:
     """Refuse a figure of a clustering without a matrix, before it is computed. Raises ConfigError.
 
-    dimensions: those that its columns will be projected into; None where there will be a matrix.
+    dimensions: of the projection of its columns; None with a matrix.
     """
     if dimensions is not None:
         raise ConfigError(
             f"--figure {path}",
-            expected=f"memory = {gib(MATRICES * 8 * num_classes**2)}, for the whole matrix, which is drawn",
+            expected=f"memory = {gib(MATRICES * 8 * num_classes**2)}, for the whole matrix",
             found=f"memory for a projection of its columns into {dimensions:,} dimensions",
             remedy="raise memory, or leave the figure out",
         )
@@ -65,17 +65,17 @@ def check_matrix(path: Path, num_classes: int, dimensions: int | None) -> None:
 def draw_clustering(store: Store, name: str, path: Path) -> None:
     """Draw clustering `name` of a store into a file of one of `FORMATS`.
 
-    Raises ConfigError where the file cannot be written or the clustering has no matrix (its columns were projected),
-    PartNotFound where there is no such clustering.
+    Raises ConfigError where the file cannot be written or the columns of the clustering were projected, PartNotFound
+    without such a clustering.
     """
     check_figure(path)
     part = store.clustering(name)
     if "covariance" not in part.layouts:
         raise ConfigError(
             f"--figure {path}",
-            expected="a clustering that was made from the whole matrix",
-            found=f"clusters/{name}, whose columns were projected",
-            remedy="make one with more memory",
+            expected="a clustering of the whole matrix",
+            found=f"clusters/{name}, a clustering of projected columns",
+            remedy="make a clustering with more memory",
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ def draw_clustering(store: Store, name: str, path: Path) -> None:
 def ordered(
     covariance: Float32[np.ndarray, "classes classes"], assignment: Int64[np.ndarray, "classes"]
 ) -> tuple[Int64[np.ndarray, "classes"], Int64[np.ndarray, "edges"], Float64[np.ndarray, "classes classes"]]:
-    """The classes cluster by cluster, where each cluster begins (and the last one ends), and their correlations.
+    """Sort the classes by cluster; return them, where each cluster begins (and the last ends), and their correlations.
 
     >>> order, edges, _ = ordered(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 2]))
     >>> order.tolist(), edges.tolist()
@@ -128,5 +128,5 @@ def ordered(
 
 
 def _plain(name: str) -> str:
-    """A class name that matplotlib draws as it is: a pair of dollars would be a formula."""
+    """Return a class name that matplotlib draws as it is: a pair of dollars would be a formula."""
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")

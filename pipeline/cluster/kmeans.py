@@ -1,14 +1,14 @@
-"""How are points put into k groups, one point at a time?
+"""K-means, one point at a time.
 
 1. `seed_centres` picks k of the points, far apart, by greedy k-means++.
-2. A first pass adds each point to its nearest centre, which becomes the mean of what it has got.
+2. A first pass adds each point to its nearest centre, which becomes the mean of its points.
 3. Further passes move a point whenever another centre has become nearer; both means follow at once.
-4. `online_kmeans` does that from several starts and keeps the tightest result; `minibatch_kmeans` is
-   scikit-learn's algorithm beside it.
+4. `online_kmeans` runs that from several starts and keeps the tightest result; `minibatch_kmeans` is scikit-learn's algorithm
+   beside it.
 
-Source: MacQueen 1967, "Some methods for classification and analysis of multivariate observations" (steps 2
-and 3), which Hinton et al. 2015, section 5.3, name for the columns of the covariance; Arthur & Vassilvitskii
-2007 (step 1; the best of several draws, as scikit-learn has it).
+Source: MacQueen 1967, "Some methods for classification and analysis of multivariate observations" (steps 2 and 3), which
+Hinton et al. 2015, section 5.3, name for the columns of the covariance; Arthur & Vassilvitskii 2007 (step 1; the best of
+several draws, as in scikit-learn).
 """
 
 import math
@@ -26,11 +26,11 @@ _TOGETHER = 64
 
 
 _MARGIN = 1e-9
-"""Share by which another centre has to be nearer."""
+"""Relative margin by which another centre has to be nearer."""
 
 
 _ROUNDING = 1e-13
-"""What a squared distance may be wrong by, in units of the squared length of what it is from."""
+"""Rounding error of a squared distance, relative to the squared length of the centre."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class KMeans:
     inertia: float
     """Sum of the squared distances of the points from their centres."""
     converged: bool
-    """Whether every point is nearest to its own centre (up to rounding); False where passes ran out."""
+    """Whether every point is nearest to its own centre, up to rounding; False where passes ran out."""
 
 
 def online_kmeans(
@@ -59,9 +59,9 @@ def online_kmeans(
 
     points: at least `clusters` of them, all finite.
     clusters: number of groups, at least 1.
-    passes: most passes over the points a start, the first included; it ends sooner when nothing moves.
+    passes: maximum passes over the points a start, the first included; a start ends when nothing moves.
     restarts: number of starts; the result with the least inertia is kept.
-    seed: of the starts and of the order of the points; the same arguments give the same result.
+    seed: of the starts and of the order of the points.
 
     Raises ConfigError for numbers out of range, BadDataError for points that are not finite.
 
@@ -72,9 +72,8 @@ def online_kmeans(
     for name, value in (("passes", passes), ("restarts", restarts)):
         if value < 1:
             raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
-    with threadpool_limits(
-        1, user_api="blas"
-    ):  # so that the last bits do not follow from the number of threads
+    # One thread: the last bits must not depend on the number of threads.
+    with threadpool_limits(1, user_api="blas"):
         results = [
             _one_start(points, clusters, passes, np.random.default_rng([seed, start]))
             for start in range(restarts)
@@ -85,18 +84,18 @@ def online_kmeans(
 def minibatch_kmeans(
     points: Float64[np.ndarray, "points dimensions"], clusters: int, *, restarts: int = 10, seed: int = 0
 ) -> KMeans:
-    """The same by scikit-learn's MiniBatchKMeans, to compare with; groups without points are left out."""
+    """Group points by scikit-learn's MiniBatchKMeans; groups without points are left out."""
     from sklearn.cluster import MiniBatchKMeans
 
     check_arguments(points, clusters)
-    # Covariances of rare classes are so small that scikit-learn's float tolerances would swallow them.
+    # Covariances of rare classes are so small that scikit-learn's float tolerances exceed them.
     scale = np.abs(points).max() or 1.0
     model = MiniBatchKMeans(clusters, n_init=restarts, random_state=seed % 2**32)
     return _finish(points, np.asarray(model.fit(points / scale).labels_, np.int64), converged=False)
 
 
 def check_arguments(points: Float64[np.ndarray, "points dimensions"], clusters: int) -> None:
-    """Refuse points that cannot be put into that many groups."""
+    """Refuse points that cannot be put into that many groups. Raises ConfigError, BadDataError."""
     if not 1 <= clusters <= len(points):
         raise ConfigError(
             "clusters",
@@ -110,20 +109,20 @@ def check_arguments(points: Float64[np.ndarray, "points dimensions"], clusters: 
             f"point {int(np.argmin(finite))}",
             expected="finite coordinates",
             found="NaN or infinity",
-            remedy="check what the points were computed from",
+            remedy="check the source of the points",
         )
 
 
 def seed_centres(
     points: Float64[np.ndarray, "points dimensions"], clusters: int, generator: np.random.Generator
 ) -> Int64[np.ndarray, "clusters"]:
-    """Indices of `clusters` different points, each drawn with odds of its squared distance from the others.
+    """Draw the indices of `clusters` different points, with odds of the squared distance from the points chosen before.
 
-    Of some points that are drawn so, the one is taken with which all points together are nearest to those that are chosen.
-    Where fewer than `clusters` points differ in their coordinates, the rest is drawn evenly.
+    Of several draws, the one that leaves the least inertia is taken. Where fewer than `clusters` points differ, the rest is
+    drawn evenly.
     """
     chosen = [int(generator.integers(len(points)))]
-    nearest = _squared_distances(points, points[chosen[0]])
+    nearest = squared_distances(points, points[chosen[0]])
     draws = 2 + int(math.log(clusters))
     while len(chosen) < clusters:
         odds = nearest.copy()
@@ -132,7 +131,7 @@ def seed_centres(
             odds[:] = 1
             odds[chosen] = 0
         drawn = generator.choice(len(points), size=draws, p=odds / odds.sum())
-        then = [np.minimum(nearest, _squared_distances(points, points[index])) for index in drawn]
+        then = [np.minimum(nearest, squared_distances(points, points[index])) for index in drawn]
         best = int(np.argmin([float(distances.sum()) for distances in then]))
         chosen.append(int(drawn[best]))
         nearest = then[best]
@@ -173,19 +172,19 @@ def _one_start(
 
 
 class _Centres:
-    """Means that follow what is added and removed, and the distances of the points from them.
+    """Means that follow each move of a point, and the distances of the points from them.
 
-    Products of some points with all centres are one call of BLAS. When a centre moves, those of the points that are still
-    to come are computed again with it alone: each point meets the centres as they are.
+    Products of some points with all centres are one call of BLAS. When a centre moves, its products with the points still
+    to come are computed again: each point is compared with the centres of that time.
     """
 
     def __init__(
         self, points: Float64[np.ndarray, "points dimensions"], seeds: Int64[np.ndarray, "clusters"]
     ) -> None:
-        """Begin with a point each."""
+        """Start each group with one point."""
         self._points, self._means = points, points[seeds].copy()
         self.sizes = np.ones(len(seeds), np.int64)
-        """Points of each."""
+        """Number of points of each."""
         self.squares = np.einsum("ij,ij->i", self._means, self._means)
         """Squared length of each."""
         self._coming = points[:0]
@@ -194,7 +193,7 @@ class _Centres:
     def visit(
         self, order: Int64[np.ndarray, "some"]
     ) -> Iterator[tuple[int, Float64[np.ndarray, "clusters"]]]:
-        """Each point in turn, with its squared distance from every centre at that time."""
+        """Yield each point in turn, with its squared distance from every centre at that time."""
         for first in range(0, len(order), _TOGETHER):
             some = order[first : first + _TOGETHER]
             coming = self._points[some]
@@ -210,7 +209,7 @@ class _Centres:
         self._move(group, (self._points[index] - self._means[group]) / self.sizes[group])
 
     def remove(self, group: int, index: int) -> None:
-        """Take a point out of a group that has others."""
+        """Remove a point from a group that has others."""
         self.sizes[group] -= 1
         self._move(group, (self._means[group] - self._points[index]) / self.sizes[group])
 
@@ -227,7 +226,7 @@ def _finish(
     *,
     converged: bool,
 ) -> KMeans:
-    """Number the groups by their first point and take their means anew, without the drift of updates."""
+    """Number the groups by their first point and compute their means anew, without the drift of updates."""
     _, first, group = np.unique(assignment, return_index=True, return_inverse=True)
     assignment = np.argsort(np.argsort(first))[group].astype(np.int64)
     centres = np.stack([points[assignment == group].mean(axis=0) for group in range(len(first))])
@@ -235,8 +234,9 @@ def _finish(
     return KMeans(assignment, centres, inertia, converged)
 
 
-def _squared_distances(
+def squared_distances(
     points: Float64[np.ndarray, "points dimensions"], point: Float64[np.ndarray, "dimensions"]
 ) -> Float64[np.ndarray, "points"]:
+    """Return the squared distance of each point from one."""
     difference = points - point
     return np.asarray(np.einsum("ij,ij->i", difference, difference))

@@ -1,8 +1,8 @@
-"""Do matrices of classes by classes fit into the memory that is given, and if not, what does?
+"""Memory of matrices of classes by classes, and of the projections in their place.
 
-`choose_dimensions` compares `MATRICES` of them, which is what a single thread holds at most, with the memory: whether columns
-are projected follows from the number of classes and the memory that is stated, not from the machine.
-`threads_within` says how many threads may then work at the same time.
+`choose_dimensions` compares `MATRICES` of them, the maximum that a single thread holds, with the given memory: whether
+columns are projected follows from the number of classes and that memory, not from the machine. `threads_within` is the number
+of threads that may then work at the same time.
 """
 
 import math
@@ -11,38 +11,38 @@ from typing import Final
 from ...storage.errors import ConfigError
 
 LANES: Final = 16
-"""Chains of blocks that may be worked on at the same time."""
+"""Number of chains of blocks that may run at the same time."""
 
 
 FAN_IN: Final = 4
-"""Second moments that one task of the tree over them joins."""
+"""Number of moments that one task of the tree joins."""
 
 
 MATRICES: Final = 9
-"""Float64 matrices that a single thread holds at most: FAN_IN - 1 for each of the two levels of the tree, what a
-block is added to, the sum, and the float32 product beside it."""
+"""Maximum number of float64 matrices that a single thread holds: FAN_IN - 1 for each of the two levels of the tree, the
+moments before a block, those after it, and the float32 product beside them."""
 
 
 THREAD_MATRICES: Final = 3
-"""Those of one more thread."""
+"""Matrices of each further thread."""
 
 
 LEAST_DIMENSIONS: Final = 64
-"""Dimensions below which a projection would say little: a squared distance then is uncertain by a fifth."""
+"""Minimum dimensions of a projection: below, a squared distance is uncertain by more than a fifth."""
 
 
 MOST_DIMENSIONS: Final = 4096
 
 
 SAMPLE: Final = 64
-"""Classes whose columns are kept whole beside a projection."""
+"""Number of classes whose columns are kept whole beside a projection."""
 
 
 GIB: Final = 1 << 30
 
 
 def gib(size: int) -> str:
-    """Bytes in GiB, to three digits, rounded up: as much is enough.
+    """Format bytes in GiB, to three digits, rounded up.
 
     >>> gib(4 * GIB), gib(4 * GIB + 1), gib(6_480_000)
     ('4', '4.01', '0.00604')
@@ -52,7 +52,7 @@ def gib(size: int) -> str:
 
 
 def fits(classes: int, memory: int) -> bool:
-    """Whether a matrix of all classes by all classes fits, with what its computation holds beside it.
+    """Return whether a matrix of classes by classes fits, with the others of its computation.
 
     >>> fits(7000, 4 * GIB), fits(8000, 4 * GIB)
     (True, False)
@@ -61,10 +61,10 @@ def fits(classes: int, memory: int) -> bool:
 
 
 def choose_dimensions(classes: int, memory: int) -> int | None:
-    """Dimensions that columns are projected into; None where the whole matrix fits into `memory` bytes.
+    """Return the dimensions of a projection; None where the whole matrix fits into `memory` bytes.
 
-    A power of two, so that a little more or less memory changes nothing. Raises ConfigError where not even
-    `LEAST_DIMENSIONS` fit.
+    They are a power of two, so that a little more or less memory changes nothing. Raises ConfigError where
+    `LEAST_DIMENSIONS` do not fit.
 
     >>> choose_dimensions(1000, 4 * GIB), choose_dimensions(100_000, 4 * GIB)
     (None, 512)
@@ -77,14 +77,14 @@ def choose_dimensions(classes: int, memory: int) -> int | None:
         raise ConfigError(
             "memory",
             expected=f"at least {gib(least)} GiB for {classes:,} classes",
-            found=f"{memory / GIB:.3g}",
-            remedy="raise it",
+            found=f"{memory / GIB:.3g} GiB",
+            remedy="raise memory",
         )
     return min(MOST_DIMENSIONS, 1 << (int(most).bit_length() - 1))
 
 
 def threads_within(memory: int | None, matrix_bytes: int, cores: int) -> int:
-    """Threads whose matrices fit into `memory` bytes, at least one; None for any.
+    """Return the number of threads whose matrices fit into `memory` bytes (None: any), at least one.
 
     >>> [threads_within(memory, 8 << 20, cores=16) for memory in (None, 1 << 30, 90 << 20, 0)]
     [16, 16, 1, 1]

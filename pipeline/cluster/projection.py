@@ -1,10 +1,10 @@
-"""What stands for the columns of a covariance whose matrix does not fit into memory?
+"""Random projection of the columns of a covariance whose matrix does not fit into memory.
 
-1. `Projection` is the random matrix, of signs: the signs of a class are the first bits of its Philox counter, so that any
-   process makes them again and no file holds them. Beside the projections it keeps whole columns of a few classes.
-2. `projected_columns` projects the columns in one pass over the store: with probabilities p, their mean μ and the
-   matrix G, the mean of Gᵀ(p - μ)(p - μ)ᵀ is GᵀC, which needs no C.
-3. `measure_error` compares the distances between the columns of those few classes with what is left of them.
+1. `Projection` is a random matrix of signs, the first bits of the Philox counter of a class: any process makes them again and
+   no file holds them. Beside the projections it keeps whole columns of a few classes.
+2. `projected_columns` projects the columns in one pass over the store. With probabilities p, their mean μ and the matrix G,
+   the mean of Gᵀ(p - μ)(p - μ)ᵀ is GᵀC, which needs no C.
+3. `measure_error` compares the distances between the columns of those few classes with the projected ones.
 
 A projection keeps each squared distance in the mean, with a relative standard deviation of about √(2/d). Source: Johnson &
 Lindenstrauss 1984; with signs, Achlioptas 2003, "Database-friendly random projections".
@@ -21,6 +21,7 @@ from jaxtyping import Float32, Float64
 from ...storage.progress import Progress, silent
 from ...storage.random import raw_words
 from .covariance import second_moments
+from .kmeans import squared_distances
 from .memory import SAMPLE
 from .moments import Combinations
 from .softened import Softened
@@ -35,24 +36,24 @@ class Projection(Combinations):
     classes: int
     """Number of classes."""
     dimensions: int
-    """Dimensions that the columns are projected into; a multiple of 64."""
+    """Dimensions of the projection; a multiple of 64."""
     seed: int
-    """Of the signs and of the sample."""
+    """Seed of the signs and of the sample."""
 
     @property
     def sample(self) -> tuple[int, ...]:
-        """The classes whose columns are kept whole, ascending."""
+        """Return the classes whose columns are kept whole, ascending."""
         generator = np.random.default_rng([self.seed, self.classes])
         chosen = generator.choice(self.classes, min(SAMPLE, self.classes), replace=False)
         return tuple(sorted(chosen.tolist()))
 
     @property
     def width(self) -> int:
-        """Dimensions and sampled classes."""
+        """Return the number of dimensions and sampled classes together."""
         return self.dimensions + len(self.sample)
 
     def signs(self, first: int, last: int) -> Float32[np.ndarray, "classes dimensions"]:
-        """The rows of the random matrix for classes first…last - 1: ±1/√dimensions.
+        """Return the rows of the random matrix for classes first…last - 1: ±1/√dimensions.
 
         >>> Projection(classes=9, dimensions=64, seed=0).signs(0, 9).shape
         (9, 64)
@@ -63,7 +64,7 @@ class Projection(Combinations):
         return np.where(bits, size, -size)
 
     def stripes(self) -> Iterator[tuple[int, Float32[np.ndarray, "some combinations"]]]:
-        """See `Combinations`."""
+        """Yield some rows at a time: see `Combinations`."""
         sample = np.array(self.sample)
         step = max(1, _STRIPE_VALUES // self.width)
         for first in range(0, self.classes, step):
@@ -74,12 +75,12 @@ class Projection(Combinations):
 
 @dataclass(frozen=True, eq=False)
 class ProjectedColumns:
-    """The columns of a covariance, projected."""
+    """The projected columns of a covariance."""
 
     columns: Float64[np.ndarray, "classes dimensions"]
-    """The projection of each class's column."""
+    """Projection of each class's column."""
     error: "ProjectionError"
-    """What it costs, as measured on a sample."""
+    """Error of the projection, measured on a sample."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ class ProjectionError:
     """Relative errors of the squared distances between sampled columns."""
 
     classes: int
-    """Sampled classes; each with each other is a distance."""
+    """Number of sampled classes; each pair is a distance."""
     rms: float
-    """Root of the mean of the squared errors."""
+    """Root mean square of the errors."""
     largest: float
     """Largest error."""
     expected: float
-    """√(2/dimensions), which is what random signs should give."""
+    """√(2/dimensions), the expected error of random signs."""
 
 
 def projected_columns(
@@ -105,9 +106,9 @@ def projected_columns(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> ProjectedColumns:
-    """The columns of the covariance of softened outputs, projected, in one pass over the store.
+    """Project the columns of the covariance of softened outputs, in one pass over the store.
 
-    dimensions: a multiple of 64. seed: of the projection. The rest, and errors, are those of `covariance`.
+    dimensions: a multiple of 64. seed: of the projection. Other arguments and errors are those of `covariance`.
     """
     projection = Projection(softened.shape[2], dimensions, seed)
     total = second_moments(softened, projection, scheduler=scheduler, memory=memory, progress=progress)
@@ -120,19 +121,18 @@ def projected_columns(
 def measure_error(
     exact: Float64[np.ndarray, "sample classes"], projected: Float64[np.ndarray, "sample dimensions"]
 ) -> ProjectionError:
-    """How far the distances between projected columns are from those between the columns themselves.
+    """Compare the distances between projected columns with those between the columns themselves.
 
-    Pairs of columns that are the same are left out; with none left the errors are 0.
+    Pairs of equal columns are left out; without other pairs the errors are 0.
     """
     pairs = np.triu_indices(len(exact), 1)
-    true, found = _squared_distances(exact)[pairs], _squared_distances(projected)[pairs]
+    true, kept = (
+        np.stack([squared_distances(points, point) for point in points])[pairs]
+        for points in (exact, projected)
+    )
     differ = true > 0
-    errors = found[differ] / true[differ] - 1
+    errors = kept[differ] / true[differ] - 1
     rms, largest = 0.0, 0.0
     if len(errors):
         rms, largest = math.sqrt(float((errors**2).mean())), float(np.abs(errors).max())
     return ProjectionError(len(exact), rms, largest, math.sqrt(2 / projected.shape[1]))
-
-
-def _squared_distances(points: Float64[np.ndarray, "points width"]) -> Float64[np.ndarray, "points points"]:
-    return np.stack([((points - point) ** 2).sum(axis=1) for point in points])

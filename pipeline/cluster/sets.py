@@ -1,9 +1,9 @@
-"""Which sets of classes does a teacher confuse?
+"""Sets of classes that a teacher confuses.
 
-1. `correlation_of` makes the covariance independent of how likely a class is, where that is asked for.
-2. `confusable_sets` groups the columns by k-means, then gives each group a set of one size around its centre: the classes
-   whose columns are nearest to it, so that sets overlap, or, `disjoint`, each class to one centre at most.
-3. A class in no set belongs nowhere: no specialist will know it. `Clustering.single` names them.
+1. `correlation_of` makes the covariance independent of how likely a class is, on request.
+2. `confusable_sets` groups the columns by k-means, then gives each group a set of one size: the classes whose columns are
+   nearest to its centre. Sets overlap; with `disjoint`, each class goes to one centre at most.
+3. `Clustering.single` names the classes in no set, which no specialist will know.
 
 Source: Hinton et al. 2015, section 5.3; their sets overlap as well (61 sets of 300 of 15,000 classes).
 """
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ...storage.errors import BadDataError, ConfigError
-from .kmeans import minibatch_kmeans, online_kmeans
+from .kmeans import minibatch_kmeans, online_kmeans, squared_distances
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Clustering:
     """Sets of classes that are confused with one another."""
 
     assignment: Int64[np.ndarray, "classes"]
-    """The one group of k-means that each class is in."""
+    """Group of k-means of each class."""
     centres: Float64[np.ndarray, "clusters dimensions"]
     """Mean column in each group."""
     sets: Int64[np.ndarray, "clusters classes_per_cluster"]
@@ -32,24 +32,22 @@ class Clustering:
     """Sum of the squared distances of the columns from the centres of their groups."""
     converged: bool
     """Whether k-means came to rest."""
-    seed: int
-    """Seed that it was made with."""
 
     @property
     def coverage(self) -> Int64[np.ndarray, "classes"]:
-        """In how many sets each class is."""
+        """Count the sets of each class."""
         return np.bincount(self.sets.ravel(), minlength=len(self.assignment)).astype(np.int64)
 
     @property
     def single(self) -> Int64[np.ndarray, "single"]:
-        """The classes that are in no set, ascending."""
+        """Return the classes in no set, ascending."""
         return np.flatnonzero(self.coverage == 0)
 
 
 def correlation_of(
     covariance: Float64[np.ndarray, "classes classes"],
 ) -> Float64[np.ndarray, "classes classes"]:
-    """The correlations: c_ij / √(c_ii c_jj); 0 of a class whose probability never changes.
+    """Return the correlations c_ij / √(c_ii c_jj); 0 for a class whose probability never changes.
 
     >>> correlation_of(np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
@@ -57,9 +55,9 @@ def correlation_of(
     deviation = np.sqrt(np.diag(covariance))
     moves = deviation > 0
     inverse = np.divide(1, deviation, where=moves, out=np.zeros_like(deviation))
-    found = covariance * inverse * inverse[:, None]
-    found[moves, moves] = 1
-    return np.asarray(found)
+    correlation = covariance * inverse * inverse[:, None]
+    correlation[moves, moves] = 1
+    return np.asarray(correlation)
 
 
 def confusable_sets(
@@ -74,14 +72,13 @@ def confusable_sets(
 ) -> Clustering:
     """Find sets of classes whose predictions go together.
 
-    columns: of each class, its covariances (or correlations) with all classes, as `covariance.covariance` returns them (the
-        matrix is symmetric), or their projection.
-    clusters: number of sets, at least 1 and at most one a class. "minibatch" may find fewer groups, and then sets.
+    columns: of each class, its covariances or correlations with all classes, or their projection.
+    clusters: number of sets, at least 1 and at most one a class. "minibatch" may make fewer.
     classes_per_cluster: classes of a set, at least 2 and fewer than all.
-    seed: of k-means; the same arguments give the same sets.
+    seed: of k-means.
     method: "online", the sequential update of the paper, or "minibatch", scikit-learn's.
-    restarts: starts of k-means, of which the tightest is kept.
-    disjoint: whether a class may be in one set only; of all pairs of a class and a centre, the nearest go first.
+    restarts: starts of k-means; the tightest is kept.
+    disjoint: puts a class into one set only; of all pairs of a class and a centre, the nearest go first.
 
     Raises ConfigError for numbers out of range, BadDataError for a covariance that is not finite.
     """
@@ -97,23 +94,22 @@ def confusable_sets(
     columns = np.ascontiguousarray(columns)
     kmeans = online_kmeans if method == "online" else minibatch_kmeans
     groups = kmeans(columns, clusters, restarts=restarts, seed=seed)
-    distances = np.stack([_squared_distances(columns, centre) for centre in groups.centres])
+    distances = np.stack([squared_distances(columns, centre) for centre in groups.centres])
     sets = (_apart if disjoint else _nearest)(distances, classes_per_cluster)
-    return Clustering(groups.assignment, groups.centres, sets, groups.inertia, groups.converged, seed)
+    return Clustering(groups.assignment, groups.centres, sets, groups.inertia, groups.converged)
 
 
 def _nearest(
     distances: Float64[np.ndarray, "clusters classes"], size: int
 ) -> Int64[np.ndarray, "clusters classes_per_cluster"]:
-    """The `size` classes that are nearest to each centre."""
-    # A stable sort: of classes that are equally far, the ones that come first.
+    """Return the `size` classes nearest to each centre; of classes equally far, the first."""
     return np.sort(np.argsort(distances, axis=1, kind="stable")[:, :size], axis=1)
 
 
 def _apart(
     distances: Float64[np.ndarray, "clusters classes"], size: int
 ) -> Int64[np.ndarray, "clusters classes_per_cluster"]:
-    """`size` classes for each centre, each class for one at most; the nearest pairs first."""
+    """Give each centre `size` classes, each class to one centre at most; the nearest pairs first."""
     clusters, classes = distances.shape
     members: list[list[int]] = [[] for _ in range(clusters)]
     free = np.ones(classes, bool)
@@ -125,18 +121,8 @@ def _apart(
     return np.sort(np.array(members, np.int64), axis=1)
 
 
-def _squared_distances(
-    points: Float64[np.ndarray, "points dimensions"], centre: Float64[np.ndarray, "dimensions"]
-) -> Float64[np.ndarray, "points"]:
-    difference = points - centre
-    return np.asarray(np.einsum("ij,ij->i", difference, difference))
-
-
 def check_sizes(classes: int, clusters: int, classes_per_cluster: int, *, disjoint: bool = False) -> None:
-    """Refuse a number or a size of sets that cannot be; costs nothing, so it can come before the covariance.
-
-    Raises ConfigError.
-    """
+    """Refuse a number or size of sets that does not fit the classes. Raises ConfigError."""
     if not 1 <= clusters <= classes:
         raise ConfigError(
             "clusters",
@@ -149,8 +135,7 @@ def check_sizes(classes: int, clusters: int, classes_per_cluster: int, *, disjoi
             "classes_per_cluster",
             expected=f"at least 2 and fewer than all {classes} classes",
             found=str(classes_per_cluster),
-            remedy="a set of one class has nothing to confuse, and one of all classes is no choice; "
-            "choose a size in between",
+            remedy="choose a size in between",
         )
     if disjoint and clusters * classes_per_cluster > classes:
         raise ConfigError(

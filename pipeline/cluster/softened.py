@@ -1,9 +1,9 @@
-"""What are the softened outputs of a teacher, or of a weighted ensemble, in some rows of a store?
+"""Softened outputs of a teacher, or of a weighted ensemble, in some rows of a store.
 
 `Softened` names the captures, the shares of the ensemble and the temperature. Its rows are
 Σ_m share_m · softmax(z_m / T), in float64 and in the order of the store's classes: the arithmetic mean of
-`losses.soft_targets`. Only the rows that are asked for are read, so that memory does not depend on how long a
-block of the store is; it can be sent to another process, which opens the captures anew.
+`losses.soft_targets`. Only the requested rows are read, so that memory does not depend on the length of a block. It can be
+sent to another process, which opens the captures anew.
 """
 
 import math
@@ -18,21 +18,21 @@ from ...storage.api import Store
 from ...storage.checks import check_temperature
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from ..runtime.dask_tasks import Block
-from .moments import slice_rows
+from .moments import pieces, slice_rows
 
 
 @runtime_checkable
 class Logits(Protocol):
-    """What is asked of a capture."""
+    """The part of a capture that is read here."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(views, rows, classes)."""
+        """Return (views, rows, classes)."""
 
     def read(
         self, rows: range, view: int = 0, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
-        """The logits of some rows of a view, in nats, with any additive constant per row."""
+        """Read the logits of some rows of a view, in nats, with any additive constant per row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,11 @@ class Source:
     name: str
     """Its name in the store."""
     share: float
-    """Its share of the mean; the shares of all sum to 1."""
+    """Share of the mean; the shares of all sum to 1."""
     logits: Logits
-    """Its logits."""
+    """Logits of the capture."""
     order: Int64[np.ndarray, "classes"] | None = None
-    """The column of each class of the store; None where they stand in order."""
+    """Column of each class of the store; None where they stand in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +56,17 @@ class Softened:
     sources: tuple[Source, ...]
     """The teachers, at least one; all of one shape."""
     temperature: float
-    """Of the softmax."""
+    """Temperature of the softmax."""
     block_rows: int
-    """Rows a block."""
+    """Number of rows a block."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(views, rows, classes)."""
+        """Return (views, rows, classes)."""
         return self.sources[0].logits.shape
 
     def blocks(self) -> list[Block]:
-        """The blocks of all views, in order."""
+        """List the blocks of all views, in order."""
         views, rows, _ = self.shape
         return [
             (view, range(first, min(first + self.block_rows, rows)))
@@ -75,64 +75,47 @@ class Softened:
         ]
 
     def slices(self, rows: range) -> Iterator[range]:
-        """Some rows, cut into slices of `moments.slice_rows`."""
+        """Cut some rows into slices of `moments.slice_rows`."""
         step = slice_rows(self.shape[2])
         return (range(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step))
 
-    def reader(self, view: int, rows: range) -> "SoftenedRows":
-        """Some rows of a view; their logits are read here. Raises BadLogitsError where one is not finite."""
-        return SoftenedRows(self, view, rows)
-
     def read(self, view: int, rows: range) -> Float64[np.ndarray, "rows classes"]:
-        """Probabilities of some rows of a view."""
-        found = np.empty((len(rows), self.shape[2]))
-        self.reader(view, rows)(slice(0, len(rows)), found)
-        return found
-
-
-class SoftenedRows:
-    """The probabilities of a slice of rows, made as they are asked for."""
-
-    def __init__(self, softened: Softened, view: int, rows: range) -> None:
-        """For users: `Softened.reader`."""
-        self._softened, self._view, self._rows = softened, view, rows
-        self._logits = [source.logits.read(rows, view, softened.temperature) for source in softened.sources]
-        # Of the whole slice at once: calls of NumPy wait for each other's threads, however small the array is.
-        self._highest = [
-            self._checked(source.name, logits)
-            for source, logits in zip(softened.sources, self._logits, strict=True)
-        ]
-
-    def __call__(self, part: slice, out: Float64[np.ndarray, "some classes"]) -> None:
-        """Write the probabilities of rows `part` of the slice into `out`."""
-        for number, (source, logits) in enumerate(zip(self._softened.sources, self._logits, strict=True)):
-            some = logits[part] if source.order is None else logits[part][:, source.order]
-            target, highest = out if number == 0 else np.empty_like(out), self._highest[number]
-            softmax(
-                some,
-                self._softened.temperature,
-                None if highest is None else highest[part],
-                out=target,
-            )
+        """Read the probabilities of some rows of a view. Raises BadLogitsError where a logit is not finite."""
+        out = np.empty((len(rows), self.shape[2]))
+        for number, source in enumerate(self.sources):
+            logits = source.logits.read(rows, view, self.temperature)
+            highest = _checked(logits, f"{source.name}: view {view}", rows.start)
+            if source.order is not None:
+                logits = logits[:, source.order]
+            target = np.empty_like(out) if number else out
+            for piece in pieces(*out.shape):
+                softmax(
+                    logits[piece],
+                    self.temperature,
+                    None if highest is None else highest[piece],
+                    target[piece],
+                )
             if source.share != 1:
                 target *= source.share
             if number:
                 out += target
+        return out
 
-    def _checked(
-        self, name: str, logits: Float32[np.ndarray, "rows classes"]
-    ) -> Float32[np.ndarray, "rows 1"] | None:
-        """The largest of each row, None where they are all 0, as in a capture. Raises BadLogitsError."""
-        highest = logits.max(axis=1, keepdims=True)  # NaN where one is NaN
-        if np.isfinite(highest).all() and math.isfinite(float(logits.min())):
-            return highest if highest.any() else None
-        row = int(np.argmin(np.isfinite(logits).all(axis=1)))
-        raise BadLogitsError(
-            f"{name}: view {self._view}, row {self._rows.start + row}",
-            expected="finite logits",
-            found="NaN or infinity",
-            remedy="run `logitstore verify` on the store",
-        )
+
+def _checked(
+    logits: Float32[np.ndarray, "rows classes"], where: str, first_row: int
+) -> Float32[np.ndarray, "rows 1"] | None:
+    """Return the largest of each row, None where all are 0, as in a capture. Raises BadLogitsError."""
+    highest = logits.max(axis=1, keepdims=True)  # NaN where one is NaN
+    if np.isfinite(highest).all() and math.isfinite(float(logits.min())):
+        return highest if highest.any() else None
+    row = int(np.argmin(np.isfinite(logits).all(axis=1)))
+    raise BadLogitsError(
+        f"{where}, row {first_row + row}",
+        expected="finite logits",
+        found="NaN or infinity",
+        remedy="run `logitstore verify` on the store",
+    )
 
 
 def softmax(
@@ -145,7 +128,7 @@ def softmax(
 
     highest: the largest logit of each row; None where it is 0.
     """
-    out[...] = logits  # a cast of its own is faster than one within another function
+    out[...] = logits  # faster than a cast within another ufunc
     if highest is not None:
         out -= highest
     if temperature != 1:
@@ -155,23 +138,23 @@ def softmax(
 
 
 def softened_of(logits: Logits, temperature: float, block_rows: int) -> Softened:
-    """The softened outputs of logits that are in no store, such as an array's."""
-    return Softened((Source("logits", 1.0, logits),), _temperature(temperature), block_rows)
+    """Return the softened outputs of logits outside a store, such as an array."""
+    check_temperature(temperature)
+    return Softened((Source("logits", 1.0, logits),), float(temperature), block_rows)
 
 
 def softened_outputs(store: Store, weights: Mapping[str, int | float], temperature: float) -> Softened:
-    """The softened outputs of captures of a store.
+    """Return the softened outputs of captures of a store.
 
     weights: of each capture, above 0, any scale. temperature: above 0.
-    Raises PartNotFound or StoreIncomplete where a capture is not there, BadDataError where one has not all classes of
-    the store (a specialist's), SpecMismatch where they have other views or saw other augmentations, ConfigError for
-    weights or a temperature that cannot be.
+    Raises PartNotFound or StoreIncomplete for a missing capture, BadDataError for one without all classes of the store (a
+    specialist's), SpecMismatch where views or augmentations differ, ConfigError for weights or a temperature out of range.
     """
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights.values()):
         raise ConfigError(
             "teachers",
             expected="at least one teacher, with a weight above 0",
-            found=", ".join(f"{name} = {weight:g}" for name, weight in weights.items()) or "none",
+            found=", ".join(f"{name} = {weight:g}" for name, weight in weights.items()) or "no teacher",
             remedy="name a teacher of the store",
         )
     total = math.fsum(weights.values())
@@ -189,13 +172,12 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
             if theirs != ours:
                 raise SpecMismatch(
                     f"teachers/{name}: {what}",
-                    expected=f"those of teachers/{first[0]}: {ours}"
-                    if what == "views"
-                    else f"that of teachers/{first[0]}",
-                    found=str(theirs) if what == "views" else "another one",
+                    expected=f"{repr(ours)[:120]}, as teachers/{first[0]} has",
+                    found=repr(theirs)[:120],
                     remedy="cluster teachers that saw the same inputs",
                 )
-    return Softened(sources, _temperature(temperature), store.block_rows)
+    check_temperature(temperature)
+    return Softened(sources, float(temperature), store.block_rows)
 
 
 def _augmentation(capture: Any) -> Any:
@@ -205,7 +187,7 @@ def _augmentation(capture: Any) -> Any:
 def _order(
     name: str, classes: Int64[np.ndarray, "columns"], num_classes: int
 ) -> Int64[np.ndarray, "classes"] | None:
-    """The column of each class of the store; None where they stand in order."""
+    """Return the column of each class of the store; None where they stand in order."""
     everything = np.arange(num_classes)
     if np.array_equal(classes, everything):
         return None
@@ -214,12 +196,7 @@ def _order(
         raise BadDataError(
             f"teachers/{name}",
             expected=f"a capture of all {num_classes} classes of the store",
-            found=f"one of {int((classes >= 0).sum())} of them{dustbin}",
+            found=f"a capture of {int((classes >= 0).sum())} classes{dustbin}",
             remedy="cluster the generalist, or an ensemble of such teachers",
         )
     return np.argsort(classes)
-
-
-def _temperature(value: float) -> float:
-    check_temperature(value)
-    return float(value)

@@ -1,20 +1,17 @@
-"""Stage two: which classes does a teacher, or an ensemble of teachers, confuse?
+"""Stage two: the sets of classes that a teacher, or an ensemble of teachers, confuses.
 
-1. The covariance of the softened predictions is taken from the store; where it does not fit the memory that is stated, a
-   random projection of its columns.
+1. The covariance of the softened predictions is taken from the store; if it does not fit the given memory, a random projection
+   of its columns.
 2. The columns are clustered, and each cluster gets a set of classes.
-3. Where there are labels, the errors of the predictions that lie inside a set are counted.
-4. Matrix, assignment, centres, sets and these figures are sealed as a part of their own.
-
-Needs no labels. The figures of 3 and of k-means are notes of the part's spec: `clustering_figures` reads them, and counts the
-errors where a clustering was made before they were noted.
+3. If there are labels, the errors of the predictions that lie inside a set are counted.
+4. Matrix, assignment, centres and sets are sealed as a part of their own, with the figures of 2 and 3 as its notes.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ...storage.api import Store
@@ -30,17 +27,17 @@ from .softened import Softened, softened_outputs
 from .todo import check_cluster, cluster_identity, needs_clustering
 
 _DIGITS = 9
-"""Significant digits of a figure in the notes: no more than any machine agrees on."""
+"""Significant digits of a figure in the notes, few enough for every machine to agree."""
 
 
 def cluster_store(
     store: Store, cluster: Cluster, *, scheduler: Any = "threads", progress: Progress = silent
 ) -> str:
-    """Make and seal `clusters/<name>`, unless that is done; its digest.
+    """Make and seal `clusters/<name>`, unless it is there; its digest.
 
-    scheduler: as `dask.compute` takes it. Raises PartNotFound or StoreIncomplete where a teacher is not cached,
-    BadDataError where it has not all classes, ConfigError for sizes that make no sets, SpecMismatch where the name is
-    another clustering's, or teachers of an ensemble saw different inputs.
+    scheduler: as of `dask.compute`. Raises PartNotFound or StoreIncomplete for a teacher that is not cached, BadDataError for
+    one without all classes, ConfigError for sizes that make no sets, SpecMismatch for the name of another clustering, and for
+    teachers of an ensemble that saw different inputs.
     """
     softened = softened_outputs(store, cluster.shares, cluster.temperature)
     dimensions = check_cluster(cluster, store.num_classes)
@@ -121,9 +118,9 @@ def count_errors(
     *,
     progress: Progress = silent,
 ) -> ErrorsInside | None:
-    """How many errors of softened predictions lie inside a set, beside random sets; None without labels.
+    """Count the errors of softened predictions inside a set, and inside random sets; None without labels.
 
-    Of view 0; of an ensemble the most probable class at the temperature of the clustering.
+    The predictions are those of view 0; of an ensemble, at the temperature of the clustering.
     """
     labels = store.samples.labels
     if not (labels >= 0).any():
@@ -140,9 +137,9 @@ def count_errors(
 
 
 def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
-    """How many of the teacher's errors lie inside a set of clustering `name`; None without labels.
+    """Return the teacher's errors inside a set of clustering `name`; None without labels.
 
-    As it was noted when the clustering was made, or, of an older one, counted now.
+    They are read from the notes, or, for an older clustering without them, counted now.
     """
     part = store.clustering(name)
     noted = part.spec.notes.get("errors_inside")
@@ -161,9 +158,3 @@ def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
         store, {str(identity["capture"]["name"]): 1.0}, float(identity.get("temperature", 1.0))
     )
     return count_errors(store, part.small("sets"), softened, False, int(identity.get("seed", 0)))
-
-
-def covariance_of(store: Store, name: str) -> Float32[np.ndarray, "classes classes"] | None:
-    """The matrix that a clustering was made from; None where its columns were projected."""
-    part = store.clustering(name)
-    return part.small("covariance") if "covariance" in part.layouts else None

@@ -14,15 +14,15 @@ DUSTBIN: Final = -1
 
 
 _CACHED: Final = 1 << 17
-"""Elements that are worked on at a time: some arrays of that many stay in a core's cache."""
+"""Elements that are worked on at a time, so that some arrays stay in a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """Which columns each of some specialists has, ready for lookups."""
+    """Columns and sets of some specialists, ready for lookups."""
 
     num_classes: int
-    """Classes of the generalist, C."""
+    """Number of classes of the generalist, C."""
     classes: tuple[Int64[np.ndarray, "_"], ...]
     """By specialist: the class of each of its columns, -1 the dustbin class."""
     members: Bool[np.ndarray, "specialists classes"]
@@ -32,10 +32,10 @@ class Experts:
 
     @staticmethod
     def of(classes: Sequence[Any], num_classes: int) -> "Experts":
-        """The lookups of specialists with these columns.
+        """Make the lookups of specialists with these columns.
 
         classes: by specialist, the class of each column, each once, and -1 (the dustbin class) once.
-        Raises ConfigError for columns that are no specialist's, naming it by its number.
+        Raises ConfigError, with the number of the specialist, for other columns.
         """
         members = np.zeros((len(classes), num_classes), bool)
         columns = np.zeros((len(classes), num_classes), np.int64)
@@ -52,19 +52,19 @@ class Experts:
 
     @property
     def are_disjoint(self) -> bool:
-        """Whether no class is of two sets."""
+        """Return whether no class is of two sets."""
         return bool((self.members.sum(axis=0) <= 1).all())
 
 
 def check_columns(classes: Int64[np.ndarray, "columns"], num_classes: int, where: str) -> None:
-    """Refuse columns that are not those of a specialist: some of the classes, and the dustbin. Raises ConfigError."""
+    """Refuse columns other than some of the classes and the dustbin. Raises ConfigError."""
     special = classes[classes != DUSTBIN]
     dustbins = len(classes) - len(special)
     outside = special[(special < 0) | (special >= num_classes)]
     if len(outside):
         found = f"class {int(outside[0])}"
     elif dustbins != 1:
-        found = f"{dustbins or 'no'} dustbin columns" if dustbins != 0 else "no dustbin column"
+        found = f"{dustbins} dustbin columns" if dustbins else "no dustbin column"
     elif len(np.unique(special)) != len(special):
         found = "a class twice"
     elif not 1 <= len(special) < num_classes:
@@ -82,7 +82,7 @@ def check_columns(classes: Int64[np.ndarray, "columns"], num_classes: int, where
 def active_specialists(
     logits: Float[np.ndarray, "rows classes"], experts: Experts, top: int = 1
 ) -> Bool[np.ndarray, "rows specialists"]:
-    """Which specialists are asked about each row: those whose set meets its `top` most likely classes.
+    """Return the specialists that are asked about each row: those whose set meets its `top` most likely classes.
 
     logits: of the generalist. Of equal logits, the first class counts as the more likely.
     Raises ConfigError for a `top` below 1 or above the number of classes. Source: section 5.4, steps 1 and 2.
@@ -98,7 +98,7 @@ def active_specialists(
     active = np.asarray(of_class[logits.argmax(axis=1)])
     if top == 1:
         return active
-    for piece in _pieces(len(logits), logits.shape[1]):
+    for piece in pieces(len(logits), logits.shape[1]):
         left = logits[piece].copy()
         row = np.arange(len(left))
         best = left.argmax(axis=1)
@@ -109,20 +109,7 @@ def active_specialists(
     return active
 
 
-def _ranks(active: Bool[np.ndarray, "rows specialists"]) -> Int64[np.ndarray, "rows specialists"]:
-    """How many rows above are active as well, where a specialist is active; 0 elsewhere.
-
-    >>> _ranks(np.array([[True, False], [False, True], [True, True]])).tolist()
-    [[0, 0], [0, 0], [1, 1]]
-    """
-    specialist, row = np.nonzero(active.T)
-    counts = np.bincount(specialist, minlength=active.shape[1])
-    begins = np.cumsum(counts) - counts
-    ranks = np.zeros(active.shape, np.int64)
-    ranks[row, specialist] = np.arange(len(row)) - begins[specialist]
-    return ranks
-
-
-def _pieces(rows: int, classes: int) -> Iterator[slice]:
+def pieces(rows: int, classes: int) -> Iterator[slice]:
+    """Yield slices of rows that stay in the cache."""
     step = max(1, _CACHED // classes)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

@@ -1,8 +1,7 @@
-"""What should a combination come to? The objective over all classes, minimised without any of its structure.
+"""Reference minimisers of the objective of a combination, over all classes and without its structure.
 
-`lbfgs` is what the fast way of `combination` is tested against: a general minimiser on the logits of q, row by row, in
-float64. `gradient_descent` is what the paper does: steps against the gradient on the logits of q, from those of the
-generalist; slow, and there to be compared with.
+`lbfgs` is the reference that `solve` is tested against, row by row in float64. `gradient_descent` is the paper's method:
+steps against the gradient on the logits of q, from those of the generalist.
 
 Source: Hinton et al. 2015, section 5.4, eq. 5. With q = softmax(z) the gradient is (1 + A) q - n(q), where
 n_i = p^g_i + Σ_m (p^m_i in the set, p^m_d q_i / Q_m outside it).
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 STEPS: Final = 5_000
-"""Most steps of gradient descent."""
+"""Default maximum of steps of gradient descent."""
 
 
 _AT_REST: Final = 1e-6
@@ -28,7 +27,7 @@ def objective(
     classes: Sequence[Int64[np.ndarray, "_"]],
     specialists: Sequence[Float64[np.ndarray, "rows _"]],
 ) -> tuple[Float64[np.ndarray, "rows"], Float64[np.ndarray, "rows classes"]]:
-    """KL(p^g, q) + Σ KL(p^m, q) of q = softmax(logits), in nats, and its gradient with respect to the logits.
+    """Return KL(p^g, q) + Σ KL(p^m, q) of q = softmax(logits), in nats, and its gradient with respect to the logits.
 
     generalist, specialists: ln p, normalised; -inf is a probability of 0. classes: of the columns, -1 the dustbin.
     """
@@ -36,7 +35,7 @@ def objective(
 
 
 def _objective(logits: Any, generalist: Any, classes: Any, specialists: Any) -> tuple[Any, Any]:
-    """The same without the checks of shapes, which tests make and which take longer than it does."""
+    """Compute `objective` without the shape checks of the tests, which take longer than it does."""
     log_q = logits - _log_sum(logits)[:, None]
     q = np.exp(log_q)
     p = np.exp(generalist)
@@ -61,11 +60,10 @@ def lbfgs(
     classes: Sequence[Int64[np.ndarray, "_"]],
     specialists: Sequence[Float64[np.ndarray, "rows _"]],
 ) -> Float64[np.ndarray, "rows classes"]:
-    """ln q by L-BFGS, row by row, from the generalist's. All specialists are active in all rows.
+    """Compute ln q by L-BFGS, row by row, from the generalist's. All specialists are active in all rows.
 
     Source: Byrd, Lu, Nocedal & Zhu 1995, as scipy has it.
     """
-    # scikit-learn needs it, so it is there.
     from scipy.optimize import minimize  # type: ignore[import-untyped]
 
     found = np.empty_like(generalist)
@@ -92,10 +90,10 @@ def gradient_descent(
     steps: int | None = None,
     at_rest: float = _AT_REST,
 ) -> Float64[np.ndarray, "rows classes"]:
-    """ln q by the paper's gradient descent on logits, from the generalist's. All specialists are active in all rows.
+    """Compute ln q by the paper's gradient descent on logits, from the generalist's. All specialists are active in all rows.
 
-    Each step is 2/(1 + A), the inverse of the largest curvature, with which the objective never rises; rows are done when
-    Σ |gradient| is at most `at_rest`, or after `steps` (`STEPS` unless given).
+    Each step is 2/(1 + A), the inverse of the largest curvature: the objective never rises. A row is done when Σ |gradient|
+    is at most `at_rest`, or after `steps` (`STEPS` unless given).
     """
     logits = generalist.copy()
     going = np.arange(len(logits))
@@ -112,13 +110,13 @@ def gradient_descent(
 
 
 def _difference(log_p: Any, log_q: Any) -> Any:
-    """ln p - ln q, and 0 where p is 0: its product with p is."""
+    """Return ln p - ln q, and 0 where p is 0, as their product is."""
     there = np.isfinite(log_p)
     return np.where(there, np.where(there, log_p, 0) - np.where(there, log_q, 0), 0)
 
 
 def _log_sum(values: Any) -> Any:
-    """ln Σ exp along the last axis."""
+    """Return ln Σ exp along the last axis."""
     base = np.maximum(values.max(axis=-1, keepdims=True), np.finfo(np.float64).min)
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(np.exp(values - base).sum(axis=-1)) + base[..., 0])

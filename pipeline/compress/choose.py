@@ -1,11 +1,11 @@
-"""Which encoding of a kind fits a capture that is there: how wide are its codes, how many classes must be kept?
+"""The encoding of a kind that fits a sealed capture: the width of its codes, or the number of classes to keep.
 
-1. `scan` goes over every row once: how far does a logit lie below its row's maximum, which rows say nothing?
-2. `fit_budget` then knows how far the logits were rounded already, and whether every code fits into one byte. Where two
-   are needed, it tries which multiple of the codes the codec packs best, on a sample.
-3. `fit_top_k` looks for the smallest k that keeps a KL: by bisection on a sample, and then on all rows.
+1. `scan` looks at every row once: the largest distance of a logit below its row's maximum, and constant rows.
+2. `fit_budget` takes one byte a code where every code fits. For two bytes it tries on a sample which multiple of the codes
+   the codec packs best.
+3. `fit_top_k` finds the smallest k that keeps a KL: by bisection on a sample, then on all rows.
 
-All of it follows from the capture alone, so that whoever asks twice gets the same answer.
+The same capture gives the same encoding.
 """
 
 import math
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ...storage.encodings.divergence import float16_up
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget, two_digits_up
-from ...storage.encodings.floats import rounding_error
 from ...storage.encodings.top_k import TopK, largest, tail_figures, top_k_divergence
 from ...storage.errors import BadLogitsError, ConfigError
 from ...storage.format.codec import BLOSC, compress
@@ -31,40 +30,36 @@ from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import Block, every_block, over_blocks
 
 STATISTICS: Final = ("mean", "max", "p99.9")
-"""Of the KL of all rows and views, what may be kept."""
+"""Statistics of the KL of all rows and views."""
 
 
 _SAMPLE_CHUNKS: Final = 4
-"""Chunks that the codec is tried on."""
+"""Number of chunks that the codec is tried on."""
 
 
 _SAMPLE_LOGITS: Final = 1 << 22
-"""Logits of the rows on which k is looked for first."""
+"""Number of logits in the sample for k."""
 
 
 _SAMPLE_PLACES: Final = 32
-"""Places of the store that they come from."""
+"""Number of places of the store that they come from."""
 
 
 _SORTED: Final = 1 << 18
-"""Logits that are sorted at a time."""
+"""Number of logits that are sorted at a time."""
 
 
 _FLOAT16_MAX: Final = 65504.0
 
 
-_GUESSES: Final = 3
-"""Passes over all rows that go by the sample; after them, by halves alone."""
-
-
 @dataclass(frozen=True)
 class Scan:
-    """What one look at every row tells."""
+    """Findings of one look at every row."""
 
     spread: float
-    """The largest distance of a logit below its row's maximum, natural-log units."""
+    """The largest distance of a logit below its row's maximum, nats."""
     constant_rows: int
-    """Rows of which all logits are equal: what a dead teacher gives."""
+    """Number of rows whose logits are all equal, as a dead teacher's are."""
     first_constant: tuple[int, int] | None
     """(view, row) of the first of them."""
 
@@ -72,7 +67,7 @@ class Scan:
 def scan(capture: CaptureReader, encoding: Encoding | None = None, *, progress: Progress = silent) -> Scan:
     """Look at every row of a sealed capture, on all cores.
 
-    encoding: where it cannot hold what is in a row (only k logits out of float16's range), BadLogitsError says so.
+    Raises BadLogitsError where `encoding` cannot hold a row: k logits beyond the range of float16.
     """
 
     def look(view: int, rows: range) -> Scan:
@@ -93,9 +88,6 @@ def scan(capture: CaptureReader, encoding: Encoding | None = None, *, progress: 
     )
 
 
-# Error budget
-
-
 def fit_budget(
     max_kl: float,
     min_temperature: float = 1.0,
@@ -105,15 +97,15 @@ def fit_budget(
     samples: Iterable[Float32[np.ndarray, "rows classes"]] = (),
     where: str = "encoding",
 ) -> ErrorBudget:
-    """The error budget of one byte a code where every code fits, else of two, in the multiple that packs best.
+    """Return the error budget of one byte a code where every code fits, else of two, in the multiple that packs best.
 
-    spread: the largest distance of any logit below its row's maximum. source_error: of the logits that will be encoded.
-    samples: logits of some inner chunks, each as long as the new capture's (`sample_chunks`), for the codec.
-    where: what the logits are, for messages.
-    Raises ConfigError where the budget is none, or where two bytes do not reach as far as `spread`: it then names the
-    smallest that do.
+    spread: the largest distance of any logit below its row's maximum, nats. source_error: error of the logits that will be
+    encoded. samples: logits of some inner chunks of the new capture (`sample_chunks`), for the codec.
+    where: the logits in words, for messages.
+    Raises ConfigError for a budget out of range, or one that two bytes cannot keep over `spread`, naming the smallest that
+    they can.
     """
-    request = ErrorBudget(max_kl, min_temperature)  # what is no budget at all says so in its own words
+    request = ErrorBudget(max_kl, min_temperature)  # raises for numbers that are no budget
     try:
         narrow = ErrorBudget(max_kl, min_temperature, source_error, "uint8")
     except ConfigError:
@@ -133,7 +125,7 @@ def fit_budget(
 
 
 def _largest_code(encoding: ErrorBudget, spread: float) -> int | None:
-    """The code of a logit so far below its row's maximum; None where it does not fit."""
+    """Return the code of a logit so far below its row's maximum; None where it does not fit."""
     try:
         coded = encoding.encode(np.array([[0.0, -spread]], np.float32), 0, "")
     except BadLogitsError:
@@ -142,9 +134,9 @@ def _largest_code(encoding: ErrorBudget, spread: float) -> int | None:
 
 
 def _too_small(request: ErrorBudget, spread: float, source_error: float, where: str) -> ConfigError:
-    """The error of a budget that two bytes cannot keep, with the smallest that they can."""
+    """Return the error of a budget that two bytes cannot keep, with the smallest that they can."""
     temperature = request.min_temperature
-    # What a budget can be does not depend on the one that is asked; this one leaves something of ε.
+    # The smallest budget does not depend on the requested one; this one leaves a part of ε.
     ample = max(request.max_kl, 2 * (source_error / temperature) ** 2)
     smallest = ErrorBudget(ample, temperature, source_error).budget_of(spread)
     rounded = f", already rounded by as much as {source_error:.3g}" if source_error else ""
@@ -158,25 +150,8 @@ def _too_small(request: ErrorBudget, spread: float, source_error: float, where: 
     )
 
 
-def fit_budget_to(
-    capture: CaptureReader, max_kl: float, min_temperature: float, found: Scan, *, where: str
-) -> ErrorBudget:
-    """The error budget of a capture that was scanned: see `fit_budget`."""
-    return fit_budget(
-        max_kl,
-        min_temperature,
-        spread=found.spread,
-        source_error=rounding_error(capture.encoding.kind, found.spread),
-        samples=(capture.read(rows, view) for view, rows in sample_chunks(capture)),
-        where=where,
-    )
-
-
 def sample_chunks(capture: CaptureReader, item_bytes: int = 2) -> list[Block]:
-    """(view, rows) of some inner chunks of what `capture` will be encoded to, spread over its blocks.
-
-    item_bytes: of a code.
-    """
+    """Return (view, rows) of some inner chunks of the new capture, spread over its blocks. item_bytes: size of a code."""
     grid = capture.reader.grid
     blocks = every_block(grid, capture.num_views)
     chunk_rows = plan_chunk_rows(grid.block_rows, item_bytes * capture.shape[2])
@@ -184,7 +159,7 @@ def sample_chunks(capture: CaptureReader, item_bytes: int = 2) -> list[Block]:
 
 
 def _spread_over(blocks: Sequence[Block], number: int) -> list[Block]:
-    """So many of the blocks, at equal distances; all where there are no more.
+    """Return `number` of the blocks at equal distances; all where there are fewer.
 
     >>> _spread_over([(0, range(i, i + 1)) for i in range(10)], 3)
     [(0, range(1, 2)), (0, range(5, 6)), (0, range(8, 9))]
@@ -193,53 +168,57 @@ def _spread_over(blocks: Sequence[Block], number: int) -> list[Block]:
     return [blocks[(2 * i + 1) * len(blocks) // (2 * number)] for i in range(number)]
 
 
-# Top k
-
-
 @dataclass(frozen=True)
 class SmallestTopK:
-    """A wish: the smallest k whose KL, as measured over all rows, is kept at one temperature."""
+    """A request for the smallest k whose KL, measured over all rows at one temperature, stays within a limit."""
 
     max_kl: float
-    """The most that `statistic` may be, in nats."""
+    """Maximum of `statistic`, in nats."""
     temperature: float
-    """At which it is measured."""
+    """Temperature at which it is measured."""
     statistic: str = "max"
-    """What is measured of the KL of all rows: one of `STATISTICS`."""
+    """Statistic of the KL of all rows: one of `STATISTICS`."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured. Raises ConfigError."""
-        for name, value in (("max_kl", self.max_kl), ("temperature", self.temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"encoding: the smallest k: {name}",
-                    expected="a positive number" + (" of nats" if name == "max_kl" else ""),
-                    found=repr(value),
-                    remedy="choose one",
-                )
+        """Refuse values that cannot be measured. Raises ConfigError."""
+        positive_number("top_k_kl", self.max_kl)
+        positive_number("temperature", self.temperature)
         if self.statistic not in STATISTICS:
             raise ConfigError(
-                "encoding: the smallest k: statistic",
+                "encoding: statistic",
                 expected=f"one of {', '.join(STATISTICS)}",
                 found=repr(self.statistic)[:40],
-                remedy="choose one of these",
+                remedy=f"leave it out for {STATISTICS[1]}",
             )
 
     def describe(self) -> dict[str, Any]:
-        """The wish as JSON."""
+        """Return the request as JSON."""
         return {"max_kl": self.max_kl, "temperature": self.temperature, "statistic": self.statistic}
 
     def measure(self, kl: Float64[np.ndarray, " rows"]) -> float:
-        """The statistic of the KL of some rows."""
+        """Return the statistic of the KL of some rows."""
         if self.statistic == "p99.9":
             return percentile(kl)
         return float(kl.max() if self.statistic == "max" else kl.mean())
 
 
-def fit_top_k(capture: CaptureReader, wish: SmallestTopK, *, progress: Progress = silent) -> TopK:
-    """The k that keeps what is wished for over all rows and views, where k - 1 does not.
+def positive_number(name: str, value: Any) -> float:
+    """Return a value as a float. Raises ConfigError unless it is a positive, finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > 0):
+        raise ConfigError(
+            f"encoding: {name}",
+            expected="a positive number" + (" of nats" if name == "top_k_kl" else ""),
+            found="no such key" if value is None else repr(value)[:40],
+            remedy=f"set {name}",
+        )
+    return float(value)
 
-    Raises ConfigError where not even all classes do: their logits are stored as float16.
+
+def fit_top_k(capture: CaptureReader, wish: SmallestTopK, *, progress: Progress = silent) -> TopK:
+    """Return the k that keeps the limit over all rows and views, where k - 1 does not.
+
+    Raises ConfigError where all classes do not keep it: their logits are stored as float16.
     """
     num_classes = capture.shape[2]
     sample = _sample(capture)
@@ -265,42 +244,30 @@ def _smallest(
     on_sample: Callable[[int], float],
     on_all: Callable[[list[int]], list[float]],
 ) -> int:
-    """The k with on_all([k]) ≤ limit < on_all([k - 1]), in few calls of `on_all`.
-
-    A call measures a guess and the k below it. The sample guesses; where it was wrong, it is asked again for what it
-    has where all rows have the limit.
-    """
-    below, above = 0, num_classes + 1  # the largest known to fail, the smallest known to do
+    """Return the k with on_all([k]) ≤ limit < on_all([k - 1]): as a sample has it, or by halves where that is wrong."""
+    below, above = 0, num_classes + 1  # the largest known to exceed the limit, the smallest known to keep it
     guess = _bisect(on_sample, limit, below, num_classes)
-    calls = 0
     while above - below > 1:
-        ks = [k for k in (guess - 1, guess) if below < k < above]
-        measured = dict(zip(ks, on_all(ks), strict=True))
-        calls += 1
-        for k, value in measured.items():
+        pair = [k for k in (guess - 1, guess) if k > below]
+        for k, value in zip(pair, on_all(pair), strict=True):
             if value <= limit:
                 above = min(above, k)
+            elif k == num_classes:
+                raise ConfigError(
+                    "encoding: the smallest k",
+                    expected=f"a KL of at least {two_digits_up(value):g}, which all {num_classes} "
+                    "classes have: their logits are stored in float16",
+                    found=f"{limit:g}",
+                    remedy="allow more, or take an error budget",
+                )
             elif k < above:
-                below = max(below, k)
-        if below >= num_classes:
-            raise ConfigError(
-                "encoding: the smallest k",
-                expected=f"a KL of at least {two_digits_up(measured[num_classes]):g}, which all {num_classes} "
-                "classes have: their logits are stored in float16",
-                found=f"{limit:g}",
-                remedy="allow more, or take an error budget",
-            )
-        if calls < _GUESSES:
-            ratio = on_sample(guess) / measured[guess] if measured.get(guess) else 1.0
-            guess = _bisect(on_sample, limit * ratio, below, above - 1)
-        else:
-            guess = (below + above + 1) // 2
-        guess = min(max(guess, below + 1), above - 1, num_classes)
+                below = k
+        guess = min((below + above + 1) // 2, num_classes)
     return above
 
 
 def _bisect(measure: Callable[[int], float], limit: float, below: int, above: int) -> int:
-    """The smallest k of below + 1 … above that keeps the limit, taken that `above` does and that more is better."""
+    """Return the smallest k of below + 1 … above that keeps the limit, if `above` does and KL falls with k."""
     while above - below > 1:
         middle = (below + above) // 2
         below, above = (below, middle) if measure(middle) <= limit else (middle, above)
@@ -308,7 +275,7 @@ def _bisect(measure: Callable[[int], float], limit: float, below: int, above: in
 
 
 def _sample(capture: CaptureReader) -> Float32[np.ndarray, "rows classes"]:
-    """Rows from places all over the capture."""
+    """Read rows from places all over the capture."""
     blocks = _spread_over(every_block(capture.reader.grid, capture.num_views), _SAMPLE_PLACES)
     num_rows = max(1, _SAMPLE_LOGITS // capture.shape[2] // len(blocks))
     return np.concatenate([capture.read(rows[:num_rows], view) for view, rows in blocks])
@@ -322,7 +289,7 @@ def _pieces(logits: Float32[np.ndarray, "rows classes"]) -> list[Float32[np.ndar
 def _block_kl(
     logits: Float32[np.ndarray, "rows classes"], ks: list[int], temperature: float
 ) -> list[Float64[np.ndarray, " rows"]]:
-    """KL of each row for each k."""
+    """Return the KL of each row for each k."""
     parts = []
     for piece in _pieces(logits):
         order = largest(piece, max(ks))
@@ -333,10 +300,10 @@ def _block_kl(
 def _top_k_kl(
     logits: Float32[np.ndarray, "rows classes"], order: NDArray[np.int64], k: int, temperature: float
 ) -> Float64[np.ndarray, " rows"]:
-    """KL of each row that keeps its first k classes of `order`, as the records of a capture will state it."""
+    """Return the KL of each row that keeps its first k classes of `order`, rounded as a capture records it."""
     index = order[:, :k]
     kept = np.take_along_axis(logits, index, axis=1)
-    with np.errstate(over="ignore"):  # out of range: no k that keeps such a logit is any good
+    with np.errstate(over="ignore"):  # set to infinity below
         stored: dict[str, NDArray[Any]] = {
             "index": index,
             "logits": kept.astype(np.float16),

@@ -1,12 +1,11 @@
-"""How does a capture that is there become a smaller one, without its teacher?
+"""A smaller capture from a sealed one, without its teacher.
 
-1. The wish is checked against what is there: a name that is taken, a source that is encoded already.
-2. The encoding that fits is chosen from the source's own rows (`choose_encoding`), unless an earlier run has begun with
-   one: that one is kept to.
-3. Block by block, on all cores, the source's rows are read and written again as a part of its own, which names the
-   capture that it was derived from, and its seal.
+1. The request is checked against the store: a name that is taken, a source that is encoded already.
+2. The encoding is chosen from the source's own rows (`choose`). An unfinished capture keeps the encoding that it was begun
+   with.
+3. Block by block, on all cores, the source's rows are read and written again as a part that names the source and its seal.
 
-Killed anywhere and started again, it ends with the same bytes. The source stays as it is.
+Killed anywhere and started again, it ends with the same bytes. The source is not changed.
 """
 
 import logging
@@ -21,27 +20,26 @@ import numpy as np
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
-from ...storage.encodings.floats import FloatEncoding
+from ...storage.encodings.half import FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_described, encoding_named
 from ...storage.encodings.top_k import TopK
 from ...storage.errors import ConfigError, NameTaken
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
-from ...storage.parts.writer import CaptureWriter
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import over_blocks
-from .choose import SmallestTopK, fit_budget_to, fit_top_k, scan
+from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
 
 log = logging.getLogger(__name__)
 
 
 Wish: TypeAlias = ErrorBudget | TopK | SmallestTopK
-"""What a user may ask for; of an error budget, `max_kl` and `min_temperature` alone."""
+"""A user's request; of an error budget, `max_kl` and `min_temperature` alone."""
 
 
 DERIVED: Final = "derived_from"
-"""Key of an identity: the capture that this one was made from, its seal, and which k was wished for."""
+"""Key of an identity: the source capture, its seal, and the request for the smallest k."""
 
 
 _SMALLEST: Final = "smallest_for"
@@ -49,16 +47,16 @@ _SMALLEST: Final = "smallest_for"
 
 @dataclass(frozen=True)
 class CompressReport:
-    """What was done, and what came of it."""
+    """Result of a compression."""
 
     name: str
-    """The new capture."""
+    """Name of the new capture."""
     source: str
-    """The capture that it was made from."""
+    """Name of the capture that it was made from."""
     made: bool
-    """Whether anything was still to do."""
+    """Whether anything was written now."""
     encoding: Encoding
-    """How its logits are stored."""
+    """Encoding of its logits."""
     source_row_bytes: float
     """Bytes of all arrays of the source, a row of a view."""
     row_bytes: float
@@ -71,22 +69,22 @@ class CompressReport:
 
 @dataclass(frozen=True)
 class CompressPlan:
-    """What is to be made of what."""
+    """The work of a compression."""
 
     source: Capture
     """The capture that is read."""
     name: str
-    """The new one."""
+    """Name of the new capture."""
     wish: Wish
-    """What it shall be."""
+    """The user's request."""
     encoding: Encoding | None
-    """With which it was begun; None where it is still to be chosen."""
+    """Encoding that it was begun with; None where it is still to be chosen."""
     done: bool
-    """Whether it is there, whole."""
+    """Whether it is sealed and no file is missing."""
 
     @property
     def lines(self) -> list[str]:
-        """What is to be done, a line each, as `--dry-run` prints it."""
+        """Return the work that is left, a line each, for `--dry-run`."""
         if self.done:
             return []
         verb = "make" if self.encoding is None else "finish"
@@ -94,7 +92,7 @@ class CompressPlan:
 
 
 def say(wish: Encoding | Wish) -> str:
-    """An encoding, or a wish for one, in a few words.
+    """Return an encoding, or a request for one, in a few words.
 
     >>> say(ErrorBudget(1e-3, 2.0)), say(TopK(64)), say(SmallestTopK(0.1, 4.0))
     ('KL at most 0.001 at T >= 2', 'the 64 largest logits', 'the smallest k with max KL at most 0.1 at T = 4')
@@ -107,7 +105,7 @@ def say(wish: Encoding | Wish) -> str:
 
 
 def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
-    """What a user asks for. Raises ConfigError.
+    """Parse a user's request. Raises ConfigError.
 
     >>> wish_named({"top_k_kl": 0.1, "temperature": 4})
     SmallestTopK(max_kl=0.1, temperature=4.0, statistic='max')
@@ -119,7 +117,7 @@ def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
         and "top_k_kl" in wish
         and set(wish) <= {"top_k_kl", "temperature", "statistic"}
     ):
-        limit, temperature = _number(wish, "top_k_kl"), _number(wish, "temperature")
+        limit, temperature = (positive_number(key, wish.get(key)) for key in ("top_k_kl", "temperature"))
         return SmallestTopK(limit, temperature, str(wish.get("statistic", "max")))
     named = encoding_named(wish)
     if isinstance(named, ErrorBudget):
@@ -131,22 +129,8 @@ def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
         expected="{ max_kl = 1e-3 } (with min_temperature, 1 unless given), { top_k = 64 } or "
         "{ top_k_kl = 0.1, temperature = 4.0 }",
         found=named.kind,
-        remedy="choose one of these; float16 and float32 are what a teacher is captured in",
+        remedy="choose one of these; a teacher is captured in float16 or float32 by `cache`",
     )
-
-
-def _number(wish: Mapping[str, Any], key: str) -> float:
-    """A number of a wish. Raises ConfigError where it is none, or is not there."""
-    value = wish.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(
-            f"encoding: top_k_kl: {key}",
-            expected="a positive number"
-            + (": where the KL is to be kept" if key == "temperature" else " of nats"),
-            found="none" if value is None else repr(value)[:40],
-            remedy="give one",
-        )
-    return float(value)
 
 
 def compress(
@@ -157,23 +141,30 @@ def compress(
     *,
     progress: Progress = silent,
 ) -> CompressReport:
-    """Make and seal `teachers/<name>`, an encoded copy of `teachers/<teacher>`, or go on with it.
+    """Make and seal `teachers/<name>`, an encoded copy of `teachers/<teacher>`, or resume it.
 
     encoding: {"max_kl": 1e-3} (with "min_temperature"), {"top_k": 64}, or {"top_k_kl": 0.1, "temperature": 4.0} (with
     "statistic": "mean", "max" or "p99.9") for the smallest k that keeps it over all rows.
-    Raises PartNotFound or StoreIncomplete where the source is not there or not sealed, ConfigError for a source that is
-    encoded already and for a wish that cannot be kept, NameTaken or SpecMismatch for a name that is another's.
+    Raises PartNotFound or StoreIncomplete where the source is missing or not sealed, ConfigError for a source that is
+    encoded already and for a request that cannot be met, NameTaken or SpecMismatch for the name of another capture.
     """
     plan = plan_compression(store, teacher, name, encoding)
-    chosen = plan.encoding
     if not plan.done:
-        if chosen is None:
-            chosen = _choose(store, plan, progress)
-        _write(store, plan, chosen, progress)
-    report = _report(store, plan)
+        _write(store, plan, plan.encoding or _choose(store, plan, progress), progress)
+    source, capture = plan.source, store.teachers[name]
+    report = CompressReport(
+        name,
+        teacher,
+        not plan.done,
+        capture.encoding,
+        row_bytes(source),
+        row_bytes(capture),
+        fidelity(capture),
+        store.digest,
+    )
     if report.made and report.row_bytes >= report.source_row_bytes:
         log.warning(
-            "%s: %.1f bytes a row, %s has %.1f: with so few classes nothing is gained",
+            "%s: %.1f bytes a row, %s has %.1f: compression gains nothing with so few classes",
             f"{store.path}: teachers/{name}",
             report.row_bytes,
             teacher,
@@ -185,7 +176,7 @@ def compress(
 def plan_compression(
     store: Store, teacher: str, name: str, encoding: "str | Mapping[str, Any] | Wish"
 ) -> CompressPlan:
-    """What `compress` would do, with all its refusals that need no logit. Writes nothing."""
+    """Plan `compress`, with all its refusals that need no logit. Writes nothing."""
     wish = wish_named(encoding)
     check_name(name, "the name of the new capture")
     source = store.teachers[teacher]
@@ -195,44 +186,37 @@ def plan_compression(
         raise ConfigError(
             f"{store.path}: teachers/{teacher}",
             expected="a capture in float16 or float32",
-            found=f"one that is encoded already ({source.encoding.kind})",
-            remedy=f"compress {instead}, which it was made from" if instead else "compress one that is not",
+            found=f"a capture that is encoded already ({source.encoding.kind})",
+            remedy=f"compress {instead}, which it was made from"
+            if instead
+            else "compress a capture that is not",
         )
     if isinstance(wish, TopK):
-        wish.arrays(source.shape[2])  # k beyond the classes
-    begun = _begun(store, name)
-    if begun is None:
+        wish.arrays(source.shape[2])  # raises for k above the number of classes
+    identity = store.identity_of(f"teachers/{name}")
+    if identity is None:
         return CompressPlan(source, name, wish, None, False)
-    _check_name_is_ours(store, source, name, wish, begun)
-    there = encoding_described(begun["encoding"], f"teachers/{name}")
-    return CompressPlan(source, name, wish, there, store.root.is_whole(f"teachers/{name}"))
-
-
-def _begun(store: Store, name: str) -> Mapping[str, Any] | None:
-    """The identity of what has the name, sealed or not; None where it is free."""
-    part = f"teachers/{name}"
-    if store.root.has(part):
-        return store.root.part(part).spec.identity
-    begun = store.root.begun(part)
-    return None if begun is None else begun.identity
+    _check_name_is_ours(store, source, name, wish, identity)
+    chosen = encoding_described(identity["encoding"], f"teachers/{name}")
+    return CompressPlan(source, name, wish, chosen, store.is_whole(f"teachers/{name}"))
 
 
 def _check_name_is_ours(
-    store: Store, source: Capture, name: str, wish: Wish, there: Mapping[str, Any]
+    store: Store, source: Capture, name: str, wish: Wish, identity: Mapping[str, Any]
 ) -> None:
-    """Refuse a name under which something else is. Raises NameTaken or SpecMismatch."""
+    """Refuse the name of another capture. Raises NameTaken or SpecMismatch."""
     where = f"{store.path}: teachers/{name}"
-    origin, encoding = there.get(DERIVED), there.get("encoding")
+    origin, encoding = identity.get(DERIVED), identity.get("encoding")
     if not isinstance(origin, Mapping) or not isinstance(encoding, Mapping):
         raise NameTaken(
             where,
-            expected="a name that is free, or the capture that this would make",
-            found="another capture, which was not derived from any",
+            expected=f"a name that is free, or a capture with {DERIVED} in its identity",
+            found=f"a capture with {', '.join(sorted(identity)) or 'no keys'}",
             remedy="choose another name",
         )
     remedy, made = "choose another name", "with which it was made"
-    if not store.root.has(f"teachers/{name}"):
-        remedy += f"; to begin it anew, delete {store.root.folder.sub(f'teachers/{name}').path}"
+    if not store.is_sealed(f"teachers/{name}"):
+        remedy += f"; to begin it anew, delete {store.path / 'teachers' / name}"
         made = "with which it was begun"
     ours = {DERIVED: _origin(source), "encoding": _asked(wish)}
     theirs = {
@@ -247,7 +231,7 @@ def _origin(source: Capture) -> dict[str, Any]:
 
 
 def _asked(wish: Wish) -> dict[str, Any]:
-    """A wish, as `_asked_of` gives it of what came of it."""
+    """Return a request in the form of `_asked_of`."""
     if isinstance(wish, ErrorBudget):
         return {"kind": wish.kind, "max_kl": wish.max_kl, "min_temperature": wish.min_temperature}
     if isinstance(wish, SmallestTopK):
@@ -256,7 +240,7 @@ def _asked(wish: Wish) -> dict[str, Any]:
 
 
 def _asked_of(encoding: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What was wished for, from an identity."""
+    """Return the request that an identity was made for."""
     if encoding.get("kind") == ErrorBudget.kind:
         return {key: encoding.get(key) for key in ("kind", "max_kl", "min_temperature")}
     if _SMALLEST in origin:
@@ -265,7 +249,7 @@ def _asked_of(encoding: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[st
 
 
 def _choose(store: Store, plan: CompressPlan, progress: Progress) -> Encoding:
-    """The encoding that the rows of the source allow. Raises ConfigError, or BadLogitsError for rows out of range."""
+    """Choose the encoding by the rows of the source. Raises ConfigError, or BadLogitsError for rows out of range."""
     source, wish = plan.source, plan.wish
     found = scan(source, wish if isinstance(wish, TopK) else None, progress=progress)
     where = f"{store.path}: teachers/{source.name}"
@@ -273,13 +257,20 @@ def _choose(store: Store, plan: CompressPlan, progress: Progress) -> Encoding:
     if isinstance(wish, SmallestTopK):
         chosen = fit_top_k(source, wish, progress=progress)
     elif isinstance(wish, ErrorBudget):
-        chosen = fit_budget_to(source, wish.max_kl, wish.min_temperature, found, where=where)
+        chosen = fit_budget(
+            wish.max_kl,
+            wish.min_temperature,
+            spread=found.spread,
+            source_error=rounding_error(source.encoding.kind, found.spread),
+            samples=(source.read(rows, view) for view, rows in sample_chunks(source)),
+            where=where,
+        )
     else:
         chosen = wish
     if found.first_constant is not None:
         log.warning(
-            "%s: in %s of %s rows all classes have the same logit, as of a teacher that is dead "
-            "(the first: view %d, row %d); they are kept as they are",
+            "%s: %s of %s rows have the same logit for all classes, as a dead teacher gives "
+            "(first: view %d, row %d); they are kept",
             where,
             f"{found.constant_rows:,}",
             f"{source.num_views * store.num_rows:,}",
@@ -289,7 +280,7 @@ def _choose(store: Store, plan: CompressPlan, progress: Progress) -> Encoding:
 
 
 def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progress) -> None:
-    """Write what is missing of the new capture, and seal it."""
+    """Write the missing blocks of the new capture, and seal it."""
     source = plan.source
     identity = dict(source.part.spec.identity)
     views = identity.pop("views", source.num_views)
@@ -297,10 +288,9 @@ def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progr
     origin = _origin(source)
     if isinstance(plan.wish, SmallestTopK):
         origin[_SMALLEST] = plan.wish.describe()
-    with CaptureWriter(
-        store.root,
+    with store.capture(
         plan.name,
-        identity={**identity, DERIVED: origin},
+        provenance={**identity, DERIVED: origin},
         views=views,
         encoding=encoding,
         classes=source.classes,
@@ -320,21 +310,7 @@ def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progr
         over_blocks(f"compress {source.name}", missing, write, progress=progress, done=done)
 
 
-def _report(store: Store, plan: CompressPlan) -> CompressReport:
-    capture = store.teachers[plan.name]
-    return CompressReport(
-        plan.name,
-        plan.source.name,
-        not plan.done,
-        capture.encoding,
-        row_bytes(plan.source),
-        row_bytes(capture),
-        fidelity(capture),
-        store.digest,
-    )
-
-
 def row_bytes(capture: Capture) -> float:
-    """Bytes of all block arrays of a capture, as they lie on the disk, a row of a view."""
+    """Return the bytes of all block arrays of a capture on the disk, a row of a view."""
     views, rows, _ = capture.shape
     return capture.part.table.total_bytes() / (views * rows)

@@ -1,18 +1,16 @@
-"""How good are the captures of a store, and what did specialists change?
+"""Scores of the captures of a store, and the effect of specialists, without a model. Imports no torch.
 
-1. `scored_captures` are those that predict all classes: teachers, combinations. Each gets its metrics.
-2. `comparisons` says which of them stands against which generalist, with which sets: a combination says so itself (its
-   spec names generalist and specialists), for any other capture the caller does.
-3. `evaluate_captures` reads every block once, on all cores, and adds up: metrics, conditional accuracy before and
-   after, the table by cover, and each specialist against the generalist within its own set.
+1. `scored_captures` lists the captures of all classes: teachers, combinations. Each gets its metrics.
+2. `comparisons` pairs a capture with a generalist and sets: the spec of a combination names its own, for any other capture the
+   caller does.
+3. `evaluate_captures` reads every block once, on all cores, and adds up: metrics, conditional accuracy before and after, the
+   table by cover, and each specialist against the generalist within its own set.
 
-Labels are the store's. Needs no torch and no model. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
+The labels are the store's. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
 """
 
-import functools
-import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,79 +26,95 @@ from .coverage import Conditional, Coverage, conditional, coverage, covers_of, s
 from .metrics import Accumulator, Metrics
 
 _AT_A_TIME: Final = 1 << 20
-"""Logits that are turned into float64 probabilities at a time."""
+"""Logits that are converted to float64 probabilities at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A capture that is compared with the generalist that it came from."""
+    """A capture, to be compared with a generalist."""
 
     generalist: str
     """Name of the generalist's capture."""
     combined: str
-    """Name of the capture that is compared with it."""
+    """Name of the capture."""
     sets: Sequence[NDArray[np.int64]]
-    """The special classes of each specialist; a dustbin (-1) is none."""
+    """Special classes of each specialist; a dustbin (-1) is ignored."""
     specialists: Sequence[str] = ()
-    """Captures of the specialists, in the order of the sets; empty where only the sets are known."""
+    """Captures of the specialists, in the order of the sets; empty if only the sets are known."""
 
 
 @dataclass(frozen=True)
 class SpecialistScore:
-    """A specialist within its own set: examples of its classes, and no other prediction allowed."""
+    """A specialist within its own set: examples of its classes, predictions restricted to them."""
 
     name: str
     """Name of its capture."""
     classes: int
-    """Special classes, without the dustbin."""
+    """Number of special classes."""
     generalist: Conditional
-    """The generalist on the same examples, with the same classes to choose from."""
+    """The generalist on the same examples and classes."""
     specialist: Conditional
     """The specialist."""
+
+    def __add__(self, other: "SpecialistScore") -> "SpecialistScore":
+        """Add the counts of other rows."""
+        return replace(
+            self, generalist=self.generalist + other.generalist, specialist=self.specialist + other.specialist
+        )
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came out of a comparison."""
+    """Result of a comparison."""
 
     comparison: Comparison
-    """What was compared."""
+    """The comparison."""
     special: int
-    """Classes that are in any set."""
+    """Number of classes in any set."""
     before: Conditional
-    """The generalist on examples of special classes, with only those to choose from."""
+    """The generalist on examples of special classes, predictions restricted to them."""
     after: Conditional
-    """The same of the combined capture."""
+    """The compared capture on the same examples and classes."""
     coverage: Coverage
     """Both by the number of sets that hold the correct class."""
     specialists: Sequence[SpecialistScore]
-    """One a specialist whose capture is known."""
+    """One entry for each specialist whose capture is known."""
+
+    def __add__(self, other: "Compared") -> "Compared":
+        """Add the counts of other rows."""
+        return replace(
+            self,
+            before=self.before + other.before,
+            after=self.after + other.after,
+            coverage=self.coverage + other.coverage,
+            specialists=[a + b for a, b in zip(self.specialists, other.specialists, strict=True)],
+        )
 
 
 @dataclass(frozen=True)
 class CaptureScores:
-    """What is known of the captures of a store."""
+    """Scores of the captures of a store."""
 
     metrics: Mapping[str, Metrics]
-    """By capture."""
+    """Metrics by capture."""
     compared: Sequence[Compared]
-    """In the order asked for."""
+    """Results in the order of the comparisons."""
 
 
 def scored_captures(store: Store) -> list[str]:
-    """The captures whose columns are all classes of the store, in the order in which they were sealed."""
+    """List the captures of all classes of the store, in the order in which they were sealed."""
     return [name for name, capture in store.teachers.items() if _has_all_classes(capture, store.num_classes)]
 
 
 def comparisons(
     store: Store, *, generalist: str | None = None, clustering: str | None = None
 ) -> list[Comparison]:
-    """What is to be compared: every combination with its own generalist, as its spec has it.
+    """List the comparisons: every combination with the generalist that its spec names.
 
-    generalist, clustering: both or none; every other capture of all classes, combinations too, is then compared with
-    this generalist by the sets of this clustering, and the specs are not asked.
-    Raises PartNotFound for names that are not there, ConfigError where one of the two alone is given, SpecMismatch
-    where a combination was made from another capture than the one that has the name here.
+    generalist, clustering: both or none; given both, every other capture of all classes is compared with this generalist by
+    the sets of this clustering, whatever the specs.
+    Raises PartNotFound for an unknown name, ConfigError for one without the other, SpecMismatch for a combination of a capture
+    that is not the one of that name here.
     """
     if (generalist is None) != (clustering is None):
         raise ConfigError(
@@ -120,16 +134,17 @@ def comparisons(
             )
         sets = list(sets_of(store.clustering(clustering), store.num_classes))
         return [Comparison(generalist, name, sets) for name in scored_captures(store) if name != generalist]
-    found = []
-    for name in scored_captures(store):
-        made_of = store.teachers[name].part.spec.identity.get("combination")
-        if isinstance(made_of, Mapping):
-            found.append(_as_recorded(store, name, made_of))
-    return found
+    specs = {name: store.teachers[name].part.spec.identity for name in scored_captures(store)}
+    combined = {name: spec.get("combination") for name, spec in specs.items()}
+    return [
+        _as_recorded(store, name, made_of)
+        for name, made_of in combined.items()
+        if isinstance(made_of, Mapping)
+    ]
 
 
 def _as_recorded(store: Store, name: str, made_of: Mapping[str, Any]) -> Comparison:
-    """The comparison that the spec of a combination stands for."""
+    """Read the comparison from the spec of a combination."""
     where = f"{store.path}: teachers/{name}"
     try:
         given = made_of["generalist"]
@@ -171,18 +186,17 @@ def evaluate_captures(
 ) -> CaptureScores:
     """Score captures on the store's labelled rows, a block a task, each block read once.
 
-    compare: see `comparisons`. captures: those that get metrics; all of all classes when None.
-    rows: the rows that count, all when None. view: the one that is looked at; captures without it are refused.
-    top_k, temperature: as for `metrics.Accumulator`.
-    Raises BadDataError where no row that counts has a label, ConfigError for a view that a capture does not have,
-    PartNotFound for a name that is not there.
+    compare: as of `comparisons`. captures: the captures that get metrics; by default all of all classes. rows: the rows that
+    count; by default all. view: the view that is scored. top_k, temperature: as of `metrics.Accumulator`.
+    Raises BadDataError if no row that counts has a label, ConfigError for a view that a capture does not have, PartNotFound
+    for an unknown name.
     """
     names = scored_captures(store) if captures is None else list(captures)
     for comparison in compare:
         names += [name for name in (comparison.generalist, comparison.combined) if name not in names]
     labels = _labels(store, rows)
-    narrow = [name for comparison in compare for name in comparison.specialists]
-    for name in [*names, *narrow]:
+    specialists = dict.fromkeys(name for comparison in compare for name in comparison.specialists)
+    for name in [*names, *specialists]:
         if not 0 <= view < store.teachers[name].num_views:
             raise ConfigError(
                 f"{store.path}: teachers/{name}",
@@ -198,21 +212,68 @@ def evaluate_captures(
                 found=f"{store.teachers[name].shape[2]} columns",
                 remedy="leave it out: a specialist is scored as part of its combination",
             )
-    block = _Block(store, list(compare), names, labels, view, top_k, temperature)
-    blocks = [(view, rows) for _, rows in every_block(store.root.grid, 1)]
-    tallies = over_blocks("evaluating captures", blocks, block, progress=progress)
-    whole = functools.reduce(operator.add, tallies)
-    return CaptureScores(
-        {name: tally.result() for name, tally in whole.metrics.items()},
-        [
-            _compared(comparison, tally, store.num_classes)
-            for comparison, tally in zip(compare, whole.compared, strict=True)
-        ],
+    covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
+
+    def read(name: str, rows: range) -> NDArray[np.float32]:
+        return store.teachers[name].read(slice(rows.start, rows.stop), view, float(temperature))
+
+    def score(_: int, rows: range) -> tuple[dict[str, Accumulator], list[Compared]]:
+        known, logits = labels[rows.start : rows.stop], {name: read(name, rows) for name in names}
+        metrics = {
+            name: Accumulator(store.num_classes, temperature=temperature, top_k=top_k) for name in names
+        }
+        step = max(1, _AT_A_TIME // store.num_classes)
+        for name, accumulator in metrics.items():
+            for start in range(0, len(known), step):
+                accumulator.update(logits[name][start : start + step], known[start : start + step])
+        return metrics, [
+            _compare(store, one, cover, logits, lambda name: read(name, rows), known)
+            for one, cover in zip(compare, covers, strict=True)
+        ]
+
+    blocks = [(view, rows) for _, rows in every_block(store.grid, 1)]
+    (metrics, compared), *others = over_blocks("evaluating captures", blocks, score, progress=progress)
+    for more, also in others:
+        for name, accumulator in metrics.items():
+            accumulator.merge(more[name])
+        compared = [a + b for a, b in zip(compared, also, strict=True)]
+    return CaptureScores({name: accumulator.result() for name, accumulator in metrics.items()}, compared)
+
+
+def _compare(
+    store: Store,
+    comparison: Comparison,
+    covers: NDArray[np.int64],
+    logits: Mapping[str, NDArray[np.float32]],
+    read: Callable[[str], NDArray[np.float32]],
+    labels: NDArray[np.int64],
+) -> Compared:
+    """Compare two captures on a block. covers: of each class. read: reads the block of a specialist, one at a time."""
+    before, after = logits[comparison.generalist], logits[comparison.combined]
+    special, scores = np.flatnonzero(covers), []
+    for name, members in zip(comparison.specialists, comparison.sets, strict=False):
+        own, columns = special_classes([members]), store.teachers[name].classes
+        specialist = conditional(read(name), labels, own, columns=columns)
+        scores.append(SpecialistScore(name, len(own), conditional(before, labels, own), specialist))
+    by_cover = coverage(
+        before.argmax(axis=1) == labels,
+        after.argmax(axis=1) == labels,
+        labels,
+        covers,
+        num_sets=len(comparison.sets),
+    )
+    return Compared(
+        comparison,
+        len(special),
+        conditional(before, labels, special),
+        conditional(after, labels, special),
+        by_cover,
+        scores,
     )
 
 
 def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The labels of the rows that count, -1 elsewhere."""
+    """Return the labels of the rows that count, -1 elsewhere."""
     labels = store.samples.labels
     if rows is not None:
         kept = np.full_like(labels, -1)
@@ -230,110 +291,3 @@ def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 def _has_all_classes(capture: Capture, num_classes: int) -> bool:
     return np.array_equal(capture.classes, np.arange(num_classes))
-
-
-@dataclass(frozen=True)
-class _ComparisonTally:
-    """The sums of a comparison: before and after, then (generalist, specialist) for each specialist."""
-
-    before: Conditional
-    after: Conditional
-    coverage: Coverage
-    within: Sequence[tuple[Conditional, Conditional]]
-
-    def __add__(self, other: "_ComparisonTally") -> "_ComparisonTally":
-        within = [(a + c, b + d) for (a, b), (c, d) in zip(self.within, other.within, strict=True)]
-        return _ComparisonTally(
-            self.before + other.before, self.after + other.after, self.coverage + other.coverage, within
-        )
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """The sums of some blocks."""
-
-    metrics: dict[str, Accumulator]
-    compared: list[_ComparisonTally] = field(default_factory=list)
-
-    def __add__(self, other: "_Tally") -> "_Tally":
-        for name, accumulator in self.metrics.items():
-            accumulator.merge(other.metrics[name])
-        return _Tally(self.metrics, [a + b for a, b in zip(self.compared, other.compared, strict=True)])
-
-
-class _Block:
-    """The function that is run over the blocks."""
-
-    def __init__(
-        self,
-        store: Store,
-        compare: list[Comparison],
-        names: list[str],
-        labels: NDArray[np.int64],
-        view: int,
-        top_k: int,
-        temperature: float,
-    ) -> None:
-        self._store, self._compare, self._names = store, compare, names
-        self._labels, self._view = labels, view
-        self._top_k, self._temperature = top_k, float(temperature)
-        self._special = [special_classes(comparison.sets) for comparison in compare]
-        self._covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
-
-    def __call__(self, view: int, rows: range) -> _Tally:
-        labels = self._labels[rows.start : rows.stop]
-        logits = {name: self._read(name, rows) for name in self._names}
-        accumulators = {}
-        for name, values in logits.items():
-            accumulators[name] = self._metrics(values, labels)
-        return _Tally(
-            accumulators,
-            [self._compare_one(number, logits, labels, rows) for number in range(len(self._compare))],
-        )
-
-    def _read(self, name: str, rows: range) -> NDArray[np.float32]:
-        read: NDArray[np.float32] = self._store.teachers[name].read(
-            slice(rows.start, rows.stop), self._view, self._temperature
-        )
-        return read
-
-    def _metrics(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Accumulator:
-        accumulator = Accumulator(self._store.num_classes, temperature=self._temperature, top_k=self._top_k)
-        step = max(1, _AT_A_TIME // logits.shape[1])
-        for start in range(0, len(labels), step):
-            accumulator.update(logits[start : start + step], labels[start : start + step])
-        return accumulator
-
-    def _compare_one(
-        self, number: int, logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64], rows: range
-    ) -> _ComparisonTally:
-        comparison, special = self._compare[number], self._special[number]
-        before, after = logits[comparison.generalist], logits[comparison.combined]
-        within = []
-        for name, members in zip(comparison.specialists, comparison.sets, strict=False):
-            own, columns = special_classes([members]), self._store.teachers[name].classes
-            its = conditional(self._read(name, rows), labels, own, columns=columns)
-            within.append((conditional(before, labels, own), its))
-        return _ComparisonTally(
-            conditional(before, labels, special),
-            conditional(after, labels, special),
-            coverage(
-                before.argmax(axis=1) == labels,
-                after.argmax(axis=1) == labels,
-                labels,
-                self._covers[number],
-                num_sets=len(comparison.sets),
-            ),
-            within,
-        )
-
-
-def _compared(comparison: Comparison, tally: _ComparisonTally, num_classes: int) -> Compared:
-    within = [
-        SpecialistScore(name, len(special_classes([members])), generalist, specialist)
-        for name, members, (generalist, specialist) in zip(
-            comparison.specialists, comparison.sets, tally.within, strict=False
-        )
-    ]
-    special = int((covers_of(comparison.sets, num_classes) > 0).sum())
-    return Compared(comparison, special, tally.before, tally.after, tally.coverage, within)

@@ -1,10 +1,8 @@
-"""What do specialists change, by how many of them know the correct class?
+"""Effect of specialists by the *cover* of an example: the number of sets that hold its class.
 
-1. The *cover* of an example is the number of sets that hold its class.
-2. For each cover: the examples, how many the generalist has right, and how many the combination has right.
-
-With the specialists of the most likely class alone (n = 1) no example of cover 0 can be lost: where the generalist is right
-about it, no specialist is active. It can be won, where a specialist says that its class is none of its own (dustbin).
+For each cover: the examples, and how many the generalist and the combination have right. With the specialists of the most
+likely class alone (n = 1) no example of cover 0 can be lost: if the generalist is right about it, no specialist is active. It
+can be won by a specialist whose dustbin is likely.
 Source: Hinton et al. 2015, section 5.5, table 4.
 """
 
@@ -29,13 +27,13 @@ class CoverageRow:
     covering: int
     """Sets that hold the correct class."""
     or_more: bool
-    """Whether examples of larger covers are counted in."""
+    """Whether examples of larger covers are included."""
     examples: int
     """Labelled examples."""
     before: int
-    """Those that the generalist has right."""
+    """Examples that the generalist has right."""
     after: int
-    """Those that the combination has right."""
+    """Examples that the combination has right."""
 
     @property
     def change(self) -> int:
@@ -44,28 +42,28 @@ class CoverageRow:
 
     @property
     def relative(self) -> float:
-        """Change as a share of those that were right, which is the relative change in accuracy; NaN where none was."""
+        """Relative change in accuracy: change as a share of those right before; NaN if none was."""
         return self.change / self.before if self.before else math.nan
 
     @property
     def label(self) -> str:
-        """The cover as it stands in a table: "3", "10 or more"."""
+        """The cover in a table: "3", "10 or more"."""
         return f"{self.covering} or more" if self.or_more else str(self.covering)
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Counts by cover, which can be added up over batches."""
+    """Counts by cover; those of batches can be added up."""
 
     counts: Int64[np.ndarray, "3 covers"]
-    """Examples, right before, right after: by cover, from 0 to the number of sets."""
+    """Examples, right before, right after, each by cover from 0 to the number of sets."""
 
     def __add__(self, other: "Coverage") -> "Coverage":
-        """Both together; they must be of the same sets."""
+        """Add the counts of another batch, of the same sets."""
         return Coverage(self.counts + other.counts)
 
     def rows(self, most: int = MOST_SHOWN) -> list[CoverageRow]:
-        """A row for each cover that is met, from the smallest; covers from `most` on are one row.
+        """List a row for each cover that occurs, ascending; covers from `most` on are one row.
 
         Raises ConfigError for a `most` below 1.
         """
@@ -89,7 +87,7 @@ class Coverage:
 def covers_of(
     sets: Iterable[Sequence[int] | NDArray[np.int64]], num_classes: int
 ) -> Int64[np.ndarray, " classes"]:
-    """In how many sets each class is; a dustbin (-1) counts nowhere.
+    """Count the sets of each class; a dustbin (-1) is ignored.
 
     Raises BadDataError for a member that is no class.
 
@@ -120,8 +118,8 @@ def coverage(
 ) -> Coverage:
     """Count one batch.
 
-    before, after: whether the generalist and the combination have a row right. labels: -1 where unknown; those rows
-    are left out. covers: of each class, from `covers_of`. num_sets: the largest cover that there can be.
+    before, after: whether the generalist and the combination have a row right. labels: -1 if unknown; those rows are left
+    out. covers: of each class, from `covers_of`. num_sets: the largest possible cover.
 
     >>> right, covers = np.array([True, False, True]), np.array([0, 2])
     >>> coverage(right, ~right, np.array([0, 1, -1]), covers, num_sets=2).counts.tolist()
@@ -137,20 +135,20 @@ def coverage(
 
 @dataclass(frozen=True)
 class Conditional:
-    """Examples of special classes, and how many of them are told apart from the other special classes."""
+    """Examples of special classes, and how many are right among the special classes."""
 
     examples: int = 0
     """Labelled examples whose class is special."""
     correct: int = 0
-    """Those whose class has the largest logit of all special classes; of equally large ones the first counts."""
+    """Examples whose class has the largest logit of all special classes; of equal logits the first counts."""
 
     @property
     def accuracy(self) -> float:
-        """Share of them that are right; NaN where there are none."""
+        """Share of the examples that are right; NaN without examples."""
         return self.correct / self.examples if self.examples else math.nan
 
     def __add__(self, other: "Conditional") -> "Conditional":
-        """Both together."""
+        """Add the counts of another batch."""
         return Conditional(self.examples + other.examples, self.correct + other.correct)
 
 
@@ -161,12 +159,12 @@ def conditional(
     *,
     columns: Int64[np.ndarray, " columns"] | None = None,
 ) -> Conditional:
-    """Conditional accuracy on one batch.
+    """Count the conditional accuracy of one batch.
 
-    logits: nats, any additive constant per row. labels: -1 where unknown; those rows are left out.
-    special: classes, each once. columns: the class of each column where they are not all classes in order, as
-    `Capture.classes` gives them; a dustbin (-1) is looked at by nobody.
-    Raises BadDataError for a special class that the logits have no column for.
+    logits: nats, any additive constant per row. labels: -1 if unknown; those rows are left out.
+    special: classes, each once. columns: the class of each column as of `Capture.classes`, by default all classes in order;
+    a dustbin (-1) is ignored.
+    Raises BadDataError for a special class without a column.
 
     >>> logits = np.array([[9.0, 1.0, 2.0], [9.0, 3.0, 2.0], [9.0, 0.0, 0.0]])
     >>> conditional(logits, np.array([1, 1, 0]), np.array([1, 2]))
@@ -192,10 +190,10 @@ def conditional(
 
 
 def special_classes(sets: Iterable[Sequence[int] | NDArray[np.int64]]) -> Int64[np.ndarray, " special"]:
-    """The classes of any set, ascending, each once; a dustbin (-1) is none.
+    """List the classes of any set, ascending, each once; a dustbin (-1) is ignored.
 
     >>> special_classes([[2, 5, -1], [1, 2]])
     array([1, 2, 5])
     """
-    found = {int(member) for members in sets for member in members}
-    return np.array(sorted(found - {-1}), np.int64)
+    members = {int(member) for one in sets for member in one}
+    return np.array(sorted(members - {-1}), np.int64)

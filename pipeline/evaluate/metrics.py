@@ -1,10 +1,7 @@
-"""How good are predictions, given the logits they come from and the labels?
+"""Metrics of predictions: errors, negative log-likelihood, calibration, top-k; agreement and ensembles.
 
-1. `Accumulator` takes batches of logits and labels and keeps a few sums; two of them can be merged.
-2. `Metrics` is what it comes to: errors, accuracy, negative log-likelihood, calibration, top-k.
-3. `agreement` compares two models, `ensemble_logits` makes one prediction out of several.
-
-Everything is float64 inside, so that results do not depend on how the rows were cut into batches.
+An `Accumulator` keeps sums over batches, and two of them can be merged; `Metrics` are the result. All is float64 inside, so
+that the division of the rows into batches does not matter.
 """
 
 import math
@@ -21,16 +18,16 @@ from ...storage.errors import BadDataError, BadLogitsError, ConfigError
 
 @dataclass(frozen=True)
 class Metrics:
-    """How good a model's predictions are on labelled rows."""
+    """Metrics of a model's predictions on labelled rows."""
 
     rows: int
     """Labelled rows."""
     errors: int
-    """Rows whose most probable class is not the label; of equally probable classes the first counts."""
+    """Rows whose most probable class is not the label; of equal probabilities the first counts."""
     nll: float
     """Mean negative log-likelihood of the labels, nats a row."""
     calibration_error: float
-    """Expected calibration error: mean over rows of |accuracy - confidence| of the row's confidence bin."""
+    """Expected calibration error: mean over rows of |accuracy - confidence| of the row's bin of confidence."""
     top_k: int
     """The k of `top_k_errors`."""
     top_k_errors: int
@@ -48,7 +45,7 @@ class Metrics:
 
 
 class Accumulator:
-    """Sums over batches, in memory that does not grow with rows.
+    """Sums over batches; memory does not grow with rows.
 
     >>> accumulator = Accumulator(num_classes=3)
     >>> accumulator.update(np.array([[2.0, 1.0, 0.0], [0.0, 9.0, 0.0]]), np.array([0, 2]))
@@ -59,10 +56,9 @@ class Accumulator:
     def __init__(self, num_classes: int, *, temperature: float = 1.0, bins: int = 15, top_k: int = 5) -> None:
         """Start from nothing.
 
-        num_classes: of the logits and labels to come.
-        temperature: of the softmax behind likelihood and confidence, above 0.
-        bins: equal intervals of confidence that the calibration error is taken over.
-        top_k: cut to num_classes where there are fewer.
+        temperature: of the softmax for likelihood and confidence, above 0.
+        bins: equal intervals of confidence for the calibration error.
+        top_k: at most num_classes; a larger one is reduced.
         Raises ConfigError for numbers out of range.
         """
         for name, value in (("num_classes", num_classes), ("bins", bins), ("top_k", top_k)):
@@ -74,16 +70,15 @@ class Accumulator:
         self.top_k = min(top_k, num_classes)
         self._rows = self._errors = self._top_k_errors = 0
         self._nll = 0.0
-        # By bin of confidence: rows, rows that are right, sum of the confidences.
+        # By bin of confidence: rows, correct rows, sum of the confidences.
         self._calibration = np.zeros((3, bins))
 
     def update(self, logits: Float[np.ndarray, "rows classes"], labels: Int64[np.ndarray, "rows"]) -> None:
-        """Take in a batch.
+        """Add a batch.
 
-        logits: nats, any additive constant per row.
-        labels: -1 where unknown; those rows are left out.
-        Raises BadLogitsError for logits that are not finite or have another number of classes, BadDataError
-        for labels out of range.
+        logits: nats, any additive constant per row. labels: -1 if unknown; those rows are left out.
+        Raises BadLogitsError for logits that are not finite or of another number of classes, BadDataError for labels out of
+        range.
         """
         _check_logits(logits, self.num_classes)
         wrong = labels[(labels < -1) | (labels >= self.num_classes)]
@@ -112,14 +107,14 @@ class Accumulator:
             self._calibration[line] += np.bincount(place, weights, minlength=bins)
 
     def merge(self, other: "Accumulator") -> None:
-        """Take in what `other`, made with the same arguments, has seen."""
+        """Add the sums of another accumulator of the same arguments. Raises ConfigError."""
         mine = (self.num_classes, self.temperature, self.top_k, self._calibration.shape)
         theirs = (other.num_classes, other.temperature, other.top_k, other._calibration.shape)
         if mine != theirs:
             raise ConfigError(
                 "Accumulator.merge",
-                expected="an accumulator made with the same arguments",
-                found="another one",
+                expected=f"an accumulator of num_classes, temperature, top_k, calibration shape = {mine}",
+                found=f"{theirs}",
                 remedy="make both alike",
             )
         self._rows += other._rows
@@ -129,7 +124,7 @@ class Accumulator:
         self._calibration += other._calibration
 
     def result(self) -> Metrics:
-        """The metrics of everything taken in. Raises BadDataError where no row had a label."""
+        """Return the metrics of all batches. Raises BadDataError if no row had a label."""
         if not self._rows:
             raise BadDataError(
                 "labels",
@@ -156,7 +151,7 @@ def evaluate_logits(
     bins: int = 15,
     top_k: int = 5,
 ) -> Metrics:
-    """Metrics of one batch; arguments and errors as for `Accumulator`."""
+    """Return the metrics of one batch; arguments and errors as of `Accumulator`."""
     accumulator = Accumulator(logits.shape[1], temperature=temperature, bins=bins, top_k=top_k)
     accumulator.update(logits, labels)
     return accumulator.result()
@@ -165,7 +160,7 @@ def evaluate_logits(
 def log_softmax(
     logits: Float[np.ndarray, "rows classes"], temperature: float = 1.0
 ) -> Float64[np.ndarray, "rows classes"]:
-    """Logarithm of softmax(logits / temperature), which underflows nowhere."""
+    """Compute log softmax(logits / temperature) without underflow."""
     scaled = logits.astype(np.float64)
     scaled -= scaled.max(axis=1, keepdims=True)
     scaled /= temperature
@@ -173,10 +168,7 @@ def log_softmax(
 
 
 def agreement(first: Float[np.ndarray, "rows classes"], second: Float[np.ndarray, "rows classes"]) -> float:
-    """Share of the rows for which two models have the same most probable class; at least one row.
-
-    first, second: logits of the same rows.
-    """
+    """Return the share of rows with the same most probable class. first, second: logits of the same rows, at least one."""
     for logits in (first, second):
         _check_logits(logits, first.shape[1])
     if not len(first):
@@ -190,15 +182,13 @@ def ensemble_logits(
     mean: Literal["arithmetic", "geometric"] = "arithmetic",
     temperature: float = 1.0,
 ) -> Float64[np.ndarray, "rows classes"]:
-    """Logits of an ensemble: logarithms of the mean of its members' softmax(logits / temperature).
+    """Compute the logits of an ensemble: logarithms of the mean of its members' softmax(logits / temperature).
 
-    logits: of each member, for the same rows.
-    weights: of each member, above 0, any scale; None for equal ones.
-    mean: the arithmetic mean of the probabilities, or their geometric mean, normalised (the softmax of the
-        weighted mean of the logits). Source: Hinton et al. 2015, section 1.
+    logits: of each member, for the same rows. weights: of each member, above 0, any scale; equal by default.
+    mean: the arithmetic mean of the probabilities, or their geometric mean, normalised (the softmax of the weighted mean of
+    the logits). Source: Hinton et al. 2015, section 1.
     temperature: of the members' softmax; the result is at temperature 1 and each row's exponentials sum to 1.
-    Raises ConfigError for weights of other members or not above 0, BadLogitsError for logits that do not fit
-    together.
+    Raises ConfigError for weights of other members or not above 0, BadLogitsError for logits of different shapes.
     """
     check_temperature(temperature)
     if not logits:
@@ -240,7 +230,7 @@ def ensemble_logits(
 def _ranks(
     logits: Float[np.ndarray, "rows classes"], labels: Int64[np.ndarray, "rows"]
 ) -> Int64[np.ndarray, "rows"]:
-    """How many classes come before the label: those with a larger logit, or as large and a smaller number."""
+    """Count the classes before the label: those with a larger logit, or an equal logit and a smaller number."""
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     before = (logits > own) | ((logits == own) & earlier)

@@ -1,30 +1,29 @@
-"""How good is every model of an experiment, as far as it has been measured?
+"""Scores of an experiment's models: which there are to be, which were measured, and their table. Imports no torch.
 
-A score belongs to weights and to an evaluation set; it is kept in `evaluation.json` beside the models, and
-measured again only when one of the two changes. `table` puts scores together: a row a teacher, an ensemble, a
-student (mean and spread over its seeds). Needs no torch.
+A score belongs to weights and to an evaluation set. It is kept in `evaluation.json` beside the models, and measured again
+if one of the two changes. The table has a row for each teacher, ensemble and student (mean and spread over its seeds).
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
 
-from ...storage.api import Store
 from ...storage.backends.posix import replace_file
 from ...storage.format.documents import sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
 from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
-from ..experiment.tables import Student
-from ..models.records import Models, Record
-from ..specialists.todo import find_specialist, specialist_runs
-from ..train.todo import student_identity, student_seeds
-from ..transfer import Examples, TransferRows
+from ..experiment.tables import Combine, Student
+from ..models.records import Record
+from ..specialists.todo import can_begin, find_specialists
+from ..train.todo import find_student, student_seeds
+from ..transfer import Examples
+from ..workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,33 +33,33 @@ class Score:
     examples: int
     """Labelled examples."""
     errors: int
-    """Those whose most probable class is not the label."""
+    """Examples whose most probable class is not the label."""
     nll: float
     """Mean negative log-likelihood of the labels, nats."""
     calibration_error: float
     """Expected calibration error, from 0 to 1."""
     parameters: int
-    """Numbers that the model learnt; of an ensemble, of all its members."""
+    """Trained numbers of the model; of an ensemble, of all its members."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that is scored."""
+    """A model that is scored."""
 
     kind: str
     """"teacher", "ensemble", "combination", "student" or, of a clustering, "sets"."""
     name: str
     """Name in the table, or of the clustering."""
     key: str
-    """Name of its score: the same for as long as neither weights nor evaluation set change."""
+    """Key of its score, which changes with weights and evaluation set."""
     members: Mapping[str, float]
-    """For an ensemble, and for sets: the teachers and their shares."""
+    """Of an ensemble, and of sets: the teachers and their shares."""
     mean: str
-    """For an ensemble: "arithmetic" or "geometric"."""
+    """Of an ensemble: "arithmetic" or "geometric"."""
     weights: str
     """"sha256:…" of the weights; of an ensemble, of all of them; of sets, the digest of their clustering."""
     run: str
-    """For a student: name of its files."""
+    """Of a student: name of its files."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ class TableRow:
     """One a seed; one in all for teachers and ensembles."""
 
     def average(self, field: str) -> float:
-        """Mean over seeds of a field of `Score`, or of "accuracy"."""
+        """Average a field of `Score`, or "accuracy", over seeds."""
         return mean(self._values(field))
 
     def spread(self, field: str) -> float:
-        """Standard deviation over seeds (n - 1); NaN for a single one."""
+        """Return the standard deviation over seeds (n - 1); NaN for a single one."""
         values = self._values(field)
         return stdev(values) if len(values) > 1 else math.nan
 
@@ -89,11 +88,9 @@ class TableRow:
         return [float(getattr(score, field)) for score in self.scores]
 
 
-def subjects(
-    experiment: Experiment, rows: TransferRows, models: Models, store: Store, evaluation: Examples
-) -> Iterator[Subject]:
-    """Everything that is there and can be scored, in the order of the table."""
-    content = evaluation.content
+def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
+    """Yield every model that is there and can be scored, in the order of the table. examples: the evaluation set."""
+    experiment, content = work.experiment, examples.content
 
     def subject(
         kind: str,
@@ -104,76 +101,63 @@ def subjects(
         members: Mapping[str, float] = MappingProxyType({}),
         mean: str = "",
     ) -> Subject:
-        known_by = json.dumps([weights, dict(members), mean, content, len(evaluation)], sort_keys=True)
+        known_by = json.dumps([weights, dict(members), mean, content, len(examples)], sort_keys=True)
         return Subject(kind, name, sha256_hex(known_by.encode()), members, mean, weights, run)
 
-    records = {m.name: find_teacher(experiment, m, rows, models) for m in experiment.teacher_members()}
+    records = {
+        member.name: record
+        for member in experiment.teacher_members()
+        if (record := find_teacher(work, member)) is not None
+    }
     for name, record in records.items():
-        if record is not None:
-            yield subject("teacher", name, record.weights)
+        yield subject("teacher", name, record.weights)
     for members, kind in ensembles(experiment):
-        found = [records.get(name) for name in members]
-        if all(record is not None for record in found):
-            together = sha256_hex("".join(r.weights for r in found if r is not None).encode())
+        if records.keys() >= members.keys():
+            together = sha256_hex("".join(records[name].weights for name in members).encode())
             name = ensemble_name(members, kind)
             yield subject("ensemble", name, f"sha256:{together}", members=members, mean=kind)
-    combined = _combination_weights(experiment, records, models, store)
-    if combined is not None and experiment.combine is not None:
-        yield subject("combination", experiment.combine.name, combined)
+    table = experiment.combine
+    if table is not None and (combined := _combination_weights(work, table, records)) is not None:
+        yield subject("combination", table.name, combined)
     for run in student_seeds(experiment):
-        identity = student_identity(experiment, run, store)
-        student = models.find("students", run.name, identity)
-        if student is not None:
+        if (student := find_student(work, run)) is not None:
             yield subject("student", run.student.name, student.weights, run=run.name)
     cluster = experiment.cluster
-    if (
-        cluster is not None
-        and cluster.part_name in store.clusterings
-        and all(records.get(name) is not None for name in cluster.shares)
-    ):
-        made = store.clustering(cluster.part_name).digest
-        yield subject("sets", cluster.part_name, made, members=cluster.shares)
+    if cluster is not None and records.keys() >= cluster.shares.keys():
+        sets = work.store.find_part(f"clusters/{cluster.part_name}")
+        if sets is not None:
+            yield subject("sets", cluster.part_name, sets.digest, members=cluster.shares)
 
 
-def _combination_weights(
-    experiment: Experiment, records: Mapping[str, Record | None], models: Models, store: Store
-) -> str | None:
-    """ "sha256:…" of all that the combination of generalist and specialists follows from; None where that is not there."""
-    if experiment.combine is None or experiment.specialists is None:
+def _combination_weights(work: Workspace, table: Combine, teachers: Mapping[str, Record]) -> str | None:
+    """Return "sha256:…" of all that generalist and specialists together follow from; None if one is not trained."""
+    if not can_begin(work):
         return None
-    if (
-        experiment.generalist.name not in store.teachers
-        or experiment.clustering_name not in store.clusterings
-    ):
-        return None
-    generalist = records[experiment.generalist.name]
-    found = [
-        find_specialist(experiment, run, store, models, generalist)
-        for run in specialist_runs(experiment, store)
-    ]
-    if generalist is None or any(record is None for record in found):
+    name, specialists = work.experiment.generalist.name, find_specialists(work)
+    records = [record for record in specialists.values() if record is not None]
+    if name not in teachers or len(records) < len(specialists):
         return None
     made_of = {
-        "generalist": generalist.weights,
-        "specialists": [[record.weights, dict(record.identity)] for record in found if record is not None],
-        "top": experiment.combine.top,
-        "direction": experiment.combine.direction,
+        "generalist": teachers[name].weights,
+        "specialists": [[record.weights, dict(record.identity)] for record in records],
+        "top": table.top,
+        "direction": table.direction,
     }
     return f"sha256:{sha256_hex(json.dumps(made_of, sort_keys=True).encode())}"
 
 
 def ensembles(experiment: Experiment) -> list[tuple[dict[str, float], str]]:
-    """The distinct ensembles of more than one teacher that students learn from: (shares, mean)."""
-    found: list[tuple[dict[str, float], str]] = []
+    """List the distinct ensembles of more than one teacher that students learn from: (shares, mean)."""
+    distinct: list[tuple[dict[str, float], str]] = []
     for student in experiment.students:
         entry = (experiment.teacher_weights(student), str(student.mean))
-        if len(entry[0]) > 1 and entry not in found:
-            found.append(entry)
-    return found
+        if len(entry[0]) > 1 and entry not in distinct:
+            distinct.append(entry)
+    return distinct
 
 
 def ensemble_name(members: Mapping[str, float], kind: str) -> str:
-    """How an ensemble is called in the table.
+    """Name an ensemble in the table.
 
     >>> ensemble_name({"wide": 0.5, "deep": 0.5}, "arithmetic")
     'wide + deep, arithmetic mean'
@@ -182,12 +166,12 @@ def ensemble_name(members: Mapping[str, float], kind: str) -> str:
 
 
 class Scores:
-    """The scores that were measured, in a file."""
+    """Measured scores, in a file."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a file that does not parse counts as none."""
+        """Read the file; one that does not parse counts as empty."""
         self.path = path
-        """Where they are kept."""
+        """The file."""
         self._scores: dict[str, Score | ErrorsInside] = {}
         try:
             for key, value in json.loads(path.read_bytes()).items():
@@ -195,12 +179,16 @@ class Scores:
         except (OSError, ValueError, TypeError, AttributeError):
             self._scores = {}
 
+    def missing(self, found: Iterable[Subject]) -> list[Subject]:
+        """Return the subjects without a score."""
+        return [subject for subject in found if self.get(subject) is None]
+
     def get(self, subject: Subject) -> Score | ErrorsInside | None:
-        """The score of a subject; None where it is to be measured."""
+        """Return the score of a subject; None if it is to be measured."""
         return self._scores.get(subject.key)
 
     def put(self, subject: Subject, score: Score | ErrorsInside) -> None:
-        """Keep a score."""
+        """Put a score into the file."""
         self._scores[subject.key] = score
         # Without any error no spread is known: JSON has no NaN, and the field's default is just that.
         content = {
@@ -211,7 +199,7 @@ class Scores:
 
 
 def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
-    """The table of everything that has a score, students put together over their seeds."""
+    """Gather all scores into a table, the seeds of a student in one row."""
     rows: dict[tuple[str, str], list[Score]] = {}
     for subject in found:
         score = scores.get(subject)
@@ -221,7 +209,7 @@ def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
 
 
 def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | None:
-    """Return how many errors on the evaluation set the sets hold; None where nothing was clustered or scored."""
+    """Return how many errors on the evaluation set the sets hold; None if nothing was clustered or scored."""
     for subject in found:
         score = scores.get(subject)
         if isinstance(score, ErrorsInside):
@@ -230,10 +218,7 @@ def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | N
 
 
 def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
-    """Return a sentence for each distilled student: is it better than the same one on hard labels?
-
-    Only students of the same share of rows and of the same views are compared.
-    """
+    """Compare each distilled student with the same one on hard labels, of the same rows and views: a sentence each."""
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:

@@ -1,45 +1,40 @@
-"""How are models scored on the evaluation set? Each once for its weights; ensembles from their members' logits."""
+"""Evaluation of an experiment's models, each once for its weights; ensembles from their members' logits."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from ...storage.api import Store
 from ...storage.errors import BadDataError, ConfigError
 from ...storage.parts.reader import sets_of
-from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import fetch_items
 from ..cache.teachers import load_teacher
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
 from ..experiment.document import Experiment
+from ..experiment.tables import Cluster, Combine
 from ..models.build import build_model
 from ..models.networks import count_parameters
-from ..models.records import Models
 from ..models.weights import load_weights
-from ..runtime.device import choose_device
 from ..runtime.inference import run_model
-from ..specialists.todo import columns_of, special_rows, specialist_runs
+from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
 from ..specialists.training import load_specialist
-from ..transfer import Examples, TransferRows
+from ..transfer import Examples
+from ..workspace import Workspace
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import Score, Scores, Subject, TableRow, subjects, table
 
 EVALUATION_BATCH = 512
 """Examples that a model is given at a time."""
 
+Logits = Float[np.ndarray, "rows classes"]
+
 
 def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
-    """The evaluation set.
-
-    Raises ConfigError where the experiment has none, BadDataError where it has more classes than `num_classes`, or
-    no labels.
-    """
+    """Open the evaluation set. Raises ConfigError for an experiment without one, and as `check_evaluation`."""
     if experiment.evaluation_set is None:
         raise ConfigError(
             "evaluation_set",
@@ -53,7 +48,7 @@ def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
 
 
 def check_evaluation(examples: Examples, num_classes: int) -> Examples:
-    """The evaluation set itself. Raises BadDataError where it has more classes than `num_classes`, or no labels."""
+    """Return the evaluation set, checked. Raises BadDataError for more classes than `num_classes`, or no labels."""
     names = examples.class_names
     if names is not None and len(names) > num_classes:
         raise BadDataError(
@@ -73,155 +68,113 @@ def check_evaluation(examples: Examples, num_classes: int) -> Examples:
     return examples
 
 
-def evaluate(
-    experiment: Experiment,
-    store: Store,
-    models: Models,
-    scores: Path,
-    *,
-    rows: TransferRows | None = None,
-    examples: Examples | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> list[TableRow]:
+def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow]:
     """Score every model that is there and has no score yet; the whole table.
 
-    rows, examples: the transfer set and the evaluation set, where the caller has them at hand.
+    examples: the evaluation set, if the caller has opened it.
     """
-    rows = TransferRows(experiment) if rows is None else rows
     if examples is None:
-        examples = evaluation_examples(experiment, rows.num_classes)
-    known = Scores(scores)
-    found = list(subjects(experiment, rows, models, store, examples))
-    missing = [subject for subject in found if known.get(subject) is None]
+        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+    scores, found = Scores(work.scores), list(subjects(work, examples))
+    missing = scores.missing(found)
     if missing:
-        scorer = _Scorer(experiment, store, rows, models, examples, device)
+        scorer = _Scorer(work, examples)
         for number, subject in enumerate(missing):
-            known.put(subject, scorer.score(subject))
-            progress("evaluating", number + 1, len(missing), "models", subject.name)
-    return table(found, known)
+            scores.put(subject, scorer.score(subject))
+            work.progress("evaluating", number + 1, len(missing), "models", subject.name)
+    return table(found, scores)
 
 
 class _Scorer:
     """Runs models over the evaluation set, each teacher at most once."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        store: Store,
-        rows: TransferRows,
-        models: Models,
-        examples: Examples,
-        device: str | None,
-    ) -> None:
-        self._store = store
-        self._experiment, self._rows, self._models, self._device = experiment, rows, models, device
+    def __init__(self, work: Workspace, examples: Examples) -> None:
+        self._work = work
         self._inputs, self._labels = examples.fetch(range(len(examples)))
-        self._teachers: dict[str, tuple[np.ndarray[Any, np.dtype[np.float32]], int]] = {}
+        self._teachers: dict[str, tuple[Logits, int]] = {}
 
     def score(self, subject: Subject) -> Score | ErrorsInside:
-        if subject.kind == "sets":
-            return self._errors_inside(subject)
+        combine, cluster = self._work.experiment.combine, self._work.experiment.cluster
+        if subject.kind == "sets" and cluster is not None:
+            return self._errors_inside(subject, cluster)
         if subject.kind == "teacher":
             logits, parameters = self._teacher(subject.name)
         elif subject.kind == "ensemble":
             logits, parameters = self._ensemble(subject.members, subject.mean)
-        elif subject.kind == "combination":
-            logits, parameters = self._combination()
+        elif subject.kind == "combination" and combine is not None:
+            logits, parameters = self._combination(combine)
         else:
             logits, parameters = self._student(subject)
         metrics = evaluate_logits(np.asarray(logits), self._labels)
         return Score(metrics.rows, metrics.errors, metrics.nll, metrics.calibration_error, parameters)
 
-    def _errors_inside(self, subject: Subject) -> ErrorsInside:
+    def _errors_inside(self, subject: Subject, cluster: Cluster) -> ErrorsInside:
         """Count the errors of every teacher whose predictions were clustered, and those that a set holds."""
-        cluster = self._experiment.cluster
-        assert cluster is not None  # its sets are scored
         predictions = [self._teacher(name)[0].argmax(axis=1) for name in subject.members]
+        store = self._work.store
         return errors_inside(
-            sets_of(self._store.clustering(subject.name), self._store.num_classes),
+            sets_of(store.clustering(subject.name), store.num_classes),
             np.tile(self._labels, len(predictions)),
             np.concatenate(predictions),
-            num_classes=self._store.num_classes,
+            num_classes=store.num_classes,
             disjoint=cluster.disjoint,
             draws=DRAWS,
             seed=cluster.seed,
         )
 
-    def _teacher(self, name: str) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
+    def _teacher(self, name: str) -> tuple[Logits, int]:
         if name not in self._teachers:
-            member = next(m for m in self._experiment.teacher_members() if m.name == name)
-            module = load_teacher(self._experiment, member, self._rows, self._models, self._device)
+            member = next(m for m in self._work.experiment.teacher_members() if m.name == name)
+            module = load_teacher(self._work, member)
             logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"teacher {name!r}")
             self._teachers[name] = logits, count_parameters(module)
         return self._teachers[name]
 
-    def _ensemble(self, members: Mapping[str, float], mean: str) -> tuple[Any, int]:
+    def _ensemble(self, members: Mapping[str, float], mean: str) -> tuple[Logits, int]:
         logits = {name: self._teacher(name)[0] for name in members}
-        kind: Any = mean
-        return ensemble_logits(logits, members, kind), sum(self._teacher(name)[1] for name in members)
+        mixed = ensemble_logits(logits, members, cast(Literal["arithmetic", "geometric"], mean))
+        return mixed, sum(self._teacher(name)[1] for name in members)
 
-    def _combination(self) -> tuple[Any, int]:
-        generalist, own = self._teacher(self._experiment.generalist.name)
-        logits, parameters = combination_logits(
-            self._experiment,
-            self._store,
-            self._models,
-            self._rows,
-            self._inputs,
-            generalist,
-            batch_size=EVALUATION_BATCH,
-            device=self._device,
-        )
+    def _combination(self, combine: Combine) -> tuple[Logits, int]:
+        generalist, own = self._teacher(self._work.experiment.generalist.name)
+        logits, parameters = combination_logits(self._work, combine, self._inputs, generalist)
         return logits, own + parameters
 
-    def _student(self, subject: Subject) -> tuple[Any, int]:
-        student = next(s for s in self._experiment.students if s.name == subject.name)
+    def _student(self, subject: Subject) -> tuple[Logits, int]:
+        work = self._work
+        student = next(s for s in work.experiment.students if s.name == subject.name)
         module = build_model(
             student,
-            self._experiment,
+            work.experiment,
             input_shape=self._inputs.shape[1:],
-            num_classes=self._rows.num_classes,
+            num_classes=work.rows.num_classes,
         )
-        load_weights(module, self._models.weights_path("students", subject.run))
-        module.to(choose_device(self._device)).eval()
+        load_weights(module, work.models.weights_path("students", subject.run))
+        module.to(work.choose_device()).eval()
         logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"student {subject.run!r}")
         return logits, count_parameters(module)
 
 
 def combination_logits(
-    experiment: Experiment,
-    store: Store,
-    models: Models,
-    rows: TransferRows,
-    inputs: NDArray[np.generic],
-    generalist: Float[np.ndarray, "rows classes"],
-    *,
-    batch_size: int,
-    device: str | None = None,
-    progress: Progress = silent,
+    work: Workspace, combine: Combine, inputs: NDArray[np.generic], generalist: Logits
 ) -> tuple[Float32[np.ndarray, "rows classes"], int]:
-    """ln q of each example, and the parameters of all specialists together.
+    """Return ln q of each example, and the parameters of all specialists together, which must be trained.
 
-    store: that of the experiment, which has the clustering and the labels that the specialists learnt from; they must be
-    trained. inputs: (rows, …) as the transfer set gives them. generalist: its logits of them.
+    inputs: (rows, …) as the transfer set gives them. generalist: its logits of them.
     """
-    assert experiment.combine is not None  # whoever asks has looked
-    combine = experiment.combine
-    special = [(run, special_rows(experiment, run, store)) for run in specialist_runs(experiment, store)]
-    columns = [columns_of(experiment, own.classes, store.num_classes) for _, own in special]
-    experts = Experts.of(columns, store.num_classes)
+    experiment, num_classes = work.experiment, work.store.num_classes
+    special = [(run, special_rows(work, run)) for run in specialist_runs(experiment, work.store)]
+    columns = [columns_of(table_of(experiment), own.classes, num_classes) for _, own in special]
+    experts = Experts.of(columns, num_classes)
     logits = generalist.astype(np.float32)
-    active, said, parameters = active_specialists(logits, experts, combine.top), [], 0
+    active, logits_of_each, parameters = active_specialists(logits, experts, combine.top), [], 0
     for number, (run, own) in enumerate(special):
-        where = f"specialist {run.name!r}"
-        network = load_specialist(experiment, run, own, store.num_classes, models, rows=rows, device=device)
+        network = load_specialist(work, run, own)
         parameters += count_parameters(network)
-        asked = np.flatnonzero(active[:, number])
+        asked, given = np.flatnonzero(active[:, number]), np.zeros((0, len(columns[number])), np.float32)
         if len(asked):
-            said.append(np.asarray(run_model(network, inputs[asked], batch_size, where=where), np.float32))
-        else:
-            said.append(np.zeros((0, len(columns[number])), np.float32))
-        progress("evaluating", number + 1, len(special), "specialists", run.name)
-    combined = combine_rows(logits, experts, active, said, direction=combine.direction, out=logits)
+            where = f"specialist {run.name!r}"
+            given = np.asarray(run_model(network, inputs[asked], EVALUATION_BATCH, where=where), np.float32)
+        logits_of_each.append(given)
+    combined = combine_rows(logits, experts, active, logits_of_each, direction=combine.direction, out=logits)
     return np.asarray(combined, np.float32), parameters

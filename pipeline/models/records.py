@@ -7,6 +7,8 @@ in which everything is done says so at once.
 """
 
 import hashlib
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,13 @@ from ...storage.backends.posix import replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
+from .loaders import with_stable_names
+
+_SETTLED_SECONDS = 2.0
+"""A file that was written longer ago than this changes its time when it is written again, on any file system."""
+
+_known: dict[tuple[str, int, int, int, int], str] = {}
+"""Digests of files by their place, size and time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Models:
         """Return the record of the model that was made from `identity`, or None if it must be made."""
         record = self._read(kind, name)
         try:
-            if record is None or record.identity != as_json(identity):
+            if record is None or record.identity != with_stable_names(as_json(identity)):
                 return None
             return record if record.weights == weights_digest(self.weights_path(kind, name)) else None
         except BadDataError:
@@ -60,8 +69,8 @@ class Models:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:
             value = parse_json(path.read_bytes(), str(path))
-            return Record(value["identity"], value["weights"], value["facts"])
-        except (OSError, LogitStoreError, KeyError, TypeError):
+            return Record(with_stable_names(value["identity"]), value["weights"], value["facts"])
+        except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
             return None
 
     def put(
@@ -75,10 +84,17 @@ class Models:
 
 
 def weights_digest(path: Path) -> str:
-    """Return "sha256:…" of a file. Raises BadDataError if it cannot be read."""
+    """Return "sha256:…" of a file, hashed once for as long as the file stays the same.
+
+    Raises BadDataError for a file that cannot be read.
+    """
     try:
+        before = path.stat()
+        key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
+        if key in _known:
+            return _known[key]
         with path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise BadDataError(
             str(path),
@@ -86,3 +102,7 @@ def weights_digest(path: Path) -> str:
             found=error.strerror or str(error),
             remedy="correct the file name (relative ones start at the experiment file's folder)",
         ) from error
+    # A file that was written just now may be written again without another time of change.
+    if time.time() - before.st_mtime >= _SETTLED_SECONDS:
+        _known[key] = digest
+    return digest

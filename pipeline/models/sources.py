@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -44,13 +43,6 @@ _ADAPTER = "adapter_config.json"
 _MAX_JSON_BYTES = 16 << 20
 
 
-_SETTLED_SECONDS = 2.0
-"""A file that was written longer ago than this changes its time when it is written again, on any file system."""
-
-
-_known: dict[tuple[str, int, int, int, int], str] = {}
-
-
 def source_digests(path: Path) -> tuple[str, dict[str, str] | None]:
     """Return the digest of a teacher's weights: "sha256:…" of a file, or of a folder and each file in it.
 
@@ -58,7 +50,7 @@ def source_digests(path: Path) -> tuple[str, dict[str, str] | None]:
     """
     if not path.is_dir():
         return weights_digest(path), None
-    files = {name: _digest(path / name) for name in model_files(path)}
+    files = {name: weights_digest(path / name) for name in model_files(path)}
     return f"sha256:{hashlib.sha256(canonical_json(files)).hexdigest()}", files
 
 
@@ -143,19 +135,6 @@ def _state(path: Path) -> tuple[tuple[int, ...], ...]:
     files = [path / name for name in model_files(path)] if path.is_dir() else [path]
     found = [os.stat(file) for file in files]
     return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-
-
-def _digest(path: Path) -> str:
-    """Return the digest of a file, computed once while the file stays unchanged."""
-    before = os.stat(path)
-    key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
-    if key not in _known:
-        digest = weights_digest(path)
-        # What was written just now may be written again without any other time of change.
-        if time.time() - before.st_mtime < _SETTLED_SECONDS:
-            return digest
-        _known[key] = digest
-    return _known[key]
 
 
 def _no_model(

@@ -1,43 +1,39 @@
-"""Which logits does a plan look at, and how fast does a teacher give them?
+"""Logits that a plan is made from, and the speed of each teacher.
 
-Of each teacher, in this order:
+Of each teacher, the first that is to be had:
 
     "teacher"   it runs on the sample: its weights are there
-    "capture"   the store has a sealed capture of it, in float16 or float32: its rows are the sample
-    "model"     logits that are drawn, not computed: Gaussian, with five peaks a row. Nobody's teacher
+    "capture"   the rows of its sealed capture in the store, in float16 or float32
+    "model"     Gaussian logits with five peaks a row: no teacher's
 
-A network is timed in any case, for its speed does not depend on what it has learned. Nothing is written.
+A network is timed in any case: its speed does not depend on its weights. Nothing is written.
 """
 
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 from torch import nn
 
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import check_finite
-from ...storage.encodings.floats import FloatEncoding
-from ...storage.format.grid import Grid
+from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
-from ...storage.parts.footprint import SampleRows
-from ...storage.progress import Progress, silent
 from ...storage.stream.inputs import Augment
 from ..cache.teachers import load_teacher
 from ..cache.todo import capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
 from ..models.build import build_model
-from ..models.records import Models
-from ..runtime.device import choose_device
+from ..models.loaders import with_stable_names
 from ..runtime.inference import check_classes, run_model
 from ..transfer import TransferRows
+from ..workspace import Workspace
 
-Source = Literal["teacher", "capture", "model"]
+Origin = Literal["teacher", "capture", "model"]
 
 
 SPREAD: Final = 2.5
@@ -45,11 +41,11 @@ SPREAD: Final = 2.5
 
 
 PEAKS: Final = 5
-"""Classes of a row that the model takes for probable (fewer where two fall together)."""
+"""Peaks of a row of the model; fewer classes where two coincide."""
 
 
 HEIGHT: Final = 8.0
-"""What their logits have more."""
+"""Height of a peak, in nats."""
 
 
 MODEL: Final = (
@@ -59,81 +55,117 @@ MODEL: Final = (
 
 
 _TIMED: Final = 3
-"""Batches that are timed, at least, after one that is not."""
+"""Batches that are timed, after one that warms up."""
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """The (view, row) pairs of a sample, ascending."""
+
+    views: Int64[np.ndarray, " rows"]
+    """View of each row."""
+    rows: Int64[np.ndarray, " rows"]
+    """Row of the store."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def spread_rows(num_rows: int, views: int, most: int) -> SampleRows:
+    """Return at most `most` of the rows of all views, evenly spread.
+
+    >>> spread = spread_rows(6, 2, 4)
+    >>> spread.views.tolist(), spread.rows.tolist()
+    ([0, 0, 1, 1], [1, 4, 1, 4])
+    """
+    total = num_rows * views
+    count = min(most, total)
+    chosen = (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+    return SampleRows(chosen // num_rows, chosen % num_rows)
 
 
 @dataclass(frozen=True)
 class TeacherSample:
-    """Logits of one teacher, or of a model of it."""
+    """Logits of one teacher, or of the model."""
 
-    source: Source
-    """Where they are from."""
+    source: Origin
+    """Origin of the logits."""
     logits: Float32[np.ndarray, "rows classes"]
-    """Of the rows of the sample, in its order; any additive constant per row."""
+    """Logits of the sample, in its order; any additive constant per row."""
     is_rounded: bool
-    """Whether they come from a float16 capture, so that what float16 loses cannot be seen in them."""
+    """Whether they come from a float16 capture, so that the error of float16 cannot be seen in them."""
     rows_per_second: float
-    """Rows that the network alone computes in a second, in batches of the experiment; without reading inputs."""
+    """Rows a second of the network alone, in batches of the experiment, without reading inputs."""
 
 
 def sample_teacher(
-    experiment: Experiment,
-    member: TeacherMember,
-    rows: TransferRows,
-    models: Models,
-    store: Store | None,
-    sample: SampleRows,
-    grid: Grid,
-    make_view: Augment | None,
-    *,
-    device: str | None = None,
-    progress: Progress = silent,
+    work: Workspace, member: TeacherMember, sample: SampleRows, make_view: Augment | None
 ) -> TeacherSample:
-    """The logits of a teacher on a sample, and its speed.
+    """Return the logits of a teacher on a sample, and its speed. make_view: makes a view of rows' inputs.
 
-    grid: its blocks are those of the store, which batches do not straddle. make_view: makes a view of rows' inputs.
-    Raises BadLogitsError where the network fails or gives what cannot be stored, BadDataError for weights that are
-    not there or do not fit.
+    Raises BadLogitsError where the network fails or its logits cannot be stored, BadDataError for weights that are
+    missing or do not fit.
     """
-    where = f"teacher {member.name!r}"
-    runs = Runner(experiment, rows, make_view, where)
-    record = find_teacher(experiment, member, rows, models)
-    if record is not None:
-        module = load_teacher(experiment, member, rows, models, device)
+    experiment, rows, progress, where = work.experiment, work.rows, work.progress, f"teacher {member.name!r}"
+    settings = experiment.cache
+
+    def run(module: nn.Module, inputs: np.ndarray) -> np.ndarray:
+        return run_model(module, inputs, settings.batch_size, where=where, precision=settings.precision)
+
+    if find_teacher(work, member) is not None:
+        module = load_teacher(work, member)
         logits = np.empty((len(sample), rows.num_classes), np.float32)
         task, done = f"running {where} on a sample", 0
         progress(task, done, len(sample))
-        for view, batch in _batches(sample, grid, experiment.cache.batch_size):
-            values = runs.batch(module, batch, view)
-            check_classes(values, rows.num_classes, where)
-            check_finite(values, int(batch[0]), f"{where}, view {view}")
-            logits[done : done + len(batch)] = values
-            done += len(batch)
-            progress(task, done, len(sample))
-        return TeacherSample("teacher", logits, False, runs.rows_per_second(module))
-    with torch.random.fork_rng(devices=[]):
-        untrained = build_model(
-            member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
-        )
-    speed = runs.rows_per_second(untrained.to(choose_device(device)).eval())
-    capture = usable_capture(experiment, member, rows, store)
-    if capture is None:
-        return TeacherSample("model", modelled_logits(len(sample), rows.num_classes), False, speed)
-    return TeacherSample("capture", _read(capture, sample), capture.encoding.kind == "float16", speed)
+        for view in np.unique(sample.views).tolist():
+            of_view = sample.rows[sample.views == view]
+            for batch in np.split(of_view, range(settings.batch_size, len(of_view), settings.batch_size)):
+                inputs, _ = rows.fetch(rows.source[batch].tolist())
+                values = run(module, inputs if make_view is None else make_view(inputs, view, batch))
+                check_classes(values, rows.num_classes, where)
+                first = int(
+                    np.argmin(np.isfinite(values).all(axis=1))
+                )  # rows of a batch need not be neighbours
+                check_finite(values[first:], int(batch[first]), f"{where}, view {view}")
+                logits[done : done + len(batch)] = values
+                done += len(batch)
+                progress(task, done, len(sample))
+        found = TeacherSample("teacher", logits, False, 0.0)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            module = build_model(
+                member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+            )
+        module = module.to(work.choose_device()).eval()
+        capture = usable_capture(experiment, member, rows, work.find_store())
+        if capture is None:
+            found = TeacherSample("model", modelled_logits(len(sample), rows.num_classes), False, 0.0)
+        else:
+            views = np.unique(sample.views).tolist()
+            logits = np.concatenate([capture.read(sample.rows[sample.views == view], view) for view in views])
+            found = TeacherSample("capture", logits, capture.encoding.kind == "float16", 0.0)
+    inputs, _ = rows.rows(range(min(settings.batch_size, len(rows))))
+    seconds = []
+    for _ in range(1 + _TIMED):
+        started = time.perf_counter()
+        run(module, inputs)  # copies the logits to the host, which waits for the device
+        seconds.append(time.perf_counter() - started)
+    speed = len(inputs) / statistics.median(seconds[1:])
+    return replace(found, rows_per_second=speed)
 
 
 def usable_capture(
     experiment: Experiment, member: TeacherMember, rows: TransferRows, store: Store | None
 ) -> Capture | None:
-    """The sealed capture of a teacher that this experiment would make but for its encoding; None where there is none.
+    """Return the sealed capture of a teacher that this experiment would make but for its encoding; None without one.
 
-    One by an error budget or of the k largest logits is not used: what it has lost would look like a small teacher.
-    Its weights are not compared: there are none to compare with.
+    An encoded capture is not used: its losses would look like a smaller teacher. Its weights are not compared: there are
+    none to compare with.
     """
     if store is None or member.name not in store.teachers:
         return None
     capture = store.teachers[member.name]
-    theirs = dict(capture.part.spec.identity)
+    theirs = with_stable_names(capture.part.spec.identity)
     ours = as_json(capture_identity(experiment, member, rows, "")) | {"views": experiment.cache.views}
     made_by = theirs.get("teacher")
     if isinstance(made_by, dict):
@@ -144,7 +176,7 @@ def usable_capture(
 
 
 def modelled_logits(num_rows: int, num_classes: int) -> Float32[np.ndarray, "rows classes"]:
-    """Logits of no teacher: see `MODEL`.
+    """Return logits of no teacher: see `MODEL`.
 
     >>> float(modelled_logits(1000, 100).max()) > 10
     True
@@ -154,73 +186,3 @@ def modelled_logits(num_rows: int, num_classes: int) -> Float32[np.ndarray, "row
     for _ in range(PEAKS):
         logits[np.arange(num_rows), random.integers(0, num_classes, num_rows)] += np.float32(HEIGHT)
     return logits
-
-
-class Runner:
-    """Runs networks on rows of the transfer set, batch by batch, and takes the time."""
-
-    def __init__(
-        self, experiment: Experiment, rows: TransferRows, make_view: Augment | None, where: str
-    ) -> None:
-        """where: who is run, for messages."""
-        self._experiment = experiment
-        self._rows = rows
-        self._make_view = make_view
-        self._where = where
-        self._whole = min(experiment.cache.batch_size, len(rows))
-        self._seconds: list[float] = []  # of whole batches, the first of which is warming up
-        self._last: Shaped[np.ndarray, "rows ..."] | None = None  # inputs of such a one
-
-    def batch(
-        self, module: nn.Module, batch: Int64[np.ndarray, " rows"], view: int
-    ) -> Float32[np.ndarray, "rows classes"]:
-        """Logits of some rows of a view, at most a batch of them."""
-        inputs, _ = self._rows.fetch(self._rows.source[batch].tolist())
-        shown = inputs if self._make_view is None else self._make_view(inputs, view, batch)
-        return self._run(module, shown)
-
-    def rows_per_second(self, module: nn.Module) -> float:
-        """The speed of a network: the median of whole batches, as many as are needed beside those that were run."""
-        if self._last is None:
-            self._last = self._rows.rows(range(self._whole))[0]
-        while len(self._seconds) <= _TIMED:
-            self._run(module, self._last)
-        return self._whole / statistics.median(self._seconds[1:])
-
-    def _run(
-        self, module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."]
-    ) -> Float32[np.ndarray, "rows classes"]:
-        settings = self._experiment.cache
-        started = time.perf_counter()
-        # The logits are copied to the host, which waits for the device.
-        logits = run_model(
-            module, inputs, settings.batch_size, where=self._where, precision=settings.precision
-        )
-        if len(inputs) == self._whole:
-            self._seconds.append(time.perf_counter() - started)
-            self._last = inputs
-        return logits
-
-
-def _batches(
-    sample: SampleRows, grid: Grid, batch_size: int
-) -> Iterator[tuple[int, Int64[np.ndarray, " rows"]]]:
-    """The rows of a sample in the batches of a teacher: (view, rows).
-
-    A sample that is whole is cut as stage one cuts it, so that a network whose logits depend on their batch gives the
-    very same; another one is in as few batches as there can be.
-    """
-    for view in np.unique(sample.views).tolist():
-        rows = sample.rows[sample.views == view]
-        pieces = [rows]
-        if sample.is_whole:
-            pieces = [rows[list(grid.rows(block))] for block in range(grid.num_blocks)]
-        for piece in pieces:
-            for start in range(0, len(piece), batch_size):
-                yield view, piece[start : start + batch_size]
-
-
-def _read(capture: Capture, sample: SampleRows) -> Float32[np.ndarray, "rows classes"]:
-    """The rows of a sample as a capture has them."""
-    views = np.unique(sample.views).tolist()
-    return np.concatenate([capture.read(sample.rows[sample.views == view], view) for view in views])

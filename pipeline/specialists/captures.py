@@ -1,39 +1,35 @@
-"""How do specialists' logits get into a store: who is run, with which correction, and under which name?
+"""Captures of specialists: their logits in the store, with the correction for the shares of their batches.
 
-The pass is stage one's (`cache`): the same batches, views, checks of the inputs, commits and ranks. What differs are
-the columns, of which a capture's `classes` say what they are, and that the correction for the shares of a batch is in
-the logits (`dustbin`), which its identity says: whoever combines them adds nothing.
+The pass is that of stage one: the same batches, views, checks of the inputs, commits and ranks. The columns differ, which
+a capture's `classes` name; and the correction (`dustbin`) is in the logits, as the identity states, so that the
+combination adds nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ...storage.progress import Progress, silent
+from ..cache.capture import ReadyTeacher
 from ..cache.monitor import Quality
-from ..cache.notes import capture_notes
-from ..cache.stage import ReadyTeacher, capture_teachers, runner_of, try_teachers_out
-from ..cache.todo import check_samples, find_teacher
-from ..experiment.document import Experiment
-from ..models.records import Models
-from ..runtime.ranks import ALONE, Ranks
-from ..transfer import TransferRows
+from ..cache.stage import capture_teachers, ready_teacher, try_teachers_out
+from ..cache.todo import check_samples
+from ..models.records import Record
 from ..views import experiment_views
+from ..workspace import Workspace
 from .dustbin import DUSTBIN
 from .todo import (
     KIND,
     SpecialistRun,
     columns_of,
-    find_specialist,
-    missing_specialist_captures,
+    find_specialists,
+    missing_captures,
     names_of,
     special_rows,
     specialist_capture_identity,
     specialist_encoding,
-    specialist_runs,
+    table_of,
 )
 from .training import load_specialist
 
@@ -42,49 +38,37 @@ TOGETHER = 8
 
 
 def capture_specialists(
-    experiment: Experiment,
-    store: Store,
-    models: Models,
-    *,
-    rows: TransferRows | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-    ranks: Ranks = ALONE,
-    onto: tuple[Experiment, Store] | None = None,
+    work: Workspace, missing: Sequence[SpecialistRun] | None = None, *, onto: Workspace | None = None
 ) -> list[str]:
-    """Run every trained specialist that is not captured yet over the transfer set, and seal its logits; their names.
+    """Run the trained specialists over the transfer set and seal their logits; their names.
 
-    rows: the transfer set that they are run over, where the caller has it at hand. ranks: processes that do it
-    together, all of which call this. onto: another experiment of the same teachers, on another transfer set, and its
-    store, in which the generalist is captured: the specialists of `store` are run over that one.
-    Raises BadDataError for one that is not trained, SpecMismatch where a capture has its name and is of something else,
+    missing: the specialists to be run, if the caller has found them (`missing_captures`). onto: a workspace of the same
+    teachers on another transfer set, in whose store the generalist is captured; the specialists of `work` are then run
+    over that one, with its ranks. All ranks call this.
+    Raises BadDataError for a specialist that is not trained, SpecMismatch for a capture of its name and another identity,
     and as `cache`.
     """
-    shown, there = (experiment, store) if onto is None else onto
-    rows = TransferRows(shown) if rows is None else rows
-    check_samples(there, rows)
-    _check_generalist(experiment, store, there)
-    missing = missing_specialist_captures(experiment, rows, models, store, onto=onto)
-    ranks.counts(0)  # all have looked before one of them writes
-    own = rows if onto is None else TransferRows(experiment)
-    make_view = experiment_views(shown, rows)
+    onto = onto or work
+    check_samples(onto.store, onto.rows)
+    _check_generalist(work, onto)
+    records = find_specialists(work)
+    if missing is None:
+        missing = missing_captures(work, records, onto)
+    onto.ranks.counts(0)  # all have looked before one of them writes
+    make_view = experiment_views(onto.experiment, onto.rows)
     for start in range(0, len(missing), TOGETHER):
-        some = missing[start : start + TOGETHER]
-        ready = [
-            _prepare(experiment, run, store, models, shown, there, rows, own, ranks.device(device))
-            for run in some
-        ]
-        try_teachers_out(shown, rows, ready, make_view, ranks)
-        quality = SpecialistQuality({one.name: one.columns for one in ready}, there.num_classes)
-        capture_teachers(shown, there, rows, ready, make_view, quality, progress=progress, ranks=ranks)
+        ready = [_prepare(work, run, records[run], onto) for run in missing[start : start + TOGETHER]]
+        try_teachers_out(onto, ready, make_view)
+        quality = SpecialistQuality({one.name: one.columns for one in ready}, onto.store.num_classes)
+        capture_teachers(onto, ready, make_view, quality)
     return names_of(missing)
 
 
 class SpecialistQuality(Quality):
-    """How good specialists are, each on its own classes and the dustbin."""
+    """Tallies of specialists, each on its own classes and the dustbin."""
 
     def __init__(self, columns: Mapping[str, Int64[np.ndarray, " columns"]], num_classes: int) -> None:
-        """columns: by specialist, the class of each of its logits, -1 the dustbin."""
+        """Start from zero. columns: by specialist, the class of each of its logits, -1 the dustbin."""
         super().__init__(list(columns))
         self._column = {name: column_of(classes, num_classes) for name, classes in columns.items()}
 
@@ -95,77 +79,59 @@ class SpecialistQuality(Quality):
         logits: Float[np.ndarray, "rows columns"],
         labels: Int64[np.ndarray, " rows"],
     ) -> None:
-        """See `Quality`; a label is the column that stands for it. Specialists are not compared with each other."""
+        """Count the rows of a block, each label as the column that stands for it."""
         columns = np.where(labels >= 0, self._column[teacher][np.maximum(labels, 0)], -1)
         super().note(teacher, at, logits, columns)
 
     def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
-        """Nothing: the columns of each mean something else."""
+        """Do nothing: the columns of specialists cannot be compared."""
 
 
 def column_of(classes: Int64[np.ndarray, " columns"], num_classes: int) -> Int64[np.ndarray, " classes"]:
-    """By class, the column that stands for it: its own, or the dustbin's; -1 where there is neither.
+    """Return, by class, the column that stands for it: its own, or the dustbin's; -1 if there is neither.
 
     >>> column_of(np.array([1, 3, -1]), 5).tolist()
     [2, 0, 2, 1, 2]
     """
-    dustbin = np.flatnonzero(classes == DUSTBIN)
-    found = np.full(num_classes, dustbin[0] if len(dustbin) else -1, np.int64)
-    own = np.flatnonzero(classes != DUSTBIN)
-    found[classes[own]] = own
-    return found
+    dustbin, own = np.flatnonzero(classes == DUSTBIN), np.flatnonzero(classes != DUSTBIN)
+    columns = np.full(num_classes, dustbin[0] if len(dustbin) else -1, np.int64)
+    columns[classes[own]] = own
+    return columns
 
 
-def _check_generalist(experiment: Experiment, store: Store, there: Store) -> None:
-    """Refuse to capture beside another generalist than the one that they began from. Raises BadDataError."""
-    name = experiment.generalist.name
-    weights = [str(one.teachers[name].part.spec.identity["teacher"]["weights"]) for one in (store, there)]
-    if weights[0] != weights[1] or store.num_classes != there.num_classes:
+def _check_generalist(work: Workspace, onto: Workspace) -> None:
+    """Refuse a generalist other than the one that the specialists began from. Raises BadDataError."""
+    name = work.experiment.generalist.name
+    began, there = (
+        str(one.store.teachers[name].part.spec.identity["teacher"]["weights"]) for one in (work, onto)
+    )
+    if began != there or work.store.num_classes != onto.store.num_classes:
         raise BadDataError(
-            f"{there.path}: teachers/{name}",
-            expected=f"the generalist that the specialists began from, of weights {weights[0]}",
-            found=weights[1],
+            f"{onto.store.path}: teachers/{name}",
+            expected=f"the generalist that the specialists began from, of weights {began}",
+            found=there,
             remedy="cache that one there",
         )
 
 
-def _prepare(
-    experiment: Experiment,
-    run: SpecialistRun,
-    home: Store,
-    models: Models,
-    shown: Experiment,
-    there: Store,
-    rows: TransferRows,
-    own: TransferRows,
-    device: str | None,
-) -> ReadyTeacher:
-    """A specialist as it is run. own: the transfer set that it was trained on. Raises BadDataError for one that is not."""
-    member, special = experiment.generalist, special_rows(experiment, run, home)
-    record = find_specialist(experiment, run, home, models, find_teacher(experiment, member, own, models))
+def _prepare(work: Workspace, run: SpecialistRun, record: Record | None, onto: Workspace) -> ReadyTeacher:
+    """Make a trained specialist ready to run. Raises BadDataError for one that is not trained."""
     where = f"specialist {run.name!r}"
     if record is None:
         raise BadDataError(
             where,
-            expected=f"its weights, {models.weights_path(KIND, run.name)}",
+            expected=f"its weights, {work.models.weights_path(KIND, run.name)}",
             found="none that were trained with this experiment and store",
             remedy="run `logitstore train` with them",
         )
-    network = load_specialist(experiment, run, special, home.num_classes, models, rows=rows, device=device)
-    runner, is_begun = runner_of(shown, network, where, there, run.name)
-    return ReadyTeacher(
-        run.name,
-        runner,
-        specialist_capture_identity(
-            experiment, run, home, record.weights, onto=there, shown=shown, rows=rows
-        ),
-        capture_notes(experiment, member, runner.device.type),
-        specialist_encoding(experiment, shown),
-        columns_of(experiment, special.classes, home.num_classes),
-        is_begun,
+    special = special_rows(work, run)
+    return ready_teacher(
+        onto,
+        work.experiment.generalist,
+        load_specialist(work, run, special),
+        where=where,
+        name=run.name,
+        identity=specialist_capture_identity(work, run, record.weights, onto),
+        encoding=specialist_encoding(work, onto),
+        columns=columns_of(table_of(work.experiment), special.classes, work.store.num_classes),
     )
-
-
-def specialist_names(experiment: Experiment, store: Store) -> list[str]:
-    """The names of all specialists of an experiment."""
-    return names_of(specialist_runs(experiment, store))

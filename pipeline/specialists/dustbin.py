@@ -1,10 +1,9 @@
-"""How does a specialist that saw its own classes too often come to speak of them as often as they occur?
+"""The correction of a specialist's dustbin for the share of special rows in its batches. Imports no torch.
 
-A specialist's batches are special rows to a share s, while π of the transfer set is special. Trained to the end, its
-posteriors are those of a world with the prior s: the odds of special against the rest are too high by
-s(1 - π) / ((1 - s)π). That is a constant, so that its logarithm, added to the dustbin's logit, brings the natural
-prior back; exactly, whatever the classes look like, as Bayes' rule has the prior as a factor. For s = 1/2 it is
-log((1 - π) / π). Needs no torch.
+A share s of a specialist's batches is special, but only a share π of the transfer set. Trained to convergence, its posteriors
+hold for the prior s: the odds of special against the rest are too high by s(1 - π) / ((1 - s)π). The prior is a factor in
+Bayes' rule, so that this is a constant whatever the classes look like: its logarithm, added to the dustbin's logit, restores
+the natural prior exactly. For s = 1/2 it is log((1 - π) / π).
 
 Source: Hinton et al. 2015, section 5.2 ("we increment the logit of the dustbin class by the log of the proportion by
 which the specialist class is oversampled").
@@ -20,15 +19,14 @@ from jaxtyping import Float, Int64
 from ...storage.errors import ConfigError
 
 DUSTBIN: Final = -1
-"""What a capture's `classes` call the dustbin class."""
-
+"""The dustbin class in a capture's `classes`."""
 
 CORRECTED: Final = "dustbin_corrected"
-"""The key of a specialist's `head` that says whether the correction is in its logits."""
+"""Key of a specialist's `head`: whether the correction is in its logits."""
 
 
 def dustbin_shift(prior: float, share: float) -> float:
-    """What is added to the dustbin's logit, nats: log(s(1 - π) / ((1 - s)π)).
+    """Return the number to add to the dustbin's logit, nats: log(s(1 - π) / ((1 - s)π)).
 
     prior: π, the share of special rows in the transfer set. share: s, the same in a batch. Both between 0 and 1.
     Raises ConfigError.
@@ -52,11 +50,10 @@ def dustbin_shift(prior: float, share: float) -> float:
 def shifts(
     classes: Int64[np.ndarray, " columns"], special: Int64[np.ndarray, " special"], prior: float, share: float
 ) -> Float[np.ndarray, " columns"]:
-    """What is added to each column's logit, float32 nats: the shift to those that are no special class, 0 to the others.
+    """Return the numbers to add to each column, float32 nats: the shift for all but special classes, which get 0.
 
-    classes: the class of each column, -1 the dustbin. special: the special classes. Of a softmax over all classes the
-    columns of the others are raised alike: then it is exact as far as rows that are not special were trained with
-    targets that have no mass on special classes.
+    classes: the class of each column, -1 the dustbin. special: the special classes. In a softmax over all classes this
+    raises every other column alike. It is exact if the targets of other rows have no mass on special classes.
     """
     others = ~np.isin(classes, special)
     return np.where(others, dustbin_shift(prior, share), 0.0).astype(np.float32)
@@ -67,13 +64,13 @@ def correct_dustbin(
     classes: Int64[np.ndarray, " columns"],
     head: Mapping[str, Any],
 ) -> tuple[Float[np.ndarray, "rows columns"], dict[str, Any]]:
-    """A specialist's logits as they are where special rows are as frequent as in the transfer set.
+    """Correct a specialist's logits for the share of special rows in the transfer set.
 
     logits: of its set and the dustbin, nats, as it was trained, any additive constant a row.
     classes: the class of each column, of which one is -1.
-    head: what is known of it: `prior`, `share`, and whether the correction is in already (`dustbin_corrected`).
-    Returns the corrected logits and the head that says so, for whoever keeps them. Raises ConfigError where the
-    correction is in already, or there is no dustbin.
+    head: `prior`, `share`, and whether the correction is in already (`dustbin_corrected`).
+    Returns the corrected logits and the head that states it. Raises ConfigError for logits that are corrected already, or
+    have no dustbin.
 
     >>> z, head = correct_dustbin(np.zeros((1, 2)), np.array([7, -1]), {"prior": 0.1, "share": 0.5})
     >>> (np.exp(z) / np.exp(z).sum()).round(3).tolist(), head["dustbin_corrected"]

@@ -1,18 +1,16 @@
-"""How does a generalist become a specialist: what gives the logit of the dustbin class, and with what does it begin?
+"""The heads that turn a generalist into a specialist, and the dustbin logit that each begins with.
 
-`JointDustbin` keeps the whole network. The dustbin stands for all other classes, and its logit is their joint one,
-log Σ exp. So the specialist begins exactly where the generalist is, and what tells its set from the rest is not to be
-learned anew.
+`JointDustbin` keeps the whole network. The dustbin stands for all other classes, and its logit is theirs together,
+log Σ exp. So the specialist begins exactly where the generalist is.
 
-`replace_head` has it as the paper: a new head, with an output for each class of the set and one for the dustbin.
+`replace_head` follows the paper: a new head, with an output for each class of the set and one for the dustbin.
 
-1. The head is the last `Linear` with as many outputs as there are classes, or the one that the experiment names.
-2. The new head has an output for each class of the set, and one for the dustbin class. Outputs of classes are the
-   generalist's own rows. The dustbin stands for all others at once, whose joint logit is log Σ exp; its row is the
-   tangent of that function at features of zero: the same value there, and the same slope.
-3. All else is the generalist's, and is trained on with it.
+1. The head is the last `Linear` with as many outputs as there are classes, or the layer that the experiment names.
+2. The outputs of classes keep the generalist's rows. The row of the dustbin is the tangent of log Σ exp of all other
+   outputs at features of zero: the same value there, and the same slope.
+3. All other layers are the generalist's, and are trained further.
 
-Either way the logits are those of the shares of a training batch; `Corrected` brings the natural prior back.
+In both, the logits hold for the shares of a training batch; `Corrected` restores the natural prior.
 
 Source: Hinton et al. 2015, section 5.2.
 """
@@ -27,16 +25,16 @@ from ...storage.errors import BadDataError, ConfigError
 
 
 class JointDustbin(nn.Module):
-    """A network of all classes as a specialist: the logits of its set, and the joint one of the others."""
+    """A network of all classes as a specialist: the logits of its set, and the joint logit of all others."""
 
     own: Tensor
     others: Tensor
 
     def __init__(self, network: nn.Module, classes: Sequence[int], num_classes: int, offset: float) -> None:
-        """Keep a network of so many classes.
+        """Keep a network of `num_classes` classes.
 
-        classes: of the set, ascending, neither none nor all. offset: added to the dustbin's logit, nats: the logarithm of
-        how much more frequent others are in a training batch than in what the network knows.
+        classes: the set, ascending, neither none nor all. offset: added to the dustbin's logit, nats: the logarithm of the
+        odds of others in a training batch over those in the network's own training.
         """
         super().__init__()
         self.network, self.offset = network, offset
@@ -46,17 +44,17 @@ class JointDustbin(nn.Module):
         self.register_buffer("others", others.nonzero()[:, 0], persistent=False)
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch columns"]:
-        """Logits of the set, in order, and of the dustbin, float32, nats."""
+        """Return the logits of the set, in order, and of the dustbin, float32, nats."""
         logits: Tensor = self.network(inputs).float()
         joint = torch.logsumexp(logits[:, self.others], dim=1, keepdim=True) + self.offset
         return torch.cat([logits[:, self.own], joint], dim=1)
 
 
 def find_head(module: nn.Module, num_classes: int, *, where: str, name: str | None = None) -> str:
-    """The name of the layer that gives a module's logits.
+    """Find the name of the layer that gives a module's logits.
 
-    where: who it is, for messages. name: the layer, where the caller knows it.
-    Raises ConfigError for a name that is no such layer, BadDataError where none can be found.
+    where: the module in messages. name: the layer, if the caller knows it.
+    Raises ConfigError for a name that is no such layer, BadDataError if there is none.
     """
     layers = dict(module.named_modules())
     fitting = [
@@ -89,9 +87,9 @@ def find_head(module: nn.Module, num_classes: int, *, where: str, name: str | No
 
 
 def specialist_layer(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
-    """A head for some of the classes and the dustbin, which comes last; made of the rows of `head`.
+    """Make a head for some classes and the dustbin, which is last, from the rows of `head`.
 
-    classes: ascending, neither none nor all of them.
+    classes: ascending, neither none nor all.
     """
     others = [number for number in range(head.out_features) if number not in set(classes)]
     weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
@@ -106,7 +104,7 @@ def specialist_layer(head: nn.Linear, classes: Sequence[int]) -> nn.Linear:
 def dustbin_row(
     weight: Float[Tensor, "others features"], bias: Float[Tensor, " others"] | None
 ) -> tuple[Float[Tensor, " features"], Float[Tensor, ""]]:
-    """Weights and bias of one output for many: the tangent of log Σ exp(w·h + b) at h = 0."""
+    """Merge many outputs into one, weights and bias: the tangent of log Σ exp(w·h + b) at h = 0."""
     logits = weight.new_zeros(len(weight)) if bias is None else bias
     return torch.softmax(logits, dim=0) @ weight, torch.logsumexp(logits, dim=0)
 
@@ -114,15 +112,15 @@ def dustbin_row(
 def replace_head(
     module: nn.Module, classes: Sequence[int], num_classes: int, *, where: str, name: str | None = None
 ) -> str:
-    """Give a module, in place, a head for some of its classes and the dustbin; the name of the layer.
+    """Replace the head of a module, in place, by one for some classes and the dustbin; the name of the layer.
 
-    Raises as `find_head`. Whether the layer did give the logits shows when the module is run: `check_model`.
+    Raises as `find_head`. `check_model` shows afterwards whether the layer did give the logits.
     """
-    found = find_head(module, num_classes, where=where, name=name)
-    parent, _, child = found.rpartition(".")
-    layer = module.get_submodule(found)
-    assert isinstance(layer, nn.Linear)  # find_head looks for nothing else
-    if not found:
+    head = find_head(module, num_classes, where=where, name=name)
+    parent, _, child = head.rpartition(".")
+    layer = module.get_submodule(head)
+    assert isinstance(layer, nn.Linear)  # find_head accepts no other layer
+    if not head:
         raise BadDataError(
             where,
             expected="a network with a head",
@@ -130,16 +128,16 @@ def replace_head(
             remedy="wrap it in a module",
         )
     setattr(module.get_submodule(parent), child, specialist_layer(layer, classes))
-    return found
+    return head
 
 
 class Corrected(nn.Module):
-    """A specialist whose logits are those of the natural prior."""
+    """A specialist with the logits of the natural prior."""
 
     shift: Tensor
 
     def __init__(self, network: nn.Module, shift: Float[Tensor, " columns"]) -> None:
-        """shift: what is added to each column, as `dustbin.shifts` gives it. Raises ConfigError for a second one."""
+        """Add `shift`, of `dustbin.shifts`, to each column. Raises ConfigError for a network that is corrected already."""
         super().__init__()
         if isinstance(network, Corrected):
             raise ConfigError(
@@ -152,6 +150,6 @@ class Corrected(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch columns"]:
-        """The corrected logits, float32, nats."""
+        """Return the corrected logits, float32, nats."""
         logits: Tensor = self.network(inputs)
         return logits.float() + self.shift

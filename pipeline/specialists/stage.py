@@ -1,32 +1,24 @@
-"""How do specialists come about, from the clustering to the capture that combines them, doing only what is not done?
-
-1. Train those that are not trained (`specialists`).
-2. Run those that are not captured over the transfer set (`specialist_captures`).
-3. Put them together with the generalist, where the experiment asks for that (`combine`).
-"""
+"""Specialists from the clustering to the capture that combines them: trained, run over the transfer set, combined."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from ...storage.api import Store
-from ...storage.progress import Progress, silent
-from ..experiment.document import Experiment
-from ..models.records import Models
-from ..runtime.ranks import ALONE, Ranks
-from ..transfer import TransferRows
+from ..combine.todo import needs_combination
+from ..experiment.tables import Combine
+from ..workspace import Workspace
 from .todo import (
-    check_combined_names,
-    missing_specialist_captures,
-    missing_specialists,
+    SpecialistsTodo,
+    find_specialists,
+    find_todo,
+    missing_captures,
     names_of,
-    needs_combination,
     specialist_runs,
 )
 
 
 @dataclass(frozen=True)
 class SpecialistsDone:
-    """What a call of `make_specialists` did."""
+    """The work of a call of `make_specialists`."""
 
     trained: tuple[str, ...] = ()
     """Specialists that were trained now."""
@@ -36,100 +28,50 @@ class SpecialistsDone:
     """The capture that was combined now."""
 
 
-@dataclass(frozen=True)
-class SpecialistsPending:
-    """What of the specialists is still to be done."""
-
-    train: tuple[str, ...] = ()
-    """Specialists to be trained."""
-    capture: tuple[str, ...] = ()
-    """Specialists to be run."""
-    combine: str | None = None
-    """The capture to be combined."""
-
-    def __bool__(self) -> bool:
-        return bool(self.train or self.capture or self.combine)
-
-    def lines(self) -> list[str]:
-        """A line for each thing to do."""
-        lines = [f"train specialist {name}" for name in self.train]
-        lines += [f"capture specialist {name}" for name in self.capture]
-        return lines + ([f"combine into {self.combine}"] if self.combine else [])
-
-
-def pending_specialists(
-    experiment: Experiment, rows: TransferRows, models: Models, store: Store | None
-) -> SpecialistsPending:
-    """What of an experiment's specialists is still to be done. Changes nothing.
-
-    Raises PartNotFound for a clustering that is not there and will not be made, SpecMismatch where something in the
-    store has a name of the experiment and is something else.
-    """
-    if experiment.specialists is None:
-        return SpecialistsPending()
-    if store is not None:
-        check_combined_names(experiment, store)
-    train = names_of(missing_specialists(experiment, rows, models, store))
-    capture = names_of(missing_specialist_captures(experiment, rows, models, store))
-    combine = None
-    if experiment.combine is not None and (
-        train or capture or store is None or needs_combination(experiment, store)
-    ):
-        combine = experiment.combine.name
-    return SpecialistsPending(tuple(train), tuple(capture), combine)
-
-
 def make_specialists(
-    experiment: Experiment,
-    store: Store,
-    models: Models,
-    *,
-    rows: TransferRows | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-    ranks: Ranks = ALONE,
-    scheduler: Any = None,
+    work: Workspace, todo: SpecialistsTodo | None = None, *, scheduler: Any = None
 ) -> SpecialistsDone:
-    """Train, capture and combine what of an experiment's specialists is not; nothing for an experiment without.
+    """Train, capture and combine the missing specialists; nothing for an experiment without any.
 
-    rows: the transfer set, where the caller has it at hand. ranks: processes that do it together, all of which call
-    this. scheduler: a `distributed.Client` on whose workers they are trained. Raises whatever a step raises; called
-    again it goes on.
+    todo: the missing ones, if the caller has found them (`find_todo`). All ranks call this. scheduler: a
+    `distributed.Client` on whose workers they are trained. Raises what a step raises; called again, it resumes.
     """
-    if experiment.specialists is None:
+    experiment, ranks = work.experiment, work.ranks
+    table = experiment.specialists
+    if table is None:
         return SpecialistsDone()
     from .captures import capture_specialists
     from .training import train_specialists
 
-    rows = TransferRows(experiment) if rows is None else rows
-    common: dict[str, Any] = {"rows": rows, "device": device, "progress": progress, "ranks": ranks}
-    trained = train_specialists(experiment, store, models, scheduler=scheduler, **common)
+    todo = find_todo(work) if todo is None else todo
+    trained = train_specialists(work, todo.train, scheduler=scheduler)
     captured: list[str] = []
-    if experiment.specialists.capture:
-        captured = capture_specialists(experiment, store, models, **common)
+    if table.capture:
+        missing = missing_captures(work, find_specialists(work)) if trained else todo.capture
+        captured = capture_specialists(work, missing)
     combined = None
     if experiment.combine is not None:
-        if ranks.is_first and needs_combination(experiment, store):
-            combined = _combine(experiment, store, progress)
+        names = names_of(specialist_runs(experiment, work.store))
+        generalist = experiment.generalist.name
+        if ranks.is_first and needs_combination(work.store, experiment.combine, generalist, names):
+            combined = _combine(work, experiment.combine, names)
         ranks.counts(0)
         if not ranks.is_first:
-            store.root.refresh()
+            work.store.refresh()
     return SpecialistsDone(tuple(trained), tuple(captured), combined)
 
 
-def _combine(experiment: Experiment, store: Store, progress: Progress) -> str:
-    """Write the capture that `[combine]` asks for; its name."""
+def _combine(work: Workspace, table: Combine, specialists: list[str]) -> str:
+    """Write the capture of `[combine]`; its name."""
     from ..combine.stage import combine
 
-    table = experiment.combine
-    assert table is not None  # whoever asks has looked
     combine(
-        store,
-        generalist=experiment.generalist.name,
-        specialists=[run.name for run in specialist_runs(experiment, store)],
+        work.store,
+        generalist=work.experiment.generalist.name,
+        specialists=specialists,
         name=table.name,
         top=table.top,
         direction=table.direction,
-        progress=progress,
+        progress=work.progress,
     )
     return table.name

@@ -1,17 +1,12 @@
-"""Which specialists are there to be, what does each follow from, and which are still to be trained or captured?
+"""Identities of specialists and their captures, and those that are missing. Imports no torch.
 
-As in `agenda`: everything that is made has an identity, and is done when something with that identity is there.
-
-    specialist   the generalist's weights, the clustering, its set, settings, seed     record beside its weights
-    capture      the specialist's weights, the generalist's capture, π, share, …       spec in the store
-    combination  the seals of generalist and specialists, the settings                 spec in the store
-
-Needs no torch.
+specialist   the generalist's weights, the clustering, its set, settings, seed     record beside its weights
+capture      the specialist's weights, the generalist's capture, π, share, …       spec in the store
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,28 +16,23 @@ from ...storage.checks import rows_by_share
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import BadDataError, ConfigError, PartNotFound
+from ...storage.format.constants import SAMPLES
 from ...storage.identity import as_json, check_same
 from ...storage.parts.reader import sets_of
-from ..cache.todo import capture_identity, find_teacher, with_agreed_batch
-from ..combine.stage import check_same_specialists
+from ..cache.todo import capture_identity, find_teacher, stated_identity
+from ..combine.todo import check_combined_names, needs_combination
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
-from ..experiment.tables import Specialists
-from ..models.records import Models, Record
-from ..transfer import TransferRows
+from ..experiment.tables import Combine, Specialists
+from ..models.loaders import stable_name
+from ..models.records import Record
+from ..workspace import Workspace
 from .dustbin import CORRECTED, DUSTBIN
 
 KIND = "specialists"
-"""The folder of their weights, in that of the models."""
+"""Folder of their weights, in that of the models."""
 
-
-_COMBINED: Final = "with which it was combined"
-
-
-_RENAME_COMBINATION: Final = "change it back, or give the new one another combine.name"
-
-
-_RENAME: Final = "change it back, or give the new ones another specialists.name"
+_RENAME = "change it back, or give the new ones another specialists.name"
 
 
 @dataclass(frozen=True)
@@ -50,16 +40,16 @@ class SpecialistRun:
     """One specialist, of one set."""
 
     name: str
-    """Its name in the store and of its files."""
+    """Name of its capture and of its files."""
     number: int
-    """Of its set, in the clustering."""
+    """Number of its set in the clustering."""
     seed: int
-    """Of its batches and of whatever is random in its training."""
+    """Seed of its batches and of all that is random in its training."""
 
 
 @dataclass(frozen=True, eq=False)
 class SpecialRows:
-    """Which rows are a specialist's, and how many of them come in a batch."""
+    """The rows of a specialist, in two strata, and the number of each in a batch."""
 
     classes: Int64[np.ndarray, " own"]
     """Its classes, ascending."""
@@ -68,7 +58,7 @@ class SpecialRows:
     others: Int64[np.ndarray, " others"]
     """Rows with another label, ascending."""
     batch: tuple[int, int]
-    """Of a batch: special rows, others."""
+    """Rows of each kind in a batch: special, others."""
 
     @property
     def prior(self) -> float:
@@ -77,12 +67,55 @@ class SpecialRows:
 
     @property
     def share(self) -> float:
-        """s: share of special rows in every batch, as it is in whole rows."""
+        """s: share of special rows in every batch, which has whole rows."""
         return self.batch[0] / sum(self.batch)
 
 
+@dataclass(frozen=True)
+class SpecialistsTodo:
+    """Missing specialists, captures and combination."""
+
+    train: tuple[SpecialistRun, ...] = ()
+    """Specialists to be trained."""
+    capture: tuple[SpecialistRun, ...] = ()
+    """Specialists to be run over the transfer set."""
+    combine: Combine | None = None
+    """The combination to be written."""
+
+    def __bool__(self) -> bool:
+        return bool(self.train or self.capture or self.combine)
+
+    def lines(self) -> list[str]:
+        """List what is to be done."""
+        lines = [f"train specialist {run.name}" for run in self.train]
+        lines += [f"capture specialist {run.name}" for run in self.capture]
+        return lines + ([f"combine into {self.combine.name}"] if self.combine else [])
+
+
+def find_todo(work: Workspace) -> SpecialistsTodo:
+    """Find the specialists, captures and combination that are missing. Changes nothing.
+
+    Raises PartNotFound for a clustering that neither is there nor will be made, SpecMismatch if something in the store
+    has a name of the experiment and another identity.
+    """
+    experiment, store = work.experiment, work.find_store()
+    if experiment.specialists is None:
+        return SpecialistsTodo()
+    names, table = [run.name for run in specialist_runs(experiment, store)], experiment.combine
+    if store is not None and table is not None:
+        check_combined_names(store, table, names)
+    records = find_specialists(work)
+    train, capture = missing_specialists(work, records), missing_captures(work, records)
+    if table is not None and not train and not capture and store is not None:
+        table = table if needs_combination(store, table, experiment.generalist.name, names) else None
+    return SpecialistsTodo(tuple(train), tuple(capture), table)
+
+
+# Specialists and their rows
+
+
 def table_of(experiment: Experiment) -> Specialists:
-    """`[specialists]`. Raises ConfigError where there is none."""
+    """Return `[specialists]`. Raises ConfigError for an experiment without it."""
     if experiment.specialists is None:
         raise ConfigError(
             "specialists",
@@ -94,27 +127,27 @@ def table_of(experiment: Experiment) -> Specialists:
 
 
 def specialist_runs(experiment: Experiment, store: Store | None) -> list[SpecialistRun]:
-    """Every specialist that there is to be, in the order of the sets; none for an experiment without.
+    """List the specialists of an experiment in the order of their sets; none if it has no such table.
 
-    store: where the clustering is; None where nothing is there yet. Raises ConfigError for a set that is not in it,
-    PartNotFound for a clustering that neither is there nor will be made.
+    store: the store of the clustering; None if there is none yet. Raises ConfigError for a set that the clustering does
+    not have, PartNotFound for a clustering that neither is there nor will be made.
     """
     table = experiment.specialists
     if table is None:
         return []
     name, own = experiment.clustering_name, experiment.cluster
-    if store is not None and name in store.clusterings:
+    if store is not None and store.find_part(f"clusters/{name}") is not None:
         known = len(sets_of(store.clustering(name), store.num_classes))
     elif own is not None and own.part_name == name:
         known = own.clusters
     else:
-        known_names = ", ".join(store.clusterings if store is not None else [])
+        there = ", ".join(store.clusterings if store is not None else [])
         raise PartNotFound(
             f"specialists.clustering = '{name}'",
             expected="a clustering of the store",
             found=f"no '{name}'",
             remedy="make it with `logitstore cluster`"
-            + (f", or name one that is there: {known_names}" if known_names else ""),
+            + (f", or name one that is there: {there}" if there else ""),
         )
     numbers = range(known) if table.sets == "all" else sorted(table.sets)
     if max(numbers) >= known:
@@ -124,16 +157,14 @@ def specialist_runs(experiment: Experiment, store: Store | None) -> list[Special
             found=str(max(numbers)),
             remedy="name sets that there are",
         )
-    return [
-        SpecialistRun(f"{experiment.specialist_prefix}-{number}", number, table.seed + number)
-        for number in numbers
-    ]
+    prefix = experiment.specialist_prefix
+    return [SpecialistRun(f"{prefix}-{number}", number, table.seed + number) for number in numbers]
 
 
 def special_classes(
     experiment: Experiment, run: SpecialistRun, store: Store
 ) -> Int64[np.ndarray, " special"]:
-    """The classes of a specialist, ascending. Raises BadDataError for a set that is none, or all classes."""
+    """Return the classes of a specialist, ascending. Raises BadDataError for a set of no class, or of all."""
     sets = sets_of(store.clustering(experiment.clustering_name), store.num_classes)
     classes = np.unique(sets[run.number])
     if not 1 <= len(classes) < store.num_classes:
@@ -146,14 +177,13 @@ def special_classes(
     return classes.astype(np.int64)
 
 
-def special_rows(experiment: Experiment, run: SpecialistRun, store: Store) -> SpecialRows:
-    """The rows that a specialist learns from: those with a label, in two strata.
+def special_rows(work: Workspace, run: SpecialistRun) -> SpecialRows:
+    """Return the labelled rows that a specialist learns from, in two strata.
 
-    Raises BadDataError for a store without labels, and for a set of which there is no row, or no other.
+    Raises BadDataError for a store without labels, and for a set without rows, or without others.
     """
-    table = table_of(experiment)
-    classes, labels = special_classes(experiment, run, store), store.samples.labels
-    where = f"specialist {run.name!r}"
+    table, labels = table_of(work.experiment), work.store.samples.labels
+    classes, where = special_classes(work.experiment, run, work.store), f"specialist {run.name!r}"
     known = labels >= 0
     if not known.any():
         raise BadDataError(
@@ -177,7 +207,7 @@ def special_rows(experiment: Experiment, run: SpecialistRun, store: Store) -> Sp
 
 
 def shown_classes(classes: Int64[np.ndarray, " special"]) -> str:
-    """Some classes in a few words.
+    """Shorten a list of classes.
 
     >>> shown_classes(np.arange(3)), shown_classes(np.arange(300))
     ('0, 1, 2', '0, 1, 2 … 299')
@@ -187,10 +217,10 @@ def shown_classes(classes: Int64[np.ndarray, " special"]) -> str:
 
 
 def columns_of(
-    experiment: Experiment, classes: Int64[np.ndarray, " special"], num_classes: int
+    table: Specialists, classes: Int64[np.ndarray, " special"], num_classes: int
 ) -> Int64[np.ndarray, " columns"]:
-    """The class of each of a specialist's outputs: its own and then the dustbin, or all of them."""
-    if table_of(experiment).variant == "full":
+    """Return the class of each output of a specialist: its own and then the dustbin, or all of them."""
+    if table.variant == "full":
         return np.arange(num_classes, dtype=np.int64)
     return np.append(classes, DUSTBIN).astype(np.int64)
 
@@ -198,14 +228,13 @@ def columns_of(
 # Training
 
 
-def specialist_identity(
-    experiment: Experiment, run: SpecialistRun, store: Store, generalist: Record
-) -> dict[str, Any]:
-    """What a specialist follows from. generalist: the record of its weights.
+def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record) -> dict[str, Any]:
+    """Return the identity of a specialist. generalist: the record of its weights.
 
-    Raises PartNotFound or StoreIncomplete where the generalist's capture or the clustering is not there.
+    Raises PartNotFound or StoreIncomplete if the generalist's capture or the clustering is not sealed.
     """
-    table, member, rows = table_of(experiment), experiment.generalist, special_rows(experiment, run, store)
+    experiment, store = work.experiment, work.store
+    table, member = table_of(experiment), experiment.generalist
     optional: dict[str, Any] = {} if table.head is None else {"head": table.head}
     if table.variant == "full":
         optional |= {"temperature": table.temperature}
@@ -213,13 +242,13 @@ def specialist_identity(
         "variant": table.variant,
         "generalist": {
             "name": member.name,
-            "factory": member.teacher.factory,
+            "factory": stable_name(member.teacher.factory),
             "args": member.teacher.args,
             "weights": generalist.weights,
         },
-        "clustering": _clustering(experiment, store),
+        "clustering": _clustering(work),
         "set": run.number,
-        "share": rows.share,
+        "share": special_rows(work, run).share,
         "views": table.views,
         **optional,
         "train": settled(
@@ -233,209 +262,122 @@ def specialist_identity(
     }
 
 
-def _clustering(experiment: Experiment, store: Store) -> dict[str, Any]:
-    name = experiment.clustering_name
-    return {"name": name, "digest": store.clustering(name).digest}
+def _clustering(work: Workspace) -> dict[str, Any]:
+    name = work.experiment.clustering_name
+    return {"name": name, "digest": work.store.clustering(name).digest}
 
 
-def find_specialist(
-    experiment: Experiment, run: SpecialistRun, store: Store, models: Models, generalist: Record | None
-) -> Record | None:
-    """The record of a specialist that is trained; None where it is still to be."""
-    if generalist is None or not _can_be_begun(experiment, store):
-        return None
-    return models.find(KIND, run.name, specialist_identity(experiment, run, store, generalist))
+def can_begin(work: Workspace) -> bool:
+    """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture."""
+    experiment, store = work.experiment, work.find_store()
+    needed = (SAMPLES, f"teachers/{experiment.generalist.name}", f"clusters/{experiment.clustering_name}")
+    return store is not None and all(store.find_part(part) is not None for part in needed)
 
 
-def _can_be_begun(experiment: Experiment, store: Store) -> bool:
-    """Whether what specialists are made from is there."""
-    return experiment.generalist.name in store.teachers and experiment.clustering_name in store.clusterings
+def find_generalist(work: Workspace) -> Record | None:
+    """Return the record of the generalist's weights; None as long as no specialist can begin from them."""
+    return find_teacher(work, work.experiment.generalist) if can_begin(work) else None
+
+
+def find_specialists(work: Workspace) -> dict[SpecialistRun, Record | None]:
+    """Return the record of each specialist, in order; None if it is still to be trained."""
+    runs, generalist = specialist_runs(work.experiment, work.find_store()), find_generalist(work)
+    if generalist is None:
+        return dict.fromkeys(runs)
+    return {run: work.models.find(KIND, run.name, specialist_identity(work, run, generalist)) for run in runs}
 
 
 def missing_specialists(
-    experiment: Experiment, rows: TransferRows, models: Models, store: Store | None
+    work: Workspace, records: Mapping[SpecialistRun, Record | None]
 ) -> list[SpecialistRun]:
-    """The specialists that are not trained yet, or were trained from something else.
+    """Return the specialists that are not trained yet, or were trained from something else.
 
-    Raises SpecMismatch where one is captured that would be trained otherwise now.
+    records: as of `find_specialists`. Raises SpecMismatch for one that is captured and would be trained otherwise now.
     """
-    runs = specialist_runs(experiment, store)
-    if store is None or not runs or not _can_be_begun(experiment, store):
-        return runs
-    generalist = find_teacher(experiment, experiment.generalist, rows, models)
-    missing = []
-    for run in runs:
-        if find_specialist(experiment, run, store, models, generalist) is not None:
-            continue
-        recorded = models.recorded_identity(KIND, run.name)
-        captured = run.name in store.teachers or store.root.begun(f"teachers/{run.name}") is not None
-        if generalist is not None and recorded is not None and captured:
+    missing = [run for run, record in records.items() if record is None]
+    generalist = find_generalist(work) if missing else None
+    if generalist is None:
+        return missing
+    for run in missing:
+        recorded, part = work.models.recorded_identity(KIND, run.name), f"teachers/{run.name}"
+        if recorded is not None and work.store.identity_of(part) is not None:
             check_same(
-                f"{store.path}: teachers/{run.name}",
-                as_json(specialist_identity(experiment, run, store, generalist)),
+                f"{work.store.path}: {part}",
+                as_json(specialist_identity(work, run, generalist)),
                 recorded,
                 made="with which it was trained",
                 remedy=_RENAME,
             )
-        missing.append(run)
     return missing
 
 
 # Captures
 
 
-def specialist_encoding(experiment: Experiment, shown: Experiment) -> Encoding:
-    """How specialists' logits are stored: as the teachers' are; float16 where those are the largest few alone.
-
-    shown: the experiment whose store it is; most often the same one.
-    """
-    chosen = shown.cache.chosen_encoding
-    narrow = table_of(experiment).variant != "full" and not chosen.is_dense
+def specialist_encoding(work: Workspace, onto: Workspace) -> Encoding:
+    """Return the encoding of specialists' logits: the teachers', or float16 if those are the largest few alone."""
+    chosen = onto.experiment.cache.chosen_encoding
+    narrow = table_of(work.experiment).variant != "full" and not chosen.is_dense
     return encoding_named("float16") if narrow else chosen
 
 
 def specialist_capture_identity(
-    experiment: Experiment,
-    run: SpecialistRun,
-    home: Store,
-    weights: str,
-    *,
-    onto: Store,
-    shown: Experiment,
-    rows: TransferRows,
+    work: Workspace, run: SpecialistRun, weights: str, onto: Workspace
 ) -> dict[str, Any]:
-    """What the capture of a specialist follows from, but for its encoding and number of views.
+    """Return the identity of a specialist's capture without encoding and number of views.
 
-    home: the store that it was trained from. weights: digest of its weights. onto, shown, rows: the store that it is
-    captured in, the experiment that this is of, and its transfer set; home's own, or another one.
+    weights: digest of its weights. onto: the workspace whose store and transfer set it is captured with; most often `work`
+    itself.
     """
-    member, special = experiment.generalist, special_rows(experiment, run, home)
-    variant = table_of(experiment).variant
-    plain = capture_identity(shown, member, rows, weights)
-    made_by = {key: value for key, value in plain["teacher"].items() if key != "files"}
+    member, special = work.experiment.generalist, special_rows(work, run)
+    plain = capture_identity(onto.experiment, member, onto.rows, weights)
     head = {
         "kind": "specialist",
-        "variant": variant,
-        "generalist": {"capture": member.name, "seal": onto.teachers[member.name].digest},
-        "clustering": _clustering(experiment, home),
+        "variant": table_of(work.experiment).variant,
+        "generalist": {"capture": member.name, "seal": onto.store.teachers[member.name].digest},
+        "clustering": _clustering(work),
         "set": run.number,
         "prior": special.prior,
         "share": special.share,
         CORRECTED: True,
     }
+    made_by = {key: value for key, value in plain["teacher"].items() if key != "files"}
     return {**plain, "teacher": made_by, "head": head}
 
 
-def missing_specialist_captures(
-    experiment: Experiment,
-    rows: TransferRows,
-    models: Models,
-    store: Store | None,
-    *,
-    onto: tuple[Experiment, Store] | None = None,
+def missing_captures(
+    work: Workspace, records: Mapping[SpecialistRun, Record | None], onto: Workspace | None = None
 ) -> list[SpecialistRun]:
-    """The specialists that are not captured yet, or whose capture has lost blocks.
+    """Return the specialists that are not captured yet, or whose capture has lost files.
 
-    onto: an experiment on another transfer set, and its store, where they are to be captured there; `rows` is then
-    that set. Raises SpecMismatch where a capture has the name of a specialist and is of something else.
+    records: as of `find_specialists`. onto: as of `specialist_capture_identity`. Raises SpecMismatch if a capture has the
+    name of a specialist and another identity.
     """
-    if experiment.specialists is None or not experiment.specialists.capture:
+    table, onto = work.experiment.specialists, onto or work
+    if table is None or not table.capture:
         return []
-    runs = specialist_runs(experiment, store)
-    if store is None or not _can_be_begun(experiment, store):
-        return runs
-    shown, there = (experiment, store) if onto is None else onto
-    own = rows if onto is None else TransferRows(experiment)
-    generalist = find_teacher(experiment, experiment.generalist, own, models)
-    missing = []
-    for run in runs:
-        record = find_specialist(experiment, run, store, models, generalist)
-        if run.name not in there.teachers or experiment.generalist.name not in there.teachers:
-            missing.append(run)
-            continue
-        theirs = there.teachers[run.name].part.spec.identity
-        ours = _whole_capture_identity(experiment, run, store, record, theirs, there, shown, rows)
-        check_same(
-            f"{there.path}: teachers/{run.name}",
-            with_agreed_batch(ours, theirs),
-            theirs,
-            made="with which it was captured",
-            remedy=_RENAME,
-        )
-        if record is None or not there.root.is_whole(f"teachers/{run.name}"):
-            missing.append(run)
-    return missing
+    if not can_begin(work):
+        return list(records)
+    return [run for run, record in records.items() if _is_uncaptured(work, run, record, onto)]
 
 
-def _whole_capture_identity(
-    experiment: Experiment,
-    run: SpecialistRun,
-    home: Store,
-    record: Record | None,
-    theirs: Mapping[str, Any],
-    onto: Store,
-    shown: Experiment,
-    rows: TransferRows,
-) -> dict[str, Any]:
-    """The identity of a capture as its spec has it; a specialist that is to be trained is taken to have their weights."""
-    weights = "" if record is None else record.weights
-    if record is None and isinstance(made_by := theirs.get("teacher"), Mapping):
-        weights = str(made_by.get("weights"))
-    ours = specialist_capture_identity(experiment, run, home, weights, onto=onto, shown=shown, rows=rows)
-    encoding = specialist_encoding(experiment, shown).describe()
-    return as_json(ours) | {"encoding": encoding, "views": shown.cache.views}
+def _is_uncaptured(work: Workspace, run: SpecialistRun, record: Record | None, onto: Workspace) -> bool:
+    store, part_name = onto.store, f"teachers/{run.name}"
+    part = store.find_part(part_name)
+    if part is None or store.find_part(f"teachers/{work.experiment.generalist.name}") is None:
+        return True
+    theirs = part.spec.identity
+    ours = specialist_capture_identity(work, run, "" if record is None else record.weights, onto)
+    check_same(
+        f"{store.path}: {part_name}",
+        stated_identity(ours, theirs, specialist_encoding(work, onto), onto.experiment.cache.views),
+        theirs,
+        made="with which it was captured",
+        remedy=_RENAME,
+    )
+    return record is None or not store.is_whole(part_name)
 
 
 def names_of(runs: Sequence[SpecialistRun]) -> list[str]:
-    """Their names."""
+    """Return the names of some specialists."""
     return [run.name for run in runs]
-
-
-# Combination
-
-
-def combination_identity(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """What the combination of an experiment's specialists follows from; they must be captured."""
-    table = experiment.combine
-    assert table is not None  # whoever asks has looked
-
-    def sealed(name: str) -> dict[str, str]:
-        return {"capture": name, "seal": store.teachers[name].digest}
-
-    return {
-        "generalist": sealed(experiment.generalist.name),
-        "specialists": [sealed(run.name) for run in specialist_runs(experiment, store)],
-        "top": table.top,
-        "direction": table.direction,
-    }
-
-
-def check_combined_names(experiment: Experiment, store: Store) -> None:
-    """Refuse specialists of other names than those that are combined already, before any is trained. Raises SpecMismatch."""
-    table = experiment.combine
-    if table is None or table.name not in store.teachers:
-        return
-    said = store.teachers[table.name].part.spec.identity.get("combination")
-    theirs = said.get("specialists") if isinstance(said, Mapping) else None
-    seals = {one.get("capture"): one.get("seal") for one in theirs or [] if isinstance(one, Mapping)}
-    ours = [{"capture": run.name, "seal": seals.get(run.name)} for run in specialist_runs(experiment, store)]
-    where = f"{store.path}: teachers/{table.name}"
-    check_same_specialists(where, ours, theirs, made=_COMBINED, remedy=_RENAME_COMBINATION)
-
-
-def needs_combination(experiment: Experiment, store: Store) -> bool:
-    """Whether the combination is still to be made, or has lost blocks. Raises SpecMismatch where its name is another's."""
-    table = experiment.combine
-    assert table is not None  # whoever asks has looked
-    if table.name not in store.teachers:
-        return True
-    ours = combination_identity(experiment, store)
-    said = store.teachers[table.name].part.spec.identity.get("combination")
-    theirs = {key: (said if isinstance(said, Mapping) else {}).get(key) for key in ours}
-    where = f"{store.path}: teachers/{table.name}"
-    how = {"made": _COMBINED, "remedy": _RENAME_COMBINATION}
-    check_same_specialists(where, ours["specialists"], theirs["specialists"], **how)
-    for one in (ours, theirs):  # in whatever order they were named
-        one["specialists"] = sorted(one["specialists"] or [], key=lambda sealed: str(sealed["capture"]))
-    check_same(where, ours, theirs, **how)
-    return not store.root.is_whole(f"teachers/{table.name}")

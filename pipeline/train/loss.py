@@ -1,8 +1,8 @@
-"""What does a student learn from a batch: which loss, of which of its logits, targets and labels?
+"""The loss of a student's batch, from its logits, the teachers' and the labels.
 
-With several ranks most losses are means over rows, so that each rank computes its own and the step is their mean,
-weighted by rows. Where that is not so (DIST compares the rows of a batch with each other; a mean over labelled rows is
-none over all) the rows of all ranks are brought together first (`StudentLoss.is_of_all_ranks`).
+Most losses are means over rows: each rank computes its own, and the step takes their mean, weighted by rows. DIST compares
+the rows of a batch with each other, and a mean over labelled rows is none over all rows; for these the rows of all ranks
+are gathered first (`StudentLoss.is_of_all_ranks`).
 """
 
 from collections.abc import Callable, Mapping
@@ -30,16 +30,16 @@ class StudentLoss:
         labels_are_complete: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
-        """weights: of the teachers, by their names in the store. labels_are_complete: whether no row is without."""
+        """Prepare the loss. weights: of the teachers, by name. labels_are_complete: whether every row has a label."""
         self._student, self._weights, self._ranks = student, weights, ranks
         needs_whole = student.targets == "soft" and student.loss.name == "dist"
         incomplete = student.labels_needed_for is not None and not labels_are_complete
         self.is_of_all_ranks = ranks.size > 1 and (needs_whole or incomplete)
-        """Whether a value is the loss of the rows of all ranks, rather than of this one's."""
+        """Whether a value is the loss of the rows of all ranks, and not of this rank's."""
         self._hard_weight = student.hard_weight
         self._distillation = self._matching = None
         if student.targets == "soft":
-            # Of rows that are standardised, the hard term would be another one: it is added here.
+            # The hard term is of logits that are not standardised: it is then added in `__call__`.
             within = 0.0 if student.standardise else student.hard_weight
             if student.loss.name == "distillation":
                 self._distillation = Distillation(student.temperature, within)
@@ -47,7 +47,7 @@ class StudentLoss:
                 self._matching = _matching(student, within)
 
     def __call__(self, logits: Tensor, batch: TorchBatch) -> Tensor:
-        """The loss, nats, a mean over rows; its gradient is that of this rank's logits."""
+        """Return the loss, nats, a mean over rows; its gradient is that of this rank's logits."""
         student = self._student
         labels = self._of_all(batch.labels)
         logits = self._of_all(logits)
@@ -74,7 +74,7 @@ class StudentLoss:
 
 
 def _matching(student: Student, hard_weight: float) -> Matching:
-    """The loss of logits that the table names."""
+    """Return the loss that the table names."""
     name, numbers = student.loss.name, student.loss.numbers
     if name == "logit_matching":
         return losses.LogitMatching(hard_weight=hard_weight)

@@ -1,12 +1,12 @@
-"""Stage three: how is a student trained from a store?
+"""Stage three: students trained from the store.
 
-Inputs, labels and the teachers' logits come from one stream; the targets of the student's temperature, weights and
-mean are made of them batch by batch (`student_loss`). With `targets = "hard"` the same student learns from the
-labels of the same inputs. A training that was interrupted goes on from its last checkpoint (`keep`), and several
-processes may share one (`ranks`).
+Inputs, labels and the teachers' logits come from one stream; the loss makes the targets of each batch from them (`loss`).
+With `targets = "hard"` the same student learns from the labels of the same inputs. An interrupted training resumes from
+its last checkpoint, and several processes may share one.
 """
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,98 +14,73 @@ from jaxtyping import Int64
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ...storage.progress import Progress, silent
 from ...storage.stream.stream import Stream
-from ..experiment.document import Experiment
 from ..models.build import build_model
-from ..models.records import Models, Record
-from ..runtime.device import choose_device
-from ..runtime.ranks import ALONE, Ranks
+from ..models.records import Record
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
-from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views
+from ..workspace import Workspace
 from .loss import StudentLoss
-from .todo import StudentSeed, missing_students, shown_capture, student_identity, student_rows, student_seeds
+from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
 
 
-def train_students(
-    experiment: Experiment,
-    store: Store,
-    models: Models,
-    *,
-    device: str | None = None,
-    progress: Progress = silent,
-    ranks: Ranks = ALONE,
-) -> list[str]:
-    """Train every student that is not trained yet; their names, one a seed.
+def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None) -> list[str]:
+    """Train every missing student; their names, one a seed.
 
-    ranks: the processes that train each of them together, all of which call this.
-    Raises StoreIncomplete or PartNotFound where a capture that a student learns from is not sealed.
+    missing: the students, if the caller has found them (`missing_students`). All ranks call this and train each
+    together. Raises StoreIncomplete or PartNotFound for a capture that is not sealed.
     """
-    missing = missing_students(experiment, models, store)
-    # What is missing is asked once, of the first: the others might come late, and miss what it has finished.
-    names = json.loads(ranks.first_says(json.dumps([run.name for run in missing])))
-    todo = [run for run in student_seeds(experiment) if run.name in names]
-    for run in todo:
-        train_student(experiment, run, store, models, device=device, progress=progress, ranks=ranks)
-    return [run.name for run in todo]
+    missing = missing_students(work) if missing is None else missing
+    # The first rank decides: one that looks later would miss the students that are finished by then.
+    names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
+    for run in student_seeds(work.experiment):
+        if run.name in names:
+            train_student(work, run)
+    return list(names)
 
 
-def train_student(
-    experiment: Experiment,
-    run: StudentSeed,
-    store: Store,
-    models: Models,
-    *,
-    device: str | None = None,
-    progress: Progress = silent,
-    ranks: Ranks = ALONE,
-) -> Record:
-    """Train one student from one seed, or go on with it, and keep its weights and its record.
+def train_student(work: Workspace, run: StudentSeed) -> Record:
+    """Train one student from one seed, or resume it, and keep its weights and its record.
 
-    Beside the weights stands a log of the training, `<name>.metrics.jsonl`, and, until it is done, the folder of
-    its checkpoints, `<name>.checkpoints`. Raises SpecMismatch where those belong to another store or setting.
+    Beside the weights stand a log, `<name>.metrics.jsonl`, and until the end the checkpoints, `<name>.checkpoints`.
+    Raises SpecMismatch for checkpoints of another store or setting.
     """
-    student, settings = run.student, run.student.train
-    identity = student_identity(experiment, run, store)
-    stream, input_shape = open_stream(experiment, run, store, ranks)
-    target = choose_device(ranks.device(device))
+    student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
+    identity = student_identity(work.experiment, run, store)
+    stream, input_shape = open_stream(work, run)
+    target = work.choose_device()
     torch.manual_seed(run.seed)
-    module = build_model(student, experiment, input_shape=input_shape, num_classes=store.num_classes).to(
-        target
-    )
+    module = build_model(student, work.experiment, input_shape=input_shape, num_classes=store.num_classes)
+    module = module.to(target)
     seed_rank(run.seed, ranks)
     loss = StudentLoss(
         student,
-        experiment.teacher_weights(student),
+        work.experiment.teacher_weights(student),
         labels_are_complete=bool((_labels(run, store) >= 0).all()),
         ranks=ranks,
     )
     return train_and_keep(
-        Kept("students", run.name, identity, run.seed, settings.checkpoint_every, store, models),
+        Kept("students", run.name, identity, run.seed, settings.checkpoint_every, store, work.models),
         module,
         TorchStream(stream, target),
         Epochs(stream.epoch_rows, len(stream)),
         settings,
         loss,
         where=f"training student {run.name}",
-        progress=progress,
+        progress=work.progress,
         ranks=ranks,
         loss_is_of_all_ranks=loss.is_of_all_ranks,
     )
 
 
-def open_stream(
-    experiment: Experiment, run: StudentSeed, store: Store, ranks: Ranks = ALONE
-) -> tuple[Stream, tuple[int, ...]]:
-    """The stream that a student learns from, on this rank, and the shape of one of its inputs.
+def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, ...]]:
+    """Open the stream that a student learns from, on this rank; with it the shape of an input.
 
-    Raises ConfigError where the rows of a step are no multiple of the ranks, BadDataError for labels that are needed
-    and not there, or not there for what it would be shown, SpecMismatch where the experiment's augmentation is not the
-    one that the captures were made with.
+    Raises ConfigError for a batch that is no multiple of the ranks, BadDataError for labels that are needed and missing,
+    SpecMismatch for an augmentation other than that of the captures.
     """
-    student = run.student
+    student, store, ranks = run.student, work.store, work.ranks
     needed = student.labels_needed_for
     if needed is not None and not (labels := _labels(run, store) >= 0).any():
         found = f"none in its {len(labels):,} rows" if student.rows < 1 else "a store without any"
@@ -115,14 +90,14 @@ def open_stream(
             found=found,
             remedy="train it on soft targets alone, or label the transfer set",
         )
-    names = shown_capture(experiment, student)
+    names = shown_captures(work.experiment, student)
     first = store.teachers[names[0]]
     if student.targets == "hard" and first.num_views == 1:
         names = []
-    transfer_set = TransferRows(experiment) if store.samples.inputs is None else None
+    transfer_set = work.rows if store.samples.inputs is None else None
     augment = None
     if names and first.augmentation:
-        augment = recorded_views(experiment, store, names[0], transfer_set)
+        augment = recorded_views(work.experiment, store, names[0], transfer_set)
         check_labels_of_views(f"student {student.name!r}", needed, student.views, first, augment)
     stream = store.stream(
         ranks.rows_each(student.train.batch_size),

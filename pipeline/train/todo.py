@@ -1,4 +1,4 @@
-"""Students of an experiment: what each is made from, and which are still missing."""
+"""Identities of students, and the students that are missing. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from ...storage.api import Store
+from ...storage.format.constants import SAMPLES
 from ...storage.random import philox_permutation
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
-from ..models.records import Models
+from ..models.records import Record
+from ..workspace import Workspace
 
 _ROWS_STREAM = 1 << 63
 """Random numbers that choose a student's rows: no epoch is numbered so high, so no order of batches uses them."""
@@ -34,26 +36,22 @@ class StudentSeed:
         return f"{self.student.name}-seed{self.seed}"
 
 
-# Students
-
-
 def student_seeds(experiment: Experiment) -> Iterator[StudentSeed]:
-    """Every training of every student, in order."""
+    """Yield every training of every student, in order."""
     for student in experiment.students:
         for seed in student.train.seeds:
             yield StudentSeed(student, seed)
 
 
-def shown_capture(experiment: Experiment, student: Student) -> list[str]:
-    """The captures that a student reads: those it learns from, and for hard targets the first, for its views."""
-    weights = experiment.teacher_weights(student)
-    return list(weights) or [experiment.teacher_members()[0].name]
+def shown_captures(experiment: Experiment, student: Student) -> list[str]:
+    """Return the captures that a student reads: its teachers, or with hard targets the first, for its views."""
+    return list(experiment.teacher_weights(student)) or [experiment.teacher_members()[0].name]
 
 
 def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> dict[str, Any]:
-    """What a student follows from: it is pinned to the seals of all that it reads.
+    """Return the identity of a student, which holds the seals of all that it reads.
 
-    Raises PartNotFound or StoreIncomplete where a capture that it needs is not there.
+    Raises PartNotFound or StoreIncomplete for a capture that is not sealed.
     """
     student = run.student
     loss = {"name": student.loss.name, **student.loss.numbers}
@@ -68,7 +66,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         ),
         "seed": run.seed,
         "samples": store.samples.digest,
-        "seals": {name: store.teachers[name].digest for name in shown_capture(experiment, student)},
+        "seals": {name: store.teachers[name].digest for name in shown_captures(experiment, student)},
     }
 
 
@@ -84,13 +82,15 @@ def student_rows(run: StudentSeed, num_rows: int) -> Int64[np.ndarray, "rows"] |
     return np.sort(order[: max(1, round(share * num_rows))])
 
 
-def missing_students(experiment: Experiment, models: Models, store: Store | None) -> list[StudentSeed]:
-    """The students that are not trained yet, or were trained from something else."""
-    if store is None:
-        return list(student_seeds(experiment))
-    return [
-        run
-        for run in student_seeds(experiment)
-        if any(name not in store.teachers for name in shown_capture(experiment, run.student))
-        or models.find("students", run.name, student_identity(experiment, run, store)) is None
-    ]
+def find_student(work: Workspace, run: StudentSeed) -> Record | None:
+    """Return the record of a student; None if it is still to be trained."""
+    store = work.find_store()
+    captures = [f"teachers/{name}" for name in shown_captures(work.experiment, run.student)]
+    if store is None or any(store.find_part(part) is None for part in (SAMPLES, *captures)):
+        return None
+    return work.models.find("students", run.name, student_identity(work.experiment, run, store))
+
+
+def missing_students(work: Workspace) -> list[StudentSeed]:
+    """Return the students that are not trained yet, or were trained from something else."""
+    return [run for run in student_seeds(work.experiment) if find_student(work, run) is None]

@@ -20,6 +20,7 @@ from ...storage.errors import BadDataError
 from ...storage.identity import as_json, check_same
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
+from ..models.loaders import with_stable_names
 from ..models.networks import count_parameters
 from ..models.records import Models, Record
 from ..models.weights import save_weights
@@ -122,7 +123,7 @@ class StudentKeeper:
         """Refuse a checkpoint of another student. Raises SpecMismatch, about the part where a seal differs."""
         remedy = f"use what it was begun with, or delete {self.checkpoints.path} to begin the training anew"
         common: dict[str, str] = {"made": "with which this training was begun", "remedy": remedy}
-        ours, begun = dict(self._identity), dict(theirs)
+        ours, begun = with_stable_names(self._identity), with_stable_names(theirs)
         for part, digest in dict(begun.get("seals") or {}).items():
             mine = dict(ours.get("seals") or {}).get(part)
             if mine is not None:

@@ -1,7 +1,7 @@
-"""How are the objects of a block written and synced while the next piece of it is encoded?
+"""Background writes: the objects of a block are written while its next piece is encoded.
 
-By one thread, which writes in the order of the calls, and then by a thread an object, which waits for the disk. Where a
-block is small everything is done at once, in the caller's thread.
+One thread writes in the order of the calls; then one thread an object waits for its fsync. A small block is written in
+the caller's thread.
 """
 
 from collections import deque
@@ -11,15 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from .local import NewObject
 
 _WRITE_BYTES = 128 << 10
-"""Smaller buffers are gathered into one write."""
-
-
+"""Bytes below which buffers are gathered into one write."""
 _AHEAD = 2
-"""Pieces of a block that wait to be written, at most."""
+"""Most pieces of a block that wait to be written."""
 
 
 class Background:
-    """Writes staged objects, in order: at once, or by a thread while the caller encodes and hashes."""
+    """A writer of staged objects, in order: at once, or in a thread while the caller encodes and hashes."""
 
     def __init__(self, with_thread: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "logitstore-write") if with_thread else None
@@ -34,7 +32,7 @@ class Background:
             self._pool.shutdown(cancel_futures=True)
 
     def write(self, new: NewObject, buffers: Sequence[memoryview], *, last: bool = False) -> None:
-        """Write buffers, some time before `wait` returns. Raises what an earlier write raised."""
+        """Write buffers, at the latest when `wait` returns. Raises the errors of earlier writes."""
         gathered = self._gathered.setdefault(new, [])
         gathered += buffers
         if not last and sum(map(len, gathered)) < _WRITE_BYTES:
@@ -48,15 +46,15 @@ class Background:
             self._waiting.popleft().result()
 
     def wait(self) -> None:
-        """Until everything is written. Raises what a write raised."""
+        """Wait until everything is written. Raises the errors of the writes."""
         while self._waiting:
             self._waiting.popleft().result()
 
     def publish(self, new: Mapping[str, NewObject]) -> dict[str, bool]:
-        """Give the objects their names; which of them won theirs. They are synced beside each other."""
+        """Publish the objects, their fsyncs in parallel; return which of them won their names."""
         if self._pool is None:
             return {name: one.publish() for name, one in new.items()}
-        # A thread each: they do nothing but wait for the disk, which makes many durable as fast as one.
+        # A thread each: they only wait for the disk, which syncs many files as fast as one.
         with ThreadPoolExecutor(len(new), "logitstore-sync") as pool:
             return dict(zip(new, pool.map(NewObject.publish, new.values()), strict=True))
 

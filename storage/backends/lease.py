@@ -1,11 +1,11 @@
-"""Is another writer at work on this part?
+"""Leases on parts: locks by which writers detect each other.
 
-A writer holds a lock on the part, shared with other writers, while it writes. Who finds itself alone may do what
-no other writer must see half done: take away torn files and what killed writers have staged. Who leaves last takes
-the lock's file away, so that a finished part holds no trace of who wrote it.
+A writer holds a lock on the part, shared with other writers, while it writes. A writer that is alone may do what others
+must not see half done: remove torn files, and what killed writers staged. The last one out removes the lock's file, so
+that a finished part holds no trace of its writers.
 
-The operating system drops the lock of a process that dies, and keeps that of one that is stopped: no clock and no
-age decides who is alive. Where a file system knows no locks, nobody is ever alone, and nothing is taken away.
+The operating system drops the lock of a dead process and keeps that of a stopped one: no clock decides who is alive. On
+a file system without locks no writer counts as alone, and nothing is removed.
 """
 
 import contextlib
@@ -22,13 +22,10 @@ from .local import Folder
 from .posix import close_quietly, expecting_folders
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-
-
 _PATIENCE_S: Final = 60.0
-"""How long to wait for a writer that is alone, and so in the short work of recovery."""
-
-
+"""Seconds to wait for a writer that is alone, and so in the short work of recovery."""
 _POLL_S: Final = 0.02
+_WAIT: Final = "wait for it, or end it, and run the same command again"
 
 
 @contextlib.contextmanager
@@ -44,7 +41,7 @@ def lease(folder: Folder) -> Iterator["Lease"]:
 
 
 def tidy_up(folder: Folder) -> None:
-    """Take away what writers that were killed have left of themselves, where nobody is at work."""
+    """Remove the lock and the staged files of killed writers, unless a writer is at work."""
     with contextlib.suppress(StorageError, UntrustedStoreError):  # tidiness alone
         if folder.exists(LOCK) or folder.exists(STAGING):
             with lease(folder):
@@ -60,13 +57,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the part, alone or not."""
+        """Whether this object holds the part, alone or shared."""
         return self._handle >= 0
 
     def take(self) -> bool:
-        """Hold the part; whether nobody else does. Who is alone calls `share` when it has recovered the part.
+        """Take hold of the part; return whether alone. A writer that is alone recovers the part, then calls `share`.
 
-        Raises WriterBusy where another writer is alone with it for a minute.
+        Raises WriterBusy if another writer holds it alone for a minute.
         """
         with expecting_folders(self._folder.path / LOCK):
             alone = self._lock(fcntl.LOCK_EX)
@@ -77,43 +74,38 @@ class Lease:
             return alone
 
     def take_alone(self) -> None:
-        """Hold the part alone. Raises WriterBusy where another writer is at work on it."""
+        """Take hold of the part, alone. Raises WriterBusy if another writer is at work on it."""
         if not self.take():
-            without_locks = not self.held
+            found, remedy = "a writer that runs, or was stopped and not ended", _WAIT
+            if not self.held:
+                found = "a file system without locks, which hides other writers"
+                remedy = "copy the store to a local disk first"
             self.release()
-            raise WriterBusy(
-                str(self._folder.path),
-                expected="no other writer at work on this part",
-                found="a file system without locks, on which that is not known"
-                if without_locks
-                else "one that is (or that was stopped and not ended)",
-                remedy="copy the store to a local disk first"
-                if without_locks
-                else "wait for it, or end it, and run the same command again",
-            )
+            expected = "no other writer at work on this part"
+            raise WriterBusy(str(self._folder.path), expected=expected, found=found, remedy=remedy)
 
     def share(self) -> None:
-        """Let other writers in from now on."""
+        """Share the part with other writers from now on."""
         deadline = time.monotonic() + _PATIENCE_S
         with expecting_folders(self._folder.path / LOCK):
-            # Going from one kind of lock to the other lets go of the first: another writer may be alone by now.
+            # Converting a lock releases the first one: another writer may hold the part alone by now.
             while self._lock(fcntl.LOCK_SH) is False:
                 if time.monotonic() > deadline:
                     raise WriterBusy(
                         str(self._folder.path),
-                        expected="a turn within a minute",
-                        found="another writer that is alone with this part (or was stopped in the middle of it)",
-                        remedy="wait for it, or end it, and run the same command again",
+                        expected=f"a lock on this part within {_PATIENCE_S:.0f} s",
+                        found="another writer that holds it alone, or was stopped while it did",
+                        remedy=_WAIT,
                     )
                 time.sleep(_POLL_S)
 
     def release(self) -> None:
-        """Let go. The last one out takes away the lock's file and what killed writers have staged."""
+        """Release the part. The last one out removes the lock's file and what killed writers staged."""
         if not self.held:
             return
         handle, self._handle = self._handle, -1
         try:
-            # Tidiness alone: a part that cannot be tidied, or that is gone, is none the worse.
+            # Tidiness only: a part that cannot be tidied, or was removed, is not damaged.
             with contextlib.suppress(OSError, UntrustedStoreError):
                 if self._flock(handle, fcntl.LOCK_EX) and self._is_the_lock(handle):
                     self._folder.sweep()
@@ -125,7 +117,7 @@ class Lease:
             close_quietly(handle)
 
     def _lock(self, kind: int) -> bool | None:
-        """Try once; whether it was had. None where the file system has no locks."""
+        """Try once to lock; return whether it succeeded, or None on a file system without locks."""
         while True:
             if self._handle < 0:
                 *within, name = LOCK.split("/")
@@ -134,7 +126,7 @@ class Lease:
                     self._handle = os.open(name, flags, 0o666, dir_fd=directory)
             try:
                 had = self._flock(self._handle, kind)
-                # The last one out may have taken the file away between our opening and our locking of it.
+                # The last one out may have removed the file after we opened it and before we locked it.
                 if not had or self._is_the_lock(self._handle):
                     return had
             except OSError as error:

@@ -1,7 +1,6 @@
-"""What does the operating system say, and what does that mean to who reads or writes a store?
+"""Calls of the operating system, with typed errors that name the file.
 
-The calls that `files` and `lease` make go through these helpers or through `os` itself; their errors become the
-typed errors of `errors`, with the file in the message.
+`local` and `lease` call these helpers, or `os` itself inside `typed_errors`.
 """
 
 import contextlib
@@ -20,8 +19,6 @@ from numpy.typing import NDArray
 from ..errors import StorageError, StorageFull, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 _TRANSIENT: Final = {
     errno.EIO,
     errno.EINTR,
@@ -31,85 +28,59 @@ _TRANSIENT: Final = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-
-
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""What `link` fails with on a file system without hard links."""
-
-
+"""Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
-"""Errors that say what there is; callers expect them."""
-
-
+"""Errors that callers expect: they are answers."""
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
 _RENAME_NOREPLACE: Final = 1
-
-
 PIECE_BYTES: Final = 1 << 20
-"""Bytes that are read and looked at at a time: as much as stays in a core's own cache."""
-
-
+"""Bytes that are read and checked at a time: as much as stays in a core's own cache."""
 _PAGE: Final = 4096
-
-
 _APART: Final = 64
-"""How far source and target lie apart within a page."""
-
-
+"""Distance of source and target within a page, in bytes."""
 CALL_BYTES: Final = 1 << 30
-"""Most bytes that one read or write is asked for: Linux moves no more at once."""
+"""Most bytes of one read or write: Linux moves no more at once."""
 
 
 @contextlib.contextmanager
 def typed_errors(where: PurePath) -> Iterator[None]:
-    """Turn OSError into the error that says what to do. FileNotFoundError and the like pass."""
+    """Turn OSError into a typed error about `where`; the errors of `_PASS` pass."""
     try:
         yield
     except (*_PASS, StorageError):
         raise
     except OSError as error:
-        found = f"{error.strerror or error} (errno {error.errno})"
+        kind: type[StorageError] = StorageError
+        expected, remedy = "a path that can be read and written", "check the path and its permissions"
         if error.errno in _FULL:
-            raise StorageFull(
-                str(where),
-                expected="room to write",
-                found=found,
-                remedy="free space and run the same command again; what was committed is intact",
-            ) from error
-        if error.errno in _TRANSIENT:
-            raise TransientIOError(
-                str(where),
-                expected="a working file system",
-                found=found,
-                remedy="run the same command again; what was committed is intact",
-            ) from error
-        raise StorageError(
-            str(where),
-            expected="a path that can be read and written",
-            found=found,
-            remedy="check the path and its permissions",
-        ) from error
+            kind, expected = StorageFull, "room to write"
+            remedy = "free space and run the same command again; what was committed is intact"
+        elif error.errno in _TRANSIENT:
+            kind, expected = TransientIOError, "a working file system"
+            remedy = "run the same command again; what was committed is intact"
+        found = f"{error.strerror or error} (errno {error.errno})"
+        raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
 
 @contextlib.contextmanager
 def expecting_folders(path: PurePath) -> Iterator[None]:
+    """Turn OSError into a typed error; a missing folder on the way to `path` is one, too."""
     try:
         with typed_errors(path):
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
+        is_file = isinstance(error, NotADirectoryError)
         raise StorageError(
             str(path),
-            expected="folders all the way",
-            found="a file on the way" if isinstance(error, NotADirectoryError) else "one that vanished",
-            remedy="choose another path"
-            if isinstance(error, NotADirectoryError)
-            else "run the same command again",
+            expected="folders at every level of the path",
+            found="a file" if is_file else "a folder that was removed meanwhile",
+            remedy="choose another path" if is_file else "run the same command again",
         ) from error
 
 
 def kind_of(mode: int) -> str:
+    """Name the kind of file that a mode (`st_mode`) states, with its article."""
     kinds = (
         (stat.S_ISLNK, "a symbolic link"),
         (stat.S_ISFIFO, "a pipe"),
@@ -120,21 +91,23 @@ def kind_of(mode: int) -> str:
 
 
 def rename_noreplace(from_directory: int, source: str, to_directory: int, target: str) -> None:
-    """Rename a file to a name that is free (Linux). Raises FileExistsError, or OSError where that is not known."""
+    """Rename a file to a free name (Linux's renameat2). Raises FileExistsError; OSError if the system lacks the call."""
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    arguments = (from_directory, os.fsencode(source), to_directory, os.fsencode(target), _RENAME_NOREPLACE)
-    if library.renameat2(*arguments):
+    names = (from_directory, os.fsencode(source), to_directory, os.fsencode(target))
+    if library.renameat2(*names, _RENAME_NOREPLACE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def mode_of(name: str, directory: int) -> int:
+    """Return the mode of a file in an open directory; a link is not followed."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
 
 
 def is_missing(path: Path) -> bool:
+    """Return whether a path leads to nothing. Raises OSError."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -143,7 +116,7 @@ def is_missing(path: Path) -> bool:
 
 
 def read_at(handle: int, offset: int, length: int) -> bytes:
-    """`length` bytes from `offset`, fewer where the file ends before."""
+    """Read `length` bytes from `offset`; fewer if the file ends before."""
     pieces = []
     while length:
         piece = os.pread(handle, min(length, CALL_BYTES), offset)
@@ -155,11 +128,11 @@ def read_at(handle: int, offset: int, length: int) -> bytes:
 
 
 def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]) -> None:
-    """Give `take` the bytes from `offset`, piece by piece; a piece is there until the next is asked for.
+    """Pass the bytes from `offset` to `take`, in pieces; a piece is valid until `take` returns.
 
-    Pieces stay in a core's cache while they are looked at. The kernel copies two to four times as fast where source
-    and target lie alike within sixteen bytes and not alike within a page, which chunks of a file and their places in
-    memory seldom do: so they come through a buffer that is laid so (measured: docs/log.md, 2026-11-21).
+    A piece stays in a core's cache while it is checked. The kernel copies two to four times faster if source and
+    target agree modulo 16 bytes and differ modulo a page. Chunks of a file and their places in memory seldom do, so
+    the bytes pass through a buffer that is aligned that way (measured: docs/log.md, 2026-11-21).
     """
     buffer = np.empty(min(length, PIECE_BYTES) + 2 * _PAGE, dtype=np.uint8)
     first = -buffer.ctypes.data % _PAGE
@@ -167,15 +140,15 @@ def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[
     while offset < stop:
         begin = first + (offset - _APART) % _PAGE
         piece = buffer[begin : begin + min(stop - offset, PIECE_BYTES)]
-        found = os.preadv(handle, [piece.data], offset)
-        if not found:
+        count = os.preadv(handle, [piece.data], offset)
+        if not count:
             break
-        take(piece[:found])
-        offset += found
+        take(piece[:count])
+        offset += count
 
 
 def close_quietly(handle: int) -> None:
-    """Close what was not written: there is nothing that could be lost."""
+    """Close a descriptor that was not written to: nothing can be lost."""
     with contextlib.suppress(OSError):
         os.close(handle)
 
@@ -190,9 +163,9 @@ def sync_directory(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it, and rename it: readers see the old one or the new one.
+    """Replace a file durably, by a rename: readers see the old content or the new one.
 
-    Missing parent folders are made. Raises StorageFull or StorageError; what stood there is then still there.
+    Missing parent folders are made. Raises StorageFull or StorageError, and then keeps the old file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -205,16 +178,12 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in _FULL
         raise (StorageFull if full else StorageError)(
             str(path),
-            expected=f"room for {len(content):,} bytes in a folder that can be written to",
+            expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
             remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error

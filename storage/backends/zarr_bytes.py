@@ -1,17 +1,16 @@
-"""How is a Zarr store asked for bytes, from any thread, and what do its failures mean?
+"""Bytes of a Zarr store's objects, for any thread, with typed errors.
 
-Of Zarr only the stores are used, which know keys and bytes; its arrays, codecs and shards are not. What comes back
-goes through the same checks as the bytes of a local file (`part_reader`, `journal`), so that a store is worth
-as much trust wherever it lies.
+Only Zarr's stores are used, which map keys to bytes; its arrays, codecs and shards are not. The bytes pass the same
+checks as those of a local file (`part_reader`, `journal`).
 
-Zarr's stores are asynchronous, and run in the one event loop that Zarr keeps in a thread for its own arrays: the
-connections of a store that is used by both belong to one loop. Neither that loop nor the threads of obstore live
-on in a process that was forked, where a call would wait for ever; here it is refused instead.
+Zarr's stores are asynchronous. They run in the event loop that Zarr keeps in a thread for its own arrays, so that all
+connections of a store belong to one loop. Neither that loop nor obstore's threads survive a fork: a call in the child
+would wait for ever, so it is refused.
 """
 
 import asyncio
 import os
-import re
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,34 +19,20 @@ from ..errors import ConfigError, LogitStoreError, StorageError, TransientIOErro
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-
 _Answer = TypeVar("_Answer")
-
-
-_PATIENCE_S: Final = 600.0
-"""How long one answer may take; the libraries below give up, and try again, far earlier."""
-
-
-_MOST_SIZES: Final = 1 << 16
+_TIMEOUT_S: Final = 600.0
+"""Seconds to wait for one answer; the libraries below give up, after retries, far earlier."""
+_MAX_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
-
-
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
-_STATUS: Final = re.compile(r"status code: (\d{3})")
-
-
-_PASSING: Final = frozenset({408, 425, 429})
-"""Answers of a web server from 400 to 499 that may be another one the next time."""
-
-
+_RETRIED: Final = frozenset({408, 425, 429})
+"""HTTP statuses from 400 to 499 after which the same request may succeed."""
 _obstore_process: int | None = None
-"""The process in which obstore was used first: a process that is forked from it can never use it."""
+"""The process that used obstore first: a process forked from it cannot use obstore."""
 
 
 class _RangeIgnored(Exception):
-    """A server sent another piece of an object than the one that it was asked for."""
+    """An answer that is longer than the range that was requested."""
 
 
 class ZarrBytes:
@@ -56,12 +41,11 @@ class ZarrBytes:
     def __init__(
         self, store: "Store", name: str, reopen: "tuple[Callable[[str], ZarrBytes], str] | None" = None
     ) -> None:
-        """name: what messages call it. reopen: how another process opens it; where it is None, by a copy of `store`.
+        """name: the store in messages. reopen: how another process opens it; if None, from a copy of `store`.
 
         Raises ConfigError in a process that was forked from one that used obstore.
         """
         self.name = name
-        """What messages call it."""
         self._store = store
         self._reopen = reopen
         self._process = os.getpid()
@@ -69,7 +53,7 @@ class ZarrBytes:
         kind = type(store)
         self._uses_obstore = kind.__name__ == "ObjectStore" and kind.__module__.startswith("zarr.")
         self.can_list = bool(store.supports_listing) and not _is_web_server(store)
-        """Whether it says which objects there are. Web servers do not, in any way that could be relied upon."""
+        """Whether it lists its objects. Web servers do not, in any reliable way."""
         self._check_process()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -84,7 +68,7 @@ class ZarrBytes:
             raise ConfigError(
                 self.name,
                 expected="a place that another process can open",
-                found=f"a {type(self._store).__name__} that cannot be sent to one ({_said(error)})",
+                found=f"a {type(self._store).__name__} that cannot be sent to one ({_summary(error)})",
                 remedy="open the store by its URL, or open it in each worker",
             ) from error
         return ZarrBytes, (self._store, self.name)
@@ -98,73 +82,55 @@ class ZarrBytes:
         if here != self._process or (self._uses_obstore and here != _obstore_process):
             raise ConfigError(
                 self.name,
-                expected="a process of its own, by spawn or forkserver",
-                found="one that was forked after the store was opened, in which reads would hang",
+                expected="a process started by spawn or forkserver",
+                found="a process forked after the store was opened, in which reads would hang",
                 remedy='pass multiprocessing_context="forkserver" to the DataLoader, or use threads',
             )
 
-    # Asking
+    def ask(
+        self, where: str, request: Callable[..., Coroutine[Any, Any, _Answer]], *arguments: Any
+    ) -> _Answer:
+        """Call one of the coroutine functions below and return its answer.
 
-    def read(self, key: str, offset: int, length: int, where: str) -> tuple[memoryview, int]:
-        """`length` bytes from `offset` (fewer at the end), and the size of the object.
-
-        where: what errors call the object. Raises FileNotFoundError, StorageError; ConfigError after a fork.
+        where: the object in messages. Raises FileNotFoundError, StorageError; ConfigError after a fork.
         """
-        return self._ask(lambda: self._read(key, offset, length), where)
-
-    def size(self, key: str, where: str) -> int:
-        """Bytes of an object. Raises FileNotFoundError, StorageError; ConfigError after a fork."""
-        return self._ask(lambda: self._size(key), where)
-
-    def exist(self, keys: list[str], where: str) -> list[bool]:
-        """Which of some objects there are; they are asked for at once. Raises as `size`, but for what is missing."""
-        return self._ask(lambda: self._exist(keys), where)
-
-    def names(self, prefix: str, where: str) -> list[str]:
-        """Names directly under a prefix ("" for the top), sorted. Raises as `size`, but for what is missing."""
-        return self._ask(lambda: self._names(prefix), where)
-
-    def keys(self, where: str) -> list[str]:
-        """Keys of all objects, sorted. Raises as `size`, but for what is missing."""
-        return self._ask(lambda: _gathered(self._store.list()), where)
-
-    def _ask(self, question: Callable[[], Coroutine[Any, Any, _Answer]], where: str) -> _Answer:
         self._check_process()
         from zarr.core.sync import sync  # zarr takes half a second to import
 
         try:
-            return sync(question(), timeout=_PATIENCE_S)
+            return sync(request(*arguments), timeout=_TIMEOUT_S)
         except (LogitStoreError, MemoryError):
             raise
         except Exception as error:
             raise _typed(error, where) from error
 
-    async def _read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
-        """The bytes, compared with the size of the object, which is asked for at the same time and then remembered.
+    async def read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
+        """Read `length` bytes from `offset` (fewer at the end), and the object's size.
 
-        What was remembered is asked for again before it leads to an error: the object may be another one by now.
+        The size is requested at the same time, then remembered, and compared with the bytes. Before a remembered size
+        leads to an error it is requested again: the object may have been replaced.
         """
         remembered = self._sizes.get(key)
-        read: Any
+        data: Any
         size: Any
-        read, size = await asyncio.gather(
+        data, size = await asyncio.gather(
             self._get(key, offset, length),
-            self._size(key) if remembered is None else _just(remembered),
+            self.size(key) if remembered is None else _just(remembered),
             return_exceptions=True,
         )
         if isinstance(size, int) and offset >= size and remembered is None:
-            return memoryview(b""), size  # and whatever was said to a range that is not there
-        if isinstance(read, memoryview) and isinstance(size, int) and len(read) == min(length, size - offset):
-            return read, size
+            return memoryview(b""), size  # servers differ in their answer to a range beyond the end
+        if isinstance(data, memoryview) and isinstance(size, int) and len(data) == min(length, size - offset):
+            return data, size
         if remembered is not None:
             del self._sizes[key]
-            return await self._read(key, offset, length)
-        for answer in (read, size):
+            return await self.read(key, offset, length)
+        for answer in (data, size):
             if isinstance(answer, BaseException):
                 raise answer
-        if len(read) > min(length, size - offset):
+        if len(data) > min(length, size - offset):
             raise _RangeIgnored
-        raise ConnectionError(f"{len(read)} bytes of {min(length, size - offset)}")
+        raise ConnectionError(f"{len(data)} bytes of {min(length, size - offset)}")
 
     async def _get(self, key: str, offset: int, length: int) -> memoryview:
         from zarr.abc.store import RangeByteRequest
@@ -179,120 +145,123 @@ class ZarrBytes:
         values: Any = data.as_numpy_array()
         return memoryview(values).cast("B") if len(data) else memoryview(b"")
 
-    async def _size(self, key: str) -> int:
+    async def size(self, key: str) -> int:
+        """Return the bytes of an object."""
         size = int(await self._store.getsize(key))
-        if len(self._sizes) >= _MOST_SIZES:
+        if len(self._sizes) >= _MAX_SIZES:
             self._sizes.clear()
         self._sizes[key] = size
         return size
 
-    async def _exist(self, keys: list[str]) -> list[bool]:
-        answers = await asyncio.gather(*map(self._size, keys), return_exceptions=True)
+    async def exist(self, keys: list[str]) -> list[bool]:
+        """Return which of some objects exist, asking for all at once."""
+        answers = await asyncio.gather(*map(self.size, keys), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not _is_missing(answer):
                 raise answer
         return [isinstance(answer, int) for answer in answers]
 
-    async def _names(self, prefix: str) -> list[str]:
-        names = await _gathered(self._store.list_dir(prefix))
+    async def names(self, prefix: str) -> list[str]:
+        """Return the names directly under a prefix ("" for the top), sorted."""
+        names = await _gather(self._store.list_dir, prefix)
         return sorted({name.strip("/").rpartition("/")[2] for name in names} - {""})
+
+    async def keys(self) -> list[str]:
+        """Return the keys of all objects, sorted."""
+        return await _gather(self._store.list)
 
 
 async def _just(value: int) -> int:
     return value
 
 
-async def _gathered(names: AsyncIterator[str]) -> list[str]:
-    try:
-        return sorted([name async for name in names])
+async def _gather(list_names: Callable[..., AsyncIterator[str]], *arguments: str) -> list[str]:
+    try:  # obstore begins to list when it is called, and in the event loop alone
+        return sorted([name async for name in list_names(*arguments)])
     except Exception as error:
         if not _is_missing(error):
             raise
         return []
 
 
-# What a store is
+# Kinds of stores
 
 
 def _protocols(store: "Store") -> set[str]:
-    """The protocols of a store's file system, where it has one of fsspec's."""
+    """Return the protocols of a store's fsspec file system; none for other stores."""
     protocols = getattr(getattr(store, "fs", None), "protocol", ())
     return {protocols} if isinstance(protocols, str) else set(protocols)
 
 
 def _is_web_server(store: "Store") -> bool:
-    return bool(_protocols(store) & {"http", "https"}) or (
-        type(getattr(store, "store", None)).__name__ == "HTTPStore"  # of obstore
-    )
+    is_obstores = type(getattr(store, "store", None)).__name__ == "HTTPStore"
+    return is_obstores or bool(_protocols(store) & {"http", "https"})
 
 
 def _is_memory(store: "Store") -> bool:
     return hasattr(store, "_store_dict") or "memory" in _protocols(store)
 
 
-# What went wrong
+# Errors of the libraries
+
+
+def _obstore_errors(*names: str) -> tuple[type[Exception], ...]:
+    """Return obstore's exception classes of these names; none unless obstore, an extra, was imported."""
+    exceptions = sys.modules.get("obstore.exceptions")
+    return tuple(getattr(exceptions, name) for name in names) if exceptions else ()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error behind a FileNotFoundError, which fsspec raises for any failure of a web server."""
+    return error.__cause__ if isinstance(error, _MISSING) and error.__cause__ else error
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether an object is not there: fsspec says so, too, of a server that cannot be reached, and keeps the cause."""
-    cause = error.__cause__
-    if not isinstance(error, _MISSING):
-        # What obstore says of a bucket that is not there, and of a key below a file of a local disk.
-        obstore = type(error).__name__ == "GenericError"
-        return obstore and (_status(error) in (404, 410) or "Not a directory" in str(error))
-    return cause is None or isinstance(cause, _MISSING) or _status(cause) in (404, 410)
+    """Return whether an error means that the object does not exist."""
+    cause = _cause(error)
+    if isinstance(cause, _MISSING) or _status(cause) in (404, 410):
+        return True
+    # obstore's class for a key below a local file is GenericError; only its message differs from a failed disk's.
+    return isinstance(cause, _obstore_errors("GenericError")) and "Not a directory" in str(cause)
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of the answer of a server, where it gave one."""
-    for name in ("status", "code"):
+    """Return the HTTP status of a server's answer, or None if there was no answer."""
+    for name in ("status", "code"):  # aiohttp, botocore
         if isinstance(value := getattr(error, name, None), int):
             return value
-    found = _STATUS.search(str(error))
-    return int(found[1]) if found else None
+    if not isinstance(error, _obstore_errors("GenericError")):
+        return None
+    # obstore has no attribute for the status, and no class for one other than 401, 403 and 404: only this message.
+    digits = str(error).partition("status code: ")[2][:3]
+    return int(digits) if digits.isdecimal() else None
 
 
-def _said(error: BaseException) -> str:
-    """What an error says, in one line that is not too long; of obstore's, what comes after the request."""
+def _summary(error: BaseException) -> str:
+    """Return an error's message in one line of at most 200 characters; of obstore's, the part after the request."""
     text = " ".join(str(error).partition("\n")[0].split()).rpartition(" - ")[2]
     return (text or type(error).__name__)[:200].rstrip(": ")
 
 
 def _typed(error: Exception, where: str) -> Exception:
-    """The error of `errors` for what a store's library raised; FileNotFoundError for what is missing."""
+    """Return the error of `errors` for one of a store's library; FileNotFoundError for a missing object."""
     if _is_missing(error):
         return FileNotFoundError(where)
-    if isinstance(error, _MISSING) and isinstance(error.__cause__, Exception):
-        return _typed(error.__cause__, where)
-    name, status = type(error).__name__, _status(error)
-    if isinstance(error, _RangeIgnored) or (name == "NotSupportedError" and "ange" in str(error)):
-        return StorageError(
-            where,
-            expected="a server that sends the bytes that it is asked for (HTTP range requests)",
-            found="one that sends another piece, or the whole",
-            remedy="use a server that knows ranges, or copy the store to a local disk",
-        )
-    if (
-        isinstance(error, PermissionError)
-        or name in ("PermissionDeniedError", "UnauthenticatedError")
-        or status in (401, 403)
+    cause = _cause(error)
+    status, found = _status(cause), _summary(cause)
+    kind: type[StorageError] = StorageError
+    if isinstance(cause, (_RangeIgnored, *_obstore_errors("NotSupportedError"))):
+        expected = "the requested range of bytes (HTTP range requests)"
+        found = "another range, or the whole object"
+        remedy = "use a server that supports range requests, or copy the store to a local disk"
+    elif status in (401, 403) or isinstance(
+        cause, (PermissionError, *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"))
     ):
-        return StorageError(
-            where,
-            expected="leave to read it",
-            found=f"none ({_said(error)})",
-            remedy="check the credentials; a bucket that may not be listed says the same of what is not there",
-        )
-    if status is not None and 400 <= status < 500 and status not in _PASSING:
-        return StorageError(
-            where,
-            expected="an object, or word that there is none",
-            found=_said(error),
-            remedy="check the URL",
-        )
-    return TransientIOError(
-        where,
-        expected="an answer",
-        found=_said(error),
-        remedy="run the same command again; where it stays so, check the network and the URL",
-    )
+        expected = "permission to read the object"
+        remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
+    elif status is not None and 400 <= status < 500 and status not in _RETRIED:
+        expected, remedy = "HTTP status 200, or 404 for a missing object", "check the URL"
+    else:
+        kind, expected = TransientIOError, "an answer of the server"
+        remedy = "run the same command again; if it fails again, check the network and the URL"
+    return kind(where, expected=expected, found=found, remedy=remedy)

@@ -1,11 +1,11 @@
-"""How far is what was stored from what was given? KL(p_T ‖ p̃_T) of each row, in nats, at the usual temperatures.
+"""Divergence of stored logits from their source: KL(p_T ‖ p̃_T) of each row, in nats, at the usual temperatures.
 
-The difference of two cross-entropies would lose all digits where the two are close. With the error of a logit
-d = (z − z̃)/T, centred so that E_p[d] = 0 (a softmax sees no constant), the same KL is
+The difference of two close cross-entropies would lose all digits. With the error of a logit d = (z − z̃)/T, centred so
+that E_p[d] = 0 (a softmax does not see a constant), the same KL is
 
     KL = ln E_p[exp(−d)] = ln(1 + E_p[g(d)]),    g(d) = exp(−d) − 1 + d ≥ 0,
 
-a sum of terms that are not negative, good to float32's last digits but one.
+a sum of non-negative terms, accurate to float32's last digits but one.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,8 @@ from ..format.constants import TEMPERATURES
 
 _PIECE: Final = 1 << 16
 """Logits that are compared at a time: their arrays stay in a core's cache."""
-
-
 _NEAR: Final = 0.5
-"""Errors up to which g is taken from its series: what is left out is 1e-5 of it."""
+"""Errors up to which g is computed from its series, whose remainder is 1e-5 of it."""
 
 
 def divergence(
@@ -30,7 +28,7 @@ def divergence(
     decoded: Float32[np.ndarray, "rows classes"],
     temperature: float,
 ) -> Float64[np.ndarray, " rows"]:
-    """KL(softmax(exact / T) ‖ softmax(decoded / T)) of each row, in nats; each row by itself.
+    """Compute KL(softmax(exact / T) ‖ softmax(decoded / T)) of each row, in nats; each row by itself.
 
     >>> divergence(np.array([[0.0, -1.0]], np.float32), np.array([[0.0, -1.5]], np.float32), 1.0).round(6).tolist()
     [0.022622]
@@ -46,8 +44,8 @@ def divergence(
 def _divergence(
     exact: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float
 ) -> NDArray[np.float64]:
-    """The same of rows that fit into a cache."""
-    with np.errstate(over="ignore", invalid="ignore"):  # of rows that are far, and are replaced
+    """Compute `divergence` of rows that fit into a cache."""
+    with np.errstate(over="ignore", invalid="ignore"):  # in far rows, which are replaced
         kl, far = _near_divergence(exact, decoded, temperature)
     if far.any():
         kl[far] = _far_divergence(exact[far], decoded[far], temperature)
@@ -57,7 +55,7 @@ def _divergence(
 def _near_divergence(
     exact: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The same in float32, for small errors; and which rows have others."""
+    """Compute `divergence` in float32, for small errors; return also which rows have larger ones."""
     inverse = np.float32(1 / temperature)
     peak = exact.max(axis=1, keepdims=True)
     weights = exact - peak
@@ -66,12 +64,12 @@ def _near_divergence(
     weights /= weights.sum(axis=1, keepdims=True)
     error = exact - decoded
     moved = peak[:, 0] != decoded.max(axis=1)
-    if moved.any():  # A constant between the two would leave float32 few digits for what differs.
+    if moved.any():  # A constant between the two would leave float32 few digits for the difference.
         precise = exact[moved].astype(np.float64) - decoded[moved]
         error[moved] = precise - precise.max(axis=1, keepdims=True)
     error -= (weights * error).sum(axis=1, keepdims=True)
     error *= inverse
-    near = (error.max(axis=1) <= _NEAR) & (error.min(axis=1) >= -_NEAR)  # what overflowed is not
+    near = (error.max(axis=1) <= _NEAR) & (error.min(axis=1) >= -_NEAR)  # false for an overflow
     series = error * np.float32(1 / 720)
     for term in (-1 / 120, 1 / 24, -1 / 6, 1 / 2):
         series += np.float32(term)
@@ -85,7 +83,7 @@ def _near_divergence(
 def _far_divergence(
     exact: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float
 ) -> NDArray[np.float64]:
-    """The same in float64, for errors of any size: Σ p·(ln p − ln p̃), of which no term overflows."""
+    """Compute `divergence` in float64, for errors of any size: Σ p·(ln p − ln p̃), without overflow."""
     ln_p, ln_q = _log_softmax(exact, temperature), _log_softmax(decoded, temperature)
     kl: NDArray[np.float64] = (np.exp(ln_p) * (ln_p - ln_q)).sum(axis=1)
     return np.maximum(kl, 0.0)
@@ -103,10 +101,10 @@ def logit_error(
     exact: Float32[np.ndarray, "rows classes"],
     decoded: Float32[np.ndarray, "rows classes"],
 ) -> Float16[np.ndarray, "rows temperatures"]:
-    """T·√(2·KL) of each row at each of `TEMPERATURES`, rounded up to float16: natural-log units of a logit.
+    """Compute T·√(2·KL) of each row at each of `TEMPERATURES`, rounded up to float16, in nats of a logit.
 
-    An error of every logit by at most ε makes it at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)), so that one
-    scale serves them all. decoded: the same logits at every temperature.
+    If every logit is within ε, it is at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)): one scale serves them all.
+    decoded: the same logits at every temperature.
     """
     return error_of_kl([divergence(exact, decoded, t) for t in TEMPERATURES])
 
@@ -114,7 +112,7 @@ def logit_error(
 def error_of_kl(
     kl: Sequence[Float64[np.ndarray, " rows"]],
 ) -> Float16[np.ndarray, "rows temperatures"]:
-    """T·√(2·KL) from the KL at each of `TEMPERATURES`, rounded up to float16."""
+    """Convert the KL at each of `TEMPERATURES` to T·√(2·KL), rounded up to float16."""
     columns = [t * np.sqrt(2 * values) for t, values in zip(TEMPERATURES, kl, strict=True)]
     return float16_up(np.stack(columns, axis=1))
 
@@ -122,13 +120,13 @@ def error_of_kl(
 def kl_of_error(
     error: Float16[np.ndarray, "rows temperatures"],
 ) -> Float64[np.ndarray, "rows temperatures"]:
-    """KL at each of `TEMPERATURES` from what `logit_error` gave."""
+    """Convert the result of `logit_error` to the KL at each of `TEMPERATURES`."""
     kl: NDArray[np.float64] = np.square(error.astype(np.float64)) / (2 * np.square(np.array(TEMPERATURES)))
     return kl
 
 
 def float16_up(values: Float64[np.ndarray, "..."]) -> Float16[np.ndarray, "..."]:
-    """The nearest float16 that is not smaller.
+    """Round up to float16.
 
     >>> float16_up(np.array([0.1, 0.25])).tolist()
     [0.10003662109375, 0.25]

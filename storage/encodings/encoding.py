@@ -1,8 +1,6 @@
-"""What is an encoding of logits?
+"""The interface of an encoding of logits, and the errors that encodings share.
 
-An object with one small interface: which arrays it stores, a block of logits to those arrays, stored rows to float32
-logits, what names it in a spec, and the error that it guarantees. There are four (`encodings`): two of floats
-(`floats`), one by error budget (`error_budget`), one of the k largest (`top_k`).
+There are four (`named`): float16 and float32 (`half`), by error budget (`error_budget`), and the k largest (`top_k`).
 """
 
 import math
@@ -33,7 +31,7 @@ class ArraySpec:
 
 @runtime_checkable
 class Encoding(Protocol):
-    """How the logits of a capture are stored."""
+    """An encoding: the arrays that store a capture's logits, and the way there and back."""
 
     @property
     def kind(self) -> str:
@@ -41,7 +39,7 @@ class Encoding(Protocol):
 
     @property
     def form(self) -> str:
-        """Which arrays a capture then has: one of the forms of `layouts`."""
+        """The form of such a capture, which names its arrays: see `layouts`."""
 
     @property
     def decoded_from(self) -> tuple[str, ...]:
@@ -49,41 +47,40 @@ class Encoding(Protocol):
 
     @property
     def scale(self) -> float | None:
-        """What stored integers are multiplied by; None where there are none."""
+        """The factor of stored integers; None for floats."""
 
     @property
     def is_dense(self) -> bool:
         """Whether every logit is stored, so that it decodes to the same at any temperature."""
 
     def describe(self) -> dict[str, object]:
-        """What a spec says of the encoding."""
+        """Describe the encoding for a spec."""
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """The block arrays of a capture with `num_classes` columns. Raises ConfigError where there can be none."""
+        """Return the block arrays of a capture with `num_classes` columns. Raises ConfigError for too few classes."""
 
     def encode(
         self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
     ) -> dict[str, NDArray[Any]]:
-        """Rows of logits as the arrays of `arrays`, rows first; each row by itself.
+        """Encode rows of logits as the arrays of `arrays`, rows first; each row by itself.
 
         logits: any additive constant per row. first_row: the store's row of logits[0], for messages.
-        Raises BadLogitsError for a row with a NaN, an infinity, or a value out of the encoding's range.
+        Raises BadLogitsError for a row with a NaN, an infinity, or a value outside the encoding's range.
         """
 
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Centred logits from stored rows: their softmax at `temperature`, or at any where `is_dense`."""
+        """Decode stored rows to centred logits, for a softmax at `temperature`; at any temperature if `is_dense`."""
 
     def bound(self, temperature: float) -> float | None:
-        """KL(teacher ‖ decoded) that no row exceeds at this temperature, in nats; None where it is only measured."""
+        """Return a bound of KL(teacher ‖ decoded) of every row, in nats; None if it is measured instead."""
 
 
 def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
     """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
-    if not (
-        np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()
-    ):  # a NaN is the maximum
+    # The maximum of a row with a NaN is NaN.
+    if not (np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()):
         raise bad_logits(~np.isfinite(logits), logits, first_row, where, expected="finite logits")
 
 
@@ -94,26 +91,23 @@ def bad_logits(
     where: str,
     *,
     expected: str,
-    remedy: str = "mend the teacher (or its precision) and run it again",
+    remedy: str = "correct the teacher (or its precision) and run it again",
 ) -> BadLogitsError:
-    """The error of logits that an encoding cannot store, to be raised; it names the first.
+    """Make the error of logits that an encoding cannot store; it names the first one.
 
-    bad: (rows, classes), at least one of them true. values: of which that one is shown.
+    bad: (rows, classes), at least one of them true. values: the numbers to show.
     """
     row, column = (int(i) for i in np.argwhere(bad)[0])
     return BadLogitsError(
         f"{where}, row {first_row + row}, class {column}",
         expected=expected,
-        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows here are so)",
+        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
         remedy=f"{remedy}; nothing of this block was kept",
     )
 
 
-# Blocks
-
-
 def encoded_widths(encoding: Encoding, num_classes: int) -> list[int]:
-    """Bytes of a row of each array that an encoding stores, before the codec. Raises ConfigError for too large a k."""
+    """Return the bytes a row of each array of an encoding, before the codec. Raises ConfigError for too large a k."""
     return [
         math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in encoding.arrays(num_classes)
     ]

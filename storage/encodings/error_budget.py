@@ -1,17 +1,16 @@
-"""How are logits stored in as few bits as a stated KL allows, with a guarantee for every row and temperature?
+"""The error-budget encoding: as few bits as a stated KL allows, with a guarantee for every row and temperature.
 
 If every stored logit is within ε of the true one, then KL(p_T ‖ p̃_T) ≤ ε²/(2T²) at every T (Hoeffding's lemma, applied to
-the logarithm of a mean; docs/encodings.md has the proof). A budget `max_kl` at `min_temperature` T₀ so allows
-ε = T₀·√(2·max_kl), and codes q = round((max − z)/Δ) with Δ = 2ε keep to it: a uniform quantiser, whose codes
-an entropy coder makes small.
+the logarithm of a mean; docs/encodings.md has the proof). So a budget `max_kl` at `min_temperature` T₀ allows
+ε = T₀·√(2·max_kl). Codes q = round((max − z)/Δ) with Δ = 2ε keep it: a uniform quantiser, whose codes compress well.
 
-What Δ leaves of 2ε pays for arithmetic (in units of Δ/2, where q ≤ 2¹⁶):
+Δ is a little less than 2ε; the rest pays for arithmetic (in units of Δ/2, where q ≤ 2¹⁶):
 
     decoding, float32(q)·float32(Δ)             2⁻⁷
     a source that was centred in float32        2⁻⁷
     together                                    2⁻⁶, and (1 − 2⁻⁶)(1 + 2⁻⁶) < 1
 
-and the error u that the source already has (half a step of float16 at its largest logit) is taken from ε first.
+The error u that the source already has (half a step of float16 at its largest logit) is subtracted from ε first.
 """
 
 import math
@@ -30,39 +29,31 @@ from .divergence import logit_error
 from .encoding import ArraySpec, bad_logits, check_finite
 
 _MARGIN: Final = 1 - 2**-6
-"""Of Δ, for arithmetic."""
-
-
+"""The share of 2ε that Δ takes: the rest is for arithmetic."""
 _FAST_CODES: Final = 1 << 13
-"""Codes up to which float32 divides exactly enough: three roundings of 2⁻²⁴·2¹³ Δ are less than 2⁻⁸ of Δ/2."""
-
-
+"""Codes up to which float32 is exact enough: three roundings of 2⁻²⁴·2¹³ Δ are less than 2⁻⁸ of Δ/2."""
 _STEPS: Final = (2.0**-100, 2.0**100)
-"""Smallest and largest step: its reciprocal, its 2⁻¹⁵ and its 2¹⁶ are then numbers of float32 with all their digits."""
-
-
+"""Smallest and largest step: its reciprocal, its 2⁻¹⁵ and its 2¹⁶ are then normal float32."""
 _USEFUL: Final = 10.0
-"""Nats; more than any distribution over 20,000 classes can be away from an even one."""
-
-
+"""Largest useful KL in nats: no distribution over 20,000 classes is farther from a uniform one."""
 _CODES: Final = 1 << 15
-"""Numbers that are quantised at a time: some arrays of that many stay in a core's cache."""
+"""Numbers that are quantised at a time: a few arrays of that many stay in a core's cache."""
 
 
 @dataclass(frozen=True)
 class ErrorBudget:
-    """Integer codes of a step that keeps every row within a KL of `max_kl` nats, at any T ≥ `min_temperature`."""
+    """Integer codes with a step that keeps every row within a KL of `max_kl` nats, at any T ≥ `min_temperature`."""
 
     max_kl: float
     """The budget: KL(teacher ‖ decoded) at `min_temperature`, in nats."""
     min_temperature: float = 1.0
     """The lowest temperature at which the budget holds; above it KL falls as 1/T²."""
     source_error: float = 0.0
-    """u: how far the logits that are given may be from the teacher's; 0 where they are the teacher's own."""
+    """u: the largest error of the given logits against the teacher's; 0 for the teacher's own."""
     dtype: str = "uint16"
-    """"uint16", or "uint8" where every code is known to fit."""
+    """"uint16", or "uint8" if every code is known to fit."""
     shift: int = 0
-    """Codes are stored times 2^shift, which changes nothing but how well blosc packs their two bytes."""
+    """Codes are stored times 2^shift, which only lets blosc pack their two bytes better."""
 
     form = ERROR_BUDGET
     kind = ERROR_BUDGET
@@ -70,58 +61,50 @@ class ErrorBudget:
     is_dense = True
 
     def __post_init__(self) -> None:
-        """Refuse a budget that no step keeps. Raises ConfigError."""
-        for name, value in (("max_kl", self.max_kl), ("min_temperature", self.min_temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"encoding: {name}",
-                    expected="a positive number" + (" of nats" if name == "max_kl" else ""),
-                    found=repr(value),
-                    remedy="choose one, such as 1e-3" if name == "max_kl" else "leave it out for 1",
-                )
+        """Refuse a budget without a step that keeps it. Raises ConfigError."""
+        if not (math.isfinite(self.max_kl) and self.max_kl > 0):
+            found = repr(self.max_kl)
+            raise _refused("max_kl", "a positive number of nats", found, "choose one, such as 1e-3")
+        if not (math.isfinite(self.min_temperature) and self.min_temperature > 0):
+            found = repr(self.min_temperature)
+            raise _refused("min_temperature", "a positive number", found, "leave it out for 1")
         bits = {"uint8": 8, "uint16": 16}.get(self.dtype, 0)
         if not (0 <= self.shift < bits and 0 <= self.source_error < math.inf):
-            raise ConfigError(
-                "encoding: dtype, shift, source_error",
-                expected="uint8 or uint16, a shift that leaves a bit of it, and an error that is not negative",
-                found=f"{self.dtype}, {self.shift}, {self.source_error}",
-                remedy="leave them out",
-            )
+            expected = "uint8 or uint16, a shift below its bits, and an error of at least 0"
+            found = f"{self.dtype}, {self.shift}, {self.source_error}"
+            raise _refused("dtype, shift, source_error", expected, found, "leave them out")
         least, most = _STEPS
         if not self.step >= least:
-            rounded = ", since the logits that are given are already rounded" if self.source_error else ""
-            raise ConfigError(
-                "encoding: max_kl",
-                expected=f"at least {two_digits_up(self._budget_of_step(2 * least)):g}{rounded}",
-                found=repr(self.max_kl),
-                remedy="allow more, or capture the teacher in float32" if rounded else "allow more",
-            )
+            expected, remedy = f"at least {two_digits_up(self._budget_of_step(2 * least)):g}", "raise max_kl"
+            if self.source_error:
+                expected += ", since the given logits are already rounded"
+                remedy += ", or capture the teacher in float32"
+            raise _refused("max_kl", expected, repr(self.max_kl), remedy)
         if not self.step <= most:
-            raise ConfigError(
-                "encoding: max_kl, min_temperature",
-                expected=f"a budget whose codes are at most {most:g} apart",
-                found=f"{self.max_kl!r}, {self.min_temperature!r}",
-                remedy="choose a smaller budget, such as 1e-3",
+            expected = f"a budget with a step of at most {most:g}"
+            found = f"max_kl {self.max_kl!r} at temperature {self.min_temperature!r}"
+            raise _refused(
+                "max_kl, min_temperature", expected, found, "choose a smaller budget, such as 1e-3"
             )
 
     @cached_property
     def step(self) -> float:
-        """Δ, in natural-log units: a float32, rounded down."""
+        """Δ in nats: a float32, rounded down."""
         return float(float32_down(2 * _MARGIN * (self.epsilon - self.source_error)))
 
     @property
     def epsilon(self) -> float:
-        """The most that a decoded logit is away from the teacher's, but for the constant of its row."""
+        """The largest error of a decoded logit against the teacher's, up to a constant per row."""
         return self.min_temperature * math.sqrt(2 * self.max_kl)
 
     @property
     def scale(self) -> float:
-        """What a stored code is multiplied by: −Δ / 2^shift."""
+        """The factor of a stored code: −Δ / 2^shift."""
         return -math.ldexp(self.step, -self.shift)
 
     @property
     def fill(self) -> int:
-        """The code that stands for nothing."""
+        """The fill value: the largest code."""
         return int(np.iinfo(self.dtype).max)
 
     @property
@@ -130,7 +113,7 @@ class ErrorBudget:
         return (self.fill - 1) >> self.shift
 
     def budget_of(self, spread: float) -> float:
-        """The smallest budget whose codes reach as far as `spread` below a row's maximum.
+        """Return the smallest budget whose codes reach `spread` below a row's maximum.
 
         >>> ErrorBudget(1e-4).budget_of(3000.0) < 1e-3
         True
@@ -138,16 +121,14 @@ class ErrorBudget:
         return self._budget_of_step(spread / self.most_codes)
 
     def _budget_of_step(self, step: float) -> float:
-        # A little more than that, for the rounding of the step.
+        # A thousandth more, for the rounding of the step.
         epsilon = step / (2 * _MARGIN) + self.source_error
         return 1.001 * (epsilon / self.min_temperature) ** 2 / 2
 
     def bound(self, temperature: float) -> float:
-        """KL(teacher ‖ decoded) that no row exceeds at this temperature, in nats."""
         return self.epsilon**2 / (2 * temperature**2)
 
     def describe(self) -> dict[str, object]:
-        """What a spec says of the encoding."""
         return {
             "kind": self.kind,
             "max_kl": self.max_kl,
@@ -159,7 +140,6 @@ class ErrorBudget:
         }
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """The block arrays of a capture with `num_classes` columns."""
         decoded_by = {"scale_factor": self.scale, "_FillValue": self.fill}
         return (
             ArraySpec("logits", self.dtype, (num_classes,), decoded_by),
@@ -170,7 +150,7 @@ class ErrorBudget:
     def encode(
         self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
     ) -> dict[str, NDArray[Any]]:
-        """Codes, `peak`, and the `error` that each row has: see `Encoding.encode`."""
+        """Encode rows as codes, `peak`, and the `error` of each row: see `Encoding.encode`."""
         check_finite(logits, first_row, where)
         peak = logits.max(axis=1)
         below = peak.astype(np.float64) - logits.min(axis=1)
@@ -188,7 +168,7 @@ class ErrorBudget:
 
     @property
     def _reach(self) -> float:
-        """How far below its row's maximum a logit has no code any more."""
+        """The distance below its row's maximum from which a logit has no code."""
         return (self.most_codes + 0.5) * self.step
 
     def _codes(self, logits: NDArray[np.float32], peak: NDArray[np.float32]) -> NDArray[Any]:
@@ -222,24 +202,28 @@ class ErrorBudget:
             where,
             expected=f"logits within {self._reach:.6g} of the row's maximum, the reach of {self.dtype} at max_kl {self.max_kl:g}",
             remedy=(
-                f"allow max_kl {fits:g}, the smallest that fits these rows (others may need more), or capture in float32 "
-                "and compress that"
+                f"set max_kl to {fits:g}, the smallest for these rows (others may need more), or capture in float32 and "
+                "compress that"
                 if fits <= _USEFUL
-                else "store them as float32: no budget that means anything fits these rows"
+                else "store them as float32: no useful budget fits these rows"
             ),
         )
 
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int = 0, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Centred logits (the largest of a row is 0) from stored rows: float32(code) · float32(scale)."""
+        """Decode stored rows to centred logits (the largest of a row is 0): float32(code) · float32(scale)."""
         decoded: NDArray[np.float32] = stored["logits"].astype(np.float32)
         decoded *= np.float32(self.scale)
         return decoded
 
 
+def _refused(keys: str, expected: str, found: str, remedy: str) -> ConfigError:
+    return ConfigError(f"encoding: {keys}", expected=expected, found=found, remedy=remedy)
+
+
 def float32_down(value: float) -> np.float32:
-    """The nearest float32 that is not larger.
+    """Round down to float32.
 
     >>> float(float32_down(0.1)) <= 0.1 < float(np.float32(0.1))
     True
@@ -250,7 +234,7 @@ def float32_down(value: float) -> np.float32:
 
 
 def two_digits_up(value: float) -> float:
-    """`value` with two digits, rounded up.
+    """Round up to two digits.
 
     >>> two_digits_up(0.00123), two_digits_up(0.0012)
     (0.0013, 0.0012)

@@ -1,4 +1,4 @@
-"""Which encoding does a user name, or a spec describe? There are four: see `encoding`."""
+"""Encodings by the name that a user gives, or by the description in a spec."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -7,17 +7,17 @@ from ..errors import ConfigError, LogitStoreError, UnsupportedFeature
 from ..format.constants import ERROR_BUDGET, TOP_K
 from .encoding import Encoding
 from .error_budget import ErrorBudget
-from .floats import FLOATS
+from .half import FLOATS
 from .top_k import TopK, bad_k
 
 EXPECTED: Final = (
     "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
 )
-"""What a user may say."""
+"""The names that a user may give."""
 
 
 def encoding_named(name: object) -> Encoding:
-    """The encoding that a user names, as `EXPECTED` has it, or an encoding itself. Raises ConfigError.
+    """Return the encoding of a name, one of `EXPECTED`, or an encoding itself. Raises ConfigError.
 
     >>> encoding_named("float16").describe()
     {'kind': 'float16'}
@@ -40,7 +40,7 @@ def encoding_named(name: object) -> Encoding:
 
 
 def encoding_described(description: object, where: str) -> Encoding:
-    """The encoding that a spec describes. Raises UnsupportedFeature where there is none such."""
+    """Return the encoding that a spec describes. Raises UnsupportedFeature for an unknown one."""
     if isinstance(description, Mapping):
         kind = description.get("kind")
         if isinstance(kind, str) and kind in FLOATS:
@@ -80,6 +80,9 @@ def _top_k(k: object) -> Encoding:
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(
-            f"encoding: {name}", expected="a positive number", found=repr(value)[:40], remedy="give one"
+            f"encoding: {name}",
+            expected="a positive number",
+            found=repr(value)[:40],
+            remedy=f"correct {name}",
         )
     return float(value)

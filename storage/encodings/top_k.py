@@ -1,18 +1,18 @@
-"""How are logits stored where a dense row cannot be kept: the k largest, and three figures of the others?
+"""The top-k encoding, for rows too wide to keep dense: the k largest logits, and three figures of the others.
 
-The classes that are left out, n of them, are decoded as one level, the mean of their weights at the temperature that is
-asked for. With x = z − max z of those classes and β = 1/T, the logarithm of that mean is a cumulant function,
+The n classes that are left out are decoded as one level, the mean of their weights at the requested temperature. With
+x = z − max z of those classes and β = 1/T, the logarithm of that mean is a cumulant function,
 
     K(β) = ln((1/n) Σ exp(βx)) ≈ μβ + σ²β² / (2(1 + aβ)),        a = σ²/(2(K(1) − μ)) − 1,
 
-whose first two derivatives at β = 0 are the mean and the variance of x, and whose value at β = 1 is stored, too: the
-fraction has all three, and is convex, as K is. (A cubic is not: where the logits left out have a standard deviation of 9, its mean
-KL is 1.2 times that of the true mass, the fraction's 1.006.)
+whose first two derivatives at β = 0 are the mean and the variance of x, and whose value at β = 1 is stored, too. The
+fraction has all three, and is convex like K. (A cubic is not: for left-out logits with a standard deviation of 9, its
+mean KL is 1.2 times that of the true mass, the fraction's 1.006 times.)
 
-The level, T·K(1/T), is kept between bounds that hold for any x. It is a power mean, so that it lies between μ and K(1) where
-T ≥ 1 and above K(1) where T < 1; and no x is above M, the smallest logit that was kept, which makes T·K(1) + (1 − T)·M a
-lower bound for T ≥ 1 and an upper one for T < 1; there, Bennett's inequality is another one, which is near where all x
-are. What is lost is *measured* and recorded, not bounded.
+The level, T·K(1/T), is clipped to bounds that hold for any x. As a power mean it lies between μ and K(1) for T ≥ 1, and
+above K(1) for T < 1. No x is above M, the smallest logit that was kept, so T·K(1) + (1 − T)·M is a lower bound for
+T ≥ 1 and an upper one for T < 1. There Bennett's inequality is another upper bound, tight if all x are close together.
+The error is *measured* and recorded, not bounded.
 """
 
 import math
@@ -31,22 +31,14 @@ from .encoding import ArraySpec, bad_logits, check_finite
 
 _LOGITS: Final = 1 << 18
 """Logits that are sorted at a time."""
-
-
 _WIDE: Final = 4096
-"""Classes from which on rows are sorted one by one."""
-
-
+"""Classes from which rows are sorted one by one."""
 _LARGEST: Final = np.float32(65504.0)
 """The largest float16."""
-
-
 _FURTHEST: Final = np.float32(1e19)
-"""The furthest below its maximum that a logit may be, so that float32 holds the variance of the others."""
-
-
+"""Largest distance of a logit below its row's maximum: float32 must hold the variance of the others."""
 _COLDEST: Final = 1e-6
-"""The lowest temperature to decode for."""
+"""The lowest temperature of decoding."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +55,20 @@ class TopK:
     is_dense = False
 
     def __post_init__(self) -> None:
-        """Refuse a k that is no number of classes. Raises ConfigError."""
+        """Refuse a k below 1. Raises ConfigError."""
         if self.k < 1:
             raise bad_k(self.k, "an integer of at least 1")
 
     def describe(self) -> dict[str, object]:
-        """What a spec says of the encoding."""
         return {"kind": self.kind, "k": self.k}
 
     def bound(self, temperature: float) -> float | None:
-        """None: the error is measured."""
         return None
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
-        """The block arrays of a capture with `num_classes` columns. Raises ConfigError for fewer than k."""
         if self.k > num_classes:
             raise bad_k(self.k, f"at most {num_classes}, the classes of this capture")
-        # The largest value is the fill.
+        # The fill value is the largest one, which no class may have.
         dtype = "uint16" if num_classes <= np.iinfo(np.uint16).max else "uint32"
         return (
             ArraySpec("index", dtype, (self.k,)),
@@ -92,7 +81,7 @@ class TopK:
     def encode(
         self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
     ) -> dict[str, NDArray[Any]]:
-        """`index`, `logits`, `tail`, `peak` and the `error` that each row has: see `Encoding.encode`."""
+        """Encode rows as `index`, `logits`, `tail`, `peak` and the `error` of each row: see `Encoding.encode`."""
         num_classes = logits.shape[1]
         arrays = {
             spec.name: np.empty((len(logits), *spec.row_shape), spec.dtype)
@@ -130,11 +119,11 @@ class TopK:
                 first_row,
                 where,
                 expected=f"logits within {_FURTHEST:.0e} of the row's maximum",
-                remedy="leave classes that are masked out of the capture (classes=…)",
+                remedy="leave masked classes out of the capture (classes=…)",
             )
         stored = {
             "index": index,
-            # Adding 0 leaves no negative zero behind.
+            # Adding 0 turns negative zeros into positive ones.
             "logits": kept.astype(np.float16) + np.float16(0),
             "tail": tail_figures(centred, index),
         }
@@ -144,16 +133,16 @@ class TopK:
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Dense logits whose softmax at `temperature` is what was stored.
+        """Decode stored rows to dense logits, for a softmax at `temperature` only.
 
-        Raises ConfigError where there is no temperature, or none from 1e-6 on.
+        Raises ConfigError for no temperature, or one below 1e-6.
         """
         if temperature is None or not _COLDEST <= temperature < math.inf:
             raise ConfigError(
                 "temperature",
-                expected="the temperature at which the logits will be used: top-k rows decode to others at each",
+                expected=f"a temperature from {_COLDEST:g}: top-k rows decode differently at each",
                 found=repr(temperature),
-                remedy="pass temperature=…, or read them as they are stored",
+                remedy="pass the temperature of the softmax as temperature=…, or read the rows as stored",
             )
         kept = stored["logits"].astype(np.float32)
         dense = np.empty((len(kept), num_classes), np.float32)
@@ -165,14 +154,14 @@ class TopK:
 
 
 def largest(logits: Float32[np.ndarray, "rows classes"], k: int) -> NDArray[np.int64]:
-    """The classes of the k largest logits of each row, in descending order; of equal ones the lower class first.
+    """Return the classes of the k largest logits of each row, in descending order; of equal ones the lower class first.
 
     >>> largest(np.array([[0.0, -1.0, 0.0, -2.0]], np.float32), 3).tolist()
     [[0, 2, 1]]
     """
     if logits.shape[1] > _WIDE:
         return np.stack([_largest_of_row(row, k) for row in logits])
-    # One integer a logit that sorts as (−logit, class): the bits of a float that is not positive grow with its size.
+    # One integer a logit that sorts as (−logit, class): the bits of −logit ≥ 0, as an integer, grow with it.
     size = (np.float32(0) - logits).view(np.uint32).astype(np.uint64)
     keys = (size << np.uint64(32)) | np.arange(logits.shape[1], dtype=np.uint64)
     if k < logits.shape[1]:
@@ -182,7 +171,7 @@ def largest(logits: Float32[np.ndarray, "rows classes"], k: int) -> NDArray[np.i
 
 
 def _largest_of_row(row: Float32[np.ndarray, " classes"], k: int) -> NDArray[np.int64]:
-    """The same of one row of many classes, in a third of the time: only those that come into question are sorted."""
+    """Return `largest` of one row of many classes, in a third of the time: only candidates are sorted."""
     size = np.float32(0) - row
     candidates = np.flatnonzero(size <= np.partition(size, k - 1)[k - 1])
     return candidates[np.argsort(size[candidates], kind="stable")[:k]]
@@ -191,7 +180,7 @@ def _largest_of_row(row: Float32[np.ndarray, " classes"], k: int) -> NDArray[np.
 def tail_figures(
     centred: Float32[np.ndarray, "rows classes"], index: NDArray[np.int64]
 ) -> Float32[np.ndarray, "rows 3"]:
-    """ln Σ exp(x), mean and variance of the classes that are not in `index`; zeros where there are none."""
+    """Compute ln Σ exp(x), mean and variance of the classes outside `index`; zeros if there are none."""
     left_out = centred.shape[1] - index.shape[1]
     figures = np.zeros((len(centred), 3), np.float32)
     if not left_out:
@@ -216,17 +205,17 @@ def top_k_divergence(
     stored: Mapping[str, NDArray[Any]],
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> list[Float64[np.ndarray, " rows"]]:
-    """KL(softmax(centred / T) ‖ what `stored` decodes to) of each row, in nats, for each temperature.
+    """Compute KL(softmax(centred / T) ‖ softmax(decoded / T)) of each row, in nats, for each temperature.
 
-    stored: "index", "logits" and "tail" of the rows. The same as `divergence` of the decoded rows, in a fraction of the
-    time: all classes left out have one probability, so that only sums over them are needed. In float64, since it is a difference.
+    stored: "index", "logits" and "tail" of the rows. Equals `divergence` of the decoded rows, in a fraction of the time:
+    all classes left out have one probability, so only sums over them are needed. In float64, since it is a difference.
     """
     index = stored["index"].astype(np.int64)
     left_out = centred.shape[1] - index.shape[1]
     smallest = stored["logits"][:, -1].astype(np.float32)
     exact, scaled = centred.astype(np.float64), np.empty(centred.shape)
     weights = np.empty(centred.shape)
-    found = []
+    divergences = []
     for temperature in temperatures:
         np.divide(exact, temperature, out=scaled)
         np.exp(scaled, out=weights)
@@ -239,11 +228,11 @@ def top_k_divergence(
             level = tail_level(stored["tail"], smallest, left_out, temperature)
             level = level.astype(np.float32).astype(np.float64)  # as it is decoded
             mass += left_out * np.exp(level / temperature)
-            # What is left out is summed by itself: 1 − Σ p would have no digits where it is little.
+            # Their mass is summed by itself: 1 − Σ p would lose its digits if it is small.
             np.put_along_axis(weights, index, 0.0, axis=1)
             expected += weights.sum(axis=1) / total * (level / temperature)
-        found.append(np.maximum(negative_entropy - expected + np.log(mass), 0.0))
-    return found
+        divergences.append(np.maximum(negative_entropy - expected + np.log(mass), 0.0))
+    return divergences
 
 
 def tail_level(
@@ -252,16 +241,16 @@ def tail_level(
     left_out: int,
     temperature: float,
 ) -> Float64[np.ndarray, " rows"]:
-    """The logit, at `temperature`, of each class that was left out: T·K(1/T).
+    """Return the logit, at `temperature`, of each class that was left out: T·K(1/T).
 
-    figures: as `tail_figures` gives them. smallest: the smallest logit that was kept.
+    figures: from `tail_figures`. smallest: the smallest logit that was kept.
     """
     log_sum, mean, variance = figures.astype(np.float64).T
     beta = 1 / temperature
     at_one = np.maximum(log_sum - np.log(left_out), mean)
     rise = at_one - mean
     below = 2 * rise * (1 - beta) + variance * beta
-    # Below T = 1 the fraction may have its pole: the level is then as high as it can be.
+    # Below T = 1 the fraction may have a pole: the level is then the upper bound.
     level = np.where(below > 0, mean + rise * variance * beta / np.where(below > 0, below, 1.0), np.inf)
     largest = np.maximum(smallest, at_one)
     by_largest = temperature * at_one + (1 - temperature) * largest
@@ -274,5 +263,5 @@ def tail_level(
 
 
 def bad_k(found: object, expected: str) -> ConfigError:
-    """The error of a k, to be raised."""
+    """Make the error of a k."""
     return ConfigError("encoding: top_k", expected=expected, found=repr(found), remedy="choose another k")

@@ -1,11 +1,11 @@
-"""How is an inner chunk made smaller, and made whole again without trusting what it says of its size?
+"""Compression of inner chunks, and decompression that does not trust the size that a chunk states.
 
 Two codecs of Zarr's core, in one fixed setting each, chosen by measurement (docs/encodings.md):
 
-    zstd     codes of one byte: entropy coding is all that is to be gained
-    blosc    codes of two bytes and the arrays of top-k: the bytes of a number are put apart, then zstd
+    zstd     codes of one byte: entropy coding is the only gain
+    blosc    codes of two bytes and the arrays of top-k: bytes shuffled by significance, then zstd
 
-Everything else is stored raw. The settings are part of the format: `zarr.json` spells them out.
+All other arrays are raw. The settings are part of the format: `zarr.json` spells them out.
 """
 
 from collections.abc import Mapping
@@ -15,27 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 RAW, ZSTD, BLOSC = "raw", "zstd", "blosc"
-
-
 _ZSTD_LEVEL: Final = 1
-
-
 _BLOSC_LEVEL: Final = 1
-
-
 _BLOSC_BLOCK_BYTES: Final = 1 << 18
-
-
 _BLOSC_HEADER_BYTES: Final = 16
-
-
 _ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
 
 
 def codec_metadata(codec: str, item_bytes: int) -> list[dict[str, object]]:
-    """What stands for a codec in Zarr's list of codecs: nothing for raw chunks.
-
-    item_bytes: bytes of an element.
+    """Return a codec's entries in Zarr's list of codecs: none for raw chunks. item_bytes: of an element.
 
     >>> codec_metadata("zstd", 1)
     [{'name': 'zstd', 'configuration': {'level': 1, 'checksum': False}}]
@@ -54,7 +42,7 @@ def codec_metadata(codec: str, item_bytes: int) -> list[dict[str, object]]:
 
 
 def most_bytes(payload_bytes: int) -> int:
-    """Most bytes that a codec makes of a chunk: what cannot be made smaller grows a little.
+    """Return the most bytes of a compressed chunk: incompressible data grows a little.
 
     >>> most_bytes(1 << 20)
     1056768
@@ -63,12 +51,12 @@ def most_bytes(payload_bytes: int) -> int:
 
 
 def compress(codec: str, payload: NDArray[Any]) -> bytes:
-    """A contiguous chunk, made smaller. The same chunk always gives the same bytes (of one version of the libraries)."""
+    """Compress a contiguous chunk, to the same bytes every time (with the same versions of the libraries)."""
     from numcodecs import blosc, zstd
 
     if codec == ZSTD:
         return bytes(zstd.compress(payload, _ZSTD_LEVEL))
-    # With threads of its own blosc lays its pieces down in the order in which they are done. We have our own threads.
+    # blosc's own threads write their pieces in the order in which they finish. We have our own threads.
     blosc.use_threads = False
     return bytes(
         blosc.compress(
@@ -78,15 +66,15 @@ def compress(codec: str, payload: NDArray[Any]) -> bytes:
 
 
 def decompress(codec: str, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """A chunk into `out`, whose size decides: what states another one is refused before anything is written.
+    """Decompress a chunk into `out`; refuse one that states another size before anything is written.
 
-    Raises ValueError for what is not a chunk of that size.
+    Raises ValueError for data that are not a chunk of that size.
     """
     from numcodecs import blosc, zstd
 
     stated = _zstd_content_bytes(data) if codec == ZSTD else _blosc_content_bytes(data, out.dtype.itemsize)
     if stated != out.nbytes:
-        raise ValueError(f"{len(data)} bytes that do not hold {out.nbytes}")
+        raise ValueError(f"{len(data)} bytes that do not decode to {out.nbytes}")
     flat = out.reshape(-1).view(np.uint8)
     try:
         if codec == ZSTD:
@@ -99,7 +87,7 @@ def decompress(codec: str, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
 
 
 def _blosc_content_bytes(data: NDArray[np.uint8], item_bytes: int) -> int:
-    """Bytes that a blosc buffer says it holds; -1 where its header does not fit its size, which blosc would trust."""
+    """Return the size that a blosc buffer states; -1 if its header contradicts its length, which blosc would trust."""
     if len(data) < _BLOSC_HEADER_BYTES or int(data[3]) != item_bytes:
         return -1
     content, block, own = (int(number) for number in data[4:16].view("<u4"))
@@ -107,7 +95,7 @@ def _blosc_content_bytes(data: NDArray[np.uint8], item_bytes: int) -> int:
 
 
 def _zstd_content_bytes(data: NDArray[np.uint8]) -> int:
-    """Bytes that a zstd frame says it holds (RFC 8878, 3.1.1.1); -1 where it does not say."""
+    """Return the size that a zstd frame states (RFC 8878, 3.1.1.1); -1 if it states none."""
     head = data[:18].tobytes()
     if len(head) < 6 or head[:4] != _ZSTD_MAGIC:
         return -1

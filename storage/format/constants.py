@@ -1,111 +1,57 @@
-"""Names and limits of format 1.0."""
+"""Constants of format 1.0: names, limits and dtypes."""
 
 from collections.abc import Mapping
 from typing import Final
 
 FORMAT_VERSION: Final = "1.0"
-
-
 CAPTURE, ERROR_BUDGET, TOP_K = "capture", "error-budget", "top-k"
-
-
 FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K})
 """The `required_features` that this version of logitstore can read."""
-
-
 ROOT_METADATA: Final = "zarr.json"
-
-
 GROUPS: Final = ("teachers", "clusters")
-"""Groups that every store has from the start, so that the order of its parts leaves no trace in them."""
-
-
+"""Groups that every store has from the start: the order of its parts leaves no trace in them."""
 SAMPLES: Final = "samples"
-
-
 PRIVATE: Final = "__logitstore__"
-"""Zarr reserves names that start with two underscores: this folder is no node of the hierarchy."""
-
-
+"""The folder of our own files. Zarr reserves names with two leading underscores: it is no node of the hierarchy."""
 SPEC: Final = f"{PRIVATE}/spec.json"
-
-
 SEAL: Final = f"{PRIVATE}/seal.json"
-
-
 SEAL_TABLE: Final = f"{PRIVATE}/seal.bin"
-
-
 COMMITS: Final = f"{PRIVATE}/commits"
-
-
 STAGING: Final = f"{PRIVATE}/tmp"
-
-
 LOCK: Final = f"{PRIVATE}/lock"
-
-
 LOG: Final = f"{PRIVATE}/log"
 
 
-# Limits of readers: what a store may state at most. docs/format-v1.md has the same table under this name.
+# Limits of readers: the most that a store may state. docs/format-v1.md has the same table under this name.
 
 MAX_JSON_BYTES: Final = 1 << 20
 """Of a JSON file."""
-
-
 MAX_JSON_DEPTH: Final = 32
 """Levels of lists and objects in a JSON file, the outermost counted."""
-
-
 MAX_SEAL_TABLE_BYTES: Final = 64 << 20
-"""Of a part's seal.bin; with it, the blocks of all views that a reader walks through."""
-
-
+"""Of a part's seal.bin; it limits the blocks that a reader walks through, too."""
 MAX_PARTS: Final = 4096
 """Of a store: records of its log."""
-
-
 MAX_ROWS: Final = 1 << 40
 """Of a store."""
-
-
 MAX_CLASSES: Final = 1 << 20
 """Of a store: a reader makes a list of their names."""
-
-
 MAX_BLOCKS: Final = 1 << 20
 """Of one view."""
-
-
 MAX_VIEWS: Final = 1 << 16
 """Of a capture."""
-
-
 MAX_ARRAYS: Final = 32
 """Of a part."""
-
-
 MAX_DIMENSIONS: Final = 8
 """Of an array."""
-
-
 MAX_SHARD_BYTES: Final = 1 << 30
 """Of a shard before its codec."""
-
-
 MAX_CHUNK_BYTES: Final = 64 << 20
 """Of an inner chunk, or a chunk of a small array, before its codec; so also of a single row."""
-
-
 MAX_CHUNKS_PER_SHARD: Final = 1 << 20
 """Inner chunks of a shard: the entries of its index."""
-
-
 MAX_SMALL_CHUNKS: Final = 1 << 14
 """Chunks of a small array: more do not fit into a seal."""
-
-
 DTYPES: Final[Mapping[str, str]] = {
     "float16": "<f2",
     "float32": "<f4",
@@ -116,12 +62,8 @@ DTYPES: Final[Mapping[str, str]] = {
     "int32": "<i4",
     "int64": "<i8",
 }
-"""Zarr's name of each dtype that a store may hold -> numpy's."""
-
-
+"""Dtypes that a store may hold: Zarr's name -> numpy's."""
 TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0, 20.0)
-"""At which an encoded capture records its error."""
-
-
+"""Temperatures at which an encoded capture records its error."""
 INPUT_DTYPES: Final = ("uint8", "int64", "float16", "float32")
-"""Dtypes of inputs that `samples` may hold."""
+"""Dtypes of the inputs in `samples`."""

@@ -1,37 +1,29 @@
-"""How is a store cut into blocks, and a block into chunks? Integers in, integers out.
+"""The grid of a store: rows cut into blocks, and blocks into chunks. Integers in, integers out.
 
     rows      0                    R                   2R            N
               ├──────── block 0 ───┼──────── block 1 ──┼── block 2 ──┤     a shard of each array
               ├─ run ─┼─ run ─┼ …                                          what a stream reads at once
               ├┼┼┼┼┼┼┼┼┼┼┼┼┼┼┼┼┼                                           inner chunks
 
-`R` is one length for the whole store. A *run* of chunks is the piece that a stream moves about as a
-whole; it holds whole inner chunks of every array, so that nothing is read twice.
+`R` is one length for the whole store. A stream permutes *runs* of chunks. A run holds whole inner chunks of every
+array, so that nothing is read twice.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 MIB = 1 << 20
-
-
 SHARD_BYTES = 32 * MIB
 """Most bytes of the widest row's shard, before the codec."""
-
-
 CHUNK_BYTES = 2 * MIB
 """Most bytes of an inner chunk, before the codec (unless a single row is wider)."""
-
-
 MAX_BLOCK_ROWS = 65_536
-
-
 MIN_BLOCK_ROWS = 1024
-"""Small stores get blocks of this many rows, however few blocks that makes."""
+"""Rows a block of a small store, however few blocks that makes."""
 
 
 def floor_power_of_two(value: int) -> int:
-    """The largest power of two that is at most `value`, and at least 1.
+    """Return the largest power of two that is at most `value`, and at least 1.
 
     >>> [floor_power_of_two(n) for n in (0, 1, 7, 8, 1000)]
     [1, 1, 4, 8, 512]
@@ -40,7 +32,7 @@ def floor_power_of_two(value: int) -> int:
 
 
 def plan_block_rows(num_rows: int, row_bytes: int) -> int:
-    """R: rows a block, for `num_rows` rows of which the widest array takes `row_bytes` bytes each.
+    """Return R, the rows a block, for `num_rows` rows of which the widest array takes `row_bytes` bytes each.
 
     >>> plan_block_rows(60_000, 784)            # MNIST: a sixty-fourth of the rows, but 1024 at least
     1024
@@ -57,7 +49,7 @@ def plan_block_rows(num_rows: int, row_bytes: int) -> int:
 
 
 def run_rows(block_rows: int) -> int:
-    """Rows in a run of chunks: a sixteenth of a block, and a block of up to 1024 rows as a whole.
+    """Return the rows of a run of chunks: a sixteenth of a block, but at least 1024 or the whole block.
 
     >>> [run_rows(r) for r in (64, 1024, 2048, 16_384, 65_536)]
     [64, 1024, 1024, 1024, 4096]
@@ -66,7 +58,7 @@ def run_rows(block_rows: int) -> int:
 
 
 def plan_chunk_rows(block_rows: int, row_bytes: int) -> int:
-    """Rows an inner chunk of an array whose rows take `row_bytes` bytes.
+    """Return the rows of an inner chunk, of an array whose rows take `row_bytes` bytes.
 
     >>> plan_chunk_rows(16_384, 2000), plan_chunk_rows(16_384, 3072), plan_chunk_rows(16_384, 4)
     (1024, 512, 1024)
@@ -104,11 +96,11 @@ class Grid:
         return -(-self.num_rows // self.run_rows)
 
     def rows(self, block: int) -> range:
-        """The rows of `block`."""
+        """Return the rows of `block`."""
         return range(block * self.block_rows, min((block + 1) * self.block_rows, self.num_rows))
 
     def split(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
-        """The rows start…stop cut at the borders of blocks: (block, rows) in order.
+        """Split the rows start…stop at the borders of blocks; yield (block, rows) in order.
 
         >>> list(Grid(2500, 1024).split(1000, 2100))
         [(0, range(1000, 1024)), (1, range(1024, 2048)), (2, range(2048, 2100))]

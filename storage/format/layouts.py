@@ -1,8 +1,7 @@
-"""Which arrays does a part have, and how is each of them cut?
+"""The arrays of each form of part, and how each is cut into shards and chunks.
 
-Shape, shards, chunks and fill value of an array follow from its name, its dtype and the grid of the store. A
-writer makes layouts here; a reader makes them again and compares, so that nothing that a store says of its
-sizes is believed.
+Shape, shards, chunks and fill value of an array follow from its name, its dtype and the grid of the store. A writer
+makes layouts here. A reader makes them again and compares: it believes no size that a store states.
 """
 
 import math
@@ -35,14 +34,8 @@ from .metadata import ArrayLayout
 
 SMALL_CHUNK_BYTES: Final = 32 << 20
 """Most bytes of a chunk of a small array (unless a single element of its first dimension is larger)."""
-
-
 _EVERY_CAPTURE: Final = {"peak": ("view", "row"), "seen": ("view", "row"), "classes": ("class",)}
-
-
 _MEASURED: Final = {"error": ("view", "row", "temperature")}
-
-
 DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "samples": {
         "source": ("row",),
@@ -71,10 +64,8 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 }
 """Dimensions of the arrays of each form of part. `input` of samples has as many as an input has.
 
-The form of a part is its kind, or, of a capture that is encoded, the feature that a reader needs for it.
+The form of a part is its kind; of an encoded capture, the feature that a reader needs for it.
 """
-
-
 DTYPES_OF: Final[Mapping[str, str]] = {
     "source": "int64",
     "digest": "uint64",
@@ -93,9 +84,7 @@ DTYPES_OF: Final[Mapping[str, str]] = {
     "projected": "float32",
     "projected_centres": "float32",
 }
-"""Zarr's dtype of the arrays that have only one."""
-
-
+"""Dtypes, by Zarr's names, of the arrays that may have one only."""
 _CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("samples", "input"): INPUT_DTYPES,
     (CAPTURE, "logits"): ("float16", "float32"),
@@ -103,9 +92,7 @@ _CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     (TOP_K, "logits"): ("float16",),
     (TOP_K, "index"): ("uint16", "uint32"),
 }
-"""Dtypes of the others, by form and name."""
-
-
+"""Dtypes of the other arrays, by form and name."""
 _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (ERROR_BUDGET, "logits", "uint8"): ZSTD,
     (ERROR_BUDGET, "logits", "uint16"): BLOSC,
@@ -113,29 +100,21 @@ _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (TOP_K, "index", "uint32"): BLOSC,
     (TOP_K, "logits", "float16"): BLOSC,
 }
-"""What the chunks of an array are made smaller by, by form, name and dtype; raw where it is not here."""
-
-
+"""Codecs of inner chunks, by form, name and dtype; raw by default."""
 _FEW_ROWS: Final[Mapping[str, tuple[int, ...]]] = {"error": (len(TEMPERATURES),), "tail": (3,)}
-"""Row shapes of arrays that have only one."""
-
-
+"""Row shapes of the arrays that may have one only."""
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     "samples": frozenset({"source", "digest", "label"}),
     "clustering": frozenset(),
 } | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
 """Arrays that every part of a form has."""
-
-
 _CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
-
-
 _OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
-"""The spec, and what a later minor version may put beside it."""
+"""The spec, and files that a later minor version may add."""
 
 
 def form_of(kind: str, arrays: Collection[str]) -> str:
-    """The form of a part, which its arrays tell.
+    """Return the form of a part, from its kind and the names of its arrays.
 
     >>> form_of("capture", ["logits", "error"]), form_of("clustering", ["sets"])
     ('error-budget', 'clustering')
@@ -146,19 +125,19 @@ def form_of(kind: str, arrays: Collection[str]) -> str:
 
 
 def features_of(form: str) -> tuple[str, ...]:
-    """What a reader needs for a part of a form, beyond format 1.0 without features."""
+    """Return the features that a reader needs for a part of a form."""
     return (form,) if form in FEATURES else ()
 
 
 def dtypes_of(form: str, name: str) -> tuple[str, ...]:
-    """The dtypes that an array may have; none where the format does not know it."""
+    """Return the dtypes that an array may have; none if the format does not know it."""
     if name in DTYPES_OF:
         return (DTYPES_OF[name],)
     return _CHOICES.get((form, name), ())
 
 
 def dimensions_of(form: str, name: str, num_dimensions: int) -> tuple[str, ...] | None:
-    """The dimensions of an array; None where the format does not know it.
+    """Return the dimensions of an array; None if the format does not know it.
 
     >>> dimensions_of("samples", "input", 3)
     ('row', 'input_0', 'input_1')
@@ -169,9 +148,9 @@ def dimensions_of(form: str, name: str, num_dimensions: int) -> tuple[str, ...] 
 
 
 def fill_value(form: str, name: str, dtype: str) -> float | int:
-    """What stands where no value was written: NaN, -1, or 0 where there are no negative numbers.
+    """Return the fill value of an array: NaN, -1, or 0 for unsigned integers.
 
-    Codes and classes of an encoded capture may be 0: it is their largest value.
+    Codes and classes of an encoded capture may be 0; their fill value is the largest one.
 
     >>> [fill_value("capture", name, dtype) for name, dtype in (("logits", "float16"), ("seen", "uint64"))]
     [nan, 0]
@@ -194,9 +173,9 @@ def block_array(
     where: str,
     attributes: Mapping[str, object] | None = None,
 ) -> ArrayLayout:
-    """The layout of an array of rows. Raises LimitExceeded where a shard would pass 1 GiB, or a row 64 MiB.
+    """Lay out an array of rows. Raises LimitExceeded if a shard would pass 1 GiB, or a row 64 MiB.
 
-    views: views of a capture; not used in samples. row_shape: shape of one row.
+    views: of a capture; ignored for samples. row_shape: shape of one row.
     """
     row_bytes = math.prod(row_shape) * np.dtype(dtype).itemsize
     if grid.block_rows * row_bytes > MAX_SHARD_BYTES:
@@ -230,7 +209,7 @@ def block_array(
 
 
 def small_array(form: str, name: str, shape: tuple[int, ...]) -> ArrayLayout:
-    """The layout of an array without rows."""
+    """Lay out an array without rows."""
     dtype, dimensions = DTYPES_OF[name], DIMENSIONS[form][name]
     element_bytes = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
     rows = max(1, min(shape[0], SMALL_CHUNK_BYTES // element_bytes))
@@ -248,11 +227,10 @@ def check_part(
     table_bytes: int,
     files: Collection[str],
 ) -> None:
-    """Refuse arrays, and a seal of them, that a part of this store would not have.
+    """Refuse arrays, and a seal of them, that no part of this store has. Raises ManifestInvalid or LimitExceeded.
 
-    layouts: every array of the part. where: the part. arrays, shape, table_bytes, files: what its seal says: of the
-    block arrays (name, chunks a shard), of (views, blocks), of the size of seal.bin, and the keys that it lists.
-    Raises ManifestInvalid or LimitExceeded.
+    layouts: every array of the part. where: the part. From its seal: arrays, as (name, chunks a shard) of the block
+    arrays; shape, as (views, blocks); table_bytes, of seal.bin; files, the keys that it lists.
     """
     if len(layouts) > MAX_ARRAYS:
         raise beyond(where, MAX_ARRAYS, "arrays", len(layouts))
@@ -262,7 +240,7 @@ def check_part(
     sharded = {name: layout.chunks_per_shard for name, layout in layouts.items() if layout.is_block_array}
     if len(arrays) != len(sharded) or dict(arrays) != sharded:
         listed = [name for name, _ in arrays]
-        raise invalid(where, f"a seal of the block arrays {sorted(sharded)}", f"one of {listed}")
+        raise invalid(where, f"a seal of the block arrays {sorted(sharded)}", f"a seal of {listed}")
     views, blocks = shape
     if blocks != (grid.num_blocks if sharded else 0) or bool(views) != bool(sharded):
         raise invalid(
@@ -284,17 +262,17 @@ def check_part(
 
 
 def _check_columns(form: str, layouts: Mapping[str, ArrayLayout], where: str) -> None:
-    """Refuse a capture whose arrays do not speak of the same classes."""
+    """Refuse a capture whose arrays differ in their classes."""
     (width,), (classes,) = layouts["logits"].row_shape, layouts["classes"].shape
     if form == TOP_K:
         if width > classes or layouts["index"].row_shape != (width,):
-            raise invalid(where, f"an index and a logit of at most {classes} classes", f"{width} of each row")
+            raise invalid(where, f"an index and a logit of at most {classes} classes a row", f"{width} a row")
     elif width != classes:
-        raise invalid(where, "a class for each column of logits", f"{classes} classes")
+        raise invalid(where, f"{width} classes, one a column of logits", f"{classes} classes")
 
 
 def _check_files(layouts: Mapping[str, ArrayLayout], files: Collection[str], where: str) -> None:
-    """Refuse a seal that lists other files than those of the arrays and of the part itself, or not all of them."""
+    """Refuse a seal that lists too few files of the arrays and of the part itself, or others."""
     chunks = dict.fromkeys((name for name, layout in layouts.items() if not layout.is_block_array), 0)
     for key in files:
         name, _, chunk = key.rpartition("/")
@@ -304,19 +282,19 @@ def _check_files(layouts: Mapping[str, ArrayLayout], files: Collection[str], whe
         elif not (
             key == ROOT_METADATA or _OWN_FILE.fullmatch(key) or (name in layouts and chunk == ROOT_METADATA)
         ):
-            raise invalid(where, "a seal that lists the files of the part", f"{key[:80]!r} in it")
-    for name, found in chunks.items():
+            raise invalid(where, "a seal that lists files of the part only", f"{key[:80]!r}")
+    for name, count in chunks.items():
         layout = layouts[name]
         expected = -(-layout.shape[0] // layout.shard_rows)
-        # Each is listed once, so that as many as there are, and none beyond the last, are all of them.
-        if found != expected or layout.key(expected) in files:
-            raise invalid(f"{where}/{name}", f"{expected} chunks in the seal", found)
+        # Keys are unique: as many as there are chunks, and none beyond the last, are all of them.
+        if count != expected or layout.key(expected) in files:
+            raise invalid(f"{where}/{name}", f"{expected} chunks in the seal", count)
 
 
 def check_layout(layout: ArrayLayout, form: str, grid: Grid, views: int, where: str) -> None:
-    """Refuse a layout that this store would not have. Arrays that the format does not know pass: none reads them.
+    """Refuse a layout that no array of this store has. Raises ManifestInvalid.
 
-    Raises ManifestInvalid.
+    Arrays that the format does not know pass: no reader reads them.
     """
     name, dtype = layout.name, layout.dtype
     dimensions = dimensions_of(form, name, len(layout.shape))
@@ -353,15 +331,15 @@ def check_layout(layout: ArrayLayout, form: str, grid: Grid, views: int, where: 
 
 
 def _are_attributes(layout: ArrayLayout, form: str) -> bool:
-    """Whether the attributes of an array are those that the format gives it; a scale may be any that float32 has."""
-    found = dict(layout.attributes)
+    """Return whether an array has the attributes of the format; a scale may be any negative float32."""
+    attributes = dict(layout.attributes)
     if layout.name == "error" and form in FEATURES:
-        return found == {"temperature": list(TEMPERATURES)}
+        return attributes == {"temperature": list(TEMPERATURES)}
     if layout.name != "logits" or form != ERROR_BUDGET:
-        return not found
-    scale = found.pop("scale_factor", None)
+        return not attributes
+    scale = attributes.pop("scale_factor", None)
     return (
-        found == {"_FillValue": layout.fill}
+        attributes == {"_FillValue": layout.fill}
         and type(scale) is float
         and math.isfinite(scale)
         and scale < 0

@@ -1,13 +1,7 @@
-"""What do the files of a store look like? (docs/format-v1.md as code: names, JSON, array metadata)
-
-1. Constants: version, features, keys, names, and the limits that a reader sets to what a store states.
-2. Canonical JSON: equal content is equal bytes; reading is strict and bounded.
-3. `ArrayLayout`: one array's `zarr.json`, written from it and checked back into it against an allow-list.
-
-Nothing here touches a disk.
-"""
+"""The `zarr.json` of groups and arrays: written from a layout, and checked back into one against an allow-list."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +23,7 @@ from .constants import (
     MAX_SMALL_CHUNKS,
 )
 from .documents import (
-    _ARRAY_NAME,
-    _DISTRUST,
+    DISTRUST,
     beyond,
     canonical_json,
     check_version,
@@ -40,17 +33,19 @@ from .documents import (
     shorten,
 )
 
+_ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
 
 def group_metadata(attributes: Mapping[str, object] | None = None) -> bytes:
-    """`zarr.json` of a group; `attributes` become `attributes.logitstore`."""
+    """Spell the `zarr.json` of a group; `attributes` become `attributes.logitstore`."""
     wrapped = {"logitstore": dict(attributes)} if attributes is not None else {}
     return canonical_json({"attributes": wrapped, "node_type": "group", "zarr_format": 3})
 
 
 def group_attributes(data: bytes, where: str) -> dict[str, Any]:
-    """`attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError where there is none.
+    """Parse `attributes.logitstore` of a group's `zarr.json`. Raises NotAStoreError if there is none.
 
-    Raises UntrustedStoreError where there is more, such as consolidated metadata, which other readers would follow.
+    Raises UntrustedStoreError for other keys, such as consolidated metadata, which other readers would follow.
     """
     value = parse_json(data, where)
     attributes = value.get("attributes")
@@ -60,7 +55,7 @@ def group_attributes(data: bytes, where: str) -> dict[str, Any]:
         raise NotAStoreError(
             where,
             expected="a Zarr v3 group with logitstore's attributes",
-            found="other metadata",
+            found=f"other metadata, with keys {sorted(value)}"[:120],
             remedy="name the folder of a store that logitstore made",
         )
     check_version(ours.get("format_version"), where)
@@ -69,15 +64,15 @@ def group_attributes(data: bytes, where: str) -> dict[str, Any]:
         raise UntrustedStoreError(
             where,
             expected="a group with logitstore's attributes alone",
-            found=f"{more} as well"[:120],
-            remedy=_DISTRUST,
+            found=f"a group that also has {more}"[:120],
+            remedy=DISTRUST,
         )
     return ours
 
 
 @dataclass(frozen=True)
 class RootAttributes:
-    """What the root group of a store says of it."""
+    """The attributes of a store's root group."""
 
     num_rows: int
     """Rows, N."""
@@ -87,18 +82,18 @@ class RootAttributes:
     """Rows a block, R: a power of two."""
 
     def to_bytes(self) -> bytes:
-        """The root's `zarr.json`. Raises ConfigError for what no reader would open."""
-        for key, found, most in (
+        """Spell the root's `zarr.json`. Raises ConfigError above the limits of readers."""
+        for key, size, most in (
             ("num_rows", self.num_rows, MAX_ROWS),
             ("num_classes", self.num_classes, MAX_CLASSES),
             ("blocks", -(-self.num_rows // self.block_rows), MAX_BLOCKS),
         ):
-            if found > most:
+            if size > most:
                 raise ConfigError(
                     key,
                     expected=f"at most {most}, the limit of readers",
-                    found=str(found),
-                    remedy="make several stores of it, or larger blocks",
+                    found=str(size),
+                    remedy="split the data into several stores, or choose larger blocks",
                 )
         return group_metadata(
             {
@@ -111,7 +106,7 @@ class RootAttributes:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "RootAttributes":
-        """Read it back. Raises NotAStoreError, ManifestInvalid or LimitExceeded."""
+        """Parse the root's `zarr.json`. Raises NotAStoreError, ManifestInvalid or LimitExceeded."""
         ours = group_attributes(data, where)
         root = cls(
             integer(ours.get("num_rows"), 1, where, "num_rows", MAX_ROWS),
@@ -128,7 +123,7 @@ class RootAttributes:
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Shape, dtype and cutting of one array: all that its `zarr.json` says."""
+    """The shape, dtype and chunks of one array: the content of its `zarr.json`."""
 
     name: str
     """Name of the array inside its part."""
@@ -145,13 +140,13 @@ class ArrayLayout:
     fill: float | int = 0
     """Fill value: NaN for floats."""
     codec: str = RAW
-    """What inner chunks are made smaller by: one of those of `codec`."""
+    """Codec of the inner chunks: one of those of `codec`."""
     attributes: Mapping[str, object] = field(default_factory=dict)
     """The array's own Zarr attributes."""
 
     @property
     def is_block_array(self) -> bool:
-        """Whether the array is cut into blocks of rows (and so sharded)."""
+        """Whether the array has rows, and so is sharded."""
         return "row" in self.dimensions
 
     @property
@@ -161,12 +156,12 @@ class ArrayLayout:
 
     @property
     def row_axis(self) -> int:
-        """Axis that is cut: that of "row", or the first."""
+        """Axis that is cut: "row", or the first."""
         return self.dimensions.index("row") if self.is_block_array else 0
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row: the dimensions after the one that is cut."""
+        """Shape of one row: the dimensions after `row_axis`."""
         return self.shape[self.row_axis + 1 :]
 
     @property
@@ -180,7 +175,7 @@ class ArrayLayout:
         return self.shard_rows // self.chunk_rows
 
     def key(self, *index: int) -> str:
-        """Key, relative to the part, of the shard or chunk at `index` along the leading dimensions.
+        """Return the key, relative to the part, of the shard or chunk at `index` along the leading dimensions.
 
         >>> ArrayLayout("peak", (2, 9), "float32", ("view", "row"), 4, 4).key(1, 2)
         'peak/c.1.2'
@@ -191,7 +186,7 @@ class ArrayLayout:
         return f"{self.name}/c.{'.'.join(map(str, full))}"
 
     def shard_key(self, view: int, block: int) -> str:
-        """Key, relative to the part, of the shard that holds `block` of `view`."""
+        """Return the key, relative to the part, of the shard that holds `block` of `view`."""
         return self.key(view, block) if self.row_axis else self.key(block)
 
     @property
@@ -203,11 +198,11 @@ class ArrayLayout:
         return [1] * self.row_axis + [rows, *self.row_shape]
 
     def to_bytes(self) -> bytes:
-        """The array's `zarr.json`."""
+        """Spell the array's `zarr.json`."""
         endian: dict[str, object] = {"name": "bytes", "configuration": {"endian": "little"}}
         checksum: dict[str, object] = {"name": "crc32c"}
-        smaller = codec_metadata(self.codec, self.numpy_dtype.itemsize)
-        codecs = [endian, *smaller, checksum]
+        compression = codec_metadata(self.codec, self.numpy_dtype.itemsize)
+        codecs = [endian, *compression, checksum]
         if self.is_block_array:
             sharding = {
                 "chunk_shape": self._grid_shape(self.chunk_rows),
@@ -236,10 +231,10 @@ class ArrayLayout:
 
     @classmethod
     def from_bytes(cls, name: str, data: bytes, where: str) -> "ArrayLayout":
-        """Check a `zarr.json` against the format and read it. Allocates nothing of the array's size.
+        """Check a `zarr.json` against the format and parse it, without allocating anything of the array's size.
 
-        Raises ManifestInvalid where it does not parse, UntrustedStoreError where it asks for
-        anything that the format does not have, LimitExceeded where a size is absurd.
+        Raises ManifestInvalid if it does not parse, UntrustedStoreError if it needs anything that the format does not
+        have, LimitExceeded if a size is above the limits.
         """
         value = parse_json(data, where)
         try:
@@ -252,14 +247,14 @@ class ArrayLayout:
                 where,
                 expected="an array of format 1.0 (its dtypes, codecs and chunk grids)",
                 found=f"{str(value.get('data_type'))[:40]!r} with metadata of another form",
-                remedy="do not read it with logitstore; look at it with zarr.open(..., zarr_format=3)",
+                remedy="do not read it with logitstore; inspect it with zarr.open(..., zarr_format=3)",
             )
         layout.check_sizes(where)
         return layout
 
     @classmethod
     def _from_json(cls, name: str, value: Mapping[str, Any]) -> "ArrayLayout | None":
-        """The layout that would write `value`, if one does: the caller compares the two."""
+        """Return the layout that may spell `value`, or None; the caller compares the two."""
         shape, dimensions = tuple(value["shape"]), tuple(value["dimension_names"])
         if value["data_type"] not in DTYPES or len(shape) != len(dimensions) or not shape:
             return None
@@ -270,14 +265,13 @@ class ArrayLayout:
         codec = value["codecs"][0]
         inner = codec["configuration"]["chunk_shape"][axis] if "row" in dimensions else 0
         chain = [c["name"] for c in codec["configuration"]["codecs"]] if "row" in dimensions else []
-        smaller = next((name for name in (ZSTD, BLOSC) if name in chain), RAW)
+        compression = next((name for name in (ZSTD, BLOSC) if name in chain), RAW)
         fill = math.nan if value["fill_value"] == "NaN" else value["fill_value"]
         numbers = [*shape, grid[axis], inner]
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
             return None
-        return cls(
-            name, shape, value["data_type"], dimensions, grid[axis], inner, fill, smaller, value["attributes"]
-        )
+        dtype, attributes = value["data_type"], value["attributes"]
+        return cls(name, shape, dtype, dimensions, grid[axis], inner, fill, compression, attributes)
 
     def check_sizes(self, where: str) -> None:
         """Refuse sizes that no array of a store has. Raises LimitExceeded or ManifestInvalid."""
@@ -286,7 +280,7 @@ class ArrayLayout:
         if max(self.shape) > MAX_ROWS:
             raise beyond(where, MAX_ROWS, "elements along a dimension", shorten(max(self.shape)))
         if 0 in self.shape or self.shard_rows < 1 or (self.is_block_array and self.chunk_rows < 1):
-            raise invalid(where, "sizes of at least 1", f"{self._sizes} of which one is 0")
+            raise invalid(where, "sizes of at least 1", f"shape {shorten(self.shape)}, {self._sizes}")
         if self.shard_rows * self.row_bytes > MAX_SHARD_BYTES:
             raise beyond(where, MAX_SHARD_BYTES, "bytes a shard", shorten(self.shard_rows * self.row_bytes))
         chunk_rows = self.chunk_rows if self.is_block_array else self.shard_rows

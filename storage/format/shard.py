@@ -1,16 +1,16 @@
-"""How does a block of one array become the bytes of one shard, and back?
+"""Shards: the encoding of a block of one array, and its decoding.
 
-A shard (Zarr's `sharding_indexed`) is its inner chunks one after another, each followed by its crc32c,
-then an index of (offset, length) for each chunk, then the index's crc32c:
+A shard (Zarr's `sharding_indexed`) holds its inner chunks one after another, each followed by its crc32c, then an index
+of (offset, length) of each chunk, then the index's crc32c:
 
     ┌─────────┬─────┬─────────┬─────┬───┬────────────────────────────┬─────┐
     │ chunk 0 │ crc │ chunk 1 │ crc │ … │ offset, length of each, u8 │ crc │
     └─────────┴─────┴─────────┴─────┴───┴────────────────────────────┴─────┘
 
-A chunk is raw, or made smaller by a codec; then only the index says where it lies.
+A chunk is raw or compressed; only the index locates compressed chunks.
 
-We write shards ourselves, whole, once: a shard written through Zarr is read, changed and written back,
-which loses data where two writers meet and fails where the old one is torn.
+We write shards ourselves, whole, once. Zarr would read, change and rewrite a shard, which loses data if two writers do
+so at once, and fails if the old shard is torn.
 """
 
 from collections.abc import Iterable
@@ -27,30 +27,24 @@ from .codec import RAW, compress, decompress, most_bytes
 from .metadata import ArrayLayout
 
 CRC_BYTES = 4
-
-
 UNSEALABLE = "do not read this part: no writer of this format sealed it"
-
-
-REMAKE = "run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
-
-
+REMAKE = "run `logitstore repair`, then the command that wrote it; or restore the file from a copy"
 ABSENT = 2**64 - 1
-"""Offset and length, in a shard's index, of a chunk that is not there."""
+"""Offset and length, in a shard's index, of an absent chunk."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The bytes of a shard and the checksums that bind each chunk to its place."""
+    """The bytes of a shard, and the checksums that bind each chunk to its place."""
 
     data: bytes
-    """The whole shard, as it is stored."""
+    """The whole shard, as stored."""
     crc32c: tuple[int, ...]
-    """crc32c of each inner chunk's payload; 0 where the chunk is absent."""
+    """crc32c of each inner chunk's payload; 0 for an absent chunk."""
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> int:
-    """crc32c (Castagnoli) of bytes, or of a read-only contiguous array, as an unsigned integer.
+    """Compute crc32c (Castagnoli) of bytes, or of a contiguous array, as an unsigned integer.
 
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
@@ -59,18 +53,18 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
 
 
 class ShardEncoder:
-    """Lays out the rows of a block as one shard, piece by piece; raw chunks are not copied.
+    """An encoder of the rows of a block as one shard, piece by piece; raw chunks are not copied.
 
-    `append` gives the buffers to write; `check`, which may run while they are written, hashes them and compares each
-    chunk's checksum again; a chunk that a codec made smaller is decoded for that.
+    `append` returns the buffers to write. `check`, which may run while they are written, hashes them, decompresses
+    compressed chunks, and compares each chunk's checksum again.
     """
 
     def __init__(self, layout: ArrayLayout) -> None:
         self._layout = layout
-        self._num_rows = 0  # in the chunk that is open
-        self._open: list[NDArray[np.uint8]] = []  # its bytes, where a codec needs all of them at once
-        self._payload_bytes = 0  # of what of it was handed out
-        self._running = self._again = 0  # its checksum so far, taken before and after it was handed out
+        self._num_rows = 0  # of the open chunk
+        self._open: list[NDArray[np.uint8]] = []  # its bytes, if a codec needs them together
+        self._payload_bytes = 0  # of the open chunk, as handed out
+        self._running = self._again = 0  # its checksum so far: when handed out, when checked
         self._unchecked: list[tuple[NDArray[np.uint8], int | None]] = []
         self._undecoded: list[tuple[NDArray[np.uint8], int]] = []
         self._index = np.full((layout.chunks_per_shard, 2), ABSENT, dtype="<u8")
@@ -80,7 +74,7 @@ class ShardEncoder:
         """Bytes so far."""
 
     def append(self, values: NDArray[Any]) -> list[memoryview]:
-        """The bytes that follow from the next rows: (rows, *row_shape), any number of them, not to be changed after."""
+        """Return the buffers to write for the next rows, (rows, *row_shape); the caller must not change them."""
         rows = np.ascontiguousarray(values, dtype=self._layout.numpy_dtype)
         buffers: list[memoryview] = []
         while len(rows):
@@ -97,7 +91,7 @@ class ShardEncoder:
         return buffers
 
     def finish(self) -> list[memoryview]:
-        """The fill of the last chunk where there is any, and the index."""
+        """Return the buffers of the last chunk's fill, and of the index."""
         buffers: list[memoryview] = []
         if self._num_rows:
             shape = (self._layout.chunk_rows - self._num_rows, *self._layout.row_shape)
@@ -108,7 +102,7 @@ class ShardEncoder:
         return [*buffers, self._hand_out(np.frombuffer(footer, np.uint8), self._running)]
 
     def check(self) -> None:
-        """Hash what was handed out since the last call. Raises ShardCorrupt where a chunk has changed since."""
+        """Hash the buffers handed out since the last call. Raises ShardCorrupt if a chunk has changed since."""
         for buffer, ends_with in self._unchecked:
             self._sha256.update(buffer.data)
             if ends_with is None or len(buffer) > CRC_BYTES:
@@ -116,17 +110,20 @@ class ShardEncoder:
             if ends_with is None:
                 continue
             if self._again != ends_with:
-                raise self._changed("a block that stays as it was encoded", "one that changed in memory")
+                raise self._changed(
+                    f"crc32c {ends_with:08x}, as encoded", f"{self._again:08x}, changed in memory"
+                )
             self._again = 0
         self._unchecked = []
-        for smaller, checksum in self._undecoded:
+        for compressed, checksum in self._undecoded:
             decoded = np.empty((self._layout.chunk_rows, *self._layout.row_shape), self._layout.numpy_dtype)
             try:
-                decompress(self._layout.codec, smaller, decoded)
+                decompress(self._layout.codec, compressed, decoded)
             except ValueError as error:
-                raise self._changed("a chunk that can be decoded", str(error)) from None
-            if crc32c(decoded.reshape(-1).view(np.uint8)) != checksum:
-                raise self._changed("a chunk that decodes to what was encoded", "other numbers")
+                raise self._changed("a chunk that can be decompressed", str(error)) from None
+            again = crc32c(decoded.reshape(-1).view(np.uint8))
+            if again != checksum:
+                raise self._changed(f"crc32c {checksum:08x} of the decompressed chunk", f"{again:08x}")
         self._undecoded = []
 
     def _changed(self, expected: str, found: str) -> ShardCorrupt:
@@ -134,29 +131,28 @@ class ShardEncoder:
             self._layout.name,
             expected=expected,
             found=found,
-            remedy="check this machine's memory; nothing of the block was kept",
+            remedy="test this machine's memory; nothing of the block was kept",
         )
 
     @property
     def crc32c(self) -> tuple[int, ...]:
-        """crc32c of each inner chunk's payload; 0 where the chunk is absent."""
+        """crc32c of each inner chunk's payload; 0 for an absent chunk."""
         return (*self._crc32c, *[0] * (self._layout.chunks_per_shard - len(self._crc32c)))
 
     @property
     def sha256(self) -> str:
-        """Of all bytes that were checked."""
+        """sha256 of all bytes that were checked."""
         return self._sha256.hexdigest()
 
     def _end_chunk(self) -> list[memoryview]:
         buffers = []
         if self._layout.codec != RAW:
             whole = np.concatenate(self._open) if len(self._open) > 1 else self._open[0]
-            smaller = np.frombuffer(
-                compress(self._layout.codec, whole.view(self._layout.numpy_dtype)), np.uint8
-            )
-            self._undecoded.append((smaller, crc32c(whole)))
+            data = compress(self._layout.codec, whole.view(self._layout.numpy_dtype))
+            compressed = np.frombuffer(data, np.uint8)
+            self._undecoded.append((compressed, crc32c(whole)))
             self._open = []
-            buffers.append(self._hand_out_payload(smaller))
+            buffers.append(self._hand_out_payload(compressed))
         start = self.size - self._payload_bytes
         self._index[len(self._crc32c)] = start, self._payload_bytes + CRC_BYTES
         self._crc32c.append(self._running)
@@ -166,20 +162,20 @@ class ShardEncoder:
         return buffers
 
     def _hand_out_payload(self, payload: NDArray[np.uint8]) -> memoryview:
-        """Some of the bytes of a chunk, as they are stored."""
+        """Hand out bytes of the open chunk, as stored."""
         self._running = int(google_crc32c.extend(self._running, payload))
         self._payload_bytes += len(payload)
         return self._hand_out(payload)
 
     def _hand_out(self, buffer: NDArray[np.uint8], ends_with: int | None = None) -> memoryview:
-        """ends_with: the checksum of what is complete with this buffer."""
+        """Return a buffer to write. ends_with: the checksum of the chunk, or the index, that this buffer completes."""
         self._unchecked.append((buffer, ends_with))
         self.size += len(buffer)
         return buffer.data
 
 
 def shard_of(layout: ArrayLayout, values: NDArray[Any]) -> tuple[bytes, ShardEncoder]:
-    """The bytes of one shard that holds `values`, and the encoder that knows their checksums and digest."""
+    """Encode `values` as one shard; return its bytes, and the encoder, for checksums and digest."""
     encoder = ShardEncoder(layout)
     buffers = [*encoder.append(values), *encoder.finish()]
     encoder.check()
@@ -187,18 +183,18 @@ def shard_of(layout: ArrayLayout, values: NDArray[Any]) -> tuple[bytes, ShardEnc
 
 
 def encode_shard(layout: ArrayLayout, values: NDArray[Any]) -> Shard:
-    """Lay out `values` (rows, *row_shape), at most a shard's rows, as one shard of `layout`."""
+    """Encode `values` (rows, *row_shape), at most a shard's rows, as one shard of `layout`."""
     data, encoder = shard_of(layout, values)
     return Shard(data, encoder.crc32c)
 
 
 def index_bytes(layout: ArrayLayout) -> int:
-    """Bytes of the index at the end of a shard, its checksum included."""
+    """Return the bytes of the index at the end of a shard, checksum included."""
     return layout.chunks_per_shard * 16 + CRC_BYTES
 
 
 def chunk_bytes(layout: ArrayLayout) -> tuple[int, int]:
-    """Fewest and most bytes of an inner chunk, its checksum included; the same where chunks are raw."""
+    """Return the fewest and most bytes of an inner chunk, checksum included; equal for raw chunks."""
     payload = layout.chunk_rows * layout.row_bytes
     if layout.codec == RAW:
         return payload + CRC_BYTES, payload + CRC_BYTES
@@ -206,22 +202,19 @@ def chunk_bytes(layout: ArrayLayout) -> tuple[int, int]:
 
 
 def shard_bytes(layout: ArrayLayout, rows: int) -> int:
-    """Bytes of a shard that holds `rows` rows; the most that it can have where a codec decides."""
+    """Return the bytes of a shard that holds `rows` rows; the most of them if chunks are compressed."""
     return -(-rows // layout.chunk_rows) * chunk_bytes(layout)[1] + index_bytes(layout)
 
 
 def is_shard_size(layout: ArrayLayout, rows: int, size: int) -> bool:
-    """Whether a shard that holds `rows` rows can have that many bytes."""
+    """Return whether a shard that holds `rows` rows can have `size` bytes."""
     fewest, most = chunk_bytes(layout)
     chunks = -(-rows // layout.chunk_rows)
     return chunks * fewest <= size - index_bytes(layout) <= chunks * most
 
 
 def check_shard_bytes(layout: ArrayLayout, rows: int, size: int, where: str, remedy: str) -> None:
-    """Refuse a size that no shard of `rows` rows has. Raises ShardCorrupt.
-
-    size: of a file, or as a seal or a record states it.
-    """
+    """Refuse a size, of a file or stated by a seal, that no shard of `rows` rows has. Raises ShardCorrupt."""
     if not is_shard_size(layout, rows, size):
         at_most = "" if layout.codec == RAW else "at most "
         raise ShardCorrupt(
@@ -233,54 +226,47 @@ def check_shard_bytes(layout: ArrayLayout, rows: int, size: int, where: str, rem
 
 
 def chunk_span(layout: ArrayLayout, first: int, last: int) -> tuple[int, int]:
-    """Offset and length, in a shard of raw chunks, of the chunks first…last (included), checksums and all."""
+    """Return offset and length, in a shard of raw chunks, of the chunks first…last (inclusive), with checksums."""
     stride = chunk_bytes(layout)[1]
     return first * stride, (last - first + 1) * stride
 
 
 def chunk_ends(layout: ArrayLayout, index: bytes, rows: int, size: int, where: str) -> NDArray[np.int64]:
-    """Where each inner chunk of a shard ends, checksum included, from the index of the shard: (chunks with rows,).
+    """Return the end of each inner chunk that has rows, checksum included, from the index of a shard: (chunks,).
 
-    index: the last `index_bytes` of the shard. size: of the shard. Raises ShardCorrupt where the index is not that of
-    chunks that lie one after another and fill the shard.
+    index: the last `index_bytes` of the shard. size: of the shard. Raises ShardCorrupt unless the chunks lie one after
+    another and fill the shard.
     """
     chunks = -(-rows // layout.chunk_rows)
-    body = index[:-CRC_BYTES]
-    good = (
-        len(index) == index_bytes(layout) and crc32c(body).to_bytes(CRC_BYTES, "little") == index[-CRC_BYTES:]
-    )
-    if good:
+    body, checksum = index[:-CRC_BYTES], index[-CRC_BYTES:]
+    if len(index) == index_bytes(layout) and crc32c(body).to_bytes(CRC_BYTES, "little") == checksum:
         table = np.frombuffer(body, dtype="<u8").reshape(-1, 2)
         fewest, most = chunk_bytes(layout)
-        lengths = table[:chunks, 1]
-        good = bool(
-            (lengths >= fewest).all() and (lengths <= most).all() and (table[chunks:] == ABSENT).all()
-        )
-    if good:
-        ends = np.cumsum(lengths.astype(np.int64))
-        starts = np.concatenate([[0], ends[:-1]])
-        good = bool((table[:chunks, 0] == starts.astype(np.uint64)).all() and ends[-1] + len(index) == size)
-    if not good:
-        raise ShardCorrupt(
-            where,
-            expected=f"an index of {chunks} chunks, one after another",
-            found="another one",
-            remedy=REMAKE,
-        )
-    return ends
+        starts, lengths = table[:chunks, 0], table[:chunks, 1]
+        if ((lengths >= fewest) & (lengths <= most)).all() and (table[chunks:] == ABSENT).all():
+            ends = np.cumsum(lengths.astype(np.int64))
+            are_adjacent = starts[0] == 0 and (starts[1:] == ends[:-1].astype(np.uint64)).all()
+            if are_adjacent and ends[-1] + len(index) == size:
+                return ends
+    raise ShardCorrupt(
+        where,
+        expected=f"an index of {chunks} chunks, one after another",
+        found=f"{len(index)} bytes that are not such an index",
+        remedy=REMAKE,
+    )
 
 
 def check_crc32c(found: Iterable[int], expected: NDArray[np.uint32], where: str, first: int = 0) -> None:
-    """Compare the crc32c of the payloads of inner chunks with those that were committed. Raises ShardCorrupt.
+    """Compare the crc32c of the payloads of inner chunks with those in the seal. Raises ShardCorrupt.
 
-    expected: what the seal has for each of them. first: number of the first chunk, for messages.
+    first: number of the first chunk, for messages.
     """
-    for chunk, (is_there, wanted) in enumerate(zip(found, expected, strict=True)):
-        if is_there != wanted:
+    for chunk, (stored, sealed) in enumerate(zip(found, expected, strict=True)):
+        if stored != sealed:
             raise ShardCorrupt(
                 f"{where}, chunk {first + chunk}",
-                expected=f"crc32c {int(wanted):08x}",
-                found=f"{is_there:08x}",
+                expected=f"crc32c {int(sealed):08x}",
+                found=f"{stored:08x}",
                 remedy=REMAKE,
             )
 
@@ -288,13 +274,13 @@ def check_crc32c(found: Iterable[int], expected: NDArray[np.uint32], where: str,
 def decode_chunk(
     layout: ArrayLayout, payload: NDArray[np.uint8], out: NDArray[Any], where: str, chunk: int
 ) -> None:
-    """A chunk that a codec made smaller, and whose checksum is right, into `out`. Raises ShardCorrupt."""
+    """Decompress a chunk, whose checksum is right, into `out`. Raises ShardCorrupt."""
     try:
         decompress(layout.codec, payload, out)
     except ValueError as error:
         raise ShardCorrupt(
             f"{where}, chunk {chunk}",
-            expected=f"a chunk that decodes to {out.nbytes} bytes",
+            expected=f"a chunk that decompresses to {out.nbytes} bytes",
             found=str(error),
             remedy=UNSEALABLE,
         ) from None
@@ -308,11 +294,10 @@ def decode_chunks(
     first: int = 0,
     ends: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
-    """The rows of consecutive inner chunks, checked: (chunks x chunk_rows, *row_shape).
+    """Decode consecutive inner chunks, checked against the seal: (chunks x chunk_rows, *row_shape).
 
     data: the chunks' payloads, each followed by its crc32c, as they lie in the shard. expected, first: of `check_crc32c`.
-    ends: where each of them ends in `data`; for chunks that a codec made smaller.
-    Raises ShardCorrupt where a chunk is not the one that was committed.
+    ends: the end of each chunk in `data`; for compressed chunks. Raises ShardCorrupt.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
     if ends is None:
@@ -330,10 +315,7 @@ def decode_chunks(
 
 
 def decode_shard(layout: ArrayLayout, data: bytes, rows: int, where: str) -> NDArray[Any]:
-    """A whole shard by its own index and checksums, without a seal. Raises ShardCorrupt.
-
-    For recovery, where a shard is there and its commit record is not.
-    """
+    """Decode a whole shard by its own index and checksums: for a shard without a commit record. Raises ShardCorrupt."""
     remedy = "remove the file and resume the capture"
     check_shard_bytes(layout, rows, len(data), where, remedy)
     body = len(data) - index_bytes(layout)
@@ -345,7 +327,7 @@ def decode_shard(layout: ArrayLayout, data: bytes, rows: int, where: str) -> NDA
 
 
 def encode_small(layout: ArrayLayout, values: NDArray[Any]) -> list[bytes]:
-    """The chunks of a small array (no rows): each its bytes, padded to a full chunk, and their crc32c."""
+    """Encode a small array (no rows) as chunks: the bytes, padded to a full chunk, then their crc32c."""
     values = np.ascontiguousarray(values, dtype=layout.numpy_dtype)
     chunks = []
     for start in range(0, len(values), layout.shard_rows):
@@ -358,10 +340,10 @@ def encode_small(layout: ArrayLayout, values: NDArray[Any]) -> list[bytes]:
 
 
 def decode_small(layout: ArrayLayout, chunks: list[bytes], where: str = "") -> NDArray[Any]:
-    """A small array from its chunks, each checked by size and by its own crc32c. Raises ShardCorrupt.
+    """Decode a small array from its chunks, each checked by size and by its own crc32c. Raises ShardCorrupt.
 
-    The caller has compared their sha256 with the seal: that they are the ones that were sealed, not that they are
-    chunks of this array. where: the array, for messages.
+    The caller has compared their sha256 with the seal, which proves that they were sealed, not that they are chunks of
+    this array. where: the array, for messages.
     """
     size = layout.shard_rows * layout.row_bytes + CRC_BYTES
     for number, chunk in enumerate(chunks):
@@ -372,7 +354,7 @@ def decode_small(layout: ArrayLayout, chunks: list[bytes], where: str = "") -> N
             raise ShardCorrupt(
                 f"{where or layout.name}, chunk {number}",
                 expected=f"a chunk of {size} bytes that ends in its crc32c",
-                found=f"{len(chunk)} bytes" if len(chunk) != size else "another crc32c",
+                found=f"{len(chunk)} bytes" if len(chunk) != size else f"{size} bytes with a wrong crc32c",
                 remedy="restore the file from a copy, or make this part again under another name",
             )
     payload = b"".join(chunk[:-CRC_BYTES] for chunk in chunks)

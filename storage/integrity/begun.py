@@ -10,7 +10,8 @@ from ..format.metadata import ArrayLayout
 from ..format.shard import is_shard_size
 from ..parts.journal import Commit, StoredShard, commit_key, committed_blocks
 from ..parts.recovery import Plan, recover
-from ..parts.root import KINDS, Root, begun_form, part_metadata, small_keys
+from ..parts.root import Root
+from ..parts.sealed_part import KINDS, begun_form, part_metadata, small_keys
 from ..progress import Progress
 from .objects import check_begun_group, check_begun_seal, check_shard, check_small
 from .site import _Site

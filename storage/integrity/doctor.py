@@ -1,13 +1,13 @@
-"""Is this file system safe for several writers?
+"""The doctor of file systems: tests whether several processes may write a store there at once.
 
-What the protocol of `part_writer` rests on is tried in a folder made for it, by this process and a second one:
+The guarantees that `part_writer` rests on are tested in a temporary folder, by this process and a second one:
 
-    every writer       a file and a directory can be synced; a name is given once (a link, or else a rename that
-                       replaces nothing); a file is made once (O_EXCL)
-    several writers    of two processes that link to the same name at the same moment just one succeeds, thousands of
-                       times; a lock of one keeps the other out; what one links or removes the other sees at once
+    every writer       a file and a directory can be synced; a name is given once (by a link, or else by a rename that
+                       replaces nothing); a file is created once (O_EXCL)
+    several writers    of two processes that link to one name at the same moment exactly one succeeds, thousands of
+                       times; a lock of one excludes the other; each sees at once what the other links or removes
 
-One machine cannot see what another does, nor what is left after a power cut: `Findings.not_tested` says so.
+One machine cannot test another's view, nor a power cut: `Findings.not_tested` lists that.
 """
 
 import contextlib
@@ -20,39 +20,31 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from ..backends.posix import DIRECTORY, rename_noreplace, typed_errors
+from ..backends.posix import rename_noreplace
 from ..errors import ConfigError, StorageError
 
 ROUNDS: Final = 1000
-"""How often two processes race for a name."""
-
-
+"""Races of two processes for a name."""
 SAFE, UNSAFE, IO_ERROR = 0, 1, 4
-"""What `logitstore doctor` leaves with."""
-
-
+"""Exit codes of `logitstore doctor`."""
 SAFE_VERDICT: Final = "safe for several writers"
-
-
-_TITLES: Final = {"link": "link: one winner of a race", "rename": "rename that replaces nothing: one winner"}
-
-
-_PATIENCE_S: Final = 60.0
-"""How long the other process may take for one thing."""
-
-
+EVERY, SEVERAL, NOBODY = "every writer", "several writers", "nobody"
+"""Who needs what is tested; a failure that nobody needs is good to know."""
+_TIMEOUT_S: Final = 60.0
+"""Seconds to wait for one answer of the second process."""
 _LEAD_S: Final = 200e-6
-"""How long before a race both are told when it begins."""
-
-
+"""Seconds from the announcement of a race to its start."""
+_NO_VERDICT: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+"""Errors that end the examination instead of failing a check."""
 _NETWORK: Final = re.compile(
     r"nfs|cifs|smb|lustre|ceph|gpfs|beegfs|afs|9p|virtiofs|fuse\.(?!portal)|fuse$|gluster|pvfs|orangefs|ocfs|gfs2|weka"
 )
-"""Types of file systems that other machines may write to, as the kernel calls them."""
+"""Types, as the kernel names them, of file systems that other machines may write to."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +52,13 @@ class Mount:
     """The file system that a path is on."""
 
     kind: str
-    """Its type, as the kernel calls it: "ext4", "nfs4"."""
+    """Its type, as the kernel names it: "ext4", "nfs4"."""
     point: str
-    """Where it is mounted."""
+    """The mount point."""
     source: str
-    """What is mounted there."""
+    """The device or server."""
     options: str
-    """With which options: "rw,relatime"."""
+    """The mount options: "rw,relatime"."""
 
     @property
     def is_network(self) -> bool:
@@ -76,30 +68,30 @@ class Mount:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried."""
+    """One test of the file system, with its result."""
 
     name: str
-    """What: "link: one winner of a race"."""
+    """What is tested: "link: one winner of a race"."""
     passed: bool
-    """Whether the file system did what it must."""
+    """Whether the file system keeps the guarantee."""
     found: str
-    """What it did."""
+    """Its behaviour."""
     needed_by: str
-    """"every writer", "several writers", or "nobody": good to know."""
+    """`EVERY`, `SEVERAL` or `NOBODY`."""
 
 
 @dataclass
 class Findings:
-    """What was found out about a file system."""
+    """All that was found about a file system."""
 
     path: Path
     """The folder that was examined."""
     mount: Mount
-    """What it is on."""
+    """The file system it is on."""
     free_bytes: int
-    """Bytes that may still be written."""
+    """Bytes that are free."""
     checks: list[Check] = field(default_factory=list)
-    """What was tried, in order."""
+    """The tests, in order."""
 
     def _fails(self, needed_by: str) -> bool:
         return any(check.needed_by == needed_by and not check.passed for check in self.checks)
@@ -107,9 +99,9 @@ class Findings:
     @property
     def verdict(self) -> str:
         """ "safe for several writers", "one writer at a time" or "not safe"."""
-        if self._fails("every writer"):
+        if self._fails(EVERY):
             return "not safe"
-        return "one writer at a time" if self._fails("several writers") else SAFE_VERDICT
+        return "one writer at a time" if self._fails(SEVERAL) else SAFE_VERDICT
 
     @property
     def exit_code(self) -> int:
@@ -118,62 +110,51 @@ class Findings:
 
     @property
     def not_tested(self) -> list[str]:
-        """What this machine alone cannot find out."""
-        found = ["a real power cut: whether a disk keeps what it says it has synced"]
-        if self.mount.is_network:
-            found.insert(
-                0,
-                f"another machine: {self.mount.kind} is a network file system, and writers on several machines meet "
-                "its server and their own caches; run this on each, and begin with writers on one",
-            )
-        return found
+        """The guarantees that this machine alone cannot test."""
+        power = "a real power cut: whether the disk keeps what it reports as synced"
+        others = (
+            f"another machine: {self.mount.kind} is a network file system, with a server and a cache on each machine; "
+            "run this on each, and begin with writers on one"
+        )
+        return [others, power] if self.mount.is_network else [power]
 
 
 def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
-    """Try out the file system that a folder is on; the folder is left as it was.
+    """Examine the file system that a folder is on; leave the folder as it was.
 
-    rounds: how often two processes race for a name. Raises ConfigError where there is no such folder, StorageError
-    where nothing can be written there.
+    rounds: races of two processes for a name. Raises ConfigError if the folder does not exist, StorageError if nothing
+    can be written there.
     """
     if not path.is_dir():
         raise ConfigError(
             str(path),
             expected="a folder",
-            found="none",
-            remedy="name one on the disk where the store will be",
+            found="a file" if path.exists() else "nothing",
+            remedy="name a folder on the disk where the store will be",
         )
-    with _typed(path):
-        room = os.statvfs(path)
-        findings = Findings(path, mount_of(path), room.f_bavail * room.f_frsize)
-        with tempfile.TemporaryDirectory(prefix="__logitstore_doctor_", dir=path) as name:
-            folder = Path(name)
-            findings.checks += [_excl(folder), _sync_file(folder), _sync_directory(folder)]
-            with _peer(folder) as ask:
-                link = _race(folder, ask, rounds, "link")
-                rename = _race(folder, ask, rounds, "rename")
-                findings.checks += _naming(link, rename)
-                findings.checks += [_locks(folder, ask), _visibility(folder, ask)]
-            findings.checks += [_case(folder), _long_names(folder)]
-    return findings
-
-
-@contextlib.contextmanager
-def _typed(path: Path) -> Iterator[None]:
-    """As `typed_errors`; a file of the probe that is not there, or is there already, is an error here, too."""
     try:
-        with typed_errors(path):
-            yield
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        disk = os.statvfs(path)
+        findings = Findings(path, mount_of(path), disk.f_bavail * disk.f_frsize)
+        with (
+            tempfile.TemporaryDirectory(prefix="__logitstore_doctor_", dir=path) as name,
+            _start_peer() as peer,
+        ):
+            probe = _Probe(Path(name), peer, rounds)
+            findings.checks += _run_checks(probe)
+    except StorageError:
+        raise
+    except OSError as error:
         raise StorageError(
             str(path),
-            expected="a folder in which files can be made",
+            expected="a folder in which files can be created",
             found=f"{error.strerror} (errno {error.errno})",
             remedy="name a folder on the disk where the store will be",
         ) from error
+    return findings
 
 
 def mount_of(path: Path, table: str | None = None) -> Mount:
-    """The mount that a path is on. table: the text of /proc/self/mountinfo, read where not given.
+    """Return the mount that a path is on. table: the text of /proc/self/mountinfo, read by default.
 
     >>> mount_of(Path("/data/a"), "22 1 0:21 / / rw - ext4 /dev/vda rw\\n23 22 0:22 / /data rw - nfs4 host:/d rw")
     Mount(kind='nfs4', point='/data', source='host:/d', options='rw')
@@ -197,143 +178,99 @@ def mount_of(path: Path, table: str | None = None) -> Mount:
     return best
 
 
-# One process
+@dataclass(frozen=True)
+class _Probe:
+    """The folder of the tests, and the second process."""
 
+    folder: Path
+    peer: Connection
+    rounds: int
 
-def _try(what: str, needed_by: str, function: Callable[[], str]) -> Check:
-    """What `function` says is found, where it raises nothing; errors that are no answer pass."""
-    try:
-        return Check(what, True, function(), needed_by)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
-            raise
-        return Check(what, False, f"{error.strerror or error}", needed_by)
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the second process and return its result."""
+        self.peer.send((function, *arguments))
+        return self.answer()
 
-
-def _make(path: Path) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-
-
-def _excl(folder: Path) -> Check:
-    _make(folder / "excl")
-    try:
-        _make(folder / "excl")
-    except FileExistsError:
-        return Check("O_EXCL: a file is made once", True, "the second is refused", "every writer")
-    return Check("O_EXCL: a file is made once", False, "it was made twice", "every writer")
-
-
-def _sync_file(folder: Path) -> Check:
-    def sync() -> str:
-        handle = os.open(folder / "sync", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        try:
-            os.write(handle, bytes(4096))
-            start = time.perf_counter()
-            os.fsync(handle)
-            return f"{1e3 * (time.perf_counter() - start):.2f} ms"
-        finally:
-            os.close(handle)
-
-    return _try("fsync of a file", "every writer", sync)
-
-
-def _sync_directory(folder: Path) -> Check:
-    def sync() -> str:
-        handle = os.open(folder, DIRECTORY)
-        try:
-            start = time.perf_counter()
-            os.fsync(handle)
-            return f"{1e3 * (time.perf_counter() - start):.2f} ms"
-        finally:
-            os.close(handle)
-
-    return _try("fsync of a directory", "every writer", sync)
-
-
-def _case(folder: Path) -> Check:
-    _make(folder / "case")
-    sensitive = not (folder / "CASE").exists()
-    found = "yes" if sensitive else "no; names of the format differ in more than case"
-    return Check("names differ by case", sensitive, found, "nobody")
-
-
-def _long_names(folder: Path) -> Check:
-    def make() -> str:
-        _make(folder / ("n" * 255))
-        return "yes"
-
-    return _try("names of 255 bytes", "nobody", make)
-
-
-# Two processes
+    def answer(self) -> Any:
+        """Return the result of the last call that was sent. Raises StorageError if it takes a minute."""
+        if not self.peer.poll(_TIMEOUT_S):
+            raise StorageError(
+                str(self.folder),
+                expected="an answer of the second process",
+                found=f"no answer within {_TIMEOUT_S:.0f} s",
+                remedy="try again; if it happens again, the file system hangs",
+            )
+        return self.peer.recv()
 
 
 @contextlib.contextmanager
-def _peer(folder: Path) -> Iterator[Callable[..., Any]]:
-    """A second process; `ask("make", …)` has it do something and returns what came of it."""
+def _start_peer() -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, str(folder)), daemon=True)
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
     process.start()
     theirs.close()
-
-    def ask(*request: Any, wait: bool = True) -> Any:
-        ours.send(request)
-        return answer() if wait else answer
-
-    def answer() -> Any:
-        if not ours.poll(_PATIENCE_S):
-            raise StorageError(
-                str(folder),
-                expected=f"an answer of a second process within {_PATIENCE_S:.0f} s",
-                found="none",
-                remedy="try again; where it happens again, the file system hangs",
-            )
-        return ours.recv()
-
     try:
-        yield ask
+        yield ours
     finally:
-        with contextlib.suppress(OSError):
-            ours.send(("end",))
-        ours.close()
+        ours.close()  # which ends the process
         process.join(5)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        process.close()
+        process.kill()
+        process.join()
 
 
-def _serve(pipe: Connection, folder: str) -> None:
-    """The second process: does what it is asked for, until it is told to end."""
-    base, handles = Path(folder), {}
-    while True:
-        try:
-            request = pipe.recv()
-        except EOFError:
-            return
-        if request[0] == "end":
-            return
-        what, arguments = request[0], request[1:]
-        answer: Any = None
-        if what == "contend":
-            answer = _contend(base, "theirs", *arguments)
-        elif what == "lock":
-            handles[arguments[0]] = os.open(base / "lock", os.O_RDWR | os.O_CLOEXEC)
-            answer = _flock(handles[arguments[0]], arguments[1])
-        elif what == "unlock":
-            os.close(handles.pop(arguments[0]))
-        elif what == "make":
-            _make(base / arguments[0])
-        elif what == "unlink":
-            os.unlink(base / arguments[0])
-        elif what == "sees":
-            answer = [os.access(base / arguments[0], os.F_OK), arguments[0] in os.listdir(base)]
-        pipe.send(answer)
+def _serve(pipe: Connection) -> None:
+    """Call the functions that are sent, until the pipe is closed: the second process."""
+    with contextlib.suppress(EOFError):
+        while True:
+            function, *arguments = pipe.recv()
+            pipe.send(function(*arguments))
 
 
-def _contend(folder: Path, who: str, kind: str, number: int, start: float) -> bool | int:
-    """Try at a given moment to give a file of one's own a name; whether that was had, or the errno."""
+# Tests: each returns whether the guarantee is kept (None if the file system lacks the call), and what was seen
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+
+
+def _create_twice(probe: _Probe) -> tuple[bool, str]:
+    _create(probe.folder / "excl")
+    try:
+        _create(probe.folder / "excl")
+    except FileExistsError:
+        return True, "the second is refused"
+    return False, "it was made twice"
+
+
+def _sync(path: Path) -> tuple[bool, str]:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = time.perf_counter()
+        os.fsync(handle)
+        return True, f"{1e3 * (time.perf_counter() - start):.2f} ms"
+    finally:
+        os.close(handle)
+
+
+def _sync_file(probe: _Probe) -> tuple[bool, str]:
+    (probe.folder / "sync").write_bytes(bytes(4096))
+    return _sync(probe.folder / "sync")
+
+
+def _case(probe: _Probe) -> tuple[bool, str]:
+    _create(probe.folder / "case")
+    folded = (probe.folder / "CASE").exists()
+    return not folded, "no; names of the format differ in more than case" if folded else "yes"
+
+
+def _long_name(probe: _Probe) -> tuple[bool, str]:
+    _create(probe.folder / ("n" * 255))
+    return True, "yes"
+
+
+def _contend(folder: Path, who: str, kind: str, number: int, start: float) -> bool | str:
+    """Give a file a name at a given moment; return whether it succeeded, or the error if there is no such call."""
     source, target = folder / f"{kind}-{who}-{number}", folder / f"{kind}-{number}"
     source.write_text(who)
     while time.monotonic() < start:
@@ -346,94 +283,121 @@ def _contend(folder: Path, who: str, kind: str, number: int, start: float) -> bo
     except FileExistsError:
         return False
     except OSError as error:
-        return error.errno or errno.EIO
+        return error.strerror or str(error)
     return True
 
 
-def _race(folder: Path, ask: Callable[..., Any], rounds: int, kind: str) -> Check:
-    """Both processes want the same name, again and again: each time just one may get it, and its file."""
-    ours = theirs = bad = 0
-    for number in range(rounds):
+def _race(probe: _Probe, kind: str) -> tuple[bool | None, str]:
+    """Run races of both processes for one name: exactly one must succeed in each."""
+    wins, bad = [0, 0], 0
+    for number in range(probe.rounds):
         start = time.monotonic() + _LEAD_S
-        answer = ask("contend", kind, number, start, wait=False)
-        we = _contend(folder, "ours", kind, number, start)
-        they = answer()
-        number_of = next((n for n in (we, they) if not isinstance(n, bool)), None)
-        if number_of is not None:
-            return Check(_TITLES[kind], False, os.strerror(number_of), "several writers")
-        ours, theirs = ours + bool(we), theirs + bool(they)
-        winner = (folder / f"{kind}-{number}").read_text()
-        bad += we == they or winner != ("ours" if we else "theirs")
-        for name in (f"{kind}-{number}", f"{kind}-ours-{number}", f"{kind}-theirs-{number}"):
-            (folder / name).unlink(missing_ok=True)
-    found = f"{rounds:,} races, {ours:,} to {theirs:,}" + (f", {bad:,} without one winner" if bad else "")
-    return Check(_TITLES[kind], not bad, found, "several writers")
+        probe.peer.send((_contend, probe.folder, "theirs", kind, number, start))
+        results = _contend(probe.folder, "ours", kind, number, start), probe.answer()
+        for who, result in enumerate(results):
+            if isinstance(result, str):
+                return None, result
+            wins[who] += result
+        target = probe.folder / f"{kind}-{number}"
+        bad += results[0] == results[1] or target.read_text() != ("ours" if results[0] else "theirs")
+        for name in (target.name, f"{kind}-ours-{number}", f"{kind}-theirs-{number}"):
+            (probe.folder / name).unlink(missing_ok=True)
+    found = f"{probe.rounds:,} races, {wins[0]:,} to {wins[1]:,}"
+    return not bad, f"{found}, {bad:,} without one winner" if bad else found
 
 
-def _naming(link: Check, rename: Check) -> list[Check]:
-    """Links are what writers use; the rename is for file systems that have none."""
-    has_links = link.passed or "races" in link.found
-    if has_links:
-        return [link, Check(rename.name, rename.passed, rename.found, "nobody")]
-    found = "by rename" if rename.passed else "by neither"
-    either = Check("a name is given once", rename.passed, found, "every writer")
-    return [Check(link.name, False, link.found, "nobody"), rename, either]
+@cache
+def _opened(path: Path) -> int:
+    """Open a file once: in the second process, which holds it to its end."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
-def _flock(handle: int, kind: int) -> bool | int:
-    """Whether a lock was had at once; the errno where there are no locks."""
+def _flock(file: int | Path, kind: int) -> bool | str:
+    """Try once to lock; return whether it succeeded, or the error on a file system without locks."""
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        fcntl.flock(_opened(file) if isinstance(file, Path) else file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        return error.errno or errno.EIO
+        return error.strerror or str(error)
     return True
 
 
-def _locks(folder: Path, ask: Callable[..., Any]) -> Check:
-    """Shared locks are had together, an exclusive one alone, in both directions, and freed at the end."""
-    name = "flock between processes"
-    _make(folder / "lock")
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+def _locks(probe: _Probe) -> tuple[bool | None, str]:
+    """Test that shared locks coexist and an exclusive one does not, in both directions, until released."""
+    path, shared, exclusive, released = probe.folder / "lock", fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN
+    _create(path)
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        first = _flock(handle, fcntl.LOCK_SH)
-        if not isinstance(first, bool):
-            # Nobody can then be alone with a part, so that nothing is ever taken away: writers stay safe.
-            return Check(name, False, f"{os.strerror(first)}: torn files are not taken away", "nobody")
-        steps = [
-            (True, first),
-            (True, ask("lock", "a", fcntl.LOCK_SH)),
-            (False, _flock(handle, fcntl.LOCK_EX)),
-            (None, ask("unlock", "a")),
-            (True, _flock(handle, fcntl.LOCK_EX)),
-            (False, ask("lock", "b", fcntl.LOCK_SH)),
-            (None, ask("unlock", "b")),
-            (True, _flock(handle, fcntl.LOCK_UN)),
-            (True, ask("lock", "c", fcntl.LOCK_EX)),
-            (False, _flock(handle, fcntl.LOCK_SH)),
-            (None, ask("unlock", "c")),
-        ]
+        error = _flock(handle, shared)
+        if isinstance(
+            error, str
+        ):  # no writer then counts as alone, and nothing is removed: writers stay safe
+            return None, f"{error}: torn files are not taken away"
+        steps = (
+            (probe.ask(_flock, path, shared), True),
+            (_flock(handle, exclusive), False),
+            (probe.ask(_flock, path, released), True),
+            (_flock(handle, exclusive), True),
+            (probe.ask(_flock, path, shared), False),
+            (_flock(handle, released), True),
+            (probe.ask(_flock, path, exclusive), True),
+            (_flock(handle, shared), False),
+        )
     finally:
         os.close(handle)
-    passed = all(expected == found for expected, found in steps)
-    found = "shared and exclusive" if passed else "a lock does not keep the other process out"
-    return Check(name, passed, found, "several writers")
+    passed = all(result == expected for result, expected in steps)
+    return passed, "shared and exclusive" if passed else "a lock does not keep the other process out"
 
 
-def _visibility(folder: Path, ask: Callable[..., Any]) -> Check:
-    """What one process links or removes the other must see with its next look, in both directions."""
-    name = "a name is seen at once by the other process"
+def _sees(path: Path) -> list[bool]:
+    return [path.exists(), path.name in os.listdir(path.parent)]
+
+
+def _visibility(probe: _Probe) -> tuple[bool, str]:
+    """Test that a name that one process makes or removes is seen by the other's next look, in both directions."""
     late = 0
     for number in range(20):
-        there = f"seen-{number}"
-        late += ask("sees", there) != [False, False]
-        (folder / there).write_bytes(b"")
-        late += ask("sees", there) != [True, True]
-        ask("unlink", there)
-        late += (folder / there).exists() or there in os.listdir(folder)
-        ask("make", there)
-        late += not (folder / there).exists() or there not in os.listdir(folder)
-        (folder / there).unlink()
-    found = f"{late} of 80 looks came too early" if late else "always"
-    return Check(name, not late, found, "several writers")
+        path = probe.folder / f"seen-{number}"
+        late += any(probe.ask(_sees, path))
+        _create(path)
+        late += not all(probe.ask(_sees, path))
+        probe.ask(os.unlink, path)
+        late += any(_sees(path))
+        probe.ask(_create, path)
+        late += not all(_sees(path))
+        path.unlink()
+    return not late, f"{late} of 80 looks were too early" if late else "always"
+
+
+_LINK, _RENAME = "link: one winner of a race", "rename that replaces nothing: one winner"
+_CHECKS: Final[tuple[tuple[str, Callable[[_Probe], tuple[bool | None, str]], str], ...]] = (
+    ("O_EXCL: a file is made once", _create_twice, EVERY),
+    ("fsync of a file", _sync_file, EVERY),
+    ("fsync of a directory", lambda probe: _sync(probe.folder), EVERY),
+    (_LINK, lambda probe: _race(probe, "link"), SEVERAL),
+    (_RENAME, lambda probe: _race(probe, "rename"), NOBODY),
+    ("flock between processes", _locks, SEVERAL),
+    ("a name is seen at once by the other process", _visibility, SEVERAL),
+    ("names differ by case", _case, NOBODY),
+    ("names of 255 bytes", _long_name, NOBODY),
+)
+"""The tests in order: name, function, who needs it."""
+
+
+def _run_checks(probe: _Probe) -> Iterator[Check]:
+    """Run the tests; on a file system without links, writers need the rename instead."""
+    has_links = True
+    for name, test, needed_by in _CHECKS:
+        try:
+            passed, found = test(probe)
+        except OSError as error:
+            if isinstance(error, StorageError) or error.errno in _NO_VERDICT:
+                raise
+            passed, found = False, error.strerror or str(error)
+        has_links &= name != _LINK or passed is not None
+        stands_in = name == _RENAME and not has_links
+        needed_by = NOBODY if passed is None else needed_by
+        yield Check(name, bool(passed), found, SEVERAL if stands_in else needed_by)
+        if stands_in:
+            yield Check("a name is given once", bool(passed), "by rename" if passed else "by neither", EVERY)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Final
 
-from ..backends.local import Folder
+from ..backends.place import Place
 from ..errors import LimitExceeded, ManifestInvalid, ShardCorrupt, ShardMissing
 from ..format.constants import (
     MAX_CHUNK_BYTES,
@@ -18,7 +18,8 @@ from ..format.constants import (
 from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, crc32c, is_shard_size
 from ..parts.journal import Commit, Seal, SealTable, StoredShard, read_checked
-from ..parts.root import Root, part_metadatas
+from ..parts.root import Root
+from ..parts.sealed_part import part_metadatas
 
 PIECE: Final = 8 << 20
 """Most bytes of a shard that are in memory at a time."""
@@ -33,7 +34,7 @@ _REPAIR = "run `logitstore repair`, and then again what wrote it; or restore the
 # Files and their digests
 
 
-def file_digest(folder: Folder, key: str, most: int) -> tuple[int, str]:
+def file_digest(folder: Place, key: str, most: int) -> tuple[int, str]:
     """Size and sha256 of an object, read piece by piece; of one larger than `most` bytes, its size alone.
 
     Raises FileNotFoundError.
@@ -49,7 +50,7 @@ def file_digest(folder: Folder, key: str, most: int) -> tuple[int, str]:
             return offset, total.hexdigest()
 
 
-def check_shard(folder: Folder, key: str, expected: StoredShard, deep: bool) -> None:
+def check_shard(folder: Place, key: str, expected: StoredShard, deep: bool) -> None:
     """Compare a shard with what a seal or a record says of it. Raises ShardMissing or ShardCorrupt."""
     where = str(folder.path / key)
     try:
@@ -70,7 +71,7 @@ def check_shard(folder: Folder, key: str, expected: StoredShard, deep: bool) -> 
         )
 
 
-def check_file(folder: Folder, key: str, digest: str) -> None:
+def check_file(folder: Place, key: str, digest: str) -> None:
     """Compare a file that a seal lists by name. Raises ManifestInvalid, or LimitExceeded for what is far too large."""
     where = str(folder.path / key)
     most = MAX_JSON_BYTES if key.endswith(".json") else MAX_CHUNK_BYTES + CRC_BYTES
@@ -95,7 +96,7 @@ def sealed_commit(root: Root, seal: Seal, table: SealTable, view: int, block: in
     return Commit(view, block, root.grid.rows(block), seal.files[SPEC], objects)
 
 
-def check_begun_seal(folder: Folder) -> None:
+def check_begun_seal(folder: Place) -> None:
     """Check a seal that no log names yet against what it seals. Raises StoreCorrupt."""
     seal = Seal.from_bytes(folder.read(SEAL), str(folder.path / SEAL))
     if seal.arrays:
@@ -104,7 +105,7 @@ def check_begun_seal(folder: Folder) -> None:
         check_file(folder, key, digest)
 
 
-def check_begun_group(folder: Folder, name: str) -> None:
+def check_begun_group(folder: Place, name: str) -> None:
     """Refuse a `zarr.json` of an unsealed part that is not the one of its kind. Raises ManifestInvalid, FileNotFoundError."""
     if folder.read(ROOT_METADATA) not in part_metadatas(name):
         raise ManifestInvalid(
@@ -115,7 +116,7 @@ def check_begun_group(folder: Folder, name: str) -> None:
         )
 
 
-def check_small(folder: Folder, layout: ArrayLayout, key: str) -> None:
+def check_small(folder: Place, layout: ArrayLayout, key: str) -> None:
     """Check a chunk of a small array by its own checksum. Raises ShardCorrupt, FileNotFoundError."""
     wanted = layout.shard_rows * layout.row_bytes + CRC_BYTES
     data, size = folder.read_range(key, 0, wanted)

@@ -32,7 +32,7 @@ from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, dtypes_of, form
 from ..format.metadata import ArrayLayout, RootAttributes, group_metadata
 from ..format.shard import CRC_BYTES
 from ..parts.journal import Seal, SealTable, is_part, part_record, read_checked
-from ..parts.root import KINDS, part_metadatas
+from ..parts.sealed_part import KINDS, part_metadatas
 
 _MAX_SHAPES: Final = 20_000
 """Shapes that are tried for an array: those of an image in half a second."""

@@ -52,7 +52,7 @@ def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) ->
         return done
     seals = {}
     for record in root.records:
-        site = _Site(root.folder.sub(record.part), record.part, done)
+        site = _Site(top.sub(record.part), record.part, done)
         with _giving_up(done):
             seal = _SealedRepair(root, record, site, progress).run()
             if seal is not None:
@@ -65,7 +65,7 @@ def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) ->
         done.beyond.append(_lost(str(path / log_key(len(root.records)))))
     for name in () if in_doubt else done.unsealed:
         with _giving_up(done):
-            _BegunRepair(root, name, _Site(root.folder.sub(name), name, done), progress).run()
+            _BegunRepair(root, name, _Site(top.sub(name), name, done), progress).run()
     done.strays, shown = find_strays(open_root(path), seals, Folder(path).files())
     done.beyond += shown
     return done

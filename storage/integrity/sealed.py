@@ -10,7 +10,8 @@ from ..format.layouts import DIMENSIONS, check_layout
 from ..format.metadata import ArrayLayout
 from ..parts.journal import Commit, LogRecord, Seal, SealTable, commit_key, read_checked
 from ..parts.recovery import stored_shard
-from ..parts.root import KINDS, Root
+from ..parts.root import Root
+from ..parts.sealed_part import KINDS
 from ..progress import Progress
 from .objects import check_shard, file_digest, sealed_commit
 from .rebuild import array_of_part, form_of_seal, group_of_part

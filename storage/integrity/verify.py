@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends.local import Folder
+from ..backends.place import Place
 from ..errors import (
     LimitExceeded,
     LogitStoreError,
@@ -34,7 +35,8 @@ from ..format.metadata import ArrayLayout
 from ..format.shard import UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, Seal, committed_blocks, log_key, read_checked
 from ..parts.reader import check_values
-from ..parts.root import Root, SealedPart, begun_form, open_root, small_keys, unsealed_parts
+from ..parts.root import Root, open_root, unsealed_parts
+from ..parts.sealed_part import SealedPart, begun_form, small_keys
 from ..progress import Progress, silent
 from .objects import (
     _COPY,
@@ -107,13 +109,13 @@ class Report:
 
 
 def verify(
-    place: Path | Folder, *, deep: bool = False, expect: str | None = None, progress: Progress = silent
+    place: Path | Place, *, deep: bool = False, expect: str | None = None, progress: Progress = silent
 ) -> Report:
     """Check a store. Problems are gathered, not raised, so that one report names all of them.
 
     Raises NotAStoreError only where the place holds no store at all, ConfigError where files cannot be listed.
     """
-    top = place if isinstance(place, Folder) else Folder(place)
+    top = place if isinstance(place, Place) else Folder(place)
     if not top.can_list:
         top.files()  # raises
     report, path = Report(), top.path
@@ -194,7 +196,7 @@ def _verify_blocks(root: Root, part: SealedPart, deep: bool, report: Report, pro
         progress(f"verifying {part.name}", number + 1, total, "blocks")
 
 
-def _verify_record(folder: Folder, sealed: Commit, recorded: set[tuple[int, int]], deep: bool) -> None:
+def _verify_record(folder: Place, sealed: Commit, recorded: set[tuple[int, int]], deep: bool) -> None:
     """Compare the record of a sealed block with the seal. Raises ManifestInvalid."""
     where = str(folder.path / sealed.key)
     remedy = (

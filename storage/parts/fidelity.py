@@ -1,16 +1,15 @@
-"""How far is an encoded capture from the logits that it was made from, as its own records tell?
+"""The fidelity of an encoded capture, from the error that was recorded of each row.
 
-Every row of an encoded capture has an `error`, measured when it was written: T·√(2·KL) at some temperatures, as float16.
-A float16 that is not negative is one of 31,745 numbers, so that a count of each gives the mean, the maximum and any
-quantile of the KL exactly, block by block, without a logit being read.
+A row's `error` is T·√(2·KL) at some temperatures, as float16, measured on writing. A float16 that is not negative is
+one of 31,745 numbers. Counting each gives the exact mean, maximum and quantiles of the KL, and reads no logit.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt16
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from ..encodings.divergence import kl_of_error
@@ -20,11 +19,11 @@ from ..format.documents import invalid
 from .reader import CaptureReader
 
 QUANTILE: Final = 0.999
-"""The quantile that is shown: KL of one row in a thousand is larger."""
+"""The quantile that is reported: the KL of one row in a thousand is larger."""
 
 
 _INFINITY: Final = 0x7C00
-"""Bits of float16's infinity; those of NaN and of negative numbers are larger."""
+"""Bits of float16's infinity; those of NaN and negative numbers are larger."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,21 @@ class Fidelity:
     temperature: float
     """T, natural-log units."""
     bound: float | None
-    """KL(teacher ‖ stored) that no row exceeds; None where nothing is guaranteed."""
+    """KL(teacher ‖ stored) that no row exceeds; None without a guarantee."""
     bound_to_source: float | None
-    """KL(given ‖ stored) that no row exceeds. Given: the capture that it was made from, or the teacher's own logits."""
+    """KL(given ‖ stored) that no row exceeds. Given: the capture that was compressed, or the teacher's logits."""
     max: float
-    """KL(given ‖ stored) of the worst row, as measured."""
+    """Measured KL(given ‖ stored) of the worst row."""
     p999: float
-    """Its 99.9th percentile over rows and views (of a row that there is, the larger of two neighbours)."""
+    """Its 99.9th percentile over rows and views; of two neighbouring rows, the larger."""
     mean: float
     """Its mean over rows and views."""
 
 
 def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
-    """What the records of a capture say, for each temperature; nothing where it has none (float16, float32).
+    """Return the fidelity of a capture at each temperature; () for float16 and float32, which record none.
 
-    Raises ShardMissing, ShardCorrupt, or ManifestInvalid for numbers that are no error.
+    Raises ShardMissing, ShardCorrupt, or ManifestInvalid for an error that is negative or NaN.
     """
     if "error" not in capture.part.layouts:
         return ()
@@ -59,40 +58,34 @@ def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
 
 
 def _counts(capture: CaptureReader) -> Int64[np.ndarray, "temperatures numbers"]:
-    """How often each float16 stands in `error`, by temperature."""
+    """Count each float16 in `error`, by temperature."""
     counts = np.zeros((len(TEMPERATURES), _INFINITY + 1), np.int64)
-    for bits in _errors(capture):
+    grid = capture.reader.grid
+    for view, block in product(range(capture.num_views), range(grid.num_blocks)):
+        bits = capture.reader.read("error", grid.rows(block), view).view(np.uint16)
         if bits.max(initial=0) > _INFINITY:
             where = f"{capture.part.folder.path}/error"
-            raise invalid(where, "errors of rows: numbers that are not negative", "others")
+            raise invalid(where, "errors of rows that are not negative", "a negative number or NaN")
         for number, column in enumerate(bits.T):
             counts[number] += np.bincount(column, minlength=_INFINITY + 1)
     return counts
 
 
-def _errors(capture: CaptureReader) -> Iterator[UInt16[np.ndarray, "rows temperatures"]]:
-    grid = capture.reader.grid
-    for view in range(capture.num_views):
-        for block in range(grid.num_blocks):
-            yield capture.reader.read("error", grid.rows(block), view).view(np.uint16)
-
-
 def _summary(
     capture: CaptureReader, counts: NDArray[np.int64], kl: Float64[np.ndarray, " numbers"], temperature: float
 ) -> Fidelity:
-    there = np.flatnonzero(counts)
-    rows = np.cumsum(counts[there])
-    at = there[np.searchsorted(rows, _rank(int(rows[-1])))]
-    mean = float((counts[there] * kl[there]).sum() / rows[-1])
+    occurring = np.flatnonzero(counts)
+    rows = np.cumsum(counts[occurring])
+    p999 = kl[occurring[np.searchsorted(rows, _rank(int(rows[-1])))]]
+    mean = (counts[occurring] * kl[occurring]).sum() / rows[-1]
     encoding = capture.encoding
     given = bound_to_source(encoding, temperature) if isinstance(encoding, ErrorBudget) else None
-    return Fidelity(
-        temperature, encoding.bound(temperature), given, float(kl[there[-1]]), float(kl[at]), mean
-    )
+    bound, largest = encoding.bound(temperature), float(kl[occurring[-1]])
+    return Fidelity(temperature, bound, given, largest, float(p999), float(mean))
 
 
 def _rank(rows: int) -> int:
-    """How many rows are not larger than the 99.9th percentile of so many.
+    """Return how many of `rows` rows do not exceed the 99.9th percentile.
 
     >>> _rank(1), _rank(1000), _rank(1001), _rank(10_000)
     (1, 1000, 1000, 9991)
@@ -101,7 +94,7 @@ def _rank(rows: int) -> int:
 
 
 def percentile(kl: Float64[np.ndarray, " rows"]) -> float:
-    """The 99.9th percentile as `Fidelity` has it.
+    """Return the 99.9th percentile as in `Fidelity`.
 
     >>> percentile(np.arange(1000.0))
     999.0
@@ -111,7 +104,7 @@ def percentile(kl: Float64[np.ndarray, " rows"]) -> float:
 
 
 def bound_to_source(encoding: ErrorBudget, temperature: float) -> float:
-    """KL(given ‖ stored) that no row exceeds: without what was rounded before, which is a part of `max_kl`.
+    """Return the KL(given ‖ stored) that no row exceeds: `max_kl` without the rounding of the given logits.
 
     >>> bound_to_source(ErrorBudget(0.02), 2.0) == ErrorBudget(0.02).bound(2.0)
     True

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.local import Folder
+from ..backends.place import Place
 from ..errors import LimitExceeded, ManifestInvalid, NotAStoreError, StoreCorrupt
 from ..format.constants import (
     COMMITS,
@@ -157,7 +158,7 @@ def commit_key(view: int, block: int) -> str:
     return f"{COMMITS}/{view}-{block}.json"
 
 
-def committed_blocks(part: Folder) -> set[tuple[int, int]]:
+def committed_blocks(part: Place) -> set[tuple[int, int]]:
     """(view, block) of every commit record in `part`, by name alone."""
     matches = (_COMMIT.fullmatch(name) for name in part.names(COMMITS))
     return {(int(m[1]), int(m[2])) for m in matches if m}
@@ -312,7 +313,7 @@ def seal_blocks(
     return sha256_hex(seal)
 
 
-def read_table(part: Folder, seal: Seal) -> SealTable:
+def read_table(part: Place, seal: Seal) -> SealTable:
     """`seal.bin` of a sealed part. Raises ManifestInvalid where it is not the one that was sealed."""
     where = str(part.path / SEAL_TABLE)
     expected = seal.views * seal.blocks * SealTable(seal.arrays, 0, 0).record_bytes
@@ -370,7 +371,7 @@ def part_record(part: str, previous: str, seal: str) -> bytes:
     return canonical_json({"part": part, "previous": previous, "seal": seal})
 
 
-def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
+def read_log(root: Place) -> tuple[str, list[LogRecord]]:
     """The digest of the empty store, and the parts in order. Raises NotAStoreError or ManifestInvalid."""
     previous = check_root(root)
     empty = f"sha256:{sha256_hex(previous)}"
@@ -403,7 +404,7 @@ def read_log(root: Folder) -> tuple[str, list[LogRecord]]:
     return empty, records
 
 
-def last_record(root: Folder) -> int:
+def last_record(root: Place) -> int:
     """The largest number in the log. Files of other names are no records."""
     numbers = [int(name.removesuffix(".json")) for name in root.names(LOG) if _RECORD.fullmatch(name)]
     if len(numbers) > MAX_PARTS:
@@ -416,7 +417,7 @@ def last_record(root: Folder) -> int:
     return max(numbers, default=0)
 
 
-def check_root(root: Folder) -> bytes:
+def check_root(root: Place) -> bytes:
     """Record 0 of the log, with whose digests the root's own metadata agree.
 
     Raises NotAStoreError where there is no log, ManifestInvalid where they do not agree.
@@ -478,7 +479,7 @@ def append_log(root: Folder, part: str, seal: str) -> None:
             return
 
 
-def read_checked(folder: Folder, key: str, digest: str, most: int = MAX_JSON_BYTES) -> bytes:
+def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTES) -> bytes:
     """An object whose sha256 is known, of at most `most` bytes.
 
     Raises ManifestInvalid where it is missing or another one, LimitExceeded where it is larger.

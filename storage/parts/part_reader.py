@@ -1,9 +1,9 @@
-"""How are the rows of a sealed part read, without trusting a byte of it?
+"""Rows of a sealed part, read without trust in its bytes.
 
-1. The seal says how large each shard is and what checksum each of its chunks has.
-2. The chunks that hold the rows are read in one go, a run of chunks a shard.
-3. Each chunk's crc32c is compared with the seal's (not only with the shard's own), so that a good chunk in the
-   wrong place is an error too. A shard that is not there is an error, never a fill value.
+1. The seal holds the size of each shard and the checksum of each of its chunks.
+2. The chunks that hold the rows are read at once, a run of chunks a shard.
+3. Each chunk's crc32c is compared with that of the seal, not only with the shard's own. A sound chunk in the wrong
+   place is therefore an error. So is a missing shard, which is never replaced by fill values.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from ..format.shard import (
     decode_chunk,
     index_bytes,
 )
-from .root import SealedPart
+from .sealed_part import SealedPart
 
 _MOST_INDEXES = 4096
-"""Indexes of shards that a reader keeps, of 8 bytes a chunk."""
+"""Shard indexes that a reader keeps, of 8 bytes a chunk."""
 
 
 def check_rows(rows: Any, num_rows: int, name: str = "rows") -> range | NDArray[np.int64]:
-    """Rows as a contiguous range or as ascending int64. Raises ConfigError where they are neither, or out of range.
+    """Return rows as a contiguous range or ascending int64. Raises ConfigError for rows out of order or range.
 
-    A slice that goes beyond the rows is cut, as everywhere in Python. name: of the argument, for messages.
+    A slice beyond the rows is clipped, as everywhere in Python. name: the argument, for messages.
 
     >>> check_rows(slice(2, None), 5), check_rows([0, 3, 3], 5).tolist()
     (range(2, 5), [0, 3, 3])
@@ -73,20 +73,18 @@ def check_rows(rows: Any, num_rows: int, name: str = "rows") -> range | NDArray[
 
 
 class _Chunks:
-    """Takes the bytes of consecutive chunks as they come: payloads to their places, and their checksums on the way."""
+    """Takes the bytes of consecutive chunks piecewise; copies payloads to their places and sums them up."""
 
     def __init__(self, payloads: Sequence[NDArray[np.uint8]]) -> None:
         self._payloads = payloads
-        self._number = self._done = self._running = (
-            0  # the chunk that is open, its bytes so far, its checksum so far
-        )
+        self._number = self._done = self._running = 0  # current chunk, its bytes so far, their checksum
         self.taken = 0
         """Bytes so far."""
         self.crc32c: list[int] = []
-        """Of each payload that is complete."""
+        """Checksum of each complete payload."""
 
     def take(self, piece: NDArray[np.uint8]) -> None:
-        """The next bytes, any number of them."""
+        """Take the next bytes, any number of them."""
         self.taken += len(piece)
         while len(piece):
             payload = self._payloads[self._number]
@@ -104,7 +102,7 @@ class _Chunks:
 
 
 class PartReader:
-    """Reads rows of the block arrays of one sealed part."""
+    """A reader of the block arrays of one sealed part."""
 
     def __init__(self, part: SealedPart, grid: Grid) -> None:
         self.part = part
@@ -112,22 +110,22 @@ class PartReader:
         self._indexes: dict[str, NDArray[np.int64]] = {}
 
     def layout(self, array: str) -> ArrayLayout:
-        """How an array of rows is cut. Raises PartNotFound where the part has none of that name."""
+        """Return the layout of a block array. Raises PartNotFound for another name."""
         layout = self.part.layouts.get(array)
         if layout is None or not layout.is_block_array:
             raise PartNotFound(
                 str(self.part.folder.path),
                 expected="one of its arrays of rows",
                 found=repr(array),
-                remedy="look at what there is with `logitstore inspect`",
+                remedy="look at the parts with `logitstore inspect`",
             )
         return layout
 
     def read(self, array: str, rows: Any, view: int = 0) -> NDArray[Any]:
-        """Rows of one view of an array, as stored: (len(rows), *row shape).
+        """Return rows of one view of an array as stored, (len(rows), *row shape).
 
-        Raises ConfigError for rows or a view that are not there, LimitExceeded for more rows than there is memory
-        for, ShardMissing, ShardCorrupt.
+        Raises ConfigError for rows or a view out of range, LimitExceeded for rows that exceed the memory,
+        ShardMissing, ShardCorrupt.
         """
         layout = self.layout(array)
         rows = check_rows(rows, self.grid.num_rows)
@@ -144,9 +142,9 @@ class PartReader:
         return out
 
     def read_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
-        """What `read` gives, into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
+        """Read rows into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
 
-        Where nothing has to be decoded, whole chunks go straight to their place in `out`.
+        Whole chunks of an uncompressed array are read straight into their place.
         """
         layout = self.layout(array)
         rows = check_rows(rows, self.grid.num_rows)
@@ -159,15 +157,14 @@ class PartReader:
                 remedy="choose a view that was captured",
             )
         if isinstance(rows, range):
-            for block, piece in self.grid.split(rows.start, rows.stop):
-                self._read_span(
-                    layout, view, block, piece, out[piece.start - rows.start : piece.stop - rows.start]
-                )
+            for block, span in self.grid.split(rows.start, rows.stop):
+                into = out[span.start - rows.start : span.stop - rows.start]
+                self._read_span(layout, view, block, span, into)
         else:
             self._read_scattered(layout, view, rows, out)
 
     def _read_span(self, layout: ArrayLayout, view: int, block: int, rows: range, out: NDArray[Any]) -> None:
-        """Consecutive rows of one block into `out`."""
+        """Read consecutive rows of one block into `out`."""
         size = layout.chunk_rows
         start = rows.start - block * self.grid.block_rows
         stop = start + len(rows)
@@ -175,25 +172,20 @@ class PartReader:
         targets, copies = [], []
         for chunk in range(first, last + 1):
             begin, end = max(start, chunk * size), min(stop, (chunk + 1) * size)
-            piece = out[begin - start : end - start]
-            if len(piece) < size:  # a part of a chunk: the whole of it elsewhere, then the part
-                target = np.empty((size, *layout.row_shape), dtype=layout.numpy_dtype)
-                copies.append((piece, target[begin - chunk * size : end - chunk * size]))
-            else:
-                target = piece
+            target = out[begin - start : end - start]
+            if end - begin < size:  # A part of a chunk is copied from the whole chunk.
+                whole = np.empty((size, *layout.row_shape), dtype=layout.numpy_dtype)
+                copies.append((target, whole[begin - chunk * size : end - chunk * size]))
+                target = whole
             targets.append(target)
         self._read_chunks(layout, view, block, first, targets)
-        for piece, values in copies:
-            piece[...] = values
+        for target, values in copies:
+            target[...] = values
 
     def _read_scattered(
-        self,
-        layout: ArrayLayout,
-        view: int,
-        rows: NDArray[np.int64],
-        out: NDArray[Any],
+        self, layout: ArrayLayout, view: int, rows: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        """Ascending rows into `out`: neighbouring chunks in one read, chunks without rows not at all."""
+        """Read ascending rows into `out`; neighbouring chunks at once, chunks without rows not at all."""
         chunks = rows // layout.chunk_rows
         per_block = self.grid.block_rows // layout.chunk_rows
         breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(rows // self.grid.block_rows) > 0)) + 1
@@ -211,7 +203,7 @@ class PartReader:
     def _read_chunks(
         self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
     ) -> None:
-        """Inner chunks first, first + 1, … of a shard, checked, each into a target of a chunk's rows."""
+        """Read inner chunks first, first + 1, … of a shard, each into a target of a chunk's rows, and check them."""
         key = layout.shard_key(view, block)
         rows = self.grid.rows(block)
         where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
@@ -242,7 +234,7 @@ class PartReader:
         where: str,
         first: int,
     ) -> None:
-        """Payloads of consecutive chunks, checked, without the checksums behind them: the seal has those as well."""
+        """Read payloads of consecutive chunks, compared with the seal's checksums, not those behind them."""
         chunks = _Chunks(payloads)
         length = sum(len(payload) + CRC_BYTES for payload in payloads)
         with self._expecting(sealed, where):
@@ -251,22 +243,17 @@ class PartReader:
         check_crc32c(chunks.crc32c, checksums, where, first)
 
     def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
-        """Where each chunk of a shard ends, from its index, which is read once."""
+        """Return the end of each chunk of a shard, from its index, which is read once."""
         ends = self._indexes.get(key)
         if ends is None:
             length = index_bytes(layout)
-            index = self._bytes(key, sealed - length, length, sealed, where)
+            with self._expecting(sealed, where):
+                index, size = self.part.folder.read_range(key, sealed - length, length)
+            self._check_size(size if len(index) == length else sealed - length + len(index), sealed, where)
             if len(self._indexes) >= _MOST_INDEXES:
                 self._indexes.clear()
             ends = self._indexes[key] = chunk_ends(layout, index, rows, sealed, where)
         return ends
-
-    def _bytes(self, key: str, offset: int, length: int, sealed: int, where: str) -> bytes:
-        """Bytes of a shard that has the size that was sealed. Raises ShardMissing or ShardCorrupt."""
-        with self._expecting(sealed, where):
-            data, size = self.part.folder.read_range(key, offset, length)
-        self._check_size(size if len(data) == length else offset + len(data), sealed, where)
-        return data
 
     @staticmethod
     @contextlib.contextmanager
@@ -274,9 +261,8 @@ class PartReader:
         try:
             yield
         except FileNotFoundError:
-            raise ShardMissing(
-                where, expected=f"a shard of {sealed} bytes", found="no file", remedy=REMAKE
-            ) from None
+            expected = f"a shard of {sealed} bytes"
+            raise ShardMissing(where, expected=expected, found="no file", remedy=REMAKE) from None
 
     @staticmethod
     def _check_size(size: int, sealed: int, where: str) -> None:
@@ -285,7 +271,7 @@ class PartReader:
 
 
 class LazyRows:
-    """A block array that is read when it is indexed: `inputs[10:20]`, `inputs[[3, 7]]`, `len(inputs)`."""
+    """A block array that is read on indexing: `inputs[10:20]`, `inputs[[3, 7]]`, `len(inputs)`."""
 
     def __init__(self, reader: PartReader, array: str) -> None:
         self._reader = reader
@@ -298,7 +284,7 @@ class LazyRows:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """dtype of the elements."""
+        """dtype of its elements."""
         return self._reader.layout(self._array).numpy_dtype
 
     def __len__(self) -> int:

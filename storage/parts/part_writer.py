@@ -1,13 +1,13 @@
-"""How does a part get written: begun, block by block, sealed?
+"""A part in the writing: begun, block by block, sealed.
 
-1. `spec.json` comes first and decides whose part it is. Whoever comes later must mean the same.
-2. A block is encoded, checked, hashed and staged piece by piece (the next piece is encoded while the last one is
-   written), its shards get their names, then its commit record; only then is it there.
-3. When every block is there, the part is sealed and the log names it.
+    begin     spec.json      decides the identity of the part; a later writer must have the same
+    commit    shards         encoded, hashed and staged piece by piece; one piece is written while the next is encoded
+              k.json         the commit record; only now is the block there
+    seal      seal.json      once every block is committed; then the log names the part
 
-Nothing is changed in place, so that any number of writers may do any of it at any time: who comes second finds it
-done. Resuming is asking which blocks are missing. A sealed part that has lost shards is written the same way: just
-those blocks, and only with the bytes that were sealed.
+Nothing is changed in place, so any number of writers may do any of it at any time: the second finds it done.
+A writer resumes with the blocks that are missing. A sealed part that lost shards is written the same way, but only
+those blocks, and only with the sealed bytes.
 """
 
 import logging
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..backends.background import Background
 from ..backends.lease import Lease, lease, tidy_up
-from ..backends.local import Folder
+from ..backends.local import writable
 from ..errors import BadDataError, ConfigError, LogitStoreError, PartSealed, ShardCorrupt, SpecMismatch
 from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import canonical_json, parse_json, sha256_hex
@@ -31,25 +31,24 @@ from ..format.shard import ShardEncoder, encode_small, shard_bytes
 from ..identity import check_same
 from .journal import (
     Commit,
-    Seal,
     SealTable,
     StoredShard,
     append_log,
     commit_key,
     committed_blocks,
     put_same,
-    read_checked,
     read_table,
     seal_blocks,
 )
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
-from .root import KINDS, Root, absent_blocks, part_metadata, small_keys
+from .root import Root
+from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
 
 log = logging.getLogger(__name__)
 
 
 _OVERLAP_BYTES = 16 << 10
-"""Blocks from this size on are written and synced by threads: for less, a thread costs more than it saves."""
+"""Blocks of this size or more are written by a thread; for smaller ones it costs more than it saves."""
 
 
 _PIECE_BYTES = 1 << 20
@@ -57,31 +56,27 @@ _PIECE_BYTES = 1 << 20
 
 
 _RECORD_BYTES = 4096
-"""What a block's record takes on a disk, about."""
+"""Approximate size of a commit record on a disk."""
 
 
 def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`value` as JSON would give it back. Raises ConfigError for what JSON cannot hold."""
+    """Return `value` after a round trip through JSON. Raises ConfigError for values that JSON cannot hold."""
     try:
         return parse_json(canonical_json(dict(value)), where)
     except LogitStoreError as error:
-        raise ConfigError(
-            where,
-            expected=error.expected,
-            found=error.found,
-            remedy="keep what is long elsewhere, and its digest here",
-        ) from None
+        remedy = "keep long values elsewhere, and their digest here"
+        raise ConfigError(where, expected=error.expected, found=error.found, remedy=remedy) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             where,
             expected="text, finite numbers, lists and tables",
             found=str(error)[:80],
-            remedy="leave the rest out",
+            remedy="leave out other values",
         ) from None
 
 
 class PartWriter:
-    """Writes one part: what `SamplesWriter` and `CaptureWriter` share.
+    """A writer of one part, the base of `SamplesWriter` and `CaptureWriter`.
 
     Several threads may commit blocks at once; one of them begins, seals and closes.
     """
@@ -97,18 +92,18 @@ class PartWriter:
         layouts: Sequence[ArrayLayout],
         small: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Begin the part, or go on with it. Raises SpecMismatch where it was begun as something else."""
+        """Begin or resume the part. Raises SpecMismatch if it was begun with another identity."""
         self.root = root
         self.name = name
         self.views = views
-        self.folder: Folder = root.folder.sub(name)
+        self._store = writable(root.folder)
+        self.folder = self._store.sub(name)
         self.layouts = {layout.name: layout for layout in layouts if layout.is_block_array}
-        where = f"{root.path}: {name}"
-        spec = plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, where)
+        self._where = f"{root.path}: {name}"
+        spec = plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, self._where)
         self._spec = canonical_json(spec)
         if self.folder.exists(SPEC):
-            there = self.folder.read(SPEC)
-            self._compare(spec["identity"], parse_json(there, str(self.folder.path / SPEC)).get("identity"))
+            self._compare_spec(self.folder.read(SPEC))
         kind = KINDS[name.partition("/")[0]]
         form = form_of(kind, [layout.name for layout in layouts])
         self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
@@ -127,15 +122,14 @@ class PartWriter:
             tidy_up(self.folder)
         else:
             self._compare_metadata()
-            begun = self.folder.exists(SPEC)
-            if begun and self._lease.take():
+            if self.folder.exists(SPEC) and self._lease.take():
                 self._recover()
                 self._lease.share()
             self._committed = self._recorded_blocks()
         self._warn_of_space()
 
     def _recorded_blocks(self) -> set[tuple[int, int]]:
-        """The blocks that are committed, for good: who linked a record may not have synced its name."""
+        """Return the committed blocks, synced: the writer that linked a record may not have synced its name."""
         committed = committed_blocks(self.folder)
         if committed:
             self.folder.sync(COMMITS)
@@ -145,24 +139,22 @@ class PartWriter:
         return Plan(tuple(self.layouts.values()), self.views, self.root.grid, spec)
 
     def _recover(self) -> None:
-        """Mend what killed writers left, being alone."""
+        """Repair the remains of killed writers; no other writer may be at work."""
         done = recover(self.folder, self._plan(sha256_hex(self.folder.read(SPEC))))
         if done.adopted:
-            log.info("%s: %d whole blocks without a record were adopted", self.name, len(done.adopted))
+            log.info("%s: adopted %d whole blocks without a record", self.name, len(done.adopted))
         if done.dropped:
-            log.warning("%s: torn files were taken away: %s", self.name, ", ".join(done.dropped[:5]))
+            log.warning("%s: deleted torn files: %s", self.name, ", ".join(done.dropped[:5]))
 
     def _sealed_blocks(self) -> set[tuple[int, int]]:
-        """The blocks of a sealed part that are there; what else is missing is put again. Raises SpecMismatch."""
-        (digest,) = (record.seal for record in self.root.records if record.part == self.name)
-        seal = Seal.from_bytes(read_checked(self.folder, SEAL, digest), str(self.folder.path / SEAL))
+        """Return the blocks of a sealed part that are there; put missing metadata again. Raises SpecMismatch."""
+        seal = self.root.seal(self.name)
         self._files = dict(seal.files)
         self._compare_metadata()
         absent = absent_blocks(self.folder, seal, list(self.layouts.values()))
         lost = [key for key in self._metadata if not self.folder.exists(key)]
         if absent or lost:
-            self._lease.take()
-            self._lease.share()
+            self._hold()
             for key in lost:
                 put_same(self.folder, key, self._metadata[key])
         if absent:
@@ -172,7 +164,7 @@ class PartWriter:
         return set(self._plan("").blocks()) - absent
 
     def _warn_of_space(self) -> None:
-        """Say so beforehand where the disk has no room for what is missing."""
+        """Log a warning if the disk has no room for the missing blocks."""
         needed = self.num_missing * _RECORD_BYTES
         for block in range(self.root.grid.num_blocks):
             missing = sum(not self.has_block(view, block) for view in range(self.views))
@@ -180,38 +172,35 @@ class PartWriter:
             needed += missing * sum(shard_bytes(layout, rows) for layout in self.layouts.values())
         if needed and needed > (free := self.folder.free_bytes()):
             log.warning(
-                "%s: %s bytes are still to be written and %s are free; what fits will be kept, and the rest can be "
-                "written when there is more room",
-                f"{self.root.path}: {self.name}",
+                "%s: %s bytes remain to be written and %s are free; blocks that fit are kept, and the rest can be "
+                "written once there is more room",
+                self._where,
                 f"{needed:,}",
                 f"{free:,}",
             )
 
     def _begin(self) -> None:
-        """Put the spec and the metadata, when the first block is ready and not before.
+        """Put the spec and the metadata, once the first block is ready.
 
-        A teacher whose very first block is refused leaves no trace, and its name stays free.
+        A teacher whose first block is refused thus leaves no trace, and its name stays free.
         """
-        with self._beginning:  # a lease is no matter for two threads at once
+        with self._beginning:  # a lease is not safe for two threads
             if self._files:
                 return
-            # Before anything is put beside it: whoever made the store may not have come as far as this.
-            self.root.folder.sync(LOG)
-            if not self._lease.held:
-                self._lease.take()
-                self._lease.share()
+            # The process that made the store may not have synced its log yet.
+            self._store.sync(LOG)
+            self._hold()
             self.folder.prove_exclusive()
             self.folder.put_new(SPEC, self._spec)
-            there = self.folder.read(SPEC)
-            ours, theirs = (parse_json(data, str(self.folder.path / SPEC)) for data in (self._spec, there))
-            self._compare(ours["identity"], theirs.get("identity"))
+            spec = self.folder.read(SPEC)
+            self._compare_spec(spec)
             for key, data in self._metadata.items():
                 put_same(self.folder, key, data)
-            files = {**self._metadata, SPEC: there}
+            files = {**self._metadata, SPEC: spec}
             self._files = {key: sha256_hex(data) for key, data in files.items()}
 
     def _compare_metadata(self) -> None:
-        """Refuse to go on with arrays of another form, or with other columns."""
+        """Refuse to resume with arrays of another form, or with other columns. Raises SpecMismatch."""
         for key, data in self._metadata.items():
             if self.sealed:
                 same = self._files.get(key) == sha256_hex(data)
@@ -219,24 +208,26 @@ class PartWriter:
                 same = not self.folder.exists(key) or self.folder.read(key, len(data)) == data
             if not same:
                 raise SpecMismatch(
-                    f"{self.root.path}: {self.name}",
-                    expected=f"the same {key.partition('/')[0]} with which it was begun",
-                    found="another",
-                    remedy="change it back, or give what is new another name; where nothing was changed, "
-                    "run `logitstore verify`",
+                    self._where,
+                    expected=f"the {key.partition('/')[0]} with which it was begun",
+                    found=f"other {key.partition('/')[0]}",
+                    remedy="change it back, or choose another name; if nothing was changed, run `logitstore verify`",
                 )
 
-    def _compare(self, ours: Mapping[str, Any], theirs: Any) -> None:
-        remedy = "change it back, or give what is new another name (or another store)"
+    def _compare_spec(self, begun: bytes) -> None:
+        """Refuse to resume with another identity. Raises SpecMismatch."""
+        where = str(self.folder.path / SPEC)
+        ours, theirs = (parse_json(spec, where).get("identity") for spec in (self._spec, begun))
+        remedy = "change it back, or choose another name (or another store)"
         if not self.sealed:
-            remedy += f"; to begin it anew, delete {self.folder.path} and what was written of it"
-        check_same(
-            f"{self.root.path}: {self.name}",
-            ours,
-            theirs,
-            made="with which it was begun",
-            remedy=remedy,
-        )
+            remedy += f"; to begin it anew, delete {self.folder.path}"
+        check_same(self._where, ours, theirs, made="with which it was begun", remedy=remedy)
+
+    def _hold(self) -> None:
+        """Take the lease, shared with other writers."""
+        if not self._lease.held:
+            self._lease.take()
+            self._lease.share()
 
     @property
     def sealed(self) -> bool:
@@ -245,25 +236,25 @@ class PartWriter:
 
     @property
     def num_missing(self) -> int:
-        """Blocks of all views that are still to be written."""
+        """Blocks of all views that are missing."""
         return self.views * self.root.grid.num_blocks - len(self._committed)
 
     def has_block(self, view: int, block: int) -> bool:
-        """Whether a block was committed when the part was opened, or since by this writer."""
+        """Return whether a block was committed when the part was opened, or since by this writer."""
         return (view, block) in self._committed
 
     def missing_blocks(self, view: int = 0) -> Iterator[range]:
-        """The rows of each block of a view that is still to be written, by this writer or another."""
+        """Yield the rows of each block of a view that no writer has committed yet."""
         for block in range(self.root.grid.num_blocks):
             if self.has_block(view, block):
                 continue
             if self._table is None and self.folder.exists(commit_key(view, block)):
-                self._committed.add((view, block))  # another writer has been here meanwhile
+                self._committed.add((view, block))  # by another writer, meanwhile
             else:
                 yield self.root.grid.rows(block)
 
     def block_of(self, rows: "range | slice") -> int:
-        """The block that `rows` are. Raises ConfigError where they are not exactly one block."""
+        """Return the number of the block that `rows` are. Raises ConfigError unless they are exactly one block."""
         grid = self.root.grid
         if isinstance(rows, slice):
             rows = range(*rows.indices(grid.num_rows))
@@ -273,15 +264,15 @@ class PartWriter:
                 f"{self.name}: rows",
                 expected=f"the rows of one block ({grid.block_rows} from a multiple of that)",
                 found=f"{rows.start} to {rows.stop}",
-                remedy="write what missing_blocks() names",
+                remedy="write the rows of missing_blocks()",
             )
         return block
 
     def commit(self, view: int, block: int, arrays_of: Callable[[slice], Mapping[str, NDArray[Any]]]) -> None:
-        """Put the shards of a block, then its record. When this returns the block is safe.
+        """Put the shards of a block, then its record. Once it returns, the block is safe.
 
-        arrays_of: gives the block arrays of some of its rows (counted from the block's first), in order.
-        Raises PartSealed where another writer sealed the part meanwhile, SpecMismatch where the block was sealed with
+        arrays_of: gives the block arrays of a slice of the block's rows; called in order.
+        Raises PartSealed if another writer sealed the part meanwhile, SpecMismatch if the block was sealed with
         other bytes; nothing of the block is then kept.
         """
         rows = self.root.grid.rows(block)
@@ -298,7 +289,7 @@ class PartWriter:
         self._committed.add((view, block))
 
     def _pieces(self, rows: int) -> Iterator[slice]:
-        """The rows of a block in pieces that are encoded while the one before is written."""
+        """Return the slices of a block that are encoded one at a time."""
         widest = max((layout.row_bytes for layout in self.layouts.values()), default=1)
         step = max(1, _PIECE_BYTES // max(1, widest))
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
@@ -306,12 +297,12 @@ class PartWriter:
     def _put_shards(
         self, view: int, block: int, pieces: Iterable[Mapping[str, NDArray[Any]]]
     ) -> dict[str, StoredShard]:
-        """Encode, stage and publish the shards of a block; what is then there, ours or another writer's."""
+        """Encode, stage and publish the shards of a block; return those that are there, ours or another writer's."""
         rows = len(self.root.grid.rows(block))
         keys = {name: layout.shard_key(view, block) for name, layout in self.layouts.items()}
         large = sum(shard_bytes(layout, rows) for layout in self.layouts.values()) >= _OVERLAP_BYTES
         encoders = {name: ShardEncoder(layout) for name, layout in self.layouts.items()}
-        # The thread is entered last and so left first: no file is closed under its hands.
+        # The thread is entered last and left first: no file is closed while it writes.
         with self.folder.stage(*keys.values()) as staged, Background(large) as background:
             new = dict(zip(keys, staged, strict=True))
             for arrays in pieces:
@@ -332,48 +323,48 @@ class PartWriter:
         return objects
 
     def _refuse_where_sealed(self) -> None:
-        """Stop a writer that slept while others finished its work."""
+        """Stop a writer that slept while others sealed the part. Raises PartSealed."""
         if self._table is None and self.folder.exists(SEAL):
             self._lease.release()
             self._committed = set(self._plan("").blocks())
             raise PartSealed(
-                f"{self.root.path}: {self.name}",
-                expected="a part that is still being written",
-                found="that another writer sealed it meanwhile",
+                self._where,
+                expected="an unfinished part",
+                found="a part that another writer sealed meanwhile",
                 remedy="stop writing it: nothing is missing, and this writer has changed nothing since",
             )
 
     def _compare_with_seal(self, view: int, block: int, objects: Mapping[str, StoredShard]) -> None:
-        """Refuse to mend a sealed part with other bytes than those that were sealed."""
+        """Refuse bytes other than those of the seal. Raises SpecMismatch."""
         if self._table is None:
             return
         for name, stored in objects.items():
             if stored != self._table.shard(name, view, block):
                 rows = self.root.grid.rows(block)
                 raise SpecMismatch(
-                    f"{self.root.path}: {self.name}/{name}, view {view}, rows {rows.start} to {rows.stop - 1}",
-                    expected="the bytes that were sealed",
-                    found="others (another machine, other versions, or another teacher)",
+                    f"{self._where}/{name}, view {view}, rows {rows.start} to {rows.stop - 1}",
+                    expected="the sealed bytes",
+                    found="other bytes (from another machine, other versions, or another teacher)",
                     remedy="restore the file from a copy, or capture this part again under another name",
                 )
 
     def check_array(self, name: str, values: Any, rows: int) -> None:
-        """Refuse what is not a block of this array, before a byte of it is written. Raises BadDataError."""
+        """Refuse values that are no block of an array, before a byte is written. Raises BadDataError."""
         layout = self.layouts[name]
         array = np.asarray(values)
         wanted = (rows, *layout.row_shape)
         if array.shape != wanted or not np.can_cast(array.dtype, layout.numpy_dtype, "safe"):
             raise BadDataError(
-                f"{self.root.path}: {self.name}/{name}",
+                f"{self._where}/{name}",
                 expected=f"{layout.dtype} of shape {wanted}",
                 found=f"{array.dtype} of shape {array.shape}",
                 remedy="pass an item a row, of the dtype with which it was begun",
             )
 
     def seal(self) -> bool:
-        """Seal the part where every block is there, and let go of it; whether it is sealed now.
+        """Seal the part if it is complete, and release it; return whether it is sealed.
 
-        Raises StoreIncomplete for a capture whose samples are not sealed yet, ShardMissing for shards that were lost.
+        Raises StoreIncomplete if the samples are not sealed yet, ShardCorrupt for lost shards.
         """
         self.root.refresh()
         if not self.sealed:
@@ -381,33 +372,29 @@ class PartWriter:
             if self.num_missing:
                 return False
             self._begin()
-            if not self._lease.held:
-                self._lease.take()
-                self._lease.share()
+            self._hold()
             plan = self._plan(self._files[SPEC])
             commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
             for commit in commits:
-                self._check_shards(commit)
+                if not has_shards(self.folder, commit, self.layouts.values()):
+                    rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
+                    raise ShardCorrupt(
+                        f"{self._where}, view {commit.view}, {rows}",
+                        expected="the shards that were committed",
+                        found="other files, or none",
+                        remedy="run `logitstore repair` and then the same command again",
+                    )
             samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
             shape = (self.views, self.root.grid.num_blocks)
             digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
-            with lease(self.root.folder):
-                append_log(self.root.folder, self.name, digest)
+            with lease(self._store):
+                append_log(self._store, self.name, digest)
             self.root.refresh()
-        self.root.folder.sync(LOG)  # also where another writer's record is there
+        self._store.sync(LOG)  # also where another writer's record is there
         self.close()
         self.root.tidy_up()
         return True
 
-    def _check_shards(self, commit: Commit) -> None:
-        if not has_shards(self.folder, commit, self.layouts.values()):
-            raise ShardCorrupt(
-                f"{self.root.path}: {self.name}, view {commit.view}, rows {commit.rows.start} to {commit.rows.stop - 1}",
-                expected="the shards that were committed",
-                found="other files, or none",
-                remedy="run `logitstore repair` and then the same command again",
-            )
-
     def close(self) -> None:
-        """Let go of the part, sealed or not: other writers may take over. Closing twice is closing once."""
+        """Release the part, sealed or not, to other writers. A second call does nothing."""
         self._lease.release()

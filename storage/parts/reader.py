@@ -1,7 +1,7 @@
-"""What is in a store: the samples of its transfer set, the logits of each teacher, the sets of a clustering?
+"""The contents of a store: samples of its transfer set, logits of each teacher, sets of each clustering.
 
-`Samples`, `CaptureReader` and `sets_of` give the arrays of a sealed part their names and meanings, and refuse
-values that can have none; `part_reader` reads them.
+`Samples`, `CaptureReader` and `sets_of` name the arrays of a sealed part, which `part_reader` reads. They refuse
+values that mean nothing, such as a label that is no class.
 """
 
 from functools import cached_property
@@ -18,7 +18,8 @@ from ..errors import ConfigError
 from ..format.constants import SAMPLES, SPEC
 from ..format.documents import integer, invalid, shorten, table
 from .part_reader import LazyRows, PartReader
-from .root import Root, SealedPart, Spec
+from .root import Root
+from .sealed_part import SealedPart, Spec
 
 
 class Samples:
@@ -26,8 +27,9 @@ class Samples:
 
     def __init__(self, root: Root) -> None:
         self._part = root.part(SAMPLES)
-        self._reader = PartReader(self._part, root.grid)
         self._num_classes = root.attributes.num_classes
+        self.reader = PartReader(self._part, root.grid)
+        """Reads rows of the arrays below."""
 
     @property
     def digest(self) -> str:
@@ -36,54 +38,51 @@ class Samples:
 
     @property
     def spec(self) -> Spec:
-        """Fingerprint of the transfer set, order, how digests were made."""
+        """Fingerprint of the transfer set, order, kind of digests."""
         return self._part.spec
-
-    @property
-    def reader(self) -> PartReader:
-        """Reads rows of the arrays below."""
-        return self._reader
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " rows"]:
-        """The class of each row, -1 where unknown."""
+        """The class of each row, -1 if unknown."""
         return self.labels_of(slice(None))
 
     def labels_of(self, rows: Any) -> Int64[np.ndarray, " rows"]:
-        """The class of each of `rows` (a slice, or ascending integers). Raises ManifestInvalid for what is no class."""
-        where = f"{self._part.folder.path}/label"
-        return in_range(self._reader.read("label", rows), -1, self._num_classes, where)
+        """Return the labels of `rows` (a slice, or ascending integers). Raises ManifestInvalid for a false class."""
+        return self._classes(self.reader.read("label", rows))
 
     def read_labels(self, rows: Any, out: NDArray[np.int64]) -> None:
-        """What `labels_of` gives, into `out`."""
-        self._reader.read_into("label", rows, 0, out)
-        in_range(out, -1, self._num_classes, f"{self._part.folder.path}/label")
+        """Read the labels of `rows` into `out`."""
+        self.reader.read_into("label", rows, 0, out)
+        self._classes(out)
+
+    def _classes(self, labels: NDArray[Any]) -> NDArray[Any]:
+        return in_range(labels, -1, self._num_classes, f"{self._part.folder.path}/label")
 
     @cached_property
     def source(self) -> Int64[np.ndarray, " rows"]:
         """Index of each row in the transfer set."""
-        return self._reader.read("source", slice(None))
+        return self.reader.read("source", slice(None))
 
     @cached_property
     def digests(self) -> UInt64[np.ndarray, " rows"]:
         """`digest_rows` of each row's input before augmentation."""
-        return self._reader.read("digest", slice(None))
+        return self.reader.read("digest", slice(None))
 
     @property
     def inputs(self) -> LazyRows | None:
-        """The inputs, read when indexed; None where the store does not keep them."""
-        return LazyRows(self._reader, "input") if "input" in self._part.layouts else None
+        """The inputs, read on indexing; None if the store does not keep them."""
+        return LazyRows(self.reader, "input") if "input" in self._part.layouts else None
 
     @cached_property
     def ids(self) -> list[str] | None:
-        """The id of each row; None where there are none."""
+        """The id of each row; None if rows have none."""
         if "id" not in self._part.layouts:
             return None
-        return texts_of(self._reader.read("id", slice(None)), f"{self._part.folder.path}/id")
+        return texts_of(self.reader.read("id", slice(None)), f"{self._part.folder.path}/id")
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The name of each class; its number where it has none."""
+        """The name of each class; its number if classes have no names."""
         if "class_name" not in self._part.layouts:
             return [str(c) for c in range(self._num_classes)]
         where = f"{self._part.folder.path}/class_name"
@@ -97,149 +96,142 @@ class CaptureReader:
     """The logits of one teacher over all rows and views."""
 
     def __init__(self, root: Root, name: str) -> None:
-        self._part = root.part(f"teachers/{name}")
-        self._reader = PartReader(self._part, root.grid)
-        self._num_classes = root.attributes.num_classes
         self.name = name
         """The teacher's name."""
-        where = f"{self._part.folder.path}/{SPEC}"
-        encoding = table(self._part.spec.identity.get("encoding"), where, "encoding")
+        self.part = root.part(f"teachers/{name}")
+        """The sealed part."""
+        self.reader = PartReader(self.part, root.grid)
+        """Reads rows as they are stored."""
+        self._num_classes = root.attributes.num_classes
+        where = f"{self.part.folder.path}/{SPEC}"
+        encoding = table(self.part.spec.identity.get("encoding"), where, "encoding")
         if not isinstance(encoding.get("kind"), str):
             raise invalid(f"{where}: encoding", "a kind", shorten(encoding.get("kind")))
-        self.encoding: Encoding = encoding_described(encoding, self._part.name)
-        """How its logits are stored."""
+        self.encoding: Encoding = encoding_described(encoding, self.part.name)
+        """The encoding of its logits."""
         self._check_arrays(where)
-        augmentation = self._part.spec.identity.get("augmentation")
-        if augmentation is not None:
-            first = table(augmentation, where, "augmentation").get("first_view", 0)
+        if self.augmentation is not None:
+            first = table(self.augmentation, where, "augmentation").get("first_view", 0)
             integer(first, 0, where, "augmentation: first_view")
 
     def _check_arrays(self, where: str) -> None:
-        """Refuse a capture whose arrays are not those of its encoding."""
+        """Refuse arrays that are not those of the encoding. Raises ManifestInvalid."""
         try:
-            specs = self.encoding.arrays(self._part.layouts["classes"].shape[0])
+            specs = self.encoding.arrays(self.shape[2])
         except ConfigError as error:
             raise invalid(where, error.expected, error.found) from None
         for spec in specs:
-            layout = self._part.layouts.get(spec.name)
-            found = layout and (layout.dtype, layout.row_shape, dict(layout.attributes))
-            if found != (spec.dtype, spec.row_shape, dict(spec.attributes)):
-                raise invalid(where, f"{spec.name} in {spec.dtype} {spec.row_shape}", shorten(found))
+            layout = self.part.layouts.get(spec.name)
+            form = layout and (layout.dtype, layout.row_shape, dict(layout.attributes))
+            if form != (spec.dtype, spec.row_shape, dict(spec.attributes)):
+                raise invalid(where, f"{spec.name} in {spec.dtype} {spec.row_shape}", shorten(form))
 
     @property
     def digest(self) -> str:
         """Identity of the capture: "sha256:…" of its seal."""
-        return self._part.digest
-
-    @property
-    def part(self) -> SealedPart:
-        """The sealed part behind it."""
-        return self._part
-
-    @property
-    def reader(self) -> PartReader:
-        """Reads rows as they are stored."""
-        return self._reader
+        return self.part.digest
 
     @property
     def num_views(self) -> int:
         """Views that were captured."""
-        return self._part.seal.views
+        return self.part.seal.views
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(views, rows, classes)."""
-        views, rows = self._part.layouts["peak"].shape
-        return views, rows, self._part.layouts["classes"].shape[0]
+        views, rows = self.part.layouts["peak"].shape
+        return views, rows, self.part.layouts["classes"].shape[0]
 
     @cached_property
     def classes(self) -> Int64[np.ndarray, " classes"]:
         """The store's class of each column, -1 the dustbin class."""
-        where = f"{self._part.folder.path}/classes"
-        return in_range(self._part.small("classes"), -1, self._num_classes, where)
+        return in_range(self.part.small("classes"), -1, self._num_classes, f"{self.part.folder.path}/classes")
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Teacher, weights, augmentation, encoding, precision, versions …"""
-        return {**self._part.spec.notes, **self._part.spec.identity}
+        return {**self.part.spec.notes, **self.part.spec.identity}
 
     @property
     def augmentation(self) -> dict[str, Any] | None:
-        """How its views were made; None where every view is the row as it is."""
-        return self._part.spec.identity.get("augmentation")
+        """The augmentation of its views; None if every view is the row itself."""
+        return self.part.spec.identity.get("augmentation")
 
     def read(
         self, rows: Any, view: int = 0, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Logits of `rows` (a slice, or ascending integers), the largest of each row 0.
+        """Return the logits of `rows` (a slice, or ascending integers), the largest of each row 0, in nats.
 
-        A softmax of any temperature does not see the constant that was taken out; `peak` has it.
-        temperature: the one at which the logits will be used, in natural-log units; only a capture of the k largest
-        needs it, whose other classes are decoded to what they are worth there.
+        The constant that was subtracted from each row is its `peak`; a softmax does not depend on it.
+        temperature: that of the softmax. Only a top-k capture needs it: the logits of its other classes follow
+        from their stored moments at that temperature.
         Raises ConfigError, ShardMissing or ShardCorrupt.
         """
         self.check_temperature(temperature)
         return self.encoding.decode(self.read_stored(rows, view), self.shape[2], temperature)
 
     def check_temperature(self, temperature: float | None) -> None:
-        """Refuse to decode the k largest logits without a temperature. Raises ConfigError."""
+        """Refuse to decode a top-k capture without a temperature. Raises ConfigError."""
         if temperature is None and not self.encoding.is_dense:
             raise ConfigError(
-                f"{self._part.name}: temperature",
-                expected="the one at which the logits will be used: top-k rows decode to others at each",
-                found="none",
-                remedy="pass temperature=…, or read them as they are stored",
+                f"{self.part.name}: temperature",
+                expected="the temperature of the softmax, by which top-k rows are decoded",
+                found="None",
+                remedy="pass temperature=…, or read the rows as they are stored",
             )
 
     def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
-        """What the encoding decodes `rows` from: "logits", and "index" and "tail" of a top-k capture.
+        """Return the arrays from which `rows` are decoded: "logits"; "index" and "tail" of a top-k capture.
 
         Raises ManifestInvalid for an index that is no column.
         """
-        stored = {name: self._reader.read(name, rows, view) for name in self.encoding.decoded_from}
+        stored = {name: self.reader.read(name, rows, view) for name in self.encoding.decoded_from}
         if "index" in stored:
-            in_range(stored["index"], 0, self.shape[2], f"{self._part.folder.path}/index")
+            self._check_index(stored["index"])
         return stored
 
     def read_stored_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
-        """One of the arrays that `read_stored` gives, into `out`."""
-        self._reader.read_into(array, rows, view, out)
+        """Read one of the arrays of `read_stored` into `out`."""
+        self.reader.read_into(array, rows, view, out)
         if array == "index":
-            in_range(out, 0, self.shape[2], f"{self._part.folder.path}/index")
+            self._check_index(out)
+
+    def _check_index(self, index: NDArray[Any]) -> None:
+        in_range(index, 0, self.shape[2], f"{self.part.folder.path}/index")
 
     def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
-        """KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as it was measured when they were written.
+        """Return KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as measured on writing.
 
-        Of a capture made by `logitstore compress` it is the KL to the capture that it was made from.
-        Raises ConfigError where nothing was measured (float16, float32).
+        Given: the teacher's logits; for a capture made by `logitstore compress`, those of its source.
+        Raises ConfigError for float16 and float32, which are not measured.
         """
-        if "error" not in self._part.layouts:
+        if "error" not in self.part.layouts:
             raise ConfigError(
-                f"{self._part.name}: divergence",
+                f"{self.part.name}: divergence",
                 expected="an encoded capture, which records its error",
-                found=f"one in {self.encoding.kind}",
-                remedy="float32 has none, and float16 rounds to 11 bits: nothing is measured of them",
+                found=f"a capture in {self.encoding.kind}",
+                remedy="leave it out: float32 has no error, and float16 rounds to 11 bits",
             )
-        return kl_of_error(self._reader.read("error", rows, view))
+        return kl_of_error(self.reader.read("error", rows, view))
 
     def peak(self, rows: Any, view: int = 0) -> Float32[np.ndarray, " rows"]:
-        """max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the teacher's raw logits."""
-        return self._reader.read("peak", rows, view)
+        """Return max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the teacher's raw logits."""
+        return self.reader.read("peak", rows, view)
 
     def seen(self, rows: Any, view: int = 0) -> UInt64[np.ndarray, " rows"]:
-        """`digest_rows` of the inputs as the teacher got them."""
-        return self._reader.read("seen", rows, view)
+        """Return `digest_rows` of the teacher's inputs."""
+        return self.reader.read("seen", rows, view)
 
 
 def sets_of(part: SealedPart, num_classes: int) -> Int64[np.ndarray, "sets members"]:
-    """The sets of classes of a clustering: (set, member). Raises ManifestInvalid for what is no class."""
+    """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class."""
     return in_range(part.small("sets"), 0, num_classes, f"{part.folder.path}/sets")
 
 
 def check_values(root: Root, name: str) -> None:
-    """Refuse a part whose small arrays and spec say what no reader can use, though its digests fit.
+    """Refuse a sealed part whose small arrays or spec mean nothing, though its digests match; reads no shard.
 
-    name: a sealed part, as "teachers/wide". Raises ManifestInvalid or UnsupportedFeature. Reads no shard.
+    name: "teachers/wide". Raises ManifestInvalid or UnsupportedFeature.
     """
     group, _, short = name.partition("/")
     if name == SAMPLES:
@@ -252,7 +244,7 @@ def check_values(root: Root, name: str) -> None:
 
 
 def in_range(values: NDArray[Any], least: int, end: int, where: str) -> NDArray[Any]:
-    """`values` themselves. Raises ManifestInvalid where one is not in least…end - 1: no writer stored it.
+    """Return `values`. Raises ManifestInvalid if one is not in least … end - 1: no writer stored it.
 
     >>> in_range(np.array([-1, 2]), -1, 3, "label").tolist()
     [-1, 2]
@@ -264,7 +256,7 @@ def in_range(values: NDArray[Any], least: int, end: int, where: str) -> NDArray[
 
 
 def texts_of(rows: NDArray[np.uint8], where: str) -> list[str]:
-    """Strings from rows of UTF-8, padded with zero bytes. Raises ManifestInvalid for other bytes.
+    """Return the strings of rows of UTF-8, padded with zero bytes. Raises ManifestInvalid for other bytes.
 
     >>> texts_of(np.frombuffer("né\\0x\\0\\0\\0".encode(), np.uint8).reshape(2, 4), "id")
     ['né', 'x']

@@ -1,6 +1,6 @@
-"""How are samples, captures and clusterings written?
+"""Writers of samples, captures and clusterings.
 
-Each writer says which arrays its part has and checks what it is given; `part_writer` writes them.
+Each defines the arrays of its part and checks the values that it is given; `part_writer` writes them.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint8]:
-    """UTF-8, each name a row of bytes, padded with zero bytes: (names, width)."""
+    """Return names as rows of UTF-8, padded with zero bytes: (names, width)."""
     encoded = [name.encode() for name in names]
     width = width or max(1, *(len(name) for name in encoded))
     return np.array([list(name.ljust(width, b"\0")) for name in encoded], dtype=np.uint8).reshape(-1, width)
 
 
 def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
-    """Refuse inputs that a store cannot keep. Raises ConfigError."""
+    """Refuse inputs of a dtype that a store cannot keep. Raises ConfigError."""
     if np.dtype(dtype).name not in INPUT_DTYPES:
         raise ConfigError(
             "inputs",
@@ -46,7 +46,7 @@ def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
 
 
 class SamplesWriter(PartWriter):
-    """Writes `samples`: which input each row is, its label, and the input itself where wanted."""
+    """A writer of `samples`: source, digest and label of each row, and optionally id and input."""
 
     def __init__(
         self,
@@ -54,34 +54,27 @@ class SamplesWriter(PartWriter):
         *,
         identity: Mapping[str, Any],
         class_names: Sequence[str] | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        input_dtype: str | None = None,
-        id_width: int | None = None,
-        notes: Mapping[str, Any] | None = None,
+        example: NDArray[Any] | None = None,
+        ids: Sequence[str] | None = None,
     ) -> None:
-        """Begin `samples`, or go on with it.
+        """Begin or resume `samples`.
 
-        identity: fingerprint of the transfer set, order, digest_of. input_shape, input_dtype: of one input,
-        where the store keeps them. id_width: bytes of the longest id, where there are ids.
+        identity: fingerprint of the transfer set, order, digest_of. example: any input, for its shape and dtype, if
+        the store keeps inputs. ids: the id of each row, for the width of the longest, if rows have ids.
         """
-        layouts = [
-            self._rows_of(root, "source", ()),
-            self._rows_of(root, "digest", ()),
-            self._rows_of(root, "label", ()),
-        ]
+        layouts = [self._rows_of(root, name, ()) for name in ("source", "digest", "label")]
+        id_width = max((len(name.encode()) for name in ids or ()), default=0)
         if id_width:
             layouts.append(self._rows_of(root, "id", (id_width,)))
-        if input_shape is not None and input_dtype is not None:
-            check_input_dtype(input_dtype)
-            layouts.append(self._rows_of(root, "input", input_shape, input_dtype))
+        if example is not None:
+            check_input_dtype(example.dtype)
+            layouts.append(self._rows_of(root, "input", example.shape, example.dtype.name))
         small = {}
         if class_names is not None:
             small["class_name"] = text_rows(class_names)
             layouts.append(small_array("samples", "class_name", small["class_name"].shape))
         self._id_width = id_width
-        super().__init__(
-            root, SAMPLES, views=1, identity=identity, notes=notes or {}, layouts=layouts, small=small
-        )
+        super().__init__(root, SAMPLES, views=1, identity=identity, notes={}, layouts=layouts, small=small)
 
     @staticmethod
     def _rows_of(root: Root, name: str, row_shape: tuple[int, ...], dtype: str = "") -> ArrayLayout:
@@ -99,9 +92,9 @@ class SamplesWriter(PartWriter):
         id: Sequence[str] | None = None,
         input: NDArray[Any] | None = None,
     ) -> None:
-        """Commit a block, or check that a committed one is the same.
+        """Commit a block, or check that a committed one has the same inputs.
 
-        Raises BadDataError for labels out of range, RowMismatch where a committed block holds other inputs.
+        Raises BadDataError for labels out of range, RowMismatch if a committed block holds other inputs.
         """
         block = self.block_of(rows)
         block_rows = self.root.grid.rows(block)
@@ -112,7 +105,7 @@ class SamplesWriter(PartWriter):
                 f"row {block_rows.start + int(bad[0])} (index {int(source[bad[0]])} of the transfer set): label",
                 expected=f"a class from 0 to {classes - 1}, or -1 for unknown",
                 found=str(int(label[bad[0]])),
-                remedy="mend the labels, or the number of classes",
+                remedy="correct the labels or the number of classes",
             )
         if self.has_block(0, block):
             self._check_same(block, digest, source)
@@ -127,13 +120,13 @@ class SamplesWriter(PartWriter):
         try:
             self.commit(0, block, lambda part: {name: arrays[name][part] for name in self.layouts})
         except PartSealed:
-            # Samples follow from the transfer set alone: another writer of the same ones was faster.
+            # Samples depend on the transfer set alone: another writer of the same rows was faster.
             self._check_same(block, digest, source)
 
     def _check_same(
         self, block: int, digest: UInt64[np.ndarray, " rows"], source: Int64[np.ndarray, " rows"]
     ) -> None:
-        """Compare with the digests that are there."""
+        """Compare the digests of a committed block. Raises RowMismatch, ShardMissing."""
         layout = self.layouts["digest"]
         key = layout.shard_key(0, block)
         rows = self.root.grid.rows(block)
@@ -143,12 +136,11 @@ class SamplesWriter(PartWriter):
         except FileNotFoundError:
             raise ShardMissing(
                 where,
-                expected="the shard of a block that was committed",
+                expected="the shard of a committed block",
                 found="no file",
                 remedy="restore the file from a copy, or make a new store",
             ) from None
-        there = decode_shard(layout, data, len(rows), where)
-        check_digests(rows, digest, there, source)
+        check_digests(rows, digest, decode_shard(layout, data, len(rows), where), source)
 
 
 def check_digests(
@@ -157,7 +149,7 @@ def check_digests(
     expected: UInt64[np.ndarray, " rows"],
     source: Int64[np.ndarray, " rows"],
 ) -> None:
-    """Refuse inputs that are not the ones the rows were made from. Raises RowMismatch with the first."""
+    """Refuse inputs other than those of the store. Raises RowMismatch with the first."""
     bad = np.flatnonzero(found != expected)
     if len(bad):
         first = int(bad[0])
@@ -170,10 +162,9 @@ def check_digests(
 
 
 class CaptureWriter(PartWriter):
-    """Writes the logits of one teacher. A context manager: leaving it seals what is complete.
+    """A writer of the logits of one teacher; a context manager that seals a complete capture on leaving.
 
-    Where another writer sealed the capture meanwhile, the context manager leaves its block, says so in the log, and all is
-    well: the capture is there.
+    If another writer seals the capture meanwhile, the context manager leaves its block and logs a warning.
     """
 
     def __init__(
@@ -187,15 +178,18 @@ class CaptureWriter(PartWriter):
         classes: Int64[np.ndarray, " classes"] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin a capture, or go on with it.
+        """Begin or resume a capture.
 
-        classes: the store's class of each column, -1 the dustbin class; all of them in order when None.
-        Raises SpecMismatch where a capture of that name was begun as something else.
+        classes: the store's class of each column, -1 the dustbin class; None for all in order.
+        Raises SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
         if views < 1:
             raise ConfigError(
-                f"capture {name!r}: views", expected="at least 1", found=str(views), remedy="capture one"
+                f"capture {name!r}: views",
+                expected="at least 1",
+                found=str(views),
+                remedy="capture at least 1 view",
             )
         num_classes = root.attributes.num_classes
         columns = np.arange(num_classes, dtype=np.int64) if classes is None else classes
@@ -259,13 +253,13 @@ class CaptureWriter(PartWriter):
         seen: UInt64[np.ndarray, " rows"] | None = None,
         peak: Float32[np.ndarray, " rows"] | None = None,
     ) -> None:
-        """Commit the logits of one block of one view. A block that is there already stays as it is.
+        """Commit the logits of one block of one view; a committed block stays as it is.
 
-        rows: the rows of one block, as missing_blocks() names them.
-        logits: (len(rows), classes), floating, natural-log units, any additive constant per row.
-        seen: `digest_rows` of the inputs as the teacher got them; may be left out where nothing is augmented.
-        peak: of logits that were centred before (the largest of each row is 0), what was taken out of each row;
-        stored as it is, where adding it to the logits would cost them digits.
+        rows: the rows of one block, from missing_blocks().
+        logits: (len(rows), classes), floating, nats, any additive constant per row.
+        seen: `digest_rows` of the teacher's inputs; None if nothing is augmented.
+        peak: of centred logits (the largest of each row is 0), the constant that was subtracted from each row. It is
+        stored as given, since adding it to the logits would cost digits.
         Raises ConfigError for other rows, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
         """
         block = self.block_of(rows)
@@ -279,7 +273,7 @@ class CaptureWriter(PartWriter):
         if self.has_block(view, block):
             return
         block_rows = self.root.grid.rows(block)
-        # A torch tensor, known by its manner: storage knows no torch. bfloat16 is nothing to numpy.
+        # A torch tensor, by duck typing: storage imports no torch. NumPy has no bfloat16.
         values = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits)
         where = f"teacher {self.teacher!r}, view {view}"
         expected = (len(block_rows), len(self.columns))
@@ -291,7 +285,7 @@ class CaptureWriter(PartWriter):
                 remedy="use a teacher with the classes of this store, and write whole blocks",
             )
         if values.dtype != np.float32:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+            with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused
                 values = values.astype(np.float32)
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
@@ -304,7 +298,7 @@ class CaptureWriter(PartWriter):
             try:
                 arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
             except BadLogitsError:
-                self.encoding.encode(values, block_rows.start, where)  # which says it of the whole block
+                self.encoding.encode(values, block_rows.start, where)  # raises for the whole block
                 raise
             return arrays | {name: array[part] for name, array in given.items()}
 
@@ -313,10 +307,10 @@ class CaptureWriter(PartWriter):
     def _check_peak(
         self, peak: Float32[np.ndarray, " rows"], logits: NDArray[np.float32], rows: range, where: str
     ) -> None:
-        """Refuse a peak of logits that still hold one. Raises BadLogitsError, BadDataError."""
+        """Refuse a peak of logits that are not centred. Raises BadLogitsError, BadDataError."""
         self.check_array("peak", peak, len(rows))
         largest = logits.max(axis=1)
-        # A row that is not finite is the encoding's to refuse.
+        # The encoding refuses rows that are not finite.
         bad = np.flatnonzero((np.isfinite(largest) & (largest != 0)) | ~np.isfinite(peak))
         if len(bad):
             first = int(bad[0])
@@ -334,7 +328,7 @@ class CaptureWriter(PartWriter):
             raise ConfigError(
                 f"{self.name}: seen",
                 expected="the digests of the augmented inputs",
-                found="none",
+                found="None",
                 remedy="pass seen=digest_rows(inputs) with what the teacher was given",
             )
         return PartReader(self.root.part(SAMPLES), self.root.grid).read("digest", rows)
@@ -348,22 +342,15 @@ def write_clustering(
     identity: Mapping[str, Any],
     notes: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write and seal a part without blocks, `clusters/<name>`; its digest.
+    """Write and seal a part without blocks, `clusters/<name>`; return its digest. Repeating it changes nothing.
 
-    arrays: by name, as `layouts.DIMENSIONS` has them. notes: figures beside them, which are not compared.
-    Writing the same one again changes nothing.
-    Raises SpecMismatch where the name is taken by another.
+    arrays: by name, of the dimensions in `layouts.DIMENSIONS`. notes: figures that are not compared.
+    Raises SpecMismatch if the name is taken.
     """
     check_name(name, "clustering")
     layouts = [small_array("clustering", array, values.shape) for array, values in arrays.items()]
     part = PartWriter(
-        root,
-        f"clusters/{name}",
-        views=0,
-        identity=identity,
-        notes=notes or {},
-        layouts=layouts,
-        small=arrays,
+        root, f"clusters/{name}", views=0, identity=identity, notes=notes or {}, layouts=layouts, small=arrays
     )
     with contextlib.closing(part):
         part.seal()

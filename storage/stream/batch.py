@@ -1,4 +1,4 @@
-"""What does a stream give at a time?"""
+"""A batch of a stream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,34 +11,34 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Rows of a capture of the k largest logits, as they are stored."""
+    """Rows of a top-k capture as they are stored."""
 
     index: NDArray[Any]
-    """(batch, k): the columns of the k largest, in descending order."""
+    """(batch, k): the columns of the k largest logits, in descending order."""
     logits: NDArray[Any]
     """float16 (batch, k): those logits, minus the row's largest."""
     tail: NDArray[Any]
-    """float32 (batch, 3): ln Σ exp, mean and variance of the logits that were left out."""
+    """float32 (batch, 3): ln Σ exp, mean and variance of the other logits."""
     num_classes: int
     """Columns of the capture."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, and all that is known of them."""
+    """Rows of a store with their inputs, labels and logits."""
 
     rows: Int64[np.ndarray, " batch"]
     """Rows of the store."""
     views: Int64[np.ndarray, " batch"]
     """View of each row."""
     inputs: NDArray[Any] | None
-    """(batch, …): the inputs as the teachers saw them; None where there are none to be had."""
+    """(batch, …): the inputs as the teachers saw them; None without inputs."""
     labels: Int64[np.ndarray, " batch"]
-    """Class of each row, -1 where unknown."""
+    """Class of each row, -1 if unknown."""
     logits: Mapping[str, "NDArray[Any] | TopKRows"]
     """By teacher: float32 (batch, classes), the largest of each row 0; as stored with decode=False."""
     scale: Mapping[str, float] = field(default_factory=dict)
-    """By teacher, with decode=False: what stored integers are to be multiplied by; not for floats."""
+    """By teacher, with decode=False: the factor of stored integers; floats have none."""
 
     def __len__(self) -> int:
         return len(self.rows)

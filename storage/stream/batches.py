@@ -1,45 +1,45 @@
-"""How is what is left of an epoch cut into batches, of every rank equally many?
+"""The division of an epoch into batches, equally many for every rank.
 
-1. `Batches` is arithmetic: so many rows, a batch size, a world; which rows of a rank's stretch is its n-th batch?
-2. A `Course` is the way through one order: what is left of it (pieces), cut so.
-3. Of one order (`whole_course`) the last batches are smaller, so that each row comes once.
-4. Of several strata (`mixed_courses`) each batch holds a fixed number of rows of each. The epoch goes once through the
-   stratum that lasts longest; the others begin again when they are through, as often as it takes.
+1. `BatchCut` is arithmetic: the rows of a rank's n-th batch, from a number of rows, a batch size and a world size.
+2. `EpochPlan` applies it to what remains of one order, `RankPlan` to one rank's slice of that.
+3. `plan_epoch` plans one order. Each row comes once, and the last batches are smaller.
+4. `plan_strata` plans several. Each batch holds a fixed number of rows of each stratum. The epoch passes once over the
+   stratum that lasts longest and repeats the others.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from ..checks import rows_by_share
-from .order import Laps, Windows
-from .pieces import Left, Piece, Portion
+from .intervals import Interval, Remainder, WindowShare
+from .order import RepeatedOrder, WindowedOrder
 
 
 @dataclass(frozen=True)
-class Batches:
-    """How a rank's rows are cut into batches; every rank gets equally many.
+class BatchCut:
+    """Division of a number of rows into batches of ranks.
 
-    All are full but the last two: where the ranks' stretches differ by a row, the rank that has
-    fewer makes them smaller, so that each holds something. Only where fewer rows are left than there are
-    ranks, or where batches are of one row, is a batch empty.
+    All batches are full but the last two of each rank. If a rank has one row less than another, its last two are
+    smaller, so that neither is empty. A batch is empty only if fewer rows than ranks remain or the batch size is 1.
     """
 
     total: int
-    """Rows that all ranks together have left."""
+    """Rows of all ranks together."""
     batch_size: int
-    """Rows a full batch of one rank."""
+    """Rows of a full batch of one rank."""
     world_size: int
     """Ranks."""
     drop_last: bool = False
-    """Whether a batch that is not full on every rank is left out."""
+    """Whether batches that are not full on every rank are left out."""
 
     @property
     def count(self) -> int:
         """Batches of each rank.
 
-        >>> Batches(11, batch_size=4, world_size=2).count
+        >>> BatchCut(11, batch_size=4, world_size=2).count
         2
         """
         if self.drop_last:
@@ -47,150 +47,161 @@ class Batches:
         largest = -(-self.total // self.world_size)
         return -(-largest // self.batch_size)
 
-    def stretch(self, rank: int) -> tuple[int, int]:
-        """The rows of a rank, of all that are left.
+    def rank_rows(self, rank: int) -> tuple[int, int]:
+        """Return the half-open interval of a rank's rows, by number among all.
 
-        >>> [Batches(9, batch_size=4, world_size=2).stretch(rank) for rank in (0, 1)]
+        >>> [BatchCut(9, batch_size=4, world_size=2).rank_rows(rank) for rank in (0, 1)]
         [(0, 4), (4, 9)]
         """
         return self.total * rank // self.world_size, self.total * (rank + 1) // self.world_size
 
     def consumed(self, rank: int, batches: int) -> int:
-        """Rows in the first `batches` batches of a rank.
+        """Return the number of rows in the first `batches` batches of a rank.
 
-        >>> cut = Batches(9, batch_size=4, world_size=2)
+        >>> cut = BatchCut(9, batch_size=4, world_size=2)
         >>> [cut.consumed(0, n) for n in range(3)], [cut.consumed(1, n) for n in range(3)]
         ([0, 3, 4], [0, 4, 5])
         """
-        first, last = self.stretch(rank)
+        first, last = self.rank_rows(rank)
         if self.drop_last:
             return batches * self.batch_size
         done = min(batches, max(0, self.count - 2)) * self.batch_size
         for batch in range(max(0, self.count - 2), batches):
-            left_after = self.count - batch - 1
+            later = self.count - batch - 1
             remaining = last - first - done
-            done += max(min(self.batch_size, remaining - left_after), min(1, remaining))
+            done += max(min(self.batch_size, remaining - later), min(1, remaining))
         return done
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Some rows of a batch: those from number `start` of a portion up to `stop`, by turns."""
+class BatchSlice:
+    """Rows of a batch from one window: numbers start … stop - 1 of a window share, by draw."""
 
-    portion: int
+    share: int
+    """Index in `RankPlan.shares`."""
     start: int
+    """Number of the first row."""
     stop: int
+    """Number after the last."""
 
 
-class Way:
-    """What one rank goes through: the windows of its stretch, and what of each comes in which batch."""
+class RankPlan:
+    """The windows of one rank, and the slices of them that make each batch."""
 
-    def __init__(self, left: Left, batches: Batches, rank: int) -> None:
-        self._batches = batches
+    def __init__(self, remainder: Remainder, cut: BatchCut, rank: int) -> None:
+        """Cut the remaining rows of all ranks to those of one rank."""
+        self._cut = cut
         self._rank = rank
-        self.left = left.cut(*batches.stretch(rank))
-        """The rank's stretch."""
-        self._ends = list(accumulate(portion.rows for portion in self.left.portions))
+        self.remainder = remainder.cut(*cut.rank_rows(rank))
+        """The rank's rows."""
 
     @property
-    def portions(self) -> list[Portion]:
-        """Its windows, or what it takes of them, in order."""
-        return self.left.portions
+    def shares(self) -> list[WindowShare]:
+        """The rank's rows window by window."""
+        return self.remainder.shares
 
-    def batch(self, number: int) -> list[Slice]:
-        """What makes up a batch."""
-        start, stop = (self._batches.consumed(self._rank, n) for n in (number, number + 1))
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(share.rows for share in self.shares))
+
+    def batch(self, number: int) -> list[BatchSlice]:
+        """Return the slices of a batch."""
+        start, stop = (self._cut.consumed(self._rank, n) for n in (number, number + 1))
         slices = []
-        portion = bisect_right(self._ends, start)
+        share = bisect_right(self._ends, start)
         while start < stop:
-            first = self._ends[portion] - self.portions[portion].rows
-            end = min(stop, self._ends[portion])
-            slices.append(Slice(portion, start - first, end - first))
-            start, portion = end, portion + 1
+            first = self._ends[share] - self.shares[share].rows
+            end = min(stop, self._ends[share])
+            slices.append(BatchSlice(share, start - first, end - first))
+            start, share = end, share + 1
         return slices
 
-    def after(self, batches: int) -> list[Piece]:
-        """What of the stretch is left after so many batches."""
-        return list(self.left.beyond(self._batches.consumed(self._rank, batches)).pieces)
+    def after(self, batches: int) -> Sequence[Interval]:
+        """Return the rows that remain after a number of batches."""
+        return self.remainder.after(self._cut.consumed(self._rank, batches)).intervals
 
 
-class Course:
-    """The way of all ranks through one order, from where they are."""
+class EpochPlan:
+    """The batches of all ranks from one order, from the current state on."""
 
-    def __init__(self, order: Windows, left: Left, batches: Batches, reserve: Sequence[Piece] = ()) -> None:
-        """reserve: what is left and has no place in the batches of this epoch any more."""
+    def __init__(
+        self, order: WindowedOrder, remainder: Remainder, cut: BatchCut, reserve: Sequence[Interval] = ()
+    ) -> None:
+        """Plan batches; `reserve` are rows that remain and belong to no batch of this epoch."""
         self.order = order
-        """The order that is gone through."""
-        self.batches = batches
-        """How it is cut."""
-        self._left = left
-        self._reserve = list(reserve)
-        self._ways: dict[int, Way] = {}
+        """The order."""
+        self.cut = cut
+        """Its division into batches."""
+        self._remainder = remainder
+        self._reserve = reserve
+        self._ranks: dict[int, RankPlan] = {}
 
-    def way(self, rank: int) -> Way:
-        """What a rank goes through."""
-        if rank not in self._ways:
-            self._ways[rank] = Way(self._left, self.batches, rank)
-        return self._ways[rank]
+    def rank(self, rank: int) -> RankPlan:
+        """Return the plan of a rank."""
+        if rank not in self._ranks:
+            self._ranks[rank] = RankPlan(self._remainder, self.cut, rank)
+        return self._ranks[rank]
 
-    def after(self, batches: int) -> list[Piece]:
-        """What is left when every rank has taken so many batches."""
-        ranks = range(self.batches.world_size)
-        return [piece for rank in ranks for piece in self.way(rank).after(batches)] + self._reserve
+    def after(self, batches: int) -> list[Interval]:
+        """Return the rows that remain after a number of batches of every rank."""
+        ranks = range(self.cut.world_size)
+        return [interval for rank in ranks for interval in self.rank(rank).after(batches)] + [*self._reserve]
 
 
-def whole_course(
-    order: Windows, pieces: Sequence[Piece], batch_size: int, world_size: int, drop_last: bool
-) -> Course:
-    """The course through what is left of one order, each row once."""
-    left = Left(order, pieces)
-    return Course(order, left, Batches(left.total, batch_size, world_size, drop_last))
+def plan_epoch(
+    order: WindowedOrder, intervals: Sequence[Interval], batch_size: int, world_size: int, drop_last: bool
+) -> EpochPlan:
+    """Plan the remaining intervals of one order, each row once."""
+    remainder = Remainder(order, intervals)
+    return EpochPlan(order, remainder, BatchCut(remainder.total, batch_size, world_size, drop_last))
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Where the ranks are in one of several strata."""
+    """The state of all ranks in one of several strata."""
 
-    laps: Laps
-    """Its rows, again and again."""
+    order: RepeatedOrder
+    """Its rows, repeatedly."""
     share: float
-    """Its share of each batch, relative to the others'."""
-    pieces: tuple[Piece, ...]
-    """What is left of the places up to `reached`."""
+    """Its share of each batch, relative to the others."""
+    intervals: tuple[Interval, ...]
+    """Rows that remain before `reached`."""
     reached: int
-    """Places that belong to the epoch so far."""
+    """Positions that belong to the epoch so far."""
 
     @property
-    def lasts(self) -> float:
-        """How long it lasts, in rows of batches."""
-        return self.laps.lap_rows / self.share
+    def duration(self) -> float:
+        """How long one repetition lasts, in rows of batches."""
+        return self.order.period / self.share
 
 
-def mixed_courses(
+def plan_strata(
     strata: Sequence[Stratum], batch_size: int, world_size: int, drop_last: bool
-) -> tuple[list[Course], list[int]]:
-    """The course through each stratum, batches of which are always full, and how far each will have reached.
+) -> tuple[list[EpochPlan], list[int]]:
+    """Plan each stratum in full batches; return the plans and the positions that each will have reached.
 
-    Raises ConfigError where a stratum has no row in a batch.
+    Raises ConfigError if a batch has no row of a stratum.
     """
     sizes = rows_by_share(batch_size, [stratum.share for stratum in strata])
-    longest = max(range(len(strata)), key=lambda number: (strata[number].lasts, -number))
-    lap = strata[longest].laps.lap_rows
-    first_lap = [
-        replace(piece, stop=min(piece.stop, lap)) for piece in strata[longest].pieces if piece.start < lap
+    longest = max(range(len(strata)), key=lambda number: (strata[number].duration, -number))
+    period = strata[longest].order.period
+    first_pass = [
+        replace(interval, stop=min(interval.stop, period))
+        for interval in strata[longest].intervals
+        if interval.start < period
     ]
-    needed = Left(strata[longest].laps, first_lap).total
-    a_step = sizes[longest] * world_size
-    count = needed // a_step if drop_last else -(-needed // a_step)
-    courses, reached = [], []
+    needed = Remainder(strata[longest].order, first_pass).total
+    step = sizes[longest] * world_size
+    count = needed // step if drop_last else -(-needed // step)
+    plans, reached = [], []
     for stratum, size in zip(strata, sizes, strict=True):
-        left, total = Left(stratum.laps, stratum.pieces), count * size * world_size
-        have, end = left.total, stratum.reached
+        remainder, total = Remainder(stratum.order, stratum.intervals), count * size * world_size
+        have, end = remainder.total, stratum.reached
         if have < total:
-            left = Left(stratum.laps, [*stratum.pieces, Piece(end, end + total - have)])
+            remainder = Remainder(stratum.order, [*stratum.intervals, Interval(end, end + total - have)])
             end += total - have
-        reserve = left.cut(total, max(have, total)).pieces
-        batches = Batches(total, size, world_size)
-        courses.append(Course(stratum.laps, left.cut(0, total), batches, reserve))
+        reserve = remainder.cut(total, max(have, total)).intervals
+        cut = BatchCut(total, size, world_size)
+        plans.append(EpochPlan(stratum.order, remainder.cut(0, total), cut, reserve))
         reached.append(end)
-    return courses, reached
+    return plans, reached

@@ -1,7 +1,7 @@
-"""Where do the inputs of a row come from, and are they what the teachers saw?
+"""The inputs of a stream, checked against those of the teachers.
 
-From the store, where it keeps them, or from a transfer set, each then checked against its digest. An augmented view is
-made again from them, and checked against the digest of what the teacher was shown.
+They come from the store, which keeps them, or from a transfer set, which is checked by digest. The inputs of an
+augmented view are made again from these and checked against the digest of what the teacher was shown.
 """
 
 import threading
@@ -15,80 +15,86 @@ from numpy.typing import NDArray
 from ..digest import digest_rows
 from ..errors import BadDataError, ConfigError, LogitStoreError, RowMismatch, SpecMismatch
 from ..parts.reader import CaptureReader, Samples
-from .order import Run
+from .options import StreamOptions
+from .order import ChunkRun
 from .window import Field
 
 Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
-"""(inputs (rows, …), view, rows) -> the inputs of that view: what the capture showed to its teacher."""
+"""(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
 
 
 def is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
-    """Whether a teacher was shown something else than the rows in this view."""
+    """Return whether a teacher saw augmented inputs in a view."""
     return augmentation is not None and view >= int(augmentation.get("first_view", 0))
 
 
 def common_augmentation(
     captures: Mapping[str, CaptureReader], views: Iterable[int], where: str
 ) -> Mapping[str, Any] | None:
-    """The augmentation of all captures in these views. Raises SpecMismatch where they saw different inputs."""
+    """Return the augmentation of all captures in some views. Raises SpecMismatch if their inputs differed."""
     streamed = list(views)
-    found: dict[str, Any] = {
+    by_name: dict[str, Any] = {
         name: c.augmentation if any(is_augmented(c.augmentation, view) for view in streamed) else None
         for name, c in captures.items()
     }
-    names = list(found)
+    names = list(by_name)
     for name in names[1:]:
-        if found[name] != found[names[0]]:
+        if by_name[name] != by_name[names[0]]:
             raise SpecMismatch(
                 f"{where}: teachers {names[0]!r} and {name!r}",
                 expected="captures of the same augmented inputs",
-                found=f"{found[names[0]]} and {found[name]}"[:200],
+                found=f"{by_name[names[0]]} and {by_name[name]}"[:200],
                 remedy="stream them one at a time, or capture one of them again",
             )
-    return found[names[0]] if names else None
+    return by_name[names[0]] if names else None
 
 
 class Inputs:
     """The inputs of a stream."""
 
     def __init__(
-        self,
-        samples: Samples,
-        shown: CaptureReader | None,
-        *,
-        augmentation: Mapping[str, Any] | None,
-        transfer_set: Any,
-        augment: Augment | None,
-        view: int,
+        self, samples: Samples, captures: Mapping[str, CaptureReader], options: StreamOptions, where: str
     ) -> None:
-        """shown: the capture that says what its teacher saw. view: one that will be asked for."""
+        """Check the transfer set and the augmentation; reads no block. where: the store, for messages.
+
+        Raises SpecMismatch if the teachers saw different inputs, ConfigError for an unfit transfer set or augment.
+        """
         self._samples = samples
-        self._shown = shown
-        self._augmentation = augmentation
-        self._transfer_set = transfer_set
-        self._augment = augment
-        self._view = view
+        self._transfer_set = options.transfer_set
+        self._augment = options.augment
+        self._view = options.streamed_views[0]
+        self._shown = next(iter(captures.values()), None)
+        self._augmentation = common_augmentation(captures, options.streamed_views, where)
+        self.available = options.inputs and (self._transfer_set is not None or samples.inputs is not None)
+        """Whether batches have inputs."""
         self._one_at_a_time = threading.Lock()
-        if transfer_set is not None:
+        augmented = [view for view in options.streamed_views if is_augmented(self._augmentation, view)]
+        if self.available and self._augment is None and augmented:
+            raise ConfigError(
+                "augment",
+                expected=f"the function that made views {augmented} of the inputs",
+                found="None",
+                remedy="pass augment=…, or views=0, or inputs=False if you need no inputs",
+            )
+        if self._transfer_set is not None:
             self._check_transfer_set()
 
     def _check_transfer_set(self) -> None:
-        """Refuse what is no data set, or has lost examples, before anything is read. Raises ConfigError."""
         readable = any(hasattr(self._transfer_set, name) for name in ("__getitem__", "__getitems__"))
         if not readable or not hasattr(self._transfer_set, "__len__"):
             raise ConfigError(
                 "transfer_set",
                 expected="a data set with a length and examples by number",
                 found=type(self._transfer_set).__name__,
-                remedy="pass the one that the store was made from",
+                remedy="pass the transfer set of this store",
             )
         needed = int(self._samples.source.max(initial=-1)) + 1
         if len(self._transfer_set) < needed:
             raise ConfigError(
                 "transfer_set",
-                expected=f"at least {needed} examples, as the store was made from",
+                expected=f"at least {needed} examples, as in the transfer set of the store",
                 found=str(len(self._transfer_set)),
-                remedy="use the transfer set that the store was made from, whole",
+                remedy="pass the whole transfer set of this store",
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,46 +106,39 @@ class Inputs:
 
     @cached_property
     def field(self) -> Field:
-        """The array of a window that holds them."""
-        dtype, shape = self._form
-        return Field("inputs", dtype, shape, self._read)
+        """The array of a window that holds the inputs."""
+        form: Any = self._samples.inputs
+        if form is None or self._transfer_set is not None or self._is_remade(self._view):
+            form = self._rows(range(1), self._view)
+        return Field("inputs", form.dtype, form.shape[1:], self._read)
 
-    @cached_property
-    def _form(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """dtype of the inputs, and shape of one."""
-        stored = self._samples.inputs
-        if stored is not None and self._transfer_set is None and not self._remade(self._view):
-            return stored.dtype, stored.shape[1:]
-        first = self._rows(range(1), self._view)
-        return first.dtype, first.shape[1:]
-
-    def _read(self, run: Run, out: NDArray[Any]) -> None:
-        if self._transfer_set is None and not self._remade(run.view):
+    def _read(self, run: ChunkRun, out: NDArray[Any]) -> None:
+        if self._transfer_set is None and not self._is_remade(run.view):
             self._samples.reader.read_into("input", run.rows, 0, out)
             return
-        found = self._rows(run.rows, run.view)
-        if (found.dtype, found.shape) != (out.dtype, out.shape):
+        inputs = self._rows(run.rows, run.view)
+        if (inputs.dtype, inputs.shape) != (out.dtype, out.shape):
             raise ConfigError(
                 f"view {run.view}, rows from {int(run.rows[0])}",
-                expected=f"inputs of {out.dtype} {out.shape[1:]}, like the others",
-                found=f"{found.dtype} {found.shape[1:]}",
+                expected=f"inputs of {out.dtype} {out.shape[1:]}, as in the first rows",
+                found=f"{inputs.dtype} {inputs.shape[1:]}",
                 remedy="stream one view at a time, or use an augmentation that keeps dtype and shape",
             )
-        out[...] = found
+        out[...] = inputs
 
-    def _remade(self, view: int) -> bool:
+    def _is_remade(self, view: int) -> bool:
         return self._augment is not None and is_augmented(self._augmentation, view)
 
     def _rows(self, rows: range | NDArray[np.int64], view: int) -> NDArray[Any]:
-        """The inputs of `rows` as the teachers saw them, each checked against its digest."""
+        """Return the inputs of `rows` as the teachers saw them, each checked against its digest."""
         numbers = np.asarray(rows, dtype=np.int64)
         if self._transfer_set is None:
             inputs = self._samples.reader.read("input", rows)
         else:
-            with self._one_at_a_time:  # A data set need not bear several threads.
+            with self._one_at_a_time:  # A data set need not be safe for threads.
                 inputs = self._fetch(self._samples.source[numbers])
             self._check(inputs, self._samples.reader.read("digest", rows), numbers, view=None)
-        if self._remade(view) and self._augment is not None:
+        if self._is_remade(view) and self._augment is not None:
             with self._one_at_a_time:
                 inputs = self._augment(inputs, view, numbers)
             assert self._shown is not None
@@ -155,58 +154,45 @@ class Inputs:
                 f"transfer set, {_span(indices)}",
                 expected="inputs of one shape, alone or as (input, label)",
                 found=" ".join(str(error).split())[:160],
-                remedy="use the transfer set that the store was made from",
+                remedy="use the transfer set of the store",
             ) from None
 
     def _check(
-        self,
-        inputs: NDArray[Any],
-        expected: NDArray[Any],
-        rows: NDArray[np.int64],
-        view: int | None,
+        self, inputs: NDArray[Any], expected: NDArray[Any], rows: NDArray[np.int64], view: int | None
     ) -> None:
-        found = digest_rows(inputs)
-        bad = np.flatnonzero(found != expected)
+        digests = digest_rows(inputs)
+        bad = np.flatnonzero(digests != expected)
         if len(bad):
             row = int(rows[bad[0]])
-            what = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
+            origin = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
             raise RowMismatch(
                 f"row {row} (index {int(self._samples.source[row])} of the transfer set)",
                 expected=f"the input that the teacher saw, digest {int(expected[bad[0]]):016x}",
-                found=f"{int(found[bad[0]]):016x} from {what}",
+                found=f"{int(digests[bad[0]]):016x} from {origin}",
                 remedy="use the transfer set and the augmentation that the store was made from",
             )
 
 
 def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Items of a map-style data set, in one call where it has `__getitems__`. Raises BadDataError for what it raises."""
+    """Fetch items of a map-style data set, at once if it has `__getitems__`. Raises BadDataError for its errors."""
+    where = _span(np.asarray(indices))
     try:
         if hasattr(dataset, "__getitems__"):
             return list(dataset.__getitems__(list(indices)))
-        return [_item(dataset, index) for index in indices]
+        items = []
+        for index in indices:
+            where = f"example {index}"
+            items.append(dataset[index])
+        return items
     except (LogitStoreError, MemoryError):
         raise
     except Exception as error:
-        raise _failed(error, _span(np.asarray(indices))) from error
-
-
-def _item(dataset: Any, index: int) -> Any:
-    try:
-        return dataset[index]
-    except (LogitStoreError, MemoryError):
-        raise
-    except Exception as error:
-        raise _failed(error, f"example {index}") from error
-
-
-def _failed(error: Exception, where: str) -> BadDataError:
-    """What a data set raised, as one line that says where."""
-    return BadDataError(
-        f"transfer set, {where}",
-        expected="an example",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
-        remedy="mend the data set, and run the same again: what the store holds stays",
-    )
+        raise BadDataError(
+            f"transfer set, {where}",
+            expected="an example",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
+            remedy="repair the data set, and run the same command again; the store keeps its blocks",
+        ) from error
 
 
 def _span(indices: NDArray[np.int64]) -> str:

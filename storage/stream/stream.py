@@ -1,8 +1,9 @@
-"""How do the rows of an epoch become batches?
+"""Batches of a store, epoch after epoch.
 
-1. `order` says which rows come when, `pieces` and `batches` which are left, which are this rank's, and in which batch.
-2. `window` reads whole runs of chunks of every array, a window ahead of the one in use.
-3. Batches are picked out of the window in memory.
+1. `options` holds the arguments, checked; `order` says which rows come when.
+2. `intervals` and `batches` say which rows remain, which of them are this rank's, and in which batch each comes.
+3. `window` reads whole chunk runs of every array, one window ahead of the one in use.
+4. Batches are picked out of the window in memory.
 
 Nothing forks, nothing is shared between processes, and the state is a few integers.
 """
@@ -11,7 +12,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,216 +20,148 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.posix import PIECE_BYTES
-from ..checks import check_flags, check_rank, check_temperature, whole_number
-from ..digest import digest_rows
+from ..checks import whole_number
 from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.root import Root
 from .batch import Batch, TopKRows
-from .batches import Course, Slice, Stratum, Way, mixed_courses, whole_course
-from .inputs import Augment, Inputs, common_augmentation, is_augmented
-from .order import WINDOW_RUNS, Laps, Order, Run, Windows
-from .pieces import Piece
-from .selection import check_strata, check_view, selected_rows
+from .batches import BatchSlice, EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
+from .inputs import Inputs
+from .intervals import Interval
+from .options import StreamOptions
+from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
 from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
 
-Places = tuple[tuple[tuple[Piece, ...], int], ...]
-"""Of each stratum what is left, and how many of its places belong to the epoch so far."""
+Remaining = tuple[tuple[tuple[Interval, ...], int], ...]
+"""Of each order (one, or one a stratum) the rows that remain, and the positions that belong to the epoch so far."""
 
 
 class Stream:
-    """Batches of a store, epoch after epoch. Iterating it is one epoch.
+    """Batches of a store. An iteration is one epoch.
 
-    It goes on at any batch, in this process or another, by `state_dict` and `load_state_dict`; an iteration that
-    was broken off without them begins the epoch anew.
+    `state_dict` and `load_state_dict` resume it at any batch, in this process or another. An iteration that is
+    abandoned without them begins the epoch anew.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        captures: Mapping[str, CaptureReader],
-        *,
-        batch_size: int,
-        views: "str | int" = "cycle",
-        rows: Any = None,
-        strata: Sequence[Any] | None = None,
-        shares: Sequence[int | float] | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-        window: int | None = None,
-        decode: bool = True,
-        temperature: float | None = None,
-        inputs: bool = True,
-        transfer_set: Any = None,
-        augment: Augment | None = None,
-    ) -> None:
-        """Plan the stream; reads metadata, and for a transfer set which of its examples each row is.
+    def __init__(self, root: Root, captures: Mapping[str, CaptureReader], options: StreamOptions) -> None:
+        """Plan the stream; reads metadata, and the source of each row if there is a transfer set.
 
-        See `Store.stream` for the arguments and the errors.
+        Raises StoreIncomplete, ConfigError or SpecMismatch as `Store.stream` does.
         """
         self._root = root
         self._samples = Samples(root)
         self._captures = dict(captures)
-        check_flags(shuffle=shuffle, drop_last=drop_last, decode=decode, inputs=inputs)
-        self._batch_size = whole_number("batch_size", batch_size, 1)
-        self._world_size = whole_number("world_size", world_size, 1)
-        self._rank = check_rank(rank, self._world_size)
-        self._seed = whole_number("seed", seed, 0, below=1 << 64)
-        self._window = None if window is None else whole_number("window", window, 1)
-        self._shuffle, self._drop_last = shuffle, drop_last
-        temperature = None if temperature is None else check_temperature(temperature)
-        self.decode, self.temperature = decode, temperature
-        if decode:
+        self._options = options
+        self.decode, self.temperature = options.decode, options.temperature
+        if options.decode:
             for capture in self._captures.values():
-                capture.check_temperature(temperature)
-        num_rows = root.grid.num_rows
-        self._strata, self._shares = check_strata(strata, shares, rows, num_rows, self._batch_size)
-        self._rows = None if rows is None else selected_rows(rows, num_rows)
-        self._num_views = min((c.num_views for c in self._captures.values()), default=1)
-        self._views = check_view(views, self._num_views)
-        self._augmentation = common_augmentation(self._captures, self._streamed_views(), str(root.path))
-        self._has_inputs = inputs and (transfer_set is not None or self._samples.inputs is not None)
-        self._check_augment(augment)
-        self._inputs = Inputs(
-            self._samples,
-            next(iter(self._captures.values()), None),
-            augmentation=self._augmentation,
-            transfer_set=transfer_set,
-            augment=augment,
-            view=self._streamed_views()[0],
-        )
+                capture.check_temperature(options.temperature)
+        self._inputs = Inputs(self._samples, self._captures, options, str(root.path))
         self._epoch = 0
         self._pinned = False
-        self._places: Places | None = None  # where this epoch begins, where a state was loaded
-        self._here: tuple[list[Course], list[int]] | None = None  # the way through it from there
+        self._loaded: Remaining | None = None  # where this epoch resumes, if a state was loaded
+        self._plans: tuple[list[EpochPlan], list[int]] | None = None  # of this epoch, from there
         self._batches = 0
         self._resumed = False
         self._every = (0, 1)
         self._buffers: list[Buffers] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has windows of its own; what is derived from open parts is derived again.
-        left_out = ("_buffers", "_fields", "_here", "_first_courses")
+        # Another process has windows of its own, and opens parts of its own.
+        left_out = ("_fields", "_whole_plans")
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
-        return kept | {"_buffers": [], "_here": None}
-
-    # What is asked for, checked
-
-    def _check_augment(self, augment: Augment | None) -> None:
-        if augment is not None and not callable(augment):
-            raise ConfigError(
-                "augment", expected="a function", found=repr(augment)[:80], remedy="pass replay(…), or none"
-            )
-        augmented = [view for view in self._streamed_views() if is_augmented(self._augmentation, view)]
-        if self._has_inputs and augment is None and augmented:
-            raise ConfigError(
-                "augment",
-                expected=f"the function that made views {augmented} of the inputs",
-                found="none",
-                remedy="pass augment=…, or views=0, or inputs=False where you need no inputs",
-            )
-
-    def _streamed_views(self) -> tuple[int, ...]:
-        """The views that any epoch may come to."""
-        return self._epoch_views(0) if isinstance(self._views, int) else tuple(range(self._num_views))
+        return kept | {"_buffers": [], "_plans": None}
 
     # Epochs and positions
 
-    def _epoch_views(self, epoch: int) -> tuple[int, ...]:
-        if self._views == "all":
-            return tuple(range(self._num_views))
-        return (epoch % self._num_views,) if self._views == "cycle" else (int(self._views),)
-
     def _order(
-        self, epoch: int, rows: NDArray[np.int64] | None = None, window: int | None = None, lap: int = 0
+        self, epoch: int, rows: NDArray[np.int64] | None, window: int | None, repetition: int = 0
     ) -> Order:
         return Order(
             self._root.grid,
-            views=self._epoch_views(epoch),
+            views=self._options.epoch_views(epoch),
             rows=rows,
             window=window,
-            shuffle=self._shuffle,
-            seed=self._seed,
+            shuffle=self._options.shuffle,
+            seed=self._options.seed,
             epoch=epoch,
-            lap=lap,
+            repetition=repetition,
         )
 
-    def _laps(self, epoch: int) -> list[Laps]:
-        """Each stratum's rows, again and again; its windows have its share of the rows of a window."""
-        whole = self._window or WINDOW_RUNS * self._root.grid.run_rows
-        laps = []
-        for rows, share in zip(self._strata, self._shares, strict=True):
-            window = max(1, round(whole * share / sum(self._shares)))
+    def _strata(self, epoch: int) -> list[RepeatedOrder]:
+        """Return the order of each stratum; its windows have its share of a window's rows."""
+        options = self._options
+        whole = options.window or WINDOW_RUNS * self._root.grid.run_rows
+        windows = [max(1, round(whole * share / sum(options.shares))) for share in options.shares]
+        return [
+            RepeatedOrder(partial(self._order, epoch, rows, window))
+            for rows, window in zip(options.strata, windows, strict=True)
+        ]
 
-            def order_of(lap: int, rows: NDArray[np.int64] = rows, window: int = window) -> Order:
-                return self._order(epoch, rows, window, lap)
-
-            laps.append(Laps(order_of))
-        return laps
-
-    def _courses(self, epoch: int, places: Places | None) -> tuple[list[Course], list[int]]:
-        """The ways through an epoch, from its beginning or from `places`; and how far each stratum will have come."""
-        if not self._strata:
-            order = self._order(epoch, self._rows, self._window)
-            pieces = (Piece(0, len(order)),) if places is None else places[0][0]
-            course = whole_course(order, pieces, self._batch_size, self._world_size, self._drop_last)
-            return [course], [len(order)]
-        strata = []
-        for number, laps in enumerate(self._laps(epoch)):
-            begun = (((Piece(0, laps.lap_rows),), laps.lap_rows)) if places is None else places[number]
-            strata.append(Stratum(laps, self._shares[number], *begun))
-        return mixed_courses(strata, self._batch_size, self._world_size, self._drop_last)
+    def _plans_of(self, epoch: int, remaining: Remaining | None) -> tuple[list[EpochPlan], list[int]]:
+        """Plan an epoch, or what remains of it; return also the positions that each order will have reached."""
+        options = self._options
+        cut = options.batch_size, options.world_size, options.drop_last
+        if not options.strata:
+            order = self._order(epoch, options.rows, options.window)
+            intervals = (Interval(0, len(order)),) if remaining is None else remaining[0][0]
+            return [plan_epoch(order, intervals, *cut)], [len(order)]
+        orders = self._strata(epoch)
+        if remaining is None:
+            remaining = tuple(((Interval(0, order.period),), order.period) for order in orders)
+        strata = [
+            Stratum(order, share, *state)
+            for order, share, state in zip(orders, options.shares, remaining, strict=True)
+        ]
+        return plan_strata(strata, *cut)
 
     @cached_property
-    def _first_courses(self) -> list[Course]:
-        return self._courses(0, None)[0]
+    def _whole_plans(self) -> list[EpochPlan]:
+        return self._plans_of(0, None)[0]
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, the same on every rank."""
-        return self._first_courses[0].batches.count
+        """Return the batches of a whole epoch, the same on every rank."""
+        return self._whole_plans[0].cut.count
 
     @property
     def epoch_rows(self) -> int:
-        """Rows in a whole epoch of all ranks together, each view counted."""
-        return sum(course.batches.total for course in self._first_courses)
+        """Rows of a whole epoch of all ranks, each view counted."""
+        return sum(plan.cut.total for plan in self._whole_plans)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, where inputs come from the store; () where they do not."""
+        """Shape of one stored input; () if the store keeps none."""
         stored = self._samples.inputs
         return () if stored is None else stored.shape[1:]
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the largest window (of all strata together); a stream holds at most two of them."""
-        return sum(course.order.window_rows for course in self._first_courses) * self.row_bytes
+        """Bytes of the largest window, all strata together; a stream holds at most two."""
+        return sum(plan.order.window_rows for plan in self._whole_plans) * self.row_bytes
 
     @property
     def memory_bytes(self) -> int:
-        """Most bytes that an iteration holds: two windows, what reading threads decode from, and two batches.
+        """Bytes that an iteration holds at most: two windows, the buffers of reading threads, two batches.
 
-        A thread has a piece of the file, and a run of chunks of one array as bytes of the store and once more where
-        not all of its rows are wanted. Batches are as stored and, where the stream decodes, float32 logits beside
-        it; what the caller keeps beyond the last one is the caller's.
+        A thread holds a piece of the file and a chunk run of one array, twice if not all of its rows are needed.
+        A batch is held as stored and, if the stream decodes, as float32 logits. Batches that the caller keeps
+        are not counted.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         widest = max(field.row_bytes for field in self._fields)
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
-        batch_rows = min(self._batch_size, self.epoch_rows)
+        batch_rows = min(self._options.batch_size, self.epoch_rows)
         return 2 * (self.window_bytes + batch_rows * (self.row_bytes + 4 * classes)) + reading
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row in a window: logits as stored, inputs, label, row, view, and its place among the turns."""
+        """Bytes of one row in a window: logits as stored, inputs, label, row, view, and its index by draw."""
         return sum(field.row_bytes for field in self._fields) + 8
 
     def every(self, parts: int, first: int) -> "Stream":
-        """The batches `first`, `first + parts`, … of each epoch of this stream, for one of several processes.
+        """Return a stream of batches `first`, `first + parts` … of each epoch, for one of several processes.
 
-        Taken in turn, the batches of all of them are those of this stream, in its order.
+        The batches of all processes, taken in turn, are those of this stream, in its order.
         """
         other = copy.copy(self)
         other._every = (first, parts)
@@ -236,13 +169,13 @@ class Stream:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration is."""
+        """The epoch of the next iteration."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Make every iteration from now on this epoch, until it is set again.
 
-        Where a state of this very epoch was loaded, and not gone on from yet, the next iteration is the rest of it.
+        If a state of this epoch was loaded and not yet resumed, the next iteration is the rest of it.
         """
         epoch = whole_number("epoch", epoch, 0)
         if self._resumed and epoch == self._epoch:
@@ -251,184 +184,144 @@ class Stream:
             self.begin_epoch(epoch)
 
     def begin_epoch(self, epoch: int) -> None:
-        """`set_epoch`, and the whole of that epoch whatever was loaded."""
+        """Set the epoch and discard a loaded state."""
         self._pinned = True
         self._go_to(epoch)
 
     def _go_to(self, epoch: int) -> None:
-        self._epoch, self._places, self._batches, self._resumed = epoch, None, 0, False
-        self._here = None
+        self._epoch, self._batches, self._resumed = epoch, 0, False
+        self._loaded = self._plans = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, between any two batches; the same on every rank that has taken as many."""
-        courses, reached = self._way_from_here()
-        left = [
-            [[piece.start, piece.stop, piece.after] for piece in course.after(self._batches)]
-            for course in courses
-        ]
+        """Return the state between two batches; the same on every rank that has taken equally many."""
+        plans, reached = self._plans_from_here()
+        left = [[[i.start, i.stop, i.first_draw] for i in plan.after(self._batches)] for plan in plans]
         return {"epoch": self._epoch, "left": left, "reached": reached, **self._order_state()}
 
-    def _way_from_here(self) -> tuple[list[Course], list[int]]:
-        """The ways through what is left of this epoch, from where the iteration under way began."""
-        if self._here is None:
-            self._here = self._courses(self._epoch, self._places)
-        return self._here
+    def _plans_from_here(self) -> tuple[list[EpochPlan], list[int]]:
+        if self._plans is None:
+            self._plans = self._plans_of(self._epoch, self._loaded)
+        return self._plans
 
     def _order_state(self) -> dict[str, Any]:
-        """What the order of an epoch follows from: the places of a state mean nothing in another."""
-        return {
-            "samples": self._samples.digest,
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "views": self._views,
-            "num_views": self._num_views,
-            "window": self._window,
-            "rows": None if self._rows is None else self._selected[0],
-            "strata": list(self._selected) if self._strata else [],
-            "shares": list(self._shares),
-        }
-
-    @cached_property
-    def _selected(self) -> list[str]:
-        """What the selections of rows are known by: states are taken between batches, and there may be many rows."""
-        selections = self._strata if self._rows is None else [self._rows]
-        return [f"{int(digest_rows([rows])[0]):016x}" for rows in selections]
+        """Return everything that determines the order: positions of one order mean nothing in another."""
+        return {"samples": self._samples.digest, **self._options.identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, with any batch size and any number of ranks.
+        """Resume at a state, with any batch size and any number of ranks.
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
         if not isinstance(state, Mapping):
-            raise _bad_state("state", "what state_dict() gives", repr(state)[:80])
+            raise _bad_state("state", "a result of state_dict()", repr(state)[:80])
         for key, value in self._order_state().items():
             if key not in state or state[key] != value:
-                found = repr(state[key])[:80] if key in state else "nothing"
-                raise _bad_state(key, repr(value)[:80], found)
+                given = repr(state[key])[:80] if key in state else "nothing"
+                raise _bad_state(key, repr(value)[:80], given)
         epoch = state.get("epoch")
         if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 1 << 63:
-            raise _bad_state("epoch", "an epoch", repr(epoch)[:80])
-        places = self._places_of(epoch, state)
+            raise _bad_state("epoch", "an integer from 0 to 2**63 - 1", repr(epoch)[:80])
+        remaining = self._remaining_of(epoch, state)
         self._go_to(epoch)
-        self._places = places
-        self._resumed = True
+        self._loaded, self._resumed = remaining, True
 
-    def _places_of(self, epoch: int, state: Mapping[str, Any]) -> Places:
-        """What a state says is left, checked."""
+    def _remaining_of(self, epoch: int, state: Mapping[str, Any]) -> Remaining:
+        """Return the intervals of a state, checked."""
         try:
-            left = [[Piece(*map(int, piece)) for piece in pieces] for pieces in state["left"]]
-            reached = [int(place) for place in state["reached"]]
+            left = [[Interval(*map(int, interval)) for interval in intervals] for intervals in state["left"]]
+            reached = [int(position) for position in state["reached"]]
         except (KeyError, TypeError, ValueError):
-            raise _bad_state("left", "what state_dict() gives", "something else") from None
-        whole = self._order(epoch, self._rows, self._window)
-        orders: Sequence[Windows] = self._laps(epoch) if self._strata else [whole]
-        if not len(left) == len(reached) == len(orders):
-            raise _bad_state("left", f"pieces of {len(orders)} orders", f"of {len(left)}")
-        for pieces, end in zip(left, reached, strict=True):
-            borders = [0, *(place for piece in pieces for place in (piece.start, piece.stop)), end]
+            raise _bad_state(
+                "left", "lists of [start, stop, first draw]", repr(state.get("left"))[:80]
+            ) from None
+        count = len(self._options.strata) or 1
+        if not len(left) == len(reached) == count:
+            raise _bad_state("left", f"intervals of {count} orders", f"{len(left)}")
+        for intervals, end in zip(left, reached, strict=True):
+            borders = [0, *(border for i in intervals for border in (i.start, i.stop)), end]
             ascending = all(a <= b for a, b in pairwise(borders))
-            if not ascending or any(piece.start == piece.stop or piece.after < 0 for piece in pieces):
-                raise _bad_state("left", f"pieces that go up, to {end}", repr(borders)[:80])
-        if not self._strata and reached[0] != len(whole):
-            raise _bad_state("reached", str(len(whole)), str(reached[0]))
-        return tuple((tuple(pieces), end) for pieces, end in zip(left, reached, strict=True))
+            if not ascending or any(i.start == i.stop or i.first_draw < 0 for i in intervals):
+                raise _bad_state("left", f"ascending intervals up to {end}", repr(borders)[:80])
+        if not self._options.strata:
+            rows = len(self._order(epoch, self._options.rows, self._options.window))
+            if reached[0] != rows:
+                raise _bad_state("reached", str(rows), str(reached[0]))
+        return tuple((tuple(intervals), end) for intervals, end in zip(left, reached, strict=True))
 
     # Reading
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one epoch, or the rest of it where a state was loaded."""
+        """Iterate over the batches of an epoch, or the rest of it if a state was loaded."""
         return self.batches(self.decode)
 
     def batches(self, decode: bool) -> Iterator[Batch]:
-        """What iterating gives, decoded or as stored: for who decodes elsewhere, as `TorchStream` does."""
+        """Iterate, decoding or not whatever the stream's own option; `TorchStream` decodes on the device."""
         if not self._resumed:
-            self._places = self._here = None
+            self._loaded = self._plans = None
         self._resumed, self._batches = False, 0
-        courses, _ = self._way_from_here()
-        ways = [course.way(self._rank) for course in courses]
+        plans = self._plans_from_here()[0]
+        ranks = [plan.rank(self._options.rank) for plan in plans]
         first, parts = self._every
-        numbers = range(first, courses[0].batches.count, parts)
+        numbers = range(first, plans[0].cut.count, parts)
+        while len(self._buffers) < len(plans):  # kept from epoch to epoch
+            self._buffers.append(Buffers(self._fields))
         process = os.getpid()
         threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="logitstore-read-ahead")
         readers: list[ReadAhead] = []
         try:
-            for course, way, buffers in zip(courses, ways, self._memory(len(courses)), strict=True):
-                portions = _portions(way, numbers)
-                readers.append(ReadAhead(course.order, way.left, portions, self._fields, buffers, threads))
+            for plan, rank, buffers in zip(plans, ranks, self._buffers, strict=True):
+                windows = _windows(rank, numbers)
+                readers.append(ReadAhead(plan.order, rank.remainder, windows, self._fields, buffers, threads))
             for number in numbers:
-                picked = self._pick([way.batch(number) for way in ways], readers)
+                picked = self._pick([rank.batch(number) for rank in ranks], readers)
                 self._batches = number + 1
                 yield self._batch(picked, decode)
         finally:
-            if os.getpid() == process:  # In a fork there are no threads to wait for.
+            if os.getpid() == process:  # A fork has no threads to wait for.
                 threads.shutdown(wait=True, cancel_futures=True)
                 for reader in readers:
                     reader.close()
         self._go_to(self._epoch if self._pinned else self._epoch + 1)
 
-    def _memory(self, strata: int) -> list[Buffers]:
-        """The memory of each stratum's windows, which is kept from epoch to epoch."""
-        while len(self._buffers) < strata:
-            self._buffers.append(Buffers(self._fields))
-        return self._buffers
-
     @cached_property
     def _fields(self) -> list[Field]:
         """The arrays of a window."""
         int64 = np.dtype(np.int64)
-
-        def read_rows(run: Run, out: NDArray[Any]) -> None:
-            out[...] = run.rows
-
-        def read_views(run: Run, out: NDArray[Any]) -> None:
-            out[...] = run.view
-
-        def read_labels(run: Run, out: NDArray[Any]) -> None:
-            self._samples.read_labels(run.rows, out)
-
         fields = [
-            Field("rows", int64, (), read_rows),
-            Field("views", int64, (), read_views),
-            Field("labels", int64, (), read_labels),
+            Field("rows", int64, (), _read_rows),
+            Field("views", int64, (), lambda run, out: out.fill(run.view)),
+            Field("labels", int64, (), lambda run, out: self._samples.read_labels(run.rows, out)),
         ]
-        if self._has_inputs:
+        if self._inputs.available:
             fields.append(self._inputs.field)
         for name, capture in self._captures.items():
             for array in capture.encoding.decoded_from:
                 layout = capture.part.layouts[array]
-
-                def read(
-                    run: Run, out: NDArray[Any], array: str = array, capture: CaptureReader = capture
-                ) -> None:
-                    capture.read_stored_into(array, run.rows, run.view, out)
-
+                read = partial(_read_stored, capture, array)
                 fields.append(Field(f"{array}/{name}", layout.numpy_dtype, layout.row_shape, read))
         return fields
 
-    def _pick(self, slices: Sequence[Sequence[Slice]], readers: Sequence[ReadAhead]) -> Arrays:
-        """The rows of a batch: of each stratum those that its slices name."""
-        count = sum(piece.stop - piece.start for pieces in slices for piece in pieces)
+    def _pick(self, slices: Sequence[Sequence[BatchSlice]], readers: Sequence[ReadAhead]) -> Arrays:
+        """Copy the rows of a batch out of the windows of each stratum."""
+        count = sum(part.stop - part.start for parts in slices for part in parts)
         picked = {field.name: field.empty(count) for field in self._fields}
         done = 0
-        for reader, pieces in zip(readers, slices, strict=True):
-            for piece in pieces:
-                # Each piece is picked before the next window is asked for, so that only two are ever held.
-                end = done + piece.stop - piece.start
-                window = reader.get(piece.portion)
-                window.pick(
-                    piece.start, piece.stop, {name: array[done:end] for name, array in picked.items()}
-                )
+        for reader, parts in zip(readers, slices, strict=True):
+            for part in parts:
+                # Picked before the next window is asked for: only two are ever held.
+                end = done + part.stop - part.start
+                into = {name: array[done:end] for name, array in picked.items()}
+                reader.get(part.share).pick(part.start, part.stop, into)
                 done = end
         return picked
 
     def _batch(self, arrays: Arrays, decode: bool) -> Batch:
-        """A batch from what was picked out of the windows that hold it."""
         logits = {name: self._logits(name, arrays, decode) for name in self._captures}
         scale = {} if decode else self._scale
         return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits, scale)
 
     def _logits(self, name: str, arrays: Arrays, decode: bool) -> "NDArray[Any] | TopKRows":
-        """What a batch holds of a teacher."""
+        """Return the logits of a batch of one teacher, decoded or as stored."""
         capture = self._captures[name]
         stored = {array: arrays[f"{array}/{name}"] for array in capture.encoding.decoded_from}
         if decode:
@@ -439,19 +332,28 @@ class Stream:
 
     @cached_property
     def _scale(self) -> dict[str, float]:
-        """By teacher, what its stored integers are multiplied by."""
+        """The factor of each teacher's stored integers."""
         scales = {name: capture.encoding.scale for name, capture in self._captures.items()}
         return {name: scale for name, scale in scales.items() if scale is not None}
 
 
-def _portions(way: Way, numbers: Iterable[int]) -> Iterator[int]:
-    """The portions that some batches of a way need, each once, in order."""
+def _read_rows(run: ChunkRun, out: NDArray[Any]) -> None:
+    rows = run.rows  # NumPy takes a range element by element.
+    out[...] = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+
+def _read_stored(capture: CaptureReader, array: str, run: ChunkRun, out: NDArray[Any]) -> None:
+    capture.read_stored_into(array, run.rows, run.view, out)
+
+
+def _windows(rank: RankPlan, numbers: Iterable[int]) -> Iterator[int]:
+    """Yield the window shares that some batches need, each once, in order."""
     last = -1
     for number in numbers:
-        for piece in way.batch(number):
-            if piece.portion != last:
-                yield piece.portion
-            last = piece.portion
+        for part in rank.batch(number):
+            if part.share != last:
+                yield part.share
+            last = part.share
 
 
 def _bad_state(key: str, expected: str, found: str) -> ConfigError:
@@ -459,5 +361,5 @@ def _bad_state(key: str, expected: str, found: str) -> ConfigError:
         f"state: {key}",
         expected=expected,
         found=found,
-        remedy="make the stream with the store and the arguments that the state was taken from",
+        remedy="make the stream with the store and the arguments of the state",
     )

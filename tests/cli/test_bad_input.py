@@ -416,7 +416,7 @@ def forbid_teachers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def no_teacher(*_: object, **__: object) -> None:
             raise AssertionError("a teacher was run")
 
-        monkeypatch.setattr("logitstore.pipeline.cache.stage.teacher_logits", no_teacher)
+        monkeypatch.setattr("logitstore.pipeline.cache.capture.teacher_logits", no_teacher)
 
     return forbid
 

@@ -22,10 +22,10 @@ from support import small_experiment as small
 
 import logitstore
 from logitstore.cli.commands import demo
-from logitstore.cli.commands import inspect as inspect_command
 from logitstore.cli.dask_client import scheduler_at
 from logitstore.cli.main import COMMANDS, cli
 from logitstore.pipeline.experiment.document import load_experiment, parse_experiment
+from logitstore.storage.describe import describe
 from logitstore.storage.errors import (
     ConfigError,
     LogitStoreError,
@@ -35,7 +35,8 @@ from logitstore.storage.errors import (
     UntrustedStoreError,
 )
 from logitstore.storage.integrity.verify import Report
-from logitstore.storage.parts.root import Root, SealedPart
+from logitstore.storage.parts.root import Root
+from logitstore.storage.parts.sealed_part import SealedPart
 
 MORE = """
 [[student]]
@@ -436,7 +437,8 @@ def test_inspect_lists_a_part_that_needs_a_newer_version(
         return part(root, name)
 
     monkeypatch.setattr(Root, "part", lacking)
-    found = inspect_command.describe(logitstore.open_store(whole[0] / "out" / "store.zarr"))
+    found, errors = describe(whole[0] / "out" / "store.zarr")
+    assert errors == []
     assert found["unreadable"] == [
         {"part": "teachers/line", "reason": "teachers/line: expected known features, found waves; update"}
     ]
@@ -517,23 +519,23 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
         (
             (),
             64,
-            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found none; give one",
+            "logitstore: compress: expected one of --max-kl, --top-k and --top-k-kl, found no such option; give one",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (
             ("--top-k", "2", "--statistic", "max"),
             64,
-            "--statistic: expected it beside --top-k-kl alone, found it",
+            "--statistic: expected --statistic with --top-k-kl alone, found ",
         ),
         (
             ("--top-k", "2", "--min-temperature", "2"),
             64,
-            "expected it beside --max-kl alone, found it beside --top-k",
+            "--min-temperature with --max-kl alone, found --min-temperature with --top-k",
         ),
         (
             ("--top-k-kl", "0.1"),
             64,
-            "temperature: expected a positive number: where the KL is to be kept, found none",
+            "temperature: expected a positive number, found no such key",
         ),
         (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),

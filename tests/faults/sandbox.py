@@ -257,7 +257,7 @@ def misdeed(what: str, location: str) -> dict[str, Any]:
 def without(guard: str) -> Any:
     """A context in which one guard of the product does nothing."""
     from logitstore.storage.backends import local as files
-    from logitstore.storage.format import layouts
+    from logitstore.storage.format import constants, documents, layouts
     from logitstore.storage.format import metadata as format
     from logitstore.storage.format.metadata import ArrayLayout
     from logitstore.storage.parts import journal
@@ -282,9 +282,10 @@ def without(guard: str) -> Any:
         for module in (format, store, layouts):
             patch(module, "check_part", lambda *_, **__: None)
             patch(module, "check_layout", lambda *_, **__: None)
-        patch(format, "beyond", lambda *_: RuntimeError("no limit"))
-        for name in [name for name in vars(format) if name.startswith("MAX_")]:
-            for module in (format, layouts, journal):
+        for module in (documents, format, layouts):
+            patch(module, "beyond", lambda *_: RuntimeError("no limit"))
+        for name in [name for name in vars(constants) if name.startswith("MAX_")]:
+            for module in (documents, format, layouts, journal):
                 patch(module, name, 1 << 62)
     elif guard == "links":
         patch(files, "_FILE", os.O_RDONLY | os.O_CLOEXEC)
@@ -293,10 +294,17 @@ def without(guard: str) -> Any:
         patch(files, "components", lambda key, where: key.split("/"))
         patch(journal, "_file_key", lambda key, where: key)
     elif guard == "canonical JSON":
-        for module in (format, journal, store):
+        for module in (documents, format, journal, store):
             patch(module, "parse_json", lambda data, where: json.loads(data))
     elif guard == "terminal":
-        for module in ("errors", "inspect", "output", "show"):
+        for module in (
+            "errors",
+            "commands.inspect",
+            "printing.captures",
+            "printing.clusterings",
+            "printing.stores",
+            "printing.text",
+        ):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))
     elif guard:
         raise ValueError(guard)

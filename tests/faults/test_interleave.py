@@ -329,5 +329,5 @@ def test_a_disk_that_gives_a_name_twice_is_refused() -> None:
                 del node.parts[name]
             super().link(source, target, **where)
 
-    with Careless().mounted(), pytest.raises(UnsafeFileSystem, match="take the name"):
+    with Careless().mounted(), pytest.raises(UnsafeFileSystem, match="a second file replaced the first"):
         begin()

@@ -179,7 +179,7 @@ def acknowledged_before_its_record_is_durable(disk: Disk) -> Iterator[None]:
     real, is_commits, hears = PartWriter.commit, named(disk, "commits"), disk.deaf
 
     def commit(self: PartWriter, view: int, block: int, arrays_of: Any) -> None:
-        if self.folder.is_folder(COMMITS):
+        if self.folder.exists(COMMITS):
             self.folder.sync(COMMITS)
         disk.deaf = is_commits
         try:

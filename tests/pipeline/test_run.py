@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ from support.experiments import (
     teacher,
 )
 
-from logitstore.pipeline.cache import todo as agenda
 from logitstore.pipeline.run import RunReport, pending
-from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.train import todo as training
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import begin_store, open_store
 from logitstore.storage.errors import BadLogitsError, ConfigError, NotAStoreError, SpecMismatch
@@ -150,26 +150,26 @@ def test_going_back_to_the_old_temperature_gives_the_old_weights(done: Path) -> 
     assert contents(done / "out")[weights] == before[weights]
 
 
-def test_an_agenda_that_ignores_the_temperature_would_be_caught(
+def test_an_identity_that_ignores_the_temperature_would_be_caught(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control of the tests above: with a mutant identity nothing is trained, and that is seen."""
-    genuine = agenda.student_identity
+    genuine = training.student_identity
 
     def mutant(*arguments: Any) -> dict[str, Any]:
         return genuine(*arguments) | {"temperature": 3.0}
 
-    monkeypatch.setattr(agenda, "student_identity", mutant)
+    monkeypatch.setattr(training, "student_identity", mutant)
     content = document()
     change_temperature(content)
     with pytest.raises(AssertionError):
-        report = pending(parsed(content, done), Workspace(done / "out"), rows(content, done))
-        assert list(report.students) == ["soft-seed0", "soft-seed1"]
+        students = pending(workspace(content, done)).students
+        assert [run.name for run in students] == ["soft-seed0", "soft-seed1"]
 
 
-def rows(content: Content, folder: Path) -> TransferRows:
-    """The transfer set of a document."""
-    return TransferRows(parsed(content, folder))
+def workspace(content: Content, folder: Path) -> Workspace:
+    """The workspace of a document."""
+    return Workspace.of_folder(parsed(content, folder), folder / "out", device="cpu")
 
 
 # A change of the teachers
@@ -360,7 +360,7 @@ def test_a_dry_run_refuses_a_clustering_that_cannot_be(tmp_path: Path) -> None:
     content = document()
     content["cluster"]["clusters"] = experiments.CLASSES + 1
     with pytest.raises(ConfigError, match="clusters: expected from 1 to"):
-        pending(parsed(content, tmp_path), Workspace(tmp_path / "out"), rows(content, tmp_path))
+        pending(workspace(content, tmp_path))
     assert not (tmp_path / "out").exists()
 
 
@@ -368,8 +368,9 @@ def test_without_the_store_all_but_the_teachers_is_made_again(done: Path) -> Non
     """And as the captures come out the same, so does their seal, and no student is trained."""
     before = states(done / "out")
     shutil.rmtree(done / "out" / "store.zarr")
-    todo = pending(parsed(document(), done), Workspace(done / "out"), rows(document(), done))
-    assert (list(todo.captures), todo.clustering) == (["wide", "deep"], "wide-2x2")
+    todo = pending(workspace(document(), done))
+    assert [member.name for member in todo.cache.captures] == ["wide", "deep"]
+    assert todo.cluster is not None and todo.cluster.part_name == "wide-2x2"
     run_document(document(), done, done / "out")
     after = states(done / "out")
     assert {name: state.digest for name, state in after.items()} == {
@@ -514,8 +515,8 @@ def test_stage_one_alone_tries_a_teacher_before_it_trains_it(tmp_path: Path) -> 
     experiments.write_data(tmp_path)
     content = document()
     content["teacher"][0] |= {"factory": f"{__name__}:one_class_more", "args": {"hidden": [5]}}
-    experiment, recorder = parsed(content, tmp_path), experiments.Recorder()
-    member, models = experiment.teacher_members()[0], Workspace(tmp_path / "out").models
+    recorder = experiments.Recorder()
+    work = replace(workspace(content, tmp_path), progress=recorder)
     with pytest.raises(BadLogitsError, match="teacher 'wide': expected logits of 4 classes"):
-        train_teacher(experiment, member, TransferRows(experiment), models, device="cpu", progress=recorder)
+        train_teacher(work, work.experiment.teacher_members()[0])
     assert (recorder.calls, (tmp_path / "out").exists()) == ([], False)

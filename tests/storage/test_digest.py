@@ -64,5 +64,5 @@ def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(BadDataError) as caught:
         digest_rows([np.zeros(2), np.array("cat")])
     assert str(caught.value) == (
-        "row 1: expected an input of a numeric dtype, found dtype <U3; let the transfer set return numpy arrays"
+        "row 1: expected an input of a numeric dtype, found dtype <U3; let the transfer set return numeric numpy arrays"
     )

@@ -174,7 +174,7 @@ def test_network_file_systems_are_told_from_local_ones() -> None:
 
 
 def test_a_path_that_is_no_folder_and_one_that_cannot_be_written_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a folder, found none"):
+    with pytest.raises(ConfigError, match="expected a folder, found nothing"):
         examine(tmp_path / "nothing")
     if Path("/proc").is_dir():
         with pytest.raises(StorageError):

@@ -1,4 +1,4 @@
-"""Is an encoded capture whose maker lies refused: another encoding, another scale, columns that are not there?
+"""Encoded captures whose maker lies are refused: another encoding, another scale, columns that do not exist.
 
 Every digest of these stores fits: only what a reader knows of the format stands in the way.
 """
@@ -22,21 +22,21 @@ from logitstore.storage.integrity.verify import CLEAN, verify
 
 @pytest.fixture(autouse=True)
 def without_fsync() -> Iterator[None]:
-    """No reader knows of it."""
+    """Skip fsync, which no reader notices."""
     with mock.patch("os.fsync"):
         yield
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of codes and of top-k rows."""
+    """Make a store of codes and of top-k rows."""
     with mock.patch("os.fsync"):
         return make(tmp_path_factory.mktemp("honest") / "store.zarr", ("codes", "largest"), rows=11).path
 
 
 @pytest.fixture
 def forge(honest: Path, tmp_path: Path) -> Forge:
-    """A copy of it in the hands of its maker: every digest can be made to fit."""
+    """Make a copy whose digests can all be recomputed, as its maker could."""
     shutil.copytree(honest, tmp_path / "store.zarr")
     return Forge(tmp_path / "store.zarr")
 
@@ -88,7 +88,7 @@ def test_an_encoding_that_this_version_does_not_have_is_unsupported(
 
 
 def test_a_key_that_is_not_known_is_ignored(forge: Forge) -> None:
-    """What a later minor version may add."""
+    """Keys that a later minor version may add."""
     forge.spec("teachers/codes", encoding={**BUDGET, "measured": [1, 2]})
     forge.sign()
     assert open_store(forge.path).teachers["codes"].read([0]).shape == (1, CLASSES)
@@ -155,7 +155,7 @@ def test_attributes_that_the_format_does_not_give_are_refused(forge: Forge, arra
 
 
 def test_an_index_that_is_no_column_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be written to by who decodes it: here, and on a device."""
+    """Decoding would write outside its arrays, here and on a device."""
     encode = TopK.encode
 
     def lying(self: TopK, logits: Any, first_row: int, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Is an encoded capture a capture like any other: written, resumed, read, streamed, verified and repaired?"""
+"""Encoded captures, written, resumed, read, streamed, verified and repaired as any other."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,21 +44,21 @@ ENCODED = ("codes", "bytes", "shifted", "largest")
 
 @pytest.fixture(autouse=True)
 def without_fsync() -> Iterator[None]:
-    """No reader knows of it."""
+    """Skip fsync, which no reader notices."""
     with mock.patch("os.fsync"):
         yield
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Small blocks of one chunk."""
+    """Make a store of small blocks of one chunk."""
     with mock.patch("os.fsync"):
         return make(tmp_path_factory.mktemp("encoded") / "store.zarr")
 
 
 @pytest.fixture(scope="module")
 def chunked(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Blocks of two chunks, the last with rows in its first alone."""
+    """Make a store of blocks of two chunks; the last has rows in its first alone."""
     with mock.patch("os.fsync"):
         return make(
             tmp_path_factory.mktemp("encoded") / "chunked.zarr", rows=4500, block_rows=2048, names=False
@@ -67,7 +67,7 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def copy(made: Made, tmp_path: Path) -> Made:
-    """The small store, to be damaged."""
+    """Return the small store, to be damaged."""
     shutil.copytree(made.path, tmp_path / "store.zarr")
     return Made(
         tmp_path / "store.zarr", open_store(tmp_path / "store.zarr"), made.inputs, made.labels, made.logits
@@ -75,7 +75,7 @@ def copy(made: Made, tmp_path: Path) -> Made:
 
 
 def wanted(made: Made, name: str, temperature: float | None = None) -> NDArray[np.float32]:
-    """(view, row, class): what should come back, by the encoding alone."""
+    """Return the logits (view, row, class) that should come back, by the encoding alone."""
     encoding = encoding_named(ENCODINGS[name])
     views = [encoding.encode(view, 0, "x") for view in made.logits[name]]
     return np.stack([encoding.decode(view, CLASSES, temperature) for view in views])
@@ -112,7 +112,7 @@ TRUTHS: dict[tuple[Path, str], NDArray[np.float32]] = {}
 
 
 def chunked_truth(made: Made, name: str) -> NDArray[np.float32]:
-    """View 1 at T = 2, made once."""
+    """Make view 1 at T = 2 once."""
     if (made.path, name) not in TRUTHS:
         TRUTHS[made.path, name] = wanted(made, name, 2.0)[1]
     return TRUTHS[made.path, name]
@@ -182,7 +182,7 @@ def test_where_nothing_was_measured_there_is_no_divergence(made: Made) -> None:
 
 def test_top_k_rows_need_a_temperature(made: Made) -> None:
     capture = made.store.teachers["largest"]
-    message = "teachers/largest: temperature: expected the one at which the logits will be used"
+    message = "teachers/largest: temperature: expected the temperature of the softmax"
     calls: list[Callable[[], Any]] = [
         lambda: capture.read([0]),
         capture.dask,
@@ -191,7 +191,7 @@ def test_top_k_rows_need_a_temperature(made: Made) -> None:
     for refused in calls:
         with pytest.raises(ConfigError, match=message):
             refused()
-    with pytest.raises(ConfigError, match="temperature: expected the temperature at which"):
+    with pytest.raises(ConfigError, match="temperature: expected a temperature from 1e-06"):
         capture.read([0], temperature=0.0)
     assert made.store.teachers["codes"].read([0]).shape == (1, CLASSES)
 
@@ -232,7 +232,7 @@ def test_a_stream_of_several_encodings(made: Made, window: int | None) -> None:
 
 
 def test_a_stream_of_what_is_stored(made: Made) -> None:
-    """Integers as far as the device; no temperature is asked for."""
+    """Integers up to the device, without a temperature."""
     stream = made.store.stream(batch_size=9, views="all", decode=False)
     for batch in stream:
         scales = {name: encoding_named(ENCODINGS[name]).scale for name in ("codes", "bytes", "shifted")}
@@ -267,8 +267,8 @@ def test_windows_take_what_is_said_beforehand(
 
     monkeypatch.setattr(Buffers, "take", counted)
     list(stream)
-    places = 8 * (stream.window_bytes // stream.row_bytes)
-    assert sizes == {stream.window_bytes - places}
+    index = 8 * (stream.window_bytes // stream.row_bytes)
+    assert sizes == {stream.window_bytes - index}
     # Codes are held as they are stored: a quarter of float32, and an eighth.
     for name, width in (("codes", 2 * CLASSES), ("bytes", CLASSES), ("largest", 4 * (2 + 2) + 12)):
         assert made.store.stream(teachers=[name], inputs=False, temperature=1.0).row_bytes == width + 32
@@ -278,7 +278,7 @@ def test_windows_take_what_is_said_beforehand(
 
 
 def write(store: Store, name: str, logits: NDArray[np.float32], blocks: int | None = None) -> None:
-    """Some blocks of each view, or what is missing of all."""
+    """Write some blocks of each view, or all missing ones."""
     with store.capture(name, provenance={}, views=len(logits), encoding=ENCODINGS[name]) as capture:
         for view in range(len(logits)):
             for number, rows in enumerate(capture.missing_blocks(view)):
@@ -394,21 +394,17 @@ def test_many_classes(tmp_path: Path, classes: int, dtype: str) -> None:
 
 # Damage
 
-ARRAYS = {
-    "codes": ("logits", "error"),
-    "bytes": ("logits",),
-    "largest": ("logits", "index", "tail", "error"),
-}
+ARRAYS = {"codes": ("logits", "error"), "bytes": ("logits",), "largest": ("logits", "index", "tail", "error")}
 SHARDS = [(name, array) for name, arrays in ARRAYS.items() for array in arrays]
 
 
 def read_of(capture: Capture, array: str, rows: Any) -> Any:
-    """A read that needs an array."""
+    """Return a read that needs an array."""
     return capture.divergence(rows, 1) if array == "error" else capture.read(rows, 1, 2.0)
 
 
 def shard_of(made: Made, name: str, array: str) -> Path:
-    """Of view 1, block 2 (rows 16 to 23)."""
+    """Return the shard of view 1, block 2 (rows 16 to 23)."""
     (file,) = (made.path / f"teachers/{name}/{array}").glob("c.1.2*")
     return file
 
@@ -446,7 +442,7 @@ def test_a_damaged_shard_is_found_by_who_reads_it_and_by_verify(copy: Made, name
 
 @pytest.mark.parametrize("name", ["codes", "bytes"])
 def test_every_byte_of_a_coded_shard_is_checked(copy: Made, name: str) -> None:
-    """Also those of its index, by which chunks are found. The chunk's own checksum no read looks at: the seal has it."""
+    """Also bits of its index, by which chunks are found. No read looks at a chunk's own checksum: the seal has it."""
     file = shard_of(copy, name, "logits")
     size = file.stat().st_size
     own = range(size - 20 - 4, size - 20)
@@ -494,7 +490,7 @@ def test_lost_metadata_of_an_array_are_rebuilt(copy: Made, name: str, array: str
 
 @pytest.mark.parametrize("name", ["codes", "largest"])
 def test_a_lost_table_of_the_seal_is_rebuilt(copy: Made, name: str) -> None:
-    """From the commit records; and from the shards where one of those is lost, too."""
+    """From the commit records, or from the shards if one of these is lost, too."""
     whole = stores.tree(copy.path)
     folder = copy.path / f"teachers/{name}/__logitstore__"
     (folder / "seal.bin").unlink()
@@ -507,7 +503,7 @@ def test_a_lost_table_of_the_seal_is_rebuilt(copy: Made, name: str) -> None:
 def test_whole_blocks_without_a_record_are_adopted_and_torn_ones_made_again(
     made: Made, tmp_path: Path, name: str
 ) -> None:
-    """What a writer leaves that is killed between its shards and its record, or in the middle of a shard."""
+    """The remains of a writer that was killed between its shards and its record, or within a shard."""
     write(empty_store(tmp_path / "whole"), name, made.logits[name])
     write(empty_store(tmp_path / "s"), name, made.logits[name], 3)
     part = tmp_path / f"s/teachers/{name}"

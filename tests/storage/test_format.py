@@ -380,14 +380,14 @@ def test_canonical_json_is_one_spelling(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (b'{"a":1,"a":2}\n', "14 bytes of JSON in another spelling than the canonical one"),
-        (b'{"a":1}', "7 bytes of JSON in another spelling than the canonical one"),
-        (b'{"a": 1}\n', "9 bytes of JSON in another spelling than the canonical one"),
-        (b'{"b":1,"a":2}\n', "14 bytes of JSON in another spelling than the canonical one"),
-        (b'{"a":1E5}\n', "10 bytes of JSON in another spelling than the canonical one"),
-        (b'{"a":"\\u0041"}\n', "15 bytes of JSON in another spelling than the canonical one"),
-        (b'\xef\xbb\xbf{"a":1}\n', "11 bytes of JSON in another spelling than the canonical one"),
-        ('{"a":1}\n'.encode("utf-16"), "18 bytes of JSON in another spelling than the canonical one"),
+        (b'{"a":1,"a":2}\n', "14 bytes of JSON that are not spelled canonically"),
+        (b'{"a":1}', "7 bytes of JSON that are not spelled canonically"),
+        (b'{"a": 1}\n', "9 bytes of JSON that are not spelled canonically"),
+        (b'{"b":1,"a":2}\n', "14 bytes of JSON that are not spelled canonically"),
+        (b'{"a":1E5}\n', "10 bytes of JSON that are not spelled canonically"),
+        (b'{"a":"\\u0041"}\n', "15 bytes of JSON that are not spelled canonically"),
+        (b'\xef\xbb\xbf{"a":1}\n', "11 bytes of JSON that are not spelled canonically"),
+        ('{"a":1}\n'.encode("utf-16"), "18 bytes of JSON that are not spelled canonically"),
         (b'{"a":"\\ud800"}\n', "15 bytes that do not parse (UnicodeEncodeError)"),
         (b'{"a":NaN}\n', "10 bytes that do not parse (ValueError)"),
         (b'{"a":-Infinity}\n', "16 bytes that do not parse (ValueError)"),
@@ -424,7 +424,7 @@ def test_json_is_followed_to_a_depth_and_no_deeper(opened: str) -> None:
         with pytest.raises(LimitExceeded) as caught:
             parse_json(nested(levels), "file.json")
         assert str(caught.value) == (
-            "file.json: expected at most 32 levels of JSON, found more; "
+            "file.json: expected at most 32 levels of JSON, found 33 or more; "
             "do not use this store: logitstore writes none like it"
         )
 
@@ -433,7 +433,7 @@ def test_keys_that_are_numbers_are_sorted_as_the_text_that_they_become() -> None
     data = canonical_json({"classes": {10: "ten", 9: "nine", True: 1}})
     assert data == b'{"classes":{"10":"ten","9":"nine","true":1}}\n'
     assert parse_json(data, "x") == {"classes": {"10": "ten", "9": "nine", "true": 1}}
-    with pytest.raises(ValueError, match="two keys that are spelled alike"):
+    with pytest.raises(ValueError, match="two keys with the same spelling"):
         canonical_json({"a": {1: 2, "1": 3}})
 
 

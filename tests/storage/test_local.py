@@ -146,7 +146,7 @@ def test_a_disk_that_takes_a_byte_at_a_time(folder: Folder, monkeypatch: pytest.
 def test_a_file_on_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        StorageError, match="expected folders all the way, found a file on the way; choose another"
+        StorageError, match="expected folders at every level of the path, found a file; choose another"
     ):
         Folder(tmp_path / "file" / "store").put_new("x", b"")
 
@@ -178,7 +178,9 @@ def test_staging_that_never_stays_is_an_error(folder: Folder, monkeypatch: pytes
         return real(path, flags, *arguments, **named)
 
     monkeypatch.setattr(os, "open", vanish)
-    with pytest.raises(StorageError, match="expected folders all the way, found one that vanished"):
+    with pytest.raises(
+        StorageError, match="expected folders at every level of the path, found a folder that was removed"
+    ):
         folder.put_new("x", b"data")
 
 
@@ -224,7 +226,7 @@ def test_what_is_no_plain_file_is_not_opened(folder: Folder, tmp_path: Path) -> 
         "directory": "a folder",
     }
     for key, kind in found.items():
-        with pytest.raises(UntrustedStoreError, match=f"plain files all the way, found {kind}; do not use"):
+        with pytest.raises(UntrustedStoreError, match=f"plain files, found {kind}; do not use"):
             folder.read(key)
     with pytest.raises(UntrustedStoreError, match="found a symbolic link"):
         folder.put_new("folder/new", b"")

@@ -1,6 +1,6 @@
-"""Does the order of an epoch hold every row of every view exactly once?
+"""Laws of the order of an epoch: every row of every view exactly once.
 
-As integers alone: no store, no disk. `flaws` is the checker; mutants of the order must not get past it.
+They are integers alone: no store, no disk. `flaws` is the checker, which must catch mutants of the order.
 """
 
 import itertools
@@ -16,11 +16,11 @@ from support.orders import Item, flaws, order_of
 
 from logitstore.storage.format.grid import Grid
 from logitstore.storage.random import philox_permutation
-from logitstore.storage.stream.order import Laps, Order
+from logitstore.storage.stream.order import Order, RepeatedOrder
 
 
 def positions(order: Order) -> list[Item]:
-    """(view, row) of every position of an epoch."""
+    """Return (view, row) of every draw of an epoch."""
     found: list[Item] = []
     for window in range(order.num_windows):
         laid_out = [(run.view, int(row)) for run in order.runs(window) for row in run.rows]
@@ -30,7 +30,7 @@ def positions(order: Order) -> list[Item]:
 
 @st.composite
 def epochs(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of an `Order`, with small and with large blocks."""
+    """Draw arguments of an `Order`, with small and with large blocks."""
     block_rows = 1 << draw(st.sampled_from([0, 1, 3, 5, 10, 11, 16]))
     most = 40 * block_rows if block_rows < 1024 else 70_000
     num_rows = draw(st.integers(1, max(2, min(most, 3000 if block_rows < 2048 else 70_000))))
@@ -99,33 +99,33 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_the_order_is_the_same_for_ever() -> None:
-    """What a checkpoint of today resumes tomorrow; numpy keeps the raw stream of Philox fixed."""
+    """A checkpoint of today resumes tomorrow: NumPy keeps the raw stream of Philox fixed."""
     assert philox_permutation(8, seed=2**64 - 1, stream=3, counter=5).tolist() == [6, 7, 2, 0, 5, 4, 3, 1]
     order = Order(Grid(10, 2), views=(0, 1), window=6, seed=1, epoch=2)
     assert positions(order)[:6] == [(0, 0), (0, 1), (0, 9), (0, 8), (0, 4), (0, 5)]
 
 
 def test_runs_of_neighbours_are_scattered_over_windows() -> None:
-    """A window is drawn from all of the store, not from one stretch of it."""
+    """A window holds rows from all of the store, not from one region."""
     order = Order(Grid(64 * 16, 16), views=(0,), window=16 * 8, seed=3)
     for window in range(order.num_windows):
         starts = sorted(run.rows[0] for run in order.runs(window))
         assert starts[-1] - starts[0] > 300
 
 
-# Laps: rows that come again and again
+# Repeated orders
 
 
 @given(epochs(), st.integers(2, 4))
 def test_laps_are_orders_one_after_another(epoch: dict[str, Any], count: int) -> None:
     if not list(rows_of(epoch)):
         return
-    laps = Laps(lambda lap: order_of(epoch, lap=lap))
+    laps = RepeatedOrder(lambda lap: order_of(epoch, repetition=lap))
     place = 0
     found: list[list[Item]] = []
     for lap in range(count):
         items = []
-        while place < (lap + 1) * laps.lap_rows:
+        while place < (lap + 1) * laps.period:
             window = laps.window_at(place)
             start, stop = laps.window_interval(window)
             assert start == place < stop <= place + laps.window_rows
@@ -142,7 +142,7 @@ def test_laps_are_orders_one_after_another(epoch: dict[str, Any], count: int) ->
 def test_each_lap_is_another_permutation() -> None:
     for window in (16, 64):  # several windows, and one that holds all
         epoch = {"num_rows": 50, "block_rows": 8, "views": (0,), "rows": None, "window": window}
-        laps = [tuple(positions(order_of(epoch, lap=lap))) for lap in range(4)]
+        laps = [tuple(positions(order_of(epoch, repetition=lap))) for lap in range(4)]
         assert len(set(laps)) == 4
 
 

@@ -1,4 +1,4 @@
-"""Does a read give the rows that were asked for, whatever the shape of the question?"""
+"""Reads of rows by slices, ranges and lists, and those that are refused."""
 
 import re
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from logitstore.storage.errors import ConfigError, ShardCorrupt
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Small blocks of one chunk."""
+    """Make a store of small blocks of one chunk."""
     return stores.make(tmp_path_factory.mktemp("reader") / "store.zarr")
 
 
 @pytest.fixture(scope="module")
 def chunked(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Blocks of two chunks, the last with rows in its first alone."""
+    """Make a store of blocks of two chunks; the last has rows in its first alone."""
     path = tmp_path_factory.mktemp("reader") / "chunked.zarr"
     return stores.make(path, rows=4500, block_rows=2048, teachers={"wide": stores.Teacher()}, names=False)
 
@@ -86,37 +86,38 @@ _SORT = "sort them, and leave out those that the store does not have"
 _NUMBERS = "pass one list of whole numbers"
 
 
-@pytest.mark.parametrize(
-    ("rows", "found", "remedy"),
-    [
-        ([37], "row 37", _SORT),
-        ([-1, 2], "row -1", _SORT),
-        ([5, 4], "rows that go down", _SORT),
-        (slice(None, None, -1), "rows that go down", _SORT),
-        (range(30, 40), "30 to 40", _SORT),
-        (range(-3, 3), "-3 to 3", _SORT),
-        (3, "an array of shape () and dtype int64", _NUMBERS),
-        ([[1, 2]], "an array of shape (1, 2) and dtype int64", _NUMBERS),
-        ([True, False], "an array of shape (2,) and dtype bool", "pass np.flatnonzero(mask)"),
-        ([0.5], "an array of shape (1,) and dtype float64", _NUMBERS),
-    ],
-)
-def test_rows_that_are_not_there_are_refused(made: Made, rows: Any, found: str, remedy: str) -> None:
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    "row 37 of 37": ([37], "row 37", _SORT),
+    "row -1": ([-1, 2], "row -1", _SORT),
+    "descending": ([5, 4], "rows that go down", _SORT),
+    "a descending slice": (slice(None, None, -1), "rows that go down", _SORT),
+    "a range beyond the end": (range(30, 40), "30 to 40", _SORT),
+    "a range before the start": (range(-3, 3), "-3 to 3", _SORT),
+    "a number": (3, "an array of shape () and dtype int64", _NUMBERS),
+    "two axes": ([[1, 2]], "an array of shape (1, 2) and dtype int64", _NUMBERS),
+    "a mask": ([True, False], "an array of shape (2,) and dtype bool", "pass np.flatnonzero(mask)"),
+    "fractions": ([0.5], "an array of shape (1,) and dtype float64", _NUMBERS),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_out_of_order_or_range_are_refused(made: Made, case: str) -> None:
+    rows, found, remedy = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         made.store.teachers["wide"].read(rows)
-    assert str(caught.value) == (
-        f"rows: expected a slice, or ascending integers from 0 to 36, found {found}; {remedy}"
-    )
+    error = caught.value
+    assert (error.where, error.found, error.remedy) == ("rows", found, remedy)
+    assert error.expected == "a slice, or ascending integers from 0 to 36"
 
 
 @pytest.mark.parametrize("view", [-1, 2])
-def test_views_that_are_not_there_are_refused(made: Made, view: int) -> None:
+def test_views_out_of_range_are_refused(made: Made, view: int) -> None:
     message = f"teachers/wide: view: expected 0 to 1, found {view}; choose a view that was captured"
     with pytest.raises(ConfigError, match=re.escape(message)):
         made.store.teachers["wide"].read(slice(None), view)
 
 
-def test_what_a_store_says_of_itself(made: Made) -> None:
+def test_the_attributes_of_a_store(made: Made) -> None:
     samples, wide = made.store.samples, made.store.teachers["wide"]
     assert (made.store.num_rows, made.store.num_classes, made.store.block_rows) == (37, 5, 8)
     assert np.array_equal(samples.labels, made.labels)

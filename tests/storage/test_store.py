@@ -1,4 +1,4 @@
-"""What does a store say when it is made, opened, expected, grown, or not one at all?"""
+"""Stores that are made, opened, expected and grown, and paths that hold none."""
 
 import json
 import re
@@ -39,52 +39,56 @@ def test_the_public_door() -> None:
 # Making one
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"labels": [0, 1], "num_rows": 20}, "labels: expected 20 rows, found 2; pass arrays of one length"),
-        ({"num_rows": 19}, "inputs: expected 19 rows, found 20"),
-        ({"ids": ["a"]}, "ids: expected 20 rows, found 1"),
-        ({"digests": np.zeros(3, np.uint64), "num_rows": 20}, "digests: expected 20 rows, found 3"),
-        (
-            {"inputs": None, "num_rows": 20},
-            "digests: expected what the rows' inputs are known by, found neither",
-        ),
-        ({"num_classes": None}, "num_classes: expected at least 2, found 0; check the transfer set"),
-        ({"num_classes": 1}, "num_classes: expected at least 2, found 1"),
-        ({"class_names": ["a", "b"]}, "class_names: expected 3 names, found 2; pass one a class"),
-        (
-            {"labels": [3] * 20},
-            "labels[0]: expected a class from 0 to 2, or -1 for unknown, found 3; mend the labels",
-        ),
-        (
-            {"labels": [0] * 19 + [-2]},
-            "labels[19]: expected a class from 0 to 2, or -1 for unknown, found -2",
-        ),
-        ({"labels": np.full(20, 0.5)}, "labels: expected one integer a row, found float64 of shape (20,)"),
-        ({"labels": np.array(["cat"] * 20)}, "labels: expected one integer a row, found <U3 of shape (20,)"),
-        (
-            {"labels": np.zeros((20, 1), np.int64)},
-            "labels: expected one integer a row, found int64 of shape (20, 1)",
-        ),
-        (
-            {"block_rows": 12},
-            "block_rows: expected a power of two, at most 89478485 for rows of 12 bytes, found 12",
-        ),
-        ({"block_rows": 1 << 30}, "block_rows: expected a power of two"),
-        (
-            {"inputs": INPUTS.astype(np.float64), "store_inputs": True},
-            "inputs: expected one of the dtypes uint8, int64, float16, float32, found float64; convert them",
-        ),
-        ({"inputs": INPUTS[:0]}, "num_rows: expected at least 1, found 0"),
-    ],
-)
-def test_what_makes_no_store_is_refused_and_leaves_nothing(
-    tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
+CLASS, INTEGERS = "a class from 0 to 2, or -1 for unknown", "one integer a row"
+POWER = "a power of two, at most 89478485 for rows of 12 bytes"
+DTYPES = "one of the dtypes uint8, int64, float16, float32"
+REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "too few labels": ({"labels": [0, 1], "num_rows": 20}, "labels", "20 rows", "2"),
+    "too many inputs": ({"num_rows": 19}, "inputs", "19 rows", "20"),
+    "too few ids": ({"ids": ["a"]}, "ids", "20 rows", "1"),
+    "too few digests": ({"digests": np.zeros(3, np.uint64), "num_rows": 20}, "digests", "20 rows", "3"),
+    "no inputs": ({"inputs": None, "num_rows": 20}, "digests", "digests or inputs", "neither"),
+    "no classes": ({"num_classes": None}, "num_classes", "at least 2", "0"),
+    "one class": ({"num_classes": 1}, "num_classes", "at least 2", "1"),
+    "too few names": ({"class_names": ["a", "b"]}, "class_names", "3 names", "2"),
+    "label 3 of 3": ({"labels": [3] * 20}, "labels[0]", CLASS, "3"),
+    "label -2": ({"labels": [0] * 19 + [-2]}, "labels[19]", CLASS, "-2"),
+    "fractions as labels": ({"labels": np.full(20, 0.5)}, "labels", INTEGERS, "float64 of shape (20,)"),
+    "names as labels": ({"labels": np.array(["cat"] * 20)}, "labels", INTEGERS, "<U3 of shape (20,)"),
+    "labels in two axes": (
+        {"labels": np.zeros((20, 1), np.int64)},
+        "labels",
+        INTEGERS,
+        "int64 of shape (20, 1)",
+    ),
+    "12 rows a block": ({"block_rows": 12}, "block_rows", POWER, "12"),
+    "2**30 rows a block": ({"block_rows": 1 << 30}, "block_rows", POWER, str(1 << 30)),
+    "float64 inputs": (
+        {"inputs": INPUTS.astype(np.float64), "store_inputs": True},
+        "inputs",
+        DTYPES,
+        "float64",
+    ),
+    "no rows": ({"inputs": INPUTS[:0]}, "num_rows", "at least 1", "0"),
+}
+REMEDIES = {
+    "too few labels": "pass arrays of one length",
+    "no inputs": "pass digests=logitstore.digest_rows(inputs), or inputs=…",
+    "no classes": "check the transfer set",
+    "too few names": "pass one a class",
+    "label 3 of 3": "correct the labels or the number of classes",
+    "float64 inputs": "convert them before they are digested, or do not store them",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_store_leaves_nothing(tmp_path: Path, case: str) -> None:
+    arguments, *fields = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         create_store(tmp_path / "store.zarr", **{"num_classes": 3, "inputs": INPUTS, **arguments})
-    assert message in str(caught.value)
+    error = caught.value
+    assert [error.where, error.expected, error.found] == fields
+    assert error.remedy == REMEDIES.get(case, error.remedy)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,7 +119,7 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"{tmp_path / name}: expected a path that is free, found {found}; choose another path, or move it away"
         )
-    with pytest.raises(StorageError, match="expected folders all the way, found a file on the way"):
+    with pytest.raises(StorageError, match="expected folders at every level of the path, found a file"):
         create_store(tmp_path / "file" / "store", num_classes=3, inputs=INPUTS)
     assert stores.tree_digest(tmp_path) == before
 
@@ -197,11 +201,11 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
         _ = store.teachers["wdie"]
     assert str(caught.value) == (
         f"{tmp_path / 'store'}: teachers/wdie: expected one of the sealed parts of this store under teachers "
-        "(wide, deep), found no such part; choose one of these, or make it first"
+        "(wide, deep), found 'wdie'; choose one of these, or make it first"
     )
     assert isinstance(caught.value, KeyError)
     assert "wdie" not in store.teachers and store.teachers.get("wdie") is None
-    with pytest.raises(PartNotFound, match=r"under clusters \(none\), found no such part"):
+    with pytest.raises(PartNotFound, match=r"under clusters \(none\), found 'x'"):
         store.clustering("x")
     stores.add_clustering(store)
     with pytest.raises(
@@ -292,7 +296,7 @@ def test_a_sealed_array_of_another_form_is_untrusted(tmp_path: Path) -> None:
 
 
 def test_a_root_reads_the_log_anew(tmp_path: Path) -> None:
-    """What another process seals is seen after a refresh, and not before."""
+    """A part that another process seals appears after a refresh, not before."""
     made = stores.make(tmp_path / "store", teachers={})
     other = open_root(made.path)
     stores.write_capture(made.store, "wide", stores.some_logits(1, 37, 5), Teacher(), made.inputs)
@@ -305,12 +309,12 @@ def test_a_root_reads_the_log_anew(tmp_path: Path) -> None:
 
 
 def again(path: Path, **changes: Any) -> Any:
-    """What a script with an inference loop of its own begins with."""
+    """Begin as a script with its own inference loop does."""
     arguments = {"num_classes": 3, "inputs": INPUTS, "labels": np.arange(20) % 3, "block_rows": 8, **changes}
     return logitstore.create_store(path, exist_ok=True, **arguments)
 
 
-def test_a_script_that_is_run_again_goes_on(tmp_path: Path) -> None:
+def test_a_script_that_is_run_again_resumes(tmp_path: Path) -> None:
     path = tmp_path / "store.zarr"
     with again(path).capture("wide", provenance={}) as capture:
         capture.write(next(capture.missing_blocks()), np.zeros((8, 3), np.float32))
@@ -328,11 +332,12 @@ def test_a_script_that_is_run_again_goes_on(tmp_path: Path) -> None:
         ({"inputs": INPUTS[::-1]}, r"row 0 .*expected an input with digest"),
         (
             {"inputs": INPUTS[:19], "labels": None},
-            "expected a store of 19 rows and 3 classes, or none, found one of 20",
+            "expected a store of 19 rows and 3 classes, or a free path",
         ),
-        ({"num_classes": 4}, "expected a store of 20 rows and 4 classes"),
+        ({"num_classes": 4}, "found a store of 20 rows and 3 classes"),
         ({"store_inputs": True}, "samples: expected"),
     ],
+    ids=["other inputs", "fewer rows", "more classes", "inputs stored"],
 )
 def test_another_transfer_set_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Negative controls."""

@@ -1,7 +1,7 @@
-"""Does a stream give every row exactly once, with what belongs to it, wherever it stops and goes on?
+"""Laws of a stream: every row exactly once, with its own inputs and logits, wherever it is interrupted.
 
-Hypothesis draws the store, the arguments and the interruption. `seen_by` gathers what a training loop would
-see, `flaws` (of test_order) says what is wrong with it, and broken streams must not get past either.
+Hypothesis draws the store, the arguments and the interruption. `items` and `assert_belongs` look at batches as a
+training loop does; broken streams must not pass them.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ VIEWS = 3
 
 @pytest.fixture(scope="module")
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Made]:
-    """A store of so many rows in such blocks: made once."""
+    """Return a function that makes a store of some rows and blocks once."""
     folder = tmp_path_factory.mktemp("streams")
 
     @lru_cache
@@ -59,7 +59,7 @@ def made_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int],
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """A store, and arguments for a stream of it."""
+    """Draw a store, and arguments for a stream of it."""
     rows, block_rows = draw(st.sampled_from([(1, 8), (5, 1), (16, 4), (37, 8), (100, 32), (61, 64)]))
     return {
         "store": (rows, block_rows),
@@ -77,7 +77,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def streams(made: Made, world_size: int, epoch: int = 0, **arguments: Any) -> list[Stream]:
-    """The stream of each rank, at an epoch."""
+    """Return the stream of each rank, at an epoch."""
     ranks = [made.store.stream(rank=rank, world_size=world_size, **arguments) for rank in range(world_size)]
     for stream in ranks:
         stream.set_epoch(epoch)
@@ -85,18 +85,18 @@ def streams(made: Made, world_size: int, epoch: int = 0, **arguments: Any) -> li
 
 
 def items(batches: Sequence[Batch]) -> list[Item]:
-    """(view, row) of every row in some batches."""
+    """Return (view, row) of every row in some batches."""
     return [item for batch in batches for item in zip(batch.views.tolist(), batch.rows.tolist(), strict=True)]
 
 
 def bits(batch: Batch) -> tuple[bytes, ...]:
-    """Every bit of a batch."""
+    """Return every bit of a batch."""
     arrays = [batch.rows, batch.views, batch.labels, *batch.logits.values()]
     return tuple(a.tobytes() for a in [*arrays, *([] if batch.inputs is None else [batch.inputs])])
 
 
 def asked_for(case: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
-    """The views and rows that an epoch of a case must hold."""
+    """Return the views and rows that an epoch of a case must hold."""
     views = case["arguments"]["views"]
     rows = case["arguments"]["rows"]
     chosen = {"all": list(range(VIEWS)), "cycle": [case["epoch"] % VIEWS]}.get(views, [views])
@@ -104,7 +104,7 @@ def asked_for(case: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
 
 
 def assert_belongs(made: Made, batch: Batch) -> None:
-    """Inputs, labels and logits are those of the batch's rows and views."""
+    """Assert that inputs, labels and logits are those of the batch's rows and views."""
     assert np.array_equal(batch.labels, made.labels[batch.rows])
     if batch.inputs is not None:
         assert np.array_equal(batch.inputs, made.inputs[batch.rows])
@@ -148,7 +148,7 @@ def test_the_same_arguments_give_the_same_bits(
 def test_the_order_knows_nothing_of_teachers_batches_or_world(
     made_store: Callable[[int, int], Made], case: dict[str, Any]
 ) -> None:
-    """Every rank goes through its rows in one and the same order, whatever its batch size and its teachers."""
+    """Every rank passes over its rows in the same order, whatever its batch size and teachers."""
     made = made_store(*case["store"])
     arguments = case["arguments"]
 
@@ -180,7 +180,7 @@ def test_restoring_at_every_batch_gives_the_same_tail(
     for batch in stream:
         batches.append(batch)
         states.append(stream.state_dict())
-    # The end of an epoch may be named in two ways: nothing left of it, or the whole of the next.
+    # The end of an epoch has two states: no row of it remains, or all of the next.
     for number, state in enumerate(states[: len(batches) + 1]):
         again = fresh()
         again.load_state_dict(json.loads(json.dumps(state)))
@@ -236,7 +236,7 @@ def test_drop_last_gives_full_batches_alone(made_store: Callable[[int, int], Mad
     assert len(set(seen)) == 32
 
 
-def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int], Made]) -> None:
+def test_epochs_advance_and_stay_where_they_are_set(made_store: Callable[[int, int], Made]) -> None:
     made = made_store(37, 8)
 
     def of_epoch(epoch: int) -> list[tuple[bytes, ...]]:
@@ -251,10 +251,8 @@ def test_epochs_go_on_and_stay_where_they_are_set(made_store: Callable[[int, int
     assert len({tuple(of_epoch(epoch)) for epoch in range(6)}) == 6
 
 
-def test_setting_the_epoch_of_a_state_keeps_what_is_left_of_it(
-    made_store: Callable[[int, int], Made],
-) -> None:
-    """A loop that goes on says which epoch it is in; accelerate says so by itself."""
+def test_setting_the_epoch_of_a_state_keeps_its_remainder(made_store: Callable[[int, int], Made]) -> None:
+    """A resumed loop sets its epoch; accelerate does so by itself."""
     made = made_store(37, 8)
     first = made.store.stream(batch_size=5, views=0)
     first.set_epoch(2)
@@ -323,10 +321,10 @@ def test_two_windows_and_no_more(
                 list(stream)
         sizes = [sum(array.nbytes for array in arrays.values()) for arrays in taken.values()]
         assert len(sizes) <= 2
-        places = stream.window_bytes // stream.row_bytes * 8
-        assert all(size + places <= stream.window_bytes for size in sizes)
-        if world_size == 1:  # what is said beforehand is what it takes
-            assert {size + places for size in sizes} == {stream.window_bytes}
+        index = stream.window_bytes // stream.row_bytes * 8
+        assert all(size + index <= stream.window_bytes for size in sizes)
+        if world_size == 1:  # the stated size is the real one
+            assert {size + index for size in sizes} == {stream.window_bytes}
 
 
 def test_memory_that_is_not_used_again_is_noticed(
@@ -363,7 +361,7 @@ def test_two_iterations_at_once_do_not_disturb_each_other(made_store: Callable[[
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> dict[str, Any]:
-    """A store of 100 rows, and arguments for a stream of strata of it."""
+    """Draw arguments for a stream of strata of a store of 100 rows."""
     border = draw(st.integers(1, 99))
     return {
         "strata": [list(range(border)), list(range(border, 100))],
@@ -380,7 +378,7 @@ def mixtures(draw: st.DrawFn) -> dict[str, Any]:
 def test_strata_and_shares_hold_in_every_batch(
     made_store: Callable[[int, int], Made], case: dict[str, Any], world_size: int, stop: float
 ) -> None:
-    """Also after an interruption, from the state of one rank; and the longest stratum is gone through."""
+    """Also after an interruption, from the state of one rank; every row of the longest stratum comes."""
     made = made_store(100, 32)
     border = len(case["strata"][0])
     shares = case["shares"] or [1, 1]
@@ -434,14 +432,14 @@ def test_a_stratum_that_fits_into_its_window_is_read_once(
     visits = Counter(row for batch in stream for row in batch.rows[:4].tolist())
     assert set(visits) == {1, 40, 70}
     assert sum(visits.values()) == 100
-    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four laps
+    assert asked[1] == 2 * 3  # two teachers, three runs; thirty-four repetitions
 
 
 # Inputs from a transfer set, and augmented ones
 
 
 class Examples:
-    """A transfer set that counts how it is asked."""
+    """A transfer set that records the examples it is asked for."""
 
     def __init__(self, inputs: NDArray[Any]) -> None:
         self.inputs = inputs
@@ -457,7 +455,7 @@ class Examples:
 
 @pytest.fixture
 def augmented(tmp_path: Path) -> Made:
-    """A store without inputs, of a teacher that saw augmented ones from view 1 on."""
+    """Make a store without inputs, of a teacher that saw augmented ones from view 1 on."""
     teachers = {"wide": Teacher(views=3, augmented=True), "plain": Teacher(views=3)}
     return stores.make(tmp_path / "augmented.zarr", teachers=teachers, store_inputs=False, names=False)
 
@@ -532,10 +530,10 @@ def test_augmented_views_need_their_augmentation(augmented: Made) -> None:
     examples = Examples(augmented.inputs)
     with pytest.raises(ConfigError) as caught:
         augmented.store.stream(teachers=["wide"], transfer_set=examples)
-    assert str(caught.value) == (
-        "augment: expected the function that made views [1, 2] of the inputs, found none; "
-        "pass augment=…, or views=0, or inputs=False where you need no inputs"
-    )
+    error = caught.value
+    assert (error.where, error.found) == ("augment", "None")
+    assert error.expected == "the function that made views [1, 2] of the inputs"
+    assert error.remedy == "pass augment=…, or views=0, or inputs=False if you need no inputs"
     assert len(list(augmented.store.stream(teachers=["wide"], views=0, transfer_set=examples)))
     assert len(list(augmented.store.stream(teachers=["wide"], inputs=False)))
 
@@ -566,116 +564,93 @@ def test_a_single_view_is_not_mixed_either(tmp_path: Path) -> None:
 # Arguments and states that are wrong
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, found 0"),
-        ({"window": 0}, "window: expected an integer of at least 1, found 0"),
-        ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
-        ({"seed": 2**64}, "seed: expected less than 2**64"),
-        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found 2"),
-        ({"views": 3}, 'views: expected "all", "cycle" or a view from 0 to 2, found 3'),
-        ({"views": "both"}, "found 'both'; choose one that every teacher"),
-        (
-            {"rows": [3, 2]},
-            "rows: expected a slice, or ascending integers from 0 to 36, found rows that go down",
-        ),
-        ({"rows": [1, 37]}, "found row 37; sort them, and leave out those that the store does not have"),
-        ({"rows": [-1, 3]}, "found row -1"),
-        ({"rank": -1, "world_size": 2}, "rank: expected 0 to 1 (world_size 2), found -1; pass the rank of"),
-        ({"shares": [1, 1]}, "shares: expected strata to share out, found none; pass strata=[…], too"),
-        (
-            {"strata": [[1, 2]]},
-            "strata: expected a list of two or more selections of rows, found [[1, 2]]; use",
-        ),
-        (
-            {"strata": [[1], [1.5]]},
-            "strata[1]: expected a slice, or ascending integers from 0 to 36, found an array",
-        ),
-        (
-            {"strata": [[1], [2]], "shares": [1e308, 1e308]},
-            "shares: expected 2 positive numbers, one a stratum",
-        ),
-        (
-            {"rows": np.ones(37, bool)},
-            "found an array of shape (37,) and dtype bool; pass np.flatnonzero(mask)",
-        ),
-        ({"strata": [[1], []]}, "strata[1]: expected rows, found none; leave the stratum out"),
-        ({"strata": [[1], [40]]}, "found row 40"),
-        ({"strata": [[1], [2]], "rows": [1]}, "rows: expected either rows or strata, found both"),
-        (
-            {"strata": [[1], [2]], "shares": [1]},
-            "shares: expected 2 positive numbers, one a stratum, found [1]",
-        ),
-        ({"strata": [[1], [2]], "shares": [1, -1]}, "shares: expected 2 positive numbers"),
-        (
-            {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
-            "batch_size: expected a row of each of 2 strata",
-        ),
-        ({"teachers": "wide"}, "teachers: expected a list of names, found 'wide'; pass ['wide']"),
-    ],
+WHOLE, VIEW = "an integer of at least 1", '"all", "cycle" or a view from 0 to 2'
+ROWS, SHARES = "a slice, or ascending integers from 0 to 36", "2 positive numbers, one a stratum"
+STRATA, DATA_SET = (
+    "a list of two or more selections of rows",
+    "a data set with a length and examples by number",
 )
-def test_wrong_arguments_are_refused(
-    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        made_store(37, 8).store.stream(**arguments)
-    assert message in str(caught.value)
+RANK = "0 to 1 (world_size 2)"
+ARRAY = "an array of shape ({},) and dtype {}".format
+REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "batch size 0": ({"batch_size": 0}, "batch_size", WHOLE, "0"),
+    "no batch size": ({"batch_size": None}, "batch_size", WHOLE, "None"),
+    "batch size True": ({"batch_size": True}, "batch_size", WHOLE, "True"),
+    "window 0": ({"window": 0}, "window", WHOLE, "0"),
+    "seed -1": ({"seed": -1}, "seed", "an integer of at least 0", "-1"),
+    "seed 2**64": ({"seed": 2**64}, "seed", "less than 2**64", str(2**64)),
+    "no seed": ({"seed": None}, "seed", "an integer of at least 0", "None"),
+    "no world": ({"world_size": None}, "world_size", WHOLE, "None"),
+    "rank 2 of 2": ({"rank": 2, "world_size": 2}, "rank", RANK, "2"),
+    "rank -1": ({"rank": -1, "world_size": 2}, "rank", RANK, "-1"),
+    "rank as text": ({"rank": "0"}, "rank", "0 to 0 (world_size 1)", "'0'"),
+    "shuffle as text": ({"shuffle": "no"}, "shuffle", "True or False", "'no'"),
+    "drop_last 1": ({"drop_last": 1}, "drop_last", "True or False", "1"),
+    "temperature as text": ({"temperature": "2"}, "temperature", "a finite number above 0", "'2'"),
+    "view 3 of 3": ({"views": 3}, "views", VIEW, "3"),
+    "views as another word": ({"views": "both"}, "views", VIEW, "'both'"),
+    "views as an array": ({"views": np.array([0, 1])}, "views", VIEW, "array([0, 1])"),
+    "rows descending": ({"rows": [3, 2]}, "rows", ROWS, "rows that go down"),
+    "row 37 of 37": ({"rows": [1, 37]}, "rows", ROWS, "row 37"),
+    "row -1": ({"rows": [-1, 3]}, "rows", ROWS, "row -1"),
+    "rows as a mask": ({"rows": np.ones(37, bool)}, "rows", ROWS, ARRAY(37, "bool")),
+    "rows of rows": ({"rows": [[1, 2], [3]]}, "rows", ROWS, "[[1, 2], [3]]"),
+    "rows and strata": ({"strata": [[1], [2]], "rows": [1]}, "rows", "rows or strata", "both"),
+    "one stratum": ({"strata": [[1, 2]]}, "strata", STRATA, "[[1, 2]]"),
+    "strata as a number": ({"strata": 5}, "strata", STRATA, "5"),
+    "a stratum of fractions": ({"strata": [[1], [1.5]]}, "strata[1]", ROWS, ARRAY(1, "float64")),
+    "an empty stratum": ({"strata": [[1], []]}, "strata[1]", "1 row or more", "0"),
+    "a stratum with row 40": ({"strata": [[1], [40]]}, "strata[1]", ROWS, "row 40"),
+    "shares without strata": ({"shares": [1, 1]}, "shares", "strata", "None"),
+    "too few shares": ({"strata": [[1], [2]], "shares": [1]}, "shares", SHARES, "[1]"),
+    "a negative share": ({"strata": [[1], [2]], "shares": [1, -1]}, "shares", SHARES, "[1, -1]"),
+    "shares that overflow": (
+        {"strata": [[1], [2]], "shares": [1e308, 1e308]},
+        "shares",
+        SHARES,
+        "[1e+308, 1e+308]",
+    ),
+    "shares as text": ({"strata": [[1], [2]], "shares": "ab"}, "shares", SHARES, "'ab'"),
+    "a share None": ({"strata": [[1], [2]], "shares": [None, 1]}, "shares", SHARES, "[None, 1]"),
+    "one number of shares": ({"strata": [[1], [2]], "shares": 0.5}, "shares", SHARES, "0.5"),
+    "a stratum without a row": (
+        {"strata": [[1], [2]], "shares": [1, 99], "batch_size": 8},
+        "batch_size",
+        "a row of each of 2 strata in every batch",
+        "8, of which stratum 0 has 0.08",
+    ),
+    "teachers as a name": ({"teachers": "wide"}, "teachers", "a list of names", "'wide'"),
+    "teachers as a number": ({"teachers": 5}, "teachers", "a list of names", "5"),
+    "augment 5": ({"augment": 5}, "augment", "a function", "5"),
+    "transfer set 5": ({"transfer_set": 5}, "transfer_set", DATA_SET, "int"),
+    "a short transfer set": (
+        {"transfer_set": [1, 2]},
+        "transfer_set",
+        "at least 37 examples, as in the transfer set of the store",
+        "2",
+    ),
+}
+REMEDIES = {
+    "rank -1": "pass the rank of this process",
+    "views as another word": "choose a view that every teacher of this stream has",
+    "row 37 of 37": "sort them, and leave out those that the store does not have",
+    "rows as a mask": "pass np.flatnonzero(mask)",
+    "one stratum": "use rows=…",
+    "shares without strata": "pass strata=[…], too",
+    "an empty stratum": "leave out the stratum",
+    "teachers as a name": "pass ['wide']",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": None}, "batch_size: expected an integer of at least 1, found None"),
-        ({"batch_size": True}, "batch_size: expected an integer of at least 1, found True"),
-        ({"world_size": None}, "world_size: expected an integer of at least 1, found None"),
-        ({"seed": None}, "seed: expected an integer of at least 0, found None"),
-        ({"rank": "0"}, "rank: expected 0 to 0 (world_size 1), found '0'"),
-        ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
-        ({"drop_last": 1}, "drop_last: expected True or False, found 1"),
-        ({"temperature": "2"}, "temperature: expected a finite number above 0, found '2'"),
-        (
-            {"views": np.array([0, 1])},
-            'views: expected "all", "cycle" or a view from 0 to 2, found array([0, 1])',
-        ),
-        ({"teachers": 5}, "teachers: expected a list of names, found 5"),
-        ({"strata": 5}, "strata: expected a list of two or more selections of rows, found 5"),
-        (
-            {"strata": [[1], [2]], "shares": "ab"},
-            "shares: expected 2 positive numbers, one a stratum, found 'ab'",
-        ),
-        ({"strata": [[1], [2]], "shares": [None, 1]}, "shares: expected 2 positive numbers, one a stratum"),
-        (
-            {"strata": [[1], [2]], "shares": 0.5},
-            "shares: expected 2 positive numbers, one a stratum, found 0.5",
-        ),
-        ({"augment": 5}, "augment: expected a function, found 5"),
-        (
-            {"transfer_set": 5},
-            "transfer_set: expected a data set with a length and examples by number, found int",
-        ),
-        (
-            {"transfer_set": [1, 2]},
-            "transfer_set: expected at least 37 examples, as the store was made from, found 2",
-        ),
-        (
-            {"rows": [[1, 2], [3]]},
-            "rows: expected a slice, or ascending integers from 0 to 36, found [[1, 2], [3]]",
-        ),
-    ],
-)
-def test_arguments_of_other_types_are_refused(
-    made_store: Callable[[int, int], Made], arguments: dict[str, Any], message: str
-) -> None:
-    """As a user meets them, for whom nobody checks annotations."""
-    made = made_store(37, 8)
-    capture = {} if "teachers" in arguments else dict(made.store.teachers)
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_arguments_are_refused(made_store: Callable[[int, int], Made], case: str) -> None:
+    """Without the checks of annotations, as for a user."""
+    arguments, where, expected, found = REFUSED[case]
     with unchecked(), pytest.raises(ConfigError) as caught:
-        if "teachers" in arguments:
-            made.store.stream(**arguments)
-        else:
-            Stream(made.store.root, capture, **{"batch_size": 8, **arguments})
-    assert message in str(caught.value)
+        made_store(37, 8).store.stream(**arguments)
+    error = caught.value
+    assert (error.where, error.expected, error.found) == (where, expected, found)
+    assert error.remedy == REMEDIES.get(case, error.remedy)
 
 
 def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callable[[int, int], Made]) -> None:
@@ -722,7 +697,7 @@ def test_a_teacher_that_is_not_there_is_named(made_store: Callable[[int, int], M
 def test_a_state_of_another_order_is_refused(
     made_store: Callable[[int, int], Made], other: dict[str, Any], key: str
 ) -> None:
-    """Its positions would mean other rows, and some would come twice and others never."""
+    """Its positions would be those of other rows: some would come twice and others never."""
     stream = made_store(37, 8).store.stream(batch_size=5)
     next(iter(stream))
     state = stream.state_dict()

@@ -329,7 +329,8 @@ def test_a_k_beyond_the_classes_is_refused() -> None:
 def test_a_temperature_that_is_none_is_refused(temperature: float | None) -> None:
     stored = TopK(2).encode(like_a_teacher(2, 5), 0, "x")
     with pytest.raises(
-        ConfigError, match="temperature: expected the temperature at which the logits will be used"
+        ConfigError,
+        match="temperature: expected a temperature from 1e-06: top-k rows decode differently at each",
     ):
         TopK(2).decode(stored, 5, temperature)
 

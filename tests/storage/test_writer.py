@@ -1,8 +1,7 @@
-"""Is a resumed capture the same bytes, and is what does not belong together refused?
+"""Captures that are resumed are the same bytes, and captures that do not belong together are refused.
 
-Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two
-write the same capture at once. The tree must be the one that an uninterrupted writer leaves, name for name
-and byte for byte.
+Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two write the same
+capture at once. The tree must equal that of an uninterrupted writer, name for name and byte for byte.
 """
 
 import os
@@ -47,13 +46,13 @@ ROWS, BLOCK_ROWS, CLASSES = 61, 8, 5
 
 
 def empty_store(path: Path) -> Made:
-    """A store with samples and no teachers."""
+    """Make a store with samples and no teachers."""
     return stores.make(path, rows=ROWS, block_rows=BLOCK_ROWS, teachers={})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The tree that an uninterrupted writer leaves."""
+    """Return the tree of an uninterrupted writer."""
     made = empty_store(tmp_path_factory.mktemp("whole") / "store.zarr")
     write(made.store)
     return stores.tree(made.path)
@@ -61,12 +60,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it has written, synced or not; only a killed machine does."""
+    """Skip fsync: a killed process loses nothing that it has written, only a killed machine does."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 def write(store: Store) -> None:
-    """What the processes of this file write."""
+    """Write the capture of these tests."""
     logits = stores.some_logits(2, ROWS, CLASSES)
     stores.write_capture(store, "wide", logits, TEACHER, stores.some_inputs(ROWS))
 
@@ -93,7 +92,7 @@ print("sealed")
 
 
 def start(path: Path, pause: float) -> subprocess.Popen[str]:
-    """A process that writes what is missing of the capture, `pause` seconds before each object."""
+    """Start a process that writes the rest of the capture, `pause` seconds before each object."""
     command = [sys.executable, "-c", WRITER, str(path), str(TESTS), str(pause)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -104,12 +103,12 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def objects(path: Path) -> int:
-    """How many files the capture has so far."""
+    """Count the files of the capture so far."""
     return sum(len(folders) + len(files) for _, folders, files in os.walk(path / "teachers"))
 
 
 def test_killed_anywhere_and_resumed_is_the_same_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Fifteen kills, each at a random object of what is left, over as few captures as that takes."""
+    """Fifteen kills, each at a random object that is still to come, over as few captures as needed."""
     rng, kills, total = random.Random(4), 0, len(whole)
     captures = 0
     while kills < 15:
@@ -126,7 +125,7 @@ def test_killed_anywhere_and_resumed_is_the_same_bytes(whole: dict[str, bytes], 
                 break
             kills += 1
             if (path / "teachers/wide/__logitstore__/spec.json").exists():
-                with pytest.raises(StoreIncomplete, match="found one that was interrupted"):
+                with pytest.raises(StoreIncomplete, match="found an unfinished part"):
                     _ = open_store(path).teachers["wide"]
         write(open_store(path))
         assert stores.tree(path) == whole
@@ -153,7 +152,7 @@ def test_two_processes_and_one_is_killed(whole: dict[str, bytes], tmp_path: Path
 
 
 def test_a_clock_in_the_spec_is_caught(whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Negative control: a writer that writes down when it ran is not the same bytes."""
+    """Negative control: a writer that notes the time is not the same bytes."""
     made = empty_store(tmp_path / "store.zarr")
     logits = stores.some_logits(2, ROWS, CLASSES)
     said = stores.provenance("wide", Teacher(views=2))
@@ -182,7 +181,7 @@ def test_blocks_may_come_in_any_order(whole: dict[str, bytes], tmp_path: Path) -
 
 
 def interrupted(path: Path) -> Made:
-    """A capture of which two blocks are missing, and one of these has its shards already."""
+    """Make a capture that lacks two blocks, one of which has its shards already."""
     made = empty_store(path)
     write(made.store)
     part = path / "teachers" / "wide"
@@ -222,7 +221,7 @@ def test_a_torn_shard_without_a_record_is_written_again(
     assert stores.tree(path) == whole
 
 
-def test_what_killed_writers_left_in_staging_is_tidied(whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_staged_files_of_killed_writers_are_deleted(whole: dict[str, bytes], tmp_path: Path) -> None:
     path = interrupted(tmp_path / "store.zarr").path
     for folder in (path / "__logitstore__/tmp", path / "teachers/wide/__logitstore__/tmp"):
         folder.mkdir()
@@ -231,53 +230,47 @@ def test_what_killed_writers_left_in_staging_is_tidied(whole: dict[str, bytes], 
     assert stores.tree(path) == whole
 
 
-# What does not belong together
+# Captures that do not belong together
 
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Made:
-    """A store with the first block of a capture."""
+    """Make a store with the first block of a capture."""
     made = empty_store(tmp_path / "store.zarr")
     capture = made.store.capture("wide", provenance={"teacher": {"weights": "aa", "args": {"hidden": 8}}})
     capture.write(range(8), stores.some_logits(1, 8, CLASSES)[0])
     return made
 
 
-@pytest.mark.parametrize(
-    ("other", "expected", "found"),
-    [
-        (
-            {"provenance": {"teacher": {"weights": "bb", "args": {"hidden": 8}}}},
-            "teacher.weights = 'aa', with which it was begun",
-            "'bb'",
-        ),
-        (
-            {"provenance": {"teacher": {"weights": "aa", "args": {"hidden": 9}}}},
-            "teacher.args.hidden = 8, with which it was begun",
-            "9",
-        ),
-        ({"views": 2}, "views = 1, with which it was begun", "2"),
-        ({"encoding": "float32"}, "encoding.kind = 'float16', with which it was begun", "'float32'"),
-        ({"classes": [4, 3, 2, 1, 0]}, "the same classes with which it was begun", "another"),
-        ({"classes": [0, 1, 2, 3]}, "the same logits with which it was begun", "another"),
-    ],
-)
-def test_another_capture_under_the_same_name_is_refused(
-    begun: Made, other: dict[str, Any], expected: str, found: str
-) -> None:
+def other_teacher(weights: str, hidden: int) -> dict[str, Any]:
+    return {"teacher": {"weights": weights, "args": {"hidden": hidden}}}
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "other weights": ({"provenance": other_teacher("bb", 8)}, "teacher.weights = 'aa'", "'bb'"),
+    "other arguments": ({"provenance": other_teacher("aa", 9)}, "teacher.args.hidden = 8", "9"),
+    "more views": ({"views": 2}, "views = 1", "2"),
+    "another encoding": ({"encoding": "float32"}, "encoding.kind = 'float16'", "'float32'"),
+    "other classes": ({"classes": [4, 3, 2, 1, 0]}, "the classes", "other classes"),
+    "fewer classes": ({"classes": [0, 1, 2, 3]}, "the logits", "other logits"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_capture_under_the_same_name_is_refused(begun: Made, case: str) -> None:
+    other, expected, found = OTHERS[case]
     before = stores.tree_digest(begun.path)
-    arguments = {"provenance": {"teacher": {"weights": "aa", "args": {"hidden": 8}}}, **other}
     with pytest.raises(SpecMismatch) as caught:
-        begun.store.capture("wide", **arguments)
-    assert str(caught.value).startswith(
-        f"{begun.path}: teachers/wide: expected {expected}, found {found}; change it back, or give what is new another name"
-    )
+        begun.store.capture("wide", **{"provenance": other_teacher("aa", 8), **other})
+    error = caught.value
+    assert (error.where, error.found) == (f"{begun.path}: teachers/wide", found)
+    assert re.fullmatch(re.escape(expected) + ",? with which it was begun", error.expected)
+    assert error.remedy.startswith("change it back, or choose another name")
     assert stores.tree_digest(begun.path) == before
 
 
 def test_notes_are_not_compared(begun: Made) -> None:
-    said = {"teacher": {"weights": "aa", "args": {"hidden": 8}}}
-    capture = begun.store.capture("wide", provenance=said, notes={"torch": "99.0"})
+    capture = begun.store.capture("wide", provenance=other_teacher("aa", 8), notes={"torch": "99.0"})
     assert next(capture.missing_blocks()) == range(8, 16)
 
 
@@ -310,48 +303,61 @@ def test_an_exception_in_the_loop_seals_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreIncomplete) as caught:
         _ = made.store.teachers["wide"]
     assert str(caught.value) == (
-        f"{made.path}: teachers/wide: expected a sealed part, found one that was interrupted (1 of 8 blocks are there); "
-        "run what was writing it (`logitstore cache`, `run` or `compress`) again: it goes on where it stopped"
+        f"{made.path}: teachers/wide: expected a sealed part, found an unfinished part (1 of 8 blocks); "
+        "run the command that writes it (`logitstore cache`, `run` or `compress`) again to resume it"
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"rows": range(1, 9)},
-            "teachers/wide: rows: expected the rows of one block (8 from a multiple of that)",
-        ),
-        ({"rows": range(16)}, "found 0 to 16; write what missing_blocks() names"),
-        ({"rows": range(56, 64)}, "found 56 to 64"),
-        ({"rows": slice(0, 7)}, "found 0 to 7"),
-        ({"rows": range(-8, 0)}, "found -8 to 0"),
-        ({"view": 1}, "teachers/wide: view: expected 0 to 0, found 1; begin with more views"),
-        (
-            {"logits": np.zeros((8, 4), np.float32)},
-            "expected floating logits of shape (8, 5) (rows, classes), found",
-        ),
-        (
-            {"logits": np.zeros((8, 5), np.int64)},
-            "found int64 of shape (8, 5); use a teacher with the classes of",
-        ),
-        (
-            {"logits": np.zeros((7, 5), np.float32)},
-            "teacher 'wide', view 0, rows 0 to 7: expected floating logits",
-        ),
-        (
-            {"seen": np.zeros(7, np.uint64)},
-            "teachers/wide/seen: expected uint64 of shape (8,), found uint64 of",
-        ),
-    ],
+BLOCK, SHAPE = (
+    "the rows of one block (8 from a multiple of that)",
+    "floating logits of shape (8, 5) (rows, classes)",
 )
-def test_wrong_blocks_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+WRONG_BLOCKS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "rows 1 to 9": ({"rows": range(1, 9)}, "teachers/wide: rows", BLOCK, "1 to 9"),
+    "two blocks": ({"rows": range(16)}, "teachers/wide: rows", BLOCK, "0 to 16"),
+    "beyond the end": ({"rows": range(56, 64)}, "teachers/wide: rows", BLOCK, "56 to 64"),
+    "half a block": ({"rows": slice(0, 7)}, "teachers/wide: rows", BLOCK, "0 to 7"),
+    "before the start": ({"rows": range(-8, 0)}, "teachers/wide: rows", BLOCK, "-8 to 0"),
+    "view 1 of 1": ({"view": 1}, "teachers/wide: view", "0 to 0", "1"),
+    "too few classes": (
+        {"logits": np.zeros((8, 4), np.float32)},
+        "teacher 'wide', view 0, rows 0 to 7",
+        SHAPE,
+        "float32 of shape (8, 4)",
+    ),
+    "integers": (
+        {"logits": np.zeros((8, 5), np.int64)},
+        "teacher 'wide', view 0, rows 0 to 7",
+        SHAPE,
+        "int64 of shape (8, 5)",
+    ),
+    "too few rows": (
+        {"logits": np.zeros((7, 5), np.float32)},
+        "teacher 'wide', view 0, rows 0 to 7",
+        SHAPE,
+        "float32 of shape (7, 5)",
+    ),
+    "too few digests": (
+        {"seen": np.zeros(7, np.uint64)},
+        "teachers/wide/seen",
+        "uint64 of shape (8,)",
+        "uint64 of shape (7,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BLOCKS)
+def test_wrong_blocks_are_refused(tmp_path: Path, case: str) -> None:
+    arguments, where, *fields = WRONG_BLOCKS[case]
     made = empty_store(tmp_path / "store.zarr")
     before = stores.tree_digest(made.path)
     capture = made.store.capture("wide", provenance={})
     good: dict[str, Any] = {"rows": range(8), "logits": np.zeros((8, 5), np.float32)}
-    with pytest.raises((ConfigError, BadLogitsError, BadDataError), match=re.escape(message)):
+    with pytest.raises((ConfigError, BadLogitsError, BadDataError)) as caught:
         capture.write(**good | arguments)
+    error = caught.value
+    assert error.where.removeprefix(f"{made.path}: ") == where
+    assert [error.expected, error.found] == fields
     assert stores.tree_digest(made.path) == before
 
 
@@ -373,7 +379,7 @@ def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"name": "Wide"}, "capture: expected a name of 1 to 64 of a-z, 0-9, '.', '_' and '-'"),
-        ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture one"),
+        ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture at least 1 view"),
         (
             {"encoding": "float8"},
             "encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
@@ -393,7 +399,7 @@ def test_wrong_captures_are_refused(tmp_path: Path, arguments: dict[str, Any], m
         made.store.capture(**{"name": "wide", "provenance": {}, **arguments})
 
 
-def test_an_augmented_capture_must_say_what_was_seen(tmp_path: Path) -> None:
+def test_an_augmented_capture_needs_the_digests_of_its_inputs(tmp_path: Path) -> None:
     made = empty_store(tmp_path / "store.zarr")
     capture = made.store.capture("wide", provenance={"augmentation": dict(stores.AUGMENTATION)})
     with pytest.raises(ConfigError, match=r"pass seen=digest_rows\(inputs\) with what the teacher was given"):
@@ -424,7 +430,7 @@ def samples_writer(store: Store) -> SamplesWriter:
         "digest_of": "array",
         "label_kind": "class",
     }
-    return SamplesWriter(store.root, identity=identity, input_shape=(3, 2), input_dtype="uint8")
+    return SamplesWriter(store.root, identity=identity, example=np.zeros((3, 2), np.uint8))
 
 
 def write_samples(writer: SamplesWriter, rows: range, **other: Any) -> None:
@@ -440,7 +446,7 @@ def write_samples(writer: SamplesWriter, rows: range, **other: Any) -> None:
 
 @pytest.fixture
 def half(tmp_path: Path) -> Store:
-    """A store whose samples were interrupted after a block."""
+    """Make a store whose samples were interrupted after a block."""
     store = Store(create_root(tmp_path / "half.zarr", RootAttributes(ROWS, CLASSES, BLOCK_ROWS)))
     write_samples(samples_writer(store), range(8))
     return store
@@ -491,7 +497,7 @@ def test_a_committed_block_that_vanished_is_said(half: Store) -> None:
     (half.path / "samples/digest/c.0").unlink()
     with (
         lease(Folder(half.path / "samples")),
-        pytest.raises(ShardMissing, match="expected the shard of a block that was committed, found no file"),
+        pytest.raises(ShardMissing, match="expected the shard of a committed block, found no file"),
     ):
         write_samples(samples_writer(half), range(8))  # another writer is at work: nothing is recovered
 
@@ -504,9 +510,7 @@ def test_a_writer_that_is_alone_makes_a_block_again_that_vanished(half: Store) -
 
 
 def test_no_capture_rests_on_samples_that_are_not_sealed(half: Store) -> None:
-    with pytest.raises(
-        StoreIncomplete, match=r"samples: expected a sealed part, found one that was interrupted"
-    ):
+    with pytest.raises(StoreIncomplete, match=r"samples: expected a sealed part, found an unfinished part"):
         half.capture("wide", provenance={}).write(range(8), np.zeros((8, 5), np.float32))
 
 

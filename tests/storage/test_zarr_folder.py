@@ -22,8 +22,9 @@ from zarr.core.buffer import cpu
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from logitstore.storage.api import open_store
-from logitstore.storage.backends.local import Folder
-from logitstore.storage.backends.remote import ZarrFolder, folder_at
+from logitstore.storage.backends.local import Folder, writable
+from logitstore.storage.backends.place import Place
+from logitstore.storage.backends.remote import RemoteFolder, folder_at
 from logitstore.storage.errors import (
     ConfigError,
     LimitExceeded,
@@ -217,7 +218,7 @@ def test_a_folder_answers_as_one_on_the_disk_does(tmp_path: Path, locate: Locate
         (path / key).parent.mkdir(parents=True, exist_ok=True)
         (path / key).write_bytes(data)
     here, there = Folder(path), folder_at(locate(path))
-    assert isinstance(there, ZarrFolder)
+    assert isinstance(there, RemoteFolder)
     for mine, other in ((here, there), (here.sub("a"), there.sub("a"))):
         for key in ("a/b/c.0", "b/c.0", "zarr.json", "empty", "a/empty", "c", "zarr.json/c"):
             assert mine.exists(key) == other.exists(key), key
@@ -241,12 +242,12 @@ def test_a_folder_answers_as_one_on_the_disk_does(tmp_path: Path, locate: Locate
 SPANS = [(0, 4), (3, 4), (8, 9), (20, 1), (0, 0), (0, 10), (10, 1)]
 
 
-def _into(folder: Folder, key: str, offset: int, length: int) -> tuple[int, bytes]:
+def _into(folder: Place, key: str, offset: int, length: int) -> tuple[int, bytes]:
     data = bytearray()
     return folder.read_through(key, offset, length, lambda piece: data.extend(piece.tobytes())), bytes(data)
 
 
-def _outcome(call: Callable[[Any], Any], folder: Folder) -> object:
+def _outcome(call: Callable[[Any], Any], folder: Place) -> object:
     try:
         return call(folder)
     except (LimitExceeded, FileNotFoundError) as error:
@@ -404,13 +405,14 @@ def test_writing_is_refused_before_anything_else(whole: Path, locate: Locate) ->
     for write in (
         lambda: store.capture("new", provenance={}),
         lambda: store.write_clustering("new", {}, identity={}),
-        lambda: store.root.folder.put_new("x", b""),
-        lambda: store.root.folder.remove("zarr.json"),
-        lambda: store.root.folder.free_bytes(),
-        lambda: store.root.folder.sub("samples").sweep(),
+        lambda: store.root.tidy_up(),
+        lambda: writable(store.root.folder),
+        lambda: writable(store.root.folder.sub("samples")),
     ):
         with pytest.raises(ConfigError, match="copy it to a local disk, write there"):
             write()
+    for name in ("put_new", "stage", "remove", "sweep", "tidy", "sync", "directory", "free_bytes"):
+        assert hasattr(Folder, name) and not hasattr(RemoteFolder, name), name
     assert stores.read_everything(whole)
 
 

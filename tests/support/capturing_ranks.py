@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from logitstore.pipeline.cache.stage import cache
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.runtime.ranks import joined
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import NewObject
 from logitstore.storage.errors import LogitStoreError
 from support import experiments
@@ -37,13 +37,7 @@ def captured(base: Path, folder: Path, kill_at: int | None) -> None:
     NewObject.publish = puts.counted(NewObject.publish)  # type: ignore[method-assign]
     os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
     with joined(60.0) as ranks:
-        cache(
-            experiments.parsed(document(), base),
-            folder / "store.zarr",
-            Models(folder / "models"),
-            device="cpu",
-            ranks=ranks,
-        )
+        cache(Workspace.of_folder(experiments.parsed(document(), base), folder, device="cpu", ranks=ranks))
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
 
 

@@ -21,6 +21,6 @@ CLASSES = 30
 
 
 def make(path: Path, captures: tuple[str, ...] = tuple(ENCODINGS), **arguments: Any) -> Made:
-    """A store with a capture of each encoding, two views each."""
+    """Make a store with a capture of each encoding, two views each."""
     teachers = {name: Teacher(views=2, encoding=ENCODINGS[name]) for name in captures}
     return stores.make(path, classes=CLASSES, teachers=teachers, **arguments)

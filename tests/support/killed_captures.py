@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from logitstore.pipeline.cache import capture as capture_pass
 from logitstore.pipeline.cache import stage
-from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import NewObject
 from support import experiments
 from support.children import Child, Countdown, die
@@ -28,11 +29,11 @@ def capture(
     puts, runs = Countdown(put), Countdown(logits)
     os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
     NewObject.publish = puts.counted(NewObject.publish, after=after)  # type: ignore[method-assign]
-    stage.teacher_logits = runs.counted(stage.teacher_logits)
+    capture_pass.teacher_logits = runs.counted(capture_pass.teacher_logits)
     if logits == 0:
         stage.try_out = lambda *arguments: die()
     experiment = experiments.parsed(experiments.document(), base)
-    stage.cache(experiment, folder / "store.zarr", Models(folder / "models"), device="cpu")
+    stage.cache(Workspace.of_store(experiment, folder / "store.zarr", folder / "models", device="cpu"))
     (folder / "counts.json").write_text(json.dumps({"put": puts.count, "logits": runs.count}))
 
 

@@ -14,13 +14,14 @@ Item = tuple[int, int]
 
 
 def flaws(found: Iterable[Item], views: Sequence[int], rows: Iterable[int]) -> dict[Item, int]:
-    """How often too often (or, below zero, too seldom) each (view, row) comes."""
+    """Return the surplus of each (view, row), negative if it is missing."""
     wanted = Counter((view, int(row)) for row in rows for view in views)
     have = Counter(found)
     return {item: have[item] - wanted[item] for item in have | wanted if have[item] != wanted[item]}
 
 
 def order_of(case: dict[str, Any], /, **other: Any) -> Order:
+    """Return the order of a case, which names `num_rows`, `block_rows` and arguments of `Order`."""
     arguments = {"shuffle": True, "seed": 0, "epoch": 0} | case | other
     grid = Grid(arguments.pop("num_rows"), arguments.pop("block_rows"))
     if arguments["rows"] is not None:

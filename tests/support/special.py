@@ -18,6 +18,7 @@ from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.specialists.todo import SpecialistRun, specialist_runs
 from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from support import experiments
 
@@ -76,9 +77,22 @@ class Field:
 
     def __init__(self, folder: Path, document: dict[str, Any]) -> None:
         self.experiment: Experiment = experiments.parsed(document, folder)
-        self.store: Store = open_store(folder / "out" / "store.zarr")
-        self.models = Models(folder / "out" / "models")
-        self.rows = TransferRows(self.experiment)
+        self.work = Workspace.of_folder(self.experiment, folder / "out", device="cpu")
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.work.store
+
+    @property
+    def models(self) -> Models:
+        """The networks."""
+        return self.work.models
+
+    @property
+    def rows(self) -> TransferRows:
+        """The transfer set."""
+        return self.work.rows
 
     @property
     def runs(self) -> list[SpecialistRun]:

@@ -1,7 +1,7 @@
-"""What does a small store look like, of which a test knows every number?
+"""Small stores of known numbers.
 
-`make` writes one through the public door and returns it with what went in. The numbers follow from the
-arguments alone, so that two calls make the same bytes.
+`make` writes one through the public names and returns it with its inputs, labels and logits. The numbers depend on the
+arguments alone, so two calls make the same bytes.
 """
 
 import contextlib
@@ -23,39 +23,39 @@ from logitstore.storage.integrity.verify import verify
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a capture of `make` shall be."""
+    """A capture for `make` to write."""
 
     views: int = 1
-    """Views that are captured."""
+    """Views of the capture."""
     encoding: "str | Mapping[str, Any]" = "float16"
-    """How its logits are stored."""
+    """Encoding of its logits."""
     augmented: bool = False
     """Whether views from 1 on show `augment` of the rows."""
     classes: tuple[int, ...] | None = None
-    """The store's class of each column; all in order when None."""
+    """The store's class of each column; None for all in order."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A store, and what was put into it."""
+    """A store, and the arrays that were put into it."""
 
     path: Path
     store: Store
     inputs: NDArray[Any]
-    """(rows, …) as the transfer set has them."""
+    """(rows, …) of the transfer set."""
     labels: NDArray[np.int64]
     """(row,)"""
     logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """By teacher: (view, row, class), raw."""
 
     def centred(self, teacher: str, dtype: str = "float16") -> NDArray[np.float32]:
-        """The logits of a teacher as they should come back: float32 (view, row, class)."""
+        """Return the logits of a teacher as they should come back: float32 (view, row, class)."""
         raw = self.logits[teacher]
         return (raw - raw.max(axis=2, keepdims=True)).astype(dtype).astype(np.float32)
 
 
 def some_inputs(rows: int, dtype: str = "uint8", shape: tuple[int, ...] = (3, 2)) -> NDArray[Any]:
-    """(rows, *shape): no two rows alike."""
+    """Return inputs (rows, *shape), no two rows alike."""
     size = int(np.prod(shape))
     numbers = (np.arange(rows * size) * 7 + np.arange(rows).repeat(size) // 5) % 251
     numbers[::size] = np.arange(rows) % 251
@@ -63,13 +63,13 @@ def some_inputs(rows: int, dtype: str = "uint8", shape: tuple[int, ...] = (3, 2)
 
 
 def some_logits(views: int, rows: int, classes: int, seed: int = 0) -> NDArray[np.float32]:
-    """(views, rows, classes) float32, in eighths: float16 and every platform have them exactly alike."""
+    """Return logits (views, rows, classes) float32 in eighths, which float16 and every platform hold exactly."""
     raw = np.random.Philox(key=seed).random_raw(views * rows * classes)
     return (((raw >> 50).astype(np.int64) - 8192).astype(np.float32) / 8).reshape(views, rows, classes) / 64
 
 
 def augment(inputs: NDArray[Any], view: int, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The augmentation of these tests: adds a number that depends on view and row."""
+    """Add a number that depends on view and row: the augmentation of these tests."""
     added = (view * 10 + rows % 3).astype(inputs.dtype)
     return (inputs + added.reshape(-1, *([1] * (inputs.ndim - 1)))).astype(inputs.dtype)
 
@@ -78,14 +78,14 @@ AUGMENTATION: Mapping[str, Any] = {"factory": "tests:augment", "args": {}, "seed
 
 
 def provenance(name: str, teacher: Teacher) -> dict[str, Any]:
-    """What a capture of `make` says of itself."""
+    """Return the provenance of a capture of `make`."""
     return {"teacher": {"name": name}, "augmentation": dict(AUGMENTATION) if teacher.augmented else None}
 
 
 def write_capture(
     store: Store, name: str, logits: NDArray[np.float32], teacher: Teacher, inputs: NDArray[Any]
 ) -> None:
-    """Write what is missing of a capture, block by block, and seal it."""
+    """Write the missing blocks of a capture, and seal it."""
     with store.capture(
         name,
         provenance=provenance(name, teacher),
@@ -98,11 +98,7 @@ def write_capture(
                 part = slice(rows.start, rows.stop)
                 seen = None
                 if teacher.augmented:
-                    shown = (
-                        inputs[part]
-                        if view == 0
-                        else augment(inputs[part], view, np.arange(*part.indices(len(inputs))))
-                    )
+                    shown = inputs[part] if view == 0 else augment(inputs[part], view, np.array(rows))
                     seen = digest_rows(shown)
                 capture.write(rows, logits[view, part], view=view, seen=seen)
 
@@ -119,49 +115,35 @@ def make(
     names: bool = True,
     seed: int = 0,
 ) -> Made:
-    """A sealed store at `path`: `wide` (float16) with two views and `deep` (float32) with two, unless told.
+    """Make a sealed store at `path`; by default of `wide` (float16) and `deep` (float32) with two views each.
 
-    Without fsync, which takes most of the time and of which no reader knows.
+    It runs without fsync, which takes most of the time and which no reader notices.
     """
-    with mock.patch("os.fsync"):
-        return _make(path, rows, classes, block_rows, teachers, input_dtype, store_inputs, names, seed)
-
-
-def _make(
-    path: Path,
-    rows: int,
-    classes: int,
-    block_rows: int,
-    teachers: Mapping[str, Teacher] | None,
-    input_dtype: str,
-    store_inputs: bool,
-    names: bool,
-    seed: int,
-) -> Made:
     if teachers is None:
         teachers = {"wide": Teacher(views=2), "deep": Teacher(views=2, encoding="float32")}
     inputs = some_inputs(rows, input_dtype)
     labels = (np.arange(rows, dtype=np.int64) * 3 + 1) % (classes + 1) - 1
-    store = create_store(
-        path,
-        num_classes=classes,
-        labels=labels,
-        inputs=inputs,
-        store_inputs=store_inputs,
-        class_names=[f"clàss {c}" for c in range(classes)] if names else None,
-        ids=[f"row-{row}" for row in range(rows)] if names else None,
-        block_rows=block_rows,
-    )
     logits = {}
-    for number, (name, teacher) in enumerate(teachers.items()):
-        columns = classes if teacher.classes is None else len(teacher.classes)
-        logits[name] = some_logits(teacher.views, rows, columns, seed=1000 * seed + number)
-        write_capture(store, name, logits[name], teacher, inputs)
+    with mock.patch("os.fsync"):
+        store = create_store(
+            path,
+            num_classes=classes,
+            labels=labels,
+            inputs=inputs,
+            store_inputs=store_inputs,
+            class_names=[f"clàss {c}" for c in range(classes)] if names else None,
+            ids=[f"row-{row}" for row in range(rows)] if names else None,
+            block_rows=block_rows,
+        )
+        for number, (name, teacher) in enumerate(teachers.items()):
+            columns = classes if teacher.classes is None else len(teacher.classes)
+            logits[name] = some_logits(teacher.views, rows, columns, seed=1000 * seed + number)
+            write_capture(store, name, logits[name], teacher, inputs)
     return Made(path, store, inputs, labels, logits)
 
 
 def add_clustering(store: Store, name: str = "wide-2x2", classes: int = 5) -> dict[str, NDArray[Any]]:
-    """Write a clustering with every array that there may be; what was written."""
+    """Write a clustering with every possible array; return the arrays."""
     arrays: dict[str, NDArray[Any]] = {
         "covariance": some_logits(1, classes, classes, seed=7)[0],
         "assignment": np.arange(classes, dtype=np.int64) % 2,
@@ -173,7 +155,7 @@ def add_clustering(store: Store, name: str = "wide-2x2", classes: int = 5) -> di
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Every file under `path` by its key, and "<folder>/" for each folder that is empty."""
+    """Return every file under `path` by its key, and "<folder>/" for each empty folder."""
     found: dict[str, bytes] = {}
     for item in sorted(path.rglob("*")):
         key = item.relative_to(path).as_posix()
@@ -185,7 +167,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def tree_digest(path: Path) -> str:
-    """One digest of every name and every byte under `path`."""
+    """Return one digest of every name and every byte under `path`."""
     total = hashlib.sha256()
     for key, data in tree(path).items():
         total.update(f"{key}\0{len(data)}\0".encode() + data)
@@ -200,21 +182,21 @@ def flip(path: Path, bit: int) -> None:
 
 
 def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """softmax(z / T) over the last axis, in float64."""
+    """Return softmax(z / T) over the last axis, in float64."""
     scaled = logits.astype(np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def files_of(path: Path, parts: Sequence[str] = ()) -> list[str]:
-    """Keys of all files, or of those under some parts."""
+    """Return the keys of all files, or of those under some parts."""
     return [
         key for key in tree(path) if not key.endswith("/") and (not parts or key.startswith(tuple(parts)))
     ]
 
 
 def read_everything(path: Path) -> list[bytes]:
-    """Every number of a store, as a user would read it."""
+    """Read every number of a store, as a user would."""
     store = open_store(path)
     assert store.samples.inputs is not None
     samples = [store.samples.labels, store.samples.source, store.samples.digests, store.samples.inputs[:]]
@@ -238,8 +220,8 @@ def read_everything(path: Path) -> list[bytes]:
 def flip_everywhere(location: str) -> tuple[int, list[tuple[str, int]]]:
     """Flip bits of every file of a store, one at a time, and put each back.
 
-    Returns how many were flipped, and those that `verify(deep=True)` did not see or that a read did not see and
-    gave other numbers for. An error that is not one of logitstore's is not caught.
+    Returns the number of flips, and those that `verify(deep=True)` missed or for which a read returned other
+    numbers. Only errors of logitstore are caught.
     """
     path = Path(location)
     whole = read_everything(path)

@@ -24,6 +24,7 @@ from logitstore.pipeline.train.stage import open_stream, train_student
 from logitstore.pipeline.train.todo import StudentSeed, student_seeds
 from logitstore.pipeline.trainer.loop import Training
 from logitstore.pipeline.trainer.resume import StudentKeeper
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, create_store, open_store
 from support import experiments
 
@@ -87,7 +88,8 @@ def trained(
     """Train the student of a document, or go on with it; without fsync, which changes no byte."""
     experiment, run = only_run(document, base or store.path.parent.parent)
     with mock.patch("os.fsync"):
-        return train_student(experiment, run, store, Models(folder), device="cpu", ranks=ranks)
+        work = Workspace(experiment, Path(store.path), Models(folder), device="cpu", ranks=ranks)
+        return train_student(work, run)
 
 
 @contextlib.contextmanager
@@ -133,8 +135,9 @@ class Together:
 
     def __init__(self, document: dict[str, Any], store: Store, ranks: int) -> None:
         experiment, run = only_run(document, store.path.parent.parent)
+        work = Workspace(experiment, Path(store.path), Models(Path()))
         self.streams = [
-            TorchStream(open_stream(experiment, run, store, Ranks(rank, ranks))[0]) for rank in range(ranks)
+            TorchStream(open_stream(replace(work, ranks=Ranks(rank, ranks)), run)[0]) for rank in range(ranks)
         ]
 
     def __iter__(self) -> Iterator[TorchBatch]:

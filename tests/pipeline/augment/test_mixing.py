@@ -18,10 +18,11 @@ from support.experiments import document, parsed, student
 
 from logitstore.pipeline.augment import Mixup, augment_rows, mixup, raw_words, row_generator
 from logitstore.pipeline.cache.stage import cache
-from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.train.stage import open_stream
 from logitstore.pipeline.train.todo import student_seeds
 from logitstore.pipeline.views import experiment_views, replay, rows_of_store
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.errors import BadDataError, ConfigError, FactoryError, RowMismatch
 
@@ -206,7 +207,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = copy.deepcopy(mixed())
         content["transfer_set"]["store_inputs"] = kept
         with mock.patch("os.fsync"):
-            cache(parsed(content, folder), folder / name, Models(folder / "models"), device="cpu")
+            cache(Workspace.of_store(parsed(content, folder), folder / name, folder / "models", device="cpu"))
     return folder
 
 
@@ -240,10 +241,15 @@ def test_another_partner_is_found_by_the_digests(base: Path) -> None:
         list(store.stream(16, views=1, augment=again))
 
 
+def workspace(experiment: Experiment, store: Store) -> Workspace:
+    """The workspace of an experiment with a store of its own."""
+    return Workspace.of_store(experiment, Path(store.path))
+
+
 def test_the_experiments_own_students_get_them_too(base: Path) -> None:
     store, _ = store_and_set(base, "kept")
     experiment = parsed(mixed(views="all"), base)
-    stream, shape = open_stream(experiment, next(student_seeds(experiment)), store)
+    stream, shape = open_stream(workspace(experiment, store), next(student_seeds(experiment)))
     assert shape == experiments.SHAPE and sum(len(b.rows) for b in stream) == 450
     inputs = np.zeros((2, *experiments.SHAPE), np.uint8)
     rows = np.arange(2)
@@ -259,12 +265,12 @@ def test_mixtures_have_no_labels_to_learn_from(base: Path, changes: dict[str, An
         with pytest.raises(
             BadDataError, match=r"student 'a': expected inputs that have a label, for .* found views"
         ) as e:
-            open_stream(experiment, next(student_seeds(experiment)), store)
+            open_stream(workspace(experiment, store), next(student_seeds(experiment)))
         assert f"views {found}, whose inputs are mixtures of two rows; train it on soft targets" in str(
             e.value
         )
     experiment = parsed(mixed(views=0, **changes), base)  # control: view 0 is the rows, which have labels
-    open_stream(experiment, next(student_seeds(experiment)), store)
+    open_stream(workspace(experiment, store), next(student_seeds(experiment)))
 
 
 def test_a_store_without_inputs_says_what_to_pass(base: Path) -> None:

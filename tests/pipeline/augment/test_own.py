@@ -19,8 +19,8 @@ from support.tree import ROOT
 from logitstore.pipeline.augment import augment_rows, mixup, row_generator, torch_seeded
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.factories import build_augmentation, expect_augmentation, source_digest
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.views import replay, rows_of_store
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import create_store
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import ConfigError, FactoryError
@@ -176,7 +176,7 @@ def test_an_impure_augmentation_stops_stage_one_before_anything_is_written(tmp_p
             match=r"^augmentation of row 15 \(index \d+ of the transfer set\), view 1: expected the same bytes from",
         ),
     ):
-        cache(experiment, tmp_path / "store", Models(tmp_path / "models"), device="cpu")
+        cache(Workspace.of_store(experiment, tmp_path / "store", tmp_path / "models", device="cpu"))
     assert not (tmp_path / "store").exists()
 
 
@@ -190,7 +190,7 @@ def test_one_that_becomes_impure_later_is_found_by_a_row_of_its_block(tmp_path: 
             match=r"^augmentation of row 0 \(index \d+ of the transfer set\), view 1: expected the same bytes from",
         ),
     ):
-        cache(experiment, tmp_path / "store", Models(tmp_path / "models"), device="cpu")
+        cache(Workspace.of_store(experiment, tmp_path / "store", tmp_path / "models", device="cpu"))
     assert not list((tmp_path / "store").glob("teachers/wide/**/1-0.json"))
 
 
@@ -198,7 +198,7 @@ def test_a_teacher_is_not_trained_on_mixtures(tmp_path: Path) -> None:
     mixtures = {"factory": "logitstore.pipeline.augment:mixup"}
     experiment = _experiment(tmp_path, mixtures, augment=mixtures)
     with mock.patch("os.fsync"), pytest.raises(ConfigError, match=r"mixtures have no label to train from"):
-        cache(experiment, tmp_path / "store", Models(tmp_path / "models"), device="cpu")
+        cache(Workspace.of_store(experiment, tmp_path / "store", tmp_path / "models", device="cpu"))
     assert not (tmp_path / "store").exists()
 
 

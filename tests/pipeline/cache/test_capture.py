@@ -20,6 +20,7 @@ from support import small_experiment as small
 from torch import Tensor, nn
 
 from logitstore.cli.main import cli
+from logitstore.pipeline.cache import capture as capture_pass
 from logitstore.pipeline.cache import monitor as quality
 from logitstore.pipeline.cache import preflight as trying_out
 from logitstore.pipeline.cache import stage
@@ -29,8 +30,8 @@ from logitstore.pipeline.cache.device_logits import centred
 from logitstore.pipeline.cache.schedule import Shown
 from logitstore.pipeline.cache.stage import CacheReport, cache
 from logitstore.pipeline.experiment.document import load_experiment
-from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.runtime.inference import Runner, device_of, host_batch, is_placed, place, run_model
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import NewObject
 from logitstore.storage.encodings.named import encoding_named
@@ -59,7 +60,10 @@ def captured(
     """Stage one of the small experiment, some of its text changed."""
     experiment = load_experiment(small.write_experiment(folder, *changes))
     with mock.patch("os.fsync"):
-        return cache(experiment, folder / out, Models(folder / "models"), device="cpu", **settings)
+        how = {"stop_below": settings.pop("stop_below")} if "stop_below" in settings else {}
+        settings = {"given_rows" if key == "rows" else key: value for key, value in settings.items()}
+        work = Workspace.of_store(experiment, folder / out, folder / "models", device="cpu", **settings)
+        return cache(work, **how)
 
 
 def commits(folder: Path, out: str = "store.zarr", part: str = "teachers/line") -> list[str]:
@@ -69,13 +73,13 @@ def commits(folder: Path, out: str = "store.zarr", part: str = "teachers/line") 
 
 def counted() -> tuple[Any, list[tuple[int, int]]]:
     """A patch under which teachers run, and a list of what they were shown: (block, rows)."""
-    genuine, shown_blocks = stage.teacher_logits, []
+    genuine, shown_blocks = capture_pass.teacher_logits, []
 
     def teacher_logits(runner: Runner, shown: Shown, logits: Any) -> Any:
         shown_blocks.append((shown.todo.block, len(shown.inputs)))
         return genuine(runner, shown, logits)
 
-    return mock.patch.object(stage, "teacher_logits", teacher_logits), shown_blocks
+    return mock.patch.object(capture_pass, "teacher_logits", teacher_logits), shown_blocks
 
 
 # What waits
@@ -111,7 +115,7 @@ def test_memory_is_what_was_said_however_slow_the_disk_is(
 def test_inputs_are_fetched_while_the_teacher_runs(folder: Path) -> None:
     """And not more than one block of them."""
     fetched: list[int] = []
-    genuine_rows, genuine = stage.TransferRows.rows, stage.teacher_logits
+    genuine_rows, genuine = stage.TransferRows.rows, capture_pass.teacher_logits
     ahead = []
 
     def rows(self: Any, which: range) -> Any:
@@ -128,7 +132,7 @@ def test_inputs_are_fetched_while_the_teacher_runs(folder: Path) -> None:
 
     with (
         mock.patch.object(stage.TransferRows, "rows", rows),
-        mock.patch.object(stage, "teacher_logits", teacher_logits),
+        mock.patch.object(capture_pass, "teacher_logits", teacher_logits),
     ):
         captured(folder)
     assert ahead == [1, 1, 1, 1, 0]
@@ -271,7 +275,7 @@ def test_a_full_disk_stops_the_teachers(folder: Path) -> None:
 
 def test_ctrl_c_keeps_what_was_finished_and_leaves_no_thread(folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who is run in the background ignores it
-    genuine = stage.teacher_logits
+    genuine = capture_pass.teacher_logits
 
     def interrupted(runner: Runner, shown: Shown, logits: Any) -> Any:
         if shown.todo.block == 3:
@@ -279,7 +283,7 @@ def test_ctrl_c_keeps_what_was_finished_and_leaves_no_thread(folder: Path) -> No
             time.sleep(5)
         return genuine(runner, shown, logits)
 
-    with mock.patch.object(stage, "teacher_logits", interrupted), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(capture_pass, "teacher_logits", interrupted), pytest.raises(KeyboardInterrupt):
         captured(folder)
     assert commits(folder) == ["0-0", "0-1", "0-2"]
     assert not [t for t in threading.enumerate() if t.name.startswith("logitstore")]
@@ -355,7 +359,7 @@ def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the 64 digests with which the inputs of the last block are compared."""
-    genuine = stage.teacher_logits
+    genuine = capture_pass.teacher_logits
     last = 300 // 64
 
     def stopping(runner: Runner, shown: Shown, logits: Any) -> Any:
@@ -363,7 +367,7 @@ def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
             raise KeyboardInterrupt
         return genuine(runner, shown, logits)
 
-    with mock.patch.object(stage, "teacher_logits", stopping), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(capture_pass, "teacher_logits", stopping), pytest.raises(KeyboardInterrupt):
         captured(folder)
     assert len(commits(folder)) == last
     read: list[tuple[str, int]] = []
@@ -470,7 +474,7 @@ def test_a_capture_goes_on_with_the_batch_to_which_it_was_halved(
 def test_memory_that_runs_short_after_the_first_commit_stops_and_says_what_to_set(
     folder: Path, room: Callable[[int], None]
 ) -> None:
-    genuine = stage.teacher_logits
+    genuine = capture_pass.teacher_logits
 
     def shrinking(runner: Runner, shown: Shown, logits: Any) -> Any:
         if shown.todo.block == 2:
@@ -480,7 +484,10 @@ def test_memory_that_runs_short_after_the_first_commit_stops_and_says_what_to_se
             room(20)
         return genuine(runner, shown, logits)
 
-    with mock.patch.object(stage, "teacher_logits", shrinking), pytest.raises(BadLogitsError) as caught:
+    with (
+        mock.patch.object(capture_pass, "teacher_logits", shrinking),
+        pytest.raises(BadLogitsError) as caught,
+    ):
         captured(folder, SHORT)
     assert str(caught.value) == (
         "teacher 'line': expected room on the device for a batch of 32 rows, found OutOfMemoryError: CUDA out of memory. "
@@ -640,7 +647,9 @@ def test_how_good_the_teachers_are_is_said_as_it_goes(folder: Path, caplog: pyte
     recorder = experiments.Recorder()
     experiment = load_experiment(small.write_experiment(folder, more=small.SECOND_TEACHER))
     with mock.patch("os.fsync"), caplog.at_level(logging.INFO):
-        report = cache(experiment, folder / "store.zarr", Models(folder), device="cpu", progress=recorder)
+        report = cache(
+            Workspace.of_store(experiment, folder / "store.zarr", folder, device="cpu", progress=recorder)
+        )
     tally = report.quality["line"]
     store = open_store(folder / "store.zarr")
     right = store.teachers["line"].read(slice(None)).argmax(axis=1) == store.samples.labels

@@ -154,7 +154,7 @@ def make_begun(folder: Path) -> None:
         pytest.raises(KeyboardInterrupt),
     ):
         run(load_experiment(folder / "small.toml"), folder / "out", device="cpu")
-    begun = open_store(folder / "out" / "store.zarr").root.begun("teachers/line")
+    begun = open_store(folder / "out" / "store.zarr").begun("teachers/line")
     assert begun is not None and begun.blocks_done == 4
 
 

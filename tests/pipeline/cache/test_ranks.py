@@ -17,7 +17,7 @@ from support.torchrun import said, torchrun
 
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.experiment.document import load_experiment
-from logitstore.pipeline.models.records import Models
+from logitstore.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("ranks")  # one process of the tests at a time starts others
 
@@ -100,7 +100,7 @@ def test_torchrun_captures_once_and_says_so_once(tmp_path: Path) -> None:
     assert done.stdout.count("captured") == 1
     assert said(done) == []
     alone = tmp_path / "alone.zarr"
-    cache(load_experiment(experiment), alone, Models(tmp_path / "models"), device="cpu")
+    cache(Workspace.of_store(load_experiment(experiment), alone, tmp_path / "models", device="cpu"))
     assert stores.tree(place) == stores.tree(alone)
     shutil.rmtree(alone)
 

@@ -16,9 +16,8 @@ from support.experiments import BATCH_SIZE, BLOCK_ROWS, ROWS, VIEWS, contents, d
 from logitstore.pipeline.augment import row_generator, shift
 from logitstore.pipeline.cache.stage import CacheReport, cache
 from logitstore.pipeline.cache.teachers import load_teacher
-from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.models.records import Models
-from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import BadLogitsError, RowMismatch, SpecMismatch
@@ -32,7 +31,7 @@ def captured(content: Content, base: Path, out: Path, progress: Any = None) -> t
     listener = experiments.Recorder() if progress is None else progress
     experiment, models = parsed(content, base), Models(out / "models")
     with mock.patch("os.fsync"):
-        report = cache(experiment, out / "store.zarr", models, device="cpu", progress=listener)
+        report = cache(Workspace(experiment, out / "store.zarr", models, device="cpu", progress=listener))
     return report, open_store(out / "store.zarr")
 
 
@@ -58,19 +57,18 @@ def replayed(inputs: NDArray[Any], view: int, rows: range) -> NDArray[Any]:
     return np.stack(made)
 
 
-def finished_parts() -> tuple[Experiment, Store, TransferRows, Models]:
+def finished_work() -> Workspace:
     """The finished experiment, read only."""
     folder = experiments.finished()
-    experiment = parsed(document(), folder)
-    out = folder / "out"
-    return experiment, open_store(out / "store.zarr"), TransferRows(experiment), Models(out / "models")
+    return Workspace.of_folder(parsed(document(), folder), folder / "out", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["wide", "deep"])
 def test_every_logit_is_what_the_teacher_says_of_the_replayed_row_alone(name: str) -> None:
-    experiment, store, rows, models = finished_parts()
+    work = finished_work()
+    experiment, store, rows = work.experiment, work.store, work.rows
     member = next(m for m in experiment.teacher_members() if m.name == name)
-    module = load_teacher(experiment, member, rows, models, "cpu")
+    module = load_teacher(work, member)
     assert not module.training
     inputs, _ = rows.rows(range(ROWS))
     differ = 0
@@ -100,7 +98,8 @@ def test_every_logit_is_what_the_teacher_says_of_the_replayed_row_alone(name: st
 
 
 def test_seen_and_digest_belong_to_the_inputs_that_were_shown() -> None:
-    _, store, rows, _ = finished_parts()
+    work = finished_work()
+    store, rows = work.store, work.rows
     inputs, labels = rows.rows(range(ROWS))
     np.testing.assert_array_equal(store.samples.digests, digest_rows(inputs))
     np.testing.assert_array_equal(store.samples.labels, labels)
@@ -117,7 +116,8 @@ def test_seen_and_digest_belong_to_the_inputs_that_were_shown() -> None:
 
 def test_a_checker_that_forgets_the_views_would_be_caught() -> None:
     """Negative control: the digests of another view, and of another row, are other ones."""
-    _, store, rows, _ = finished_parts()
+    work = finished_work()
+    store, rows = work.store, work.rows
     inputs, _ = rows.rows(range(ROWS))
     seen = store.teachers["wide"].seen(slice(None), 1)
     assert (seen != digest_rows(replayed(inputs, 2, range(ROWS)))).mean() > 0.8
@@ -125,7 +125,8 @@ def test_a_checker_that_forgets_the_views_would_be_caught() -> None:
 
 
 def test_the_rows_are_the_transfer_set_permuted() -> None:
-    _, store, rows, _ = finished_parts()
+    work = finished_work()
+    store, rows = work.store, work.rows
     assert sorted(store.samples.source.tolist()) == list(range(ROWS))
     with np.load(experiments.finished() / "train.npz") as archive:
         np.testing.assert_array_equal(archive["labels"][store.samples.source], store.samples.labels)
@@ -203,7 +204,7 @@ def test_batches_and_blocks_change_no_logit_beyond_rounding(
         content["cache"]["block_rows"] = block_rows
     _, store = captured(content, base, base / "out")
     assert store.block_rows == (block_rows or 1024)
-    assert store.root.grid.num_blocks == (1 if block_rows is None else -(-ROWS // block_rows))
+    assert store.grid.num_blocks == (1 if block_rows is None else -(-ROWS // block_rows))
     for view in range(VIEWS):
         np.testing.assert_array_equal(
             store.teachers["wide"].seen(slice(None), view), reference.seen(slice(None), view)
@@ -217,11 +218,8 @@ def test_float32_logits_are_the_teachers_own_to_the_bit(base: Path) -> None:
     content = captures_of(teacher("wide"))
     content["cache"] = {"encoding": "float32", "batch_size": 400}
     _, store = captured(content, base, base / "out")
-    experiment = parsed(content, base)
-    rows = TransferRows(experiment)
-    module = load_teacher(
-        experiment, experiment.teacher_members()[0], rows, Models(base / "out" / "models"), "cpu"
-    )
+    work = Workspace.of_folder(parsed(content, base), base / "out", device="cpu")
+    rows, module = work.rows, load_teacher(work, work.experiment.teacher_members()[0])
     with torch.inference_mode():
         raw = module(torch.from_numpy(rows.rows(range(ROWS))[0])).numpy()
     np.testing.assert_array_equal(

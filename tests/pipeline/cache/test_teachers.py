@@ -4,6 +4,7 @@ Linear networks of four inputs and three classes: the first columns are the larg
 of the two functions that are called, as neither is a dependency.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +26,6 @@ from logitstore.pipeline.experiment.document import Experiment, load_experiment,
 from logitstore.pipeline.models.class_names import check_class_order, is_generic, stated_class_names
 from logitstore.pipeline.models.exported import Exported, exported
 from logitstore.pipeline.models.libraries import timm_model, torchvision_model
-from logitstore.pipeline.models.records import weights_digest
 from logitstore.pipeline.models.sources import model_files, source_digests, unchanged
 from logitstore.pipeline.run import run
 from logitstore.pipeline.runtime.inference import is_placed
@@ -511,9 +511,7 @@ def test_a_file_that_stays_as_it_is_is_digested_once(tmp_path: Path) -> None:
     """But for one that was written just now: another writing of it may leave no trace in its times."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text(name)
-    with mock.patch(
-        "logitstore.pipeline.models.sources.weights_digest", side_effect=weights_digest
-    ) as counted:
+    with mock.patch("hashlib.file_digest", side_effect=hashlib.file_digest) as counted:
         source_digests(tmp_path)
         source_digests(tmp_path)
         assert counted.call_count == 4

@@ -100,7 +100,7 @@ def test_dimensions_follow_from_classes_and_memory() -> None:
         chosen = choose_dimensions(classes, memory) if classes < 1 << 20 else 64
         if classes == 1 << 20:
             with pytest.raises(
-                ConfigError, match=r"^memory: expected at least 9 GiB for 1,048,576 classes, found 4;"
+                ConfigError, match=r"^memory: expected at least 9 GiB for 1,048,576 classes, found 4 GiB;"
             ):
                 choose_dimensions(classes, memory)
             assert choose_dimensions(classes, 9 * GIB) == 64

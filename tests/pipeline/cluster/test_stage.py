@@ -176,7 +176,9 @@ def test_a_specialist_is_not_clustered(tmp_path: Path) -> None:
     with store.capture("wide", provenance={}, classes=[0, 2, -1]) as capture:
         for rows in capture.missing_blocks():
             capture.write(rows, np.zeros((len(rows), 3), np.float32))
-    with pytest.raises(BadDataError, match=r"teachers/wide: .* found one of 2 of them and a dustbin class"):
+    with pytest.raises(
+        BadDataError, match=r"teachers/wide: .* found a capture of 2 classes and a dustbin class"
+    ):
         cluster_store(store, cluster(classes_per_cluster=2))
     assert store.clusterings == []
 
@@ -342,7 +344,8 @@ def test_memory_that_is_too_small_for_anything(wide_store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         cluster_store(wide_store, Cluster(**settings, memory=1e-4))
     assert (
-        str(caught.value) == "memory: expected at least 0.00258 GiB for 300 classes, found 0.0001; raise it"
+        str(caught.value)
+        == "memory: expected at least 0.00258 GiB for 300 classes, found 0.0001 GiB; raise memory"
     )
     with pytest.raises(
         ConfigError, match=r"^normalise: expected memory = 0.00604, for the whole matrix, found 0.006,"
@@ -366,8 +369,8 @@ def test_a_figure_is_drawn_and_drawn_again_the_same(store: Store, tmp_path: Path
 
 def test_a_figure_that_cannot_be(store: Store, wide_store: Store, tmp_path: Path) -> None:
     for name, expected in (
-        ("a.gif", "a file name that ends in .pdf, .png, .svg, found .gif; "),
-        ("none/a.png", "a file in a folder that is there, found no such folder; "),
+        ("a.gif", "a file name that ends in .pdf, .png, .svg, found a.gif; "),
+        ("none/a.png", "a new file in an existing folder, found a missing folder "),
     ):
         with pytest.raises(ConfigError) as caught:
             draw_clustering(store, "wide-2x2", tmp_path / name)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from logitstore.pipeline.combine.stage import check_same_specialists
+from logitstore.pipeline.combine.todo import check_same_specialists
 from logitstore.storage.errors import SpecMismatch
 
 

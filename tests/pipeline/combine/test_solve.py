@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from logitstore.pipeline.combine import experts as experts_module
 from logitstore.pipeline.combine import group_masses
 from logitstore.pipeline.combine import solve as combination
 from logitstore.pipeline.combine.experts import Experts, active_specialists
@@ -102,11 +103,12 @@ def test_a_closed_form_is_what_the_fixed_point_ends_at() -> None:
         log_p, (own,), (said,) = case.normalised
         special, outside = own[:-1], np.setdiff1d(np.arange(12), own)
         sums = np.logaddexp(log_p[:, special], said[:, :-1])
-        groups = np.stack([np.logaddexp.reduce(part, axis=1) for part in (log_p[:, outside], sums)])
-        masses = group_masses.group_masses(groups, np.array([[1.0, 0.0]]), said[:, -1][None])
+        groups = np.stack([np.logaddexp.reduce(part, axis=1) for part in (log_p[:, outside], sums)], axis=1)
+        in_dustbin = np.broadcast_to(np.array([[1.0, 0.0]]), (3, 1, 2))
+        masses = group_masses.group_masses(groups, in_dustbin, said[:, -1:])
         found = case.combined()
         expected = [np.logaddexp.reduce(found[:, part], axis=1) for part in (outside, special)]
-        np.testing.assert_allclose(np.exp(masses), np.exp(expected), atol=1e-9)
+        np.testing.assert_allclose(np.exp(masses).T, np.exp(expected), atol=1e-9)
 
 
 def test_a_specialist_without_its_dustbin_would_be_noticed() -> None:
@@ -163,15 +165,17 @@ def test_a_constant_of_a_row_changes_nothing(case: Case, dtype: Any) -> None:
 @pytest.mark.parametrize("active", [2, 3, 5, 6])
 def test_the_objective_never_rises_from_step_to_step(active: int, spread: float) -> None:
     case = some_case(active, active, rows=40, spread=spread)
-    asked = combination._Asked.of(np.float64, case.experts, case.everywhere, case.specialists)
-    (batch,) = combination._batches(asked, np.arange(40), active)
-    looked = combination._look(case.generalist, asked, batch, slice(0, 40), "pq")
-    log_sums = looked.log_group_masses()
-    sums, dustbins = np.exp(log_sums), np.exp(looked.log_dustbins)
+    said = [log_softmax(one) for one in case.specialists]
+    sets = combination._Sets.of(case.experts, list(range(active)))
+    piece = combination._Piece.of(case.generalist.copy(), np.arange(40), sets, said, "pq")
+    log_sums = piece.log_groups
+    outside = np.broadcast_to(sets.outside, (40, *sets.outside.shape))
     before = np.full(40, np.inf)
     for steps in range(60):
-        log_masses = group_masses.group_masses(log_sums, batch.outside, looked.log_dustbins, steps=steps)
-        now = group_masses.objective(np.exp(log_masses), sums, batch.outside, dustbins)
+        log_masses = group_masses.group_masses(log_sums, outside, piece.log_dustbins, steps=steps)
+        now = group_masses.objective(
+            np.exp(log_masses), np.exp(log_sums), outside, np.exp(piece.log_dustbins)
+        )
         assert (now <= before + 1e-13 * np.abs(now)).all()
         before = now
 
@@ -182,7 +186,7 @@ def test_rows_that_the_fixed_point_leaves_far_from_rest_are_brought_there(
     """Negative control of the Newton steps: without them these rows are not at rest."""
     case = some_case(0, 2, rows=200, classes=30, spread=10.0)
     assert case.residual(case.combined()).max() < 1e-8
-    monkeypatch.setattr(group_masses, "_newton", lambda masses, plain, *more: plain)
+    monkeypatch.setattr(group_masses, "_newton_step", lambda em, *more: em)
     assert case.residual(case.combined()).max() > 1e-7
 
 
@@ -217,10 +221,10 @@ def test_neighbours_keep_what_their_logits_say_far_below_what_a_float_holds() ->
     rows=st.integers(1, 60),
     specialists=st.integers(0, 12),
     cached=st.sampled_from([1, 50, 1 << 16]),
-    table=st.sampled_from([1, 200, 1 << 24]),
+    together_rows=st.sampled_from([1, 20, 1 << 12]),
 )
 def test_rows_do_not_hear_of_each_other(
-    seed: int, rows: int, specialists: int, cached: int, table: int
+    seed: int, rows: int, specialists: int, cached: int, together_rows: int
 ) -> None:
     """However they are cut into pieces, rows of any pattern come out as they do alone."""
     rng = np.random.default_rng(seed)
@@ -231,8 +235,8 @@ def test_rows_do_not_hear_of_each_other(
     active = active_specialists(logits, experts, top=int(rng.integers(1, 3)))
     said = [rng.normal(0, 2, (int(active[:, m].sum()), len(own))) for m, own in enumerate(sets)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(combination, "_CACHED", cached)
-        patch.setattr(combination, "_TABLE", table)
+        patch.setattr(experts_module, "_CACHED", cached)
+        patch.setattr(combination, "_TOGETHER", together_rows)
         together = combine_rows(logits, experts, active, said)
         in_place = logits.copy()
         assert combine_rows(in_place, experts, active, said, out=in_place) is in_place
@@ -313,7 +317,7 @@ def test_those_are_active_whose_set_meets_the_likeliest_classes(seed: int, top: 
     logits = rng.integers(0, 4, (17, 9)).astype(np.float32)  # with many ties
     sets = [some_set(rng, 9) for _ in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(combination, "_CACHED", cached)
+        patch.setattr(experts_module, "_CACHED", cached)
         found = active_specialists(logits, Experts.of(sets, 9), top)
     for row in range(17):
         likeliest = sorted(range(9), key=lambda c: (-logits[row, c], c))[:top]

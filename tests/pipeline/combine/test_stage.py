@@ -12,7 +12,8 @@ from support.combinations import BLOCK_ROWS, CLASSES, DISJOINT, ROWS, SETS, VIEW
 
 from logitstore.pipeline.combine import reference as combination_reference
 from logitstore.pipeline.combine import stage
-from logitstore.pipeline.combine.stage import combine, plan_combination
+from logitstore.pipeline.combine.stage import combine
+from logitstore.pipeline.combine.todo import plan_combination
 from logitstore.pipeline.compress.stage import compress
 from logitstore.storage.api import open_store
 from logitstore.storage.encodings.error_budget import ErrorBudget

@@ -146,7 +146,7 @@ def test_what_cannot_be_measured() -> None:
         evaluate_logits(logits, labels, temperature=float("nan"))
     with pytest.raises(ConfigError, match=r"^bins: expected 1 or more, found 0; "):
         Accumulator(3, bins=0)
-    with pytest.raises(ConfigError, match=r"^Accumulator.merge: expected an accumulator made with the same "):
+    with pytest.raises(ConfigError, match=r"^Accumulator.merge: expected an accumulator of num_classes, "):
         Accumulator(3).merge(Accumulator(3, bins=2))
     with pytest.raises(BadDataError, match=r"^logits: expected at least one row, found none; "):
         agreement(logits[:0], logits[:0])

@@ -26,9 +26,8 @@ from logitstore.pipeline.evaluate.scores import (
     verdicts,
 )
 from logitstore.pipeline.experiment.document import Experiment
-from logitstore.pipeline.models.records import Models
-from logitstore.pipeline.transfer import Examples, TransferRows
-from logitstore.storage.api import open_store
+from logitstore.pipeline.transfer import Examples
+from logitstore.pipeline.workspace import Workspace
 
 SCORES = st.builds(
     Score,
@@ -133,9 +132,7 @@ def finished_subjects(content: dict[str, Any]) -> list[Subject]:
     experiment = parsed(content, folder)
     assert experiment.evaluation_set is not None
     evaluation = Examples(experiment.evaluation_set, folder, "evaluation_set")
-    store = open_store(folder / "out" / "store.zarr")
-    models = Models(folder / "out" / "models")
-    return list(subjects(experiment, TransferRows(experiment), models, store, evaluation))
+    return list(subjects(Workspace.of_folder(experiment, folder / "out"), evaluation))
 
 
 def test_keys_belong_to_weights_and_to_the_evaluation_set() -> None:

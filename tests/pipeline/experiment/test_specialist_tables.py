@@ -12,7 +12,6 @@ from support.special import Field, content, grounds
 
 from logitstore.pipeline.run import pending
 from logitstore.pipeline.specialists.training import train_specialists
-from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import LogitStoreError
 
 
@@ -231,7 +230,7 @@ def test_the_combination_has_a_name_of_its_own_and_students_may_learn_from_it() 
 def refused(field: Field) -> str:
     """What is said instead of a training."""
     with pytest.raises(LogitStoreError) as caught:
-        train_specialists(field.experiment, field.store, field.models, rows=field.rows, device="cpu")
+        train_specialists(field.work)
     assert not (field.models.folder / "specialists").exists()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -249,7 +248,7 @@ def with_sets(folder: Path, sets: list[list[int]], **changes: Any) -> Field:
 def test_a_clustering_that_is_not_there_is_named(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content(clustering="paris"))
     with pytest.raises(LogitStoreError) as caught:
-        pending(field.experiment, Workspace(tmp_path / "out"), field.rows)
+        pending(field.work)
     assert str(caught.value) == (
         "specialists.clustering = 'paris': expected a clustering of the store, found no 'paris'; "
         "make it with `logitstore cluster`, or name one that is there: pairs"
@@ -323,7 +322,7 @@ def test_rows_without_a_label_are_neither_special_nor_others(tmp_path: Path) -> 
     field = relabelled(tmp_path, lambda labels: np.where(np.arange(len(labels)) < 20, -1, labels))
     from logitstore.pipeline.specialists.todo import special_rows
 
-    special = special_rows(field.experiment, field.runs[0], field.store)
+    special = special_rows(field.work, field.runs[0])
     labels = field.store.samples.labels
     assert len(special.special) + len(special.others) == (labels >= 0).sum() == len(labels) - 20
     assert special.prior == pytest.approx(np.isin(labels[labels >= 0], [0, 2]).mean())

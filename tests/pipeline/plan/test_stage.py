@@ -22,10 +22,11 @@ from logitstore.pipeline.cache.todo import plan_grid
 from logitstore.pipeline.compress.stage import compress
 from logitstore.pipeline.experiment.document import Experiment, load_experiment
 from logitstore.pipeline.models.records import Models
-from logitstore.pipeline.plan.sample import modelled_logits
+from logitstore.pipeline.plan.sample import modelled_logits, spread_rows
 from logitstore.pipeline.plan.stage import EncodingPlan, Plan, count_passes, live_passes, plan
 from logitstore.pipeline.specialists.stage import make_specialists
 from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.encodings.divergence import divergence
 from logitstore.storage.encodings.error_budget import ErrorBudget
@@ -33,10 +34,13 @@ from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from logitstore.storage.format.constants import TEMPERATURES
 from logitstore.storage.format.grid import Grid
-from logitstore.storage.parts.footprint import capture_footprint, spread_rows
+from logitstore.storage.parts.footprint import capture_footprint
 
 ENCODINGS: list[Any] = ["float16", "float32", {"max_kl": 1e-3}, {"max_kl": 1e-2, "min_temperature": 2.0}]
 ENCODINGS += [{"top_k": 2}]
+
+PACKED = ("logits", "index")
+"""Arrays behind a codec, but for float16 and float32."""
 
 MORE_MODULE = """
 
@@ -136,7 +140,11 @@ def check_foretold(planned: Plan, store: Path) -> None:
     opened = logitstore.open_store(store)
     assert planned.own.block_rows == opened.block_rows
     for capture in planned.own.captures:
-        assert capture.arrays == array_bytes(store, capture.teacher)
+        there = array_bytes(store, capture.teacher)
+        assert capture.arrays.keys() == there.keys()
+        for name, size in there.items():  # what a codec makes of so few rows follows from where they are cut
+            packed = name in PACKED and "float" not in planned.own.name
+            assert capture.arrays[name] == (pytest.approx(size, rel=0.01, abs=256) if packed else size), name
         theirs = opened.teachers[capture.teacher]
         if "error" not in capture.arrays:
             continue
@@ -156,7 +164,7 @@ def test_files_bytes_and_divergence_are_those_of_the_store_that_is_then_made(
     planned = plan(experiment, here / "store.zarr", models, device="cpu")
     assert planned.sample_rows == experiments.VIEWS * experiments.ROWS  # all there are
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     check_foretold(planned, here / "store.zarr")
 
 
@@ -170,7 +178,7 @@ def test_it_is_so_without_inputs_and_with_ids_too(inputs: str, here: Path) -> No
     path = lay_out(here / "files", *changes)
     planned = made(path, here)
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     check_foretold(planned, here / "store.zarr")
     assert planned.input_bytes == (16 if "true" in inputs else 0)
 
@@ -180,8 +188,8 @@ def test_float16_is_as_far_from_the_teacher_as_its_plan_says(here: Path) -> None
     planned = plan(experiment, here / "a", models, device="cpu")
     exact, _ = with_views("float32")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "a", models, device="cpu")
-        cache(exact, here / "b", models, device="cpu")
+        cache(Workspace(experiment, here / "a", models, device="cpu"))
+        cache(Workspace(exact, here / "b", models, device="cpu"))
     rounded, whole = (logitstore.open_store(here / name).teachers["deep"] for name in "ab")
     views = range(experiments.VIEWS)
     given, kept = (np.concatenate([c.read(slice(None), view) for view in views]) for c in (whole, rounded))
@@ -199,7 +207,7 @@ def test_specialists_and_their_combination_take_the_bytes_that_are_foretold(here
     field = special.Field(special.grounds(here), special.content() | {"combine": {}})
     before = plan(field.experiment, field.store.path, field.models, device="cpu")
     with mock.patch("os.fsync"):
-        make_specialists(field.experiment, field.store, field.models)
+        make_specialists(field.work)
     found = [
         sum(array_bytes(here / "out" / "store.zarr", name).values())
         for name in ("pairs-0", "pairs-1", "combined")
@@ -212,7 +220,7 @@ def test_a_sample_of_some_rows_has_their_divergence(here: Path) -> None:
     experiment, models = with_views({"max_kl": 1e-3})
     planned = plan(experiment, here / "store.zarr", models, device="cpu", sample_rows=60)
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     sample = spread_rows(experiments.ROWS, experiments.VIEWS, 60)
     assert planned.sample_rows == len(sample) == 60
     capture = logitstore.open_store(here / "store.zarr").teachers["wide"]
@@ -235,7 +243,7 @@ def test_a_sample_of_some_rows_has_their_divergence(here: Path) -> None:
     ],
     ids=str,
 )
-def test_some_rows_tell_the_bytes_of_all_within_three_per_cent(
+def test_2048_rows_tell_the_bytes_of_all_within_one_per_cent(
     rows: int, classes: int, block_rows: int, encoding: Any, here: Path
 ) -> None:
     logits = modelled_logits(rows, classes)
@@ -250,15 +258,21 @@ def test_some_rows_tell_the_bytes_of_all_within_three_per_cent(
         with store.capture("wide", provenance={}, encoding=encoding) as capture:
             for block in capture.missing_blocks():
                 capture.write(block, logits[block.start : block.stop])
-    sample = spread_rows(rows, 1, 1500)
+    grid, sample = Grid(rows, block_rows), spread_rows(rows, 1, 2048)
     stored = encoding.encode(logits[sample.rows], 0, "")
-    found = capture_footprint(encoding, classes, Grid(rows, block_rows), 1, stored, sample, {})
+    found = capture_footprint(encoding, classes, grid, 1, stored, {})
     there = array_bytes(here / "store.zarr", "wide")
     assert found.arrays.keys() == there.keys()
     for name, size in there.items():
-        assert found.arrays[name] == pytest.approx(size, rel=0.03), name
-        raw = name in ("peak", "seen", "error", "tail")
-        assert (found.arrays[name] == size) or not raw
+        assert found.arrays[name] == (pytest.approx(size, rel=0.01) if name in PACKED else size), name
+    files = [file for file in (here / "store.zarr" / "teachers" / "wide").rglob("*") if file.is_file()]
+    assert found.files == len(files)
+    assert found.bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
+    # The control: rows that a codec packs better.
+    flat = encoding.encode(np.repeat(logits[:1], 2048, axis=0), 0, "")
+    other = capture_footprint(encoding, classes, grid, 1, flat, {})
+    packed = [name for name in PACKED if name in there]
+    assert any(other.arrays[name] != pytest.approx(there[name], rel=0.01) for name in packed)
 
 
 @pytest.mark.parametrize("own", ["float16", "float32"])
@@ -266,7 +280,7 @@ def test_what_compress_makes_of_it_is_what_compress_then_makes(own: str, here: P
     experiment, models = with_views(own)
     planned = plan(experiment, here / "store.zarr", models, device="cpu")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
         store = logitstore.open_store(here / "store.zarr")
         for number, budget in enumerate((1e-2, 1e-4)):
             name = f"small-{number}"
@@ -276,7 +290,7 @@ def test_what_compress_makes_of_it_is_what_compress_then_makes(own: str, here: P
             about = store.teachers[name].encoding.describe()
             assert (smaller.source, smaller.dtype) == (own, about["dtype"])
             for array, size in array_bytes(here / "store.zarr", name).items():
-                assert smaller.arrays[array] == pytest.approx(size, rel=0.03), array
+                assert smaller.arrays[array] == pytest.approx(size, rel=0.01, abs=256), array
 
 
 def test_the_blocks_are_those_that_the_encoding_asks_for(here: Path) -> None:
@@ -293,7 +307,7 @@ def test_the_blocks_are_those_that_the_encoding_asks_for(here: Path) -> None:
 def test_a_store_that_is_there_keeps_its_blocks(here: Path) -> None:
     path = lay_out(here / "files")
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     other = small.write_experiment(here / "files", ("block_rows = 64", "block_rows = 128"))
     assert {encoding.block_rows for encoding in made(other, here).encodings} == {64}
     assert {encoding.block_rows for encoding in made(other, here / "elsewhere").encodings} == {128}
@@ -334,7 +348,7 @@ def test_a_sealed_capture_serves_where_the_weights_are_gone(here: Path) -> None:
     path = lay_out(here / "files", TRAINED)
     experiment, models = load_experiment(path), Models(here / "models")
     with mock.patch("os.fsync"):
-        cache(experiment, here / "store.zarr", models, device="cpu")
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
     assert made(path, here).teachers[0].source == "teacher"
     before = named(made(path, here), "max_kl = 0.01")
     shutil.rmtree(here / "models")
@@ -358,7 +372,7 @@ def test_a_sealed_capture_serves_where_the_weights_are_gone(here: Path) -> None:
 def test_an_encoded_capture_is_no_sample(here: Path) -> None:
     path = lay_out(here / "files", TRAINED, ("[cache]", "[cache]\nencoding = { max_kl = 1e-1 }"))
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     shutil.rmtree(here / "models")
     assert made(path, here).teachers[0].source == "model"
 
@@ -460,7 +474,6 @@ def test_a_sample_is_spread_over_all_views(rows: int, views: int, most: int) -> 
     sample = spread_rows(rows, views, most)
     places = sample.views * rows + sample.rows
     assert len(sample) == min(most, rows * views)
-    assert sample.is_whole == (most >= rows * views)
     gaps = np.diff([-1, *places.tolist(), rows * views])
     assert (gaps > 0).all()
     step = rows * views / len(sample)
@@ -586,7 +599,7 @@ def test_nothing_is_written(done: bool, here: Path) -> None:
     out = here / "runs" / "small"
     if done:
         with mock.patch("os.fsync"):
-            cache(load_experiment(path), out / "store.zarr", Models(out / "models"), device="cpu")
+            cache(Workspace.of_store(load_experiment(path), out / "store.zarr", out / "models", device="cpu"))
     before = small.snapshot(here)
     assert ("runs" in before) == done
     call("plan", path, "--device", "cpu", "--json")
@@ -647,7 +660,7 @@ def test_a_file_that_is_no_experiment_and_rows_that_are_none(here: Path) -> None
 def test_a_store_of_another_transfer_set_is_refused(here: Path) -> None:
     path = lay_out(here / "files")
     with mock.patch("os.fsync"):
-        cache(load_experiment(path), here / "store.zarr", Models(here / "models"), device="cpu")
+        cache(Workspace.of_store(load_experiment(path), here / "store.zarr", here / "models", device="cpu"))
     small.write_data(here / "files" / "data.npz", change=3)
     with pytest.raises(SpecMismatch, match="samples"):
         made(path, here)

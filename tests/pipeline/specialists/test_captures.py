@@ -21,7 +21,7 @@ from support.experiments import (
 from support.special import SETS, Field, content, grounds
 from support.stores import softmax
 
-from logitstore.pipeline.cache import stage as stage_one
+from logitstore.pipeline.cache import capture as capture_pass
 from logitstore.pipeline.combine.stage import combine
 from logitstore.pipeline.models.weights import load_weights
 from logitstore.pipeline.runtime.inference import run_model
@@ -29,13 +29,12 @@ from logitstore.pipeline.specialists.captures import (
     SpecialistQuality,
     capture_specialists,
     column_of,
-    specialist_names,
 )
 from logitstore.pipeline.specialists.dustbin import dustbin_shift
-from logitstore.pipeline.specialists.stage import pending_specialists
-from logitstore.pipeline.specialists.todo import needs_combination, special_rows
+from logitstore.pipeline.specialists.todo import find_todo, special_rows
 from logitstore.pipeline.specialists.training import specialist_network, train_specialists
 from logitstore.pipeline.views import experiment_views
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, SpecMismatch
 from logitstore.storage.integrity.verify import verify
 
@@ -44,21 +43,20 @@ def ready(folder: Path, document: dict[str, Any]) -> Field:
     """The grounds with trained specialists, which are not captured."""
     field = Field(grounds(folder), document)
     with mock.patch("os.fsync"):
-        train_specialists(field.experiment, field.store, field.models, rows=field.rows, device="cpu")
+        train_specialists(field.work)
     return field
 
 
 def captured(field: Field, **others: Any) -> list[str]:
     """Capture what is not."""
     with mock.patch("os.fsync"):
-        return capture_specialists(field.experiment, field.store, field.models, device="cpu", **others)
+        return capture_specialists(field.work, **others)
 
 
 def plain_logits(field: Field, number: int, view: int) -> Any:
     """What a specialist's own weights say of a view of all rows, uncorrected; batches as in the capture."""
-    network = specialist_network(
-        field.experiment, field.runs[number], field.store, field.models, rows=field.rows, device="cpu"
-    )
+    run = field.runs[number]
+    network = specialist_network(field.work, run, special_rows(field.work, run))
     load_weights(network, field.models.weights_path("specialists", field.runs[number].name))
     make_view = experiment_views(field.experiment, field.rows)
     assert make_view is not None
@@ -93,7 +91,7 @@ def test_a_capture_is_the_network_with_the_correction_in_the_dustbin(tmp_path: P
 def test_the_correction_is_seen_in_the_capture(tmp_path: Path) -> None:
     """Negative control of the comparison above: it is far larger than what float16 loses."""
     field = ready(tmp_path, content(share=0.25))
-    special = special_rows(field.experiment, field.runs[0], field.store)
+    special = special_rows(field.work, field.runs[0])
     assert abs(dustbin_shift(special.prior, special.share)) > 0.1
 
 
@@ -136,7 +134,7 @@ def test_a_capture_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path) -
     whole = ready(tmp_path / "whole", content())
     captured(whole)
     cut = ready(tmp_path / "cut", content())
-    genuine, calls = stage_one.teacher_logits, []
+    genuine, calls = capture_pass.teacher_logits, []
 
     def interrupted(*args: Any) -> None:
         calls.append(args)
@@ -144,7 +142,7 @@ def test_a_capture_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path) -
             raise KeyboardInterrupt
         genuine(*args)
 
-    with mock.patch.object(stage_one, "teacher_logits", interrupted), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(capture_pass, "teacher_logits", interrupted), pytest.raises(KeyboardInterrupt):
         captured(cut)
     assert "teachers/pairs-0" in cut.store.unsealed()
     again = Field(tmp_path / "cut", content())
@@ -191,10 +189,11 @@ def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
     }
     document["cache"] = {"batch_size": 16, "encoding": "float32"}
     del document["evaluation_set"]
-    there = run_document(document, tmp_path, tmp_path / "more").store
-    other = parsed(document, tmp_path)
-    assert captured(field, onto=(other, there)) == ["pairs-0", "pairs-1"]
-    assert captured(field, onto=(other, there)) == []
+    run_document(document, tmp_path, tmp_path / "more")
+    other = Workspace.of_folder(parsed(document, tmp_path), tmp_path / "more", device="cpu")
+    assert captured(field, onto=other) == ["pairs-0", "pairs-1"]
+    assert captured(field, onto=other) == []
+    there = other.store
     capture = there.teachers["pairs-0"]
     assert capture.shape == (1, 40, 3) and capture.encoding.kind == "float32"
     head = capture.part.spec.identity["head"]
@@ -211,9 +210,10 @@ def test_another_generalist_is_not_taken_for_theirs(tmp_path: Path) -> None:
     document = content()
     del document["specialists"]
     document["teacher"][0]["seed"] = 8
-    there = run_document(document, tmp_path, tmp_path / "more").store
+    run_document(document, tmp_path, tmp_path / "more")
+    other = Workspace.of_folder(parsed(document, tmp_path), tmp_path / "more")
     with pytest.raises(BadDataError, match="the generalist that the specialists began from"):
-        captured(field, onto=(parsed(document, tmp_path), there))
+        captured(field, onto=other)
 
 
 def test_how_good_they_are_is_said_of_their_own_columns() -> None:
@@ -245,12 +245,12 @@ def test_a_capture_of_the_largest_few_gives_specialists_in_float16(tmp_path: Pat
 def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
     field = ready(tmp_path, content() | {"combine": {"name": "all"}})
     captured(field)
-    assert needs_combination(field.experiment, field.store)
+    assert find_todo(field.work).combine is not None
     with mock.patch("os.fsync"):
         combine(field.store, generalist="wide", specialists=["pairs-1", "pairs-0"], name="all")
     made_from = field.store.teachers["all"].provenance["combination"]["specialists"]
     assert [one["capture"] for one in made_from] == ["pairs-1", "pairs-0"]
-    assert not needs_combination(field.experiment, field.store)
+    assert find_todo(field.work).combine is None
     fewer = (
         r"2 specialists \(pairs-1, pairs-0\), with which it was combined, found 1 \(pairs-0\); change it back"
     )
@@ -259,7 +259,7 @@ def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: P
         (content(), {"name": "all", "top": 2}, "expected top = 1, with which it was combined"),
     ):
         with pytest.raises(SpecMismatch, match=said):
-            needs_combination(Field(tmp_path, other | {"combine": table}).experiment, field.store)
+            find_todo(Field(tmp_path, other | {"combine": table}).work)
 
 
 def test_specialists_that_are_added_to_a_combination_are_refused_before_they_are_trained(
@@ -273,10 +273,10 @@ def test_specialists_that_are_added_to_a_combination_are_refused_before_they_are
     with pytest.raises(
         SpecMismatch, match=r"expected 1 specialist \(pairs-0\), with which it was combined, found 2"
     ):
-        pending_specialists(more.experiment, more.rows, more.models, more.store)
-    assert not pending_specialists(field.experiment, field.rows, field.models, field.store)
+        find_todo(more.work)
+    assert not find_todo(field.work)
 
 
 def test_their_names_are_known_beforehand(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content(name="experts"))
-    assert specialist_names(field.experiment, field.store) == ["experts-0", "experts-1"]
+    assert [run.name for run in field.runs] == ["experts-0", "experts-1"]

@@ -1,6 +1,7 @@
 """Is a specialist the generalist with a head of its own, trained on half and half, and is it trained once?"""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from support.trainings import interruption
 from torch import nn
 
 from logitstore.pipeline.cache.teachers import load_teacher
+from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.run import pending
 from logitstore.pipeline.runtime.ranks import Ranks
 from logitstore.pipeline.specialists import training as stage
@@ -26,7 +28,7 @@ from logitstore.pipeline.specialists.heads import (
     replace_head,
     specialist_layer,
 )
-from logitstore.pipeline.specialists.todo import special_rows
+from logitstore.pipeline.specialists.todo import special_rows, table_of
 from logitstore.pipeline.specialists.training import (
     ShortEpochs,
     SpecialistLoss,
@@ -36,25 +38,19 @@ from logitstore.pipeline.specialists.training import (
     train_specialists,
 )
 from logitstore.pipeline.stream.batch import TorchBatch
-from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError
-
-CPU = torch.device("cpu")
 
 
 def batches_of(field: Field, number: int) -> ShortEpochs:
     """What a specialist learns from."""
     run = field.runs[number]
-    special = special_rows(field.experiment, run, field.store)
-    return specialist_batches(field.experiment, run, field.store, special, rows=field.rows, device=CPU)
+    return specialist_batches(field.work, run, special_rows(field.work, run))
 
 
 def trained(field: Field, number: int = 0) -> bytes:
     """Train a specialist, or go on with it; its weights."""
     with mock.patch("os.fsync"):
-        train_specialist(
-            field.experiment, field.runs[number], field.store, field.models, rows=field.rows, device="cpu"
-        )
+        train_specialist(field.work, field.runs[number])
     return field.weights(number)
 
 
@@ -113,10 +109,8 @@ def test_the_dustbin_begins_with_the_slope_of_all_others() -> None:
 
 def _begun(field: Field, number: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A specialist as its training begins, some inputs, and the generalist's logits of them."""
-    generalist = load_teacher(field.experiment, field.experiment.generalist, field.rows, field.models, "cpu")
-    network = specialist_network(
-        field.experiment, field.runs[number], field.store, field.models, rows=field.rows, device="cpu"
-    )
+    generalist = load_teacher(field.work, field.experiment.generalist)
+    network = specialist_network(field.work, field.runs[number], special_rows(field.work, field.runs[number]))
     inputs = torch.from_numpy(field.rows.rows(range(10))[0])
     with torch.no_grad():
         return network, inputs, generalist(inputs)
@@ -125,7 +119,7 @@ def _begun(field: Field, number: int) -> tuple[nn.Module, torch.Tensor, torch.Te
 def test_a_specialist_begins_exactly_where_its_generalist_is(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content())
     network, inputs, known = _begun(field, 1)
-    special = special_rows(field.experiment, field.runs[1], field.store)
+    special = special_rows(field.work, field.runs[1])
     columns = np.append(special.classes, DUSTBIN)
     natural = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
     with torch.no_grad():
@@ -159,15 +153,13 @@ def test_a_generalist_without_weights_is_refused(tmp_path: Path) -> None:
         mock.patch.object(stage, "load_teacher", return_value=nn.Flatten()),
         pytest.raises(BadDataError, match="expected a generalist with weights that can be trained on"),
     ):
-        specialist_network(field.experiment, field.runs[0], field.store, field.models, rows=field.rows)
+        specialist_network(field.work, field.runs[0], special_rows(field.work, field.runs[0]))
 
 
 def test_a_new_head_begins_with_the_generalists_rows(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content(variant="dustbin"))
-    generalist = load_teacher(field.experiment, field.experiment.generalist, field.rows, field.models, "cpu")
-    network = specialist_network(
-        field.experiment, field.runs[1], field.store, field.models, rows=field.rows, device="cpu"
-    )
+    generalist = load_teacher(field.work, field.experiment.generalist)
+    network = specialist_network(field.work, field.runs[1], special_rows(field.work, field.runs[1]))
     inputs = torch.from_numpy(field.rows.rows(range(10))[0])
     with torch.no_grad():
         torch.testing.assert_close(network(inputs)[:, :2], generalist(inputs)[:, SETS[1]])
@@ -182,9 +174,9 @@ def test_a_layer_that_does_not_give_the_logits_is_noticed(tmp_path: Path) -> Non
     del document["specialists"]
     run_document(document, grounds(tmp_path), tmp_path / "other")
     field = Field(tmp_path, content(variant="dustbin", head="hidden.1") | {"teacher": document["teacher"]})
-    field.models = Workspace(tmp_path / "other").models
+    field.work = replace(field.work, models=Models(tmp_path / "other" / "models"))
     with pytest.raises(BadLogitsError) as caught:
-        specialist_network(field.experiment, field.runs[0], field.store, field.models, rows=field.rows)
+        specialist_network(field.work, field.runs[0], special_rows(field.work, field.runs[0]))
     assert "name the layer that gives the logits in specialists.head" in str(caught.value)
 
 
@@ -198,7 +190,7 @@ def test_every_batch_has_its_special_rows_and_its_others(
     tmp_path: Path, share: float, batch: int, expected: tuple[int, int]
 ) -> None:
     field = Field(grounds(tmp_path), content(share=share, train=train(batch_size=batch)))
-    special, batches = special_rows(field.experiment, field.runs[0], field.store), batches_of(field, 0)
+    special, batches = special_rows(field.work, field.runs[0]), batches_of(field, 0)
     assert special.batch == expected and special.share == expected[0] / batch
     others = []
     for epoch in range(3):
@@ -226,7 +218,7 @@ def test_a_stream_without_strata_is_not_half_and_half(tmp_path: Path) -> None:
 
 def test_all_views_of_the_special_rows_are_an_epoch(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content(views="all"))
-    special = special_rows(field.experiment, field.runs[0], field.store).special
+    special = special_rows(field.work, field.runs[0]).special
     batches = batches_of(field, 0)
     assert batches.steps == math.ceil(3 * len(special) / 8)
     pairs = {
@@ -260,8 +252,8 @@ def fake_batch(labels: list[int], logits: Any = None) -> TorchBatch:
 
 def test_labels_become_the_class_of_the_set_or_the_dustbin(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content())
-    special = special_rows(field.experiment, field.runs[0], field.store)
-    loss = SpecialistLoss(field.experiment, special, 4)
+    special = special_rows(field.work, field.runs[0])
+    loss = SpecialistLoss(table_of(field.experiment), "wide", special, 4)
     assert loss.columns(torch.tensor([0, 1, 2, 3])).tolist() == [0, 2, 1, 2]
     logits = torch.randn(4, 3)
     expected = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 2]))
@@ -272,7 +264,7 @@ def test_of_the_full_variant_others_learn_from_the_generalist(tmp_path: Path) ->
     """Section 6.1: hard labels for special rows, soft targets for all others."""
     document = content(variant="full", temperature=2.0, train=train(batch_size=4))
     field = Field(grounds(tmp_path), document)
-    loss = SpecialistLoss(field.experiment, special_rows(field.experiment, field.runs[0], field.store), 4)
+    loss = SpecialistLoss(table_of(field.experiment), "wide", special_rows(field.work, field.runs[0]), 4)
     logits, given = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
     batch = fake_batch([0, 2, 1, 3], given.float())
     hard = -(logits[:2].log_softmax(1)[[0, 1], [0, 2]]).sum()
@@ -291,10 +283,10 @@ def test_a_specialist_learns_its_classes(tmp_path: Path) -> None:
     field = Field(
         grounds(tmp_path, cached=1), content(cached=1, train=train(epochs=30, batch_size=16, lr=5e-3))
     )
-    special = special_rows(field.experiment, field.runs[0], field.store)
-    network = specialist_network(field.experiment, field.runs[0], field.store, field.models, rows=field.rows)
+    special = special_rows(field.work, field.runs[0])
+    network = specialist_network(field.work, field.runs[0], special_rows(field.work, field.runs[0]))
     inputs, labels = field.rows.rows(range(ROWS))
-    targets = SpecialistLoss(field.experiment, special, 4).columns(torch.from_numpy(labels))
+    targets = SpecialistLoss(table_of(field.experiment), "wide", special, 4).columns(torch.from_numpy(labels))
 
     def right() -> float:
         with torch.no_grad():
@@ -342,16 +334,9 @@ def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
     told = []
     for field in (alone, shared):
         with mock.patch("os.fsync"):
-            names = train_specialists(
-                field.experiment,
-                field.store,
-                field.models,
-                rows=field.rows,
-                device="cpu",
-                progress=lambda *said: told.append(said),
-            )
+            names = train_specialists(replace(field.work, progress=lambda *said: told.append(said)))
         assert names == ["pairs-0", "pairs-1"]
-        assert not train_specialists(field.experiment, field.store, field.models, rows=field.rows)
+        assert not train_specialists(field.work)
     assert [alone.weights(n) for n in (0, 1)] == [shared.weights(n) for n in (0, 1)]
     assert told[-1][:4] == ("training 2 specialists", 2, 2, "specialists")
 
@@ -369,8 +354,8 @@ def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
             return [number, number]
 
     done: list[str] = []
-    with mock.patch.object(stage, "train_specialist", lambda e, run, *_, **__: done.append(run.name)):
-        train_specialists(field.experiment, field.store, field.models, rows=field.rows, ranks=Second(1, 2))
+    with mock.patch.object(stage, "train_specialist", lambda work, run, *_: done.append(run.name)):
+        train_specialists(replace(field.work, ranks=Second(1, 2)))
     assert done == ["pairs-1"]
 
 
@@ -380,7 +365,7 @@ def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
 def lines(folder: Path, document: dict[str, Any]) -> list[str]:
     """What is still to be done."""
     field = Field(folder, document)
-    return pending(field.experiment, Workspace(folder / "out"), field.rows).lines()
+    return pending(field.work).lines()
 
 
 def test_a_run_trains_and_captures_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:

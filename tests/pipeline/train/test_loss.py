@@ -222,7 +222,7 @@ def test_identities_are_those_of_the_time_before_these_keys() -> None:
         "seals": {"wide": store.teachers["wide"].digest},
     }
     rows = TransferRows(experiment)
-    teacher = teacher_identity(experiment, experiment.teacher_members()[0], rows)
+    teacher = teacher_identity(experiment.teacher_members()[0], rows)
     assert teacher["train"] == {
         "lr": 0.02,
         "epochs": 3,

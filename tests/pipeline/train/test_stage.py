@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.train import stage
 from logitstore.pipeline.train.stage import open_stream, train_student, train_students
 from logitstore.pipeline.train.todo import StudentSeed, student_rows, student_seeds
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import BadDataError, RowMismatch, SpecMismatch
 
@@ -37,6 +39,11 @@ def store() -> Store:
     return open_store(experiments.finished() / "out" / "store.zarr")
 
 
+def workspace(experiment: Experiment, models: Path = Path()) -> Workspace:
+    """An experiment beside the finished store, with a folder of models of its own."""
+    return Workspace(experiment, Path(store().path), Models(models), device="cpu")
+
+
 def runs(content: Content) -> tuple[Experiment, list[StudentSeed]]:
     """The experiment, and every training in it."""
     experiment = parsed(content, experiments.finished())
@@ -46,9 +53,9 @@ def runs(content: Content) -> tuple[Experiment, list[StudentSeed]]:
 def trained(content: Content, folder: Path) -> tuple[Record, dict[str, Tensor]]:
     """The record and the weights of the first student of a document."""
     experiment, (run, *_) = runs(content)
-    models = Models(folder)
-    record = train_student(experiment, run, store(), models, device="cpu")
-    return record, load_file(models.weights_path("students", run.name))
+    work = workspace(experiment, folder)
+    record = train_student(work, run)
+    return record, load_file(work.models.weights_path("students", run.name))
 
 
 # What it is shown
@@ -57,7 +64,7 @@ def trained(content: Content, folder: Path) -> tuple[Record, dict[str, Tensor]]:
 def shown(content: Content, epochs: int) -> list[tuple[list[int], list[int], Any]]:
     """The rows, views and inputs that a student is shown, epoch by epoch."""
     experiment, (run, *_) = runs(content)
-    stream, shape = open_stream(experiment, run, store())
+    stream, shape = open_stream(workspace(experiment), run)
     assert shape == experiments.SHAPE
     found = []
     for epoch in range(epochs):
@@ -142,7 +149,7 @@ def test_hard_targets_need_labels(tmp_path: Path) -> None:
         "student 'a': expected labels, for targets = \"hard\", found a store without any; train it on soft"
     )
     with pytest.raises(BadDataError, match=message):
-        open_stream(experiment, run, unlabelled)
+        open_stream(Workspace.of_store(experiment, tmp_path / "store"), run)
 
 
 def test_hard_targets_need_labels_among_the_rows_that_are_shown(tmp_path: Path) -> None:
@@ -158,10 +165,10 @@ def test_hard_targets_need_labels_among_the_rows_that_are_shown(tmp_path: Path) 
             for rows in capture.missing_blocks():
                 capture.write(rows, np.zeros((8, 4), np.float32))
         if labelled == row:
-            open_stream(experiment, run, made)
+            open_stream(Workspace.of_store(experiment, path), run)
         else:
             with pytest.raises(BadDataError, match="found none in its 1 rows"):
-                open_stream(experiment, run, made)
+                open_stream(Workspace.of_store(experiment, path), run)
 
 
 def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -> None:
@@ -180,9 +187,8 @@ def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -
     with pytest.raises(
         RowMismatch, match=rf"row 5 \(index {index} of the transfer set\): expected the input that"
     ):
-        train_student(
-            experiment, next(student_seeds(experiment)), report.store, Models(tmp_path / "m"), device="cpu"
-        )
+        work = Workspace(experiment, Path(report.store.path), Models(tmp_path / "m"), device="cpu")
+        train_student(work, next(student_seeds(experiment)))
 
 
 # What it learns from
@@ -206,7 +212,7 @@ def recorded_targets(content: Content, folder: Path, monkeypatch: pytest.MonkeyP
 def first_batch(content: Content) -> TorchBatch:
     """What the student of a document is given first."""
     experiment, (run, *_) = runs(content)
-    stream, _ = open_stream(experiment, run, store())
+    stream, _ = open_stream(workspace(experiment), run)
     return TorchBatch.of(next(iter(stream)))
 
 
@@ -324,18 +330,16 @@ def test_the_record_pins_the_seals_of_what_was_read() -> None:
 
 def test_students_are_trained_once_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, all_runs = runs(document())
-    models = Models(tmp_path)
     recorder = experiments.Recorder()
-    assert train_students(experiment, store(), models, device="cpu", progress=recorder) == [
-        run.name for run in all_runs
-    ]
+    work = replace(workspace(experiment, tmp_path), progress=recorder)
+    assert train_students(work) == [run.name for run in all_runs]
     assert {task for task, *_ in recorder.calls} == {f"training student {run.name}" for run in all_runs}
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a student was trained again")
 
     monkeypatch.setattr(stage, "train_student", never)
-    assert train_students(experiment, store(), models, device="cpu") == []
+    assert train_students(work) == []
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import stores
 
-from logitstore.storage.encodings.floats import FLOATS, widened
+from logitstore.storage.encodings.half import FLOATS, widened
 from logitstore.storage.encodings.named import encoding_described, encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError, UnsupportedFeature
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_kept_is_named(kind: str, bad: float, found: str, expecte
     message = str(caught.value)
     assert message.startswith(f"teacher 'wide', view 1, row 104, class 2: expected {expected}")
     assert f", found {found} (1 of 6 rows" in message
-    assert "(1 of 6 rows here are so); mend the teacher (or its precision) and run it again" in message
+    assert "(1 of 6 rows); correct the teacher (or its precision) and run it again" in message
 
 
 def test_the_largest_difference_that_float16_keeps() -> None:

@@ -1,0 +1,81 @@
+"""Places of stores: reading objects by key, wherever they lie.
+
+`local.Folder` is a place that can be written to, `remote.RemoteFolder` one that is read through Zarr's stores.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LimitExceeded, UntrustedStoreError
+from ..format.constants import MAX_JSON_BYTES
+
+
+@runtime_checkable
+class Place(Protocol):
+    """A folder of a store, whose objects are read by key ("peak/c.0.3")."""
+
+    path: PurePath
+    """The folder, as messages show it."""
+    can_list: bool
+    """Whether the place lists its files."""
+
+    def sub(self, name: str) -> "Place":
+        """Return the folder of a part."""
+
+    def kind(self) -> str:
+        """Return "nothing", "a folder" or "a file": as much as is known of the path that the user named."""
+
+    def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
+        """Return a whole object. Raises FileNotFoundError, LimitExceeded if it is larger than `most` bytes."""
+
+    def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
+        """Return `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
+
+    def read_through(
+        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+    ) -> int:
+        """Pass `length` bytes from `offset` (fewer at the end) to `take`, in pieces; return the object's size.
+
+        A piece is valid until `take` returns. Raises FileNotFoundError.
+        """
+
+    def size(self, key: str) -> int:
+        """Return the bytes of an object. Raises FileNotFoundError."""
+
+    def exists(self, key: str) -> bool:
+        """Return whether the name is taken, by whatever kind of file."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the names directly under `prefix`, sorted; none if there is no such folder."""
+
+    def files(self) -> list[str]:
+        """Return the keys of all files below the folder, sorted."""
+
+
+def check_size(size: int, most: int, where: PurePath) -> None:
+    """Refuse an object that is larger than a reader expects. Raises LimitExceeded."""
+    if size > most:
+        raise LimitExceeded(
+            str(where),
+            expected=f"at most {most} bytes",
+            found=f"{size} bytes",
+            remedy="do not use this store: logitstore writes no such file",
+        )
+
+
+def components(key: str, where: PurePath) -> list[str]:
+    """Split a key into names. Raises UntrustedStoreError if one of them leads out of the store."""
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255 for part in parts):
+        raise UntrustedStoreError(
+            str(where),
+            expected="keys inside the store",
+            found=repr(key)[:80],
+            remedy="do not use this store: logitstore writes no such key",
+        )
+    return parts
