@@ -17,7 +17,7 @@ import numpy as np
 from support import stores
 from support.stores import Teacher
 
-from logitstore.storage.api import Store, create_store, open_store
+from logitstore.storage.api import Store, open_store
 from logitstore.storage.format.constants import PRIVATE, SEAL_TABLE
 from logitstore.storage.format.metadata import ArrayLayout
 from logitstore.storage.format.shard import CRC_BYTES
@@ -52,29 +52,22 @@ class Case:
         }
 
     def write(self) -> Store:
-        """Write the store, or what of it is missing, through the public door. Without fsync, of which no reader knows."""
-        with mock.patch("os.fsync"):
-            return self._write()
-
-    def _write(self) -> Store:
-        inputs = stores.some_inputs(self.rows, self.input_dtype)
-        store = create_store(
+        """Write the store, or what is missing of it."""
+        store = stores.make(
             self.path,
-            num_classes=self.classes,
-            labels=(np.arange(self.rows, dtype=np.int64) * 3 + 1) % (self.classes + 1) - 1,
-            inputs=inputs,
-            store_inputs=self.store_inputs,
-            class_names=[f"clàss {c}" for c in range(self.classes)] if self.names else None,
-            ids=[f"row-{row}" for row in range(self.rows)] if self.names else None,
+            rows=self.rows,
+            classes=self.classes,
             block_rows=self.block_rows,
+            teachers=self._teachers,
+            input_dtype=self.input_dtype,
+            store_inputs=self.store_inputs,
+            names=self.names,
+            seed=self.seed,
             exist_ok=True,
-        )
-        for number, (name, teacher) in enumerate(self._teachers.items()):
-            columns = self.classes if teacher.classes is None else len(teacher.classes)
-            logits = stores.some_logits(teacher.views, self.rows, columns, seed=1000 * self.seed + number)
-            stores.write_capture(store, name, logits, teacher, inputs)
+        ).store
         if self.clustering:
-            stores.add_clustering(store, classes=self.classes)
+            with mock.patch("os.fsync"):
+                stores.add_clustering(store, classes=self.classes)
         return store
 
     @cached_property

@@ -144,7 +144,7 @@ def try_all(phase: Phase, faults: Iterable[Fault], enough: int = 10**9) -> tuple
     return tried, harm
 
 
-@pytest.mark.parametrize("share", range(2))
+@pytest.mark.parametrize("share", range(2), ids="part {}".format)
 @pytest.mark.parametrize("name", ["store", "capture"])
 def test_a_call_that_fails_does_no_harm(name: str, share: int, tally: Tally) -> None:
     phase = Phase(name)

@@ -15,7 +15,7 @@ PIECES = 4
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:

@@ -216,7 +216,7 @@ def run_all(world: int, chosen: Iterable[tuple[int, ...]], enough: int = 10**9) 
 SHARES: Final = 6
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize("share", range(SHARES), ids="part {}".format)
 def test_one_of_two_writers_wins_in_every_order(share: int, tally: Tally) -> None:
     tried, harm = run_all(2, orders(share, SHARES))
     tally.reached("interleave", tried, "orders", harm)

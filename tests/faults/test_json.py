@@ -75,7 +75,7 @@ def test_a_cut_file_is_refused(files: dict[str, bytes], tally: Tally) -> None:
     tally.reached("json", answers.tried, "files", answers.finish(), cuts=answers.tried, **said(answers))
 
 
-@pytest.mark.parametrize("quarter", range(4))
+@pytest.mark.parametrize("quarter", range(4), ids="part {}".format)
 @pytest.mark.timeout(3600)
 def test_a_changed_file_is_refused_or_read_as_what_it_says(
     files: dict[str, bytes], tally: Tally, quarter: int

@@ -23,7 +23,7 @@ def runs(tmp_path: Path, first: int, count: int, mutant: str = "") -> dict[str, 
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", range(PARTS), ids="part {}".format)
 def test_nothing_acknowledged_is_lost_and_the_bytes_are_those_of_an_uninterrupted_writer(
     tmp_path: Path, tally: Tally, part: int
 ) -> None:

@@ -12,7 +12,7 @@ PIECES = 4
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_no_order_of_events_loses_or_changes_what_was_acknowledged(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:

@@ -63,6 +63,7 @@ def search(
 @pytest.mark.parametrize(
     ("family", "runs", "deep_runs"),
     [("alone", 1, 1), ("killed", 150, 400), ("stopped", 150, 400), ("together", 40, 200)],
+    ids=["alone", "killed", "stopped", "together"],
 )
 def test_what_was_acknowledged_survives_a_power_loss(
     family: str, runs: int, deep_runs: int, tally: Tally

@@ -24,7 +24,7 @@ ARRAYS = {
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_torn_shards_are_found_and_after_repair_and_another_run_the_store_is_the_same_bytes(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
@@ -49,6 +49,7 @@ def _tear(case: Case, key: str, change: Callable[[bytes], bytes]) -> None:
         ),
         ("shards in verify", "verify.check_shard", lambda *_, **__: None, lambda data: data[:7]),
     ],
+    ids=["checksums of a read", "shards in verify"],
 )
 def test_a_guard_that_is_taken_out_is_missed(
     memory_path: Path,

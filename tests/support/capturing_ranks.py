@@ -7,7 +7,6 @@ with the environment that torchrun gives.
 import contextlib
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import NewObject
 from logitstore.storage.errors import LogitStoreError
 from support import experiments
-from support.children import Child, Countdown
+from support.children import Countdown, ranks
 
 BLOCK_ROWS = 16
 
@@ -36,38 +35,29 @@ def captured(base: Path, folder: Path, kill_at: int | None) -> None:
     puts = Countdown(kill_at)
     NewObject.publish = puts.counted(NewObject.publish)  # type: ignore[method-assign]
     os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
-    with joined(60.0) as ranks:
-        cache(Workspace.of_folder(experiments.parsed(document(), base), folder, device="cpu", ranks=ranks))
+    with joined(60.0) as joint:
+        cache(Workspace.of_folder(experiments.parsed(document(), base), folder, device="cpu", ranks=joint))
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
 
 
-def rank_status(base: Path, folder: Path, kill_at: int | None) -> int:
+def rank_status(rank: int, base: Path, folder: Path, victim: int | None, kill_at: int | None) -> int:
     """Run a rank in a fork; return its exit status, and keep the line of its error."""
     try:
-        captured(base, folder, kill_at)
+        captured(base, folder, kill_at if rank == victim else None)
     except LogitStoreError as error:
-        (folder / f"said-{os.environ['RANK']}").write_text(str(error))
+        (folder / f"said-{rank}").write_text(str(error))
         return error.exit_code
     except BaseException:
-        (folder / f"said-{os.environ['RANK']}").touch()
+        (folder / f"said-{rank}").touch()
         raise
     return 0
 
 
 def run(
-    base: Path, folder: Path, ranks: int, victim: int | None = None, kill_at: int | None = None
+    base: Path, folder: Path, number: int, victim: int | None = None, kill_at: int | None = None
 ) -> list[int]:
-    """Capture in some ranks; return the exit status of each, negative for a signal."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = []
-    for rank in range(ranks):
-        place = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        at = kill_at if rank == victim else None
-        children.append(Child(rank_status, base, folder, at, environment=place))
-    return [child.wait(120) for child in children]
+    """Capture in some ranks, of which one may be killed; return the exit status of each, negative for a signal."""
+    return ranks(number, rank_status, base, folder, victim, kill_at)
 
 
 def killed(base: str, work: str, plan: list[tuple[int, int, float, int]]) -> dict[str, Any]:
@@ -82,17 +72,17 @@ def killed(base: str, work: str, plan: list[tuple[int, int, float, int]]) -> dic
     here, there = Path(base), Path(work)
     report: dict[str, Any] = {"whole": {}, "killed": []}
     puts = {}
-    for ranks in sorted({ranks for ranks, *_ in plan}):
-        folder = there / f"whole-{ranks}"
+    for number in sorted({number for number, *_ in plan}):
+        folder = there / f"whole-{number}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, ranks)
-        puts[ranks] = [int((folder / f"puts-{rank}").read_text()) for rank in range(ranks)]
-        report["whole"][ranks] = [statuses, experiments.contents(folder / "store.zarr")]
+        statuses = run(here, folder, number)
+        puts[number] = [int((folder / f"puts-{rank}").read_text()) for rank in range(number)]
+        report["whole"][number] = [statuses, experiments.contents(folder / "store.zarr")]
     reference = report["whole"][1][1]
-    for number, (ranks, victim, share, resuming) in enumerate(plan):
-        folder = there / f"killed-{number}"
+    for index, (number, victim, share, resuming) in enumerate(plan):
+        folder = there / f"killed-{index}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, ranks, victim, max(1, int(puts[ranks][victim] * share)))
+        statuses = run(here, folder, number, victim, max(1, int(puts[number][victim] * share)))
         left = len(experiments.contents(folder / "store.zarr"))
         said = {path.name: path.read_text() for path in folder.glob("said-*")}
         ended = run(here, folder, resuming)

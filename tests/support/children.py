@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +184,21 @@ class Child:
     def go_on(self) -> None:
         """Resume it after it stopped itself."""
         os.kill(self.pid, signal.SIGCONT)
+
+
+def ranks(
+    number: int, function: Callable[..., int | None], *arguments: Any, seconds: float = 120
+) -> list[int]:
+    """Run `function(rank, *arguments)` in forks with the environment that torchrun gives; return their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [
+        Child(function, rank, *arguments, environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(number)
+    ]
+    return [child.wait(seconds) for child in children]
 
 
 def _main() -> None:

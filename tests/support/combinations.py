@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from logitstore.pipeline.combine.experts import Experts, active_specialists
 from logitstore.pipeline.combine.solve import combine_rows
 from logitstore.storage.api import Store, create_store, open_store
-from logitstore.storage.digest import digest_rows
 from support import stores
 
 ROWS, CLASSES, BLOCK_ROWS, VIEWS = 45, 9, 8, 2
@@ -77,24 +76,13 @@ def write(
     seed = sum(map(ord, name))
     logits = np.random.default_rng(seed).normal(0, 2, (views, ROWS, columns)).astype(np.float32)
     made.logits[name] = logits - logits.max(axis=2, keepdims=True)
+    teacher = stores.Teacher(
+        views, encoding, augmented=True, classes=None if classes is None else tuple(classes)
+    )
     inputs = made.inputs if shown is None else shown
-    augmentation = dict(stores.AUGMENTATION)
-    with (
-        mock.patch("os.fsync"),
-        made.store.capture(
-            name,
-            provenance={"augmentation": augmentation, **provenance},
-            views=views,
-            encoding=encoding,
-            classes=classes,
-        ) as capture,
-    ):
-        for view in range(views):
-            for rows in capture.missing_blocks(view):
-                numbers = np.arange(rows.start, rows.stop)
-                part = inputs[rows.start : rows.stop]
-                seen = part if view == 0 else stores.augment(part, view, numbers)
-                capture.write(rows, logits[view, rows.start : rows.stop], view, seen=digest_rows(seen))
+    origin = {"augmentation": dict(stores.AUGMENTATION), **provenance}
+    with mock.patch("os.fsync"):
+        stores.write_capture(made.store, name, logits, teacher, inputs, origin)
 
 
 def make(path: Path) -> Made:

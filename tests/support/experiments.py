@@ -105,14 +105,19 @@ def run_document(content: dict[str, Any], base: Path, out: Path) -> RunReport:
         return run(parsed(content, base), out, device="cpu")
 
 
-@functools.cache
-def finished() -> Path:
-    """Return a folder with the data and a finished run of `document()` in `out`; never to be changed."""
+def kept_run(content: dict[str, Any]) -> Path:
+    """Return a folder with the data and a finished run of a document in `out`; it lasts as long as this process."""
     folder = Path(tempfile.mkdtemp(prefix="logitstore-finished-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_data(folder)
-    run_document(document(), folder, folder / "out")
+    run_document(content, folder, folder / "out")
     return folder
+
+
+@functools.cache
+def finished() -> Path:
+    """Return a folder with the data and a finished run of `document()` in `out`; never to be changed."""
+    return kept_run(document())
 
 
 def copy_finished(folder: Path) -> Path:

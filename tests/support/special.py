@@ -4,10 +4,8 @@
 clustering "pairs" of two overlapping sets; `content` is the document that asks for its specialists.
 """
 
-import atexit
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,12 +47,9 @@ def content(cached: int = 3, **changes: Any) -> dict[str, Any]:
 
 @functools.cache
 def _grounds(cached: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="logitstore-grounds-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    experiments.write_data(folder)
     document = content(cached)
     del document["specialists"]
-    experiments.run_document(document, folder, folder / "out")
+    folder = experiments.kept_run(document)
     write_pairs(open_store(folder / "out" / "store.zarr"))
     return folder
 
