@@ -1,7 +1,7 @@
-"""What does it cost to write logits safely, against writing them unguarded?
+"""Cost of a safe capture, against unguarded writing of the same bytes.
 
-Logits that are in memory, against one `write` and one `fsync` of the same bytes in the same files. What it costs to have them
-written while the teachers run is stage_one.py's.
+The logits are in memory. The yardstick is one `write` and one `fsync` for each of the same files.
+stage_one.py measures the cost while the teachers run.
 """
 
 import os
@@ -15,7 +15,7 @@ import logitstore
 
 
 def plain_files(folder: Path) -> None:
-    """The writer against the same bytes, unguarded."""
+    """Time the writer against unguarded writes of the same bytes."""
     rows, classes = 65_536, 1000
     logits = np.random.default_rng(0).standard_normal((rows, classes), dtype=np.float32)
     runs = iter(range(1000))
@@ -46,7 +46,7 @@ def plain_files(folder: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    print("capture")
+    print("capture: cost of safe writing")
     with tempfile.TemporaryDirectory() as folder:
         plain_files(Path(folder))
 

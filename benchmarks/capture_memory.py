@@ -1,13 +1,15 @@
-"""How much memory does stage one take beyond its teacher and its loader, against what it says beforehand?
+"""Memory of stage one beyond its teacher and its loader, against the amount that it logs beforehand.
 
-Two fresh processes for each case: one runs the bare loop `for batch: teacher(batch)`, the other stage one over the same
-transfer set. Both have imported everything, made the teachers and a small capture, twice, and gone through a few batches; then the peak of
-their memory (VmHWM, Linux) is set back. The peak of each minus what it held just before is its use; the difference of the
-two is what stage one takes beyond the teacher's activations and a batch of inputs. Inputs are drawn, 1024 of them repeated, so
-that the transfer set takes nothing itself; all captures have 1000 classes.
+Each case takes two fresh processes. One runs the bare loop `for batch: teacher(batch)`; the other runs stage
+one over the same transfer set. Before measuring, both import everything, make the teachers, make a small
+capture twice and run a few batches. Then the peak of their memory (VmHWM, Linux) is reset.
 
-1. Inputs of 3 x 32 x 32 in blocks of 8192 rows, the largest that such rows get, kept in the store.
-2. The same as an error budget, which has to be searched for.
+The use of a process is its peak minus its memory just before. The difference of the two is the memory beyond
+the teacher's activations and a batch of inputs. 1024 drawn inputs are repeated, so that the transfer set
+itself takes nothing. All captures have 1000 classes.
+
+1. Inputs of 3 x 32 x 32 in blocks of 8192 rows, the largest for such rows, kept in the store.
+2. The same as an error budget, whose scale has to be searched for.
 3. The same, three teachers in one pass.
 4. Inputs of 3 x 224 x 224, not kept, in blocks of 8192 rows: the inputs of one block are 1.1 GiB.
 
@@ -31,7 +33,7 @@ BLOCK_ROWS, BATCH, CLASSES, SMALL_ROWS = 8192, 256, 1000, 512
 MIB, MOST_MIB = 1 << 20, 512
 WARM_BATCHES = 4
 STATED = re.compile(r"(?:at most|bounded by) ([\d,]+) bytes")
-"""How stage one says in its log what its queue may hold."""
+"""Pattern of the log line with the limit of stage one's queue."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +57,27 @@ CASES = {
 
 
 class Said(logging.Handler):
-    """What stage one says of its queue."""
+    """A handler that keeps the limit of the queue that stage one logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.bytes: int | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a number out of a line that has one."""
+        """Take the number out of a line that has one."""
         found = STATED.search(record.getMessage())
         if found is not None:
             self.bytes = int(found[1].replace(",", ""))
 
 
 def status(key: str) -> int:
-    """Bytes that Linux says of this process."""
+    """Read a field of this process's status from Linux, bytes."""
     facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(facts[key].split()[0]) * 1024
 
 
 def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
-    """A process that runs the bare loop ("bare") or stage one ("captured"), and says what that took."""
+    """Run the bare loop ("bare") or stage one ("captured"), and print the memory that it took."""
     import torch
     from measured_teachers import Net, bare_loop, batches, experiment_of, thumbnail
 
@@ -128,7 +130,7 @@ def child(folder: Path, case: Case, how: str, block_rows: int) -> None:
 
 
 def measure(name: str, block_rows: int) -> None:
-    """Both processes of a case, and their difference."""
+    """Run both processes of a case, and print their difference."""
     case = CASES[name]
     found: dict[str, dict[str, Any]] = {}
     for how in ("bare", "captured"):
@@ -152,10 +154,10 @@ def measure(name: str, block_rows: int) -> None:
     )
     bar(what, f"{beyond / MIB:.1f}", f"< {MOST_MIB}", beyond < MOST_MIB * MIB)
     if stated is None:
-        bar("the same, against the queue that it states", "none stated", "at most the stated queue", False)
+        bar("the same, against the stated limit of the queue", "none stated", "<= the stated limit", False)
     else:
         bar(
-            "the same, against the queue that it states",
+            "the same, against the stated limit of the queue",
             f"{beyond / MIB:.1f}",
             f"<= {stated / MIB:.1f}",
             beyond <= stated,

@@ -1,8 +1,9 @@
-"""What does it cost to check every input of a transfer set against the digest of what the teacher saw?
+"""Cost of checking every input of a transfer set against the digest of the teacher's input.
 
-A store of 65,536 rows keeps digests and no inputs; the inputs come from a transfer set in memory that hands out whole
-batches (`__getitems__`). An epoch with the check, and one with it patched out (the digests are said to be right without
-looking), in turn. That the first stops at a row that has changed, and the second does not, is tried before.
+A store of 65,536 rows keeps digests and no inputs. The inputs come from a transfer set in memory that returns
+whole batches (`__getitems__`). Epochs with the check alternate with epochs whose check is patched out: every
+digest is taken as correct without computing it. Beforehand the script tries both on a changed row: the first
+stops there, the second does not.
 
 Alone, with fewer rows: python benchmarks/checked_inputs.py [rows]
 """
@@ -30,7 +31,7 @@ BYTES = int(np.prod(INPUT_SHAPE))
 
 
 class Examples:
-    """A transfer set in memory: one input, again and again, so that its digest is known without looking."""
+    """A transfer set in memory that repeats one input, so that its digest is known beforehand."""
 
     def __init__(self, rows: int, changed: int | None = None) -> None:
         self.inputs = np.repeat(random_inputs(1), rows, axis=0)
@@ -49,7 +50,7 @@ class Examples:
 
 @contextmanager
 def unchecked() -> Iterator[list[int]]:
-    """Patch out the digests wherever the package takes them; how many rows were asked for."""
+    """Replace the digests wherever the package takes them, and yield the numbers of rows requested."""
     known = digest_rows(random_inputs(1))[0]
     asked: list[int] = []
 
@@ -73,13 +74,13 @@ def unchecked() -> Iterator[list[int]]:
 
 
 def epoch(store: logitstore.Store, examples: Examples) -> int:
-    """Go through all rows, with their logits."""
+    """Stream all rows, with their logits."""
     stream = store.stream(BATCH, seed=0, decode=False, transfer_set=examples)
     return sum(len(batch) for batch in TorchStream(stream))
 
 
 def try_out(folder: Path) -> None:
-    """The check is there, and patching it out takes it away."""
+    """Show that the check finds a changed row, and that the patch removes the check."""
     examples = Examples(SMALL_ROWS)
     store = make_store(
         folder / "small.zarr", SMALL_ROWS, {"float16": "float16"}, inputs=examples.inputs, store_inputs=False
@@ -124,9 +125,9 @@ def main(rows: int = ROWS) -> None:
         found = compare(not_checked, checked)
         print(line("rows/s checked / not checked", f"{found.ratio:.2f}", found))
         each = (found.theirs - found.ours) / rows
-        print(f"  {'the check, of a row':58s} {1e6 * each:7.2f} µs")
+        print(f"  {'the check of a row':58s} {1e6 * each:7.2f} µs")
         alone = compare(lambda: digest_rows(examples.inputs), lambda: examples.inputs.sum(), rounds=5)
-        print(f"  {'digest_rows alone, of a row':58s} {1e6 * alone.ours / rows:7.2f} µs")
+        print(f"  {'digest_rows alone on a row':58s} {1e6 * alone.ours / rows:7.2f} µs")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What does it cost to combine a generalist with its specialists?
+"""Cost of combining a generalist with its specialists.
 
-1. The arithmetic: ln q of rows of 1000 classes, of which each has one active specialist (of 50 classes), or three, against
-   a plain softmax of the same rows (NumPy, in pieces that stay in the cache), a thread each.
+1. The arithmetic: ln q of rows of 1000 classes, with one or three active specialists (of 50 classes) each.
+   The yardstick is a plain softmax of the same rows (NumPy, in pieces that stay in the cache). Both take one
+   thread.
 2. The whole: `combine` over a store, reading, combining, writing and sealing, on all cores.
 
 Alone, with fewer rows: python benchmarks/combine.py [rows]
@@ -23,13 +24,16 @@ from logitstore.storage.api import Store, create_store
 
 ROWS, CLASSES, SET, ROUNDS = 65_536, 1000, 50, 5
 BATCH = 8192
-"""Rows of a call, as many as a block of a store of so many classes has."""
+"""Rows of a call: a block of a store of 1000 classes."""
 PIECE = 64
-"""Rows that the plain softmax takes at a time."""
+"""Rows of the plain softmax at a time."""
 
 
 def some_sets(partitions: int) -> list[NDArray[np.int64]]:
-    """Columns of specialists whose sets hold every class so many times: that many are active in every row."""
+    """Return the columns of specialists whose sets hold every class `partitions` times.
+
+    That many specialists are active in every row.
+    """
     rng = np.random.default_rng(1)
     sets = []
     for _ in range(partitions):
@@ -39,7 +43,7 @@ def some_sets(partitions: int) -> list[NDArray[np.int64]]:
 
 
 def said_of(logits: NDArray[np.float32], own: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    """What a specialist says of rows: what the generalist does, with a deviation of 1."""
+    """Return a specialist's logits: the generalist's, with a deviation of 1."""
     outside = np.setdiff1d(np.arange(CLASSES), own)
     dustbin = np.log(np.exp(logits[:, outside]).sum(axis=1, keepdims=True))
     agreed = np.concatenate([logits[:, own[:-1]], dustbin], axis=1)
@@ -47,13 +51,13 @@ def said_of(logits: NDArray[np.float32], own: NDArray[np.int64], seed: int) -> N
 
 
 def some_logits(rows: int) -> NDArray[np.float32]:
-    """(rows, CLASSES), the largest of each row 0."""
+    """Draw logits (rows, CLASSES), the largest of each row 0."""
     logits = 3 * np.random.default_rng(0).standard_normal((rows, CLASSES), np.float32)
     return logits - logits.max(axis=1, keepdims=True)
 
 
 def softmax(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """The plain softmax, as fast as NumPy has it."""
+    """Compute the plain softmax by NumPy's fastest calls."""
     for first in range(0, len(logits), PIECE):
         piece = logits[first : first + PIECE]
         values = piece - piece.max(axis=1, keepdims=True)
@@ -86,7 +90,7 @@ def arithmetic(logits: NDArray[np.float32], active: int) -> None:
 
 
 def some_store(path: Path, logits: NDArray[np.float32], active: int) -> Store:
-    """A store of a generalist and its specialists."""
+    """Make a store of a generalist and its specialists."""
     store = create_store(path, num_classes=CLASSES, digests=np.arange(len(logits), dtype=np.uint64))
     with store.capture("wide", provenance={"teacher": {"name": "wide"}}) as capture:
         for rows in capture.missing_blocks():

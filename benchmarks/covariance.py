@@ -1,12 +1,13 @@
-"""What does the covariance of a store cost, against one product of the same matrix in memory?
+"""Cost of the covariance of a store, against one product of the same matrix in memory.
 
-1. Speed: 131,072 rows of 1000 classes, stored as float16, against `p.T @ p` of their softmax, which is there in memory as
-   float32: one call of BLAS (NumPy sees that both sides are one matrix, and half of the product is computed), with as many
-   threads. Ours reads, checks and decodes the rows, takes the softmax in float64, centres, and adds up in float64.
+1. Speed: 131,072 rows of 1000 classes, stored as float16. The yardstick is `p.T @ p` of their softmax, in
+   memory as float32: one call of BLAS with as many threads. NumPy recognises that both sides are one matrix,
+   and computes half of the product. Ours reads, checks and decodes the rows, takes the softmax in float64,
+   centres, and adds up in float64.
 2. Accuracy: against NumPy in float64, in units of sqrt(c_ii c_jj), the largest of all elements.
 3. The same on a `dask.distributed.LocalCluster` of two processes.
-4. Memory: the peak (VmHWM, Linux) of a fresh process that opens a store and takes the covariance, of 32,768 and of
-   524,288 rows: it should be the same, but for which blocks happen to be in flight together.
+4. Memory: the peak (VmHWM, Linux) of a fresh process that opens a store and takes the covariance, for 32,768
+   and for 524,288 rows. The two should differ only by the blocks that happen to be in flight together.
 
 Alone, with fewer rows: python benchmarks/covariance.py [rows]
 """
@@ -52,12 +53,12 @@ print(json.dumps({"peak": int(status["VmHWM"].split()[0]) * 1024, "trace": float
 
 
 def softened(store: logitstore.Store) -> Softened:
-    """What is measured."""
+    """Return the measured outputs of a store."""
     return softened_outputs(store, {"float16": 1.0}, TEMPERATURE)
 
 
 def softmaxed(store: logitstore.Store, dtype: type) -> NDArray[np.floating]:
-    """Softened outputs of a whole store, in memory: (rows, classes)."""
+    """Compute the softened outputs of a whole store in memory: (rows, classes)."""
     source = softened(store)
     found = np.empty((store.num_rows, CLASSES), dtype)
     for first in range(0, store.num_rows, store.block_rows):
@@ -67,42 +68,42 @@ def softmaxed(store: logitstore.Store, dtype: type) -> NDArray[np.floating]:
 
 
 def worst(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """The largest difference of an element, in units of sqrt(c_ii c_jj)."""
+    """Return the largest difference of an element, in units of sqrt(c_ii c_jj)."""
     deviation = np.sqrt(np.diag(expected))
     return float((np.abs(found - expected) / np.outer(deviation, deviation)).max())
 
 
 def show_speed(store: logitstore.Store) -> None:
-    """1."""
+    """Print table 1, the speed."""
     held = softmaxed(store, np.float32)
     source = softened(store)
     whole = compare(lambda: covariance(source), lambda: held.T @ held)
     speed = f"{store.num_rows / whole.ours:,.0f}/s"
-    print(line("rows/s from the store; time in products in memory:", speed, whole))
+    print(line("rows/s of the covariance; seconds of store and product:", speed, whole))
     bar(
-        f"covariance from the store, of the speed of one product in memory ({os.cpu_count()} threads)",
+        f"speed of the covariance / of one product in memory ({os.cpu_count()} threads)",
         f"{1 / whole.ratio:.2f}",
         f">= {LEAST_SPEED}",
         1 / whole.ratio >= LEAST_SPEED,
     )
     other = held.copy()  # another matrix: a general product, of which no half can be left out
     general = compare(lambda: covariance(source), lambda: other.T @ held, rounds=3)
-    print(line("the same against a general product, for comparison", f"{1 / general.ratio:.2f}", general))
+    print(line("the same / of a general product, for comparison", f"{1 / general.ratio:.2f}", general))
 
 
 def show_accuracy(store: logitstore.Store) -> NDArray[np.float64]:
-    """2. Returns the covariance."""
+    """Print table 2, the accuracy, and return the covariance."""
     exact = softmaxed(store, np.float64)
     exact -= exact.mean(axis=0)
     found = covariance(softened(store))
     error = worst(found, exact.T @ exact / len(exact))
-    what = f"largest error of an element in sqrt(c_ii c_jj), against float64, {store.num_rows:,} rows"
+    what = f"largest error of an element / sqrt(c_ii c_jj), against float64, {store.num_rows:,} rows"
     bar(what, f"{error:.1e}", f"<= {MOST_ERROR:g}", error <= MOST_ERROR)
     return found
 
 
 def show_cluster(store: logitstore.Store, expected: NDArray[np.float64]) -> None:
-    """3."""
+    """Print table 3, the cluster of two processes."""
     from distributed import Client, LocalCluster
 
     with (
@@ -119,20 +120,20 @@ def show_cluster(store: logitstore.Store, expected: NDArray[np.float64]) -> None
 
 
 def peak(path: Path) -> int:
-    """Bytes at the peak of a process of its own."""
+    """Measure the peak memory of a fresh process, bytes."""
     call = [sys.executable, "-c", CHILD, str(path), str(TEMPERATURE)]
     return int(json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)["peak"])
 
 
 def show_memory(made: Callable[[int], Path], rows: int) -> None:
-    """4."""
+    """Print table 4, the memory."""
     if not Path("/proc/self/status").exists():
         print("  memory is left out: no /proc here")
         return
     few, many = rows // 4, 4 * rows
     peaks = {count: median([peak(made(count)) for _ in range(PROCESSES)]) for count in (few, many)}
     bar(
-        f"MiB at the peak of {many:,} rows, {peaks[few] / MIB:,.0f} of {few:,} (medians of {PROCESSES} processes)",
+        f"peak MiB with {many:,} rows ({peaks[few] / MIB:,.0f} with {few:,}; medians of {PROCESSES} processes)",
         f"{peaks[many] / MIB:,.0f}",
         f"<= {MOST_GROWTH * peaks[few] / MIB:,.0f}",
         peaks[many] <= MOST_GROWTH * peaks[few],

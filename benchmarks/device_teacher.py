@@ -1,18 +1,22 @@
-"""Does a large teacher run as fast in stage one as the device can run it?
+"""Speed of a large teacher in stage one, against the device's own speed.
 
-A ResNet-50 with 1000 classes in bfloat16 (autocast, channels last where stage one can be told to), images of 3 x 224 x 224, batches of 256;
-the transfer set's images are not kept. Three in turn:
+The teacher is a ResNet-50 with 1000 classes in bfloat16 (autocast; channels last where stage one accepts it).
+Images are 3 x 224 x 224 in batches of 256, and are not kept. Three run in turn:
 
-1. the bare loop over batches that are on the device already: its own speed, and what the bar is against;
-2. the bare loop over the transfer set, each batch fetched and sent to the device;
-3. stage one, the whole of `cache()`, into a new store.
+1. The bare loop over batches that are on the device already: the device's own speed, and the yardstick of the
+   bar.
+2. The bare loop over the transfer set: each batch is fetched and sent to the device.
+3. Stage one, the whole of `cache()`, into a new store.
 
-The bar is of the whole, reading the weights and trying the teacher included, which a capture of hours does not notice; so the same is
-given without what a capture of a single batch takes. Then each of what stage one does beside the teacher is timed by itself, and given as a share of the first: fetching and digesting the
-inputs, copying the logits to the host, encoding them, committing them (sha256, crc32c, fsync, seal).
-What overlaps with the teacher costs nothing as long as each share is below 1.
+The bar covers the whole, with reading the weights and trying the teacher. In a capture of hours these are
+negligible, so the ratio is also given without the time of a capture of a single batch.
 
-Without a GPU a tiny net of the same form is run, on images of 32 x 32: the script is then tried, and nothing is measured.
+Then each task beside the teacher is timed by itself, as a share of the first loop's time. The tasks are
+fetching and digesting the inputs, copying the logits to the host, encoding them, and committing them (sha256,
+crc32c, fsync, seal). Tasks that overlap with the teacher cost nothing as long as each share is below 1.
+
+Without a GPU a tiny net of the same form runs on images of 32 x 32. This tries the script, and measures
+nothing.
 
 Alone, with fewer rows: python benchmarks/device_teacher.py [rows]
 """
@@ -48,7 +52,7 @@ ROUNDS, LEAST, CLASSES, PRECISION = 5, 0.97, 1000, "bfloat16"
 
 @dataclass(frozen=True)
 class Size:
-    """What is run on a kind of device."""
+    """The teacher, images and rows for a kind of device."""
 
     shape: tuple[int, int, int]
     rows: int
@@ -68,7 +72,7 @@ class Loops:
 
     experiment: Experiment
     module: torch.nn.Module
-    """On the device."""
+    """The teacher, on the device."""
     rows: TransferRows
     size: Size
     device: str
@@ -86,22 +90,22 @@ class Loops:
         return bool(getattr(self.experiment.cache, "channels_last", False))
 
     def on_device(self) -> None:
-        """As many batches as there are, of one that is on the device."""
+        """Run the teacher on one batch that is on the device, once for each batch of the set."""
         held = next(batches(self.rows, self.size.batch)).to(self.device)
         wait(self.device)
         self._run(iter(repeat(held, len(self.rows) // self.size.batch)))
 
     def over_the_set(self) -> None:
-        """The bare loop."""
+        """Run the bare loop over the transfer set."""
         self._run(batches(self.rows, self.size.batch))
 
     def captured(self) -> None:
-        """Stage one."""
+        """Run stage one."""
         capture(self.experiment, self.rows, self.device, self.folder)
 
 
 def capture(experiment: Experiment, rows: TransferRows, device: str, folder: Path) -> None:
-    """Stage one into a new store."""
+    """Run stage one into a new store."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path, models = Path(name) / "store.zarr", Models(Path(name) / "models")
         report = cache(Workspace(experiment, path, models, given_rows=rows, device=device))
@@ -109,13 +113,13 @@ def capture(experiment: Experiment, rows: TransferRows, device: str, folder: Pat
 
 
 def wait(device: str) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def shares(loops: Loops, whole: float) -> None:
-    """What each thing beside the teacher takes by itself, as a share of the teacher's own time."""
+    """Print the time of each task beside the teacher, as a share of the teacher's own time."""
     rows, size = loops.rows, loops.size
     logits = torch.randn(size.batch, CLASSES, device=loops.device)
     count = len(rows) // size.batch
@@ -157,7 +161,7 @@ def shares(loops: Loops, whole: float) -> None:
 
 
 def parts(*functions: Callable[[], None]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What each is called."""
+    """Yield each function with its label."""
     names = (
         "fetching and digesting the inputs",
         "copying the logits to the host",
@@ -210,7 +214,7 @@ def measure(device: str, folder: Path, rows: int) -> None:
             bar(what, f"{ratio:.3f}", f">= {least:g}", ratio >= least)
     first = TransferRows(one_batch)
     start = median(seconds(lambda: capture(one_batch, first, device, folder)) for _ in range(ROUNDS))
-    what = f"rows/s of stage one / the device's own speed, without what a capture of one batch takes ({start:.2f} s)"
+    what = f"rows/s of stage one without the time for one batch ({start:.2f} s) / the device's own speed"
     steady = whole / (median(ours) - start) * (rows - size.batch) / rows
     print(f"  {'':8s}{what:122s} {steady:14.2f}", flush=True)
     shares(loops, whole)

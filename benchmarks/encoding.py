@@ -1,13 +1,14 @@
-"""What does each way of storing logits keep, in how many bytes, and how fast?
+"""Bytes, fidelity and speed of each way to store logits.
 
-1. On the same logits (generated ones, and of two trained nets: real_logits.py), every encoding of ours and the ways of
-   others (rival_encodings.py): bytes a row behind the codec, KL to the teacher at five temperatures, rows/s.
-2. What it must show, each with its bar: a figure of this run, and whether it is met.
+1. Every encoding of ours and the rivals' ways (rival_encodings.py), on the same logits: bytes a row behind
+   the codec, KL to the teacher at five temperatures, rows/s. The logits are generated, or come from two
+   trained nets (real_logits.py).
+2. The bars: each with a figure of this run, met or missed.
 
-KL(teacher ‖ stored) is in nats and computed here, in float64 softmaxes, apart from the product's own. Bytes are those of
-the chunks and their checksums, cut as a store cuts them; `seen`, eight bytes a row of every capture, is left out. Rows/s
-are of one thread: logits in memory to compressed chunks (which includes measuring the error, where that is recorded), and
-back to float32 logits at T = 4.
+KL(teacher ‖ stored) is in nats. It is computed here in float64 softmaxes, apart from the product's own. Bytes
+are those of the chunks and their checksums, cut as a store cuts them. `seen`, eight bytes a row of every
+capture, is left out. Rows/s are of one thread: logits in memory to compressed chunks, and back to float32
+logits at T = 4. The first includes measuring the error, if the encoding records it.
 
 Alone: python benchmarks/encoding.py [--data synthetic] [--json docs/figures/encoding.json]
 """
@@ -36,11 +37,11 @@ from logitstore.storage.format.constants import TEMPERATURES
 
 REAL = {"MNIST": mnist_logits, "Omniglot": omniglot_logits}
 DATA = ("synthetic", *REAL)
-"""The logits that are measured."""
+"""The measured logits."""
 BUDGETS = (1e-2, 1e-3, 1e-4)
 TOP_K = (16, 64, 100)
 OTHERS = ("top-100 p, spread evenly", "top-128 ln p, renormalised")
-"""The two ways of others, as they use them."""
+"""The two rival ways, with the k that their authors use."""
 CODE_BYTES, ENTROPY_CHUNK_BYTES = 1.03, 16
 READ_ROUNDS = 9
 ADVERSARIAL_ROWS, ADVERSARIAL_CLASSES = 200, 1000
@@ -50,7 +51,7 @@ ADVERSARIAL_ROWS, ADVERSARIAL_CLASSES = 200, 1000
 
 
 def ways_for(logits: NDArray[np.float32]) -> list[Way]:
-    """Every way that these logits can be stored in."""
+    """Return every way that can store these logits."""
     num_rows, num_classes = logits.shape
     grid, rows = chunk_rows(num_rows, num_classes)
 
@@ -76,7 +77,7 @@ def _budget_name(budget: ErrorBudget) -> str:
 
 
 def table(about: str, logits: NDArray[np.float32]) -> dict[str, Measured]:
-    """Measure every way on these logits, and print a line for each as soon as it is there."""
+    """Measure every way on these logits, and print each line as soon as it is complete."""
     _, rows = chunk_rows(*logits.shape)
     temperatures = " ".join(f"{f'T={t:g}':>8s}" for t in TEMPERATURES)
     print(f"\n  {about}")
@@ -93,7 +94,7 @@ def table(about: str, logits: NDArray[np.float32]) -> dict[str, Measured]:
 
 
 def row(found: Measured) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     worst = " ".join(f"{kl:8.1e}" for kl in found.kl.max(axis=0))
     mean = " ".join(f"{kl:8.1e}" for kl in found.kl.mean(axis=0))
     sizes = f"{found.needed_bytes:8.1f} {found.row_bytes:8.1f} {sum(found.bytes.values()):8.1f}"
@@ -109,18 +110,18 @@ def bar(what: str, figure: str, wanted: str, met: bool) -> None:
 
 
 def named(found: Mapping[str, Measured], prefix: str) -> Measured:
-    """The way whose name begins so."""
+    """Return the way whose name begins with `prefix`."""
     return next(measured for name, measured in found.items() if name.startswith(prefix))
 
 
 def rows_over(kl: NDArray[np.float64], budget: ErrorBudget) -> tuple[int, float]:
-    """Rows beyond the bound at some temperature, and the largest share of the bound that a row takes."""
+    """Count the rows beyond the bound at some temperature, and return the largest share of the bound."""
     share = kl / np.array([budget.bound(t) for t in TEMPERATURES])
     return int((share > 1).any(axis=1).sum()), float(share.max())
 
 
 def show_budgets(name: str, logits: NDArray[np.float32], found: Mapping[str, Measured]) -> None:
-    """1: no row over its budget, to what was given and to the teacher."""
+    """Print bar 1: no row exceeds its budget, against the given logits and against the teacher's."""
     over, worst = 0, 0.0
     for max_kl in BUDGETS:
         measured = named(found, f"budget {max_kl:g}")
@@ -135,9 +136,9 @@ def show_budgets(name: str, logits: NDArray[np.float32], found: Mapping[str, Mea
 
 
 def rows_over_from_float16(logits: NDArray[np.float32]) -> dict[str, tuple[int, float]]:
-    """The same of the budgets that are made from a float16 capture, by what the rows are compared with.
+    """Count the same for budgets made from a float16 capture, by the logits that the rows are compared with.
 
-    A budget that the capture's own rounding uses up is refused, and said so.
+    A budget smaller than the capture's own rounding is refused; the table has a line for it.
     """
     _, chunk = chunk_rows(*logits.shape)
     source = rounded_to_float16(logits)
@@ -147,7 +148,7 @@ def rows_over_from_float16(logits: NDArray[np.float32]) -> dict[str, tuple[int, 
         try:
             budget = budget_for(max_kl, source, error, chunk)
         except ConfigError as refused:
-            print(f"          budget {max_kl:g} of float16 is refused, as it must be: {refused.expected}")
+            print(f"          budget {max_kl:g} of float16 is refused, as required: {refused.expected}")
             continue
         for start in range(0, len(source), chunk):
             part = slice(start, start + chunk)
@@ -159,18 +160,20 @@ def rows_over_from_float16(logits: NDArray[np.float32]) -> dict[str, tuple[int, 
 
 
 def rounded_to_float16(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a float16 capture of these logits gives back."""
+    """Round logits as a float16 capture does."""
     encoding = FLOATS["float16"]
     return encoding.decode(encoding.encode(logits, 0, "benchmark"))
 
 
 def adversarial_logits(budget: ErrorBudget, rounded: bool) -> NDArray[np.float32]:
-    """Rows that come as near to a budget as any: half of a row's mass comes back too high by all of ε, half too low.
+    """Make rows close to a budget: half of a row's mass comes back too high by ε, half too low by ε.
 
-    Two errors ±ε of equal mass are what the bound is tight for. Of many random logits in a narrow window, those are taken
-    that come back most too high and most too low; one class of each row is 0, where the codes begin. rounded: whether the
-    logits pass through float16 first, which adds half of its step at the window (then far below 0, and it is at high
-    temperatures that it has its mass).
+    The bound is tight for two errors ±ε of equal mass. Many random logits are drawn in a narrow window. The
+    rows take those with the largest errors in either direction. One class of each row is 0, where the codes
+    begin.
+
+    rounded: pass the logits through float16 first, which adds half of its step at the window. The window then
+    lies far below 0, and has its mass at high temperatures.
     """
     random = np.random.default_rng(1)
     candidates, pool, half = 400_000, 4000, ADVERSARIAL_CLASSES // 2
@@ -188,7 +191,10 @@ def adversarial_logits(budget: ErrorBudget, rounded: bool) -> NDArray[np.float32
 
 
 def show_adversaries() -> None:
-    """1, on rows that are made to break a budget; and that such rows do break one that ignores its source's rounding."""
+    """Print bar 1 on rows that are made to break a budget.
+
+    Such rows must break a budget that ignores its source's rounding.
+    """
     over, worst, broken, by = 0, 0.0, 0, 0.0
     for max_kl in BUDGETS:
         for rounded, heeded in ((False, True), (True, True), (True, False)):
@@ -205,12 +211,12 @@ def show_adversaries() -> None:
     total = 2 * len(BUDGETS) * ADVERSARIAL_ROWS
     what = f"1. adversarial rows over a budget, of float32 and float16 ({total:,}; worst {worst:.3f} of it)"
     bar(what, str(over), "0", over == 0)
-    what = f"1. … and where float16's rounding is not heeded: budgets do break ({by:.2f} of it)"
+    what = f"1. adversarial rows over a budget that ignores float16's rounding (worst {by:.2f} of it)"
     bar(what, str(broken), "> 0", broken > 0)
 
 
 def show_sizes(logits: NDArray[np.float32], found: Mapping[str, Measured], bars: bool) -> None:
-    """2: codes against their entropy, and 1e-2 against float16."""
+    """Print bar 2: codes against their entropy, and budget 1e-2 against float16."""
     _, rows = chunk_rows(*logits.shape)
     for max_kl in BUDGETS:
         measured = named(found, f"budget {max_kl:g}")
@@ -243,7 +249,7 @@ def _figure(what: str, ratio: float, most: float, bars: bool) -> None:
 
 
 def show_others(found: Mapping[str, Measured], bars: bool) -> None:
-    """3: the worst row of 1e-2 against those of others, at T = 2 and 4."""
+    """Print bar 3: the worst row of budget 1e-2 against the rivals' worst rows, at T = 2 and 4."""
     ten = named(found, "budget 0.01").kl.max(axis=0)
     for other in OTHERS:
         for temperature in (2.0, 4.0):
@@ -257,7 +263,7 @@ def show_others(found: Mapping[str, Measured], bars: bool) -> None:
 
 
 def floor_of_top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """Mean KL at each T of the k largest logits as they are and the exact mass of the others, spread evenly."""
+    """Compute the smallest mean KL of an even tail at each T: top k and the mass of the others exact."""
     total = np.zeros(len(TEMPERATURES))
     left_out = logits.shape[1] - k
     for start in range(0, len(logits), ROWS_AT_ONCE):
@@ -270,13 +276,13 @@ def floor_of_top_k(logits: NDArray[np.float32], k: int) -> NDArray[np.float64]:
 
 
 def show_tails(logits: NDArray[np.float32], found: Mapping[str, Measured]) -> None:
-    """4: top-k with our tail against the least that any even tail can lose, and against the others' tail."""
+    """Print bar 4: top-k with our tail, against the best even tail and against the rivals' tail."""
     for k in TOP_K:
         if k >= logits.shape[1]:
             continue
         mean = found[f"top-{k} and tail"].kl.mean(axis=0)
         over = mean / floor_of_top_k(logits, k)
-        what = f"4. top-{k} and tail: mean KL / that of the exact tail, spread evenly; largest of five T"
+        what = f"4. top-{k} and tail: mean KL / mean KL of the exact tail spread evenly; largest of five T"
         bar(what, f"{over.max():.4f}", "<= 1.02", bool(over.max() <= 1.02))
         against = mean / found[f"top-{k} p, spread evenly"].kl.mean(axis=0)
         each = " ".join(f"{ratio:.3g}" for ratio in against)
@@ -285,7 +291,7 @@ def show_tails(logits: NDArray[np.float32], found: Mapping[str, Measured]) -> No
 
 
 def show_reading(logits: NDArray[np.float32]) -> None:
-    """5: reading from a disk (page cache hot), all rows to float32, block by block."""
+    """Print bar 5: reading from a disk (page cache hot), all rows to float32, block by block."""
     num_rows, num_classes = logits.shape
     grid, rows = chunk_rows(num_rows, num_classes)
     with tempfile.TemporaryDirectory() as name:
@@ -322,7 +328,7 @@ def show_reading(logits: NDArray[np.float32]) -> None:
             ("raw float16", reading("raw"), 0.35),
             ("zstd float16 by zarr-python", zipped.read_by_zarr, 1.5),
             ("zstd float16 by a loop of our own, unchecked", zipped.read_by_loop, 1.5),
-            ("raw float16 that is not converted to float32", left_as_it_is, None),
+            ("raw float16, not converted to float32", left_as_it_is, None),
         ):
             found = compare(read, reading("budget"), rounds=READ_ROUNDS)
             spread = f"{found.low:.2f} … {found.high:.2f}; {found.theirs:.3f} and {found.ours:.3f} s"
@@ -339,7 +345,7 @@ def by_temperature(name: str, kl: NDArray[np.float64]) -> dict[str, float]:
 
 
 def write_json(path: Path, about: str, found: Mapping[str, Measured]) -> None:
-    """Write bytes and KL of every way. Rows/s are left out: they depend on the machine, these do not."""
+    """Write bytes and KL of every way. Rows/s are left out, as only they depend on the machine."""
     rows = [
         {
             "name": measured.way.name,
@@ -359,15 +365,15 @@ def write_json(path: Path, about: str, found: Mapping[str, Measured]) -> None:
 
 
 def main(data: Sequence[str] = DATA, json: Path | None = None) -> None:
-    """Print the tables, and what they must show.
+    """Print the tables and their bars.
 
-    data: which logits are measured. json: where the table of the first of them is written, for the plots.
+    data: the logits to measure. json: the file for the first table, from which the plot is drawn.
     """
-    print("encodings")
+    print("encodings: bytes, KL and speed of each way to store logits")
     print(
-        "  a class at probability 0 counts as 2^-24, the smallest float16: top-k p before it is re-tempered, top-k"
+        "  probability 0 counts as 2^-24, the smallest float16: of top-k p before re-tempering, of top-k ln p at each"
     )
-    print("  ln p at each T (as it is stored its KL is infinite wherever a class is left out)")
+    print("  T (as stored, the KL of top-k ln p is infinite for every class that is left out)")
     for name in data:
         if name == "synthetic":
             logits, about = (

@@ -1,6 +1,6 @@
 """The figures of a benchmark as JSON, from which docs/images/plots.py draws.
 
-A file states its command, date, hardware and source beside its rows, so that it can be made again:
+A file records its command, date, hardware and source beside its rows, so that you can make it again:
 
     {"about", "command", "date", "hardware", "source", "units": {column: unit}, "rows": [{column: value}]}
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
-"""Where the committed figures lie."""
+"""The folder of the committed figures."""
 MEASURED = "measured by the command"
 """The source of every file that a benchmark writes."""
 
 
 def hardware() -> str:
-    """Return the cores of this machine, and the versions that a speed depends on."""
+    """Return the cores of this machine, and the versions that affect a speed."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -39,9 +39,9 @@ def hardware() -> str:
 def write_figures(
     path: Path, about: str, units: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the rows of a table, with the command that is running, today's date and this machine.
+    """Write the rows of a table, with the running command, today's date and this machine.
 
-    about: a sentence that says of which data the figures are. units: of each column that is a number.
+    about: a sentence that names the measured data. units: of each column that is a number.
     """
     command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     figures = {

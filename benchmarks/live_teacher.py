@@ -1,12 +1,13 @@
-"""When do cached soft targets pay, against running the teacher in every step?
+"""Break-even of cached soft targets against a teacher that runs in every step.
 
-For a teacher and a student, on one thread of the CPU: an epoch of the student from a store, an epoch of the same student
-that takes its inputs from memory and runs the teacher (evaluation mode, no gradients) in each step, and the one-off cost
-of the cache: the real stage one, `logitstore cache`, with digests, commits and seals. Break-even is that cost divided by
-what an epoch saves: the epoch in which the cache has paid for itself.
+Three are timed for a teacher and a student, on one thread of the CPU. The first is an epoch of the student
+from a store. The second is an epoch of the same student with inputs from memory, where the teacher runs in
+each step (evaluation mode, no gradients). The third is the one-off cost of the cache: the real stage one,
+`logitstore cache`, with digests, commits and seals. Break-even is that cost divided by the saving of an
+epoch: the epoch in which the cache has paid for itself.
 
-Inputs are random pixels and the weights are as initialised: neither changes what a step costs. Nothing is augmented; a
-capture of V views costs V times as much, and pays when as many epochs have gone by.
+Inputs are random pixels and the weights are as initialised: neither changes the cost of a step. Nothing is
+augmented. A capture of V views costs V times as much, and pays after V times as many epochs.
 
 Alone, with fewer rows: python benchmarks/live_teacher.py [rows]
 """
@@ -35,7 +36,7 @@ from logitstore.pipeline.workspace import Workspace
 
 ROWS, SHAPE, CLASSES, BATCH, TEMPERATURE, ROUNDS = 4096, (28, 28), 10, 128, 20.0, 5
 CAPTURES = 3
-"""How often stage one is run; the median counts."""
+"""Runs of stage one; the median counts."""
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and the teacher's logits."""
@@ -43,7 +44,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """Who teaches whom."""
+    """A teacher and its student."""
 
     about: str
     factory: str
@@ -51,7 +52,7 @@ class Pair:
     student: dict[str, Any]
 
     def module(self, settings: dict[str, Any]) -> nn.Module:
-        """A net with the shape of the inputs."""
+        """Build a net with the shape of the inputs."""
         make = mlp if self.factory == "mlp" else convnet
         return make(**settings, input_shape=SHAPE, num_classes=CLASSES)
 
@@ -81,7 +82,7 @@ class Training:
         self._loss = Distillation(TEMPERATURE)
 
     def epoch(self, batches: Iterable[Batch]) -> None:
-        """A step for each batch."""
+        """Train one step on each batch."""
         for inputs, logits in batches:
             self._optimizer.zero_grad(set_to_none=True)
             self._loss(self._module(inputs), soft_targets(logits, TEMPERATURE)).backward()
@@ -89,7 +90,7 @@ class Training:
 
 
 def measure(pair: Pair, folder: Path, rows: int) -> None:
-    """Time the three, and print what follows."""
+    """Time the three, and print the break-even."""
     random = np.random.default_rng(0)
     inputs = random.integers(0, 256, (rows, *SHAPE), dtype=np.uint8)
     np.savez(folder / "data.npz", inputs=inputs, labels=np.arange(rows) % CLASSES)

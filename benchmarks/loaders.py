@@ -1,16 +1,20 @@
-"""How fast does a stream feed a student, against the loaders that one would use instead?
+"""Speed of a stream, against five other loaders that can feed a student.
 
-131,072 rows of (uint8 3 x 32 x 32, int64 label, float16 x 1000), shuffled batches of 256 as torch tensors, page cache hot,
-`torch.set_num_threads(1)`. Each loader keeps the rows in its own format and reads them in its own recommended way
-(rival_loaders/, one module each, says which and why), in an environment of its own under runs/, made at first use.
+The data are 131,072 rows of (uint8 3 x 32 x 32, int64 label, float16 x 1000), in shuffled batches of 256 as
+torch tensors. The page cache is hot, and `torch.set_num_threads(1)` is set. Each loader keeps the rows in its
+own format and reads them in its own recommended way. The modules of rival_loaders/ name that way and the
+reason for it. Each runs in an environment of its own under runs/, made at first use.
 
-1. Every loader's epoch is compared with the data, value by value: every row once, shuffled. So is the stream's.
-2. Every loader is tried with 0, 1, 2 and 4 workers; the two best settings take part in the rounds.
-3. In every round the stream and each loader run in turn, and one ratio is taken. The loader's clock starts after sixteen
-   batches, and stops after its epoch or, where it is slow, after 20,000 rows and two seconds. The stream's runs from
-   `iter()` to the end of the epoch. Both give logits as they are stored, float16.
+1. Every loader's epoch is compared with the data, value by value: every row once, shuffled. So is the
+   stream's.
+2. Every loader is tried with 0, 1, 2 and 4 workers. The two best settings take part in the rounds.
+3. In every round the stream and each loader run in turn, and one ratio is taken. The loader's clock starts
+   after sixteen batches. It stops after the epoch, or for a slow loader after 20,000 rows and two seconds.
+   The stream's clock runs from `iter()` to the end of the epoch. Both give logits as they are stored,
+   float16.
 
-The figure is the median of the ratios of the better setting. It takes about ten minutes, and as many at first use.
+The figure is the median of the ratios of the better setting. A run takes about ten minutes, and as many more
+at first use.
 
     python benchmarks/loaders.py [--rows 131072] [--rounds 5] [--json docs/figures/loaders.json]
 """
@@ -47,22 +51,22 @@ WORKERS = (0, 1, 2, 4)
 TRIAL_ROWS, TRIAL_SECONDS = 10_240, 1.0
 TIMED_ROWS, TIMED_SECONDS = 20_000, 2.0
 LONGEST = 900
-"""Seconds after which a loader that has not answered is taken to hang."""
+"""Seconds without an answer after which a loader counts as hanging."""
 ROW_BYTES = 3 * 32 * 32 + 8 + 2 * CLASSES
 COPIES = 9
-"""Times that the rows lie on the disk, at most: the data, a store, five loaders, one of them twice, and tar files are half as large again."""
+"""Copies of the rows on the disk, at most: data, store, five loaders, one twice, tar files half more."""
 
 Setting = tuple[str, int]
-"""A way of a loader, and how many workers it has."""
+"""A way of a loader, and its number of workers."""
 
 
 class DidNotRun(Exception):
-    """A loader that failed, with the last line of what it said."""
+    """A loader that failed, with the last line of its output."""
 
 
 @dataclass
 class Entry:
-    """What is known of one loader."""
+    """The settings, rates and failure of one loader."""
 
     rival: Rival
     folder: Path
@@ -76,7 +80,7 @@ class Entry:
     failure: str = ""
 
     def call(self, verb: str, **given: Any) -> dict[str, Any]:
-        """Have the loader do something in a process of its environment. Raises DidNotRun."""
+        """Call a verb of the loader in a process of its environment. Raises DidNotRun."""
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -105,19 +109,19 @@ class Entry:
         return answer
 
     def settings(self) -> list[Setting]:
-        """The two best settings of the ways that have a bar, and the ways that are only reported."""
+        """Return the two best settings of the ways with a bar, and the ways that are only reported."""
         compared = [setting for setting in self.trials if setting[0] in self.rival.bars]
         compared.sort(key=self.trials.__getitem__, reverse=True)
         return compared[:2] + [setting for setting in self.trials if setting[0] not in self.rival.bars]
 
     def shown(self) -> tuple[Setting, list[Setting]]:
-        """Return the setting that is compared, the best of the rounds, and those that are only reported."""
+        """Return the compared setting, the best of the rounds, and the settings that are only reported."""
         compared = [setting for setting in self.rates if setting[0] in self.rival.bars]
         best = min(compared, key=lambda setting: median(self.ratios[setting]))
         return best, [setting for setting in self.rates if setting[0] not in self.rival.bars]
 
     def try_settings(self, source: Path) -> None:
-        """Write, find the best settings, and check what they deliver."""
+        """Write the rows, find the best settings, and check the batches that they deliver."""
         ways = self.call("write", source=str(source))["ways"]
         settings = [(way, n) for way in ways for n in (WORKERS if way in self.rival.bars else (0,))]
         found = self.call("time", settings=settings, rows=TRIAL_ROWS, seconds=TRIAL_SECONDS)["found"]
@@ -135,7 +139,7 @@ class Entry:
 
 
 def make_store(folder: Path, source: Source) -> logitstore.Store:
-    """The same rows in a store."""
+    """Write the same rows into a store."""
     inputs, labels = source["inputs"][...], source["labels"][...]
     store = logitstore.create_store(
         folder, num_classes=CLASSES, labels=labels, inputs=inputs, store_inputs=True
@@ -147,7 +151,7 @@ def make_store(folder: Path, source: Source) -> logitstore.Store:
 
 
 def epoch(stream: Stream) -> Iterator[Batch]:
-    """One epoch of the stream, as the loaders give theirs."""
+    """Yield one epoch of the stream, in the form of the loaders' batches."""
     for batch in TorchStream(stream):
         assert batch.inputs is not None
         logits = batch.logits["teacher"]
@@ -156,7 +160,7 @@ def epoch(stream: Stream) -> Iterator[Batch]:
 
 
 def rate(stream: Stream) -> float:
-    """Rows/s of a whole epoch, its start included."""
+    """Measure the rows/s of a whole epoch, its start included."""
     start = time.perf_counter()
     rows = sum(len(labels) for _, labels, _ in epoch(stream))
     return rows / (time.perf_counter() - start)
@@ -166,7 +170,7 @@ def rate(stream: Stream) -> float:
 
 
 def compare(entries: list[Entry], stream: Stream, rounds: int) -> list[float]:
-    """Run stream and loaders in turn. Returns the rows/s of the stream, in every turn."""
+    """Run stream and loaders in turn, and return the rows/s of the stream in every turn."""
     ours = []
     for number in range(rounds):
         for entry in entries:
@@ -188,7 +192,7 @@ def compare(entries: list[Entry], stream: Stream, rounds: int) -> list[float]:
 
 
 def report(entry: Entry) -> None:
-    """The lines of one loader: the ratio of its best setting beside the bar, and the ways that are reported."""
+    """Print the lines of one loader: the ratio of its best setting beside the bar, and the reported ways."""
     least = min(entry.rival.bars.values())
     what = f"rows/s of the stream / of {entry.rival.title} {entry.version}"
     if entry.failure:
@@ -226,7 +230,7 @@ def as_row(
 
 
 def write_json(path: Path, rows: int, rounds: int, entries: list[Entry], ours: list[float]) -> None:
-    """Write the stream, the best setting of each loader, and the ways that are reported without a bar."""
+    """Write the stream, the best setting of each loader, and the reported ways without a bar."""
     found = [as_row("logitstore", logitstore.__version__, ("stream", 0), ours, [1.0])]
     for entry in entries:
         if entry.failure:
@@ -249,7 +253,7 @@ def write_json(path: Path, rows: int, rounds: int, entries: list[Entry], ours: l
 
 
 def main(rows: int, rounds: int, json_file: Path | None = None) -> None:
-    """Print the table, and write it to a file where one is given."""
+    """Print the table, and write it to `json_file` if given."""
     torch.set_num_threads(1)
     place = RUNS / "loaders"
     place.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Which stores are streams measured on?
+"""Stores on which streams are measured.
 
-Rows of (uint8 3 x 32 x 32, int64 label, logits of 1000 classes), drawn from a fixed seed: logits of standard deviation
-2.5, five classes of each row raised by 8, as in real_logits.py. They are drawn once for POOL rows and repeated, which no
-chunk is long enough to notice.
+Rows are (uint8 3 x 32 x 32, int64 label, logits of 1000 classes), drawn from a fixed seed. Logits have a
+standard deviation of 2.5, and five classes of each row are raised by 8, as in real_logits.py. POOL rows are
+drawn once and repeated. No chunk is long enough to be affected.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ import logitstore
 ROWS, CLASSES, BATCH = 131_072, 1000, 256
 INPUT_SHAPE = (3, 32, 32)
 POOL = 4096
-"""Rows whose logits are drawn; a chunk has at most a thousand."""
+"""Rows of drawn logits; a chunk has at most a thousand."""
 
 
 def random_inputs(rows: int, seed: int = 0) -> NDArray[np.uint8]:
-    """(rows, 3, 32, 32) pixels."""
+    """Draw pixels (rows, 3, 32, 32)."""
     return np.random.default_rng(seed).integers(0, 256, (rows, *INPUT_SHAPE), dtype=np.uint8)
 
 
@@ -37,7 +37,10 @@ def make_store(
     inputs: NDArray[Any] | None = None,
     store_inputs: bool = True,
 ) -> logitstore.Store:
-    """A store of `rows` rows. encodings: what the logits of each teacher are stored as. inputs: none where not given."""
+    """Make a store of `rows` rows.
+
+    encodings: of each teacher's logits, by name. inputs: none if not given.
+    """
     labels = np.random.default_rng(1).integers(0, CLASSES, rows)
     store = logitstore.create_store(
         path,
@@ -58,7 +61,7 @@ def make_store(
 
 
 def in_memory(store: logitstore.Store, teacher: str, views: int = 1) -> Tensor:
-    """The logits of a capture as they are stored, contiguous: (views x rows, classes) float16."""
+    """Load the stored logits of a capture, contiguous: (views x rows, classes) float16."""
     held = torch.empty((views * store.num_rows, store.num_classes), dtype=torch.float16)
     for view in range(views):
         stored = store.teachers[teacher].read_stored(slice(None), view)["logits"]

@@ -1,10 +1,12 @@
-"""Which teachers and transfer sets is stage one measured on?
+"""Teachers and transfer sets on which stage one is measured.
 
-Transfer sets are drawn from a fixed seed: POOL inputs, repeated, so that a large set takes no memory of its own. Weights are
-as initialised: what they are changes no cost. `Watched` says when it was first shown a row that was not there before.
+Transfer sets are drawn from a fixed seed: POOL inputs, repeated, so that a large set takes no memory of its
+own. Weights are as initialised; their values change no cost. `Watched` records the time of the first row that
+was not captured before.
 
-`bare_loop` is the yardstick of all of them: `for batch: teacher(batch)`, in `inference_mode`, over the very transfer set that
-stage one is given, in batches of the same size, on one torch thread. Nothing is kept of what the teacher says.
+`bare_loop` is the yardstick of all of them: `for batch: teacher(batch)`, in `inference_mode`. It runs over
+the very transfer set of stage one, in batches of the same size, on one torch thread. It discards the
+teacher's logits.
 """
 
 import time
@@ -24,9 +26,9 @@ from logitstore.pipeline.models.weights import save_weights
 from logitstore.pipeline.transfer import TransferRows
 
 POOL = 1024
-"""Inputs that are drawn."""
+"""Drawn inputs."""
 MARK = 255
-"""The first number of every input that `Drawn` marks, and of no other."""
+"""First number of every input that `Drawn` marks, and of no other."""
 
 
 class Drawn:
@@ -54,23 +56,23 @@ class Drawn:
         return held[place], self._labels[place]
 
     def fingerprint(self) -> str:
-        """What the content follows from."""
+        """Return the arguments that determine the content."""
         return f"drawn: {self._name}"
 
 
 def drawn(rows: int, shape: list[int], classes: int, marked_from: int | None = None) -> Drawn:
-    """The factory of `Drawn`. marked_from: index from which on inputs begin with MARK."""
+    """Build a `Drawn` transfer set. marked_from: index from which on inputs begin with MARK."""
     return Drawn(rows, shape, classes, marked_from)
 
 
 class Watched(nn.Module):
-    """A linear teacher that notes what it is shown; it fails on marked inputs where it is told to."""
+    """A linear teacher that records its inputs, and fails on marked inputs if set to."""
 
     fails: ClassVar[bool] = False
     first_new: ClassVar[float | None] = None
-    """When it was first shown a marked input, `time.monotonic()` seconds."""
+    """Time of the first marked input, `time.monotonic()` seconds."""
     known_rows: ClassVar[int] = 0
-    """Rows it was shown before that."""
+    """Rows before the first marked input."""
     listeners: ClassVar[list[Callable[[], None]]] = []
     """Called once each, at the first marked input."""
 
@@ -79,7 +81,7 @@ class Watched(nn.Module):
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of one layer."""
+        """Return the logits of one layer."""
         numbers = inputs.flatten(1).float()
         if bool((numbers[:, 0] == MARK).any()):
             if Watched.fails:
@@ -95,12 +97,12 @@ class Watched(nn.Module):
 
 
 def watched(input_shape: Sequence[int], num_classes: int) -> Watched:
-    """The factory of `Watched`."""
+    """Build a `Watched` teacher."""
     return Watched(int(np.prod(input_shape)), num_classes)
 
 
 class Thumbnail(nn.Module):
-    """A teacher that costs next to nothing and holds little: one layer over every `step`-th pixel."""
+    """A teacher of next to no cost and memory: one layer over every `step`-th pixel."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, step: int) -> None:
         super().__init__()
@@ -109,31 +111,31 @@ class Thumbnail(nn.Module):
         self.head = nn.Linear(3 * -(-height // step) * -(-width // step), num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of one layer."""
+        """Return the logits of one layer."""
         few = inputs[:, :, :: self._step, :: self._step].flatten(1).float()
         logits: Tensor = self.head(few / 255)
         return logits
 
 
 def thumbnail(input_shape: Sequence[int], num_classes: int, step: int = 4) -> Thumbnail:
-    """The factory of `Thumbnail`."""
+    """Build a `Thumbnail` teacher."""
     return Thumbnail(input_shape, num_classes, step)
 
 
 @dataclass(frozen=True)
 class Net:
-    """A teacher to be made."""
+    """A teacher: its factory, the factory's arguments, and the module that it returns."""
 
     factory: str
-    """As the experiment names it."""
+    """The factory, as the experiment names it."""
     module: nn.Module
-    """What the factory makes."""
+    """The module that the factory returns."""
     args: Mapping[str, Any] = field(default_factory=dict)
-    """Its arguments."""
+    """Arguments of the factory."""
 
 
 def conv(shape: Sequence[int], classes: int, channels: Sequence[int], hidden: Sequence[int]) -> Net:
-    """A convnet of the package."""
+    """Build a convnet of the package."""
     args = {"channels": list(channels), "hidden": list(hidden)}
     module = convnet(channels, hidden, input_shape=shape, num_classes=classes)
     return Net("logitstore.pipeline.models:convnet", module.eval(), args)
@@ -142,9 +144,10 @@ def conv(shape: Sequence[int], classes: int, channels: Sequence[int], hidden: Se
 def experiment_of(
     folder: Path, nets: Sequence[Net], transfer_set: Mapping[str, Any], cache: Mapping[str, Any]
 ) -> Experiment:
-    """An experiment of these teachers, called teacher-0, …, whose weights it saves in `folder`.
+    """Return an experiment of these teachers, called teacher-0, …, and save their weights in `folder`.
 
-    transfer_set: the arguments of `drawn`, and `store_inputs` where they are not to be kept. cache: the table of that name.
+    transfer_set: the arguments of `drawn`, and `store_inputs = False` to keep no inputs. cache: the table of
+    that name.
     """
     made = dict(transfer_set)
     table: dict[str, Any] = {"factory": "measured_teachers:drawn", "order": "as_is"}
@@ -166,14 +169,14 @@ def experiment_of(
 
 
 def batches(rows: TransferRows, batch_size: int) -> Iterator[Tensor]:
-    """The inputs of the transfer set in the order of its store."""
+    """Yield the inputs of the transfer set in the order of its store."""
     for start in range(0, len(rows), batch_size):
         inputs, _ = rows.rows(range(start, min(start + batch_size, len(rows))))
         yield torch.from_numpy(inputs)
 
 
 def bare_loop(module: nn.Module, inputs: Iterator[Tensor]) -> None:
-    """The teacher, and nothing else."""
+    """Run the teacher on every batch, and nothing else."""
     with torch.inference_mode():
         for batch in inputs:
             module(batch)

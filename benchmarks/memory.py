@@ -1,10 +1,12 @@
-"""How much memory does a stream take, against what it says beforehand?
+"""Memory of a stream, against the amount that it states beforehand.
 
-The stream of stream.py (131,072 rows, one teacher as float16, inputs, batches of 256) goes through one epoch in a process
-of its own. Before it, that process has imported everything, gone through a small store in the same way, and opened the
-large one; then the peak of its memory (VmHWM, Linux) is set back. What is reported is the peak after the epoch minus the
-memory just before the stream was made. Stated beforehand is `Stream.memory_bytes`: two windows (`Stream.window_bytes`) and the
-queue: two batches, and what each reading thread decodes from.
+The stream of stream.py (131,072 rows, one teacher as float16, inputs, batches of 256) runs one epoch in a
+process of its own. Before it, the process imports everything, runs through a small store in the same way, and
+opens the large store. Then the peak of its memory (VmHWM, Linux) is reset. The figure is the peak after the
+epoch minus the memory just before the stream was made.
+
+`Stream.memory_bytes` states the amount beforehand: two windows (`Stream.window_bytes`) and the queue. The
+queue holds two batches, and the buffers from which each reading thread decodes.
 
 Alone, with fewer rows: python benchmarks/memory.py [rows]
 """
@@ -56,14 +58,14 @@ print(json.dumps({"windows": windows, "stated": stated, "used": status("VmHWM") 
 
 
 def measure(small: Path, large: Path, how: str) -> None:
-    """An epoch in a process of its own, and its peak."""
+    """Run an epoch in a process of its own, and print its peak."""
     call = [sys.executable, "-c", CHILD, str(small), str(large), str(BATCH), how]
     found = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
     stated, queue = found["stated"], found["stated"] - found["windows"]
     over = found["used"] - stated
     bar(
-        f"MiB of a stream, {how}: at most two windows ({found['windows'] / MIB:.1f}) and the queue "
-        f"({queue / MIB:.1f}), as stated ({'+' if over > 0 else ''}{over / MIB:.1f}; the process {found['total'] / MIB:.0f})",
+        f"MiB of a stream, {how}: limit of two windows ({found['windows'] / MIB:.1f}) and queue "
+        f"({queue / MIB:.1f}), difference {'+' if over > 0 else ''}{over / MIB:.1f} (the process {found['total'] / MIB:.0f})",
         f"{found['used'] / MIB:.1f}",
         f"<= {stated / MIB:.1f}",
         over <= 0,

@@ -1,8 +1,8 @@
-"""Do all ranks together read an epoch about once?
+"""Bytes that all ranks together read for an epoch, as a multiple of the epoch.
 
-131,072 rows of the benchmark's store, and 100,003, which no power of two divides; world sizes 1, 2, 4 and 8. Every rank
-opens the store for itself and goes through its epoch. Counted is what the operating system hands over to the process, call
-by call, seals and metadata included; one epoch's bytes are those of its rows: inputs, labels, logits.
+The stores have 131,072 rows, and 100,003, which no power of two divides. World sizes are 1, 2, 4 and 8. Every
+rank opens the store for itself and runs through its epoch. Each call's bytes from the operating system count,
+seals and metadata included. One epoch's bytes are those of its rows: inputs, labels, logits.
 
 Alone, with fewer rows: python benchmarks/ranks.py [rows]
 """
@@ -24,25 +24,25 @@ import logitstore
 WORLDS, MOST = (1, 2, 4, 8), 1.1
 AWKWARD = 100_003
 READS = ("pread", "preadv", "read", "readv")
-"""The calls of `os` that bytes of a file can come from."""
+"""Calls of `os` that read bytes of a file."""
 
 
 class Counter:
-    """Bytes that were read, by all threads."""
+    """Bytes read, by all threads."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self._lock = threading.Lock()
 
     def add(self, result: Any) -> None:
-        """Count what a call returned: bytes, or how many of them it put into a buffer."""
+        """Count the result of a call: bytes, or the number of bytes put into a buffer."""
         with self._lock:
             self.bytes += result if isinstance(result, int) else len(result)
 
 
 @contextmanager
 def counting() -> Iterator[Counter]:
-    """Count what this process reads through `os`."""
+    """Count the bytes that this process reads through `os`."""
     counter = Counter()
     originals = {name: getattr(os, name) for name in READS}
 
@@ -64,7 +64,7 @@ def counting() -> Iterator[Counter]:
 
 
 def bytes_of_epoch(store: logitstore.Store) -> int:
-    """What the rows of an epoch take: inputs, labels, float16 logits."""
+    """Return the bytes of an epoch's rows: inputs, labels, float16 logits."""
     assert store.samples.inputs is not None
     return store.num_rows * (store.samples.inputs[:1].nbytes + 8 + 2 * CLASSES)
 
@@ -90,7 +90,7 @@ def measure(path: Path, rows: int) -> None:
 
 def main(rows: int = ROWS, awkward: int | None = None) -> None:
     """Print the table."""
-    print("ranks")
+    print("ranks: bytes that all ranks together read in an epoch")
     for count in (rows, awkward or (AWKWARD if rows == ROWS else rows - 1021)):
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder) / "store.zarr", count)

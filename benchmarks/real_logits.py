@@ -1,9 +1,10 @@
-"""Where do the logits that a benchmark measures come from?
+"""Logits of trained nets, and generated ones, on which benchmarks measure.
 
-From nets that were really trained: the teacher of experiments/mnist.toml, and that of experiments/omniglot.toml, which has
-964 classes. Where such an experiment has run (`logitstore run`), its weights are taken from runs/<experiment>/models; where
-not, the net is trained here, once, into the same folder (MNIST: fewer epochs, into runs/benchmark). Data that are not
-there are no error: the block is left out, with a word why. And from a generator, that of the first figures.
+The trained nets are the teachers of experiments/mnist.toml and of experiments/omniglot.toml, which has 964
+classes. If such an experiment has run (`logitstore run`), its weights come from runs/<experiment>/models.
+Otherwise the net is trained here, once, into the same folder (MNIST: fewer epochs, into runs/benchmark).
+Missing data are no error: the block is left out, and one line gives the reason. The generator is that of the
+first figures.
 
 $LOGITSTORE_RUNS names another folder than runs/.
 """
@@ -26,30 +27,36 @@ from logitstore.storage.errors import BadDataError
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 RUNS = Path(os.environ.get("LOGITSTORE_RUNS", "runs"))
 SHORT_EPOCHS = 6
-"""Epochs of MNIST's teacher where it is trained for the benchmark alone; the experiment has 25."""
+"""Epochs of MNIST's teacher if trained for the benchmark alone; the experiment has 25."""
 
 
 @dataclass(frozen=True)
 class RealLogits:
-    """What a trained net says of examples that it learned from, and of others."""
+    """Logits of a trained net, of its own training examples and of others."""
 
     about: str
-    """The net, how it was trained, and how good it is: for the heading of a table."""
+    """The net, its training and its accuracy: for the heading of a table."""
     logits: NDArray[np.float32]
     """(rows, classes) float32, as the net gave them; the transfer set, then the evaluation set."""
     transfer_rows: int
-    """How many of the rows are the transfer set's."""
+    """Number of rows of the transfer set."""
     experiment: Experiment
-    """What it was trained by."""
+    """The experiment that trained it."""
 
 
 def mnist_logits() -> "RealLogits | str":
-    """Ten classes: the first teacher of experiments/mnist.toml. A sentence where the data are not there."""
+    """Compute the logits of the first teacher of experiments/mnist.toml, ten classes.
+
+    Returns a sentence if the data are missing.
+    """
     return _logits("mnist", "wide-0", SHORT_EPOCHS)
 
 
 def omniglot_logits() -> "RealLogits | str":
-    """964 classes: the teacher of experiments/omniglot.toml. A sentence where the data are not there."""
+    """Compute the logits of the teacher of experiments/omniglot.toml, 964 classes.
+
+    Returns a sentence if the data are missing.
+    """
     return _logits("omniglot", "conv", None)
 
 
@@ -85,7 +92,7 @@ def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | 
 
 
 def _shortened(experiment: Experiment, epochs: int) -> Experiment:
-    """The same experiment with fewer epochs for every teacher."""
+    """Return the same experiment with fewer epochs for every teacher."""
     teachers = tuple(
         teacher.model_copy(
             update={"train": teacher.train and teacher.train.model_copy(update={"epochs": epochs})}
@@ -98,7 +105,7 @@ def _shortened(experiment: Experiment, epochs: int) -> Experiment:
 
 
 def synthetic_logits(num_rows: int = 16_384, num_classes: int = 1000, seed: int = 0) -> NDArray[np.float32]:
-    """A normal distribution of standard deviation 2.5, and five random classes of each row raised by 8."""
+    """Draw logits of standard deviation 2.5, and raise five random classes of each row by 8."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 2.5, (num_rows, num_classes)).astype(np.float32)
     every = np.arange(num_rows)

@@ -1,7 +1,8 @@
-"""What is a teacher of the size of ResNet-50, without a library that brings one?
+"""A teacher of the size of ResNet-50, without a library that brings one.
 
-Bottleneck blocks of 1 x 1, 3 x 3 and 1 x 1 convolutions in four stages (3, 4, 6, 3), the stride in the 3 x 3 one: 25.6 million
-parameters, 4.1 billion multiplications for an image of 224 x 224. Weights are as initialised. Source: He et al. 2016, "Deep residual learning".
+It has bottleneck blocks of 1 x 1, 3 x 3 and 1 x 1 convolutions in four stages (3, 4, 6, 3). The stride is in
+the 3 x 3 convolution. There are 25.6 million parameters, and 4.1 billion multiplications for an image of 224
+x 224. Weights are as initialised. Source: He et al. 2016, "Deep residual learning".
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 EXPANSION = 4
-"""Channels that a block gives for each that its 3 x 3 convolution has."""
+"""Output channels of a block for each channel of its 3 x 3 convolution."""
 
 
 class Bottleneck(nn.Module):
@@ -32,7 +33,7 @@ class Bottleneck(nn.Module):
         self.last = nn.ReLU(inplace=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, channels, height, width)."""
+        """Apply the block: (batch, channels, height, width)."""
         made: Tensor = self.last(self.body(inputs) + self.shortcut(inputs))
         return made
 
@@ -43,7 +44,7 @@ def _convolution(given: int, made: int, kernel: int, stride: int) -> tuple[nn.Mo
 
 
 class ResNet(nn.Module):
-    """Of uint8 images (batch, 3, height, width): logits (batch, classes)."""
+    """A residual network of uint8 images (batch, 3, height, width): logits (batch, classes)."""
 
     def __init__(self, num_classes: int, depths: Sequence[int], width: int) -> None:
         super().__init__()
@@ -60,17 +61,17 @@ class ResNet(nn.Module):
         self.head = nn.Linear(given, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, nats."""
+        """Compute logits, nats."""
         scaled = inputs.to(self.head.weight.dtype).sub_(127.5).div_(64)
         logits: Tensor = self.head(self.stages(self.stem(scaled)).mean((2, 3)))
         return logits
 
 
 def resnet50(num_classes: int) -> ResNet:
-    """The whole."""
+    """Build the whole network."""
     return ResNet(num_classes, (3, 4, 6, 3), 64)
 
 
 def tiny_resnet(num_classes: int) -> ResNet:
-    """The same in small, for a CPU."""
+    """Build a small network of the same form, for a CPU."""
     return ResNet(num_classes, (1, 1, 1, 1), 8)

@@ -1,13 +1,15 @@
-"""How long does a capture that was killed take until it is at work again?
+"""Time and reads of a capture that resumes after a kill.
 
-A capture of 1,000 blocks, 64 rows of 28 x 28 and 1000 classes each, of which 999 are there. Stage one is started on it in a new
-process, and killed as soon as its teacher is shown the first row that is not there; several times. Timed is from the start of
-the process, torch's import included, and from the call of `cache`. Then it goes on to the end.
+The capture has 1,000 blocks of 64 rows, of 28 x 28 and 1000 classes each. 999 of them exist. A new process
+starts stage one on it, and is killed as soon as its teacher gets the first missing row; several times. Two
+times are taken: from the start of the process, torch's import included, and from the call of `cache`. Then
+the capture runs to its end.
 
-Counted are the bytes of the store that come through `os.read`, `pread`, `preadv` and `readv`, by the file they come from: data
-of the blocks that are there, data of the block that is not (the digests of its inputs may be), all else (records, metadata). Beside it
-stands what the kernel counts, for the whole process, pages of mapped files left out (`rchar`, Linux). That the count would see a
-read of the data is shown at the end: a row of a block that was there is read, and counted.
+The bytes of the store that come through `os.read`, `pread`, `preadv` and `readv` are counted by file. The
+kinds are data of the existing blocks, data of the missing block (the digests of its inputs may exist), and
+all else (records, metadata). Beside it stands the kernel's count for the whole process, without pages of
+mapped files (`rchar`, Linux). At the end a row of an existing block is read and counted: this shows that the
+count sees a read of the data.
 
 Alone, with fewer blocks: python benchmarks/resume.py [blocks]
 """
@@ -27,15 +29,15 @@ from typing import Any
 BLOCKS, BLOCK_ROWS, CLASSES, SHAPE = 1000, 64, 1000, (28, 28)
 ROUNDS, MOST_SECONDS, MOST_BYTES = 5, 2.0, 0
 READS = ("pread", "preadv", "read", "readv")
-"""The calls of `os` that bytes of a file can come from."""
+"""Calls of `os` that read bytes of a file."""
 SMALL = ("classes", "class_name")
-"""Arrays that are no block's."""
+"""Arrays that belong to no block."""
 TRIES = 5
-"""How often the capture may be started until its 999 blocks are there."""
+"""Starts of the capture until its 999 blocks exist, at most."""
 
 
 class Reads:
-    """Bytes read from a store by this process, all its threads, by what they are of."""
+    """Bytes read from a store by this process, all its threads, by kind of file."""
 
     def __init__(self, store: Path, last_block: int) -> None:
         self._inside, self._last = f"{store.resolve()}/", str(last_block)
@@ -57,7 +59,10 @@ class Reads:
         return counted
 
     def _kind(self, path: str) -> str:
-        """What a file is: shards are teachers/<name>/<array>/c.<view>.<block>… and samples/<array>/c.<block>…"""
+        """Return the kind of a file by its path.
+
+        Shards are teachers/<name>/<array>/c.<view>.<block>… and samples/<array>/c.<block>…
+        """
         parts = path.removeprefix(self._inside).split("/")
         letter, *numbers = parts[-1].split(".")
         if letter != "c" or parts[-2] in SMALL:
@@ -67,13 +72,13 @@ class Reads:
 
 
 def read_in_all() -> int:
-    """Bytes that this process has read through calls, as the kernel counts them."""
+    """Return the bytes that this process has read through calls, by the kernel's count."""
     facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(facts["rchar"])
 
 
 def child(folder: Path, how: str, blocks: int) -> None:
-    """A process that caches: "fail" at the marked block, "stop" at its first batch, or go on to the "end"."""
+    """Cache in this process: "fail" at the marked block, "stop" at its first batch, or run to the "end"."""
     import torch
     from measured_teachers import Net, Watched, experiment_of, watched
 
@@ -117,7 +122,7 @@ def child(folder: Path, how: str, blocks: int) -> None:
 
 
 def started(folder: Path, how: str, blocks: int) -> dict[str, Any] | None:
-    """Run such a process; what it found and when it was started, None where it failed as it was told to."""
+    """Run such a process; return its figures and start time, or None if it failed on purpose."""
     call = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), how, str(blocks)]
     began = time.monotonic()
     quiet = subprocess.DEVNULL if how == "fail" else None
@@ -126,7 +131,7 @@ def started(folder: Path, how: str, blocks: int) -> dict[str, Any] | None:
 
 
 def blocks_there(store: Path) -> int:
-    """How many blocks of the capture are committed."""
+    """Count the committed blocks of the capture."""
     import logitstore
 
     begun = logitstore.open_store(store).begun("teachers/teacher-0")
@@ -134,10 +139,10 @@ def blocks_there(store: Path) -> int:
 
 
 def report(rounds: list[dict[str, Any]], blocks: int) -> None:
-    """Print what several resumptions took and read."""
+    """Print the times and reads of several resumptions."""
     for about, since in (("from the start of the process", "began"), ("from the call of cache()", "called")):
         seconds = [found["reached"] - found[since] for found in rounds]
-        what = f"s of a resume of {blocks - 1:,} of {blocks:,} blocks until the first new batch, {about}"
+        what = f"seconds to the first new batch, {blocks - 1:,} of {blocks:,} blocks finished, {about}"
         bar(
             f"{what} ({min(seconds):.2f} … {max(seconds):.2f})",
             f"{median(seconds):.2f}",
@@ -151,19 +156,19 @@ def report(rounds: list[dict[str, Any]], blocks: int) -> None:
     )
     there, missing, rest = (max(found["bytes"][kind] for found in rounds) for kind in rounds[0]["bytes"])
     bar(
-        f"bytes read of the data of blocks that are there (of the missing block: {missing:,}; records and metadata: "
+        f"bytes read of the data of finished blocks (of the missing block: {missing:,}; records and metadata: "
         f"{rest:,}; by the whole process: {max(found['in_all'] for found in rounds):,})",
         f"{there:,}",
         f"<= {MOST_BYTES}",
         there <= MOST_BYTES,
     )
     known = max(found["known_rows"] for found in rounds)
-    what = "rows shown to the teacher that were there already (a batch to try it is)"
+    what = "finished rows given to the teacher again (one trial batch is)"
     bar(what, f"{known}", f"<= {BLOCK_ROWS}", known <= BLOCK_ROWS)
 
 
 def bar(what: str, figure: str, wanted: str, met: bool) -> None:
-    """A figure beside its bar; imported late, as the timed process needs nothing of it."""
+    """Print a figure beside its bar; imported late, as the timed process does not need it."""
     from encoding import bar as show
 
     show(what, figure, wanted, met)
@@ -192,7 +197,7 @@ def main(blocks: int = BLOCKS) -> None:
         last = started(folder, "end", blocks)
         assert last is not None and last["seen_by_the_count"] > 0, "the count sees no read of a shard"
         there = last["bytes_to_the_end"]["there"]
-        what = "bytes read of the data of blocks that were there, until the capture is sealed"
+        what = "bytes read of the data of finished blocks, until the capture is sealed"
         print(f"  {'':8s}{what:122s} {there:14,}", flush=True)
         shutil.rmtree(store)
 

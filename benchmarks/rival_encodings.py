@@ -1,18 +1,19 @@
-"""How do others store what a teacher says, and what does a student get at another temperature?
+"""Rival stores of a teacher's logits, and the logits that a student gets at another temperature.
 
-Two families of caches, each with its own way of going wrong:
+Two families of caches, each with its own way to fail:
 
-    EvenlySpread    vision (TinyViT, Wu et al. 2022): the k largest *probabilities* at T = 1 in float16; what is missing
-                    to 1 is spread evenly over the other classes. Another temperature is p^(1/T), renormalised.
+    EvenlySpread    vision (TinyViT, Wu et al. 2022): the k largest *probabilities* at T = 1 in float16. The mass
+                    missing to 1 is spread evenly over the other classes. Another temperature is p^(1/T),
+                    renormalised.
     Renormalised    language models: the k largest *log-probabilities* in float16, renormalised over those; every
                     other class has probability 0.
 
-A probability of 0 makes KL(teacher ‖ stored) infinite, whatever else is right. The convention here, in favour of the
-rivals: a probability that float16 rounds to 0 (or a missing mass that rounding makes negative) counts as 2⁻²⁴, the
-smallest positive float16, *before* it is re-tempered; the classes that `Renormalised` leaves out, which a student never
-sees at any temperature, count as 2⁻²⁴ at each of them.
+A probability of 0 makes KL(teacher ‖ stored) infinite, whatever the rest. The convention here favours the
+rivals. A probability that float16 rounds to 0 counts as 2⁻²⁴, the smallest positive float16, *before* it is
+re-tempered. So does a missing mass that rounding makes negative. The classes that `Renormalised` leaves out,
+which a student never sees at any temperature, count as 2⁻²⁴ at each of them.
 
-And one way of storing floats: float16 behind zstd, as any Zarr array would have it.
+One more way stores floats: float16 behind zstd, as any Zarr array would.
 """
 
 import os
@@ -32,7 +33,7 @@ SMALLEST = 2.0**-24
 
 
 def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """ln softmax(logits / T) in float64: (rows, classes)."""
+    """Compute ln softmax(logits / T) in float64: (rows, classes)."""
     scaled = logits.astype(np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
@@ -40,14 +41,14 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.fl
 
 
 def _largest(values: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """The k largest of each row, in descending order."""
+    """Return the k largest of each row, in descending order."""
     kept = np.argpartition(-values, k - 1, axis=1)[:, :k] if k < values.shape[1] else np.argsort(-values)
     order = np.argsort(-np.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
     return np.take_along_axis(kept, order, axis=1)
 
 
 def _log_probabilities(logits: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """ln softmax(logits) of the classes in `index`, in float32."""
+    """Compute ln softmax(logits) of the classes in `index`, in float32."""
     centred = logits - logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(centred).sum(axis=1, keepdims=True))
     kept: NDArray[np.float32] = np.take_along_axis(centred, index, axis=1) - total
@@ -59,10 +60,10 @@ class EvenlySpread:
     """The k largest probabilities at T = 1 in float16, the rest spread evenly."""
 
     k: int
-    """Probabilities that are kept; all of them where there are not so many."""
+    """Number of kept probabilities; all if there are fewer."""
 
     def encode(self, logits: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """`index` and `probability`."""
+        """Return `index` and `probability`."""
         index = _largest(logits, min(self.k, logits.shape[1]))
         kept = np.exp(_log_probabilities(logits, index))
         return {"index": index.astype(np.uint16), "probability": kept.astype(np.float16)}
@@ -70,7 +71,7 @@ class EvenlySpread:
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float
     ) -> NDArray[np.float32]:
-        """ln p: its softmax at T is p^(1/T), renormalised."""
+        """Return ln p: its softmax at T is p^(1/T), renormalised."""
         kept = stored["probability"].astype(np.float32)
         dense = np.empty((len(kept), num_classes), np.float32)
         missing = (1 - kept.sum(axis=1)) / max(1, num_classes - kept.shape[1])
@@ -85,10 +86,10 @@ class Renormalised:
     """The k largest log-probabilities in float16, as if there were no other classes."""
 
     k: int
-    """Log-probabilities that are kept; all of them where there are not so many."""
+    """Number of kept log-probabilities; all if there are fewer."""
 
     def encode(self, logits: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """`index` and `log_probability`."""
+        """Return `index` and `log_probability`."""
         index = _largest(logits, min(self.k, logits.shape[1]))
         kept = _log_probabilities(logits, index)
         return {"index": index.astype(np.uint16), "log_probability": kept.astype(np.float16)}
@@ -96,7 +97,7 @@ class Renormalised:
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int, temperature: float
     ) -> NDArray[np.float32]:
-        """Logits whose softmax at T is that of the kept ones, the others at the smallest float16."""
+        """Return logits for T: the softmax of the kept classes, the others at the smallest float16."""
         kept = stored["log_probability"].astype(np.float32)
         # Renormalised at T by a constant of the row, which lifts the kept ones over the others.
         kept -= temperature * np.log(np.exp(kept / temperature).sum(axis=1, keepdims=True))
@@ -106,7 +107,10 @@ class Renormalised:
 
 
 class ZstdFloat16:
-    """float16 logits on a disk behind zstd level 1: a Zarr array with sharding, and the same chunks by a loop of our own."""
+    """float16 logits on a disk behind zstd level 1, in two forms.
+
+    One is a Zarr array with sharding. The other has the same chunks, read by a loop of our own.
+    """
 
     def __init__(self, logits: NDArray[np.float16], folder: Path, chunk_rows: int, shard_rows: int) -> None:
         """Write both. chunk_rows, shard_rows: the cutting of the capture that it is compared with."""
@@ -135,12 +139,12 @@ class ZstdFloat16:
         return self._ends[-1]
 
     def read_by_zarr(self) -> None:
-        """Every row to float32 by zarr-python, a shard at a time."""
+        """Read every row to float32 by zarr-python, a shard at a time."""
         for start in range(0, self._shape[0], self._shard_rows):
             np.asarray(self._array[start : start + self._shard_rows]).astype(np.float32)
 
     def read_by_loop(self) -> None:
-        """Every row to float32: pread, numcodecs' zstd into a buffer, astype. Nothing is checked."""
+        """Read every row to float32: pread, numcodecs' zstd into a buffer, astype. Nothing is checked."""
         file = os.open(self._path, os.O_RDONLY)
         try:
             for number, start in enumerate(range(0, self._shape[0], self._chunk_rows)):

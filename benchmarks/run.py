@@ -24,7 +24,7 @@ import views
 
 
 def main() -> None:
-    """Print every table, with what it was measured on."""
+    """Print every table, with the machine and the versions."""
     processor = platform.processor() or platform.machine()
     print(
         f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"

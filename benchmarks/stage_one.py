@@ -1,15 +1,18 @@
-"""Is everything round the teachers free?
+"""Speed of stage one, against its teachers alone.
 
-1. Stage one with a convnet that takes a few milliseconds a batch, against the bare loop `for batch: teacher(batch)` over the
-   same transfer set: ten classes of 28 x 28, and 1000 classes of 3 x 32 x 32, where there is a hundred times as much to keep.
-2. Three teachers in one pass, against loading alone plus each of the three alone over batches that are in memory already.
+1. Stage one with a convnet of a few milliseconds a batch, against the bare loop `for batch: teacher(batch)`
+   over the same transfer set. The sets have ten classes of 28 x 28, and 1000 classes of 3 x 32 x 32 with a
+   hundred times as much to keep.
+2. Three teachers in one pass, against loading alone plus each of the three alone over batches in memory.
 
-Fair is: the same `TransferRows`, the same batches, `inference_mode`, one torch thread on both sides, the whole of `cache()`:
-weights read, teachers tried, inputs digested and kept, logits encoded, hashed, synced, sealed. Blocks are of 4096 rows, which a
-store of 262,144 rows has by default; with those of this small one, 1024, there is a line without a bar. The store of a round is
-deleted before the next one. What stage one does beside the teacher may use another core, as the bare loop cannot; so the
-processor's seconds of both are given too, and rows/s against the teacher over batches that are in memory already, where no
-loading can be hidden; both without a bar.
+Both sides have the same `TransferRows`, the same batches, `inference_mode` and one torch thread. Stage one is
+the whole of `cache()`: weights read, teachers tried, inputs digested and kept, logits encoded, hashed,
+synced, sealed. Blocks are of 4096 rows, the default of a store of 262,144 rows. Blocks of 1024 rows, the
+default of this small store, have a line without a bar. The store of a round is deleted before the next one.
+
+The work of stage one beside the teacher may use another core, which the bare loop cannot use. So two more
+figures are given, both without a bar. One is the processor's seconds of both sides. The other is rows/s
+against the teacher over batches in memory, where no loading can be hidden.
 
 Alone, with fewer rows: python benchmarks/stage_one.py [rows]
 """
@@ -52,7 +55,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Case:
-    """What is shown to what."""
+    """A transfer set, and the teachers that run over it."""
 
     about: str
     shape: tuple[int, ...]
@@ -62,7 +65,7 @@ class Case:
     """Channels and hidden units of each teacher."""
 
     def made(self) -> list[Net]:
-        """The teachers."""
+        """Build the teachers."""
         torch.manual_seed(0)
         return [conv(self.shape, self.classes, channels, hidden) for channels, hidden in self.nets]
 
@@ -96,7 +99,7 @@ class Capture:
 
 
 def figures(found: Comparison, rows: int) -> str:
-    """Spread and rows/s of the side of stage one, the second."""
+    """Format the spread, and the rows/s of the second side, stage one."""
     return f"{found.low:.2f} … {found.high:.2f}; {rows / found.theirs:,.0f} rows/s"
 
 
@@ -108,14 +111,14 @@ def capture_of(
     loader: TransferRows,
     block_rows: int,
 ) -> tuple[Capture, Timed]:
-    """Stage one with blocks of so many rows, and the same timed."""
+    """Return stage one with blocks of `block_rows` rows, and the same timed."""
     experiment = experiment_of(folder, nets, data, {"batch_size": case.batch, "block_rows": block_rows})
     made = Capture(experiment, loader, folder)
     return made, Timed(made)
 
 
 def one_teacher(case: Case, folder: Path, rows: int) -> None:
-    """Stage one against its teacher."""
+    """Time stage one against its teacher."""
     (net,) = nets = case.made()
     data = {"rows": rows, "shape": list(case.shape), "classes": case.classes}
     loader = TransferRows(experiment_of(folder, nets, data, {}))
@@ -127,7 +130,7 @@ def one_teacher(case: Case, folder: Path, rows: int) -> None:
     what = f"rows/s of stage one / bare loop, {case.about}, {a_batch:.1f} ms a batch of {case.batch}"
     bar(f"{what} ({figures(found, rows)})", f"{found.ratio:.2f}", f">= {LEAST:g}", found.ratio >= LEAST)
     more = median(captured.spent) / median(bare.spent)
-    print(f"  {'':8s}{'the same, seconds of the processor, all threads':122s} {more:14.2f}", flush=True)
+    print(f"  {'':8s}{'the same, processor seconds, all threads':122s} {more:14.2f}", flush=True)
     found = compare(lambda: bare_loop(net.module, iter(held)), captured, ROUNDS, capture.forget)
     what = f"rows/s of stage one / of the teacher over batches in memory ({figures(found, rows)})"
     print(f"  {'':8s}{what:122s} {found.ratio:14.2f}", flush=True)
@@ -138,7 +141,7 @@ def one_teacher(case: Case, folder: Path, rows: int) -> None:
 
 
 def three_teachers(case: Case, folder: Path, rows: int) -> None:
-    """Three teachers in one pass, against the sum of loading and of each alone."""
+    """Time three teachers in one pass, against the sum of loading and of each alone."""
     nets = case.made()
     data = {"rows": rows, "shape": list(case.shape), "classes": case.classes}
     loader = TransferRows(experiment_of(folder, nets, data, {}))
@@ -159,10 +162,10 @@ def three_teachers(case: Case, folder: Path, rows: int) -> None:
     capture, captured = capture_of(folder, nets, data, case, loader, BLOCK_ROWS)
     found = compare(parts, captured, ROUNDS, capture.forget)
     split = " + ".join(f"{median(times):.2f}" for times in alone.values())
-    what = f"rows/s of three teachers in one pass / 1 / (loading + each alone: {split} s) ({figures(found, rows)})"
+    what = f"rows/s of three teachers in one pass / of loading and each alone in sequence ({split} s) ({figures(found, rows)})"
     bar(what, f"{found.ratio:.2f}", f">= {LEAST:g}", found.ratio >= LEAST)
     more = median(captured.spent) / median(parts.spent)
-    print(f"  {'':8s}{'the same, seconds of the processor, all threads':122s} {more:14.2f}", flush=True)
+    print(f"  {'':8s}{'the same, processor seconds, all threads':122s} {more:14.2f}", flush=True)
 
 
 def main(rows: int = ROWS) -> None:

@@ -1,4 +1,4 @@
-"""How long until the command line says anything, and until a finished experiment says that it is finished?"""
+"""Time for the command line to print its help, and to report that an experiment is finished."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def call(*command: str) -> None:
 
 def main() -> None:
     """Print the table."""
-    print("start-up")
+    print("start-up: wall time of commands")
     help_page = compare(
         lambda: call(LOGITSTORE, "--help"), lambda: call(sys.executable, "-c", "import click")
     )
@@ -30,7 +30,7 @@ def main() -> None:
             lambda: call(LOGITSTORE, "run", str(demo / "digits.toml"), "--out", str(demo)),
             lambda: call(sys.executable, "-c", "import numpy"),
         )
-        print(f"  {'logitstore run on it again, with nothing to do':58s} {again.ours:8.2f} s")
+        print(f"  {'logitstore run on the finished demo':58s} {again.ours:8.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""How fast do batches come out of a store, against picking them out of arrays in memory?
+"""Speed of batches out of a store, against an index into arrays in memory.
 
-Shuffled batches of 256, page cache hot, one torch thread on both sides.
+Batches are shuffled, 256 rows each. The page cache is hot, and both sides have one torch thread.
 
-1. One teacher, 131,072 rows of (uint8 3 x 32 x 32, int64 label, logits x 1000), stored as float16 and as error budget 1e-2.
+1. One teacher, 131,072 rows of (uint8 3 x 32 x 32, int64 label, logits x 1000), stored as float16 and as
+   error budget 1e-2.
 2. Three teachers and four views: every (view, row) of 32,768 rows with its label, no inputs.
 
-The yardstick is one fancy index a batch into contiguous tensors in memory, in an order that was drawn before the clock
-started; of float16 logits, whatever the store keeps. "as stored": logits as they are kept (`decode=False`) against the
-index alone. "decoded": float32 logits against the index and `.float()`. `index_select`, four times faster than an index by a
-tensor, is reported beside it.
+The yardstick is one fancy index a batch into contiguous tensors in memory, in an order drawn before the clock
+starts. Its logits are float16 for every encoding of the store. "as stored" compares logits as they are kept
+(`decode=False`) with the index alone. "decoded" compares float32 logits with the index and `.float()`.
+`index_select`, four times faster than an index by a tensor, is reported beside it.
 
 Alone, with fewer rows: python benchmarks/stream.py [rows]
 """
@@ -32,16 +33,16 @@ TEACHERS, VIEWS = 3, 4
 FLOATS_BAR, BUDGET_BAR = 0.8, 0.4
 
 Index = Callable[[Tensor], tuple[Tensor, ...]]
-"""What the yardstick makes of the places of a batch."""
+"""The yardstick: from the places of a batch to its tensors."""
 
 
 def batches_of(order: Tensor) -> Iterator[Tensor]:
-    """The places of each batch."""
+    """Yield the places of each batch."""
     return iter(order.split(BATCH))
 
 
 def against_memory(what: str, stream: Stream, index: Index, order: Tensor, least: float | None) -> None:
-    """Time an epoch of a stream and of the same batches in memory, and print the ratio, beside its bar if it has one."""
+    """Time an epoch of a stream against the same batches in memory, and print the ratio and its bar."""
     batches = TorchStream(stream)
 
     def from_store() -> None:
@@ -59,14 +60,14 @@ def against_memory(what: str, stream: Stream, index: Index, order: Tensor, least
 
 
 def check_same(batch: TorchBatch, expected: dict[str, Tensor]) -> None:
-    """The stream gives what the yardstick gives: a fast wrong answer is worth nothing."""
+    """Assert that the stream gives the yardstick's values: a fast wrong answer is worthless."""
     for name, logits in expected.items():
         given = batch.logits[name]
         assert isinstance(given, Tensor) and torch.equal(given, logits)
 
 
 def one_teacher(folder: Path, rows: int) -> None:
-    """A teacher's logits as float16 and by budget, with inputs and labels."""
+    """Time one teacher's logits as float16 and by budget, with inputs and labels."""
     store = make_store(
         folder / "one.zarr", rows, {"float16": "float16", "budget": BUDGET}, inputs=random_inputs(rows)
     )
@@ -99,7 +100,7 @@ def one_teacher(folder: Path, rows: int) -> None:
 
 
 def many_teachers(folder: Path, rows: int) -> None:
-    """Three teachers and four views in one pass."""
+    """Time three teachers and four views in one pass."""
     names = [f"teacher-{number}" for number in range(TEACHERS)]
     store = make_store(folder / "many.zarr", rows, dict.fromkeys(names, "float16"), views=VIEWS)
     labels = torch.from_numpy(store.samples.labels)

@@ -1,9 +1,10 @@
-"""Does a student that is trained from a 1e-2 error-budget capture differ from one that is trained from float32?
+"""Students trained from an error-budget capture of 1e-2, against students trained from float32.
 
-MNIST, the teacher of real_logits.py, the student of experiments/mnist.toml (784-800-800-10), soft targets alone at T = 4.
-For each of five seeds, two students that have the same first weights and see the same batches in the same order: the
-one's logits come from the float32 capture of a store, the other's from the budget's. What the encoding does is held
-against what another seed does.
+The data are MNIST, with the teacher of real_logits.py and the student of experiments/mnist.toml
+(784-800-800-10). Training has soft targets alone at T = 4. Each of five seeds has two students with the same
+first weights and the same batches in the same order. The logits of one come from the float32 capture of a
+store, those of the other from the budget's. The effect of the encoding is compared with the effect of another
+seed.
 
 Not part of `make bench`, since it takes ten minutes and more: python benchmarks/students.py [epochs]
 """
@@ -38,7 +39,7 @@ SETTINGS = {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine", "batch_size":
 
 
 def make_store(path: Path, teacher: RealLogits) -> logitstore.Store:
-    """Inputs and labels of the transfer set, and the teacher's logits as "float32" and as "budget"."""
+    """Write inputs and labels of the transfer set, and the teacher's logits as "float32" and as "budget"."""
     rows = TransferRows(teacher.experiment)
     inputs, labels = rows.rows(range(len(rows)))
     logits = teacher.logits[: teacher.transfer_rows]
@@ -53,7 +54,7 @@ def make_store(path: Path, teacher: RealLogits) -> logitstore.Store:
 
 
 def train(store: logitstore.Store, capture: str, seed: int, epochs: int) -> torch.nn.Module:
-    """A student of one capture and one seed."""
+    """Train a student of one capture and one seed."""
     torch.manual_seed(seed)
     module = mlp([800, 800], input_shape=(28, 28), num_classes=10)
     settings = Train.model_validate({**SETTINGS, "epochs": epochs})
@@ -76,7 +77,7 @@ def train(store: logitstore.Store, capture: str, seed: int, epochs: int) -> torc
 
 
 def test_errors(module: torch.nn.Module, inputs: NDArray[np.uint8], labels: NDArray[np.int64]) -> int:
-    """Examples of the evaluation set that it gets wrong."""
+    """Count the wrong predictions on the evaluation set."""
     logits = run_model(module.eval(), inputs, 1000, where="student")
     return int((logits.argmax(axis=1) != labels).sum())
 
@@ -84,7 +85,7 @@ def test_errors(module: torch.nn.Module, inputs: NDArray[np.uint8], labels: NDAr
 def main(epochs: int = EPOCHS) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print("students")
+    print("students: error budget 1e-2 against float32")
     teacher = mnist_logits()
     if isinstance(teacher, str):
         print(f"  {teacher}")

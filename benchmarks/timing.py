@@ -1,7 +1,7 @@
-"""How is one way of doing a thing compared with another, on a machine that does other things as well?
+"""Comparison of two functions by time, on a machine that runs other work as well.
 
-Both are run in turn, several times; the figure is the median of the ratios of neighbours, so that what slows
-the machine down slows both.
+Both run in turn, several times. The figure is the median of the ratios of neighbours, so that a slow moment
+of the machine slows both.
 """
 
 import time
@@ -14,7 +14,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways of doing a thing, timed in turn."""
+    """Two functions, timed in turn."""
 
     ours: float
     """Median seconds of the first."""
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -41,7 +41,10 @@ def compare(
     rounds: int = ROUNDS,
     before: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Time both in turn, after one call of each that is not counted. before: done before each round, untimed."""
+    """Time both in turn, after one call of each that is not counted.
+
+    before: called before each round, untimed.
+    """
     ours(), theirs()
     pairs = []
     for number in range(rounds):
@@ -60,6 +63,6 @@ def compare(
 
 
 def line(what: str, figure: str, comparison: Comparison) -> str:
-    """One line of a benchmark's table."""
+    """Format one line of a benchmark's table."""
     spread = f"{comparison.low:.2f} … {comparison.high:.2f}"
     return f"  {what:58s} {figure:>10s}   ({spread}; {comparison.ours:.3f} s and {comparison.theirs:.3f} s)"

@@ -1,9 +1,11 @@
-"""What does a training step cost when its data come out of a store, against data in memory?
+"""Cost of a training step with data out of a store, against data in memory.
 
-A student of (uint8 3 x 32 x 32) inputs and 1000 classes whose step takes a few milliseconds: pixels to floats, forward,
-`Distillation` at T = 4 with a hard term, backward, SGD. Whole epochs, in turn; the same student goes on through all of
-them. In memory, a batch is one torch index into each of three contiguous tensors, and its logits are float16 until the
-loss, as the stream's are (`decode=False`); the stream that decodes is held against the index and `.float()`.
+The student has (uint8 3 x 32 x 32) inputs and 1000 classes, and a step of a few milliseconds. A step is
+pixels to floats, forward, `Distillation` at T = 4 with a hard term, backward, SGD. Whole epochs run in turn,
+and the same student trains through all of them.
+
+In memory, a batch is one torch index into each of three contiguous tensors. Its logits are float16 until the
+loss, as the stream's are (`decode=False`). The stream that decodes is compared with the index and `.float()`.
 
 Alone, with fewer rows: python benchmarks/training_step.py [rows]
 """
@@ -39,7 +41,7 @@ class Student:
         self._loss = Distillation(TEMPERATURE, hard_weight=0.1)
 
     def epoch(self, batches: Iterable[Step]) -> int:
-        """Train on some batches; how many rows they had."""
+        """Train on some batches, and return their number of rows."""
         rows = 0
         for inputs, labels, logits in batches:
             self._optimizer.zero_grad(set_to_none=True)

@@ -1,28 +1,33 @@
-"""How much of a transfer set does a batch see, when the set lies sorted by class?
+"""Variety of a batch, when the transfer set lies sorted by class.
 
-1000 classes of 131 examples each, one class after another; batches of 256; the first EPOCHS epochs of a stream, whole
-batches only; beside them as many full shuffles of all rows. In each batch:
+The set has 1000 classes of 131 examples each, one class after another. Batches have 256 rows. The first
+EPOCHS epochs of a stream are measured, whole batches only, beside as many full shuffles of all rows. In each
+batch:
 
-- classes: how many different ones it holds;
-- neighbours: the share of its pairs of rows that come from the same stretch of RUN consecutive examples *of the transfer
-  set*, RUN being the rows of a run of chunks;
-- same chunk: the share of its pairs that lie in the same run of chunks *of the store*, and its largest share from one.
+- classes: the number of different classes;
+- neighbours: the share of its pairs of rows from the same stretch of RUN consecutive examples *of the
+  transfer set*. RUN is the number of rows in a run of chunks;
+- same chunk: the share of its pairs in the same run of chunks *of the store*, and its largest share from one
+  run.
 
-In the default order a capture has permuted the examples, so that rows of one chunk have no more to do with each other
-than any others, and "neighbours" is what would harm a student; that a window holds few chunks is by design. "Within 5 %"
-means: classes and neighbours as ratios to those of a full shuffle, the same chunk as a difference in percentage points.
+In the default order a capture has permuted the examples. Rows of one chunk are then no more alike than any
+others, and only "neighbours" would harm a student. That a window holds few chunks is by design. "Within 5 %"
+compares classes and neighbours as ratios to those of a full shuffle, and the same chunk as a difference in
+percentage points.
 
-With order = "as_is" the store lies as the set does. The entropy of the labels of a batch, in bits, is then held against
-the bound of scDataset (D'Ascenzo & Cultrera di Montesano 2025, arXiv 2506.01883). Of K classes with entropy H(p), a batch
-of m rows that were drawn one by one has H(p) - (K - 1) / (2 m ln 2), which nothing exceeds, and one that is B whole
-blocks at least H(p) - (K - 1) / (2 B ln 2). Here a batch is drawn from the w runs of a window, and loses at most both:
+With order = "as_is" the store lies as the set does. The entropy of the labels of a batch, in bits, is then
+compared with the bound of scDataset (D'Ascenzo & Cultrera di Montesano 2025, arXiv 2506.01883). Suppose K
+classes with entropy H(p). A batch of m rows drawn one by one has H(p) - (K - 1) / (2 m ln 2), which nothing
+exceeds. A batch of B whole blocks has at least H(p) - (K - 1) / (2 B ln 2). Here a batch is drawn from the w
+runs of a window, and loses at most both:
 
     H(p) - (K - 1) / (2 w ln 2) - (K - 1) / (2 m ln 2)  <=  E[H(batch)]  <=  H(p) - (K - 1) / (2 m ln 2).
 
-Either loss is the first term of a series (Miller 1955) and means something where w and m are larger than K: for ten
-classes, not for a thousand. So the expectations themselves are computed, too: of m draws from all rows, and of m draws
-from w blocks that each hold one class, drawn from p. Blocks that hold several, and drawing without putting back, can
-only add to the latter. w is how many runs the rows of a batch come from, the median over batches.
+Either loss is the first term of a series (Miller 1955). It is accurate only if w and m are larger than K: for
+ten classes, not for a thousand. So the expectations themselves are computed, too. One is of m draws from all
+rows. The other is of m draws from w blocks that each hold one class, drawn from p. Blocks of several classes,
+and drawing without replacement, can only add to the latter. The w in both is the number of runs from which a
+batch takes its rows, the median over batches.
 
 Alone, with fewer rows a class: python benchmarks/variety.py [rows_per_class]
 """
@@ -48,7 +53,7 @@ from logitstore.pipeline.transfer import TransferRows
 CLASSES, ROWS_PER_CLASS, BATCH, EPOCHS = 1000, 131, 256, 4
 WITHIN = 0.05
 COARSE = 10
-"""Classes of the second labelling: a hundred neighbouring ones make one."""
+"""Classes of the second labelling: each joins a hundred neighbouring classes."""
 
 Rows = NDArray[np.int64]
 
@@ -68,18 +73,21 @@ class Variety:
 
 
 def counts_of(values: Rows) -> Rows:
-    """How often each different value comes."""
+    """Count each different value."""
     return np.unique(values, return_counts=True)[1]
 
 
 def pairs_alike(values: Rows) -> float:
-    """Share of the pairs of values that are equal."""
+    """Compute the share of the pairs of values that are equal."""
     counts = counts_of(values)
     return float((counts * (counts - 1)).sum() / (len(values) * (len(values) - 1)))
 
 
 def variety_of(batches: Iterable[Rows], labels: Rows, source: Rows, run: int) -> Variety:
-    """What is in the batches. labels, source: of each row of the store. run: rows of a run of chunks."""
+    """Measure the variety of batches.
+
+    labels, source: of each row of the store. run: rows of a run of chunks.
+    """
     found = [
         (
             len(counts_of(labels[rows])),
@@ -93,7 +101,7 @@ def variety_of(batches: Iterable[Rows], labels: Rows, source: Rows, run: int) ->
 
 
 def entropy(values: Rows) -> float:
-    """Of the distribution of the values, bits."""
+    """Compute the entropy of the distribution of the values, bits."""
     shares = counts_of(values) / len(values)
     return float(-(shares * np.log2(shares)).sum())
 
@@ -104,7 +112,7 @@ def entropy(values: Rows) -> float:
 def make_store(
     folder: Path, order: Literal["shuffled", "as_is"], rows_per_class: int
 ) -> tuple[logitstore.Store, Rows]:
-    """A store of the sorted set in an order as stage one would make it, without inputs; and its source."""
+    """Make a store of the sorted set in an order of stage one, without inputs; return it and its source."""
     labels = np.repeat(np.arange(CLASSES), rows_per_class)
     np.savez(folder / "sorted.npz", inputs=np.zeros((len(labels), 1), np.uint8), labels=labels)
     rows = TransferRows(
@@ -132,7 +140,7 @@ def make_store(
 
 
 def streamed(store: logitstore.Store, rank: int = 0, world_size: int = 1) -> Iterator[Rows]:
-    """The rows of whole batches, epoch after epoch."""
+    """Yield the rows of whole batches, epoch after epoch."""
     stream = store.stream(
         BATCH, teachers=[], inputs=False, seed=0, rank=rank, world_size=world_size, drop_last=True
     )
@@ -142,7 +150,7 @@ def streamed(store: logitstore.Store, rank: int = 0, world_size: int = 1) -> Ite
 
 
 def shuffled(num_rows: int) -> Iterator[Rows]:
-    """The same of full shuffles."""
+    """Yield the same of full shuffles."""
     random = np.random.default_rng(0)
     for _ in range(EPOCHS):
         yield from random.permutation(num_rows)[: num_rows // BATCH * BATCH].reshape(-1, BATCH)
@@ -152,24 +160,27 @@ def shuffled(num_rows: int) -> Iterator[Rows]:
 
 
 def first_order(shares: NDArray[np.float64], draws: float) -> float:
-    """What `draws` draws lose of the entropy of a distribution, to first order, bits."""
+    """Compute the loss of entropy of `draws` draws from a distribution, to first order, bits."""
     return (len(shares) - 1) / (2 * draws * math.log(2))
 
 
 def expected_entropy(count_of_class: NDArray[np.float64]) -> float:
-    """Bits, from the distribution of the count of each class: (classes, m + 1), each row a distribution of 0 … m."""
+    """Compute the expected entropy, bits, from the distribution of the count of each class.
+
+    count_of_class: (classes, m + 1), each row a distribution of 0 … m.
+    """
     m = count_of_class.shape[1] - 1
     shares = np.arange(1, m + 1) / m
     return float(-(count_of_class[:, 1:] * (shares * np.log2(shares))).sum())
 
 
 def of_draws(shares: NDArray[np.float64], m: int) -> float:
-    """Expected entropy of m draws from a distribution, bits."""
+    """Compute the expected entropy of m draws from a distribution, bits."""
     return expected_entropy(binom.pmf(np.arange(m + 1), m, shares[:, None]))
 
 
 def of_blocks(shares: NDArray[np.float64], m: int, w: int) -> float:
-    """The same of m draws from w blocks, each of one class that is drawn from the distribution."""
+    """Compute the same of m draws from w blocks, each of one class that is drawn from the distribution."""
     blocks = binom.pmf(np.arange(w + 1), w, shares[:, None])
     draws = binom.pmf(np.arange(m + 1), m, (np.arange(w + 1) / w)[:, None])
     return expected_entropy(blocks @ draws)
@@ -179,12 +190,12 @@ def of_blocks(shares: NDArray[np.float64], m: int, w: int) -> float:
 
 
 def line(what: str, found: Variety) -> str:
-    """One line."""
+    """Format one line of the table."""
     return f"  {what:40s} {found.classes:9.1f} {found.neighbours:11.3%} {found.same_chunk:11.3%} {found.largest:14.1%}"
 
 
 def default_order(folder: Path, rows_per_class: int) -> None:
-    """The default order beside a full shuffle."""
+    """Print the default order beside a full shuffle."""
     store, source = make_store(folder, "shuffled", rows_per_class)
     labels, run = store.samples.labels, store.grid.run_rows
     print(
@@ -205,7 +216,7 @@ def default_order(folder: Path, rows_per_class: int) -> None:
 
 
 def as_is(folder: Path, rows_per_class: int) -> None:
-    """The order of the transfer set, and the bound."""
+    """Print the order of the transfer set, and the bound."""
     store, source = make_store(folder, "as_is", rows_per_class)
     labels, run = store.samples.labels, store.grid.run_rows
     batches = list(streamed(store))
@@ -237,7 +248,7 @@ def as_is(folder: Path, rows_per_class: int) -> None:
 
 
 def runs_of_a_batch(batches: list[Rows], run: int) -> int:
-    """How many runs the rows of a batch come from, the median."""
+    """Return the number of runs from which a batch takes its rows, the median."""
     return int(median(len(counts_of(rows // run)) for rows in batches))
 
 

@@ -1,8 +1,8 @@
-"""What does a view of a row cost?
+"""Cost of a view of a row.
 
-Shifted views (the paper's two pixels) of a block of rows, as stage one and streams make them, against a generator and a
-call for each row, which is how any single row is still made; both must give the same bytes. Beside it stands a copy of the
-block, the least that a view can cost.
+Stage one and streams make shifted views (the paper's two pixels) of a whole block of rows. The yardstick is a
+generator and a call for each row, which is still the way to make any single row. Both must give the same
+bytes. Beside it stands a copy of the block, the least possible cost of a view.
 
 Alone, with fewer rows: python benchmarks/views.py [rows]
 """
@@ -22,7 +22,7 @@ SHAPES = ((28, 28), (3, 32, 32))
 def one_by_one(
     inputs: NDArray[np.uint8], augmentation: Augmentation, rows: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Each row with a generator of its own."""
+    """Augment each row with a generator of its own."""
     views = np.empty_like(inputs)
     for place, row in enumerate(rows.tolist()):
         views[place] = augmentation(inputs[place].copy(), row_generator(SEED, VIEW, row))
@@ -30,7 +30,7 @@ def one_by_one(
 
 
 def show(what: str, found: Comparison, rows: int) -> None:
-    """A ratio with the microseconds of both sides."""
+    """Print a ratio with the microseconds of both sides."""
     spread = f"{found.low:.2f} … {found.high:.2f}"
     micros = f"{1e6 * found.ours / rows:.2f} and {1e6 * found.theirs / rows:.2f} µs a row"
     print(f"  {what + f' ({spread}; {micros})':132s} {found.ratio:14.2f}", flush=True)

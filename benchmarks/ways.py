@@ -1,7 +1,8 @@
-"""What does one way of storing logits make of them: how many bytes, how far from the truth, how fast?
+"""One way to store logits: its bytes, its divergence from the teacher, its speed.
 
-KL(teacher ‖ stored) is computed in float64 softmaxes, apart from the product's own. Bytes are those of the chunks and
-their checksums, cut as a store cuts them. Rows/s are of one thread, from logits in memory to compressed chunks and back.
+KL(teacher ‖ stored) is computed in float64 softmaxes, apart from the product's own. Bytes are those of the
+chunks and their checksums, cut as a store cuts them. Rows/s are of one thread, from logits in memory to
+compressed chunks and back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,34 +25,34 @@ from logitstore.storage.format.layouts import block_array
 from logitstore.storage.format.shard import CRC_BYTES
 
 ROWS_AT_ONCE = 64
-"""Rows whose softmax is taken at a time: their float64 arrays stay in a core's cache."""
+"""Rows of a softmax at a time: their float64 arrays stay in a core's cache."""
 
 Stored = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of storing logits."""
+    """One way to store logits."""
 
     name: str
-    """What the table calls it."""
+    """Its name in the table."""
     encode: Callable[[NDArray[np.float32]], Stored]
-    """Logits to the arrays that are stored."""
+    """From logits to the stored arrays."""
     decode: Callable[[Stored, int, float], NDArray[np.float32]]
-    """Stored arrays, classes and T to logits whose softmax at T is what a student gets."""
+    """From stored arrays, classes and T to logits; their softmax at T is what a student gets."""
     codecs: Mapping[str, str]
-    """What each array's chunks are made smaller by."""
+    """The codec of each array's chunks."""
     needed: Sequence[str]
     """The arrays that `decode` needs."""
     any_temperature: bool
     """Whether it decodes to the same logits at every temperature."""
     encoding: Encoding | None = None
-    """Ours, where it is."""
+    """Our encoding, or None for a rival's way."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way made of some logits."""
+    """The bytes, divergences and speeds of one way, on some logits."""
 
     way: Way
     bytes: Mapping[str, float]
@@ -65,24 +66,24 @@ class Measured:
 
     @property
     def needed_bytes(self) -> float:
-        """Bytes a row of what is decoded."""
+        """Bytes a row of the arrays that `decode` needs."""
         return sum(self.bytes[name] for name in self.way.needed)
 
     @property
     def row_bytes(self) -> float:
-        """The same with `peak`, where there is one."""
+        """The same with `peak`, if there is one."""
         return self.needed_bytes + self.bytes.get("peak", 0)
 
 
 def chunk_rows(num_rows: int, num_classes: int) -> tuple[Grid, int]:
-    """How a store of that size is cut: its grid, and rows a chunk of float16 logits."""
+    """Return the grid of a store of that size, and the rows of a chunk of float16 logits."""
     grid = Grid(num_rows, plan_block_rows(num_rows, 4 * num_classes))
     layout = block_array("capture", "logits", "float16", grid, views=1, row_shape=(num_classes,), where="")
     return grid, layout.chunk_rows
 
 
 def ours(name: str, encoding: Encoding, grid: Grid, num_classes: int) -> Way:
-    """An encoding of the store, with the codecs that its layouts give it."""
+    """Wrap an encoding of the store, with the codecs of its layouts."""
     layouts = [
         block_array(encoding.form, spec.name, spec.dtype, grid, views=1, row_shape=spec.row_shape, where="")
         for spec in encoding.arrays(num_classes)
@@ -99,7 +100,7 @@ def ours(name: str, encoding: Encoding, grid: Grid, num_classes: int) -> Way:
 
 
 def theirs(name: str, rival: "EvenlySpread | Renormalised") -> Way:
-    """A way of others, behind our codec for indices and halves."""
+    """Wrap a rival's way, behind our codec for indices and halves."""
     values = "probability" if isinstance(rival, EvenlySpread) else "log_probability"
     arrays = ("index", values)
     same = isinstance(rival, EvenlySpread)
@@ -107,7 +108,10 @@ def theirs(name: str, rival: "EvenlySpread | Renormalised") -> Way:
 
 
 def budget_for(max_kl: float, logits: NDArray[np.float32], source_error: float, rows: int) -> ErrorBudget:
-    """The budget as `logitstore compress` would write these logits: its dtype and its shift. rows: of a chunk."""
+    """Fit the budget as `logitstore compress` would for these logits: its dtype and its shift.
+
+    rows: of a chunk.
+    """
     spread = float((logits.max(axis=1) - logits.min(axis=1)).max())
     starts = np.linspace(0, len(logits) - rows, 6).astype(int)[1:-1]
     samples = [logits[start : start + rows] for start in starts]
@@ -115,7 +119,7 @@ def budget_for(max_kl: float, logits: NDArray[np.float32], source_error: float, 
 
 
 def encoded_chunks(way: Way, logits: NDArray[np.float32], rows: int) -> list[dict[str, Any]]:
-    """Every chunk as it would be stored: bytes of an array that has a codec, the array itself where it has none."""
+    """Encode every chunk as stored: bytes of an array with a codec, the array itself without one."""
     chunks = []
     for start in range(0, len(logits), rows):
         stored = way.encode(logits[start : start + rows])
@@ -131,7 +135,7 @@ def encoded_chunks(way: Way, logits: NDArray[np.float32], rows: int) -> list[dic
 
 
 def decoded_chunk(way: Way, chunk: Mapping[str, Any], num_classes: int, temperature: float) -> Any:
-    """float32 logits of a chunk."""
+    """Decode a chunk to float32 logits."""
     return way.decode({name: _whole(way, chunk, name) for name in way.needed}, num_classes, temperature)
 
 
@@ -146,7 +150,7 @@ def _whole(way: Way, chunk: Mapping[str, Any], name: str) -> NDArray[Any]:
 
 
 def array_bytes(chunks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes of each array, the checksum of each chunk included."""
+    """Return the bytes of each array, the checksum of each chunk included."""
     return {
         name: sum(
             (len(c[name][0]) if isinstance(c[name], tuple) else c[name].nbytes) + CRC_BYTES for c in chunks
@@ -158,7 +162,7 @@ def array_bytes(chunks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def kl_of(
     exact: NDArray[np.float32], decoded_at: Callable[[float], NDArray[np.float32]]
 ) -> NDArray[np.float64]:
-    """KL(softmax(exact/T) ‖ softmax(decoded/T)) in float64: (rows, temperatures)."""
+    """Compute KL(softmax(exact/T) ‖ softmax(decoded/T)) in float64: (rows, temperatures)."""
     kl = np.empty((len(exact), len(TEMPERATURES)))
     for column, temperature in enumerate(TEMPERATURES):
         decoded = decoded_at(temperature)
@@ -171,12 +175,12 @@ def kl_of(
 
 
 def always(decoded: NDArray[np.float32]) -> Callable[[float], NDArray[np.float32]]:
-    """Logits that are the same at any temperature."""
+    """Return logits that are the same at any temperature."""
     return lambda temperature: decoded
 
 
 def measure(way: Way, logits: NDArray[np.float32], rows: int) -> Measured:
-    """Store logits in chunks of `rows` rows, and compare what comes back with them."""
+    """Store logits in chunks of `rows` rows, read them back, and compare the two."""
     num_classes = logits.shape[1]
     chunks: list[dict[str, Any]] = []
     encode_seconds = seconds(lambda: chunks.extend(encoded_chunks(way, logits, rows)))
@@ -195,7 +199,7 @@ def measure(way: Way, logits: NDArray[np.float32], rows: int) -> Measured:
 
 
 def _decoder(way: Way, chunk: Mapping[str, Any], num_classes: int) -> Callable[[float], NDArray[np.float32]]:
-    """What a chunk decodes to at a temperature; decoded once where that makes no difference."""
+    """Return the decoder of a chunk at a temperature; it decodes once if no temperature matters."""
     if way.any_temperature:
         return always(decoded_chunk(way, chunk, num_classes, 1.0))
     return lambda temperature: decoded_chunk(way, chunk, num_classes, temperature)

@@ -23,7 +23,6 @@ from .printing.text import printable
 
 EX_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
-
 EX_PIPE = 141
 """128 + SIGPIPE."""
 

@@ -73,32 +73,24 @@ def _folder_option(name: str, text: str) -> Callable[[_Command], _Command]:
 
 experiment_argument = click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT")
 """experiment: Path. Its reader checks that the file exists."""
-
 store_argument = click.argument("store", type=str, metavar="STORE")
 """store: str, a path or URL."""
-
 out_option = _folder_option("--out", "Folder to write to.")
 """out: Path | None."""
-
 models_option = _folder_option(
     "--models", "Folder of the trained models; default: 'models' beside the store."
 )
 """models: Path | None."""
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 """as_json: bool."""
-
 dry_run_option = click.option("--dry-run", is_flag=True, help="List what would be done; write nothing.")
 """dry_run: bool."""
-
 expect_option = click.option(
     "--expect", metavar="sha256:…", help="Read the store as it was at this digest; fail if it never had it."
 )
 """expect: str | None."""
-
 teacher_option = click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")
 """teacher: str."""
-
 device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: the GPU if there is one."
 )

@@ -2,8 +2,8 @@
 
     python experiments/demo_selection.py [OUT]
 
-1. The training split of the digits is cut into four folds. Teachers are trained on three of them; the
-   fourth takes the place of the evaluation set. No test row is read.
+1. The training split of the digits is cut into four folds. Teachers are trained on three of them; the fourth
+   replaces the evaluation set. No test row is read.
 2. Students of several temperatures learn from a tenth of the rows, with and without views.
 3. The teachers' predictions are clustered at several temperatures, into sets of several sizes.
 
@@ -28,7 +28,7 @@ from logitstore.pipeline.run import RunReport, run
 
 FOLDS = 4
 SEEDS = [0, 1]
-"""Of every student, on every fold."""
+"""Seeds of every student, on every fold."""
 TEMPERATURES = (1.0, 2.0, 4.0)
 SIZES = ((3, 4), (4, 3), (5, 3))
 """Number of sets, and classes of each."""

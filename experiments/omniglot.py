@@ -1,12 +1,12 @@
-"""What is Omniglot here: which drawings train, which test, and which alphabet is a character of?
+"""Omniglot as these experiments use it: training drawings, test drawings, and the alphabet of each character.
 
-964 characters of 30 alphabets, each drawn by 20 people (Lake, Salakhutdinov & Tenenbaum 2015), read from the zip in
-place; nothing is unpacked. Drawers 4, 8, 12, 16 and 20 are the test: 15 drawings of each character train, 5 test. The
-one image that the set holds twice (`Braille/character01`, drawers 3 and 19) is then twice in the training set, and
-never in both.
+964 characters of 30 alphabets, each drawn by 20 people (Lake, Salakhutdinov & Tenenbaum 2015), are read from
+the zip in place. Nothing is unpacked. Drawers 4, 8, 12, 16 and 20 are the test: 15 drawings of each character
+train, 5 test. The set holds one image twice (`Braille/character01`, drawers 3 and 19). It is then twice in
+the training set, and never in both.
 
     characters     a factory of transfer sets, "omniglot:characters" in an experiment file of this folder
-    alphabets_of   the alphabet of each class, which no stage is ever shown
+    alphabets_of   the alphabet of each class, which no stage ever gets
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from logitstore.pipeline.datasets import ArrayDataset, image_folder
 from logitstore.storage.errors import ConfigError
 
 ZIP: Final = Path(__file__).resolve().parents[1] / "../shared/data/omniglot_images_background.zip"
-"""Where the experiment looks for the data."""
+"""The zip of the data, as the experiment file names it."""
 TEST_DRAWERS: Final = (4, 8, 12, 16, 20)
 TRAIN_DRAWERS: Final = tuple(drawer for drawer in range(1, 21) if drawer not in TEST_DRAWERS)
 SIZE: Final = 28
@@ -33,10 +33,11 @@ def characters(
     size: int = SIZE,
     alphabets: Sequence[str] | None = None,
 ) -> ArrayDataset:
-    """The drawings of some people: inputs uint8 (rows, size, size), ink 255 on 0; rows by class, then by drawer.
+    """Load the drawings of some people: inputs uint8 (rows, size, size), ink 255 on 0.
 
-    root: the zip. drawers: from 1 to 20. size: pixels a side. alphabets: those that are used; all when None.
-    Raises ConfigError for drawers or alphabets that there are none of, BadDataError for a zip of something else.
+    Rows are sorted by class, then by drawer. root: the zip. drawers: from 1 to 20. size: pixels a side.
+    alphabets: the names to use; all when None. Raises ConfigError for unknown drawers or alphabets,
+    BadDataError for a zip of something else.
     """
     unknown = sorted(set(drawers) - set(range(1, 21)))
     if unknown or not drawers:
@@ -68,7 +69,7 @@ def characters(
 
 
 def drawer_of(name: str) -> int:
-    """Who drew an image, 1 … 20, by the name of its file.
+    """Return the drawer of an image, 1 … 20, by the name of its file.
 
     >>> drawer_of("images_background/Braille/character01/0192_03.png")
     3
@@ -77,7 +78,7 @@ def drawer_of(name: str) -> int:
 
 
 def alphabets_of(class_names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """The number of each class's alphabet, (class,), and the alphabets by number.
+    """Return the number of each class's alphabet, (class,), and the alphabets by number.
 
     >>> alphabets_of(["Greek/character01", "Latin/character01", "Latin/character02"])
     (array([0, 1, 1]), ['Greek', 'Latin'])

@@ -1,9 +1,9 @@
-"""What is measured of the specialists on Omniglot, and how is it printed beside the paper's figures?
+"""Measures of the specialists on Omniglot, and their tables beside the paper's figures.
 
-1. `agreement_with` compares a grouping of the classes with the alphabets: adjusted mutual information, 0 in expectation for a
-   grouping by chance, 1 for the same groups.
-2. `confusion_between` is the matrix whose clusters need labels: how often two classes are taken for each other.
-3. `tables` puts the figures of some seeds together: Markdown, mean ± standard deviation over the seeds.
+1. `agreement_with` compares a grouping of the classes with the alphabets by adjusted mutual information: 0 in
+   expectation for a grouping by chance, 1 for the same groups.
+2. `confusion_between` is the matrix whose clusters need labels: the counts of confusions between two classes.
+3. `tables` combines the figures of some seeds: Markdown, mean ± standard deviation over the seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 
 Figures = Mapping[str, Any]
-"""What `results.json` of one seed holds."""
+"""The content of one seed's `results.json`."""
 
 PAPER_COVERAGE: Final = {
     "0": (350037, 0, 0.0),
@@ -37,21 +37,21 @@ RANDOM_DRAWS: Final = 20
 
 
 def agreement_with(truth: NDArray[np.int64], groups: NDArray[np.int64]) -> float:
-    """Adjusted mutual information of two groupings of the classes: (class,) each."""
+    """Compute the adjusted mutual information of two groupings of the classes: (class,) each."""
     return float(adjusted_mutual_info_score(truth, groups))
 
 
 def agreement_by_chance(
     truth: NDArray[np.int64], groups: NDArray[np.int64], seed: int = 0
 ) -> tuple[float, float]:
-    """The same of groups of these sizes with classes drawn at random: mean and standard deviation of some draws."""
+    """Compute the same of groups of these sizes with random classes: mean and standard deviation."""
     random = np.random.default_rng(seed)
     found = [agreement_with(truth, random.permutation(groups)) for _ in range(RANDOM_DRAWS)]
     return mean(found), stdev(found)
 
 
 def random_sets(sets: NDArray[np.int64], num_classes: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """As many sets of the same size, of classes drawn at random: (set, member), ascending."""
+    """Draw as many sets of the same size, of random classes: (set, member), ascending."""
     rows = [np.sort(random.choice(num_classes, sets.shape[1], replace=False)) for _ in range(len(sets))]
     return np.stack(rows).astype(np.int64)
 
@@ -59,7 +59,7 @@ def random_sets(sets: NDArray[np.int64], num_classes: int, random: np.random.Gen
 def confusion_between(
     labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int
 ) -> NDArray[np.float64]:
-    """How often two classes were taken for one another, (class, class), symmetric, 0 on the diagonal.
+    """Count the confusions of two classes, (class, class), symmetric, 0 on the diagonal.
 
     >>> confusion_between(np.array([0, 0, 1]), np.array([1, 0, 0]), 2).tolist()
     [[0.0, 2.0], [2.0, 0.0]]
@@ -73,7 +73,7 @@ def confusion_between(
 def share_inside(
     sets: NDArray[np.int64], labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int
 ) -> float:
-    """Share of the errors of which label and prediction are in one set together; 0 where there are none."""
+    """Share of the errors with label and prediction in one set; 0 if there are no errors."""
     together = np.zeros((num_classes, num_classes), bool)
     for members in sets:
         together[np.ix_(members, members)] = True
@@ -85,13 +85,13 @@ def share_inside(
 
 
 def tables(seeds: Sequence[Figures]) -> str:
-    """All tables, as Markdown."""
+    """Format all tables, as Markdown."""
     parts = [_clusters(seeds), _accuracies(seeds), _coverage(seeds), _within(seeds), _cost(seeds)]
     return "\n\n".join(parts) + "\n"
 
 
 def spread(values: Sequence[float], form: str = ".2f", scale: float = 1.0) -> str:
-    """Mean ± standard deviation (n - 1) over seeds; the mean alone of one.
+    """Format mean ± standard deviation (n - 1) over seeds; the mean alone for one seed.
 
     >>> spread([0.5, 0.7], ".1f", 100), spread([3.0])
     ('60.0 ± 14.1', '3.00')
@@ -102,7 +102,7 @@ def spread(values: Sequence[float], form: str = ".2f", scale: float = 1.0) -> st
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; every column but the first to the right."""
+    """Format a table; every column but the first is aligned to the right."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -119,7 +119,7 @@ def _clusters(seeds: Sequence[Figures]) -> str:
 
 
 def _of_all(seeds: Sequence[Figures], key: str) -> list[str]:
-    """What every seed has a line of: one may have come further than another."""
+    """Return the lines that every seed has: the seeds may have finished different parts."""
     return [name for name in seeds[0][key] if all(name in figures[key] for figures in seeds)]
 
 

@@ -1,20 +1,21 @@
-"""Do specialists help on Omniglot, and does a net that is distilled from them keep what they know?
+"""Specialists on Omniglot, and a net that is distilled from them.
 
-Hinton, Vinyals & Dean 2015, section 5, on 964 characters, and the step that the paper announces. For each seed:
+The experiment is Hinton, Vinyals & Dean 2015, section 5, on 964 characters, and the step that the paper
+announces. For each seed:
 
-1. `run`: a convnet generalist, its logits over the training drawings and shifted views of them, the clusters of their
-   covariance, a specialist a cluster, their combination as one more teacher, and three students of the generalist's own
-   form: from the labels, from the generalist, from the combination.
+1. `run`: a convnet generalist, and its logits over the training drawings and shifted views of them. The
+   clusters of their covariance, a specialist for each cluster, and their combination as one more teacher.
+   Three students of the generalist's own form: from the labels, from the generalist, from the combination.
 2. `test`: a second store, of the five test drawers: every net's logits on them, combined in the same way.
-3. `measure`: the paper's tables from that store; the clusters against the alphabets, which no stage was shown.
+3. `measure`: the paper's tables from that store; the clusters against the alphabets, which no stage gets.
 
     python experiments/specialists.py --quick                 every stage in two minutes; its figures mean nothing
     python experiments/specialists.py --jobs 2                three seeds, some hours on two cores
     python experiments/specialists.py --held-out --seeds 90   the same, tested on training drawers that are held out
-    python experiments/specialists.py --tables                the tables of what is there (of a quick run: --quick --tables)
+    python experiments/specialists.py --tables                the tables of finished parts (of a quick run: --quick --tables)
 
-What is done is not done again, in whatever stage it was interrupted: start it again with the same arguments. The zip is looked
-for in ../shared/data beside the checkout, or in the folder that LOGITSTORE_DATA names.
+Finished work is not repeated, in whatever stage it was interrupted: start it again with the same arguments.
+The zip is looked for in ../shared/data beside the checkout, or in the folder that LOGITSTORE_DATA names.
 """
 
 import argparse
@@ -56,44 +57,44 @@ STUDENTS: Final = ("from-labels", "from-generalist", "from-combined")
 CHECKPOINT_EVERY: Final = 1000
 """Steps of a student between two checkpoints, a minute or less."""
 EXPERT, HEADED = "expert", "headed"
-"""What specialists are called: those of the experiment, and others with a new head, as in the paper."""
+"""Names of the specialists: the experiment's own, and those with a new head, as in the paper."""
 VARIANTS: Final = {
     "combined, n = 3": (EXPERT, 3),
     "combined, n = 5": (EXPERT, 5),
     "combined, specialists with a new head": (HEADED, 1),
 }
-"""Other combinations, tried on the test drawers alone: specialists and n. KL(q, p) has no closed form for sets that overlap."""
+"""Other combinations (specialists, n), on test drawers alone; KL(q, p) has no closed form if sets overlap."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What of the experiment is a choice."""
+    """The choices of the experiment."""
 
     alphabets: tuple[str, ...] | None = None
-    """Those that are used; all when None."""
+    """The alphabets to use; all when None."""
     train_drawers: tuple[int, ...] = TRAIN_DRAWERS
     test_drawers: tuple[int, ...] = TEST_DRAWERS
     channels: tuple[int, ...] = (16, 32, 64)
     hidden: int = 256
     dropout: float = 0.3
     epochs: int = 50
-    """Of the generalist and of the students."""
+    """Epochs of the generalist and of the students."""
     lr: float = 1e-3
     batch_size: int = 128
     shift: int = 2
-    """Pixels by which drawings are moved, in training and in the views."""
+    """Pixels by which drawings are shifted, in training and in the views."""
     views: int = 8
     clusters: int = 24
     classes_per_cluster: int = 50
     """24 sets of 50 of 964 classes: 1.24 a class, where the paper's 61 of 300 of 15,000 are 1.22."""
     cluster_temperature: float = 4.0
-    """On its training drawings the generalist is nearly sure: at T = 1 there is next to nothing to see."""
+    """The generalist is nearly sure of its training drawings: T = 1 shows next to nothing."""
     other_temperatures: tuple[float, ...] = (1.0, 2.0, 8.0)
-    """At which clusters are made as well, to be compared with the alphabets alone."""
+    """Further temperatures of clusters, compared with the alphabets alone."""
     specialist_epochs: int = 30
     specialist_lr: float = 3e-4
     temperature: float = 2.0
-    """Of the distillation."""
+    """Temperature of the distillation."""
     hard_weight: float = 1.0
 
 
@@ -112,7 +113,7 @@ QUICK: Final = Settings(
 
 
 HELD_OUT: Final = (2, 10, 18)
-"""Training drawers that are tested on where something is to be chosen."""
+"""Training drawers to test on while something is chosen."""
 LOOK: Final = Settings(
     train_drawers=tuple(drawer for drawer in TRAIN_DRAWERS if drawer not in HELD_OUT), test_drawers=HELD_OUT
 )
@@ -120,12 +121,12 @@ LOOK: Final = Settings(
 
 @dataclass(frozen=True)
 class Part:
-    """How much of the experiment: results are written after each part, which takes an hour or so."""
+    """A part of the experiment of about an hour, after which results are written."""
 
     students: tuple[str, ...] = STUDENTS
-    """Which nets are trained from the labels and from the store."""
+    """Nets that are trained from the labels and from the store."""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """Which other combinations are tried."""
+    """Other combinations to try."""
 
 
 PLAIN: Final = tuple(name for name, (specialists, _) in VARIANTS.items() if specialists == EXPERT)
@@ -135,7 +136,10 @@ PARTS: Final = (Part((), PLAIN), Part(STUDENTS, PLAIN), Part())
 def document(
     settings: Settings, seed: int, data: Path, specialists: str = EXPERT, students: tuple[str, ...] = STUDENTS
 ) -> dict[str, Any]:
-    """The experiment file of one seed, as `tomllib` would give it. specialists: which, EXPERT or HEADED."""
+    """Return the experiment file of one seed, as `tomllib` would parse it.
+
+    specialists: EXPERT or HEADED.
+    """
     net = {
         "factory": "logitstore.pipeline.models:convnet",
         "args": {
@@ -196,7 +200,7 @@ def document(
 
 
 def clusterings(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The clusterings that are compared with the alphabets, and what each changes of the first, the specialists'."""
+    """Return the clusterings to compare with the alphabets, as changes to the specialists' clustering."""
     chosen = settings.cluster_temperature
     found: dict[str, dict[str, Any]] = {f"covariance, T = {chosen:g}": {}}
     for other in settings.other_temperatures:
@@ -208,7 +212,7 @@ def clusterings(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def drawings(settings: Settings, drawers: tuple[int, ...], data: Path) -> dict[str, Any]:
-    """The table of a data set."""
+    """Return the table of a data set."""
     some = {} if settings.alphabets is None else {"alphabets": list(settings.alphabets)}
     args = {"root": str(data), "drawers": list(drawers), "size": SIZE, **some}
     return {"factory": "omniglot:characters", "args": args}
@@ -217,7 +221,7 @@ def drawings(settings: Settings, drawers: tuple[int, ...], data: Path) -> dict[s
 def test_document(
     settings: Settings, seed: int, data: Path, models: Models, students: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The experiment that runs the generalist and the students over the test drawers, with the weights that they have."""
+    """Return the experiment that runs the trained generalist and students over the test drawers."""
     whole = document(settings, seed, data)
     files = {"generalist": models.weights_path("teachers", "generalist")}
     files |= {name: models.weights_path("students", f"{name}-seed{100 + seed}") for name in students}
@@ -229,13 +233,13 @@ def test_document(
 
 
 def parsed(content: dict[str, Any], name: str) -> Experiment:
-    """The experiment of a document; relative names begin at this folder."""
+    """Parse the experiment of a document; relative names begin at this folder."""
     return parse_experiment(content, where=name, base=FOLDER)
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed, and where it keeps what it makes."""
+    """One seed, and the folder of its results."""
 
     settings: Settings
     number: int
@@ -244,21 +248,21 @@ class Seed:
 
     @property
     def models(self) -> Models:
-        """The nets."""
+        """The trained nets."""
         return Models(self.folder / "models")
 
     @property
     def results(self) -> Path:
-        """What was measured."""
+        """The file of the measured figures."""
         return self.folder / "results.json"
 
     def experiment(self, specialists: str = EXPERT, students: tuple[str, ...] = STUDENTS) -> Experiment:
-        """Stages one to three."""
+        """Return stages one to three as an experiment."""
         content = document(self.settings, self.number, self.data, specialists, students)
         return parsed(content, f"specialists, seed {self.number}")
 
     def do(self, progress: Progress) -> None:
-        """Everything that is not done."""
+        """Do everything that is not finished."""
         from logitstore.pipeline.run import run
 
         for part in PARTS:
@@ -268,7 +272,7 @@ class Seed:
             replace_file(self.results, json.dumps(found, indent=1).encode() + b"\n")
 
     def _test(self, part: Part, progress: Progress) -> Store:
-        """The store of the test drawers, with every net's logits and the combinations."""
+        """Make the store of the test drawers, with every net's logits and the combinations."""
         from logitstore.pipeline.cache.stage import cache
         from logitstore.pipeline.combine.stage import combine
         from logitstore.pipeline.specialists.captures import capture_specialists
@@ -302,7 +306,7 @@ class Seed:
         return [name for n in numbers if (name := f"{EXPERT}-{n}") in store.teachers]
 
     def _measured(self, part: Part, home: Store, test: Store, progress: Progress) -> dict[str, Any]:
-        """What `specialist_figures.tables` prints."""
+        """Measure the figures that `specialist_figures.tables` prints."""
         sets = list(sets_of(home.clustering("covariance"), home.num_classes))
         asked = [one for one in comparisons(test) if one.combined == "combined"]
         others = [*map(capture_name, part.variants), *part.students]
@@ -348,7 +352,7 @@ class Seed:
         }
 
     def _clusters(self, home: Store, test: Store, progress: Progress) -> dict[str, dict[str, float]]:
-        """The clusters against the alphabets, and how many of the generalist's test errors lie inside a set."""
+        """Compare the clusters with the alphabets, and count the generalist's test errors inside a set."""
         truth, _ = alphabets_of(home.class_names)
         classes, labels = home.num_classes, test.samples.labels
         predictions = _predictions(test, "generalist", 0)
@@ -398,7 +402,7 @@ class Seed:
         return found
 
     def _cost(self, part: Part, test: Store, sets: list[NDArray[np.int64]]) -> dict[str, dict[str, float]]:
-        """Parameters, forward passes an image, seconds of training."""
+        """Return parameters, forward passes an image, seconds of training."""
         covers = np.bincount(np.concatenate(sets), minlength=test.num_classes)
         active = float(covers[_predictions(test, "generalist", 0)].mean())
         generalist = self._facts("teachers", "generalist")
@@ -418,13 +422,13 @@ class Seed:
         }
 
     def _facts(self, kind: str, name: str) -> dict[str, float]:
-        """Parameters and seconds, as the record beside the weights has them."""
+        """Read parameters and seconds from the record beside the weights."""
         facts = json.loads(self.models.weights_path(kind, name).with_suffix(".json").read_bytes())["facts"]
         return {"parameters": facts["parameters"], "seconds": facts["seconds"]}
 
 
 def capture_name(name: str) -> str:
-    """The name of a combination as a store may have it.
+    """Turn the name of a combination into a capture's name.
 
     >>> capture_name("combined, n = 5")
     'combined-n-5'
@@ -433,7 +437,7 @@ def capture_name(name: str) -> str:
 
 
 def _predictions(store: Store, name: str, view: int) -> NDArray[np.int64]:
-    """The most probable class of every row."""
+    """Return the most probable class of every row."""
     grid = store.grid
     parts = [
         store.teachers[name].read(slice(rows.start, rows.stop), view).argmax(axis=1)
@@ -446,7 +450,7 @@ def _predictions(store: Store, name: str, view: int) -> NDArray[np.int64]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is asked for."""
+    """Run the parts that the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -483,7 +487,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _do(todo: list[Seed], jobs: int, options: list[str], out: Path) -> None:
-    """Every seed, `jobs` at a time. options: that say which settings these are."""
+    """Run every seed, `jobs` at a time. options: the arguments that select these settings."""
     if jobs == 1 or len(todo) == 1:
         with show_progress(quiet=False) as progress:
             for seed in todo:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .views import replay
 
 __all__ = ["TorchBatch", "TorchStream", "losses", "replay", "to_device"]
-
 _HOMES = {
     "TorchBatch": "stream.batch",
     "TorchStream": "stream.torch_stream",

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 
 Factory = Callable[..., object]
 """A function or a class that a factory string names."""
-
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
-
 _LONGEST = 300
 """Characters of a factory string; no module has a name that long."""
 

@@ -36,7 +36,6 @@ __all__ = [
     "digest_rows",
     "open_store",
 ]
-
 _HOMES = {
     "Batch": "stream.batch",
     "Capture": "api",

@@ -175,8 +175,13 @@ class Store:
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
         """Return the identity of a part, sealed or unfinished; None if its name is free."""
-        if (sealed := self.find_part(part)) is not None:
-            return sealed.spec.identity
+        if self._root.has(part):
+            try:
+                return self._root.spec(part).identity
+            except ManifestInvalid as error:
+                if error.found != "no file":
+                    raise
+                return None
         begun = self._root.begun(part)
         return None if begun is None else begun.identity
 

@@ -1,12 +1,12 @@
-"""Which other loaders is the stream compared with, and how is each installed?
+"""The other loaders with which the stream is compared, and their installation.
 
-    batches        a batch, the data that all of them hold, the check of what a loader delivers, the clock
+    batches        a batch, the data that all of them hold, the check of a loader's batches, the clock
     environments   a virtual environment for them, apart from the project's
     mosaicml, lit_data, web_dataset, hugging_face, memory_map    how each writes the data and reads them, its own way
     __main__       `python -m rival_loaders NAME write|check|time …`, in that environment; prints one line of JSON
 
-A module of a loader has `write(source, folder)` and `WAYS`, by name: functions from (folder, number of workers) to the
-batches of one shuffled epoch. loaders.py runs them all, and prints the table.
+A module of a loader has `write(source, folder)` and `WAYS`. `WAYS` maps names to functions from (folder,
+number of workers) to the batches of one shuffled epoch. loaders.py runs them all, and prints the table.
 """
 
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ class Rival:
     """One of the loaders."""
 
     module: str
-    """The module that knows it, in this package."""
+    """Its module in this package."""
     title: str
     """Its name in the table."""
     environment: str
-    """The virtual environment that it runs in: ENVIRONMENTS."""
+    """Its virtual environment: a key of ENVIRONMENTS."""
     bars: dict[str, float]
-    """By way: how many times as fast the stream must be as the best of the ways that are here; the others are reported."""
+    """By way: least speed of the stream, in multiples of the best of these ways; other ways have no bar."""
     distribution: str = ""
-    """What its version is the version of; of numpy where it is nobody's product."""
+    """The distribution of its version; numpy if it is no product."""
 
 
 ENVIRONMENTS = {
     "mosaicml": ("mosaicml-streaming==0.13.0",),  # apart, for it needs numpy < 2.2
     "others": ("litdata==0.2.76", "webdataset==1.0.2", "datasets==5.2.0"),
 }
-"""What is installed in each, beside torch as constraints.txt has it."""
+"""The packages of each environment, beside torch as constraints.txt pins it."""
 
 RIVALS = (
     Rival("mosaicml", "MosaicML Streaming", "mosaicml", {"DataLoader": 15}, "mosaicml-streaming"),

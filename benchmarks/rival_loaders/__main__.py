@@ -1,8 +1,10 @@
-"""What does one loader do, in its own environment? Called by loaders.py, with arguments as JSON; prints one line of JSON.
+"""One loader in its own environment: a command that loaders.py calls.
 
-python -m rival_loaders NAME write  {"source": …, "folder": …}
-python -m rival_loaders NAME check  {"source": …, "folder": …, "settings": [[way, workers], …]}
-python -m rival_loaders NAME time   {"folder": …, "settings": …, "rows": …, "seconds": …}
+Arguments are JSON. The command prints one line of JSON:
+
+    python -m rival_loaders NAME write  {"source": …, "folder": …}
+    python -m rival_loaders NAME check  {"source": …, "folder": …, "settings": [[way, workers], …]}
+    python -m rival_loaders NAME time   {"folder": …, "settings": …, "rows": …, "seconds": …}
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from .batches import check, open_source, rows_a_second
 
 
 def main() -> dict[str, Any]:
-    """Do what the command line says."""
+    """Run the verb of the command line."""
     name, verb, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     rival = next(r for r in RIVALS if r.module == name)
     loader = import_module(f"rival_loaders.{name}")

@@ -1,7 +1,8 @@
-"""What must a loader deliver, does it, and how fast?
+"""The batches that a loader must deliver, their check and their clock.
 
-The data: row i is a uint8 image 3 x 32 x 32 whose first four bytes are i, an int64 label and float16 logits of 1000 classes,
-of which the largest is 0. So every batch says which rows it holds, and each value in it can be compared.
+A row of the data is a uint8 image 3 x 32 x 32, an int64 label and float16 logits of 1000 classes. The first
+four bytes of the image are the row's number, and the largest logit is 0. So every batch identifies its rows,
+and each value can be compared.
 """
 
 import time
@@ -17,7 +18,7 @@ from torch import Tensor
 CLASSES, BATCH, INPUT_SHAPE = 1000, 256, (3, 32, 32)
 FIELDS = ("inputs", "labels", "logits")
 WARM_UP = 16
-"""Batches that a loader gives before the clock starts, so that starting workers and filling buffers cost it nothing."""
+"""Batches before the clock starts: starting workers and filling buffers cost a loader nothing."""
 NEIGHBOURS = 0.05
 """Largest share of rows that may follow the row before them in the data: 0.004 % in a full shuffle of 131,072."""
 
@@ -28,7 +29,7 @@ Source = dict[str, NDArray[Any]]
 
 
 class WrongBatches(Exception):
-    """A loader does not deliver what was given to it."""
+    """A loader that does not deliver the rows that were given to it."""
 
 
 def make_source(folder: Path, rows: int) -> Source:
@@ -46,21 +47,21 @@ def make_source(folder: Path, rows: int) -> Source:
 
 
 def open_source(folder: Path) -> Source:
-    """The data, mapped read-only."""
+    """Map the data read-only."""
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FIELDS}
 
 
 def rows_of(inputs: Tensor) -> NDArray[np.int64]:
-    """Which rows these images are."""
+    """Return the row numbers of these images."""
     first = inputs[:, 0, 0, :4].to(torch.int64).numpy()
     return np.asarray(first @ (256 ** np.arange(4)), np.int64)
 
 
 def check(batches: Iterable[Batch], source: Source, workers: int) -> dict[str, int]:
-    """Compare one epoch with the data, value by value. Returns how many rows came, came again, and did not come.
+    """Compare one epoch with the data, value by value, and count the rows: delivered, repeated, missing.
 
-    A loader may leave out or repeat a batch a worker, as those do that give every worker as much, or full batches alone.
-    Values are compared, not their types: some widen them. Raises WrongBatches.
+    A loader may leave out or repeat a batch a worker. Some give every worker equal shares, or full batches
+    alone. Values are compared, not their types: some widen them. Raises WrongBatches.
     """
     num_rows = len(source["labels"])
     seen = np.zeros(num_rows, np.int64)
@@ -92,7 +93,7 @@ def check(batches: Iterable[Batch], source: Source, workers: int) -> dict[str, i
 
 
 def check_the_check(source: Source) -> None:
-    """One wrong logit, a batch that comes twice, one that does not come, and an order that is the data's must all be seen."""
+    """Assert that `check` finds a wrong logit, a repeated batch, a missing batch, and an unshuffled order."""
     order = np.random.default_rng(1).permutation(len(source["labels"]))
 
     def epoch(order: NDArray[np.int64]) -> list[Batch]:
@@ -125,9 +126,10 @@ def _take(source: Source, rows: NDArray[np.int64]) -> Batch:
 
 
 def rows_a_second(batches: Iterator[Batch], least_rows: int, least_seconds: float) -> tuple[float, int]:
-    """Full batches of rows a second after `WARM_UP` of them, and how many rows were timed.
+    """Measure rows a second of full batches after `WARM_UP` of them, and count the timed rows.
 
-    Reads on until both least_rows and least_seconds have passed, or the epoch has ended; 0 where it was too short.
+    Reads on until both least_rows and least_seconds have passed, or the epoch has ended. Returns 0 if it was
+    too short.
     """
     for _ in range(WARM_UP):
         next(batches, None)

@@ -1,7 +1,7 @@
-"""Where do the other loaders live, so that the project needs none of them?
+"""Virtual environments of the other loaders, so that the project needs none of them.
 
-In virtual environments under runs/, made at first use with pip, which takes minutes, and kept as long as what they were
-made for is wanted.
+They lie under runs/. pip makes them at first use, which takes minutes. They are kept until their list of
+packages changes.
 """
 
 import os
@@ -18,9 +18,9 @@ RUNS = Path(os.environ.get("LOGITSTORE_RUNS", ROOT / "runs")).resolve()
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment, which is made where it is not there, or not what is wanted.
+    """Return the interpreter of an environment, and make the environment if it is missing or out of date.
 
-    Ends the program with one line where pip fails.
+    Ends the program with one line if pip fails.
     """
     folder = RUNS / "loaders" / name
     wanted = [_torch(), *ENVIRONMENTS[name]]
@@ -40,7 +40,7 @@ def python_of(name: str) -> Path:
 
 
 def _torch() -> str:
-    """The version of torch that the project is tested with."""
+    """Return the version of torch that the project is tested with."""
     found = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert found is not None
     return found[0]

@@ -1,17 +1,18 @@
-"""How does Hugging Face `datasets` keep the rows, and give them back?
+"""Rows as Hugging Face `datasets` keeps and reads them.
 
-Written by `save_to_disk`, arrays as lists of fixed length, which Arrow keeps as one buffer; images are flat, and viewed as
-3 x 32 x 32 after reading, which costs nothing. Ways of its documentation for PyTorch, of which the fastest counts:
+`save_to_disk` writes arrays as lists of fixed length, which Arrow keeps as one buffer. Images are flat, and
+viewed as 3 x 32 x 32 after reading, which costs nothing. Of these ways from its documentation for PyTorch the
+fastest counts:
 
     map-style    `with_format("torch")` behind a shuffling `DataLoader`, which fetches a batch at a time (`__getitems__`)
     iterable     `to_iterable_dataset(num_shards=64).shuffle(buffer_size=1000)`, by `.iter(256)`, or with workers by
                  `.batch(256)` behind a `DataLoader`: contiguous reading and a shuffle buffer of Arrow rows
 
-This format gives integers as int64 and floats as float32; the values are the same, and it is not asked to convert them
-back. Two ways more are reported:
+This format gives integers as int64 and floats as float32. The values are the same, and it is not asked to
+convert them back. Two more ways are reported:
 
-    Array3D          map-style with images as `Array3D`, the type that the documentation names for arrays: what one gets who
-                     does as it says; about ten times slower than lists of fixed length
+    Array3D          map-style with images as `Array3D`, the type that the documentation names for arrays; about
+                     ten times slower than lists of fixed length
     Arrow by hand    the iterable of `with_format("arrow")`, whose user views the columns as tensors of their own types
 """
 
@@ -43,7 +44,7 @@ FEATURES = Features(
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write the Arrow files; by a table, for `from_dict` and `from_generator` take minutes to come to the same."""
+    """Write the Arrow files by a table; `from_dict` and `from_generator` take minutes for the same."""
     pixels = pyarrow.array(source["inputs"].reshape(-1))
     labels = pyarrow.array(source["labels"])
     logits = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(source["logits"].reshape(-1)), CLASSES)
@@ -68,7 +69,7 @@ def _tensors(batch: dict[str, Tensor]) -> Batch:
 
 
 def read_by_index(folder: Path, workers: int, kept_as: str = "lists") -> Iterator[Batch]:
-    """One shuffled epoch, by a permutation of all rows."""
+    """Yield one shuffled epoch, by a permutation of all rows."""
     dataset = load_from_disk(str(folder / kept_as)).with_format("torch")
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers)
     yield from map(_tensors, loader)
@@ -80,7 +81,7 @@ def _shuffled(folder: Path, form: str) -> IterableDataset:
 
 
 def read_in_turn(folder: Path, workers: int) -> Iterator[Batch]:
-    """One epoch, shards and a buffer shuffled."""
+    """Yield one epoch, shards and a buffer shuffled."""
     dataset = _shuffled(folder, "torch")
     if workers:
         batches: Any = DataLoader(
@@ -92,7 +93,7 @@ def read_in_turn(folder: Path, workers: int) -> Iterator[Batch]:
 
 
 def read_arrow(folder: Path, workers: int) -> Iterator[Batch]:
-    """The same as Arrow tables, viewed as tensors; in this process alone, whatever `workers`."""
+    """Yield the same as Arrow tables, viewed as tensors; in this process alone, whatever `workers`."""
 
     def tensor(table: pyarrow.Table, name: str) -> Tensor:
         column = table.column(name).combine_chunks()

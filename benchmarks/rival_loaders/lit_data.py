@@ -1,8 +1,9 @@
-"""How does LitData keep the rows, and give them back?
+"""Rows as LitData keeps and reads them.
 
-Written by its `optimize` into the recommended chunks of 64 MB, a dictionary of numpy arrays a row (its serializer of
-tensors was as fast or slower). Read by `StreamingDataset(shuffle=True, drop_last=True)` behind `StreamingDataLoader`; local
-chunks are mapped in place by default ("POSIX-fast"). Two of its settings, of which the faster counts:
+Its `optimize` writes the recommended chunks of 64 MB, a dictionary of numpy arrays a row. Its serializer of
+tensors was not faster than that of arrays. `StreamingDataset(shuffle=True, drop_last=True)` reads them behind
+`StreamingDataLoader`. Local chunks are mapped in place by default ("POSIX-fast"). Of two settings the faster
+counts:
 
     as it comes     all defaults: rows are decoded and shuffled in blocks of 256 of a chunk
     whole chunks    `batch_decode="all", item_shuffle_window="full"`: whole chunks decoded at once, and shuffled wholly
@@ -25,7 +26,7 @@ def _opened(folder: str) -> Source:
 
 
 def sample(folder: str, row: int) -> dict[str, Any]:
-    """One row of the data in a folder, as LitData wants it."""
+    """Return one row of the data in a folder, in LitData's form."""
     source = _opened(folder)
     return {
         "inputs": np.array(source["inputs"][row]),
@@ -49,7 +50,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def read(folder: Path, workers: int, **settings: Any) -> Iterator[Batch]:
-    """One shuffled epoch."""
+    """Yield one shuffled epoch."""
     dataset = StreamingDataset(str(folder), shuffle=True, drop_last=True, **settings)
     for batch in StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers):
         yield batch["inputs"], batch["label"], batch["logits"]

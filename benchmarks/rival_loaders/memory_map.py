@@ -1,7 +1,9 @@
-"""How fast are `.npy` files, mapped into memory, behind a `DataLoader`?
+"""Rows in `.npy` files, mapped into memory, behind a `DataLoader`.
 
-rows       a map-style dataset of one row an index, as nearly everyone writes it, and the default collation
-batches    the same with `__getitems__`, one fancy index a batch: reported; it is no product, but a yardstick
+There are two ways:
+
+    rows       a map-style dataset of one row an index, as nearly everyone writes it, and the default collation
+    batches    the same with `__getitems__`, one fancy index a batch: reported; it is no product, but a yardstick
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from .batches import BATCH, FIELDS, Batch, Source, open_source
 
 
 class Rows(Dataset[tuple[Any, ...]]):
-    """One row an index."""
+    """A dataset of one row an index."""
 
     def __init__(self, folder: Path) -> None:
         self.source = open_source(folder)
@@ -31,10 +33,10 @@ class Rows(Dataset[tuple[Any, ...]]):
 
 
 class Batches(Rows):
-    """A whole batch an index."""
+    """A dataset of a whole batch an index."""
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """The rows of a batch, as tensors."""
+        """Return the rows of a batch, as tensors."""
         inputs, labels, logits = (torch.from_numpy(self.source[name][rows]) for name in FIELDS)
         return inputs, labels, logits
 
@@ -47,7 +49,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def read_rows(folder: Path, workers: int) -> Iterator[Batch]:
-    """One shuffled epoch."""
+    """Yield one shuffled epoch."""
     loader = DataLoader(Rows(folder), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers)
     yield from map(tuple, loader)
 
@@ -57,7 +59,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def read_batches(folder: Path, workers: int) -> Iterator[Batch]:
-    """One shuffled epoch."""
+    """Yield one shuffled epoch."""
     yield from DataLoader(
         Batches(folder),
         batch_size=BATCH,

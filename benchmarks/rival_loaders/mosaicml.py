@@ -1,8 +1,9 @@
-"""How does MosaicML Streaming keep the rows, and give them back?
+"""Rows as MosaicML Streaming keeps and reads them.
 
-Written as its documentation says: MDS shards of the default 64 MiB, uncompressed, one fixed-shape `ndarray:dtype:shape`
-column an array (the encoding that stores no header). Read by `StreamingDataset(shuffle=True)` with the default algorithm,
-py1e, told the batch size, behind its own `StreamingDataLoader`. It reads a sample at a time, and has no batched way.
+They are written as its documentation shows: MDS shards of the default 64 MiB, uncompressed. Each array has
+one fixed-shape `ndarray:dtype:shape` column (the encoding that stores no header).
+`StreamingDataset(shuffle=True)` reads them with the default algorithm, py1e, and the batch size, behind its
+own `StreamingDataLoader`. It reads a sample at a time, and has no batched way.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def read(folder: Path, workers: int) -> Iterator[Batch]:
-    """One shuffled epoch."""
+    """Yield one shuffled epoch."""
     clean_stale_shared_memory()  # of an epoch that was not read to its end, which it takes for its own
     dataset = StreamingDataset(local=str(folder), batch_size=BATCH, shuffle=True)
     for batch in StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers):

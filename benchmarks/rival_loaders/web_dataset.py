@@ -1,9 +1,12 @@
-"""How does WebDataset keep the rows, and give them back?
+"""Rows as WebDataset keeps and reads them.
 
-Written by its `ShardWriter` into 16 tar files, of 64 MiB at full size, so that four workers have shards to share and to
-shuffle. Arrays are `.pyd` members (pickles), which its decoder reads faster than `.npy` and than its own `.ten`. Read by the
-pipeline of its documentation: shards shuffled, a shuffle buffer of 1000 *before* decoding, `.batched` inside the workers
-so that whole batches cross to the parent, and `WebLoader(batch_size=None)`. Batches that are not full are left out.
+Its `ShardWriter` writes 16 tar files, of 64 MiB at full size, so that four workers have shards to share and
+to shuffle. Arrays are `.pyd` members (pickles), which its decoder reads faster than `.npy` and than its own
+`.ten`.
+
+The pipeline of its documentation reads them. Shards are shuffled, and a shuffle buffer of 1000 stands
+*before* decoding. `.batched` runs inside the workers so that whole batches cross to the parent, and
+`WebLoader(batch_size=None)` follows. Batches that are not full are left out.
 """
 
 from collections.abc import Iterator
@@ -34,7 +37,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def read(folder: Path, workers: int) -> Iterator[Batch]:
-    """One shuffled epoch."""
+    """Yield one shuffled epoch."""
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards))

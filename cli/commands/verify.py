@@ -1,4 +1,4 @@
-"""Is every byte of a store what was sealed?"""
+"""`logitstore verify`: every file of a store against its seals."""
 
 import click
 
@@ -23,14 +23,14 @@ _VERDICTS = {0: "clean", 1: "corrupt", 3: "untrusted", 4: "cannot be read", 5: "
 @expect_option
 @json_option
 def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
-    """Check a STORE against its seals; no teacher is run and nothing is changed.
+    """Check a STORE against its seals; no teacher is run and no file is changed.
 
-    Without --deep the metadata are compared byte by byte, the shards by presence and size. Files that nothing in the
-    store knows are listed; they are a problem where a plain reader of Zarr would take them for data.
+    Without --deep, metadata are compared byte by byte, shards by presence and size. Files that no seal lists are
+    listed; they are a problem if a plain reader of Zarr would take them for data.
 
     \b
-    Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that asks for what no reader does),
-    4 could not be read, 5 incomplete (begun parts that are not sealed).
+    Exit codes: 0 clean, 1 corrupt, 3 untrusted (another store than expected, or one that no reader follows),
+    4 could not be read, 5 incomplete (parts that were begun and are not sealed).
     """
     from ...storage.backends.remote import folder_at
     from ...storage.integrity.verify import verify
@@ -50,16 +50,7 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
                 "digest": report.digest,
                 "objects": report.objects,
                 "bytes": report.bytes,
-                "problems": [
-                    {
-                        "code": problem.code,
-                        "where": problem.where,
-                        "expected": problem.expected,
-                        "found": problem.found,
-                        "remedy": problem.remedy,
-                    }
-                    for problem in report.problems
-                ],
+                "problems": [{"code": problem.code, **vars(problem)} for problem in report.problems],
                 "unsealed": report.unsealed,
                 "later": report.later,
                 "strays": report.strays,
@@ -69,11 +60,11 @@ def command(store: str, deep: bool, expect: str | None, as_json: bool) -> None:
         for problem in report.problems:
             print_text(" ".join(str(problem).split()))
         for part in report.unsealed:
-            print_text(f"{path}: {part}: begun and not sealed; run the same command that began it again")
+            print_text(f"{path}: {part}: begun and not sealed; run the command again that began it")
         for part in report.later:
             print_text(f"{path}: {part}: sealed after the expected digest, not checked")
         for key in report.strays:
-            print_text(f"{path / key}: known to nothing in the store, and read by nothing")
+            print_text(f"{path / key}: listed by no seal, and read by nothing")
         compared = "compared" if deep else "compared by size"
         print_text(
             f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "

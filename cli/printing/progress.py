@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SHOW_AFTER = 1.0
 """Seconds from the first report of a task until it is shown."""
-
 LINE_EVERY = 5.0
 """Seconds between two lines of a task where stderr is no terminal."""
 

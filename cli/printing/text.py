@@ -16,10 +16,8 @@ import click
 
 Cell = str | int | float | None
 """A value in a table. None is printed as an em dash, a number to the right."""
-
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that steer a terminal: control, format, surrogates, line separators."""
-
 _JOINERS = "\u200c\u200d"
 """Characters of category Cf that the spelling of some scripts needs."""
 

@@ -18,12 +18,8 @@ from .versions import source_version
 
 _AS_OF_ONE_FILE: Final = "sha256:bee4234354f85279599de43091e0c2905784751152514d2909783a265e545b45"
 """Digest of the file in which `shift` and `identity` stood first: captures have it, and their bytes are still made."""
-
-
 _AT_A_TIME: Final = 1 << 20
 """Bytes of images that are padded at a time: what stays in a cache."""
-
-
 _LARGE: Final = 1 << 15
 """Bytes of an image that is worth a call of its own."""
 

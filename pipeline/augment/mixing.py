@@ -23,20 +23,12 @@ from ...storage.errors import ConfigError
 from .versions import source_version
 
 _WHERE: Final = "augmentation mixup"
-
-
 _CELLS: Final = 4096
 """Shares are drawn from the middles of so many equal cells of 0 … 1."""
-
-
 _WHOLE: Final = 2 * _CELLS
 """Shares are whole numbers of 8192nds: exact in float32, and in whole numbers of 32 bits with a uint8."""
-
-
 _AT_A_TIME: Final = 1 << 18
 """Bytes of inputs that are mixed at a time: what stays in a cache, with its sums."""
-
-
 _LARGEST_ALPHA: Final = 1000.0
 
 

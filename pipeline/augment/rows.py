@@ -18,8 +18,6 @@ from ...storage.random import raw_words, row_generator
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """(input, generator) -> input: same shape, same dtype, and a pure function of both arguments."""
-
-
 _FEW: Final = 16
 """Rows of a batch so small that each of them is made twice: those that an augmentation is tried on."""
 

@@ -38,13 +38,10 @@ from .rows import CHUNK_BYTES, CHUNKS_AHEAD, Prepared
 from .schedule import BlockTodo, Cut, Shown, shown_rows
 
 log = logging.getLogger(__name__)
-
 AHEAD = 1
 """Views of a piece that are prepared while the teachers run on the one before."""
-
 PIECE_BYTES = 16 << 20
 """Bytes of inputs that are held together, unless a batch takes more or they are kept in the store."""
-
 GATHERED_BYTES = 128 << 20
 """Bytes of logits that are gathered of a block whose inputs come in pieces, unless one view takes more."""
 

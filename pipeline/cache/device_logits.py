@@ -21,7 +21,6 @@ from ..runtime.inference import Runner, check_classes, host_batch, refusing_fail
 
 _AHEAD = 2
 """Most batches that are on their way to a device or in it."""
-
 _ROUNDS_TO_INFINITY = 65520.0
 """The smallest size that float16 cannot hold."""
 

@@ -14,7 +14,6 @@ from ...storage.errors import BadLogitsError
 
 STOP_ROWS = 1000
 """Labelled rows after which an accuracy is judged; its standard error is below 0.016 then."""
-
 _PIECE = 1 << 15
 """Logits that are processed together: few enough to stay in the cache."""
 

@@ -19,7 +19,6 @@ from ..experiment.document import Experiment, TeacherMember
 
 SOURCE: Final = "source"
 """Key of the note with the digests of a teacher's source, by file."""
-
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 
 

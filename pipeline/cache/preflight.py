@@ -18,7 +18,6 @@ from ..experiment.document import Experiment
 from ..runtime.inference import Runner, check_classes
 
 log = logging.getLogger(__name__)
-
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest distance of the sum of a softmax from 1, by the precision of its computation."""
 

@@ -26,10 +26,8 @@ from ..views import experiment_views
 
 CHUNK_BYTES = 4 << 20
 """Bytes of inputs that a worker prepares at a time."""
-
 CHUNKS_AHEAD = 2
 """Chunks that each worker prepares before they are asked for."""
-
 ViewOf = Callable[[int], tuple[NDArray[Any], NDArray[np.uint64]]]
 """Function from a view to its inputs and their digests."""
 

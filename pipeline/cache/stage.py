@@ -45,13 +45,10 @@ from .teachers import load_teacher, train_teacher
 from .todo import HALVED, CacheTodo, agreed, capture_identity, find_todo
 
 log = logging.getLogger(__name__)
-
 _SAMPLE_BYTES = 24
 """Bytes of a row in `samples` without its input: source, digest, label."""
-
 _ROW_BYTES = 12
 """Bytes of a row in a capture without its logits: peak and seen."""
-
 _VIEWED_ROWS = 16
 """Rows of which each view is made before anything is written."""
 

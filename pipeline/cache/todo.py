@@ -34,10 +34,8 @@ from ..workspace import Workspace
 from .notes import SOURCE, source_note
 
 log = logging.getLogger(__name__)
-
 HALVED = "batch_size_asked"
 """In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
-
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
 

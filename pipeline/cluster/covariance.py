@@ -34,8 +34,6 @@ from .moments import Combinations, Moments, merge
 from .softened import Softened
 
 _TASK: Final = "covariance"
-
-
 _TOPIC: Final = "logitstore-covariance"
 
 

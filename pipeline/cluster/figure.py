@@ -17,8 +17,6 @@ from .sets import correlation_of
 
 FORMATS = (".pdf", ".png", ".svg")
 """File name endings of the formats."""
-
-
 _MOST_NAMES = 60
 """Maximum number of classes whose names are written beside the matrix."""
 

@@ -23,12 +23,8 @@ from ...storage.errors import BadDataError, ConfigError
 
 _TOGETHER = 64
 """Points whose products with the centres are computed in one call."""
-
-
 _MARGIN = 1e-9
 """Relative margin by which another centre has to be nearer."""
-
-
 _ROUNDING = 1e-13
 """Rounding error of a squared distance, relative to the squared length of the centre."""
 

@@ -12,32 +12,18 @@ from ...storage.errors import ConfigError
 
 LANES: Final = 16
 """Number of chains of blocks that may run at the same time."""
-
-
 FAN_IN: Final = 4
 """Number of moments that one task of the tree joins."""
-
-
 MATRICES: Final = 9
 """Maximum number of float64 matrices that a single thread holds: FAN_IN - 1 for each of the two levels of the tree, the
 moments before a block, those after it, and the float32 product beside them."""
-
-
 THREAD_MATRICES: Final = 3
 """Matrices of each further thread."""
-
-
 LEAST_DIMENSIONS: Final = 64
 """Minimum dimensions of a projection: below, a squared distance is uncertain by more than a fifth."""
-
-
 MOST_DIMENSIONS: Final = 4096
-
-
 SAMPLE: Final = 64
 """Number of classes whose columns are kept whole beside a projection."""
-
-
 GIB: Final = 1 << 30
 
 

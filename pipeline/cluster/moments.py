@@ -19,19 +19,11 @@ from numpy.typing import NDArray
 
 SLICE_ROWS = 1024
 """Maximum number of rows whose products are summed in float32."""
-
-
 SLICE_VALUES = 1 << 23
 """Maximum number of values of a slice (64 MiB in float64), unless `SLICE_ROWS_MIN` rows need more."""
-
-
 SLICE_ROWS_MIN = 256
-
-
 PIECE_VALUES = 1 << 17
 """Values that are worked on at a time, so that they stay in the cache of a core: 1 MiB in float64."""
-
-
 _SMALLEST = 1e-300
 """Minimum scale of a column; its inverse is still a float64."""
 

@@ -11,8 +11,6 @@ from ...storage.errors import ConfigError
 
 DUSTBIN: Final = -1
 """The class of the column that stands for all other classes."""
-
-
 _CACHED: Final = 1 << 17
 """Elements that are worked on at a time, so that some arrays stay in a core's cache."""
 

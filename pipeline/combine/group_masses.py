@@ -22,27 +22,15 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
-
-
 TOLERANCE: Final = 1e-9
 """Residual at which a row is at rest."""
-
-
 _PLAIN_STEPS: Final = 36
 """Steps of EM alone."""
-
-
 _STEPS: Final = 136
-
-
 _SHRINK: Final = 0.9
 """Share of its mass that a group may lose in a Newton step."""
-
-
 _TINY: Final = 1e-290
 """Minimum of a mass in a logarithm or a denominator."""
-
-
 _WORRYING: Final = 1e-6
 """Residual above which a row is logged."""
 

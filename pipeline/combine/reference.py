@@ -15,8 +15,6 @@ from jaxtyping import Float64, Int64
 
 STEPS: Final = 5_000
 """Default maximum of steps of gradient descent."""
-
-
 _AT_REST: Final = 1e-6
 """Residual at which gradient descent stops."""
 

@@ -29,12 +29,8 @@ from .group_masses import group_masses
 
 DIRECTIONS: Final = ("pq", "qp")
 """Directions of the divergences."""
-
-
 METHODS: Final = ("fixed_point", "gradient_descent")
 """Methods for rows with several active specialists."""
-
-
 _TOGETHER: Final = 4096
 """Rows that wait for `group_masses` together."""
 

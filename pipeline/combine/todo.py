@@ -24,10 +24,8 @@ from .solve import check_settings
 
 COMBINATION: Final = "combination"
 """Key of an identity: the captures of the combination, and how they were combined."""
-
 _SEAL_SHOWN: Final = 19
 """Characters of a seal in a message: "sha256:" and 12 digits."""
-
 _SHOWN = 4
 """Names that a message lists; of more it has the first and the last."""
 

@@ -31,24 +31,14 @@ from ..runtime.dask_tasks import Block, every_block, over_blocks
 
 STATISTICS: Final = ("mean", "max", "p99.9")
 """Statistics of the KL of all rows and views."""
-
-
 _SAMPLE_CHUNKS: Final = 4
 """Number of chunks that the codec is tried on."""
-
-
 _SAMPLE_LOGITS: Final = 1 << 22
 """Number of logits in the sample for k."""
-
-
 _SAMPLE_PLACES: Final = 32
 """Number of places of the store that they come from."""
-
-
 _SORTED: Final = 1 << 18
 """Number of logits that are sorted at a time."""
-
-
 _FLOAT16_MAX: Final = 65504.0
 
 

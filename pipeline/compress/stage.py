@@ -32,16 +32,10 @@ from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
 
 log = logging.getLogger(__name__)
-
-
 Wish: TypeAlias = ErrorBudget | TopK | SmallestTopK
 """A user's request; of an error budget, `max_kl` and `min_temperature` alone."""
-
-
 DERIVED: Final = "derived_from"
 """Key of an identity: the source capture, its seal, and the request for the smallest k."""
-
-
 _SMALLEST: Final = "smallest_for"
 
 

@@ -34,8 +34,6 @@ class TransferSet(Protocol):
 
 Example = np.ndarray | tuple[np.ndarray, int]
 """What `[i]` of this package's sets gives: an input, with its label where the set has labels."""
-
-
 _MOST_NUMBERED = 1_000_000
 """Classes that are made up from labels alone."""
 

@@ -17,8 +17,6 @@ from .arrays import ArrayDataset
 from .selection import random_order
 
 _TEST_ROWS = 500
-
-
 _FILE = Path("datasets", "data", "digits.csv.gz")
 """Where the package of scikit-learn keeps them: 64 counts of inked pixels and a label a line."""
 

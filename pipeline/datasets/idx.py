@@ -25,14 +25,8 @@ from ...storage.errors import BadDataError
 from .arrays import ArrayDataset, require_file
 
 _GZIP = b"\x1f\x8b"
-
-
 _UINT8 = 0x08
-
-
 _PIECE = 1 << 20
-
-
 _CONTENTS = {3: "images (rows, height, width)", 1: "labels (rows,)"}
 
 

@@ -32,8 +32,6 @@ from .arrays import Example, checked_class_names
 from .selection import select
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-
-
 _DEEP_MODES = ("I", "F")
 
 

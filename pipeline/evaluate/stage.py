@@ -29,7 +29,6 @@ from .scores import Score, Scores, Subject, TableRow, subjects, table
 
 EVALUATION_BATCH = 512
 """Examples that a model is given at a time."""
-
 Logits = Float[np.ndarray, "rows classes"]
 
 

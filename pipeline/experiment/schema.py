@@ -22,9 +22,7 @@ from ..factories import suggest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of parts, teachers and students."""
-
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
 _ITEM = TypeVar("_ITEM")
 
 
@@ -108,7 +106,6 @@ Listed = Annotated[
     tuple[_ITEM, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 ]
 """A list of TOML as the tuple that a frozen table holds."""
-
 Name = Annotated[str, AfterValidator(check_name)]
 FactoryName = Annotated[str, AfterValidator(_check_factory)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]

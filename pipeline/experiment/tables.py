@@ -37,7 +37,6 @@ SOURCES: Final[Mapping[str, str]] = {
     "torchvision": "logitstore.pipeline.models.libraries:torchvision_model",
 }
 """Keys that replace `factory`, and the factory that each stands for."""
-
 WHOLE: Final = frozenset({"hugging_face", "file"})
 """Sources whose files hold the network as well as its weights."""
 

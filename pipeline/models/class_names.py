@@ -24,19 +24,11 @@ from ...storage.errors import BadDataError
 from .sources import CONFIG, read_json
 
 log = logging.getLogger(__name__)
-
-
 EXTRA_FILE: Final = "class_names.json"
 """Name of the extra file of an exported model."""
-
-
 METADATA_KEY: Final = "class_names"
 """Key in the metadata of a safetensors file."""
-
-
 _GENERIC = re.compile(r"(?:label|class)?[ _-]?(\d+)", re.IGNORECASE)
-
-
 _MAX_HEADER_BYTES = 16 << 20
 
 

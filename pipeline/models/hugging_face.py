@@ -28,8 +28,6 @@ from .networks import with_channels
 from .sources import CONFIG, PREPROCESSOR, read_json, unchanged
 
 log = logging.getLogger(__name__)
-
-
 _HEADS = {"ForImageClassification": "image", "ForSequenceClassification": "sequence"}
 
 

@@ -23,15 +23,9 @@ from ..factories import describe_exception, suggest
 from .networks import with_channels
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 """What the classifiers of both libraries are mostly trained with."""
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
 _FETCHING = frozenset(
     {
         "checkpoint_path",

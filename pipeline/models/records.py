@@ -22,7 +22,6 @@ from .loaders import with_stable_names
 
 _SETTLED_SECONDS = 2.0
 """A file that was written longer ago than this changes its time when it is written again, on any file system."""
-
 _known: dict[tuple[str, int, int, int, int], str] = {}
 """Digests of files by their place, size and time."""
 

@@ -23,23 +23,11 @@ from ...storage.format.documents import canonical_json
 from .records import weights_digest
 
 CONFIG: Final = "config.json"
-
-
 PREPROCESSOR: Final = "preprocessor_config.json"
-
-
 WEIGHTS: Final = "model.safetensors"
-
-
 INDEX: Final = "model.safetensors.index.json"
-
-
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 _ADAPTER = "adapter_config.json"
-
-
 _MAX_JSON_BYTES = 16 << 20
 
 

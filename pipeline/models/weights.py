@@ -24,12 +24,8 @@ from .records import weights_digest
 from .sources import unchanged
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-
-
 MAX_HEADER_BYTES: Final = 16 << 20
 """Of a safetensors file: 100,000 tensors need about ten."""
-
-
 SAFE_TORCH: Final = (2, 10)
 """The first torch that checks what a pickle says of its storages (CVE-2026-24747); older ones may run over memory."""
 

@@ -27,12 +27,8 @@ from .sample import Origin, TeacherSample
 
 BUDGETS: Final = (1e-2, 1e-3, 1e-4)
 """Error budgets that every plan shows, in nats."""
-
-
 TOP_K: Final = (16, 64, 100)
 """Numbers of classes that every plan shows, where the store has as many."""
-
-
 _CODEC_CHUNKS: Final = 4
 """Chunks on which the packing of codes is chosen."""
 

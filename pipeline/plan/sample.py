@@ -34,26 +34,16 @@ from ..transfer import TransferRows
 from ..workspace import Workspace
 
 Origin = Literal["teacher", "capture", "model"]
-
-
 SPREAD: Final = 2.5
 """Standard deviation of the model's logits."""
-
-
 PEAKS: Final = 5
 """Peaks of a row of the model; fewer classes where two coincide."""
-
-
 HEIGHT: Final = 8.0
 """Height of a peak, in nats."""
-
-
 MODEL: Final = (
     f"Gaussian logits of standard deviation {SPREAD:g} with {PEAKS} peaks of +{HEIGHT:g} a row, seed 0"
 )
 """The model in words."""
-
-
 _TIMED: Final = 3
 """Batches that are timed, after one that warms up."""
 

@@ -38,8 +38,6 @@ from .sample import Origin, sample_teacher, spread_rows
 
 SAMPLE_ROWS: Final = 2048
 """Default number of (row, view) pairs in a sample."""
-
-
 _SAMPLE_LOGITS: Final = 1 << 26
 """Maximum number of logits in a sample of default size: 256 MiB."""
 

@@ -11,11 +11,7 @@ from ...storage.errors import ConfigError
 
 AHEAD = 2
 """Batches that are prepared before they are asked for, at most."""
-
-
 Taken = TypeVar("Taken")
-
-
 Prepared = TypeVar("Prepared")
 
 

@@ -19,12 +19,8 @@ from ...storage.progress import Progress, silent
 
 Block = tuple[int, range]
 """(view, rows) of a block."""
-
-
 _MOST_THREADS: Final = 16
 """Each holds a block as float32 and what is made of it: some hundred MiB where rows are wide."""
-
-
 _Result = TypeVar("_Result")
 
 

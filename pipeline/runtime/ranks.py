@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 600.0
 """How long a rank waits for the others: longer than compiling a network or writing a checkpoint takes."""
-
-
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
 _FAILED = "failed"
 
 
@@ -151,8 +147,6 @@ _LENT: "deque[list[Tensor]]" = deque(maxlen=4)
 """What went through the last collectives. Threads of gloo may let go of it after the call has returned; were that the last
 reference, they would ask for Python's lock, and Python ends a thread that does so while the process is leaving: torch
 does not survive that."""
-
-
 ALONE = Ranks()
 """One process."""
 

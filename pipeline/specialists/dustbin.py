@@ -20,7 +20,6 @@ from ...storage.errors import ConfigError
 
 DUSTBIN: Final = -1
 """The dustbin class in a capture's `classes`."""
-
 CORRECTED: Final = "dustbin_corrected"
 """Key of a specialist's `head`: whether the correction is in its logits."""
 

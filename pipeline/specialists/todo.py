@@ -31,7 +31,6 @@ from .dustbin import CORRECTED, DUSTBIN
 
 KIND = "specialists"
 """Folder of their weights, in that of the models."""
-
 _RENAME = "change it back, or give the new ones another specialists.name"
 
 

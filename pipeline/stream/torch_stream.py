@@ -28,15 +28,9 @@ from .batch import StoredLogits, TopKTensors, TorchBatch
 from .copier import copier_for
 
 __all__ = ["MAX_WORKERS", "StoredLogits", "TopKTensors", "TorchBatch", "TorchStream"]
-
-
 MAX_WORKERS = 1024
 """Most workers of one DataLoader."""
-
-
 State = dict[str, Any]
-
-
 _Located = tuple[TorchBatch, Stream]
 """A batch, and the stream after it: itself, or a copy where a thread has gone on with it."""
 

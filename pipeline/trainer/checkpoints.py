@@ -29,12 +29,8 @@ from ...storage.errors import BadDataError, LogitStoreError, StorageError, Write
 from ...storage.format.documents import canonical_json, parse_json
 
 log = logging.getLogger(__name__)
-
-
 FORMAT: Final = 1
 """Version of what is written here."""
-
-
 KEPT: Final = 2
 """Checkpoints that are kept: the last, and the one before, in case that the last cannot be read."""
 

@@ -34,8 +34,6 @@ class HasInputs(Protocol):
 
 
 BatchType = TypeVar("BatchType", bound=HasInputs)
-
-
 REPORT_EVERY = 20
 """Steps between two reports: reading the loss waits for the device."""
 

@@ -49,8 +49,6 @@ class Resumable(Protocol):
 
 
 _RANDOM = "random"
-
-
 _RANK_SEEDS = 0x9E3779B97F4A7C15
 """Odd: seeds of ranks lie far from each other, and from those of students."""
 

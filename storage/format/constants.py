@@ -21,7 +21,6 @@ STAGING: Final = f"{PRIVATE}/tmp"
 LOCK: Final = f"{PRIVATE}/lock"
 LOG: Final = f"{PRIVATE}/log"
 
-
 # Limits of readers: the most that a store may state. docs/format-v1.md has the same table under this name.
 
 MAX_JSON_BYTES: Final = 1 << 20

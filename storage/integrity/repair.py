@@ -1,160 +1,180 @@
-"""How is a damaged store brought to where the next run of its writer makes it whole?
+"""Repair of a store: the cure of every fault of `diagnosis` that has one.
 
-For the root and for each part, as far as its seal or its records tell what was there:
+1. A file that follows from others is rebuilt, and only to the sha256 that it had: records of the log, the root's and
+   the parts' group metadata, commit records, `seal.bin`.
+2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays.
+3. An unsealed part is mended as its next writer would mend it (`recovery`), but by the sha256 of its records.
+4. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
 
-1. What follows from other files is rebuilt, and is put back only with the sha256 that it had: commit records from
-   `seal.bin`, `seal.bin` from the records and the shards, metadata of groups and arrays, every record of the log that
-   another one follows (`rebuild`).
-2. What can be made again is thrown away where it is torn or of another store: shards, chunks of small arrays. Whatever
-   wrote the part then writes just that again: a writer takes a block as missing when one of its shards is.
-3. A part that is not sealed is mended as its next writer would mend it (`recovery`), but by the digests of its records.
-4. What no other file tells (`spec.json`, `seal.json`, the last record of the log) is listed: it comes back from a copy only.
-
-A file that is intact is never deleted, nor is one that could not be read. Nothing is deleted while a writer is at
-work on the part: each part is held alone (`lease`) while it is changed.
+An intact file is never removed, nor is one that cannot be read. A part is changed only while it is held alone, so
+that no writer is at work on it (`lease`).
 """
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..backends.lease import Lease
 from ..backends.local import Folder
-from ..errors import LimitExceeded, LogitStoreError, StorageError, StoreCorrupt
-from ..format.constants import GROUPS, ROOT_METADATA
-from ..format.documents import parse_json, sha256_hex
-from ..parts.journal import last_record, log_key, root_record
-from ..parts.root import open_root, unsealed_parts
+from ..errors import LogitStoreError, StorageError
+from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
+from ..format.shard import REMAKE
+from ..parts.journal import commit_key, log_key
+from ..parts.recovery import Plan, recover
+from ..parts.root import open_root
 from ..progress import Progress, silent
-from .begun import _BegunRepair
-from .rebuild import log_record, record_of, root_file
-from .sealed import _SealedRepair
-from .site import Repairs, _lost, _Site
-from .strays import find_strays
+from .checks import file_digest, from_a_copy
+from .diagnosis import Diagnosis, Mending, guarded
+from .faults import Fault, Rebuild, Remake
+from .root_faults import root_faults
+
+DONE, BEYOND = 0, 1
+"""Exit codes of `logitstore repair`."""
+
+
+@dataclass
+class Repairs:
+    """The changes that a repair made, or with `dry_run` would make. Keys are relative to the store."""
+
+    dry_run: bool = False
+    """Whether no file was changed."""
+    rebuilt: list[str] = field(default_factory=list)
+    """Files that were rebuilt from others, with the bytes that they had."""
+    removed: list[str] = field(default_factory=list)
+    """Damaged files that were removed and can be made again."""
+    adopted: list[str] = field(default_factory=list)
+    """Commit records that were lost, of blocks whose shards are whole."""
+    missing: list[str] = field(default_factory=list)
+    """Metadata and small arrays of sealed parts that the next run of their writer puts back."""
+    blocks: dict[str, int] = field(default_factory=dict)
+    """Blocks of sealed parts that the next run of their writer makes again, by part."""
+    unsealed: list[str] = field(default_factory=list)
+    """Parts that are not sealed; their writer resumes them."""
+    beyond: list[LogitStoreError] = field(default_factory=list)
+    """Faults without a cure: a copy brings these files back; strays that plain readers take for data."""
+    strays: list[str] = field(default_factory=list)
+    """Keys of files that no seal lists; they are left alone."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every fault was cured, or is by the next run of a writer; 1 otherwise."""
+        return BEYOND if self.beyond else DONE
 
 
 def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) -> Repairs:
-    """Mend what can be mended of a store, and make room for what can be made again.
+    """Rebuild the files of a store that follow from others, and remove damaged files that can be made again.
 
-    Raises NotAStoreError where the path holds no store, WriterBusy where a writer is at work on it, StorageError where
-    it cannot be written. Run again after that, it goes on.
+    Raises NotAStoreError if the path holds no store, WriterBusy if a writer is at work on a part that is to be changed,
+    StorageError if it cannot be written. Run again after that, it resumes.
     """
-    done = Repairs(dry_run)
     top = Folder(path)
     if not top.exists(log_key(0)) and not top.exists(ROOT_METADATA):
-        open_root(path)  # says what is there instead
-    _repair_root(_Site(top, "", done))
-    _repair_log(_Site(top, "", done))
+        open_root(path)  # raises the error that fits
+    done = Repairs(dry_run)
+    cures = _Cures(top, done)
+    for fault in guarded("", str(path), root_faults(top, rebuild=True)):
+        cures.apply(fault)
     try:
         root = open_root(path)
     except LogitStoreError as error:
         if not done.beyond and not (dry_run and done.rebuilt):
             done.beyond.append(error)
         return done
-    seals = {}
-    for record in root.records:
-        site = _Site(top.sub(record.part), record.part, done)
-        with _giving_up(done):
-            seal = _SealedRepair(root, record, site, progress).run()
-            if seal is not None:
-                seals[record.part] = seal
-    done.unsealed = unsealed_parts(root)
-    # No later record vouches for the last one. Where its seal is not found it may be the record that is wrong, and
-    # what looks like a part that was begun may be the one that it named.
-    in_doubt = bool(root.records) and root.records[-1].part not in seals
-    if in_doubt:
-        done.beyond.append(_lost(str(path / log_key(len(root.records)))))
-    for name in () if in_doubt else done.unsealed:
-        with _giving_up(done):
-            _BegunRepair(root, name, _Site(top.sub(name), name, done), progress).run()
-    done.strays, shown = find_strays(open_root(path), seals, Folder(path).files())
-    done.beyond += shown
+    diagnosis = Diagnosis(root, deep=True, progress=progress, mending=Mending(cures.alone, cures.recover))
+    sealed = {record.part for record in root.records}
+    with contextlib.closing(diagnosis.faults()) as faults:
+        for fault in faults:
+            cures.apply(fault)
+            if fault.part in sealed:
+                cures.note_unmade(fault)
+    done.unsealed, done.strays = diagnosis.unsealed, diagnosis.strays
+    if not dry_run:
+        root.tidy_up()
     return done
 
 
-@contextlib.contextmanager
-def _giving_up(done: Repairs) -> Iterator[None]:
-    """Go on with the next part where this one is of a kind that no repair knows; not where the disk fails."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except LogitStoreError as error:
-        done.beyond.append(error)
+class _Cures:
+    """Cures, applied to parts that are held alone, and the record of each change."""
 
+    def __init__(self, top: Folder, done: Repairs) -> None:
+        self._top, self._done = top, done
+        self._held: str | None = None
+        self._lacking: dict[str, set[tuple[int, int]]] = {}
 
-# The root
+    def _folder(self, part: str) -> Folder:
+        return self._top.sub(part) if part else self._top
 
+    @contextlib.contextmanager
+    def alone(self, part: str) -> Iterator[None]:
+        """Hold a part alone; in a dry run, or if it is held already, do nothing. Raises WriterBusy."""
+        if self._done.dry_run or self._held == part:
+            yield
+            return
+        lease = Lease(self._folder(part))
+        lease.take_alone()
+        self._held = part
+        try:
+            yield
+        finally:
+            self._held = None
+            lease.release()
 
-def _repair_root(site: _Site) -> None:
-    """Root metadata, by the digests in record 0 of the log; that record, by record 1."""
-    keys = sorted({ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS)})
-    again = record = vouched = None
-    with contextlib.suppress(FileNotFoundError, LogitStoreError):
-        again = root_record({key: site.folder.read(key) for key in keys})
-    with contextlib.suppress(FileNotFoundError, LogitStoreError):
-        record = site.folder.read(log_key(0))
-    with contextlib.suppress(FileNotFoundError, LogitStoreError):
-        vouched = parse_json(site.folder.read(log_key(1)), site.path(log_key(1))).get("previous")
-    if record != again and again is not None and sha256_hex(again) == vouched:
-        with site.alone():
-            site.rebuild(log_key(0), again)
-        record = again
-    digests = _root_digests(record or b"", site.path(log_key(0)), keys)
-    if digests is None:
-        site.give_up(_lost(site.path(log_key(0))))
-        return
-    wrong = {key: digest for key, digest in digests.items() if site.damage(key, digest)}
-    if wrong or site.has_litter:
-        with site.alone():
-            for key, digest in wrong.items():
-                data = root_file(site.folder, key, digest)
-                if data is not None:
-                    site.rebuild(key, data)
-                    continue
-                site.give_up(_lost(site.path(key)))
-                if sha256_hex(record or b"") != vouched:  # the digest may be what is wrong
-                    site.give_up(_lost(site.path(log_key(0))))
+    def apply(self, fault: Fault) -> None:
+        """Apply the cure of a fault, or note that it has none."""
+        if fault.cure is None:
+            error = fault.error
+            self._done.beyond.append(from_a_copy(error) if error.remedy == REMAKE else error)
+            return
+        with self.alone(fault.part):
+            if not self._is_mended(fault):
+                self._change(fault)
 
+    def _is_mended(self, fault: Fault) -> bool:
+        """Return whether another repair or writer was faster."""
+        if not fault.digest:
+            return False  # of an unsealed part, which was held when the fault was found
+        with contextlib.suppress(FileNotFoundError):
+            return file_digest(self._folder(fault.part), fault.key, 2 * MAX_SHARD_BYTES)[1] == fault.digest
+        return False
 
-def _repair_log(site: _Site) -> None:
-    """Records of the log, each by the digest of it that the one after it has, from the seals that there are."""
-    last = last_record(site.folder)
-    for number in range(last - 1, 0, -1):
-        before, record, after = (_record(site, n) for n in (number - 1, number, number + 1))
-        if before is None or after is None:
-            continue  # reading the log says so
-        vouched = str(parse_json(after, site.path(log_key(number + 1))).get("previous"))
-        if record is not None and sha256_hex(record) == vouched:
-            continue
-        again = log_record(site.folder, before, vouched)
-        if again is not None:
-            with site.alone():
-                site.rebuild(log_key(number), again)
-            continue
-        # One that agrees with its part and with what is before it is right; then the last one, for which none vouches, is not.
-        part = record and parse_json(record, site.path(log_key(number))).get("part")
-        is_right = record is not None and record == record_of(site.folder, str(part), before)
-        if not is_right:
-            site.give_up(_lost(site.path(log_key(number))))
-        if number + 1 == last:
-            site.give_up(_lost(site.path(log_key(last))))
+    def _change(self, fault: Fault) -> None:
+        folder, cure, done = self._folder(fault.part), fault.cure, self._done
+        prefix = f"{fault.part}/" if fault.part else ""
+        if isinstance(cure, Rebuild):
+            done.rebuilt.append(prefix + fault.key)
+            if not done.dry_run:
+                if folder.exists(fault.key):
+                    folder.remove(fault.key)
+                folder.put_new(fault.key, cure.data)
+        elif isinstance(cure, Remake):
+            for key in cure.remove:
+                if folder.exists(key) and prefix + key not in done.removed:
+                    done.removed.append(prefix + key)
+                    if not done.dry_run:
+                        folder.remove(key)
 
+    def note_unmade(self, fault: Fault) -> None:
+        """Note a file of a sealed part that its writer is to make again."""
+        if not isinstance(fault.cure, Remake):
+            return
+        if fault.block is None:
+            self._done.missing.append(f"{fault.part}/{fault.key}")
+            return
+        lacking = self._lacking.setdefault(fault.part, set())
+        lacking.add(fault.block)
+        self._done.blocks[fault.part] = len(lacking)
 
-def _record(site: _Site, number: int) -> bytes | None:
-    """A record of the log where it is JSON as it must be; None where it is not."""
-    with contextlib.suppress(FileNotFoundError, StoreCorrupt, LimitExceeded):
-        data = site.folder.read(log_key(number))
-        parse_json(data, site.path(log_key(number)))
-        return data
-    return None
-
-
-def _root_digests(record: bytes, where: str, keys: list[str]) -> dict[str, str] | None:
-    """What record 0 of the log says; None where it is damaged."""
-    try:
-        digests = parse_json(record, where).get("root")
-    except LogitStoreError:
-        return None
-    if not isinstance(digests, dict) or sorted(digests) != keys:
-        return None
-    return {key: str(digest) for key, digest in digests.items()}
+    def recover(self, part: str, plan: Plan) -> None:
+        """Write the lost records of whole blocks, and remove torn shards without a record."""
+        if self._done.dry_run:
+            return
+        try:
+            recovery = recover(self._folder(part), plan)
+        except StorageError:
+            raise
+        except LogitStoreError as error:
+            self._done.beyond.append(error)
+            return
+        self._done.removed += [f"{part}/{key}" for key in recovery.dropped]
+        self._done.adopted += [f"{part}/{commit_key(*place)}" for place in recovery.adopted]

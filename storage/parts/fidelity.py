@@ -20,8 +20,6 @@ from .reader import CaptureReader
 
 QUANTILE: Final = 0.999
 """The quantile that is reported: the KL of one row in a thousand is larger."""
-
-
 _INFINITY: Final = 0x7C00
 """Bits of float16's infinity; those of NaN and negative numbers are larger."""
 

@@ -26,8 +26,6 @@ from .sealed_part import KINDS, part_metadata, small_keys
 
 _ZEROS = "0" * 64
 """A digest that is not known yet: as long as any."""
-
-
 _CRC = 2**32 - 1
 """A checksum that is not known yet: as many digits as nearly all have."""
 

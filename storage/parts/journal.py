@@ -1,10 +1,10 @@
-"""What was committed, what is sealed, and in which order did the parts come?
+"""Journal of a store: records of committed blocks, seals of parts, and the log, which orders the seals.
 
-1. A `Commit` covers all arrays of one block. The block counts from the moment its record is there.
+1. A `Commit` covers all arrays of one block. The block counts from the moment that its record is there.
 2. A `Seal` makes a part immutable: `seal.bin` has size, sha256 and chunk checksums of every shard,
-   `seal.json` has the sha256 of everything else. The sha256 of `seal.json` is the part's identity.
-3. The log names the seals in order. Each record holds the sha256 of the one before; the sha256 of the
-   last is the digest of the store.
+   `seal.json` has the sha256 of every other file. The sha256 of `seal.json` is the part's identity.
+3. The log names the seals in order. Each record holds the sha256 of its predecessor; the sha256 of the
+   last one is the digest of the store.
 
 Records hold no clock, host, process or random number: equal content is equal bytes.
 """
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from ..backends.local import Folder
 from ..backends.place import Place
-from ..errors import LimitExceeded, ManifestInvalid, NotAStoreError, StoreCorrupt
+from ..errors import ManifestInvalid, NotAStoreError, StoreCorrupt
 from ..format.constants import (
     COMMITS,
     GROUPS,
     LOG,
+    MAX_CHUNKS_PER_SHARD,
     MAX_JSON_BYTES,
     MAX_PARTS,
     MAX_SEAL_TABLE_BYTES,
@@ -30,47 +31,41 @@ from ..format.constants import (
     SEAL,
     SEAL_TABLE,
 )
-from ..format.documents import canonical_json, integer, parse_json, sha256_hex
+from ..format.documents import beyond, canonical_json, integer, invalid, parse_json, sha256_hex
 from ..format.metadata import ArrayLayout, group_metadata
-from ..format.shard import ShardEncoder
+from ..format.shard import REMAKE, ShardEncoder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 _RECORD = re.compile(r"(0|[1-9]\d{0,8})\.json")
-
-
 _ARRAY = re.compile(r"[a-z][a-z0-9_]{0,63}")
-
-
 _COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
-
-
-_REMEDY = "run `logitstore verify` and restore the file from a copy"
+_REPAIR = "run `logitstore repair`, which finds the damaged record; or restore the log from a copy"
+ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
+"""Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
 
 
 def _digest(value: object, where: str) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ManifestInvalid(where, expected="a sha256", found=repr(value)[:80], remedy=_REMEDY)
+        raise invalid(where, "a sha256 in 64 hexadecimal digits", repr(value)[:80])
     return value
 
 
 def _array_name(name: object, where: str) -> str:
     if not isinstance(name, str) or not _ARRAY.fullmatch(name):
-        raise ManifestInvalid(where, expected="names of arrays", found=repr(name)[:80], remedy=_REMEDY)
+        raise invalid(where, "the name of an array", repr(name)[:80])
     return name
 
 
 def _file_key(key: str, where: str) -> str:
-    """A key that a seal may list: nothing in it leads out of the part."""
+    """Return a key that a seal may list: no component of it leads out of the part."""
     if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise ManifestInvalid(where, expected="keys inside the part", found=repr(key)[:80], remedy=_REMEDY)
+        raise invalid(where, "a key inside the part", repr(key)[:80])
     return key
 
 
 @dataclass(frozen=True)
 class StoredShard:
-    """What a record says of one shard."""
+    """Size and checksums of one shard, as a record holds them."""
 
     size: int
     """Bytes."""
@@ -81,20 +76,20 @@ class StoredShard:
 
     @classmethod
     def of(cls, shard: ShardEncoder) -> "StoredShard":
-        """What a record says of a shard that was encoded to its end."""
+        """Return size and checksums of a shard that was encoded to its end."""
         return cls(shard.size, shard.sha256, shard.crc32c)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One committed block: all of its arrays."""
+    """A committed block: the shards of all its arrays."""
 
     view: int
     """0 in `samples`."""
     block: int
     """Number of the block in its view."""
     rows: range
-    """The rows it holds."""
+    """Rows of the store."""
     spec: str
     """sha256 of the part's spec.json."""
     objects: Mapping[str, StoredShard]
@@ -102,11 +97,11 @@ class Commit:
 
     @property
     def key(self) -> str:
-        """Key of the record in its part."""
+        """Key of the record, in its part."""
         return commit_key(self.view, self.block)
 
     def to_bytes(self) -> bytes:
-        """The record, its own digest included."""
+        """Return the record, which ends in its own sha256."""
         body: dict[str, object] = {
             "view": self.view,
             "block": self.block,
@@ -121,13 +116,13 @@ class Commit:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Commit":
-        """Read a record back. Raises ManifestInvalid where a single bit of it has changed."""
+        """Read a record. Raises ManifestInvalid if a single bit of it has changed."""
         body = parse_json(data, where)
         own = body.pop("self", None)
         try:
             intact = own == sha256_hex(canonical_json(body))
             objects = {
-                name: StoredShard(
+                _array_name(name, where): StoredShard(
                     integer(o["size"], 0, where, "size"),
                     _digest(o["sha256"], where),
                     tuple(integer(c, 0, where, "crc32c") for c in o["crc32c"]),
@@ -147,30 +142,28 @@ class Commit:
                 raise
             intact = False
         if not intact:
-            raise ManifestInvalid(
-                where, expected="an intact commit record", found="one that was changed", remedy=_REMEDY
-            )
+            raise invalid(where, "a commit record of its own sha256", "a record that was changed")
         return commit
 
 
 def commit_key(view: int, block: int) -> str:
-    """Key, in its part, of the record of a block."""
+    """Return the key, in its part, of the record of a block."""
     return f"{COMMITS}/{view}-{block}.json"
 
 
 def committed_blocks(part: Place) -> set[tuple[int, int]]:
-    """(view, block) of every commit record in `part`, by name alone."""
+    """Return (view, block) of every commit record in `part`, by name alone."""
     matches = (_COMMIT.fullmatch(name) for name in part.names(COMMITS))
     return {(int(m[1]), int(m[2])) for m in matches if m}
 
 
 class SealTable:
-    """`seal.bin`: size, sha256 and checksums of every shard, by array, view and block."""
+    """`seal.bin`: size, sha256 and chunk checksums of every shard, by view, block and array."""
 
     def __init__(
         self, arrays: Sequence[tuple[str, int]], views: int, blocks: int, data: bytes | None = None
     ) -> None:
-        """An empty table, or the one that `data` holds.
+        """Make an empty table, or read `data`.
 
         arrays: (name, inner chunks a shard), in the order of the records.
         """
@@ -192,11 +185,11 @@ class SealTable:
         return int(self._table.dtype.itemsize)
 
     def to_bytes(self) -> bytes:
-        """The bytes of `seal.bin`."""
+        """Return the bytes of `seal.bin`."""
         return self._table.tobytes()
 
     def record(self, commit: Commit) -> None:
-        """Enter a block."""
+        """Enter a block. Raises KeyError, ValueError or OverflowError for a record of other arrays or chunks."""
         entry = self._table[commit.view, commit.block]
         for name, _ in self.arrays:
             stored = commit.objects[name]
@@ -205,29 +198,29 @@ class SealTable:
             entry[name]["crc32c"] = stored.crc32c
 
     def shard(self, array: str, view: int, block: int) -> StoredShard:
-        """What the seal says of one shard."""
+        """Return size and checksums of one shard."""
         entry = self._table[view, block][array]
         return StoredShard(
             int(entry["size"]), entry["sha256"].tobytes().hex(), tuple(entry["crc32c"].tolist())
         )
 
     def size(self, array: str, view: int, block: int) -> int:
-        """Bytes of one shard."""
+        """Return the bytes of one shard."""
         return int(self._table[view, block][array]["size"])
 
     def checksums(self, array: str, view: int, block: int) -> NDArray[np.uint32]:
-        """crc32c of each inner chunk of one shard."""
+        """Return the crc32c of each inner chunk of one shard."""
         checksums: NDArray[np.uint32] = self._table[view, block][array]["crc32c"]
         return checksums
 
     def total_bytes(self) -> int:
-        """Bytes of all shards."""
+        """Return the bytes of all shards."""
         return sum(int(self._table[name]["size"].sum()) for name, _ in self.arrays)
 
 
 @dataclass(frozen=True)
 class Seal:
-    """`seal.json`: what makes a part complete and immutable."""
+    """`seal.json`: the sha256 of every file of a complete part, which is immutable from then on."""
 
     arrays: tuple[tuple[str, int], ...]
     """(name, inner chunks a shard) of the block arrays."""
@@ -240,12 +233,12 @@ class Seal:
     table_size: int
     """Bytes of seal.bin."""
     files: Mapping[str, str]
-    """sha256 by key, relative to the part, of every object that is not a shard."""
+    """sha256 of every file that is no shard and no record, by key in the part."""
     samples: str | None
     """sha256 of the seal of `samples`; None in `samples` itself."""
 
     def to_bytes(self) -> bytes:
-        """The bytes of `seal.json`."""
+        """Return the bytes of `seal.json`."""
         table = {"sha256": self.table_sha256, "size": self.table_size}
         return canonical_json(
             {
@@ -260,12 +253,12 @@ class Seal:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Seal":
-        """Read it back. Raises ManifestInvalid."""
+        """Read a seal. Raises ManifestInvalid, LimitExceeded."""
         value = parse_json(data, where)
         try:
             table = value["seal_bin"]
             arrays = tuple(
-                (_array_name(name, where), integer(chunks, 1, where, "arrays"))
+                (_array_name(name, where), integer(chunks, 1, where, "arrays", MAX_CHUNKS_PER_SHARD))
                 for name, chunks in value["arrays"]
             )
             if len(dict(arrays)) != len(arrays) or (table is None) != (not arrays):
@@ -282,7 +275,7 @@ class Seal:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, ManifestInvalid):
                 raise
-            raise ManifestInvalid(where, expected="a seal", found="other JSON", remedy=_REMEDY) from None
+            raise invalid(where, "a seal", "other JSON") from None
 
 
 def seal_blocks(
@@ -293,10 +286,10 @@ def seal_blocks(
     files: Mapping[str, str],
     samples: str | None,
 ) -> str:
-    """Write `seal.bin` and `seal.json` of a part whose blocks are all committed; the sha256 of the latter.
+    """Write `seal.bin` and `seal.json` of a part whose blocks are all committed; return the sha256 of `seal.json`.
 
-    shape: (views, blocks). files: as in `Seal`. Writing it twice is writing it once. A part without block
-    arrays has no `seal.bin`.
+    shape: (views, blocks). files, samples: as in `Seal`. A second call changes nothing. A part without block arrays has
+    no `seal.bin`.
     """
     if not layouts:
         seal = Seal((), 0, 0, None, 0, files, samples).to_bytes()
@@ -314,39 +307,35 @@ def seal_blocks(
 
 
 def read_table(part: Place, seal: Seal) -> SealTable:
-    """`seal.bin` of a sealed part. Raises ManifestInvalid where it is not the one that was sealed."""
+    """Read `seal.bin`. Raises ManifestInvalid if it is not the sealed one, LimitExceeded."""
     where = str(part.path / SEAL_TABLE)
     expected = seal.views * seal.blocks * SealTable(seal.arrays, 0, 0).record_bytes
     if expected > MAX_SEAL_TABLE_BYTES:
-        raise LimitExceeded(
-            where,
-            expected=f"at most {MAX_SEAL_TABLE_BYTES} bytes",
-            found=f"{seal.views} views of {seal.blocks} blocks, {expected} bytes",
-            remedy="do not use this store: logitstore writes no such part",
-        )
+        found = f"{expected} ({seal.views} views of {seal.blocks} blocks)"
+        raise beyond(where, MAX_SEAL_TABLE_BYTES, "bytes", found)
     data = read_checked(part, SEAL_TABLE, seal.table_sha256 or "", MAX_SEAL_TABLE_BYTES)
     if len(data) != expected:
-        raise ManifestInvalid(where, expected=f"{expected} bytes", found=f"{len(data)}", remedy=_REMEDY)
+        raise invalid(where, f"{expected} bytes", f"{len(data)} bytes")
     return SealTable(seal.arrays, seal.views, seal.blocks, data)
 
 
 def put_same(folder: Folder, key: str, data: bytes) -> None:
-    """Write an object whose bytes are settled: who comes second must find the same ones there.
+    """Write an object whose bytes follow from the settings: every writer writes the same ones.
 
-    Raises StoreCorrupt where other bytes have the name.
+    Raises StoreCorrupt if other bytes have the name.
     """
     if not folder.put_new(key, data) and folder.read(key, most=max(len(data), MAX_JSON_BYTES)) != data:
         raise StoreCorrupt(
             str(folder.path / key),
-            expected="the bytes that this store's settings lead to",
-            found="others",
-            remedy="run `logitstore verify`; remove the unfinished part, or begin it under another name",
+            expected=f"the bytes of these settings, sha256 {sha256_hex(data)[:12]}…",
+            found="other bytes",
+            remedy="run `logitstore repair`; or remove the unfinished part, or begin it under another name",
         )
 
 
 @dataclass(frozen=True)
 class LogRecord:
-    """One part, as the log has it."""
+    """A record of the log: one sealed part."""
 
     part: str
     """Name of the part: "samples", "teachers/wide", "clusters/wide-8x4"."""
@@ -357,22 +346,22 @@ class LogRecord:
 
 
 def log_key(number: int) -> str:
-    """Key of record `number` of the log."""
+    """Return the key of record `number` of the log."""
     return f"{LOG}/{number}.json"
 
 
 def root_record(files: Mapping[str, bytes]) -> bytes:
-    """Record 0 of the log: the sha256 of the root's own metadata."""
+    """Return record 0 of the log: the sha256 of the root's own metadata, by key."""
     return canonical_json({"previous": None, "root": {key: sha256_hex(data) for key, data in files.items()}})
 
 
 def part_record(part: str, previous: str, seal: str) -> bytes:
-    """The record of a part. previous: sha256 of the record before it. seal: sha256 of the part's seal.json."""
+    """Return the record of a part. previous: sha256 of the record before. seal: sha256 of the part's `seal.json`."""
     return canonical_json({"part": part, "previous": previous, "seal": seal})
 
 
 def read_log(root: Place) -> tuple[str, list[LogRecord]]:
-    """The digest of the empty store, and the parts in order. Raises NotAStoreError or ManifestInvalid."""
+    """Return the digest of the store without parts, and the parts in order. Raises NotAStoreError, ManifestInvalid."""
     previous = check_root(root)
     empty = f"sha256:{sha256_hex(previous)}"
     records: list[LogRecord] = []
@@ -382,45 +371,37 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
             data = root.read(log_key(number))
         except FileNotFoundError:
             raise ManifestInvalid(
-                where, expected="a log without gaps", found="no such record", remedy=_REMEDY
+                where, expected=f"record {number} of the log", found="no file", remedy=_REPAIR
             ) from None
         value = parse_json(data, where)
         part = value.get("part")
         if value.get("previous") != sha256_hex(previous) or not isinstance(part, str) or not is_part(part):
             raise ManifestInvalid(
                 where,
-                expected="a record that follows the one before",
-                found="one of another chain",
-                remedy="run `logitstore repair`, which finds out whether it or the one before was changed; "
-                "or restore both from a copy",
+                expected=f"a record that holds the sha256 of record {number - 1}, {sha256_hex(previous)[:12]}…",
+                found=f"{str(value.get('previous'))[:12]}…",
+                remedy=_REPAIR,
             )
         records.append(LogRecord(part, _digest(value.get("seal"), where), f"sha256:{sha256_hex(data)}"))
         previous = data
     names = [record.part for record in records]
     if len(set(names)) != len(names):
-        raise ManifestInvalid(
-            str(root.path / LOG), expected="each part once", found="one that is there twice", remedy=_REMEDY
-        )
+        raise invalid(str(root.path / LOG), "each part once", f"{max(names, key=names.count)} twice")
     return empty, records
 
 
 def last_record(root: Place) -> int:
-    """The largest number in the log. Files of other names are no records."""
+    """Return the largest number in the log. Files of other names are no records."""
     numbers = [int(name.removesuffix(".json")) for name in root.names(LOG) if _RECORD.fullmatch(name)]
     if len(numbers) > MAX_PARTS:
-        raise LimitExceeded(
-            str(root.path / LOG),
-            expected=f"at most {MAX_PARTS} records",
-            found=str(len(numbers)),
-            remedy="do not use this store: logitstore writes no such log",
-        )
+        raise beyond(str(root.path / LOG), MAX_PARTS, "records", len(numbers))
     return max(numbers, default=0)
 
 
 def check_root(root: Place) -> bytes:
-    """Record 0 of the log, with whose digests the root's own metadata agree.
+    """Compare the root's own metadata with record 0 of the log, and return that record.
 
-    Raises NotAStoreError where there is no log, ManifestInvalid where they do not agree.
+    Raises NotAStoreError if there is no log, ManifestInvalid if they differ.
     """
     try:
         record = root.read(log_key(0))
@@ -428,27 +409,22 @@ def check_root(root: Place) -> bytes:
         raise NotAStoreError(
             str(root.path),
             expected="a store",
-            found="another Zarr group, or a store without its log",
-            remedy="name the folder of a store, or make one with `logitstore cache`",
+            found="a Zarr group without a log",
+            remedy="name the folder of a store, or make one with `logitstore cache`; if it is a store, run `logitstore repair`",
         ) from None
     where = str(root.path / log_key(0))
     files = parse_json(record, where).get("root")
-    if not isinstance(files, dict) or set(files) != {ROOT_METADATA, *(f"{g}/zarr.json" for g in GROUPS)}:
-        raise ManifestInvalid(where, expected="the digests of the root", found="others", remedy=_REMEDY)
+    if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
+        raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
     for key, digest in files.items():
         data = read_checked(root, key, _digest(digest, where))
         if key != ROOT_METADATA and data != group_metadata():
-            raise ManifestInvalid(
-                str(root.path / key),
-                expected="a group without attributes",
-                found="other metadata",
-                remedy=_REMEDY,
-            )
+            raise invalid(str(root.path / key), "a group without attributes", "other metadata")
     return record
 
 
 def is_part(name: str) -> bool:
-    """Whether `name` may name a part.
+    """Return whether `name` may name a part.
 
     >>> is_part("teachers/wide"), is_part("../wide"), is_part("samples")
     (True, False, True)
@@ -457,9 +433,9 @@ def is_part(name: str) -> bool:
 
 
 def append_log(root: Folder, part: str, seal: str) -> None:
-    """Add a part to the log. A part that is there already, with this seal, is left as it is.
+    """Add a part to the log, unless it is there with this seal. Raises StoreCorrupt if it is there with another.
 
-    Where another writer takes the next number first, the record is made anew on the number after it.
+    If another writer takes the next number first, the record is made anew for the number after it.
     """
     while True:
         empty, records = read_log(root)
@@ -468,7 +444,7 @@ def append_log(root: Folder, part: str, seal: str) -> None:
             if there[part] != seal:
                 raise StoreCorrupt(
                     f"{root.path}: {part}",
-                    expected=f"the seal {there[part]}, which the log has",
+                    expected=f"the seal of the log, {there[part]}",
                     found=seal,
                     remedy="run `logitstore verify`",
                 )
@@ -480,16 +456,16 @@ def append_log(root: Folder, part: str, seal: str) -> None:
 
 
 def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTES) -> bytes:
-    """An object whose sha256 is known, of at most `most` bytes.
+    """Read an object of a known sha256 and at most `most` bytes.
 
-    Raises ManifestInvalid where it is missing or another one, LimitExceeded where it is larger.
+    Raises ManifestInvalid if it is missing or differs, LimitExceeded if it is larger.
     """
     where = str(folder.path / key)
     try:
         data = folder.read(key, most)
     except FileNotFoundError:
         raise ManifestInvalid(
-            where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=_REMEDY
+            where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=REMAKE
         ) from None
     found = sha256_hex(data)
     if found != digest:
@@ -497,6 +473,6 @@ def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTE
             where,
             expected=f"sha256 {digest[:12]}…",
             found=f"{found[:12]}… ({len(data)} bytes)",
-            remedy=_REMEDY,
+            remedy=REMAKE,
         )
     return data

@@ -45,16 +45,10 @@ from .root import Root
 from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
 
 log = logging.getLogger(__name__)
-
-
 _OVERLAP_BYTES = 16 << 10
 """Blocks of this size or more are written by a thread; for smaller ones it costs more than it saves."""
-
-
 _PIECE_BYTES = 1 << 20
 """Bytes of the widest array that are encoded at a time."""
-
-
 _RECORD_BYTES = 4096
 """Approximate size of a commit record on a disk."""
 

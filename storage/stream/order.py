@@ -28,8 +28,6 @@ from ..random import philox_permutation
 
 WINDOW_RUNS = 32
 """Chunk runs of a window if the user gives no number of rows."""
-
-
 _REPETITION_BITS = 32
 _WINDOW_MASK = (1 << _REPETITION_BITS) - 1
 

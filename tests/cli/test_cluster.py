@@ -1,4 +1,4 @@
-"""Does `logitstore cluster` say what it found, take an ensemble, draw, and refuse in one line?"""
+"""Tests of `logitstore cluster`: its output, ensembles, drawings, and refusals in one line."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Does `logitstore combine` say what it does, do it once, and refuse in a line?"""
+"""Tests of `logitstore combine`: its output, a single run, and refusals in one line."""
 
 import json
 import shutil

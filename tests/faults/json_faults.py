@@ -123,8 +123,8 @@ def _unchecked(folder: Folder, key: str, digest: str, *_: Any, **__: Any) -> byt
 def digests_fit() -> Iterator[None]:
     """Whatever is read has the sha256 that is stated of it. Used for `SIGNED`, and as a control for the rest."""
     with contextlib.ExitStack() as stack:
-        for module in ("journal", "store"):
-            stack.enter_context(mock.patch(f"logitstore.storage.{module}.read_checked", _unchecked))
+        for module in ("journal", "root", "sealed_part"):
+            stack.enter_context(mock.patch(f"logitstore.storage.parts.{module}.read_checked", _unchecked))
         yield
 
 

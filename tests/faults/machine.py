@@ -462,17 +462,20 @@ def _look_at_a_part_without_its_columns(trial: Any) -> None:
 
 
 SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = {
-    "checksums of a read": (_read_a_damaged_row, (("part_reader.check_crc32c", unchecked_chunks),)),
-    "shards in verify": (_look_at_a_torn_shard, (("verify.check_shard", lambda *_, **__: None),)),
+    "checksums of a read": (_read_a_damaged_row, (("parts.part_reader.check_crc32c", unchecked_chunks),)),
+    "shards in verify": (_look_at_a_torn_shard, (("integrity.checks.check_shard", lambda *_, **__: None),)),
     "recovery": (
         _resume_after_a_kill,
-        (("part_writer.recover", lambda *_: Recovery()), ("repair.recover", lambda *_: Recovery())),
+        (
+            ("parts.part_writer.recover", lambda *_: Recovery()),
+            ("integrity.repair.recover", lambda *_: Recovery()),
+        ),
     ),
     "arrays of a part that was begun": (
         _look_at_a_part_without_its_columns,
-        (("verify.REQUIRED", {"capture": frozenset(), "samples": frozenset()}),),
+        (("integrity.unsealed_faults.REQUIRED", {"capture": frozenset(), "samples": frozenset()}),),
     ),
-    "records of the log": (_mend_a_digit_of_the_log, (("repair._repair_log", lambda _: None),)),
+    "records of the log": (_mend_a_digit_of_the_log, (("integrity.root_faults._log_faults", lambda _: ()),)),
     "spec of an unsealed part": (_resume_with_another_spec, ()),
 }
 """Orders of events that everybody wants to see tried, and the guard that is taken out for a negative control."""

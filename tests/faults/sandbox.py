@@ -260,7 +260,7 @@ def without(guard: str) -> Any:
     from logitstore.storage.format import constants, documents, layouts
     from logitstore.storage.format import metadata as format
     from logitstore.storage.format.metadata import ArrayLayout
-    from logitstore.storage.parts import journal
+    from logitstore.storage.parts import journal, sealed_part
     from logitstore.storage.parts import root as store
 
     stack = contextlib.ExitStack()
@@ -279,13 +279,13 @@ def without(guard: str) -> Any:
         patch(ArrayLayout, "from_bytes", staticmethod(any_array))
     elif guard == "limits":
         patch(ArrayLayout, "check_sizes", lambda self, where: None)
-        for module in (format, store, layouts):
+        for module in (format, store, sealed_part, layouts):
             patch(module, "check_part", lambda *_, **__: None)
             patch(module, "check_layout", lambda *_, **__: None)
         for module in (documents, format, layouts):
             patch(module, "beyond", lambda *_: RuntimeError("no limit"))
         for name in [name for name in vars(constants) if name.startswith("MAX_")]:
-            for module in (documents, format, layouts, journal):
+            for module in (documents, format, layouts, journal, sealed_part):
                 patch(module, name, 1 << 62)
     elif guard == "links":
         patch(files, "_FILE", os.O_RDONLY | os.O_CLOEXEC)
@@ -294,7 +294,7 @@ def without(guard: str) -> Any:
         patch(files, "components", lambda key, where: key.split("/"))
         patch(journal, "_file_key", lambda key, where: key)
     elif guard == "canonical JSON":
-        for module in (documents, format, journal, store):
+        for module in (documents, format, journal, store, sealed_part):
             patch(module, "parse_json", lambda data, where: json.loads(data))
     elif guard == "terminal":
         for module in (

@@ -213,11 +213,11 @@ def _expecting_nothing(self: Root, folder: Any, attributes: Any, expect: str | N
 _INIT = Root.__init__
 
 CONTROLS: dict[str, tuple[str, str, Any]] = {
-    "checksums of the seal": ("exchanged shards", "part_reader.check_crc32c", unchecked_chunks),
-    "shards in verify": ("shard of another store", "verify.check_shard", lambda *_, **__: None),
-    "records in verify": ("exchanged records", "verify._verify_record", lambda *_: None),
-    "expect=": ("old log", "store.Root.__init__", _expecting_nothing),
-    "expect= of a whole part": ("old seal", "store.Root.__init__", _expecting_nothing),
+    "checksums of the seal": ("exchanged shards", "parts.part_reader.check_crc32c", unchecked_chunks),
+    "shards in verify": ("shard of another store", "integrity.checks.check_shard", lambda *_, **__: None),
+    "records in verify": ("exchanged records", "integrity.checks.check_sealed_record", lambda *_: None),
+    "expect=": ("old log", "parts.root.Root.__init__", _expecting_nothing),
+    "expect= of a whole part": ("old seal", "parts.root.Root.__init__", _expecting_nothing),
 }
 """A guard -> the kind of trial that needs it, and what it is replaced by for a negative control."""
 

@@ -9,7 +9,7 @@ from support.children import apart
 from faults.damage import Case, unchecked_chunks, unguarded
 from faults.flip import clean, harm_of_flip, places
 from faults.tally import Tally, scale
-from logitstore.storage.integrity import verify
+from logitstore.storage.errors import ShardCorrupt
 
 PIECES = 4
 
@@ -33,24 +33,25 @@ def test_a_whole_store_raises_no_alarm(memory_path: Path, tally: Tally) -> None:
 
 
 def test_an_alarm_would_be_noticed(memory_path: Path, tally: Tally) -> None:
-    with unguarded(("verify.check_shard", _always_corrupt)):
+    with unguarded(("integrity.checks.check_shard", _always_corrupt)):
         tally.control("flip", "a verifier that cries wolf", bool(clean(str(memory_path), 1)))
 
 
 def _always_corrupt(folder: object, key: str, *_: object) -> None:
-    raise verify.ShardCorrupt(key, expected="a", found="b", remedy="c")
+    raise ShardCorrupt(key, expected="a", found="b", remedy="c")
 
 
 Guards = list[tuple[str, Any]]
 CONTROLS: dict[str, tuple[str, Guards]] = {
-    "checksums of a read": ("payload", [("part_reader.check_crc32c", unchecked_chunks)]),
-    "sha256 of shards in verify": ("payload", [("verify.check_shard", lambda *_, **__: None)]),
-    "records in verify": ("record", [("verify._verify_record", lambda *_: None)]),
+    "checksums of a read": ("payload", [("parts.part_reader.check_crc32c", unchecked_chunks)]),
+    "sha256 of shards in verify": ("payload", [("integrity.checks.check_shard", lambda *_, **__: None)]),
+    "records in verify": ("record", [("integrity.checks.check_sealed_record", lambda *_: None)]),
     "sha256 of what a seal lists": (
         "spec",
         [
-            ("verify.check_file", lambda *_: None),
-            ("store.read_checked", lambda folder, key, *_: folder.read(key)),
+            ("integrity.checks.check_file", lambda *_: None),
+            ("parts.root.read_checked", lambda folder, key, *_: folder.read(key)),
+            ("parts.sealed_part.read_checked", lambda folder, key, *_: folder.read(key)),
         ],
     ),
 }

@@ -11,7 +11,7 @@ from support.children import apart
 from faults.damage import Case, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
-from logitstore.storage.integrity.site import Repairs
+from logitstore.storage.integrity.repair import Repairs
 
 PIECES = 2
 ARRAYS = {
@@ -43,11 +43,11 @@ def _tear(case: Case, key: str, change: Callable[[bytes], bytes]) -> None:
     [
         (
             "checksums of a read",
-            "part_reader.check_crc32c",
+            "parts.part_reader.check_crc32c",
             unchecked_chunks,
             lambda data: b"\1" * 9 + data[9:],
         ),
-        ("shards in verify", "verify.check_shard", lambda *_, **__: None, lambda data: data[:7]),
+        ("shards in verify", "integrity.checks.check_shard", lambda *_, **__: None, lambda data: data[:7]),
     ],
     ids=["checksums of a read", "shards in verify"],
 )

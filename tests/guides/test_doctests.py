@@ -1,4 +1,4 @@
-"""Does every example in a docstring say the truth, and is every one run?
+"""The examples in docstrings: every one runs, and its output is true.
 
 doctest passes without a word over what it does not take for a part of the module (functions wrapped in some
 ways, cached properties). So the docstrings that it finds are compared with those in the source.

@@ -1,4 +1,4 @@
-"""Does the README tell the truth? Its examples run as they stand, its commands and its links are there."""
+"""The README: its examples run as they stand, its commands and its links exist."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Does docs/guides/teachers.md tell the truth? Its files are made and its experiment is run, in its order."""
+"""The guide docs/guides/teachers.md: its files are made and its experiment is run, in its order."""
 
 import re
 import runpy

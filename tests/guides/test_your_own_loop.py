@@ -1,4 +1,4 @@
-"""Do the loops of docs/guides/your-own-loop.md run as they stand, and go on as if they had never stopped?
+"""The loops of docs/guides/your-own-loop.md: they run as they stand, and resume without a difference.
 
 Each is taken from the page and run as a script, killed in mid-epoch, and run again. Where lightning, or transformers
 and accelerate, are not installed, their loops are skipped.

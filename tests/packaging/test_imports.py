@@ -1,4 +1,4 @@
-"""Can every module be imported first, under the one name, without a warning, and are the light ones light?
+"""Imports: every module can be the first, under one name, without a warning; light ones stay light.
 
 Each question is put to fresh processes, in which no earlier import can hide the answer.
 """

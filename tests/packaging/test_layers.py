@@ -1,4 +1,4 @@
-"""Does each module import only what its layer may, and do only what its layer may?
+"""Layers: each module imports only what its layer may, and does only what its layer may.
 
 Read from the source (ASTs), so that an import inside a function or under TYPE_CHECKING counts like any other.
 `violations` judges one module; the negative controls give it modules that break one rule each.

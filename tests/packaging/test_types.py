@@ -1,4 +1,4 @@
-"""Is the installed wheel typed to the last file, and are the shapes in the annotations enforced here?"""
+"""Types: the installed wheel is typed to the last file, and shapes in annotations are enforced here."""
 
 import subprocess
 import sys

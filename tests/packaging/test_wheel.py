@@ -1,4 +1,4 @@
-"""Does the wheel hold exactly the tree, under one name and one version?"""
+"""The wheel: it holds exactly the tree, under one name and one version."""
 
 import ast
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""A whole experiment: does each change make anew what follows from it, and nothing else?
+"""A whole experiment: each change renews its consequences, and nothing else.
 
 Every case runs the tiny experiment of `experiments` in a copy of a finished folder. What was made anew is seen
 from the outside, by bytes and times of files, and from what `run` says it did.
@@ -353,6 +353,23 @@ def test_a_model_file_that_is_gone_or_damaged_is_made_again(done: Path, name: st
     same = {n: digest for n, digest in after.items() if not n.endswith(timed) or n.startswith("store.zarr")}
     assert changed(same, before) == set()
     assert set(after) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("samples/label/zarr.json", "write samples again"),
+        ("teachers/wide/peak/zarr.json", "capture teacher wide"),
+        ("teachers/wide/zarr.json", "capture teacher wide"),
+        ("clusters/wide-2x2/sets/zarr.json", "make clustering wide-2x2"),
+    ],
+)
+def test_a_part_without_its_metadata_is_missing_and_gets_them_back(done: Path, key: str, stage: str) -> None:
+    before = contents(done / "out" / "store.zarr")
+    (done / "out" / "store.zarr" / key).unlink()
+    report, _, _ = again(done, document())
+    assert list(report.done) == [stage]
+    assert contents(done / "out" / "store.zarr") == before
 
 
 def test_a_dry_run_refuses_a_clustering_that_cannot_be(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Is a chunk whole again after its codec, and does no lie about its size reach the memory of who decodes it?"""
+"""Codecs: a chunk comes back whole, and no false size reaches the memory of its reader."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Does every reader of Zarr v3 see the same bits, and does the page describe a store well enough to read it?
+"""Readers of Zarr v3: all see the same bits, and the page suffices to write a reader.
 
 Five readers that know nothing of logitstore, and a sixth, below, made of json, numpy and three codecs of numcodecs
 (crc32c, and zstd and blosc for codes) and written from docs/format-v1.md.

@@ -1,4 +1,4 @@
-"""Is the dask view of a capture the capture, a block a chunk, and as suspicious as the reader?"""
+"""The dask view of a capture: the same values, a block a chunk, and as suspicious as the reader."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Is a digest what the page says, whatever the memory looks like, and does it see every change?"""
+"""Digests: as the page defines them, for any memory layout, and changed by every change."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Is the KL that is measured the KL, from 1e-12 to 100 nats, and is it rounded upwards where it is kept?
+"""The measured KL: accurate from 1e-12 to 100 nats, and rounded upwards where it is kept.
 
 The reference is Python's `decimal`, with fifty digits: it shares neither a formula nor a rounding with the module.
 """

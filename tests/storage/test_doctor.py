@@ -1,4 +1,4 @@
-"""Does the doctor find out whether a file system keeps what several writers rest on?
+"""The doctor: it detects whether a file system keeps the guarantees that several writers need.
 
 A file system that does not is made by changing calls of this process alone: the second process, which is started
 anew, makes them as they are.

@@ -1,4 +1,4 @@
-"""Does every encoding keep to the one interface, and is it the same one after its description was read back?"""
+"""Encodings: all keep to one interface, and a description that is read back gives the same encoding."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Does an error budget hold: for every row, at every temperature, to the source and to the teacher?
+"""An error budget: it holds for every row, at every temperature, to the source and to the teacher.
 
 Rows are made to break it: logits half-way between two codes and a digit to either side, where float32 rounds worst,
 at the far end of the codes. What the bound rests on (the margin, the error of a source, exact division) is taken away in turn, and

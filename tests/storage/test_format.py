@@ -1,4 +1,4 @@
-"""Does docs/format-v1.md tell the truth, and is what it forbids refused?
+"""The page docs/format-v1.md: every sentence is true, and every forbidden store is refused.
 
 A store is walked with json, struct and hashlib alone and every sentence of the page that can be checked is:
 the names and numbers that the page gives are read from its tables where that is possible. Then the layout

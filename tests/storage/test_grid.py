@@ -1,4 +1,4 @@
-"""Do blocks, runs and chunks tile the rows, within the limits that the page gives?"""
+"""Blocks, runs and chunks: they tile the rows, within the limits of the page."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Are stored logits the teacher's, for every temperature, and is what cannot be kept refused?"""
+"""Stored floats: the teacher's logits at every temperature; unstorable values are refused."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Do records hold what was committed, and does one changed bit of them show?"""
+"""Records, seals and the log: they read back, and one changed bit shows."""
 
 import json
 import threading
@@ -78,10 +78,9 @@ def test_every_byte_of_a_record_counts() -> None:
         assert read.to_bytes() == data  # white space at its end, or a digit spelt in another way
     with pytest.raises(ManifestInvalid) as caught:
         Commit.from_bytes(data.replace(b"1234", b"1235"), "1-2.json")
-    assert str(caught.value) == (
-        "1-2.json: expected an intact commit record, found one that was changed; "
-        "run `logitstore verify` and restore the file from a copy"
-    )
+    error = caught.value
+    assert (error.where, error.found) == ("1-2.json", "a record that was changed")
+    assert "logitstore verify" in error.remedy
 
 
 @given(st.lists(commits(), min_size=1, max_size=6))
@@ -118,6 +117,7 @@ def test_a_seal_reads_back(one: str, other: str, clustering: bool) -> None:
         {"arrays": [["logits", 0]]},
         {"samples": "x"},
     ],
+    ids=["views", "table", "digest", "chunks", "samples"],
 )
 def test_a_seal_that_is_none_is_refused(change: dict[str, Any]) -> None:
     good = json.loads(Seal((("logits", 2),), 1, 1, sha256_hex(b""), 9, {}, None).to_bytes())
@@ -138,10 +138,10 @@ def test_put_same(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     put_same(folder, "x", b"settled")
     put_same(folder, "x", b"settled")
-    with pytest.raises(
-        StoreCorrupt, match="expected the bytes that this store's settings lead to, found others"
-    ):
+    with pytest.raises(StoreCorrupt) as caught:
         put_same(folder, "x", b"others")
+    assert caught.value.expected == f"the bytes of these settings, sha256 {sha256_hex(b'others')[:12]}…"
+    assert caught.value.found == "other bytes"
 
 
 def test_read_checked(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_log_is_a_chain(tmp_path: Path) -> None:
         digests.append(read_log(folder)[1][-1].digest)
     assert len(set(digests)) == 4
     assert [record.part for record in read_log(folder)[1]] == ["samples", "teachers/wide", "clusters/wide"]
-    with pytest.raises(StoreCorrupt, match="teachers/wide: expected the seal"):
+    with pytest.raises(StoreCorrupt, match="teachers/wide: expected the seal of the log"):
         append_log(folder, "teachers/wide", sha256_hex(b"another"))
 
 
@@ -196,12 +196,14 @@ def test_a_part_twice_is_refused(tmp_path: Path) -> None:
     last = read_log(folder)[1][-1].digest.removeprefix("sha256:")
     record = canonical_json({"part": "samples", "previous": last, "seal": sha256_hex(b"2")})
     folder.put_new("__logitstore__/log/2.json", record)
-    with pytest.raises(ManifestInvalid, match="expected each part once, found one that is there twice"):
+    with pytest.raises(ManifestInvalid, match="expected each part once, found samples twice"):
         read_log(folder)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "teachers", "teachers/", "teachers/../x", "samples/x", "other/x", "teachers/W"]
+    "name",
+    ["", "teachers", "teachers/", "teachers/../x", "samples/x", "other/x", "teachers/W"],
+    ids=["empty", "group", "slash", "dots", "samples", "other group", "upper case"],
 )
 def test_other_names_are_no_parts(name: str) -> None:
     assert not is_part(name)

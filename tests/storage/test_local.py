@@ -1,4 +1,4 @@
-"""Does an object appear whole or not at all, once, and durably, and what is said when it cannot?"""
+"""Objects on a local disk: whole or absent, written once, durable; a failure is reported."""
 
 import contextlib
 import errno

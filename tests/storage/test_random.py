@@ -1,4 +1,4 @@
-"""Are the words that are made for many rows at once those of each row's own generator?"""
+"""Random words for many rows at once: equal to those of each row's own generator."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""What does a reader of a store elsewhere say when the server misbehaves, the process forks, or a library is missing?"""
+"""Readers of a remote store: errors of the server, forked processes and missing libraries."""
 
 import os
 import pickle

@@ -1,7 +1,7 @@
-"""Does `repair` bring back what other files tell, throw away just what is torn, and leave everything else alone?
+"""Repairs, file by file: rebuilt from other files, removed if torn, left alone if intact.
 
 Torn shards by the hundred, and orders of events by the thousand, are tried in faults/test_torn.py and
-faults/test_machine.py; here is what a report says, file by file.
+faults/test_machine.py.
 """
 
 import json
@@ -18,10 +18,10 @@ from support import stores
 from support.stores import Teacher
 
 from logitstore.cli.main import cli
-from logitstore.storage.errors import NotAStoreError, WriterBusy
-from logitstore.storage.integrity.rebuild import factorizations
-from logitstore.storage.integrity.repair import repair
-from logitstore.storage.integrity.site import BEYOND, DONE, Repairs
+from logitstore.storage.api import open_store
+from logitstore.storage.backends.local import Folder
+from logitstore.storage.errors import NotAStoreError, TransientIOError, UntrustedStoreError, WriterBusy
+from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
 
@@ -70,16 +70,10 @@ REBUILT = [
     "__logitstore__/log/1.json",
     "__logitstore__/log/2.json",
     "samples/zarr.json",
-    "samples/input/zarr.json",
-    "samples/id/zarr.json",
-    "samples/class_name/zarr.json",
     "samples/__logitstore__/seal.bin",
-    "teachers/wide/logits/zarr.json",
-    "teachers/wide/seen/zarr.json",
     "teachers/wide/__logitstore__/commits/1-0.json",
     "teachers/wide/__logitstore__/seal.bin",
     "clusters/wide-2x2/zarr.json",
-    "clusters/wide-2x2/sets/zarr.json",
 ]
 
 
@@ -94,6 +88,48 @@ def test_what_other_files_tell_is_rebuilt(case: Case, key: str) -> None:
     assert stores.tree(case.path) != case.whole
     done = repair(case.path)
     assert (what(done), done.exit_code) == ({"rebuilt": [key]}, DONE)
+    assert stores.tree(case.path) == case.whole
+
+
+REMADE = [
+    "samples/input/zarr.json",
+    "samples/id/zarr.json",
+    "samples/class_name/zarr.json",
+    "teachers/wide/logits/zarr.json",
+    "teachers/wide/classes/c.0",
+    "clusters/wide-2x2/sets/zarr.json",
+]
+
+
+@pytest.mark.parametrize("key", REMADE)
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_metadata_of_arrays_are_put_back_by_their_writer(case: Case, key: str, damage: str) -> None:
+    if damage == "missing":
+        (case.path / key).unlink()
+    else:
+        stores.flip(case.path / key, 155)
+    removed = {} if damage == "missing" else {"removed": [key]}
+    done = repair(case.path, dry_run=True)
+    assert (what(done), done.exit_code) == ({"dry_run": True, **removed, "missing": [key]}, DONE)
+    done = repair(case.path)
+    assert (what(done), done.exit_code) == ({**removed, "missing": [key]}, DONE)
+    assert not open_store(case.path).root.is_whole("/".join(key.split("/")[:-2]))
+    case.write()
+    assert stores.tree(case.path) == case.whole
+
+
+def test_torn_shards_of_an_array_without_metadata_are_found(case: Case) -> None:
+    """Their names on the disk give their keys: only the metadata have the number of dimensions."""
+    (case.path / "samples/input/zarr.json").unlink()
+    torn = "samples/input/c.1.0.0"
+    stores.flip(case.path / torn, 3)
+    done = repair(case.path)
+    assert (done.removed, done.missing, done.blocks) == (
+        [torn],
+        ["samples/input/zarr.json"],
+        {"samples": 1},
+    )
+    case.write()
     assert stores.tree(case.path) == case.whole
 
 
@@ -191,8 +227,6 @@ def test_what_killed_writers_staged_is_swept(case: Case) -> None:
 
 def begin_half(case: Case) -> Any:
     """A writer that has written two blocks of three."""
-    from logitstore.storage.api import open_store
-
     writer = open_store(case.path).capture("half", provenance={})
     for rows in (range(4), range(4, 8)):
         writer.write(rows, stores.some_logits(1, 4, 5)[0])
@@ -253,15 +287,52 @@ def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_hav
     assert stores.tree(half) == {other: data for other, data in before.items() if other != key}
 
 
+def test_metadata_of_an_unsealed_part_that_no_reader_follows_are_removed(case: Case) -> None:
+    """One flipped bit makes metadata ask for a dtype that is in no list of allowed ones."""
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    whole = stores.tree(half)
+    metadata = half / "logits/zarr.json"
+    metadata.write_bytes(metadata.read_bytes().replace(b'"data_type":"float16"', b'"data_type":"float17"'))
+    (problem,) = verify(case.path).problems
+    assert (type(problem), problem.where) == (UntrustedStoreError, str(metadata))
+    done = repair(case.path)
+    assert what(done) == {"removed": ["teachers/half/logits/zarr.json"], "unsealed": ["teachers/half"]}
+    with begin_half(case) as writer:
+        writer.write(range(8, 11), stores.some_logits(1, 3, 5)[0])
+    assert metadata.read_bytes() == whole["logits/zarr.json"]
+    assert verify(case.path, deep=True).exit_code == CLEAN
+
+
+def test_a_link_is_not_removed(case: Case) -> None:
+    """It may lead to the intact file."""
+    key = "teachers/wide/peak/c.1.2"
+    (case.path / key).rename(case.path.parent / "moved")
+    (case.path / key).symlink_to(case.path.parent / "moved")
+    assert what(repair(case.path)) == {"beyond": [str(case.path / key)]}
+    assert (case.path / key).is_symlink()
+
+
+def test_a_record_that_cannot_be_read_is_not_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a moment must not cost a block."""
+    begin_half(case).close()
+    before = stores.tree(case.path / "teachers/half")
+    read = Folder.read
+
+    def failing(self: Folder, key: str, *most: int) -> bytes:
+        if key.endswith("commits/0-1.json") and "half" in str(self.path):
+            raise TransientIOError(key, expected="a working disk", found="EIO", remedy="run it again")
+        return read(self, key, *most)
+
+    monkeypatch.setattr(Folder, "read", failing)
+    done = repair(case.path)
+    assert ([type(error) for error in done.beyond], done.removed) == ([TransientIOError], [])
+    assert stores.tree(case.path / "teachers/half") == before
+
+
 def test_a_folder_without_a_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotAStoreError, match="expected a store, found nothing"):
         repair(tmp_path / "nowhere")
-
-
-def test_shapes_that_have_a_product() -> None:
-    assert sorted(factorizations(12, 2)) == [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]
-    assert all(a * b * c == 60 for a, b, c in factorizations(60, 3))
-    assert len(set(factorizations(60, 3))) == 54
 
 
 # The command
@@ -278,13 +349,13 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
     assert call(path) == (0, [f"{path}: nothing to repair"])
     (path / shard).write_bytes(b"")
     (path / "samples/zarr.json").unlink()
-    left = f"{path}: teachers/wide: 1 block to be made again; run `logitstore cache` (or `run`) again"
-    verdict = f"{path}: mended as far as files go; the rest is to be made again"
+    left = f"{path}: teachers/wide: 1 block missing; run `logitstore cache` (or `run`) again"
+    verdict = f"{path}: mended, but for missing files"
     assert call(path, "--dry-run") == (
         0,
         [
             f"{path}/samples/zarr.json: would be rebuilt",
-            f"{path}/{shard}: would be thrown away",
+            f"{path}/{shard}: would be removed",
             left,
             verdict,
         ],
@@ -292,7 +363,7 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
     assert (path / shard).is_file()
     assert call(path) == (
         0,
-        [f"{path}/samples/zarr.json: rebuilt", f"{path}/{shard}: thrown away", left, verdict],
+        [f"{path}/samples/zarr.json: rebuilt", f"{path}/{shard}: removed", left, verdict],
     )
     assert call(path) == (0, [left, verdict])
     case.write()
@@ -303,11 +374,12 @@ def test_the_command_says_what_it_did_and_what_is_left_to_do(case: Case) -> None
 def test_the_command_leaves_with_1_where_something_is_beyond_repair(case: Case) -> None:
     spec = case.path / "samples/__logitstore__/spec.json"
     spec.write_bytes(b"{}")
+    sealed = json.loads((spec.parent / "seal.json").read_bytes())["files"]["__logitstore__/spec.json"]
     code, lines = call(case.path)
     assert code == 1
     assert lines == [
-        f"{spec}: expected a file that follows from others, found one that does not; restore it from a copy",
-        f"{case.path}: beyond repair in part: restore from a copy what is named above",
+        f"{spec}: expected sha256 {sealed[:12]}…, found 44136fa355b3… (2 bytes); restore the file from a copy",
+        f"{case.path}: in part beyond repair; restore the files named above from a copy",
     ]
     code, lines = call(case.path, "--json")
     (problem,) = json.loads("\n".join(lines))["beyond"]

@@ -1,4 +1,4 @@
-"""Is a shard what Zarr's `sharding_indexed` says, raw or made smaller by a codec, and does a single bit show?"""
+"""Shards: as Zarr's `sharding_indexed` defines them, raw or compressed; a single changed bit shows."""
 
 import re
 from typing import Any

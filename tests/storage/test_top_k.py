@@ -1,4 +1,4 @@
-"""Are the k largest logits kept in order, and do the others come back as what they are worth at each temperature?"""
+"""Top-k: the k largest logits in order, and the others at their worth at each temperature."""
 
 import math
 from typing import Any

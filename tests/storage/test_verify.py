@@ -1,6 +1,6 @@
-"""Does `verify` tell what is wrong with a store, all of it, and nothing else?
+"""Reports of `verify`: every fault of a store, and no other.
 
-Thousands of flipped bits are tried in faults/test_flip.py; here is what a report says.
+Thousands of flipped bits are tried in faults/test_flip.py.
 """
 
 import shutil
@@ -110,7 +110,7 @@ def test_shards_of_another_size(made: Made, damage: str) -> None:
         open_store(made.path).teachers["wide"].read([5], view=1)
     assert str(caught.value) == (
         f"{where}: expected {expected}, found {found}; "
-        "run `logitstore repair`, then the command that wrote it; or restore the file from a copy"
+        "run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
     )
     assert open_store(made.path).teachers["wide"].read([5], view=0).shape == (1, 5)  # the rest can be read
     for deep in (False, True):  # sizes are compared without --deep, too
@@ -162,16 +162,42 @@ def test_a_log_with_a_hole_or_another_chain(made: Made) -> None:
     log = made.path / "__logitstore__/log"
     second = (log / "2.json").read_bytes()
     (log / "2.json").unlink()
-    with pytest.raises(ManifestInvalid, match=r"2\.json: expected a log without gaps, found no such record"):
+    with pytest.raises(ManifestInvalid, match=r"2\.json: expected record 2 of the log, found no file"):
         open_store(made.path)
     (log / "2.json").write_bytes((log / "3.json").read_bytes())
     with pytest.raises(
-        ManifestInvalid, match="expected a record that follows the one before, found one of another"
+        ManifestInvalid, match=r"2\.json: expected a record that holds the sha256 of record 1"
     ):
         open_store(made.path)
     assert verify(made.path).exit_code == CORRUPT
     (log / "2.json").write_bytes(second)
     assert verify(made.path).exit_code == CLEAN
+
+
+def test_a_damaged_record_of_the_log_is_named_and_not_its_successor(made: Made) -> None:
+    """Opening finds that record 2 does not follow record 1; the parts' seals tell that record 1 was changed."""
+    record = made.path / "__logitstore__/log/1.json"
+    data = record.read_bytes()
+    place = data.index(b'"seal":"') + 8
+    record.write_bytes(data[:place] + (b"1" if data[place] == ord("0") else b"0") + data[place + 1 :])
+    (problem,) = problems(made.path)
+    assert (problem.where, problem.remedy) == (str(record), "run `logitstore repair`, which rebuilds it")
+
+
+def test_every_damaged_file_of_the_root_is_told(made: Made) -> None:
+    keys = ["clusters/zarr.json", "teachers/zarr.json", "zarr.json"]
+    for key in keys:
+        stores.flip(made.path / key, 77)
+    assert [problem.where for problem in problems(made.path)] == [str(made.path / key) for key in keys]
+
+
+def test_shards_are_compared_beside_damaged_metadata(made: Made) -> None:
+    damaged = ["teachers/wide/logits/zarr.json", "teachers/wide/logits/c.1.1.0", "teachers/wide/peak/c.0.1"]
+    for key in damaged:
+        stores.flip(made.path / key, 77)
+    assert [problem.where for problem in problems(made.path)] == [
+        str(made.path / key) for key in (damaged[0], damaged[2], damaged[1])
+    ]
 
 
 def test_what_was_expected(made: Made) -> None:
@@ -233,12 +259,12 @@ def test_a_verifier_that_looks_away_is_noticed(made: Made, monkeypatch: pytest.M
     """Negative control: without its look at the shards, verification finds nothing."""
     stores.flip(made.path / "teachers/wide/logits/c.0.0.0", 9)
     assert problems(made.path)
-    monkeypatch.setattr("logitstore.storage.integrity.objects.check_shard", lambda *_, **__: None)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.check_shard", lambda *_, **__: None)
     assert problems(made.path) == []
 
 
 def test_a_shard_is_read_in_pieces(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logitstore.storage.integrity.objects.PIECE", 7)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.PIECE", 7)
     assert problems(made.path) == []
     stores.flip(made.path / "samples/input/c.1.0.0", 60)
     assert [type(problem) for problem in problems(made.path)] == [ShardCorrupt]
@@ -343,10 +369,8 @@ def test_files_that_nobody_sealed(made: Made) -> None:
         report = verify(made.path)
         if is_seen:
             (problem,) = report.problems
-            assert str(problem) == (
-                f"{file}: expected files that a seal lists, found one that none lists, and that plain readers of Zarr "
-                "take for a part of the store; move it away; logitstore itself does not read it"
-            )
+            assert (problem.where, problem.expected) == (str(file), "a file that a seal lists")
+            assert problem.remedy == "move it away; logitstore itself does not read it"
             assert (report.exit_code, report.strays) == (CORRUPT, [])
         else:
             assert (report.exit_code, report.problems, report.strays) == (CLEAN, [], [key])
@@ -364,7 +388,7 @@ def test_an_error_of_size_becomes_a_report(made: Made, monkeypatch: pytest.Monke
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("logitstore.storage.integrity.objects.check_shard", exhausted)
+    monkeypatch.setattr("logitstore.storage.integrity.checks.check_shard", exhausted)
     report = verify(made.path)
     assert report.exit_code == UNTRUSTED
     assert "expected sizes that a reader can handle, found MemoryError" in str(report.problems[0])

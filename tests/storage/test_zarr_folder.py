@@ -1,4 +1,4 @@
-"""Does a store that is read through Zarr's stores give the same bits as from the disk, and is the same damage refused?
+"""Stores read through Zarr's stores: the same bits as from the disk, and the same refusals.
 
 Every law here is tried at every kind of place: Zarr's own stores, obstore's, fsspec's, a web server and a bucket. The
 negative controls at the end read the same damage through Zarr's arrays, which do not notice it.

@@ -1,4 +1,4 @@
-"""Augmentations of a user's own: does the guide say the truth, and is what cannot be replayed refused in time?"""
+"""Augmentations of your own: the guide is true, and an augmentation without replay is refused in time."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""The pipeline of stage one: whatever stands still or fails in it, is the store what it should be, and is it said?"""
+"""The pipeline of stage one: a stall or a failure leaves the right store, and is reported."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The queue of blocks that are to be committed: in order, bounded in bytes, and with the first error alone?"""
+"""The queue of blocks to commit: in order, bounded in bytes, and with the first error alone."""
 
 import threading
 import time

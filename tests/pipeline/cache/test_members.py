@@ -1,4 +1,4 @@
-"""Ten teachers of one table: do they differ by their seed alone, and is each of them trained once?"""
+"""Ten teachers of one table: they differ by their seed alone, and each is trained once."""
 
 from pathlib import Path
 from typing import Any

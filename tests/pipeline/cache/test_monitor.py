@@ -1,4 +1,4 @@
-"""The quality line: are accuracy, likelihood and disagreement those of the rows, and does it stop what is too bad?"""
+"""The quality line: its figures are those of the rows, and it stops a teacher beyond the limits."""
 
 import math
 

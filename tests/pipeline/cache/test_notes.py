@@ -1,4 +1,4 @@
-"""Is everything that a capture follows from remembered, shown, and compared before a teacher is loaded?
+"""The notes of a capture: all its causes are recorded, shown, and compared before a teacher is loaded.
 
 Each test changes one thing of a capture that is whole, or begun.
 """

@@ -1,4 +1,4 @@
-"""Stage one: does the store hold what the teachers say of what they were shown, whatever happens in between?"""
+"""Stage one: the store holds the teachers' logits of the inputs shown, after any interruption."""
 
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage two on a store: is what is sealed what the functions give, and is it made once?"""
+"""Stage two on a store: it seals the result of the functions, and computes it once."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Does a combination of other specialists say in one line what is other?"""
+"""A combination of other specialists: one line names the difference."""
 
 from typing import Any
 

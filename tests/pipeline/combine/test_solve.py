@@ -1,4 +1,4 @@
-"""Do all ways to combine a generalist with specialists find the same q, and is it the one that the objective asks for?"""
+"""Ways to combine a generalist with specialists: all find the same q, and q minimises the objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Is the combination in a store what whole arrays give, the same bytes however often it was killed, and never of strangers?"""
+"""The combination in a store: that of whole arrays, the same bytes after any kill, never of strangers."""
 
 import shutil
 from collections.abc import Iterator

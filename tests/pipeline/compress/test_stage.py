@@ -1,4 +1,4 @@
-"""Is a capture that was made from another within what it promises, and the same bytes however often it was killed?"""
+"""A capture made from another: within its promised error, and the same bytes after any kill."""
 
 import shutil
 import signal

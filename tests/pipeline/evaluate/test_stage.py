@@ -1,4 +1,4 @@
-"""Evaluation: are the figures of the table those of the models, counted by hand?"""
+"""Evaluation: the figures of the table are those of the models, counted by hand."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Is DIST the correlation of rows and of columns, also where float32 has little left of them?"""
+"""DIST: the correlation of rows and of columns, also where float32 has little left of them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Is decoupled distillation the two parts of the KL that its paper names?"""
+"""Decoupled distillation: the two parts of the KL that its paper names."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What holds of every loss: precision, safety, invariance, gradients, and what is refused?"""
+"""Laws of every loss: precision, safety, invariance, gradients and refusals."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Do distillation and logit matching do what the paper says? Equations 1 to 4 by autograd, and the hard term."""
+"""Distillation and logit matching: the paper's equations 1 to 4 by autograd, and the hard term."""
 
 import math
 from collections.abc import Callable

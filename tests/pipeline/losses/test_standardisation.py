@@ -1,4 +1,4 @@
-"""Are standardised rows what the paper's code makes of them, and are constant rows safe?"""
+"""Standardised rows: equal to those of the paper's code, and safe for constant rows."""
 
 import math
 

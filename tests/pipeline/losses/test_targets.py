@@ -1,4 +1,4 @@
-"""What do several teachers say together, as probabilities and as logits?"""
+"""The targets of several teachers together, as probabilities and as logits."""
 
 import math
 from typing import Literal

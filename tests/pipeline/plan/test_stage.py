@@ -1,4 +1,4 @@
-"""Does a plan foretell what `cache` then does: every file, every byte, the KL; and does it say what it does not know?"""
+"""A plan: it estimates every file, every byte and the KL of `cache`, and lists all unknowns."""
 
 import json
 import re

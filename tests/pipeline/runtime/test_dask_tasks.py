@@ -1,4 +1,4 @@
-"""Is a scheduler that dies one line, and an error of a task that task's own?"""
+"""Tasks in dask: a scheduler that dies is one line, and a task's error stays that task's own."""
 
 import subprocess
 import sys

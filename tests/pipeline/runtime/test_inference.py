@@ -1,4 +1,4 @@
-"""Running a network: are a user's faults refused by name, and does trying a model leave no trace?"""
+"""Running a network: a user's faults are refused by name, and trying a model leaves no trace."""
 
 from typing import Any
 

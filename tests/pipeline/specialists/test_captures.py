@@ -1,4 +1,4 @@
-"""Does the store hold what a specialist says, corrected once, under columns that say what they are?"""
+"""Captures of specialists: logits corrected once, under columns that name their classes."""
 
 import shutil
 from pathlib import Path

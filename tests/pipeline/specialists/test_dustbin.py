@@ -1,4 +1,4 @@
-"""Does the dustbin correction bring back the posteriors of the natural prior, exactly and once?
+"""The dustbin correction: it restores the posteriors of the natural prior, exactly and once.
 
 The world is made of Gaussian classes, so that Bayes' rule gives every posterior: that of the transfer set, and that of a
 specialist which was trained to the end on batches of other shares.

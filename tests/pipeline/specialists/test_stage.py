@@ -1,4 +1,4 @@
-"""Does the experiment on Omniglot measure what it says, from the zip to the tables?
+"""The experiment on Omniglot: its figures are right, from the zip to the tables.
 
 The whole of it runs here on a zip of six made-up characters; the real one is only counted, where it is there.
 """

@@ -1,4 +1,4 @@
-"""Is a specialist the generalist with a head of its own, trained on half and half, and is it trained once?"""
+"""A specialist: the generalist with a head of its own, trained on half and half, and trained once."""
 
 import math
 from dataclasses import replace

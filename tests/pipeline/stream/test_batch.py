@@ -1,4 +1,4 @@
-"""Are the tensors of a batch the arrays that were read, wherever they are moved?"""
+"""Tensors of a batch: equal to the arrays that were read, on any device."""
 
 from typing import Any
 

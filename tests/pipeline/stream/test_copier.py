@@ -1,4 +1,4 @@
-"""Does the thread that runs ahead keep order, bound and errors, and is nothing left of it afterwards?
+"""The thread that runs ahead: it keeps order, bound and errors, and leaves nothing behind.
 
 The copy itself needs a GPU; its place is taken by a copier that counts, so that all around it is tried here.
 """

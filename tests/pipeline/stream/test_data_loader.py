@@ -1,4 +1,4 @@
-"""Do the workers of a DataLoader give the batches that one process gives, each once, in their order?"""
+"""Workers of a DataLoader: they give the batches of one process, each once, in their order."""
 
 import subprocess
 import sys

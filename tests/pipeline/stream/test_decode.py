@@ -1,4 +1,4 @@
-"""Do stored integers and top-k rows become, on the device, the logits that the host reads?"""
+"""Decoding on the device: stored integers and top-k rows become the logits that the host reads."""
 
 import numpy as np
 import pytest

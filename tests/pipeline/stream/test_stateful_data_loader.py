@@ -1,4 +1,4 @@
-"""Does torchdata's StatefulDataLoader go on with exactly the rest, whatever the number of workers?"""
+"""torchdata's StatefulDataLoader: it resumes with exactly the rest, for any number of workers."""
 
 from typing import Any
 

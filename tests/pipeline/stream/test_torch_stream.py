@@ -1,4 +1,4 @@
-"""Where is a stream of tensors? A state between any two batches gives the same rest, in this process.
+"""A stream of tensors: a state between any two batches gives the same rest, in this process.
 
 Workers are in test_data_loader.py and test_stateful_data_loader.py, other devices in test_device_feed.py.
 """

@@ -1,4 +1,4 @@
-"""Which loss a student learns from, of which settings, and what each of them changes."""
+"""The loss of a student: its choice, its settings, and the effect of each."""
 
 from typing import Any
 

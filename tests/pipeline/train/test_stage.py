@@ -1,4 +1,4 @@
-"""Stage three: what does a student learn from, and is it the same student every time?"""
+"""Stage three: a student's sources, and the same student from every run."""
 
 import json
 from collections.abc import Callable, Iterator
