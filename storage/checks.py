@@ -1,12 +1,14 @@
-"""Checks of arguments that several modules share."""
+"""Checks of arguments and of logits that several modules share, and their messages."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
+from numpy.typing import NDArray
 
-from .errors import ConfigError
+from .errors import BadLogitsError, ConfigError
 
 
 def _wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
@@ -74,3 +76,32 @@ def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
             remedy="choose a larger batch_size, or another share",
         )
     return rows
+
+
+def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
+    """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
+    # The maximum of a row with a NaN is NaN.
+    if not (np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()):
+        raise bad_logits(~np.isfinite(logits), logits, first_row, where, expected="finite logits")
+
+
+def bad_logits(
+    bad: NDArray[np.bool_],
+    values: Float32[np.ndarray, "rows classes"],
+    first_row: int,
+    where: str,
+    *,
+    expected: str,
+    remedy: str = "correct the teacher (or its precision) and run it again",
+) -> BadLogitsError:
+    """Make the error of logits that an encoding cannot store; it names the first one.
+
+    bad: (rows, classes), at least one of them true. values: the numbers to show.
+    """
+    row, column = (int(i) for i in np.argwhere(bad)[0])
+    return BadLogitsError(
+        f"{where}, row {first_row + row}, class {column}",
+        expected=expected,
+        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
+        remedy=f"{remedy}; nothing of this block was kept",
+    )

@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64
 from torch import nn
 
 from ...storage.api import Capture, Store
-from ...storage.encodings.encoding import check_finite
+from ...storage.checks import check_finite
 from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
 from ...storage.stream.inputs import Augment

@@ -12,8 +12,6 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from ..errors import BadLogitsError
-
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -75,35 +73,6 @@ class Encoding(Protocol):
 
     def bound(self, temperature: float) -> float | None:
         """Return a bound of KL(teacher ‖ decoded) of every row, in nats; None if it is measured instead."""
-
-
-def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
-    """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
-    # The maximum of a row with a NaN is NaN.
-    if not (np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()):
-        raise bad_logits(~np.isfinite(logits), logits, first_row, where, expected="finite logits")
-
-
-def bad_logits(
-    bad: NDArray[np.bool_],
-    values: Float32[np.ndarray, "rows classes"],
-    first_row: int,
-    where: str,
-    *,
-    expected: str,
-    remedy: str = "correct the teacher (or its precision) and run it again",
-) -> BadLogitsError:
-    """Make the error of logits that an encoding cannot store; it names the first one.
-
-    bad: (rows, classes), at least one of them true. values: the numbers to show.
-    """
-    row, column = (int(i) for i in np.argwhere(bad)[0])
-    return BadLogitsError(
-        f"{where}, row {first_row + row}, class {column}",
-        expected=expected,
-        found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
-        remedy=f"{remedy}; nothing of this block was kept",
-    )
 
 
 def encoded_widths(encoding: Encoding, num_classes: int) -> list[int]:

@@ -23,10 +23,11 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from ..checks import bad_logits, check_finite
 from ..errors import ConfigError
 from ..format.constants import ERROR_BUDGET, TEMPERATURES
 from .divergence import logit_error
-from .encoding import ArraySpec, bad_logits, check_finite
+from .encoding import ArraySpec
 
 _MARGIN: Final = 1 - 2**-6
 """The share of 2ε that Δ takes: the rest is for arithmetic."""

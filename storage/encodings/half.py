@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from numpy.typing import NDArray
 
+from ..checks import bad_logits, check_finite
 from ..format.constants import CAPTURE
-from .encoding import ArraySpec, bad_logits, check_finite
+from .encoding import ArraySpec
 
 _ROUNDS_TO_INFINITY: Final = {"float16": np.float32(65520), "float32": np.float32(np.inf)}
 """The smallest magnitude that rounds to infinity: half a step beyond the dtype's largest number."""

@@ -24,10 +24,11 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
+from ..checks import bad_logits, check_finite
 from ..errors import ConfigError
 from ..format.constants import TEMPERATURES, TOP_K
 from .divergence import error_of_kl
-from .encoding import ArraySpec, bad_logits, check_finite
+from .encoding import ArraySpec
 
 _LOGITS: Final = 1 << 18
 """Logits that are sorted at a time."""

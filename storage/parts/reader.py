@@ -110,7 +110,9 @@ class CaptureReader:
         self.encoding: Encoding = encoding_described(encoding, self.part.name)
         """The encoding of its logits."""
         self._check_arrays(where)
-        augmentation = self.part.spec.identity.get("augmentation")  # of any type until it is checked
+        augmentation = self.part.spec.identity.get(
+            "augmentation"
+        )  # checked here, before the property states its type
         if augmentation is not None:
             first = table(augmentation, where, "augmentation").get("first_view", 0)
             integer(first, 0, where, "augmentation: first_view")

@@ -21,8 +21,8 @@ from typing import Any, Final
 from support import stores
 from support.children import Child, die
 
-import logitstore.cli.commands.inspect as inspect_command
 from logitstore.storage.api import open_store
+from logitstore.storage.describe import describe
 from logitstore.storage.integrity.verify import CLEAN, verify
 
 from .killing import log_of
@@ -79,7 +79,7 @@ def read(path: Path, log: Path, expected: str, mutant: str) -> int:
     if report.exit_code != CLEAN:
         wrong.append(f"verify leaves with {report.exit_code}: {report.problems}")
     store = open_store(path)
-    if inspect_command.describe(store)["digest"] != expected:
+    if describe(store)[0]["digest"] != expected:
         wrong.append("inspect tells of another store")
     rows = sum(len(batch.rows) for batch in store.stream(16, seed=1))
     if rows != store.num_rows:
@@ -174,7 +174,7 @@ def media(folder: str, mutant: str = "") -> dict[str, Any]:
         made = stores.make(base / "store")
         expected = made.store.digest
         stores.read_everything(made.path)
-        inspect_command.describe(open_store(made.path))
+        describe(open_store(made.path))
         log = base / "logs"
         log.mkdir()
         log.chmod(0o777)
