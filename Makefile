@@ -86,6 +86,10 @@ test-fast: venv ## the pure parts, in under a minute
 test-deep: venv ## all tests, the slow ones too, with more examples
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "deep or not deep" --timeout 3600
 
+.PHONY: messages
+messages: venv ## rewrite tests/messages.txt from what the tests see; then read git diff
+	$(PYTEST) --update-messages
+
 .PHONY: lint
 lint: venv ## formatting, lint, and the type check of the installed wheel
 	$(BIN)/ruff format --check .

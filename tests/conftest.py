@@ -1,7 +1,7 @@
-"""What do all tests share? The real data, hypothesis' settings, one thread, and one import name.
+"""Fixtures of all tests: the real data, hypothesis' settings, one thread, and one import name.
 
-`pytest` may be called on its own as well as by `make test`; so the settings that the laws rest on stand
-here, before anything that reads them is imported.
+`pytest` may be called on its own as well as by `make test`; so the settings that the laws rest on stand here, before the
+imports that read them.
 """
 
 import logging
@@ -15,6 +15,15 @@ from typing import Any
 import pytest
 from faults.tally import Tally, entries, table
 from hypothesis import HealthCheck, settings
+from support import messages
+from support.messages import (  # noqa: F401 - hooks and fixtures
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_makereport,
+    sentence,
+    stale_messages,
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
 # Modules of a user's folder are written again within a second, and their cache would then seem to be their own.
@@ -60,13 +69,14 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table of faults: what all tests, in all processes, tried and saw."""
+    """Print the table of faults that all tests, in all processes, tried and saw; rewrite the messages if asked to."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     lines = table(entry for report in reports for entry in entries(report.user_properties))
     if lines:
         terminalreporter.section("faults")
         for line in lines:
             terminalreporter.write_line(line)
+    messages.rewrite(terminalreporter)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""In which order do several writers take their steps, when a test wants to say so?
+"""Writers that take turns, in an order that a test chooses.
 
-A `Crew` is a few threads of which one runs at a time. The one that runs calls `turn` where another may go on, and
-the test's `choose` says which. So an interleaving is a list of numbers, and the same list is the same run.
+A `Crew` is a few threads of which one runs at a time. The running one calls `turn` at each point where another may take
+over, and the test's `choose` picks it. So an interleaving is a list of numbers, and the same list is the same run.
 """
 
 import threading

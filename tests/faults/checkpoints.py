@@ -1,7 +1,7 @@
-"""Which files would somebody hand out as weights, and which factory strings, to harm whoever loads them?
+"""Hostile files of weights and hostile factory strings.
 
-Each checkpoint is a function that writes one; most of them claim to be the weights of `model()`. A gadget makes a file
-named `GADGET_RAN` where it is run, so that nobody has to guess.
+Each checkpoint is a function that writes one; most of them claim to be the weights of `model()`. A gadget that
+runs makes a file named `GADGET_RAN`.
 """
 
 import io

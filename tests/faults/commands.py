@@ -1,7 +1,7 @@
-"""Does the real command of stage one survive what a writer in a test survives: SIGKILL, and a full disk?
+"""The real command of stage one, killed and on a full disk.
 
-Called in an interpreter of its own (`processes.apart`) that has loaded torch and forks the command: a start of it
-takes two seconds otherwise.
+Called in an interpreter of its own (`children.apart`) that has loaded torch and forks the command, which saves the two
+seconds of a start.
 """
 
 import os
@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from support import small_experiment, stores
+from support.children import Child, die
 
 import logitstore.cli.commands.cache
 import logitstore.pipeline.cache.stage
@@ -28,7 +29,6 @@ from logitstore.storage.integrity.verify import INCOMPLETE, verify
 from .filling import PAGE
 from .mounts import enter_namespace, resize, tmpfs
 from .points import POINTS, Watch
-from .processes import Child
 from .writers import broken_commits, differences
 
 TEACHERS: Final = ("line", "second")
@@ -61,7 +61,7 @@ def command(experiment: Path, store: Path, errors: Path, aim: tuple[str, int] | 
     ]
     sys.dont_write_bytecode = True
     if aim is not None:
-        Watch(*aim, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        Watch(*aim, die).start()
     try:
         main()
     except SystemExit as left:

@@ -1,9 +1,9 @@
-"""What may a disk hold after a power loss, and is that harmless?
+"""States that a disk may hold after a power loss, and a judge of them.
 
 1. `Windows` makes of a trace (`disk.Disk.trace`), for each of its prefixes, what is certain and what is not. The
    weakest disk that POSIX allows: a name that was given or taken away counts once its directory was synced, and
    until then it may or may not, each for itself; bytes that were not synced are all there, half, zeros, or missing.
-2. `Judge` looks at such a state as a reader would, lets a new writer recover and finish it, and says what is wrong.
+2. `Judge` looks at such a state as a reader would, lets a new writer recover and finish it, and lists the faults.
    The judgement follows from the content alone, so that it is made once for states that are alike.
 
 What stands in a staging folder is never read, only listed and removed (the judge sees to that); states that differ
@@ -43,7 +43,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Window:
-    """What is certain and what is not after a prefix of a trace."""
+    """Certain and uncertain names and bytes after a prefix of a trace."""
 
     folders: Mapping[int, _Folder]
     files: Mapping[int, tuple[bytes, ...]]
@@ -165,7 +165,7 @@ def key_of(tree: Tree) -> frozenset[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What there is to say of a state."""
+    """The faults of a state."""
 
     committed: frozenset[Block]
     """Blocks whose record and shards are there, whole."""

@@ -1,14 +1,11 @@
-"""What is a store for trials of damage, how is it read, and how does its writer make it whole again?
+"""A store for trials of damage: its numbers, its shards, and a writer that makes it whole again.
 
 Everything in it follows from its arguments, so that a store that was damaged, repaired and written again must be
-the same bytes. The trials themselves run in processes of their own (`outside`): under pytest every annotation of the
-package is checked at every call, and there are thousands of them.
+the same bytes. The trials run in interpreters of their own (`children.apart`): under pytest every annotation of the
+package is checked at every call, and trials make thousands of calls.
 """
 
 import contextlib
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,33 +17,11 @@ import numpy as np
 from support import stores
 from support.stores import Teacher
 
-from logitstore.storage.api import Store, create_store, open_store
+from logitstore.storage.api import Store, open_store
 from logitstore.storage.format.constants import PRIVATE, SEAL_TABLE
 from logitstore.storage.format.metadata import ArrayLayout
 from logitstore.storage.format.shard import CRC_BYTES
 from logitstore.storage.parts.part_reader import PartReader
-
-TESTS = Path(__file__).resolve().parent.parent
-LIMIT_S = 3000
-
-
-def outside(function: str, **arguments: Any) -> Any:
-    """What `faults.MODULE:NAME` returns, by JSON, called in a process of its own without checks of types."""
-    module, _, name = function.partition(":")
-    script = (
-        f"import json, sys; from faults.{module} import {name}; "
-        f"print(json.dumps({name}(**json.loads(sys.argv[1]))))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=TESTS,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, f"{function}({arguments}):\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @dataclass(frozen=True)
@@ -77,29 +52,22 @@ class Case:
         }
 
     def write(self) -> Store:
-        """Write the store, or what of it is missing, through the public door. Without fsync, of which no reader knows."""
-        with mock.patch("os.fsync"):
-            return self._write()
-
-    def _write(self) -> Store:
-        inputs = stores.some_inputs(self.rows, self.input_dtype)
-        store = create_store(
+        """Write the store, or what is missing of it."""
+        store = stores.make(
             self.path,
-            num_classes=self.classes,
-            labels=(np.arange(self.rows, dtype=np.int64) * 3 + 1) % (self.classes + 1) - 1,
-            inputs=inputs,
-            store_inputs=self.store_inputs,
-            class_names=[f"clàss {c}" for c in range(self.classes)] if self.names else None,
-            ids=[f"row-{row}" for row in range(self.rows)] if self.names else None,
+            rows=self.rows,
+            classes=self.classes,
             block_rows=self.block_rows,
+            teachers=self._teachers,
+            input_dtype=self.input_dtype,
+            store_inputs=self.store_inputs,
+            names=self.names,
+            seed=self.seed,
             exist_ok=True,
-        )
-        for number, (name, teacher) in enumerate(self._teachers.items()):
-            columns = self.classes if teacher.classes is None else len(teacher.classes)
-            logits = stores.some_logits(teacher.views, self.rows, columns, seed=1000 * self.seed + number)
-            stores.write_capture(store, name, logits, teacher, inputs)
+        ).store
         if self.clustering:
-            stores.add_clustering(store, classes=self.classes)
+            with mock.patch("os.fsync"):
+                stores.add_clustering(store, classes=self.classes)
         return store
 
     @cached_property
@@ -175,7 +143,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard stands."""
+    """The place of a shard."""
 
     part: str
     layout: ArrayLayout

@@ -1,4 +1,4 @@
-"""What does a disk do that is a model: every call seen, every name and byte known, any call refused?
+"""A disk that is a model: every call seen, every name and byte known, any call refused.
 
 `Disk` stands in for the modules `os` and `fcntl` in `storage/backends/local.py`, `system.py` and `lease.py`, so that the real
 code runs on it with no line of it changed:
@@ -62,7 +62,7 @@ class Synced(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What the test noted: a block was acknowledged, a part was sealed."""
+    """A note of the test: a block was acknowledged, a part was sealed."""
 
     what: tuple[object, ...]
 

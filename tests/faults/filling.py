@@ -1,8 +1,8 @@
-"""What do writers do on a disk that is really full, and when it has grown?
+"""Writers on a disk that is really full, and on the same disk when it has grown.
 
-`trials` is called in an interpreter of its own (`processes.apart`), as root. One trial: one to four writers on a tmpfs
-that is too small for the capture (or even for the samples); what they say and leave is looked at; the tmpfs grows, and
-another number of them goes on.
+`trials` is called in an interpreter of its own (`children.apart`), as root. One trial: one to four writers on a tmpfs
+that is too small for the capture (or even for the samples); their messages and files are checked; the tmpfs grows, and
+another number of them resumes.
 """
 
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from support import stores
+from support.children import Child
 
 from logitstore.storage.errors import NotAStoreError, StorageFull
 from logitstore.storage.integrity.verify import INCOMPLETE, verify
@@ -21,7 +22,6 @@ from .killing import log_of
 from .mounts import enter_namespace, tmpfs
 from .mounts import resize as grow
 from .points import STAGING
-from .processes import Child
 from .writers import (
     PART_SEALED,
     Plan,

@@ -1,8 +1,9 @@
-"""Is one bit that changed, anywhere in a store, found by `verify`, and by the reads that use it?
+"""Flips of one bit anywhere in a store, which `verify` and the reads that use it must find.
 
-What a read uses: payloads of shards, the index where a codec made chunks smaller, small arrays, every `zarr.json`, spec,
-seal, `seal.bin`, the log. What it does not: the index of a shard of raw chunks and the checksums in any shard (the seal
-has them in a stronger form), and the commit records of sealed parts. Those only `verify` sees; a read gives the numbers that were written all the same.
+A read uses payloads of shards, the index if a codec made chunks smaller, small arrays, every `zarr.json`, spec, seal,
+`seal.bin` and the log. It does not use the index of a shard of raw chunks, the checksums in a shard (the seal has them
+in a stronger form), nor the commit records of sealed parts. Only `verify` finds a flip there, and a read gives the right
+numbers all the same.
 """
 
 import random

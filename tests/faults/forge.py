@@ -1,8 +1,8 @@
-"""How does somebody who made a good store turn it into a hostile one, with every digest fitting?
+"""Tools of a forger: a good store becomes a hostile one, with every digest fitting.
 
 `Forge` is a store in the hands of its maker: files are changed, and `sign` then makes all digests fit, from the commit
 records to the last record of the log, so that nothing but the allow-list and the limits of a reader stands between the
-store and who opens it. `Kind` is one hostile store; the modules `hostile` and `hostile_files` say which there are.
+store and its victim. `Kind` is one hostile store; the modules `hostile` and `hostile_files` list them.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Which metadata would somebody write who wants to harm whoever opens a store?
+"""Hostile metadata, written to harm the process that opens a store.
 
 Arrays of Zarr's format 2 and codecs that bring code, bombs, other forms and absurd sizes, JSON that no writer spells,
-and what a root, a part or a spec may say that is not so. Everything is signed: see `forge`.
+and false statements of a root, a part or a spec. Everything is signed: see `forge`.
 """
 
 import gzip

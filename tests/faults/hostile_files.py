@@ -1,7 +1,7 @@
-"""Which files, links, seals and values would somebody put into a store to harm whoever opens it?
+"""Hostile files, links, seals and values, put into a store to harm the process that opens it.
 
 Seals and logs that name other files, strings that steer a terminal, classes that are none, links, pipes and devices,
-and what a victim may be told to open. Everything is signed: see `forge`.
+and addresses for a victim to open. Everything is signed: see `forge`.
 """
 
 import hashlib

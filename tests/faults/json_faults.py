@@ -1,10 +1,10 @@
-"""What can be done to a JSON file of a store, and does whatever reads it refuse each of these things in one way?
+"""Cuts and mutations of the JSON files of a store, and a judge of the answers.
 
 1. `Files` is a store in memory, in which one file can be another.
 2. `read_alone` gives a file to the function that parses it; `read_through` opens what the file belongs to as a
    reader does: the root and its log, a part with its spec and metadata. `UNSIGNED` leaves every digest as it was;
    `SIGNED` is a writer of malice, whose digests fit: the check of an object against a known sha256 is left out.
-3. `cuts` and `mutations` are the faults; `judge` says what is wrong with how one of them was answered.
+3. `cuts` and `mutations` are the faults; `judge` lists what is wrong with an answer.
 """
 
 import contextlib
@@ -238,7 +238,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @dataclass
 class Answers:
-    """How the faults were answered."""
+    """Answers to the faults, counted."""
 
     violations: list[str] = field(default_factory=list)
     tried: int = 0

@@ -1,7 +1,7 @@
-"""Is anything lost when real writers are killed at random and at named points, and started again in another number?
+"""Real writers that are killed at random and at named points, and started again in another number.
 
-`runs` is called in an interpreter of its own (`processes.apart`). One run: writers of one capture are killed, what they
-have acknowledged is looked at, and another number of them goes on, until all end by themselves.
+`runs` is called in an interpreter of its own (`children.apart`). One run: writers of one capture are killed, the
+blocks that they acknowledged are checked, and another number of them resumes, until all end by themselves.
 """
 
 import os
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from support import stores
+from support.children import Child, die
 
 from .points import POINTS, Watch
-from .processes import Child
 from .writers import (
     EARLY,
     MUTANTS,
@@ -39,11 +39,6 @@ PLANS = (PLAN, replace(PLAN, encoding={"max_kl": 1e-2}), replace(PLAN, encoding=
 """What is captured, run by run: floats, codes that a codec makes smaller, and the largest logits."""
 MOST = 60
 """Incarnations after which a run that is not done never will be."""
-
-
-def die() -> None:
-    """As the power of the machine goes: without a last word."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def writer(

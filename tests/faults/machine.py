@@ -1,7 +1,7 @@
-"""Whatever happens to a store, in whatever order: is what was acknowledged read back exactly, or is it reported?
+"""A state machine: a store under any order of events, compared with a dictionary.
 
 Hypothesis draws the order: blocks are written, the writer is killed with things half done, others resume and seal,
-bits flip, files are cut and vanish, somebody reads, verifies, repairs. The model is a dictionary: every file that a store
+bits flip, files are cut and vanish, others read, verify and repair. The model is a dictionary: every file that a store
 of these logits has, with its bytes. A file is right, or it is damage; there is nothing in between.
 """
 
@@ -65,7 +65,7 @@ def keys_of(view: int, block: int) -> list[str]:
 
 
 class Templates:
-    """What every trial starts from and ends with; made once."""
+    """Stores that every trial starts from and ends with; made once."""
 
     def __init__(self, folder: Path) -> None:
         begun, ended = case_at(folder / "begun.zarr"), case_at(folder / "ended.zarr")

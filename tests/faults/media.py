@@ -1,6 +1,6 @@
-"""What do readers and writers do on media that cannot be written, without HOME or temporary space, with odd clocks?
+"""Readers and writers on read-only media, without HOME or temporary space, with odd clocks.
 
-`media` and `clocks` are called in an interpreter of its own (`processes.apart`), the first as root. Each case is a
+`media` and `clocks` are called in an interpreter of its own (`children.apart`), the first as root. Each case is a
 fork that changes its own surroundings; an audit hook (PEP 578) sees every attempt to open a file for writing, to make, link,
 rename or remove one, whether it succeeds or not.
 """
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from support import stores
+from support.children import Child, die
 
 from logitstore.storage.api import open_store
 from logitstore.storage.describe import describe
 from logitstore.storage.integrity.verify import CLEAN, verify
 
-from .killing import die, log_of
+from .killing import log_of
 from .mounts import enter_namespace, image, read_only, tmpfs
 from .points import Watch
-from .processes import Child
 from .writers import PART_SEALED, PLAN, Plan, differences, golden, status_of, work
 
 NOBODY: Final = 65534
@@ -52,7 +52,7 @@ WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Attempts(list[str]):
-    """What this process does from now on that changes a file, or would."""
+    """Attempts of this process, from now on, to change a file."""
 
     def __init__(self) -> None:
         super().__init__()

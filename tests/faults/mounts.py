@@ -1,7 +1,7 @@
-"""How does a test get a file system of its own: a small one, one that cannot be written?
+"""File systems of a test of its own: a small one, and one that cannot be written.
 
-Mounts are made in a mount namespace of the calling process (an interpreter of its own: `processes.apart`), so that
-nobody else sees them and they are gone with it, whatever happens. That needs root.
+Mounts are made in a mount namespace of the calling process (an interpreter of its own: `children.apart`), so that
+no other process sees them and they end with it, whatever happens. That needs root.
 """
 
 import contextlib

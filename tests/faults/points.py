@@ -1,8 +1,7 @@
-"""At which point of the commit protocol is a writer, and how is it ended or stopped just there?
+"""Named points of the commit protocol, and a watch that acts when a writer reaches one.
 
-`Watch` wraps the calls of `os` in a process of the tests (a fork): whatever module of the package makes them, they
-pass here. A point is "what: where": what is being written (told by its name, or by its first bytes as long as it has
-none), and how far that is.
+`Watch` wraps the calls of `os` in a fork, for every module of the package. A point is "object: state": the object that is
+being written (recognised by its name, or by its first bytes while it has none), and its progress.
 
     data: empty ─ half ─ written ─ synced ─ before link ─ linked ─ durable ─ record: half ─ … ─ log: linked
 """

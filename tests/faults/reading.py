@@ -1,6 +1,6 @@
-"""Is a row absent or exact, and does none that was there go away, while others write?
+"""Readers during writes: a row is absent or exact, and stays.
 
-`watch` is called in an interpreter of its own (`processes.apart`). Four writers make one capture after another; eight
+`watch` is called in an interpreter of its own (`children.apart`). Four writers make one capture after another; eight
 readers open the store again and again and read rows of sealed captures through the API, and rows of the one that is
 being written through zarr-python, as any plain reader would.
 """
@@ -18,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from support.children import Child
 
 from logitstore.storage.api import open_store
 from logitstore.storage.integrity.verify import CLEAN, verify
 
 from .killing import log_of
-from .processes import Child
 from .writers import PART_SEALED, Plan, in_place, status_of, work
 
 PLAN: Final = Plan(rows=92, classes=16, block_rows=8, views=2)

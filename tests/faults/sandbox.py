@@ -1,4 +1,4 @@
-"""What does a process do while it opens a store that somebody else made: which code, files, memory, time?
+"""A watch on a process that opens a stranger's store: its code, files, memory and time.
 
 `Sandbox` starts one server, which imports everything and reads a clean store once, so that nothing is left to import.
 For each request it forks a child that watches itself (an audit hook, PEP 578, and every file descriptor that is

@@ -1,6 +1,6 @@
-"""Is a good object in the wrong place refused: exchanged, of another store, dropped, deleted, or of another day?
+"""Good objects in the wrong place: exchanged, of another store, dropped, deleted, or put back.
 
-Each kind of trial changes a store, looks whether `verify` and a read of what was changed refuse it, and puts it back.
+Each kind of trial changes a store, checks that `verify` and a read of the changed object refuse it, and puts it back.
 """
 
 import random

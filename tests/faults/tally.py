@@ -1,6 +1,6 @@
-"""How many faults were tried, what broke, and did the negative controls fail as they must?
+"""The table of faults: trials, violations, and negative controls that were caught.
 
-A test of a fault says what it did through the fixture `tally`; the sums over all tests and processes are
+A test of a fault reports its trials through the fixture `tally`; the sums over all tests and processes are
 printed as one table when the tests end (tests/conftest.py). A row's title is the title in docs/reliability.md.
 """
 
@@ -45,7 +45,7 @@ def scale(small: int, deep: int) -> int:
 
 @dataclass
 class Entry:
-    """What one test adds to a row."""
+    """An entry of one test in a row."""
 
     row: str
     """Key of the row, one of `ROWS`."""
@@ -64,7 +64,7 @@ class Entry:
 
 
 class Tally:
-    """What one test did; each call becomes an entry of the table."""
+    """Reports of one test; each call becomes an entry of the table."""
 
     def __init__(self, properties: list[tuple[str, Any]]) -> None:
         """properties: the `user_properties` of the test, which travel with its report."""

@@ -1,8 +1,8 @@
-"""What happens when the N-th call to the disk fails, for every N?
+"""The N-th call to the disk fails, for every N.
 
 SQLite's method, on the modelled disk: the making of a store and a capture from its first block to its seal are run once
-for each call that they make, and that call (or it and all after it) raises. Whatever is then said must be typed and
-may be tried again; nothing that was acknowledged is gone; and the same work, run again, ends in the same bytes.
+for each call that they make, and that call (or it and all after it) raises. The error must be typed and allow
+another try; nothing that was acknowledged is gone; and the same work, run again, ends in the same bytes.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errn
 
 @dataclass(frozen=True)
 class Fault:
-    """Which call fails, and how."""
+    """A call that fails, and its error."""
 
     number: int
     """Number of the call, from 0."""
@@ -144,7 +144,7 @@ def try_all(phase: Phase, faults: Iterable[Fault], enough: int = 10**9) -> tuple
     return tried, harm
 
 
-@pytest.mark.parametrize("share", range(2))
+@pytest.mark.parametrize("share", range(2), ids="part {}".format)
 @pytest.mark.parametrize("name", ["store", "capture"])
 def test_a_call_that_fails_does_no_harm(name: str, share: int, tally: Tally) -> None:
     phase = Phase(name)

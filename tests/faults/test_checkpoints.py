@@ -1,4 +1,4 @@
-"""Is a file of weights, or a factory string, that somebody made to do harm refused in one line, and nothing run of it?"""
+"""Hostile files of weights and factory strings are refused in one line, and none of their code runs."""
 
 import hashlib
 import json
@@ -79,7 +79,9 @@ def test_the_good_ones_are_loaded(tmp_path: Path) -> None:
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize(("made", "suffix"), [(SAFETENSORS, ".safetensors"), (PICKLES, ".pt")])
+@pytest.mark.parametrize(
+    ("made", "suffix"), [(SAFETENSORS, ".safetensors"), (PICKLES, ".pt")], ids=["safetensors", "pickles"]
+)
 def test_a_hostile_checkpoint_is_refused(
     tmp_path: Path, tally: Tally, made: dict[str, Build], suffix: str
 ) -> None:
@@ -240,12 +242,12 @@ def test_a_string_of_another_form_is_refused_and_nothing_imported(folder: Path, 
 @pytest.mark.parametrize(
     ("factory", "marks"),
     [
-        ("exits:make", ["exits"]),
-        ("number:make", ["number"]),
-        ("evil:other", ["evil"]),
-        ("nowhere:make", []),
-        ("evil.inner:make", ["evil"]),
-        ("loops:make", ["loops"]),
+        pytest.param("exits:make", ["exits"], id="exits"),
+        pytest.param("number:make", ["number"], id="number for a module"),
+        pytest.param("evil:other", ["evil"], id="no function"),
+        pytest.param("nowhere:make", [], id="no module"),
+        pytest.param("evil.inner:make", ["evil"], id="no package"),
+        pytest.param("loops:make", ["loops"], id="imports itself"),
     ],
 )
 def test_a_module_that_misbehaves_is_refused(

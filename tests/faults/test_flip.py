@@ -1,11 +1,12 @@
-"""Is every flipped bit found, wherever it is, and is nothing found where nothing is wrong?"""
+"""Every flipped bit is found, and a clean store raises no alarm."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import apart
 
-from faults.damage import Case, outside, unchecked_chunks, unguarded
+from faults.damage import Case, unchecked_chunks, unguarded
 from faults.flip import clean, harm_of_flip, places
 from faults.tally import Tally, scale
 from logitstore.storage.errors import ShardCorrupt
@@ -14,12 +15,12 @@ PIECES = 4
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
     count = scale(2_000, 20_000) // PIECES
-    done = outside("flip:flips", path=str(memory_path / "store.zarr"), seed=piece, count=count)
+    done = apart("faults.flip:flips", path=str(memory_path / "store.zarr"), seed=piece, count=count)
     assert done["classes"] == 11
     tally.reached("flip", count, "bits", done["harm"])
 
@@ -27,7 +28,7 @@ def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
 @pytest.mark.timeout(3600)
 def test_a_whole_store_raises_no_alarm(memory_path: Path, tally: Tally) -> None:
     count = 1_000
-    alarms = outside("flip:clean", folder=str(memory_path), count=count)
+    alarms = apart("faults.flip:clean", folder=str(memory_path), count=count)
     tally.reached("flip", 0, "bits", alarms, clean_verifies=count)
 
 

@@ -1,12 +1,12 @@
-"""Does a really full disk cost nothing but time: warned of, nothing half visible, and resumed to the same bytes?"""
+"""A really full disk costs nothing but time: a warning, nothing half visible, a resume to the same bytes."""
 
 import functools
 from pathlib import Path
 
 import pytest
+from support.children import apart, memory_folder
 
 from faults.filling import MUTANTS
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 
 

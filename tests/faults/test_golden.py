@@ -1,4 +1,4 @@
-"""Are stores that were written when format 1.0 was fixed still read bit for bit, and written byte for byte?"""
+"""Stores of the day on which format 1.0 was fixed: read bit for bit, and written byte for byte."""
 
 import shutil
 from collections.abc import Iterator

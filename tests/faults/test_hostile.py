@@ -1,4 +1,4 @@
-"""Does a store that somebody made to do harm do any: code, files outside, memory, time, another error, the terminal?"""
+"""A hostile store does no harm: no code, no files outside, bounded memory and time, one kind of error."""
 
 import functools
 import json
@@ -163,7 +163,7 @@ def test_the_good_store_is_read_and_does_nothing(good: dict[str, Any]) -> None:
     assert good["outcomes"]["verify"]["ok"]["exit"] == 0
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(8), ids="part {}".format)
 def test_a_hostile_store_does_no_harm(
     sandbox: Sandbox, clean: Path, good: dict[str, Any], tmp_path: Path, tally: Tally, part: int
 ) -> None:
@@ -206,6 +206,7 @@ def test_a_hostile_location_is_refused(sandbox: Sandbox, good: dict[str, Any], t
         ("sleep", "2.2 s"),
         ("bug", "open: KeyError"),
     ],
+    ids=["pickle", "open", "descriptor", "socket", "subprocess", "exec", "mkdir", "memory", "sleep", "bug"],
 )
 def test_a_misdeed_is_seen(
     sandbox: Sandbox, clean: Path, good: dict[str, Any], tmp_path: Path, tally: Tally, misdeed: str, seen: str
@@ -229,6 +230,7 @@ def kind_named(name: str) -> Kind:
         ("format 2, filters vlen-utf8 and pickle", "unpickle", "pickle.find_class ('posix', 'system')"),
         ("bomb: gzip", "gunzip", "MiB of memory"),
     ],
+    ids=["pickle", "bomb"],
 )
 def test_the_stores_are_dangerous_to_who_trusts_them(
     sandbox: Sandbox,
@@ -260,6 +262,7 @@ def test_the_stores_are_dangerous_to_who_trusts_them(
         ("canonical JSON", "JSON: duplicate keys", ("other numbers", "nothing was refused")),
         ("terminal", "class name: ANSI colours", "steers the terminal"),
     ],
+    ids=["big endian", "pickle", "limits", "links", "names", "canonical JSON", "terminal"],
 )
 def test_without_a_guard_there_is_harm(
     sandbox: Sandbox,

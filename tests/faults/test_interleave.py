@@ -1,4 +1,4 @@
-"""What happens when two writers make the same block with different bytes, in every order of their steps?
+"""Two writers make the same block with different bytes, in every order of their steps.
 
 A GPU is not deterministic: both are right, and one must win. The real `PartWriter.commit` runs in two threads on the
 modelled disk; each stops before each of eight steps (stage and write, fsync, link, fsync of the directory; for the shard
@@ -216,7 +216,7 @@ def run_all(world: int, chosen: Iterable[tuple[int, ...]], enough: int = 10**9) 
 SHARES: Final = 6
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize("share", range(SHARES), ids="part {}".format)
 def test_one_of_two_writers_wins_in_every_order(share: int, tally: Tally) -> None:
     tried, harm = run_all(2, orders(share, SHARES))
     tally.reached("interleave", tried, "orders", harm)

@@ -1,4 +1,4 @@
-"""Is every JSON file of a store that was cut or changed refused, by one kind of error, at once and in little memory?"""
+"""Every JSON file that was cut or changed is refused, by one kind of error, at once and in little memory."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ def test_a_cut_file_is_refused(files: dict[str, bytes], tally: Tally) -> None:
     tally.reached("json", answers.tried, "files", answers.finish(), cuts=answers.tried, **said(answers))
 
 
-@pytest.mark.parametrize("quarter", range(4))
+@pytest.mark.parametrize("quarter", range(4), ids="part {}".format)
 @pytest.mark.timeout(3600)
 def test_a_changed_file_is_refused_or_read_as_what_it_says(
     files: dict[str, bytes], tally: Tally, quarter: int

@@ -1,12 +1,12 @@
-"""Is nothing lost, and nothing else written, when real writers are killed anywhere and started again?"""
+"""Nothing is lost, and nothing else written, when real writers are killed anywhere and started again."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import apart, memory_folder
 
 from faults.points import POINTS
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 from faults.writers import MUTANTS
 
@@ -23,7 +23,7 @@ def runs(tmp_path: Path, first: int, count: int, mutant: str = "") -> dict[str, 
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", range(PARTS), ids="part {}".format)
 def test_nothing_acknowledged_is_lost_and_the_bytes_are_those_of_an_uninterrupted_writer(
     tmp_path: Path, tally: Tally, part: int
 ) -> None:

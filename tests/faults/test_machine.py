@@ -1,10 +1,10 @@
-"""Is there an order of writes, kills, damage and repairs after which other numbers are read, or any are lost unnoticed?"""
+"""No order of writes, kills, damage and repairs gives other numbers, or loses any unnoticed."""
 
 from pathlib import Path
 
 import pytest
+from support.children import apart
 
-from faults.damage import outside
 from faults.machine import SCRIPTS, harm_of_script
 from faults.tally import Tally, scale
 
@@ -12,14 +12,14 @@ PIECES = 4
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_no_order_of_events_loses_or_changes_what_was_acknowledged(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
     count, steps = scale(200, 1_000) // PIECES, scale(50, 500)
     harm = []
     try:
-        outside("machine:examples", folder=str(memory_path), number=piece, count=count, steps=steps)
+        apart("faults.machine:examples", folder=str(memory_path), number=piece, count=count, steps=steps)
     except AssertionError as error:
         harm.append(error)
     tally.reached("machine", count, "examples", harm, steps_at_most=count * steps)

@@ -1,10 +1,10 @@
-"""Do readers write nothing, and writers say what is wrong, where nothing can be written; and does no clock matter?"""
+"""Readers write nothing, writers report what cannot be written, and no clock matters."""
 
 from pathlib import Path
 
 import pytest
+from support.children import apart, memory_folder
 
-from faults.processes import apart, memory_folder
 from faults.tally import Tally
 
 

@@ -1,4 +1,4 @@
-"""Does a real writer call the operating system in the order on which the protocol rests?"""
+"""A real writer calls the operating system in the order on which the protocol rests."""
 
 import shutil
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Is anything lost, or anything wrong read, after a power loss at any moment of the real writer's work?
+"""A power loss at any moment of the real writer's work loses nothing that was acknowledged.
 
-The writer runs on the modelled disk; its trace is cut off anywhere, what was not synced is there or not (`crash`), and
-the state is judged: what a reader sees, what a later run of the same command makes of it, and whether all that was
-acknowledged is still there.
+The writer runs on the modelled disk; its trace is cut off anywhere, unsynced bytes and names are there or not (`crash`),
+and the state is judged: the numbers of a reader, the result of a later run of the same command, and the presence of
+all acknowledged blocks.
 """
 
 import random
@@ -63,6 +63,7 @@ def search(
 @pytest.mark.parametrize(
     ("family", "runs", "deep_runs"),
     [("alone", 1, 1), ("killed", 150, 400), ("stopped", 150, 400), ("together", 40, 200)],
+    ids=["alone", "killed", "stopped", "together"],
 )
 def test_what_was_acknowledged_survives_a_power_loss(
     family: str, runs: int, deep_runs: int, tally: Tally

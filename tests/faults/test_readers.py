@@ -1,11 +1,11 @@
-"""While others write, is every row that is read absent or exact, and does none go away again?"""
+"""While others write, every row that is read is absent or exact, and stays."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import apart, memory_folder
 
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 
 

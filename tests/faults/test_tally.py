@@ -1,4 +1,4 @@
-"""Does the table add up what the tests say, and does a test fail where harm was done?"""
+"""The table adds up the entries of tests, and a test fails if harm was done."""
 
 import pytest
 

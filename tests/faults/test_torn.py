@@ -1,4 +1,4 @@
-"""Are torn, empty and overlong shards of every array found, thrown away and made again, byte for byte?"""
+"""Torn, empty and overlong shards of every array are found, thrown away and made again, byte for byte."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from support.children import apart
 
-from faults.damage import Case, outside, unchecked_chunks, unguarded
+from faults.damage import Case, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
 from logitstore.storage.integrity.repair import Repairs
@@ -23,12 +24,12 @@ ARRAYS = {
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("piece", range(PIECES))
+@pytest.mark.parametrize("piece", range(PIECES), ids="part {}".format)
 def test_torn_shards_are_found_and_after_repair_and_another_run_the_store_is_the_same_bytes(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
     count = scale(200, 800) // PIECES
-    done = outside("torn:tears", path=str(memory_path / "store.zarr"), seed=100 + piece, count=count)
+    done = apart("faults.torn:tears", path=str(memory_path / "store.zarr"), seed=100 + piece, count=count)
     assert set(done["arrays"]) == ARRAYS
     tally.reached("torn", count, "shards", done["harm"], repairs=done["rounds"])
 
@@ -48,6 +49,7 @@ def _tear(case: Case, key: str, change: Callable[[bytes], bytes]) -> None:
         ),
         ("shards in verify", "integrity.checks.check_shard", lambda *_, **__: None, lambda data: data[:7]),
     ],
+    ids=["checksums of a read", "shards in verify"],
 )
 def test_a_guard_that_is_taken_out_is_missed(
     memory_path: Path,

@@ -1,10 +1,10 @@
-"""Does a stopped writer that wakes after its job was sealed by another change nothing, and say why it stops?"""
+"""A stopped writer that wakes after another has sealed its job changes nothing, and reports the reason."""
 
 from pathlib import Path
 
 import pytest
+from support.children import apart, memory_folder
 
-from faults.processes import apart, memory_folder
 from faults.tally import Tally, scale
 from faults.waking import MUTANTS
 from logitstore.storage.errors import PartSealed

@@ -1,7 +1,7 @@
-"""Is a torn shard found by a read and by `verify`, and after `repair` and another run of its writer as if nothing had been?
+"""Torn shards, which a read and `verify` find, and which `repair` and their writer make whole.
 
-Torn is what power cuts, full disks and interrupted copies make of a file: cut anywhere, empty, with something after
-its end, or of the right size with zeros where data should be.
+Power cuts, full disks and interrupted copies tear a file: cut anywhere, empty, with something after its end, or of the
+right size with zeros in place of data.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What does the real writer do on a modelled disk: alone, killed, stopped, in company, with a guard taken out?
+"""Traces of the real writer on a modelled disk: alone, killed, stopped, in company, with a guard taken out.
 
 Each function of `FAMILIES` gives a disk on which the storage code has run, from the making of the store to the seal;
 its trace is what `crash` cuts off. The store is as small as one can be that has views, blocks and two parts.

@@ -1,7 +1,7 @@
-"""In which order does a real writer call the operating system?
+"""The order in which a real writer calls the operating system, by strace.
 
-`trace` runs a writer under strace; `parse` makes events of what strace wrote; `inversions` is a pure function over
-them that says what came too early:
+`trace` runs a writer under strace; `parse` makes events of its output; `inversions` is a pure function that lists the
+events that came too early:
 
     write < fsync of the file < link < fsync of the directory < link of the record < its fsync < acknowledgement
 
@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from support.children import environment
+
 from .points import kind_of_name
-from .processes import environment
 from .writers import Plan, work
 
 CALLS: Final = (

@@ -1,6 +1,6 @@
-"""What does a writer do that was stopped, and wakes when its job was finished and sealed by another?
+"""Writers that are stopped, and wake when another has finished and sealed their job.
 
-`trials` is called in an interpreter of its own (`processes.apart`). One trial: a writer stops itself (SIGSTOP) at a
+`trials` is called in an interpreter of its own (`children.apart`). One trial: a writer stops itself (SIGSTOP) at a
 point of the protocol, another one writes the rest and seals, the first is woken (SIGCONT).
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from support import stores
+from support.children import Child
 
 from logitstore.storage.parts.part_writer import PartWriter
 
 from .killing import log_of
 from .points import POINTS, STAGING, Watch
-from .processes import Child
 from .writers import PART_SEALED, differences, golden, overwriting, status_of, work
 
 WRITING = tuple(point for point in POINTS if point.startswith(("data", "record")))[:10]

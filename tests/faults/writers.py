@@ -1,8 +1,7 @@
-"""What does one of several real writers do, what must then be there, and how can a writer be made wrong?
+"""One of several real writers, the state that it must leave, and ways to make a writer wrong.
 
-A writer makes the store, or finds it, takes its share of the blocks of a capture and then whatever is missing, and
-says of each block when it is acknowledged. `MUTANTS` are writers without one of the guards of the protocol: what finds
-nothing wrong with them finds nothing.
+A writer makes the store, or finds it, takes its share of the blocks of a capture and then all missing ones, and reports
+each acknowledged block. `MUTANTS` are writers without one of the guards of the protocol: a trial must find each wrong.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ PART_SEALED: Final = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What is captured."""
+    """A capture to write."""
 
     rows: int = 44
     classes: int = 3

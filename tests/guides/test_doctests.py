@@ -15,7 +15,8 @@ from support.tree import ROOT, module_name, python_files
 
 MODULES = {module_name(path): ROOT / path for path in python_files(ROOT)}
 HELPERS = {
-    f"support.{name}": ROOT / "tests" / "support" / f"{name}.py" for name in ("prose", "tree", "typecheck")
+    f"support.{name}": ROOT / "tests" / "support" / f"{name}.py"
+    for name in ("messages", "prose", "tree", "typecheck")
 }
 
 

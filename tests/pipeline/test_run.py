@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import zarr
-from support import experiments
+from support import children, experiments
 from support.experiments import (
     MLP_FACTORY,
     changed,
@@ -82,7 +82,7 @@ print(report.done, len(report.table), sorted({{"torch", "dask", "click"}} & set(
 def second_run(extra: str, *arguments: str) -> str:
     """What a second run prints that is made in a process of its own."""
     command = [sys.executable, "-c", SECOND_RUN.format(extra=extra), str(experiments.finished()), *arguments]
-    environment = experiments.python_environment()
+    environment = children.environment()
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 
 

@@ -1,16 +1,12 @@
 """Captures that are resumed are the same bytes, and captures that do not belong together are refused.
 
-Real processes write small blocks, are killed with SIGKILL at random moments, and are started again; two write the same
+Real processes write small blocks, are killed with SIGKILL at random puts, and are started again; two write the same
 capture at once. The tree must equal that of an uninterrupted writer, name for name and byte for byte.
 """
 
-import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support import stores
+from support.children import apart
+from support.killed_writers import BLOCK_ROWS, CLASSES, ROWS, TEACHER, empty_store, write
 from support.stores import Made, Teacher
-from support.tree import TESTS
 
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.backends.lease import lease
@@ -41,14 +38,6 @@ from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.root import create_root
 from logitstore.storage.parts.writer import SamplesWriter
 
-TEACHER = Teacher(views=2, augmented=True)
-ROWS, BLOCK_ROWS, CLASSES = 61, 8, 5
-
-
-def empty_store(path: Path) -> Made:
-    """Make a store with samples and no teachers."""
-    return stores.make(path, rows=ROWS, block_rows=BLOCK_ROWS, teachers={})
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
@@ -64,90 +53,35 @@ def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
-def write(store: Store) -> None:
-    """Write the capture of these tests."""
-    logits = stores.some_logits(2, ROWS, CLASSES)
-    stores.write_capture(store, "wide", logits, TEACHER, stores.some_inputs(ROWS))
-
-
-WRITER = """
-import os, sys, time
-sys.path.insert(0, sys.argv[2])
-from support import stores
-from logitstore.storage.api import open_store
-from logitstore.storage.backends.local import NewObject
-
-publish = NewObject.publish
-def slow(self):
-    time.sleep(float(sys.argv[3]))
-    return publish(self)
-NewObject.publish = slow
-os.fsync = lambda handle: None
-teacher = stores.Teacher(views=2, augmented=True)
-stores.write_capture(
-    open_store(sys.argv[1]), "wide", stores.some_logits(2, 61, 5), teacher, stores.some_inputs(61)
-)
-print("sealed")
-"""
-
-
-def start(path: Path, pause: float) -> subprocess.Popen[str]:
-    """Start a process that writes the rest of the capture, `pause` seconds before each object."""
-    command = [sys.executable, "-c", WRITER, str(path), str(TESTS), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, "sealed\n"), err
-
-
-def objects(path: Path) -> int:
-    """Count the files of the capture so far."""
-    return sum(len(folders) + len(files) for _, folders, files in os.walk(path / "teachers"))
+# Killed, and two at a time
 
 
 def test_killed_anywhere_and_resumed_is_the_same_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Fifteen kills, each at a random object that is still to come, over as few captures as needed."""
-    rng, kills, total = random.Random(4), 0, len(whole)
-    captures = 0
-    while kills < 15:
-        captures += 1
-        path = empty_store(tmp_path / f"store-{captures}.zarr").path
-        while kills < 15:
-            goal = objects(path) + rng.randint(1, total // 4)
-            process = start(path, 0.002)
-            while process.poll() is None and objects(path) < goal:
-                time.sleep(0.0005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            if process.returncode == 0:
-                break
-            kills += 1
-            if (path / "teachers/wide/__logitstore__/spec.json").exists():
-                with pytest.raises(StoreIncomplete, match="found an unfinished part"):
-                    _ = open_store(path).teachers["wide"]
+    """Fifteen kills, each at a random put that is still to come, over as few captures as needed."""
+    reports = apart("support.killed_writers:killed", folder=str(tmp_path), kills=15, most=len(whole) // 4)
+    assert [report["status"] for report in reports] == [-signal.SIGKILL] * 15
+    refusals = [report["refusal"] for report in reports if report["refusal"] is not None]
+    assert len(refusals) > 10
+    for name, found in refusals:
+        assert name == StoreIncomplete.__name__
+        assert found.startswith("an unfinished part")
+    paths = sorted(tmp_path.glob("store-*.zarr"))
+    for path in paths:
         write(open_store(path))
         assert stores.tree(path) == whole
-    assert verify(path, deep=True).exit_code == 0
+    assert verify(paths[-1], deep=True).exit_code == 0
 
 
 def test_two_processes_write_one_capture(whole: dict[str, bytes], tmp_path: Path) -> None:
-    path = empty_store(tmp_path / "store.zarr").path
-    processes = [start(path, 0.001), start(path, 0.0015)]
-    for process in processes:
-        finish(process)
+    path = tmp_path / "store.zarr"
+    assert apart("support.killed_writers:together", path=str(path)) == [0, 0]
     assert stores.tree(path) == whole
 
 
 def test_two_processes_and_one_is_killed(whole: dict[str, bytes], tmp_path: Path) -> None:
-    path = empty_store(tmp_path / "store.zarr").path
-    first, second = start(path, 0.002), start(path, 0.001)
-    while first.poll() is None and objects(path) < 60:
-        time.sleep(0.001)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    finish(second)
+    path = tmp_path / "store.zarr"
+    statuses = apart("support.killed_writers:together", path=str(path), kill_at=30)
+    assert statuses == [-signal.SIGKILL, 0]
     assert stores.tree(path) == whole
 
 

@@ -1,4 +1,4 @@
-"""What does a store with a generalist and some specialists look like, of which a test knows every number?"""
+"""A store with a generalist and some specialists, of known numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from logitstore.pipeline.combine.experts import Experts, active_specialists
 from logitstore.pipeline.combine.solve import combine_rows
 from logitstore.storage.api import Store, create_store, open_store
-from logitstore.storage.digest import digest_rows
 from support import stores
 
 ROWS, CLASSES, BLOCK_ROWS, VIEWS = 45, 9, 8, 2
@@ -35,13 +34,13 @@ class Made:
         return Path(self.store.path)
 
     def opened(self) -> Store:
-        """The store as it is on the disk now."""
+        """Open the store as it is on the disk now."""
         return open_store(self.path)
 
     def expected(
         self, sets: Mapping[str, Sequence[int]], view: int = 0, top: int = 1, direction: Any = "pq"
     ) -> NDArray[np.float64]:
-        """q of every row, from whole arrays in float64."""
+        """Return q of every row, from whole arrays in float64."""
         logits = self.logits["wide"][view].astype(np.float64)
         experts = Experts.of([(*own, -1) for own in sets.values()], CLASSES)
         active = active_specialists(logits, experts, top)
@@ -50,7 +49,7 @@ class Made:
 
 
 def head(store: Store, number: int, **other: Any) -> dict[str, Any]:
-    """What a specialist says of how it was made."""
+    """Return the provenance of a specialist."""
     return {
         "kind": "specialist",
         "generalist": {"capture": "wide", "seal": store.teachers["wide"].digest},
@@ -77,28 +76,17 @@ def write(
     seed = sum(map(ord, name))
     logits = np.random.default_rng(seed).normal(0, 2, (views, ROWS, columns)).astype(np.float32)
     made.logits[name] = logits - logits.max(axis=2, keepdims=True)
+    teacher = stores.Teacher(
+        views, encoding, augmented=True, classes=None if classes is None else tuple(classes)
+    )
     inputs = made.inputs if shown is None else shown
-    augmentation = dict(stores.AUGMENTATION)
-    with (
-        mock.patch("os.fsync"),
-        made.store.capture(
-            name,
-            provenance={"augmentation": augmentation, **provenance},
-            views=views,
-            encoding=encoding,
-            classes=classes,
-        ) as capture,
-    ):
-        for view in range(views):
-            for rows in capture.missing_blocks(view):
-                numbers = np.arange(rows.start, rows.stop)
-                part = inputs[rows.start : rows.stop]
-                seen = part if view == 0 else stores.augment(part, view, numbers)
-                capture.write(rows, logits[view, rows.start : rows.stop], view, seen=digest_rows(seen))
+    origin = {"augmentation": dict(stores.AUGMENTATION), **provenance}
+    with mock.patch("os.fsync"):
+        stores.write_capture(made.store, name, logits, teacher, inputs, origin)
 
 
 def make(path: Path) -> Made:
-    """A store of a generalist `wide`, and of the specialists of `SETS` and `DISJOINT`."""
+    """Make a store of a generalist `wide`, and of the specialists of `SETS` and `DISJOINT`."""
     inputs = stores.some_inputs(ROWS)
     with mock.patch("os.fsync"):
         store = create_store(

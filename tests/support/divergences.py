@@ -13,7 +13,7 @@ def log_softmax(logits: NDArray[np.floating], temperature: float) -> NDArray[np.
 
 
 def kl(teacher: Logits, decoded: Logits, temperature: float) -> NDArray[np.float64]:
-    """KL of each row in float64: Σ p·(q/p − 1 − ln(q/p)), whose terms are not negative."""
+    """Return the KL of each row in float64: Σ p·(q/p − 1 − ln(q/p)), whose terms are not negative."""
     ln_p = log_softmax(teacher, temperature)
     ratio = log_softmax(decoded, temperature) - ln_p
     return np.asarray((np.exp(ln_p) * (np.expm1(ratio) - ratio)).sum(axis=1))

@@ -1,14 +1,12 @@
-"""What does a whole experiment look like that runs in a second, and of which a test can change anything?
+"""A whole experiment that runs in a second, and of which a test can change anything.
 
-`write_data` makes the data sets, `document` the TOML tables over them, `parsed` the experiment. `finished` runs
-it once a process; `copy_finished` gives a test a copy of its own. The factories at the end are what tests put
-into documents: `experiments:…`.
+`write_data` makes the data sets, `document` the TOML tables over them, `parsed` the experiment. `finished` runs it once a
+process; `copy_finished` gives a test a copy of its own. Tests name the factories at the end in documents: `experiments:…`.
 """
 
 import atexit
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 
 from logitstore.pipeline.experiment.document import Experiment, parse_experiment
 from logitstore.pipeline.run import RunReport, run
-from support.tree import TESTS
 
 if TYPE_CHECKING:
     from logitstore.pipeline.models.networks import MLP
@@ -36,7 +33,7 @@ MLP_FACTORY = "logitstore.pipeline.models:mlp"
 
 
 def some_digits(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images of four blurred strokes, and which stroke: (rows, 4, 4), (rows,)."""
+    """Return images of four blurred strokes, and which stroke: (rows, 4, 4), (rows,)."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(CLASSES, size=rows)
     images = draw.integers(0, 150, size=(rows, *SHAPE))
@@ -45,7 +42,7 @@ def some_digits(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int
 
 
 def write_data(folder: Path) -> None:
-    """`train.npz` and `test.npz`."""
+    """Write `train.npz` and `test.npz`."""
     folder.mkdir(parents=True, exist_ok=True)
     names = np.array([f"stroke {c}" for c in range(CLASSES)])
     for name, rows, seed in (("train", ROWS, 1), ("test", 70, 2)):
@@ -54,18 +51,18 @@ def write_data(folder: Path) -> None:
 
 
 def train(**changes: Any) -> dict[str, Any]:
-    """A `train` table."""
+    """Return a `train` table."""
     return {"optimizer": "adam", "lr": 2e-2, "epochs": 3, "batch_size": 32} | changes
 
 
 def teacher(name: str, **changes: Any) -> dict[str, Any]:
-    """A `[[teacher]]` that is trained here."""
+    """Return a `[[teacher]]` that is trained here."""
     table = {"name": name, "factory": MLP_FACTORY, "args": {"hidden": [12], "dropout": 0.1}, "train": train()}
     return table | changes
 
 
 def student(name: str, **changes: Any) -> dict[str, Any]:
-    """A `[[student]]` of the teacher "wide"; with `targets = "hard"` of the labels."""
+    """Return a `[[student]]` of the teacher "wide"; with `targets = "hard"` of the labels."""
     table: dict[str, Any] = {
         "name": name,
         "factory": MLP_FACTORY,
@@ -77,7 +74,7 @@ def student(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """A whole experiment: two teachers, three views, a clustering, three students."""
+    """Return a whole experiment: two teachers, three views, a clustering, three students."""
     return {
         "transfer_set": {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "train.npz"}},
         "evaluation_set": {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "test.npz"}},
@@ -98,7 +95,7 @@ def document() -> dict[str, Any]:
 
 
 def parsed(content: dict[str, Any], base: Path) -> Experiment:
-    """The experiment that a document is."""
+    """Return the experiment of a document."""
     return parse_experiment(content, where="tiny.toml", base=base)
 
 
@@ -108,25 +105,30 @@ def run_document(content: dict[str, Any], base: Path, out: Path) -> RunReport:
         return run(parsed(content, base), out, device="cpu")
 
 
-@functools.cache
-def finished() -> Path:
-    """A folder with the data and a finished run of `document()` in `out`; never to be changed."""
+def kept_run(content: dict[str, Any]) -> Path:
+    """Return a folder with the data and a finished run of a document in `out`; it lasts as long as this process."""
     folder = Path(tempfile.mkdtemp(prefix="logitstore-finished-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_data(folder)
-    run_document(document(), folder, folder / "out")
+    run_document(content, folder, folder / "out")
     return folder
 
 
+@functools.cache
+def finished() -> Path:
+    """Return a folder with the data and a finished run of `document()` in `out`; never to be changed."""
+    return kept_run(document())
+
+
 def copy_finished(folder: Path) -> Path:
-    """A copy of `finished()`: `folder` holds the data and `out`."""
+    """Copy `finished()`: `folder` then holds the data and `out`."""
     shutil.copytree(finished(), folder, dirs_exist_ok=True)
     return folder
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What shows whether a file was touched."""
+    """Bytes and times of a file, which show whether it was touched."""
 
     digest: str
     """sha256 of its bytes."""
@@ -135,7 +137,7 @@ class FileState:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """sha256 of every file under `folder`, by relative path."""
+    """Return the sha256 of every file under `folder`, by relative path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -144,14 +146,14 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def states(folder: Path) -> dict[str, FileState]:
-    """Bytes and times of every file under `folder`."""
+    """Return bytes and times of every file under `folder`."""
     return {
         name: FileState(sha, (folder / name).stat().st_mtime_ns) for name, sha in contents(folder).items()
     }
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    """Names that were there before and are gone or are something else now."""
+    """Return the names that are gone or whose content changed."""
     return {name for name, value in before.items() if after.get(name) != value}
 
 
@@ -166,7 +168,7 @@ class Recorder:
         self.calls.append((task, done, total, unit, detail))
 
     def of(self, task: str) -> list[tuple[int, int]]:
-        """(done, total) of a task."""
+        """Return (done, total) of a task."""
         return [(done, total) for name, done, total, *_ in self.calls if name == task]
 
 
@@ -189,14 +191,14 @@ class NoFingerprint:
 
 
 def no_fingerprint(file: Path) -> NoFingerprint:
-    """A transfer set that says nothing of its content as a whole."""
+    """Return a transfer set without a fingerprint."""
     return NoFingerprint(file)
 
 
 def after_logits(
     change: Callable[[Any, int], Any], hidden: list[int], input_shape: list[int], num_classes: int
 ) -> "MLP":
-    """An mlp whose logits go through `change(logits, number of the call)`."""
+    """Return an mlp whose logits go through `change(logits, number of the call)`."""
     from logitstore.pipeline.models.networks import MLP
 
     class Changed(MLP):
@@ -210,7 +212,7 @@ def after_logits(
 
 
 def nan_at_call(call: int, hidden: list[int], *, input_shape: list[int], num_classes: int) -> "MLP":
-    """An mlp that gives a NaN the `call`-th time that it is run (from 1; 0 for never)."""
+    """Return an mlp that gives a NaN at its `call`-th call (from 1; 0 for never)."""
 
     def change(logits: Any, number: int) -> Any:
         if number == call:
@@ -221,7 +223,7 @@ def nan_at_call(call: int, hidden: list[int], *, input_shape: list[int], num_cla
 
 
 def spoils_its_input(hidden: list[int], *, input_shape: list[int], num_classes: int) -> "MLP":
-    """An mlp that, in evaluation, works in place on what it is given, as many a normalising one does."""
+    """Return an mlp that, in evaluation, changes its inputs in place, as many a normalising one does."""
     from logitstore.pipeline.models.networks import MLP
 
     class Spoiling(MLP):
@@ -232,9 +234,3 @@ def spoils_its_input(hidden: list[int], *, input_shape: list[int], num_classes: 
             return logits
 
     return Spoiling(input_shape, hidden, num_classes, dropout=0.0, input_dropout=0.0, max_norm=None)
-
-
-def python_environment() -> dict[str, str]:
-    """The environment of a child process that finds these factories."""
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

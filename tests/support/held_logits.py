@@ -1,4 +1,4 @@
-"""Which logits need no store? Arrays that are read like a capture."""
+"""Logits in memory that are read like a capture."""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,9 @@
-"""What did format 1.0 look like on the day it was fixed? Writes the golden stores, always the same bytes.
+"""Golden stores of format 1.0, always the same bytes.
 
     python tests/support/make_golden.py [FOLDER]
 
-tests/data holds what this script wrote when the format was fixed. A change of the code that changes a byte of it is a
-change of the format.
+tests/data holds the output of the day on which the format was fixed. A change of the code that changes a byte of it
+changes the format.
 """
 
 import shutil
@@ -18,7 +18,7 @@ PLAIN = DATA / "plain-v1.0"
 
 
 def make_golden(path: Path) -> Made:
-    """A store with all that format 1.0 has: two encodings, views, augmentation, dustbin, names, a clustering."""
+    """Make a store with all that format 1.0 has: two encodings, views, augmentation, dustbin, names, a clustering."""
     made = make(
         path,
         rows=11,
@@ -34,7 +34,7 @@ def make_golden(path: Path) -> Made:
 
 
 def make_plain(path: Path) -> Made:
-    """A store with as little as there may be: float32 inputs, neither names nor ids, whole blocks, one view."""
+    """Make a store with as little as there may be: float32 inputs, neither names nor ids, whole blocks, one view."""
     return make(
         path,
         rows=8,

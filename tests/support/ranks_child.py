@@ -1,4 +1,7 @@
-"""What does each of several processes do for tests/pipeline/trainer/test_ddp.py? Started by torchrun, with a folder and stores."""
+"""Trainings of several ranks, forked for the comparisons of tests/pipeline/trainer/test_ddp.py.
+
+As a script, one of two ranks that hang, started by torchrun.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ from logitstore.pipeline.trainer import loop as fit
 from logitstore.storage.api import open_store
 from logitstore.storage.errors import TransientIOError
 from support import trainings
+from support.children import ranks
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05, "ema": 0.9, "clip_norm": 2.0, "epochs": 2}
 """No Adam: it makes large differences of small ones."""
@@ -24,7 +28,7 @@ PLAIN = {"views": 0, "args": {"hidden": [6]}}
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """A student whose training is the same on any number of ranks, but for rounding and for who meets whom."""
+    """Return a student whose training is the same on any number of ranks, up to rounding."""
     train = SGD | changes.pop("train", {})
     return trainings.content(train, **(PLAIN | changes))
 
@@ -51,41 +55,46 @@ def recorded(file: Path) -> Any:
     return mock.patch.object(StudentLoss, "__call__", call)
 
 
-def main(folder: Path) -> None:
-    """Train everything that the test compares."""
+def train_all(folder: str, number: int) -> list[int]:
+    """Train everything that the test compares, in forked ranks; return their exit statuses."""
+    return ranks(number, train, Path(folder))
+
+
+def train(_: int, folder: Path) -> None:
+    """Train everything that the test compares, as one of the ranks."""
     torch.set_num_threads(1)
     fit.REPORT_EVERY = 1
     plain, unlabelled = (open_store(folder / "stores" / name) for name in ("plain.zarr", "unlabelled.zarr"))
-    with joined(timeout=60.0) as ranks:
+    with joined(timeout=60.0) as joint:
         for name, changes in SCENARIOS.items():
             store = unlabelled if name == "unlabelled" else plain
-            trainings.trained(document(**changes), store, folder / "two" / name, ranks)
-        with trainings.interruption(INTERRUPTED_AT), recorded(folder / f"two-one-{ranks.rank}.jsonl"):
-            trainings.trained(document(), plain, folder / "two-one", ranks)
-        with recorded(folder / f"one-two-{ranks.rank}.jsonl"):
-            trainings.trained(document(), plain, folder / "one-two", ranks)
+            trainings.trained(document(**changes), store, folder / "two" / name, joint)
+        with trainings.interruption(INTERRUPTED_AT), recorded(folder / f"two-one-{joint.rank}.jsonl"):
+            trainings.trained(document(), plain, folder / "two-one", joint)
+        with recorded(folder / f"one-two-{joint.rank}.jsonl"):
+            trainings.trained(document(), plain, folder / "one-two", joint)
         # Dropout and the same number of ranks: goes on to the same bytes.
         dropout = document(args={"hidden": [6], "dropout": 0.3})
-        trainings.trained(dropout, plain, folder / "whole", ranks)
+        trainings.trained(dropout, plain, folder / "whole", joint)
         with trainings.interruption(INTERRUPTED_AT):
-            trainings.trained(dropout, plain, folder / "again", ranks)
-        trainings.trained(dropout, plain, folder / "again", ranks)
+            trainings.trained(dropout, plain, folder / "again", joint)
+        trainings.trained(dropout, plain, folder / "again", joint)
         random = torch.rand(1).item()
-        (folder / f"random-{ranks.rank}.json").write_text(json.dumps([random, os.getpid()]))
+        (folder / f"random-{joint.rank}.json").write_text(json.dumps([random, os.getpid()]))
 
 
 def hang(folder: Path) -> None:
-    """Rank 1 never comes to what rank 0 waits for."""
+    """Let rank 1 never come to the second count, for which rank 0 waits."""
     try:
-        with joined(timeout=5.0) as ranks:
-            ranks.counts(1)
-            if ranks.rank == 1:
+        with joined(timeout=5.0) as joint:
+            joint.counts(1)
+            if joint.rank == 1:
                 time.sleep(90)
-            ranks.counts(2)
+            joint.counts(2)
     except TransientIOError as error:
         (folder / "said").write_text(str(error))
         raise
 
 
 if __name__ == "__main__":
-    (hang if "hang" in sys.argv else main)(Path(sys.argv[1]))
+    hang(Path(sys.argv[1]))

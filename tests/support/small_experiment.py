@@ -1,8 +1,8 @@
-"""What is the smallest experiment that goes through every stage, and how is it spoilt?
+"""The smallest experiment that goes through every stage, and ways to spoil it.
 
 300 rows of 4 numbers, three classes, five blocks of 64 rows; a linear teacher with weights of its own; one
 student. `MODULE` stands beside the experiment as `faulty.py`: its teacher and its transfer set do wrong on
-request. The row of index `MARKED` can be told by its first number.
+request. The first number of row `MARKED` marks it.
 """
 
 import shutil
@@ -154,7 +154,7 @@ def lay_out(folder: Path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """Every file of a folder with its bytes, every other entry with what it is."""
+    """Return every file of a folder with its bytes, every other entry with its kind."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -162,11 +162,11 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder with its bytes."""
+    """Return every file of a folder with its bytes."""
     return {name: data for name, data in snapshot(folder).items() if data != "folder"}
 
 
 def copy_of(folder: Path, to: Path) -> Path:
-    """A copy that a test may spoil."""
+    """Copy a folder, for a test to spoil."""
     shutil.copytree(folder, to)
     return to

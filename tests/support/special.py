@@ -1,13 +1,11 @@
-"""What does a store look like from which specialists can be trained in a second?
+"""A finished run from which specialists are trained in a second.
 
 `grounds` is a folder with the data of `experiments` and a finished run of one trained teacher, "wide", whose store has a
 clustering "pairs" of two overlapping sets; `content` is the document that asks for its specialists.
 """
 
-import atexit
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +25,7 @@ SETS = [[0, 2], [1, 2]]
 
 
 def content(cached: int = 3, **changes: Any) -> dict[str, Any]:
-    """A document with the specialists of "pairs", all of whose parts have a memory: dropout, Adam, a schedule.
+    """Return a document with the specialists of "pairs", all of whose parts have a memory: dropout, Adam, a schedule.
 
     cached: views of the teacher's capture.
     """
@@ -49,12 +47,9 @@ def content(cached: int = 3, **changes: Any) -> dict[str, Any]:
 
 @functools.cache
 def _grounds(cached: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="logitstore-grounds-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    experiments.write_data(folder)
     document = content(cached)
     del document["specialists"]
-    experiments.run_document(document, folder, folder / "out")
+    folder = experiments.kept_run(document)
     write_pairs(open_store(folder / "out" / "store.zarr"))
     return folder
 
@@ -67,7 +62,7 @@ def write_pairs(store: Store) -> None:
 
 
 def grounds(folder: Path, cached: int = 3) -> Path:
-    """A copy of the finished run: `folder` holds the data and `out`."""
+    """Copy the finished run: `folder` holds the data and `out`."""
     shutil.copytree(_grounds(cached), folder, dirs_exist_ok=True)
     return folder
 
@@ -100,5 +95,5 @@ class Field:
         return specialist_runs(self.experiment, self.store)
 
     def weights(self, number: int) -> bytes:
-        """The weights file of a specialist."""
+        """Return the weights file of a specialist."""
         return self.models.weights_path("specialists", self.runs[number].name).read_bytes()

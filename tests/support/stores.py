@@ -83,12 +83,17 @@ def provenance(name: str, teacher: Teacher) -> dict[str, Any]:
 
 
 def write_capture(
-    store: Store, name: str, logits: NDArray[np.float32], teacher: Teacher, inputs: NDArray[Any]
+    store: Store,
+    name: str,
+    logits: NDArray[np.float32],
+    teacher: Teacher,
+    inputs: NDArray[Any],
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the missing blocks of a capture, and seal it."""
+    """Write the missing blocks of a capture, and seal it; `origin` replaces its provenance."""
     with store.capture(
         name,
-        provenance=provenance(name, teacher),
+        provenance=provenance(name, teacher) if origin is None else origin,
         views=teacher.views,
         encoding=teacher.encoding,
         classes=teacher.classes,
@@ -114,10 +119,12 @@ def make(
     store_inputs: bool = True,
     names: bool = True,
     seed: int = 0,
+    exist_ok: bool = False,
 ) -> Made:
     """Make a sealed store at `path`; by default of `wide` (float16) and `deep` (float32) with two views each.
 
-    It runs without fsync, which takes most of the time and which no reader notices.
+    With `exist_ok`, complete the one that is there. It runs without fsync, which takes most of the time and which no
+    reader notices.
     """
     if teachers is None:
         teachers = {"wide": Teacher(views=2), "deep": Teacher(views=2, encoding="float32")}
@@ -134,6 +141,7 @@ def make(
             class_names=[f"clàss {c}" for c in range(classes)] if names else None,
             ids=[f"row-{row}" for row in range(rows)] if names else None,
             block_rows=block_rows,
+            exist_ok=exist_ok,
         )
         for number, (name, teacher) in enumerate(teachers.items()):
             columns = classes if teacher.classes is None else len(teacher.classes)

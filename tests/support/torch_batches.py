@@ -1,4 +1,4 @@
-"""What do the tests of torch's side read, and how are two batches compared?"""
+"""A store and streams for the tests of torch's side, and the content of a batch for comparison."""
 
 import multiprocessing
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ Content = tuple[list[int], list[int], dict[str, bytes]]
 
 
 def make_store(path: Path) -> stores.Made:
-    """A store of three blocks with two teachers, in two views."""
+    """Make a store of three blocks with two teachers, in two views."""
     return stores.make(
         path,
         rows=ROWS,
@@ -27,29 +27,29 @@ def make_store(path: Path) -> stores.Made:
 
 
 def array_stream(store: Store, **changes: Any) -> Any:
-    """Both views of both teachers, in batches of 16: 19 batches an epoch."""
+    """Stream both views of both teachers, in batches of 16: 19 batches an epoch."""
     settings: dict[str, Any] = {"batch_size": 16, "views": "all", "seed": 3} | changes
     return store.stream(**settings)
 
 
 def tensor_stream(store: Store, device: str | None = None, **changes: Any) -> TorchStream:
-    """The same, as tensors."""
+    """Stream the same as tensors."""
     return TorchStream(array_stream(store, **changes), device)
 
 
 def content(batch: TorchBatch) -> Content:
-    """Which rows a batch has, of which views, and every bit of its logits."""
+    """Return the rows and views of a batch, and every bit of its logits."""
     bits = {name: bytes(logits.numpy().tobytes()) for name, logits in batch.logits.items()}
     return batch.rows.tolist(), batch.views.tolist(), bits
 
 
 def contents(batches: Iterable[TorchBatch]) -> list[Content]:
-    """The content of each batch."""
+    """Return the content of each batch."""
     return [content(batch) for batch in batches]
 
 
 def context(name: str) -> BaseContext:
-    """A start method; the server that forks the workers has torch already, so that each starts at once."""
+    """Return a start method; the server that forks the workers has torch already, so that each starts at once."""
     found = multiprocessing.get_context(name)
     if name == "forkserver":
         found.set_forkserver_preload(["logitstore.pipeline.stream.torch_stream"])
@@ -57,7 +57,7 @@ def context(name: str) -> BaseContext:
 
 
 def begun(make: Callable[[], TorchStream], batches: int) -> tuple[TorchStream, Any]:
-    """A stream of which some batches were taken, and its iterator."""
+    """Return a stream of which some batches were taken, and its iterator."""
     stream = make()
     iterator = iter(stream)
     for _ in range(batches):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import experiments
+from support.children import environment
 
 
 def torchrun(ranks: int, *arguments: str | Path, timeout: float = 150) -> subprocess.CompletedProcess[str]:
@@ -12,7 +12,7 @@ def torchrun(ranks: int, *arguments: str | Path, timeout: float = 150) -> subpro
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
         [*command, *map(str, arguments)],
-        env=experiments.python_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -21,5 +21,5 @@ def torchrun(ranks: int, *arguments: str | Path, timeout: float = 150) -> subpro
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines of ours on stderr, without those of torchrun."""
+    """Return our lines on stderr, without those of torchrun."""
     return [line for line in done.stderr.splitlines() if line.startswith("logitstore: ")]

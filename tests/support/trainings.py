@@ -1,4 +1,4 @@
-"""How is a student's training interrupted, gone on with, shared by ranks, and compared?
+"""Trainings of one student: interrupted, resumed, shared by ranks, and compared.
 
 All of them train from the store of `experiments.finished()`, or one of `plain_store`.
 """
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 def content(train: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """A document with one student, all of whose parts have a memory: dropout, Adam, averages, a schedule."""
+    """Return a document with one student, all of whose parts have a memory: dropout, Adam, averages, a schedule."""
     settings = {
         "epochs": 2,
         "seeds": [0],
@@ -55,19 +55,19 @@ def content(train: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
 
 
 def only_run(document: dict[str, Any], base: Path) -> tuple[Experiment, StudentSeed]:
-    """The experiment of a document, and its one training."""
+    """Return the experiment of a document, and its one training."""
     experiment = experiments.parsed(document, base)
     (run,) = student_seeds(experiment)
     return experiment, run
 
 
 def finished_store() -> Store:
-    """The store of the finished experiment, read only."""
+    """Open the store of the finished experiment, read only."""
     return open_store(experiments.finished() / "out" / "store.zarr")
 
 
 def plain_store(path: Path, *, logits_seed: int = 0, labels_seed: int = 1, unlabelled: int = 0) -> Store:
-    """A store of one view of `some_digits` and two teachers, which know nothing; some rows without a label."""
+    """Make a store of one view of `some_digits` and two teachers, which know nothing; some rows without a label."""
     inputs, labels = experiments.some_digits(experiments.ROWS, labels_seed)
     labels[:unlabelled] = -1
     store = create_store(
@@ -94,7 +94,7 @@ def trained(
 
 @contextlib.contextmanager
 def interruption(step: int) -> Iterator[None]:
-    """A training is interrupted, on every rank, right after the checkpoint of a step."""
+    """Interrupt a training, on every rank, right after the checkpoint of a step."""
     genuine = StudentKeeper.after_step
 
     def after_step(self: StudentKeeper, training: Training) -> None:
@@ -108,23 +108,23 @@ def interruption(step: int) -> Iterator[None]:
 
 
 def weights(folder: Path) -> bytes:
-    """The weights file of the student."""
+    """Return the weights file of the student."""
     return (folder / "students" / "a-seed0.safetensors").read_bytes()
 
 
 def checkpoints(folder: Path) -> Path:
-    """The folder of its checkpoints."""
+    """Return the folder of its checkpoints."""
     return folder / "students" / "a-seed0.checkpoints"
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of its log."""
+    """Return the lines of its log."""
     text = (folder / "students" / "a-seed0.metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def curve(folder: Path) -> list[tuple[Any, ...]]:
-    """What of the log follows from the training alone, rather than from the clock."""
+    """Return the part of the log that follows from the training alone, not from the clock."""
     return [
         tuple(line[key] for key in ("event", "step", "epoch", "rows", "loss", "lr")) for line in lines(folder)
     ]
@@ -169,7 +169,7 @@ class Together:
 
 @contextlib.contextmanager
 def as_if_by(ranks: int, document: dict[str, Any], store: Store) -> Iterator[None]:
-    """One process trains on what that many ranks would have in each step."""
+    """Let one process train on the batches that so many ranks would have in each step."""
 
     def together(*_: Any) -> Together:
         return Together(document, store, ranks)

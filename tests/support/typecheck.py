@@ -1,4 +1,4 @@
-"""Is what a user installs typed, and was all of it checked?
+"""The type check of an installed wheel, with a count of the files that were checked.
 
 The wheel is built, installed into a folder of its own, and mypy reads it there, as it would in a user's
 environment: a file that is missing from the wheel, a `py.typed` that is not found or a package that mypy
@@ -22,7 +22,7 @@ CACHE = ROOT / ".mypy_cache"
 
 @dataclass(frozen=True)
 class Report:
-    """What mypy said about an installed wheel."""
+    """The output of mypy for an installed wheel."""
 
     output: str
     """Everything that mypy printed."""

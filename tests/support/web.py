@@ -1,4 +1,4 @@
-"""What does a web server, or a bucket, answer to whoever reads a store there? One that can be told to misbehave.
+"""A web server and a bucket for readers of stores, which misbehave on request.
 
 `serving(folder)` serves the files of a folder on the loopback: as a web server with ranges and without listings, and, under
 /bucket, as much of S3's protocol as reading takes (GET with ranges, HEAD, ListObjectsV2, no signatures).

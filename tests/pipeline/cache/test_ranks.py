@@ -1,20 +1,18 @@
 """Several ranks capture one store: the same bytes by any number of them, killed anywhere, gone on with by any other.
 
-`capturing_ranks.py` forks them, so that a start takes no seconds; one test starts the command by torchrun.
+`support.capturing_ranks` forks them, so that a start takes no seconds; one test starts the command by torchrun.
 """
 
 import itertools
-import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import capturing_ranks, experiments, stores
+from support import experiments, stores
 from support import small_experiment as small
+from support.children import apart
 from support.torchrun import said, torchrun
 
 from logitstore.pipeline.cache.stage import cache
@@ -38,17 +36,11 @@ WHOLE_PLAN = [
 
 
 def carried_out(plan: list[Any], work: Path) -> dict[str, Any]:
-    """What became of captures that were killed as planned."""
-    command = [sys.executable, capturing_ranks.__file__, str(experiments.finished()), str(work)]
-    ran = subprocess.run(
-        [*command, json.dumps(plan)],
-        capture_output=True,
-        text=True,
-        env=experiments.python_environment(),
-        check=False,
+    """Return the report of captures that were killed as planned."""
+    base = str(experiments.finished())
+    report: dict[str, Any] = apart(
+        "support.capturing_ranks:killed", seconds=850, base=base, work=str(work), plan=plan
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    report: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return report
 
 

@@ -1,8 +1,5 @@
 """Stage one: the store holds the teachers' logits of the inputs shown, after any interruption."""
 
-import json
-import subprocess
-import sys
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support import experiments
+from support.children import apart
 from support.experiments import BATCH_SIZE, BLOCK_ROWS, ROWS, VIEWS, contents, document, parsed, teacher
 
 from logitstore.pipeline.augment import row_generator, shift
@@ -154,98 +152,13 @@ def test_a_teacher_that_works_in_place_spoils_nobodys_input(base: Path) -> None:
 # The same bytes
 
 
-DRIVER = """
-import json, os, shutil, signal, sys, traceback
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from support import experiments
-from logitstore.pipeline.cache import capture as capture_pass, stage
-from logitstore.pipeline.workspace import Workspace
-from logitstore.storage.backends.local import NewObject
-
-base, work = Path(sys.argv[1]), Path(sys.argv[2])
-genuine_put, genuine_logits = NewObject.publish, capture_pass.teacher_logits
-counts = {"put": 0, "logits": 0}
-os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def capture(folder, put=None, logits=None, after=False):
-    '''Stage one, killed before (or after) put number `put`, or while a teacher runs for time `logits` (0: is tried out).'''
-    def publish(self):
-        counts["put"] += 1
-        if counts["put"] == put and not after:
-            die()
-        result = genuine_put(self)
-        if counts["put"] == put:
-            die()
-        return result
-    def teacher_logits(*arguments):
-        counts["logits"] += 1
-        if counts["logits"] == logits:
-            die()
-        return genuine_logits(*arguments)
-    NewObject.publish, capture_pass.teacher_logits = publish, teacher_logits
-    if logits == 0:
-        stage.try_out = lambda *arguments: die()
-    experiment = experiments.parsed(experiments.document(), base)
-    stage.cache(Workspace.of_store(experiment, folder / "store.zarr", folder / "models", device="cpu"))
-    (folder / "counts.json").write_text(json.dumps(counts))
-
-def child(*arguments, **others):
-    '''Run `capture` in a process of its own; its exit status, negative for a signal.'''
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            capture(*arguments, **others)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-whole, fresh = work / "whole", work / "fresh"
-shutil.copytree(base / "out" / "models" / "teachers", whole / "models" / "teachers")
-shutil.copytree(whole, fresh)
-statuses = [child(whole), child(fresh)]
-total = json.loads((whole / "counts.json").read_text())
-expected = experiments.contents(whole / "store.zarr")
-same_twice = expected == experiments.contents(fresh / "store.zarr")
-points = [{"put": n, "after": bool(n % 2)} for n in (1, 2, 4, *range(9, total["put"], 13), total["put"])]
-points += [{"logits": n} for n in (0, 1, 3, total["logits"] // 2, total["logits"])]
-results = []
-for number, point in enumerate(points):
-    folder = work / f"killed-{number}"
-    shutil.copytree(whole / "models", folder / "models")
-    status = child(folder, **point)
-    left = experiments.contents(folder / "store.zarr")
-    if number % 2:  # killed once more on the way
-        child(folder, put=5)
-    resumed = child(folder)
-    after = experiments.contents(folder / "store.zarr")
-    differing = sorted(k for k in {*after, *expected} if after.get(k) != expected.get(k))
-    results.append([point, status, len(left), resumed, differing])
-    shutil.rmtree(folder)
-report = {"statuses": statuses, "same_twice": same_twice, "files": len(expected), "results": results}
-print(json.dumps(report))
-"""
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of captures that were killed at many points and run again: see DRIVER, whose children are forks."""
+    """Return the report of captures that were killed at many points and resumed: see `killed_captures`."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", DRIVER, str(experiments.finished()), str(folder)]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, env=experiments.python_environment(), check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    report: dict[str, Any] = json.loads(ran.stdout)
-    assert report["statuses"] == [0, 0], ran.stderr
+    base = str(experiments.finished())
+    report: dict[str, Any] = apart("support.killed_captures:killed", base=base, folder=str(folder))
+    assert report["statuses"] == [0, 0]
     return report
 
 

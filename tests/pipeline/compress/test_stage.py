@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support import stores
+from support.children import apart
 from support.stores import Teacher
 
 from logitstore.pipeline.cluster.covariance import covariance
@@ -614,36 +613,12 @@ def test_interrupted_after_any_block_it_goes_on_to_the_same_bytes(
         assert first[0][1] > 0 and first[0][2] == VIEWS * ROWS
 
 
-KILLED = """
-import os, sys, time
-from logitstore.pipeline.compress.stage import compress
-from logitstore.storage.api import open_store
-from logitstore.storage.backends.local import NewObject
-
-publish = NewObject.publish
-def slow(self):
-    time.sleep(0.01)
-    return publish(self)
-NewObject.publish = slow
-os.fsync = lambda handle: None
-compress(open_store(sys.argv[1]), "half", "small", {"max_kl": 1e-3})
-"""
-
-
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(store: Store, template: Path, tmp_path: Path) -> None:
     compress(store, "half", "small", {"max_kl": 1e-3})
     expected = stores.tree(store.path)
     path = shutil.copytree(template, tmp_path / "killed.zarr")
-    kills = 0
-    for goal in (8, 16, 28):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stderr=subprocess.PIPE)
-        part = path / "teachers/small"
-        while process.poll() is None and sum(1 for f in part.rglob("*") if f.is_file()) < goal:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2
+    statuses = apart("support.killed_writers:compressions", path=str(path), puts=[8, 8, 12])
+    assert statuses == [-signal.SIGKILL] * 3
     assert "small" not in open_store(path).teachers
     compress(open_store(path), "half", "small", {"max_kl": 1e-3})
     assert stores.tree(path) == expected

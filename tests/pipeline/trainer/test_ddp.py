@@ -1,6 +1,6 @@
 """Several processes train one student: as one process would on the same batches, and all of them stop together.
 
-`ranks_child.py` runs under torchrun, once for all comparisons; the command is started by torchrun for the rest.
+`ranks_child` forks its ranks, once for all comparisons; the command is started by torchrun for the rest.
 """
 
 import json
@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from support import experiments, ranks_child, trainings
+from support.children import apart
 from support.ranks_child import INTERRUPTED_AT, SCENARIOS, document, recorded
 from support.torchrun import said, torchrun
 from support.trainings import as_if_by, curve, interruption, trained
@@ -27,14 +28,13 @@ pytestmark = pytest.mark.xdist_group("ranks")  # one process of the tests at a t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes have trained, and the stores that they read."""
+    """Return a folder with all trainings of two processes, and the stores that they read."""
     folder = tmp_path_factory.mktemp("ranks")
     for name, unlabelled in (("plain", 0), ("unlabelled", 60)):
         trainings.plain_store(folder / "stores" / f"{name}.zarr", unlabelled=unlabelled)
     with told_each_step(), interruption(INTERRUPTED_AT), recorded(folder / "one-two.jsonl"):
         trained(document(), store(folder), folder / "one-two")
-    done = torchrun(2, ranks_child.__file__, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert apart("support.ranks_child:train_all", folder=str(folder), number=2) == [0, 0]
     return folder
 
 
@@ -139,7 +139,11 @@ def test_two_ranks_go_on_to_the_same_bytes_with_random_numbers_of_their_own(fold
     assert first[1] != second[1]
 
 
-@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many")])
+@pytest.mark.parametrize(
+    ("rank", "size"),
+    [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many")],
+    ids=["above", "negative", "no number", "no size"],
+)
 def test_a_rank_outside_its_world_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, rank: str, size: str
 ) -> None:
@@ -269,7 +273,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_start_goes_on(place:
 
 @pytest.mark.deep
 def test_a_rank_that_hangs_is_not_waited_for_longer_than_was_said(tmp_path: Path) -> None:
-    done = torchrun(2, ranks_child.__file__, tmp_path, "hang", timeout=100)
+    done = torchrun(2, ranks_child.__file__, tmp_path, timeout=100)
     assert done.returncode != 0
     assert (
         (tmp_path / "said").read_text().startswith("rank 0 of 2: expected all ranks to go on, found that one")

@@ -47,7 +47,9 @@ def often_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("often_told")
-@pytest.mark.parametrize("step", [1, 2, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS])
+@pytest.mark.parametrize(
+    "step", [1, 2, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS], ids="step {}".format
+)
 def test_a_training_goes_on_to_the_same_bytes(tmp_path: Path, whole: Path, step: int) -> None:
     """First step, last of an epoch, first of the next, last of all: weights and log are those of the whole training."""
     with interruption(step):
@@ -132,7 +134,9 @@ def forget(part: str) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize(
-    "forgetful", [forget_random_numbers, forget_the_stream, forget("optimizer"), forget("ema")]
+    "forgetful",
+    [forget_random_numbers, forget_the_stream, forget("optimizer"), forget("ema")],
+    ids=["random numbers", "stream", "optimizer", "ema"],
 )
 def test_a_training_that_forgets_a_part_is_found_out(
     tmp_path: Path, whole: Path, forgetful: Callable[[], Any]
