@@ -33,6 +33,8 @@ _FACTORY = re.compile(
 )
 _LONGEST = 300
 """Characters of a factory string; no module has a name that long."""
+_MOST_NAMES = 40
+"""Names that are listed in a remedy; timm has more than a thousand."""
 
 
 def _refuse(factory: str, expected: str, found: str, remedy: str) -> FactoryError:
@@ -53,6 +55,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
+    if len(names) > _MOST_NAMES:
+        return "correct the name"
     return f"use one of {', '.join(names)}" if names else "remove it"
 
 
