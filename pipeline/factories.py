@@ -84,7 +84,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        # dir, not vars: names that a package imports on first use are suggested as well
+        known = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))]
         raise _refuse(factory, f"a function {function!r} in module {name}", found, suggest(function, known))
     return value  # type: ignore[no-any-return]
 

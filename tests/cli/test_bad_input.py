@@ -259,7 +259,7 @@ def test_a_teacher_of_another_number_of_classes(folder: Path) -> None:
         ('weights = "line.safetensors"', 'args = { more_classes = 1 }\nweights = "four.safetensors"'),
     )
     assert line == (
-        "teacher 'line': expected logits of 3 classes, as the transfer set has them, found 4; "
+        "teacher 'line': expected logits of 3 classes, as in the transfer set, found logits of 4 classes; "
         "give the teacher the classes of the transfer set"
     )
 
@@ -452,7 +452,7 @@ def test_a_file_is_no_folder(folder: Path, command: str) -> None:
 def test_a_device_that_is_not_there(folder: Path) -> None:
     line = refused(folder, USAGE, "run", folder / "small.toml", "--out", folder / "out", "--device", "gpu")
     assert line.startswith("device: expected a device that PyTorch can use here, such as cpu, found 'gpu' (")
-    assert line.endswith("); name another one, or leave it out")
+    assert line.endswith("); name another device, or leave it out")
 
 
 def test_the_demo_does_not_write_beside_something_else(tmp_path: Path) -> None:
