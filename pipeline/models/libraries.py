@@ -150,7 +150,7 @@ def _check(library: Any, name: str, model: str, options: dict[str, Any], input_s
             name,
             expected=f"one of its {len(known)} networks",
             found=repr(model),
-            remedy=suggest(model, known),
+            remedy=suggest(model, known, "correct the name"),
         )
     for key in sorted(options.keys() & _FETCHING):
         raise ConfigError(
