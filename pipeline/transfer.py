@@ -176,6 +176,10 @@ class TransferRows(Examples):
         """Fetch inputs and labels of some rows of the store."""
         return self.fetch(self.source[rows.start : rows.stop].tolist())
 
+    def inputs_of(self, rows: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows ..."]:
+        """Fetch inputs of some rows of the store, for mixtures (`augment.OtherRows`)."""
+        return self.fetch(self.source[rows].tolist())[0]
+
 
 def input_bytes(experiment: Experiment, rows: TransferRows) -> int:
     """Return the bytes of an input in the store; 0 for a store without inputs."""

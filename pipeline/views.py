@@ -7,7 +7,6 @@ An augmentation that mixes two rows needs the second one: `rows_of_store` reads 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,19 +59,19 @@ def rows_of_store(store: Store, transfer_set: Any = None) -> OtherRows:
 
 
 def experiment_views(
-    experiment: Experiment, others: OtherRows | TransferRows | None = None, *, made_twice: bool = True
+    experiment: Experiment, others: OtherRows | None = None, *, made_twice: bool = True
 ) -> Augment | None:
     """Make the function of an experiment's views; None without an augmentation.
 
-    others: the transfer set, or another source of rows for mixtures; by default the set is made on first use. made_twice:
-    whether some rows are made again and compared (`augment_rows`), which views with digests do not need. Raises FactoryError.
+    others: the source of rows for mixtures, by default the transfer set. made_twice: whether some rows are made again and
+    compared (`augment_rows`), which views with digests do not need. Raises FactoryError.
     """
     table = experiment.cache.augment
     if table is None:
         return None
     augmentation = build_augmentation(table.factory, table.args, base=experiment.base)
-    if others is None or isinstance(others, TransferRows):
-        others = _RowsOfExperiment(experiment, others)
+    if others is None and isinstance(augmentation, PairAugmentation):
+        others = TransferRows(experiment)
     return _Replay(augmentation, table.seed, table.first_view, others, made_twice)
 
 
@@ -127,25 +126,6 @@ class _RowsOfStore:
         return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
 
 
-@dataclass(frozen=True)
-class _RowsOfExperiment:
-    """Inputs from the transfer set of an experiment."""
-
-    experiment: Experiment
-    given: TransferRows | None
-
-    @cached_property
-    def rows(self) -> TransferRows:
-        """The set, made on first use: few augmentations mix rows."""
-        return TransferRows(self.experiment) if self.given is None else self.given
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return self.rows.fetch(self.rows.source[rows].tolist())[0]
-
-
 def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
     """Return the augmentation in a capture's identity; None without one."""
     augment = experiment.cache.augment
@@ -186,8 +166,8 @@ def recorded_views(
     transfer_set: the inputs, for a store without them. The spec in a store is only compared, never executed.
     """
     theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
-    others: OtherRows | TransferRows | None = transfer_set
-    if transfer_set is None and store.samples.inputs is not None:
+    others: OtherRows | None = transfer_set
+    if others is None and store.samples.inputs is not None:
         others = rows_of_store(store)
     make_view = experiment_views(experiment, others, made_twice=False)
     if make_view is None or ours is None or theirs is None or as_json(ours) != theirs:

@@ -76,14 +76,13 @@ def forward(
     num_rows = len(batch)  # before the call, as a module may work in place
     with refusing_failures(where, batch):
         logits = module(batch)
-    is_table = isinstance(logits, Tensor) and logits.ndim == 2
-    if not is_table or len(logits) != num_rows:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_rows:
         raise BadLogitsError(
             where,
             expected=f"a tensor of logits of shape ({num_rows}, classes)",
             found=_described(logits),
             remedy="return one row of logits for each input from the model"
-            if is_table
+            if isinstance(logits, Tensor) and logits.ndim == 2
             else "wrap the model so that it returns its logits alone",
         )
     if not logits.is_floating_point():

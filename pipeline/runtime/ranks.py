@@ -157,7 +157,7 @@ def are_several() -> bool:
     return all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
-def check_place() -> None:
+def _check_rank() -> None:
     """Refuse a rank outside its world, for which the others would wait. Raises ConfigError."""
     rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
@@ -185,7 +185,7 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, not in __all__
     from torch.distributed.rendezvous import rendezvous
 
-    check_place()
+    _check_rank()
     limit = timedelta(seconds=timeout)
     store, rank, size = next(rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
