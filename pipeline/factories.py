@@ -244,7 +244,7 @@ def _import(factory: str, name: str) -> Any:
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             remedy = _suggest_module(missing)
             raise _refuse(factory, f"a module {missing}", "no module of that name", remedy) from error
-        remedy = "correct the module, or install what it needs"
+        remedy = "correct the module, or install its dependencies"
         raise _refuse(factory, f"module {name} to import", describe_exception(error), remedy) from error
 
 

@@ -125,7 +125,7 @@ def test_another_augmentation_than_the_captures_is_refused(tmp_path: Path) -> No
             content["cache"]["augment"] |= change
             message = (
                 "teachers/wide: expected the captured augmentation .*'pixels': 1.*found "
-                f".*{said}.*; set \\[cache\\] augment to the one of the capture"
+                f".*{said}.*; set \\[cache\\] augment to that of the capture"
             )
             with pytest.raises(SpecMismatch, match=message):
                 trained(content, tmp_path)
