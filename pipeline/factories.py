@@ -1,7 +1,7 @@
-"""Factories: the "package.module:function" strings of an experiment, and what they make.
+"""Factories: the "package.module:function" strings of an experiment, and the objects that they make.
 
-A factory runs code. Its name comes from the command line or from a local TOML file, never from a store:
-the factories that a store names are text, to be printed and compared.
+A factory runs code. Its name comes from the command line or a local TOML file, never from a store: factory strings in a store
+are only printed and compared.
 """
 
 import difflib
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 Factory = Callable[..., object]
-"""A function or a class that a factory string names."""
+"""The function or class of a factory string."""
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
 _LONGEST = 300
-"""Characters of a factory string; no module has a name that long."""
+"""Characters of the longest factory string."""
 
 
 def _refuse(factory: str, expected: str, found: str, remedy: str) -> FactoryError:
     return FactoryError(f"factory {factory!r}", expected=expected, found=found, remedy=remedy)
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the remedy for a misspelt name: the known name nearest to it, or all of them where none is near.
+def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Return the remedy for a misspelt name: the nearest known name, or without one `otherwise`, by default all names.
 
     >>> suggest("hiden", ["hidden", "dropout"])
     "did you mean 'hidden'?"
@@ -53,17 +53,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"use one of {', '.join(names)}" if names else "remove it"
+    return otherwise or (f"use one of {', '.join(names)}" if names else "remove it")
 
 
 def resolve(factory: str, *, base: Path | None = None) -> Factory:
-    """Import the function that a factory string names.
+    """Import the function of a factory string, "package.module:function".
 
-    factory: "package.module:function".
-    base: folder whose modules may be named too (that of the experiment file). It is appended to the
-        *end* of `sys.path`, so that a file in it never hides an installed module.
-    Raises FactoryError for a wrong form, a missing module or function, and a module that fails while it is
-    imported.
+    base: folder of further modules, that of the experiment file. It is appended to the *end* of `sys.path`, so that its files
+    never hide an installed module.
+    Raises FactoryError for a wrong form, a missing module or function, and a failing import.
 
     >>> resolve("logitstore.pipeline.augment:shift").__name__
     'shift'
@@ -80,7 +78,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        # dir, not vars: names that a package imports on first use are suggested as well
+        known = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))]
         raise _refuse(factory, f"a function {function!r} in module {name}", found, suggest(function, known))
     return value  # type: ignore[no-any-return]
 
@@ -94,13 +93,12 @@ def build(
 ) -> object:
     """Call a factory with the arguments of an experiment file, and return its result.
 
-    factory: "package.module:function".
-    args: keyword arguments as TOML gives them. Where the signature is annotated, a value is converted
-        as TOML needs it (list to tuple, int to float, str to Path) and refused where it does not fit.
-    offered: further keyword arguments, passed only where the signature names them and `args` does not.
-    base: folder that relative `Path` arguments start from, and that may hold the factory's module.
-    Raises FactoryError for an unknown, a missing or an unfit argument, and for any exception of the
-    factory except logitstore's own, which pass.
+    args: keyword arguments as TOML has them. Values of annotated parameters are converted (list to tuple, int to float, str
+        to Path).
+    offered: further keyword arguments, passed if the signature has them and `args` does not.
+    base: folder of relative `Path` arguments, and of the factory's module.
+    Raises FactoryError for an unknown, missing or unfit argument, and for any exception of the factory except logitstore's
+    own, which pass.
     """
     function = resolve(factory, base=base)
     signature, hints = _signature_of(function)
@@ -129,8 +127,8 @@ def build(
 def source_digest(factory: str, *, base: Path | None = None) -> str:
     """Digest the source file of the module that *defines* a factory, "sha256:…", or return its stated version.
 
-    The digest is part of an augmentation's identity: a re-export keeps it, an edit of the file changes it.
-    A factory that states a version (`augment.source_version`) has the version instead of the digest.
+    The result is part of an augmentation's identity: a re-export keeps the digest, an edit of the file changes it. A factory
+    may state a version instead (`augment.source_version`).
     Raises FactoryError as `resolve` does, and for a function without Python source.
 
     >>> source_digest("logitstore.pipeline.augment:shift")[:7]
@@ -146,8 +144,8 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
             raise TypeError("no source file")
         content = Path(source).read_bytes()
     except (AttributeError, KeyError, TypeError, OSError) as error:
-        found = f"{_described(definition)} without a readable one ({describe_exception(error)})"
-        remedy = "wrap it in a function of a module of your own"
+        found = f"{_described(definition)} without source ({describe_exception(error)})"
+        remedy = "wrap it in a function of your own module"
         raise _refuse(factory, "a function defined in a Python source file", found, remedy) from error
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
@@ -159,26 +157,24 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
     `(input, label)`.
     """
 
-    def refuse(problem: str = "") -> FactoryError:
+    def refused(problem: str = "") -> FactoryError:
         expected = "a map-style data set: len, and [i] -> (input, label) or input, an array or a tensor"
-        return _refuse(
-            factory, expected, f"{_described(value)}{problem}", "return such a data set from the factory"
-        )
+        found, remedy = f"{_described(value)}{problem}", "return such a data set from the factory"
+        return _refuse(factory, expected, found, remedy)
 
     if inspect.isclass(value) or not isinstance(value, TransferSet):
-        raise refuse()
+        raise refused()
     try:
-        size = len(value)
-        item = value[0] if size else None
+        if not len(value):
+            raise refused(" of no examples")
+        item = value[0]
     except LogitStoreError:
         raise
     except Exception as error:
-        raise refuse(f" whose first example fails ({describe_exception(error)})") from error
-    if not size:
-        raise refuse(" of no examples")
+        raise refused(f" whose first example fails ({describe_exception(error)})") from error
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
-        raise refuse(f" whose first input is {_described(example)}")
+        raise refused(f" whose first input is {_described(example)}")
     return value
 
 
@@ -194,22 +190,20 @@ def expect_module(value: object, factory: str) -> "torch.nn.Module":
 
 def expect_augmentation(value: object, factory: str) -> Augmentation | PairAugmentation:
     """Return `value`, a callable of (input, generator) or a mixture of rows. Raises FactoryError for others."""
-    if isinstance(value, PairAugmentation) and not inspect.isclass(value):
+    is_class, problem = inspect.isclass(value), ""
+    if isinstance(value, PairAugmentation) and not is_class:
         return value
-    found = None
-    if not callable(value) or inspect.isclass(value):
-        found = _described(value)
-    else:
+    if callable(value) and not is_class:
         try:
             inspect.signature(value).bind(None, None)
+            return value
         except TypeError as error:
-            found = f"{_described(value)} with other parameters ({error})"
+            problem = f" with other parameters ({error})"
         except ValueError:
-            pass  # a callable of an extension module may not show its signature
-    if found is not None:
-        expected = "an augmentation: a callable (input, generator) -> input"
-        raise _refuse(factory, expected, found, "return such a callable from the factory")
-    return value  # type: ignore[return-value]
+            return value  # callables of extension modules may lack a signature
+    expected = "an augmentation: a callable (input, generator) -> input"
+    remedy = "return such a callable from the factory"
+    raise _refuse(factory, expected, f"{_described(value)}{problem}", remedy)
 
 
 def build_augmentation(
@@ -230,7 +224,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _signature_of(function: Any) -> tuple[inspect.Signature | None, dict[str, Any]]:
-    """Return signature and annotations; functions of extension modules may lack both."""
+    """Return signature and annotations, which functions of extension modules may lack."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -245,12 +239,12 @@ def _import(factory: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        # A module that *it* imports and that is missing is a failure of the named module, not its absence.
+        # If the named module exists but imports a missing one, the named module fails; it is not absent.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             remedy = _suggest_module(missing)
             raise _refuse(factory, f"a module {missing}", "no module of that name", remedy) from error
-        remedy = "correct the module, or install what it needs"
+        remedy = "correct the module, or install its dependencies"
         raise _refuse(factory, f"module {name} to import", describe_exception(error), remedy) from error
 
 
@@ -258,8 +252,7 @@ def _suggest_module(name: str) -> str:
     parent, dot, _ = name.rpartition(".")
     search = getattr(sys.modules[parent], "__path__", []) if parent else None
     names = [f"{parent}{dot}{info.name}" for info in pkgutil.iter_modules(search)]
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else "install the package, or correct the name"
+    return suggest(name, names, "install the package, or correct the name")
 
 
 def _check_names(factory: str, signature: inspect.Signature, arguments: Mapping[str, object]) -> None:
@@ -273,16 +266,16 @@ def _check_names(factory: str, signature: inspect.Signature, arguments: Mapping[
                 raise _refuse(factory, expected, f"{name!r}", suggest(name, named))
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in arguments:
-            found = f"only ({_shown(arguments)})" if arguments else "no arguments"
+            found = f"arguments ({_shown(arguments)})" if arguments else "no arguments"
             raise _refuse(factory, f"an argument {name!r}", found, f"add {name!r} to args")
 
 
 def _fit(factory: str, name: str, value: object, annotation: Any, base: Path | None) -> object:
-    """Convert a TOML value to the parameter's annotation, or return it where TOML has no such type."""
+    """Convert a TOML value to the parameter's annotation, or return it if pydantic does not support that type."""
     try:
         adapter: TypeAdapter[object] = TypeAdapter(annotation)
     except (PydanticUserError, TypeError):
-        return value  # the factory itself has to judge
+        return value  # the factory checks it
     try:
         fitted = adapter.validate_python(value)
     except ValidationError as error:

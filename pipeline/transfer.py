@@ -1,11 +1,11 @@
-"""Data sets of an experiment as arrays, and the transfer set in the order of its store. Imports no torch.
+"""Data sets of an experiment as arrays, and the transfer set in the order of its store.
 
-The factory of a table makes a map-style data set (`datasets`). The transfer set is put in a seeded random order, or left in
-its own; with shuffled rows, every window of a stream is a fair sample. Each example is checked when it is fetched.
+The factory of a table makes a map-style data set (`datasets`). The transfer set is shuffled by a seed, or left as it is; with
+shuffled rows, every window of a stream is a fair sample. Each example is checked when it is fetched. No torch is imported.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,26 @@ from .factories import build, expect_dataset
 class Examples:
     """A data set, labelled or not, as arrays on demand."""
 
-    _stated: int | None = None  # number of classes in the experiment
+    _stated: int | None = None
+    """Number of classes in the table of the experiment."""
 
     def __init__(self, table: TransferSet | EvaluationSet, base: Path, where: str) -> None:
         """Make the data set of a table and check its first example.
 
         base: folder of relative file names. where: the set in messages.
-        Raises FactoryError, BadDataError for inputs of a dtype that no store keeps, ConfigError if the set and the table have
-        different numbers of classes.
+        Raises FactoryError, BadDataError as `fetch` does, and ConfigError if the set and the table have different numbers of
+        classes.
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
-        """The data set itself."""
         self.where = where
         self._stated = table.num_classes if isinstance(table, TransferSet) else None
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):
             raise ConfigError(
                 f"{where}.num_classes",
-                expected=f"{len(names)}, as many as the data set names (class_names)",
+                expected=f"{len(names)}, the number of class_names of the data set",
                 found=str(self._stated),
-                remedy="drop num_classes, or give the data set all class_names",
+                remedy="remove num_classes, or give the data set all class_names",
             )
         self.fetch([0])
 
@@ -56,13 +56,13 @@ class Examples:
     def class_names(self) -> list[str] | None:
         """Names of the classes; None if the set has none."""
         names = getattr(self.dataset, "class_names", None)
-        return None if names is None else [str(name) for name in names] or None
+        return list(map(str, names or ())) or None
 
     @cached_property
     def ids(self) -> Sequence[str] | None:
         """Name of each example; None if the set has none."""
         ids = getattr(self.dataset, "ids", None)
-        return None if ids is None else [str(i) for i in ids]
+        return None if ids is None else list(map(str, ids))
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -88,22 +88,22 @@ class Examples:
 
     @cached_property
     def a_few(self) -> Shaped[np.ndarray, "few ..."]:
-        """Inputs of the first two examples, or of the only one, to try a model on."""
+        """Inputs of the first examples, two at most, to try a model on."""
         return self.fetch(range(min(2, len(self))))[0]
 
     @property
     def num_classes(self) -> int:
         """Number of classes in the set or the table. Raises ConfigError if neither has it."""
-        names = self.class_names
-        if names is None and self._stated is not None:
+        names = self.class_names or []
+        if not names and self._stated is not None:
             return self._stated
-        if names is None or len(names) < 2:
+        if len(names) < 2:
+            remedy = "give the data set class_names"
             raise ConfigError(
                 self.where,
-                expected="a data set that names at least two classes (class_names), or num_classes",
-                found="neither" if names is None else f"{len(names)} ({', '.join(names)})",
-                remedy="give the data set class_names"
-                + (f", or set num_classes in [{self.where}]" if names is None else ""),
+                expected="class_names of at least 2 classes",
+                found=f"class_names of 1 class ({names[0]})" if names else "no class_names",
+                remedy=remedy if names else f"{remedy}, or set num_classes in [{self.where}]",
             )
         return len(names)
 
@@ -112,21 +112,17 @@ class Examples:
     ) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Fetch inputs (rows, …) and labels (rows,), -1 if unknown, of the examples at `indices`.
 
-        Raises BadDataError for an input of a dtype that no store keeps, or of another shape or dtype than the others, and for
-        a label that is no class.
+        Raises BadDataError for inputs of different shapes or dtypes, or of a dtype outside `INPUT_DTYPES`, and for a label
+        that is no class.
         """
         items = fetch_items(self.dataset, indices)
         pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
         inputs = [np.asarray(pair[0]) for pair in pairs]
         for index, value in zip(indices, inputs, strict=True):
-            if (
-                value.shape != inputs[0].shape
-                or value.dtype != inputs[0].dtype
-                or value.dtype.kind not in "biuf"
-            ):
+            if (value.shape, value.dtype) != (inputs[0].shape, inputs[0].dtype):
                 raise BadDataError(
                     f"{self.where}, example {index}",
-                    expected=f"a numeric input like the others, {inputs[0].dtype} of shape {inputs[0].shape}",
+                    expected=f"{inputs[0].dtype} of shape {inputs[0].shape}, as in example {indices[0]}",
                     found=f"{value.dtype} of shape {value.shape}",
                     remedy="bring all inputs to one shape and dtype",
                 )
@@ -135,7 +131,7 @@ class Examples:
                 f"{self.where}, example {indices[0]}",
                 expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
                 found=inputs[0].dtype.name,
-                remedy="cast them in the data set, numbers with a fraction to float32",
+                remedy="cast them in the data set, fractions to float32",
             )
         labels = np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
         classes = len(self.class_names or ()) or self._stated or 0
@@ -158,21 +154,20 @@ class TransferRows(Examples):
         """Make the data set and its order. Raises FactoryError, BadDataError or ConfigError."""
         table = experiment.transfer_set
         super().__init__(table, experiment.base, "transfer_set")
-        self._order: Mapping[str, Any] = {"kind": table.order}
+        self._order: dict[str, Any] = {"kind": table.order}
         self.source: Int64[np.ndarray, " rows"] = np.arange(len(self), dtype=np.int64)
         """Index in the transfer set of each row of the store."""
         if table.order == "shuffled":
-            self._order = {"kind": "shuffled", "seed": table.seed}
+            self._order["seed"] = table.seed
             self.source = philox_permutation(len(self), table.seed, stream=0, counter=0)
         self.digest_of = table.digest_of
-        """Content of a row's digest."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Identity of the samples of a store of this set."""
         return {
             "transfer_set": self.fingerprint,
-            "order": dict(self._order),
+            "order": self._order,
             "digest_of": self.digest_of,
             "label_kind": "class",
         }
@@ -181,7 +176,11 @@ class TransferRows(Examples):
         """Fetch inputs and labels of some rows of the store."""
         return self.fetch(self.source[rows.start : rows.stop].tolist())
 
+    def inputs_of(self, rows: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows ..."]:
+        """Fetch inputs of some rows of the store, for mixtures (`augment.OtherRows`)."""
+        return self.fetch(self.source[rows].tolist())[0]
+
 
 def input_bytes(experiment: Experiment, rows: TransferRows) -> int:
-    """Return the bytes of an input in the store; 0 if it keeps none."""
+    """Return the bytes of an input in the store; 0 for a store without inputs."""
     return rows.first.nbytes if experiment.transfer_set.store_inputs else 0

@@ -1,13 +1,12 @@
-"""Augmented views, replayed so that a student gets the very inputs that its teacher saw.
+"""Augmented views, replayed so that a student gets exactly the inputs of its teacher.
 
-A stream passes the inputs of some rows as the transfer set has them. `replay` makes the captured view of them, and the stream
-compares each with the digest of the teacher's input. Stage one makes its views with the same function.
+A stream passes the inputs of some rows of the transfer set. `replay` makes the captured view of them, and the stream compares
+each with the digest of the teacher's input. Stage one makes its views with the same function.
 
-An augmentation that mixes two rows needs the other one too: `rows_of_store` finds it where the stream finds its own.
+An augmentation that mixes two rows needs the second one: `rows_of_store` reads it from the source of the stream.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,11 @@ def replay(
     """Make the `augment` of `store.stream` from an augmentation such as `shift(pixels=2)`.
 
     seed, first_view: those of the capture (`store.teachers[name].augmentation`).
-    others: for an augmentation that mixes rows, such as `mixup()`: `rows_of_store(store)`.
+    others: `rows_of_store(store)` for an augmentation that mixes rows, such as `mixup()`.
 
     >>> from logitstore.pipeline.augment import shift
     >>> again = replay(shift(pixels=1))
-    >>> again(np.ones((2, 3, 3)), 0, np.array([4, 5])).sum()  # view 0 is the row as it is
+    >>> again(np.ones((2, 3, 3)), 0, np.array([4, 5])).sum()  # view 0 is not augmented
     np.float64(18.0)
     """
     return _Replay(augmentation, seed, first_view, others)
@@ -47,39 +46,37 @@ def replay(
 def rows_of_store(store: Store, transfer_set: Any = None) -> OtherRows:
     """Return the inputs of a store's rows, for `replay` of an augmentation that mixes them.
 
-    transfer_set: for a store without inputs, the set that it was made from, as of `Store.stream`.
-    Raises ConfigError if neither has them.
+    transfer_set: the data set of a store without inputs, as for `Store.stream`. Raises ConfigError if it is missing.
     """
     if transfer_set is None and store.samples.inputs is None:
         raise ConfigError(
             f"{store.path}: samples",
-            expected="inputs, to mix rows with others",
-            found="a store that keeps none",
-            remedy="pass transfer_set=…, the set that it was made from",
+            expected="inputs, which mixtures are made from",
+            found="no inputs",
+            remedy="pass the data set of the store, transfer_set=…",
         )
     return _RowsOfStore(store.num_rows, store.samples, transfer_set)
 
 
 def experiment_views(
-    experiment: Experiment, others: OtherRows | TransferRows | None = None, *, made_twice: bool = True
+    experiment: Experiment, others: OtherRows | None = None, *, made_twice: bool = True
 ) -> Augment | None:
-    """Make the function of an experiment's views; None if every view is the row as it is.
+    """Make the function of an experiment's views; None without an augmentation.
 
-    others: the transfer set, or another source of the rows that a mixture needs; by default the set is made on first use.
-    made_twice: whether some rows are made again and compared (`augment_rows`); views that are checked against digests do not
-    need it. Raises FactoryError.
+    others: the source of rows for mixtures, by default the transfer set. made_twice: whether some rows are made again and
+    compared (`augment_rows`), which views with digests do not need. Raises FactoryError.
     """
     table = experiment.cache.augment
     if table is None:
         return None
     augmentation = build_augmentation(table.factory, table.args, base=experiment.base)
-    if others is None or isinstance(others, TransferRows):
-        others = _RowsOfExperiment(experiment, others)
+    if others is None and isinstance(augmentation, PairAugmentation):
+        others = TransferRows(experiment)
     return _Replay(augmentation, table.seed, table.first_view, others, made_twice)
 
 
 def mixes_rows(make_view: Augment | None) -> bool:
-    """Return whether views are mixtures of rows, which have no label.
+    """Return whether views are mixtures of rows, and therefore without labels.
 
     >>> from logitstore.pipeline.augment import mixup, shift
     >>> mixes_rows(replay(shift())), mixes_rows(replay(mixup()))
@@ -90,7 +87,7 @@ def mixes_rows(make_view: Augment | None) -> bool:
 
 @dataclass(frozen=True)
 class _Replay:
-    """A function of views that can be pickled: a stream is sent to the workers of a DataLoader."""
+    """A function of views that can be pickled, for the workers of a DataLoader."""
 
     augmentation: Augmentation | PairAugmentation
     seed: int
@@ -113,7 +110,7 @@ class _Replay:
 
 @dataclass(frozen=True)
 class _RowsOfStore:
-    """Inputs from the source of a stream, which checks the mixtures against their digests."""
+    """Inputs from the source of a stream. The stream checks the mixtures against their digests."""
 
     num_rows: int
     samples: Samples
@@ -127,25 +124,6 @@ class _RowsOfStore:
             return self.samples.reader.read("input", rows)
         items = fetch_items(self.transfer_set, self.samples.source[rows].tolist())
         return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
-
-
-@dataclass(frozen=True)
-class _RowsOfExperiment:
-    """Inputs from the transfer set of an experiment."""
-
-    experiment: Experiment
-    given: TransferRows | None
-
-    @cached_property
-    def rows(self) -> TransferRows:
-        """The set, made on first use: few augmentations mix rows."""
-        return TransferRows(self.experiment) if self.given is None else self.given
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return self.rows.fetch(self.rows.source[rows].tolist())[0]
 
 
 def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
@@ -165,17 +143,17 @@ def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
 def check_labels_of_views(
     where: str, needed: str | None, asked: str | int, shown: CaptureReader, augment: Augment
 ) -> None:
-    """Refuse to learn from the labels of mixtures, which have none. Raises BadDataError.
+    """Refuse a setting that needs the labels of mixtures, which have none. Raises BadDataError.
 
-    needed: the setting that needs the labels; None if none does. asked: the views that are shown.
+    needed: the setting, if any. asked: the view that is shown, or the text "all" or "cycle".
     """
     views = range(shown.num_views) if isinstance(asked, str) else [asked]
     mixed = [view for view in views if is_augmented(shown.augmentation, view)]
     if needed is not None and mixed and mixes_rows(augment):
         raise BadDataError(
             where,
-            expected=f"inputs that have a label, for {needed}",
-            found=f"views {mixed}, whose inputs are mixtures of two rows",
+            expected=f"labelled inputs, for {needed}",
+            found=f"unlabelled mixtures of two rows in views {mixed}",
             remedy="train it on soft targets alone, or on a view that is not augmented (views = 0)",
         )
 
@@ -185,18 +163,18 @@ def recorded_views(
 ) -> Augment:
     """Make the function of a capture's views from the experiment's table. Raises SpecMismatch if the two differ.
 
-    transfer_set: the inputs, for a store without them. Code is never taken from a store: its spec is only compared.
+    transfer_set: the inputs, for a store without them. The spec in a store is only compared, never executed.
     """
     theirs, ours = store.teachers[teacher].augmentation, augmentation_identity(experiment)
-    others = (
-        rows_of_store(store) if transfer_set is None and store.samples.inputs is not None else transfer_set
-    )
+    others: OtherRows | None = transfer_set
+    if others is None and store.samples.inputs is not None:
+        others = rows_of_store(store)
     make_view = experiment_views(experiment, others, made_twice=False)
     if make_view is None or ours is None or theirs is None or as_json(ours) != theirs:
         raise SpecMismatch(
             f"{store.path}: teachers/{teacher}",
-            expected=f"the augmentation that it was captured with, {theirs}"[:240],
+            expected=f"the captured augmentation {theirs}"[:240],
             found=f"{ours}"[:240],
-            remedy="set [cache] augment to the one of the capture",
+            remedy="set [cache] augment to that of the capture",
         )
     return make_view

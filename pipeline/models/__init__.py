@@ -1,7 +1,7 @@
-"""Networks and their files: our own small ones, other libraries', weights, and records of what was trained.
+"""Networks and their files: our own networks, networks of other libraries, weights, and records of trained models.
 
-The factories that an experiment file names stand here: `logitstore.pipeline.models:mlp`, `…:convnet`. They are looked
-up when they are first used, because most of what surrounds them needs no torch.
+Experiment files name the factories `logitstore.pipeline.models:mlp` and `…:convnet`. These names are imported on first use,
+as most callers need no torch.
 """
 
 from typing import TYPE_CHECKING
@@ -13,13 +13,12 @@ __all__ = ["MLP", "ConvNet", "convnet", "mlp"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import networks
 
-    value = globals()[name] = getattr(networks, name)
-    return value
+    return getattr(networks, name)
 
 
 def __dir__() -> list[str]:

@@ -1,15 +1,14 @@
-"""Class names that a model states, compared with those of the transfer set.
+"""Class names of a model, compared with those of the transfer set.
 
-A model that was trained with its classes in another order gives good logits in the wrong columns: nothing fails, and
-every student learns nonsense. So where a model says the names of its classes, they are compared, before it is
-built. They are looked for
+A model that was trained on another class order gives good logits in the wrong columns: nothing fails, and every student
+learns nonsense. Class names are therefore compared before a model is built. They are read from
 
-    in `id2label` of a Hugging Face model's config.json,
-    in the metadata of a safetensors file, under "class_names", a JSON list,
-    in an extra file "class_names.json" of a TorchScript or `torch.export` file,
-    in an attribute `class_names` of the module itself.
+    `id2label` in config.json of a Hugging Face model,
+    "class_names", a JSON list, in the metadata of a safetensors file,
+    the extra file "class_names.json" of a TorchScript or `torch.export` file,
+    the attribute `class_names` of the module itself.
 
-Names that say nothing (LABEL_0, LABEL_1, …) are not compared. Case, and "_" for a blank, make no difference.
+Generic names (LABEL_0, LABEL_1, …) are not compared. Case is ignored, and "_" equals a blank.
 """
 
 import json
@@ -18,69 +17,69 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ...storage.errors import BadDataError
 from .sources import CONFIG, read_json
 
 log = logging.getLogger(__name__)
-EXTRA_FILE: Final = "class_names.json"
-"""Name of the extra file of an exported model."""
-METADATA_KEY: Final = "class_names"
-"""Key in the metadata of a safetensors file."""
 _GENERIC = re.compile(r"(?:label|class)?[ _-]?(\d+)", re.IGNORECASE)
-_MAX_HEADER_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
+"""Length of the longest header or extra file that is read."""
 
 
 def stated_class_names(path: Path) -> list[str] | None:
-    """Return the class names that a model's file or folder states, or None.
+    """Return the class names in a model's file or folder; None if it has none.
 
-    Raises BadDataError where it says something else than names under the name of them.
+    Raises BadDataError if the entry for class names holds anything else.
     """
     if path.is_dir():
         return _of_hugging_face(path / CONFIG)
+    text = None
     if path.suffix == ".safetensors":
-        return _of_safetensors(path)
-    if zipfile.is_zipfile(path):
-        return _of_archive(path)
-    return None
+        text = _metadata_of_safetensors(path)
+    elif zipfile.is_zipfile(path):
+        text = _extra_file_of_archive(path)
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        names = None
+    return _check_names(names, path, "class names, a JSON list of strings", text)
 
 
 def check_class_order(names: Sequence[str] | None, wanted: Sequence[str] | None, where: str) -> None:
-    """Refuse a model whose classes are not those of the transfer set, or are in another order.
+    """Refuse a model whose classes differ from those of the transfer set, in name or order.
 
-    names: of the model's classes; wanted: of the transfer set's; None where unknown. where: what messages call
-    the model. Raises BadDataError with the first difference.
+    names: of the model's classes. wanted: of the transfer set's classes. Either is None if unknown. where: the model in
+    messages. Raises BadDataError with the first difference.
     """
     if names is None:
         return
     if is_generic(names):
-        log.info("%s: its class names (%s, …) say nothing and are not compared", where, names[0])
+        log.info("%s: class names not compared: they only number the classes (%s, …)", where, names[0])
         return
     if wanted is None:
-        log.info("%s: its class names are not compared, as the transfer set has none", where)
+        log.info("%s: class names not compared: the transfer set has none", where)
         return
     ours, theirs = _plain(wanted), _plain(names)
-    if ours == theirs:
-        return
-    remedy = (
-        "bring the classes into one order, or set check_class_names = false where they differ in name alone"
-    )
     for index, (own, other) in enumerate(zip(ours, theirs, strict=False)):
         if own != other:
-            other_place = f", which is class {ours.index(other)} there" if other in ours else ""
+            place = f", class {ours.index(other)} of the transfer set" if other in ours else ""
             raise BadDataError(
                 where,
-                expected=f"class {index} to be {wanted[index]!r}, as in the transfer set",
-                found=f"{names[index]!r}{other_place}",
-                remedy=remedy,
+                expected=f"{wanted[index]!r} as class {index}, as in the transfer set",
+                found=f"{names[index]!r}{place}",
+                remedy="reorder the classes, or set check_class_names = false if only the names differ",
             )
-    raise BadDataError(
-        where,
-        expected=f"the {len(ours)} classes of the transfer set",
-        found=f"{len(theirs)}",
-        remedy="take a teacher of these very classes",
-    )
+    if len(ours) != len(theirs):
+        raise BadDataError(
+            where,
+            expected=f"{len(ours)} classes, as in the transfer set",
+            found=f"{len(theirs)} classes",
+            remedy="use a teacher that was trained on the classes of the transfer set",
+        )
 
 
 def is_generic(names: Sequence[str]) -> bool:
@@ -104,54 +103,46 @@ def _of_hugging_face(config: Path) -> list[str] | None:
     if labels is None:
         return None
     try:
-        return _names([labels[str(index)] for index in range(len(labels))], config)
+        names = [labels[str(index)] for index in range(len(labels))]
     except (KeyError, TypeError):
-        raise _no_names(config, "an id2label that does not number the classes from 0") from None
+        names = None
+    return _check_names(names, config, "id2label that numbers the class names from 0", labels)
 
 
-def _of_safetensors(path: Path) -> list[str] | None:
+def _metadata_of_safetensors(path: Path) -> Any:
+    """Return the metadata "class_names"; None if it is absent or the file is damaged, which loading then reports."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if size > _MAX_HEADER_BYTES:
-                return None  # whoever reads the weights says what is wrong
-            text = json.loads(file.read(size)).get("__metadata__", {}).get(METADATA_KEY)
+            if size > _MAX_BYTES:
+                return None
+            return json.loads(file.read(size)).get("__metadata__", {}).get("class_names")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return None if text is None else _parse(text, path)
 
 
-def _of_archive(path: Path) -> list[str] | None:
+def _extra_file_of_archive(path: Path) -> bytes | None:
+    """Return the content of class_names.json; None if it is absent or the file is damaged, as above."""
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [one for one in archive.infolist() if one.filename.endswith(f"/extra/{EXTRA_FILE}")]
-            if not found:
-                return None
-            if found[0].file_size > _MAX_HEADER_BYTES:
-                raise _no_names(path, f"{found[0].file_size} bytes")
-            text = archive.read(found[0])
+            for entry in archive.infolist():
+                if entry.filename.endswith("/extra/class_names.json"):
+                    if entry.file_size > _MAX_BYTES:
+                        raise BadDataError(
+                            str(path),
+                            expected=f"at most {_MAX_BYTES} bytes of class_names.json",
+                            found=f"{entry.file_size} bytes",
+                            remedy="export the model again without class_names.json",
+                        )
+                    return archive.read(entry)
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return None
-    return _parse(text, path)
+        pass
+    return None
 
 
-def _parse(text: Any, path: Path) -> list[str]:
-    try:
-        return _names(json.loads(text), path)
-    except (TypeError, ValueError, RecursionError):
-        raise _no_names(path, f"{str(text)[:60]!r}") from None
-
-
-def _names(value: Any, path: Path) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise _no_names(path, f"{str(value)[:60]!r}")
-    return value
-
-
-def _no_names(path: Path, found: str) -> BadDataError:
-    return BadDataError(
-        str(path),
-        expected="the names of the classes, a list of texts",
-        found=found,
-        remedy="correct the names, or leave them out",
+def _check_names(names: object, path: Path, expected: str, found: object) -> list[str]:
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return names
+    raise BadDataError(
+        str(path), expected=expected, found=repr(found)[:60], remedy="correct the class names, or remove them"
     )

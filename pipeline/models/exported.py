@@ -1,10 +1,10 @@
-"""Teachers from one exported file: `torch.export` or TorchScript.
+"""Teachers from one exported file of `torch.export` or TorchScript.
 
     .pt2         written by `torch.export.save`
-    .pt, .ts     written by `torch.jit.save` (TorchScript, which torch 2.13 calls deprecated)
+    .pt, .ts     written by `torch.jit.save` (TorchScript, deprecated since torch 2.13)
 
-Such a file holds the network as well as its numbers: **loading it runs what it holds**, and the reader of `.pt2` uses
-pickle. Naming one under `file` in an experiment is the decision to trust it, as naming a factory is.
+Such a file holds the network as well as its weights: **loading it runs code of the file**, and the reader of `.pt2` uses
+pickle. The key `file` of an experiment therefore means trust, as `factory` does.
 """
 
 import warnings
@@ -16,28 +16,30 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from ...storage.errors import BadDataError, ConfigError
+from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ..factories import describe_exception
-from .sources import unchanged
+from .sources import check_file, unchanged
 
-_EXPORTED, _SCRIPTED = (".pt2",), (".pt", ".ts")
+_EXPORTED, _SCRIPTED = "a torch.export file", "a TorchScript file"
+_KINDS = {".pt2": _EXPORTED, ".pt": _SCRIPTED, ".ts": _SCRIPTED}
+_TRAINING_FLAGS = {"aten.dropout.default": 2, "aten.dropout_.default": 2, "aten.batch_norm.default": 5}
+"""By operator, the position of the argument that is True in training mode."""
 
 
 class Exported(nn.Module):
-    """A network from a `torch.export` file: always as it was exported, in evaluation mode."""
+    """A network from a `torch.export` file, always in evaluation mode."""
 
     def __init__(self, graph: nn.Module) -> None:
-        """Keep the graph; its parameters are those of this module."""
         super().__init__()
         self.graph = graph
         self.training = False
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Any:
-        """Return what the network returns."""
+        """Return the output of the network."""
         return self.graph(inputs)
 
     def train(self, mode: bool = True) -> "Exported":
-        """Ignore the mode: an exported graph is always in evaluation mode."""
+        """Ignore the mode: the graph was exported in evaluation mode."""
         self.training = False
         return self
 
@@ -45,67 +47,54 @@ class Exported(nn.Module):
 def exported(path: Path) -> nn.Module:
     """Load a network from a `torch.export` or TorchScript file, onto the CPU, in evaluation mode.
 
-    Raises ConfigError for another kind of file, BadDataError where it cannot be loaded, was exported in training
-    mode or for one size of batches alone.
+    Raises ConfigError for another kind of file. Raises BadDataError for a file that cannot be loaded, and for a network
+    that was exported in training mode or for one batch size only.
     """
-    _check_kind(path)
+    kind = _check_kind(path)
     with unchanged(path):
         try:
-            module = _read_exported(path) if path.suffix in _EXPORTED else _read_scripted(path)
-        except (BadDataError, ConfigError):
+            return _read_exported(path) if kind == _EXPORTED else _read_scripted(path)
+        except LogitStoreError:
             raise
         except Exception as error:  # readers of torch raise many kinds
             raise BadDataError(
                 str(path),
                 expected=f"a network that torch {torch.__version__} can load",
                 found=describe_exception(error)[:300],
-                remedy="export it again with the torch that is installed here",
+                remedy="export it again with the installed torch",
             ) from error
-    return module
 
 
-def _check_kind(path: Path) -> None:
-    """Tell what the file is from its name and its table of contents. Raises ConfigError or BadDataError."""
-    if path.suffix not in (*_EXPORTED, *_SCRIPTED):
+def _check_kind(path: Path) -> str:
+    """Return the kind of a file, from its suffix and table of contents. Raises ConfigError or BadDataError."""
+    wanted = _KINDS.get(path.suffix)
+    if wanted is None:
         raise ConfigError(
             str(path),
-            expected="a name that ends in .pt2 (torch.export), .pt or .ts (TorchScript)",
+            expected="a file name that ends in .pt2 (torch.export), .pt or .ts (TorchScript)",
             found=path.suffix or "no suffix",
-            remedy="name weights alone in weights, with the factory of their network",
+            remedy="set weights and factory for a file of weights alone",
         )
-    if not path.is_file():
-        raise BadDataError(
-            str(path),
-            expected="a file of an exported network",
-            found="a folder" if path.is_dir() else "nothing there",
-            remedy="correct the file name (relative ones start at the experiment file's folder)",
-        )
+    check_file(path, wanted)
     names: list[str] = []
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    is_script = any("/code/" in name for name in names)
-    is_export = any(name.endswith("/models/model.json") for name in names)
-    if (is_export if path.suffix in _EXPORTED else is_script) and is_script != is_export:
-        return
-    found = "neither of them"
-    if is_script or is_export:
-        found = "a TorchScript file" if is_script else "a torch.export file"
+    kind, remedy = "a file of another format", "write it with torch.export.save, or set weights and factory"
+    if any("/code/" in name for name in names):
+        kind, remedy = _SCRIPTED, "rename it to end in .pt"
+    elif any(name.endswith("/models/model.json") for name in names):
+        kind, remedy = _EXPORTED, "rename it to end in .pt2"
     elif any(name.endswith("data.pkl") for name in names):
-        found = "a pickle, such as a state dict"
-    raise BadDataError(
-        str(path),
-        expected="a torch.export file" if path.suffix in _EXPORTED else "a TorchScript file",
-        found=found,
-        remedy="name it by what it is"
-        if is_script or is_export
-        else "write it with torch.export.save, or name weights and the factory of their network",
-    )
+        kind = "a pickle, such as a state dict"
+    if kind != wanted:
+        raise BadDataError(str(path), expected=wanted, found=kind, remedy=remedy)
+    return kind
 
 
 def _read_scripted(path: Path) -> nn.Module:
     with warnings.catch_warnings():
-        # That TorchScript is deprecated is for whoever writes such files; the manual says it.
+        # The deprecation of TorchScript concerns those who write such files; the manual mentions it.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         module: nn.Module = torch.jit.load(str(path), map_location="cpu")
         return module.eval()
@@ -113,10 +102,9 @@ def _read_scripted(path: Path) -> nn.Module:
 
 def _read_exported(path: Path) -> nn.Module:
     program: Any = torch.export.load(str(path))
-    aten = torch.ops.aten
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for node in program.graph.nodes:
-        if node.op == "call_function" and _is_training(node, aten):
+        flag = _TRAINING_FLAGS.get(str(node.target))
+        if flag is not None and len(node.args) > flag and node.args[flag] is True:
             raise BadDataError(
                 str(path),
                 expected="a network that was exported in evaluation mode",
@@ -127,11 +115,12 @@ def _read_exported(path: Path) -> nn.Module:
     if len(names) != 1:
         raise BadDataError(
             str(path),
-            expected="a network of one argument, the inputs",
-            found=f"{len(names)}: {', '.join(map(str, names))}",
-            remedy="wrap it before it is exported",
+            expected="a network of 1 argument, the inputs",
+            found=f"{len(names)} arguments ({', '.join(map(str, names))})",
+            remedy="wrap it before you export it",
         )
-    size = placeholders[names[0]].meta["val"].shape[0]
+    inputs = next(node for node in program.graph.nodes if node.name == names[0])
+    size = inputs.meta["val"].shape[0]
     if isinstance(size, int):
         raise BadDataError(
             str(path),
@@ -140,13 +129,3 @@ def _read_exported(path: Path) -> nn.Module:
             remedy="export it with dynamic_shapes=({0: torch.export.Dim('batch')},), from an example of two rows",
         )
     return Exported(program.module())
-
-
-def _is_training(node: Any, aten: Any) -> bool:
-    """Return whether a call of a graph belongs to training: it draws random numbers or uses batch statistics."""
-    arguments = list(node.args)
-    if node.target in (aten.dropout.default, aten.dropout_.default):
-        return len(arguments) > 2 and arguments[2] is True
-    if node.target is aten.batch_norm.default:
-        return len(arguments) > 5 and arguments[5] is True
-    return False

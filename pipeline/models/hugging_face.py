@@ -1,13 +1,12 @@
 """Teachers from folders of Hugging Face transformers: arrays in, plain logits out.
 
-From a local folder alone, as `save_pretrained` writes it: nothing is asked of any server, only safetensors are read,
-and code that a model brings along is never run. A model with a head for image or for sequence classification will
-do; a weight that the folder lacks is an error, not a random number.
+The folder is local, as `save_pretrained` writes it. No server is contacted, only safetensors are read, and code of a model
+is never run. The model needs a head for image or sequence classification. A missing weight is an error, not a random number.
 
-    images      uint8 pixels: scaled and normalised as preprocessor_config.json says, never resized
-                floats: taken for pixel values as the model wants them, and passed on
-                (rows, channels, height, width), or (rows, height, width) of one channel
-    sequences   int64 token ids, (rows, length), padded; what is not the pad id of config.json is attended to
+    images      (rows, channels, height, width), or (rows, height, width) of one channel; never resized
+                uint8: scaled and normalised by preprocessor_config.json
+                floats: passed on as the pixel values of the model
+    sequences   int64 token ids, (rows, length); all tokens but the pad id of config.json are attended to
 
 transformers is no dependency: it is imported when such a teacher is loaded.
 """
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 
 from ...storage.errors import BadDataError, ConfigError
 from ..factories import describe_exception
+from .libraries import import_library
 from .networks import with_channels
 from .sources import CONFIG, PREPROCESSOR, read_json, unchanged
 
 log = logging.getLogger(__name__)
-_HEADS = {"ForImageClassification": "image", "ForSequenceClassification": "sequence"}
 
 
 class ImageClassifier(nn.Module):
@@ -40,11 +39,9 @@ class ImageClassifier(nn.Module):
     def __init__(
         self, model: nn.Module, channels: int, preprocessing: dict[str, Any] | None, where: str
     ) -> None:
-        """Keep what turns uint8 pixels into pixel values; None of it where the folder does not say."""
+        """Keep the scale, mean and std of uint8 pixels. preprocessing: None if the folder has none."""
         super().__init__()
-        self.model = model
-        self.channels = channels
-        self.where = where
+        self.model, self.channels, self.where = model, channels, where
         self.scale: float | None = None
         mean, std = [0.0], [1.0]
         if preprocessing is not None:
@@ -53,8 +50,9 @@ class ImageClassifier(nn.Module):
                 self.scale = float(preprocessing.get("rescale_factor", 1 / 255))
             if preprocessing.get("do_normalize", True):
                 mean, std = preprocessing.get("image_mean") or mean, preprocessing.get("image_std") or std
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        for name, values in {"mean": mean, "std": std}.items():
+            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images (batch, channels, height, width), or (batch, height, width) of one channel."""
@@ -73,33 +71,33 @@ class ImageClassifier(nn.Module):
                 self.where,
                 expected="images, uint8 pixels or float pixel values",
                 found=f"inputs of {str(inputs.dtype).removeprefix('torch.')}",
-                remedy="take a transfer set of images for this teacher",
+                remedy="use a transfer set of images for this teacher",
             )
-        return _logits(self.model(pixel_values=inputs.to(_dtype(self.model)), return_dict=True))
+        logits: Tensor = self.model(pixel_values=inputs.to(_dtype(self.model)), return_dict=True).logits
+        return logits
 
 
 class SequenceClassifier(nn.Module):
     """A model of token ids."""
 
     def __init__(self, model: nn.Module, pad_id: int | None, where: str) -> None:
-        """pad_id: of the tokens that are not attended to; None where there are none."""
+        """pad_id: of the tokens that are not attended to; None if there are none."""
         super().__init__()
-        self.model = model
-        self.pad_id = pad_id
-        self.where = where
+        self.model, self.pad_id, self.where = model, pad_id, where
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Return the logits of rows of token ids (batch, length), integers."""
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise BadDataError(
                 self.where,
-                expected="rows of token ids, int64 of shape (rows, length)",
+                expected="token ids, int64 of shape (rows, length)",
                 found=f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape)}",
                 remedy="tokenise the texts in the transfer set, padded to one length",
             )
         ids = inputs.long()
         mask = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
-        return _logits(self.model(input_ids=ids, attention_mask=mask, return_dict=True))
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask, return_dict=True).logits
+        return logits
 
 
 def classifier(
@@ -111,126 +109,109 @@ def classifier(
 ) -> ImageClassifier | SequenceClassifier:
     """Load a classifier from its folder.
 
-    path: the folder. dtype: of its weights; the same as computing in it. device_map: as transformers understands
-    it, "auto" for a model that is too large for one device (needs accelerate). pad_id: of sequences, where
-    config.json names none or another.
-    Raises BadDataError where the folder holds no such model or not all of it, ConfigError where transformers is
-    not installed, or where the model needs what is never done here: code of its own, or a server.
+    dtype: of the weights and the computation. device_map: passed to transformers; "auto" spreads a large model over devices
+    (needs accelerate). pad_id: of sequences; by default that of config.json.
+    Raises BadDataError if the folder holds no such model or an incomplete one. Raises ConfigError if transformers is not
+    installed, or if the model needs code of its own or a server.
     """
-    transformers = _transformers()
+    transformers, where = import_library("transformers"), str(path)
     with unchanged(path):
-        described = read_json(path / CONFIG)
-        head = _head(described, path)
-        if pad_id is not None and head == "image":
+        config = read_json(path / CONFIG)
+        head = _head(config, path)
+        if pad_id is not None and head == "Image":
             raise ConfigError(
-                str(path), expected="no pad_id for images", found=str(pad_id), remedy="drop it from args"
+                where,
+                expected="no pad_id for images",
+                found=f"pad_id = {pad_id}",
+                remedy="remove it from args",
             )
-        _check_attention(described, path)
-        auto = "AutoModelForImageClassification" if head == "image" else "AutoModelForSequenceClassification"
+        _check_attention(config, path)
         more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         try:
-            with _quietly(transformers):
-                model, found = getattr(transformers, auto).from_pretrained(
-                    str(path),
+            with _quiet(transformers):
+                model, loading = getattr(transformers, f"AutoModelFor{head}Classification").from_pretrained(
+                    where,
                     local_files_only=True,
                     use_safetensors=True,
                     trust_remote_code=False,
                     output_loading_info=True,
                     **more,
                 )
-        except Exception as error:  # transformers raises many kinds, for what is wrong with a folder
+        except Exception as error:  # transformers raises many kinds for a damaged folder
             raise BadDataError(
-                str(path),
+                where,
                 expected=f"a model that transformers {transformers.__version__} loads, without code of its own",
                 found=describe_exception(error)[:300],
-                remedy="save it again with save_pretrained, or install a transformers that knows it",
+                remedy="save it again with save_pretrained, or install the transformers that wrote it",
             ) from error
-        _check_complete(found, path)
-    model = model.to(getattr(torch, dtype)) if _dtype(model) != getattr(torch, dtype) else model
-    where = str(path)
-    if head == "image":
+        _check_complete(loading, path)
+    if _dtype(model) != getattr(torch, dtype):
+        model = model.to(getattr(torch, dtype))
+    if head == "Image":
         preprocessing = read_json(path / PREPROCESSOR) if (path / PREPROCESSOR).is_file() else None
         return ImageClassifier(model, int(getattr(model.config, "num_channels", 3)), preprocessing, where)
     pad = getattr(model.config, "pad_token_id", None) if pad_id is None else pad_id
     if pad is None:
-        log.info("%s: config.json names no pad id; every token is attended to", where)
+        log.info("%s: config.json has no pad id; every token is attended to", where)
     return SequenceClassifier(model, pad, where)
 
 
-def _transformers() -> Any:
-    try:
-        import transformers  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ConfigError(
-            "hugging_face",
-            expected="the package transformers",
-            found=describe_exception(error),
-            remedy="pip install transformers",
-        ) from error
-    return transformers
-
-
 @contextlib.contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
-    """Suppress the progress bars and warnings of transformers; errors are reported by our own."""
-    said = transformers.utils.logging
-    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Suppress the progress bars and warnings of transformers; its errors become ours."""
+    logs = transformers.utils.logging
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
         yield
     finally:
-        said.set_verbosity(level)
+        logs.set_verbosity(level)
         if bars:
-            said.enable_progress_bar()
+            logs.enable_progress_bar()
 
 
-def _head(described: dict[str, Any], path: Path) -> str:
-    names = described.get("architectures") or []
-    for ending, head in _HEADS.items():
-        if any(isinstance(name, str) and ending in name for name in names):
+def _head(config: dict[str, Any], path: Path) -> str:
+    """Return the head of a model, "Image" or "Sequence". Raises BadDataError for another one."""
+    names = list(map(str, config.get("architectures") or []))
+    for head in ("Image", "Sequence"):
+        if any(f"For{head}Classification" in name for name in names):
             return head
     raise BadDataError(
         str(path / CONFIG),
         expected="a model for image or sequence classification",
-        found=", ".join(map(str, names)) or "no architectures",
+        found=", ".join(names) or "no architectures",
         remedy="save the model with its head, such as ViTForImageClassification",
     )
 
 
-def _check_attention(described: dict[str, Any], path: Path) -> None:
-    """Refuse a model that asks for a kernel by its address: it would be fetched, and run. Raises ConfigError."""
+def _check_attention(config: dict[str, Any], path: Path) -> None:
+    """Refuse a model that names an attention kernel by its address, which transformers would download and run."""
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        if "/" in str(described.get(key, "")):
+        if "/" in str(config.get(key, "")):
             raise ConfigError(
                 str(path / CONFIG),
-                expected="an attention that transformers has itself",
-                found=f"{key} = {described[key]!r}, which is fetched from a server",
-                remedy=f"take {key} out of config.json",
+                expected=f"{key} of an attention in transformers, such as 'sdpa'",
+                found=f"{key} = {config[key]!r}, a kernel on a server",
+                remedy=f"remove {key} from config.json",
             )
 
 
-def _check_complete(found: dict[str, Any], path: Path) -> None:
-    """Refuse a model of which something would be random numbers. Raises BadDataError."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found.get(kind) or ())
+def _check_complete(loading: dict[str, Any], path: Path) -> None:
+    """Refuse a model with weights that transformers had to draw at random. Raises BadDataError."""
+    for kind, found in {"missing_keys": "no such tensor", "mismatched_keys": "another shape"}.items():
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in loading.get(kind) or ())
         if names:
-            lacks = "no such tensor" if kind == "missing_keys" else "it in another shape"
             raise BadDataError(
                 str(path),
-                expected=f"a tensor {names[0]!r} as the model has it",
-                found=lacks + (f" ({len(names) - 1} more like it)" if len(names) > 1 else ""),
+                expected=f"a tensor {names[0]!r} of the model's shape",
+                found=found + (f" (and {len(names) - 1} more)" if len(names) > 1 else ""),
                 remedy="save the model with its trained head",
             )
-    unused = sorted(map(str, found.get("unexpected_keys") or ()))
+    unused = sorted(map(str, loading.get("unexpected_keys") or ()))
     if unused:
         log.warning("%s: %d tensors are not used, the first is %r", path, len(unused), unused[0])
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _logits(output: Any) -> Tensor:
-    logits: Tensor = output.logits
-    return logits

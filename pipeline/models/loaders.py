@@ -13,7 +13,7 @@ LOADERS: Final[Mapping[str, str]] = {
     }.items()
     for place in places
 }
-"""By factory, as experiments and older stores have it, the loader's name. Append the new place when a loader moves."""
+"""Stable name of each loader, by factory in experiments and in older stores. Append the new place when a loader moves."""
 
 
 def stable_name(factory: str) -> str:

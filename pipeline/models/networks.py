@@ -1,11 +1,10 @@
 """Small networks of our own: a multilayer perceptron and a convolutional net.
 
-`mlp` is the paper's: fully connected layers with dropout and a bound on the norm of each hidden unit's
-weights. `convnet` is a small one of convolutions. Both take inputs as the transfer set gives them (uint8
-pixels or floats) and return plain logits.
+`mlp` is the paper's: fully connected layers with dropout and a bound on the norm of each hidden unit's weights. `convnet`
+is a small convolutional net. Both take the inputs of a transfer set (uint8 pixels or floats) and return plain logits.
 
-Names of the parameters depend on the layers alone, never on dropout: `hidden.<n>`, `features.<n>`, `head`.
-Weights are initialised from torch's global generator, so that `torch.manual_seed` before the call fixes them.
+Names of parameters depend on the layers alone, never on dropout: `hidden.<n>`, `features.<n>`, `head`. Weights are drawn
+from torch's global generator: call `torch.manual_seed` before.
 """
 
 from collections.abc import Sequence
@@ -21,16 +20,13 @@ from ...storage.errors import BadDataError, ConfigError
 
 
 class Pixels(nn.Module):
-    """The first layer: makes numbers of the module's own dtype out of whatever the transfer set gives.
-
-    uint8 0 … 255 becomes 0 … 1; floats are only converted.
-    """
+    """The first layer: scales uint8 0 … 255 to 0 … 1, and converts all inputs to the dtype of the module."""
 
     scale: Tensor
 
     def __init__(self) -> None:
-        """Hold the scale as a buffer, which `.to()` moves and converts along with the weights."""
         super().__init__()
+        # A buffer, as `.to()` moves and converts it with the weights.
         self.register_buffer("scale", torch.tensor(255.0), persistent=False)
 
     def forward(self, inputs: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -40,7 +36,7 @@ class Pixels(nn.Module):
 
 
 class MLP(nn.Module):
-    """A fully connected network of ReLU units; made by `mlp`."""
+    """A fully connected network of ReLU units, made by `mlp`."""
 
     def __init__(
         self,
@@ -72,9 +68,9 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def apply_constraints(self) -> None:
-        """Scale down, in place, the weights of each hidden unit whose norm is above `max_norm`.
+        """Scale down, in place, the weights of each hidden unit whose norm is above `max_norm`, if it is set.
 
-        For the training loop to call after every step of the optimiser; does nothing without a bound.
+        The training loop calls this after every step of the optimiser.
         Source: Hinton et al. 2012, "Improving neural networks by preventing co-adaptation", appendix A.
         """
         if self.max_norm is not None:
@@ -84,7 +80,7 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Stages of convolution, ReLU and 2 x 2 maximum, then fully connected layers; made by `convnet`."""
+    """Stages of convolution, ReLU and 2 x 2 maximum, then fully connected layers, made by `convnet`."""
 
     def __init__(
         self,
@@ -98,8 +94,7 @@ class ConvNet(nn.Module):
     ) -> None:
         """Make the layers; the arguments are those of `convnet`."""
         super().__init__()
-        self.input_shape = tuple(input_shape)
-        self.dropout = dropout
+        self.input_shape, self.dropout = tuple(input_shape), dropout
         self.pixels = Pixels()
         planes, height, width = (1, *input_shape) if len(input_shape) == 2 else input_shape
         self.features = nn.ModuleList(
@@ -138,9 +133,9 @@ def mlp(
     """Make a fully connected network.
 
     hidden: units of each hidden layer; an empty list is softmax regression.
-    dropout: probability that a hidden unit is left out, 0 ≤ p < 1. input_dropout: the same for inputs.
-    max_norm: bound on the Euclidean norm of each hidden unit's incoming weights, see
-        `MLP.apply_constraints`; the paper's teacher has √15 = 3.87.
+    dropout: probability that a hidden unit is dropped, 0 ≤ p < 1. input_dropout: the same for inputs.
+    max_norm: maximum Euclidean norm of each hidden unit's incoming weights (`MLP.apply_constraints`); the paper's teacher has
+        √15 = 3.87.
     input_shape: of one input, without the batch. num_classes: logits of one input.
     Raises ConfigError if a number is out of range.
     Source: Hinton et al. 2015, section 3: teacher [1200, 1200] with dropout 0.5 and 0.2, student [800, 800].
@@ -151,9 +146,7 @@ def mlp(
     _check_sizes("mlp", hidden=hidden, input_shape=input_shape, num_classes=[num_classes])
     _check_probabilities("mlp", dropout=dropout, input_dropout=input_dropout)
     if max_norm is not None and not (isfinite(max_norm) and max_norm > 0):
-        raise ConfigError(
-            "mlp", expected="max_norm above 0", found=str(max_norm), remedy="correct it, or leave it out"
-        )
+        raise _refused("mlp", "max_norm above 0", max_norm, "correct max_norm, or remove it")
     return MLP(
         input_shape, hidden, num_classes, dropout=dropout, input_dropout=input_dropout, max_norm=max_norm
     )
@@ -172,7 +165,7 @@ def convnet(
 
     channels: of each stage; a stage halves height and width. hidden: units of each fully connected layer.
     kernel: side of the convolutions, pixels, odd.
-    dropout: probability that a unit before a fully connected layer is left out, 0 ≤ p < 1.
+    dropout: probability that a unit before a fully connected layer is dropped, 0 ≤ p < 1.
     input_shape: (height, width) or (channels, height, width). num_classes: logits of one input.
     Raises ConfigError if a number is out of range or the images are too small for the stages.
 
@@ -184,27 +177,22 @@ def convnet(
     )
     _check_probabilities("convnet", dropout=dropout)
     if kernel < 1 or kernel % 2 == 0:
-        raise ConfigError("convnet", expected="an odd kernel", found=str(kernel), remedy="use 3 or 5")
+        raise _refused("convnet", "an odd kernel", kernel, "use 3 or 5")
     if len(input_shape) not in (2, 3):
-        raise ConfigError(
-            "convnet",
-            expected="inputs (height, width) or (channels, height, width)",
-            found=f"inputs of shape {tuple(input_shape)}",
-            remedy="use mlp, or a model of your own",
+        wanted, remedy = (
+            "inputs of shape (height, width) or (channels, height, width)",
+            "use mlp, or your own model",
         )
-    if not channels or min(input_shape[-2:]) < 2 ** len(channels):
-        most = min(input_shape[-2:]).bit_length() - 1
-        raise ConfigError(
-            "convnet",
-            expected=f"1 to {most} stages for images of {input_shape[-2]} x {input_shape[-1]}",
-            found=f"{len(channels)} (channels={list(channels)})",
-            remedy="correct channels",
-        )
+        raise _refused("convnet", wanted, f"inputs of shape {tuple(input_shape)}", remedy)
+    height, width = input_shape[-2:]
+    if not channels or min(height, width) < 2 ** len(channels):
+        stages = f"1 to {min(height, width).bit_length() - 1} stages for images of {height} x {width}"
+        raise _refused("convnet", stages, f"{len(channels)} stages ({list(channels)})", "correct channels")
     return ConvNet(input_shape, channels, hidden, num_classes, kernel=kernel, dropout=dropout)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return how many numbers a module learns; buffers are not counted, shared weights once."""
+    """Return the number of learned numbers of a module: without buffers, shared weights once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -213,31 +201,31 @@ def _check_inputs(where: str, inputs: Tensor, input_shape: tuple[int, ...]) -> N
         raise BadDataError(
             where,
             expected=f"inputs of shape {('batch', *input_shape)}".replace("'", ""),
-            found=f"{tuple(inputs.shape)}",
-            remedy="give the inputs that the model was made for",
+            found=f"inputs of shape {tuple(inputs.shape)}",
+            remedy="pass inputs of the shape that the model was made for",
         )
 
 
 def _check_sizes(where: str, **sizes: Sequence[int]) -> None:
     for name, numbers in sizes.items():
         if any(number < 1 for number in numbers):
-            raise ConfigError(
-                where, expected=f"{name} of 1 or more", found=str(list(numbers)), remedy=f"correct {name}"
-            )
+            raise _refused(where, f"{name} of 1 or more", list(numbers), f"correct {name}")
 
 
 def _check_probabilities(where: str, **probabilities: float) -> None:
     for name, probability in probabilities.items():
         if not 0.0 <= probability < 1.0:
-            raise ConfigError(
-                where, expected=f"{name} from 0 to below 1", found=str(probability), remedy=f"correct {name}"
-            )
+            raise _refused(where, f"{name} from 0 to below 1", probability, f"correct {name}")
+
+
+def _refused(where: str, expected: str, found: object, remedy: str) -> ConfigError:
+    return ConfigError(where, expected=expected, found=str(found), remedy=remedy)
 
 
 def with_channels(inputs: Shaped[Tensor, "batch ..."], channels: int) -> Shaped[Tensor, "batch ..."]:
     """Return images (batch, channels, height, width), with a single channel repeated.
 
-    inputs: (batch, height, width), or (batch, 1, height, width); what is neither is returned as it is.
+    inputs: (batch, height, width) or (batch, 1, height, width); other inputs are returned unchanged.
 
     >>> import torch
     >>> with_channels(torch.zeros(2, 5, 4), 3).shape

@@ -1,9 +1,8 @@
 """Records of trained models: weights, and the identity that each was made from.
 
-A trained model is two files: its weights, and a record that says what it was made from (`identity`),
-which weights these are (sha256) and what is good to know. A model counts as made when its record has the
-identity that is asked for and the weights are those of the record. Needs no torch, so that an experiment
-in which everything is done says so at once.
+A trained model is two files: weights, and a record of its identity, the sha256 of the weights, and facts. A model counts as
+made if its record has the wanted identity and the digest of its weights. No torch is imported, so that a finished experiment
+is recognised at once.
 """
 
 import hashlib
@@ -20,37 +19,38 @@ from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
 from .loaders import with_stable_names
 
+WRONG_NAME = "correct the file name (relative ones start at the experiment file's folder)"
+"""The remedy for a missing file."""
 _SETTLED_SECONDS = 2.0
-"""A file that was written longer ago than this changes its time when it is written again, on any file system."""
+"""Age of a file from which a new write changes its modification time, on any file system."""
 _known: dict[tuple[str, int, int, int, int], str] = {}
-"""Digests of files by their place, size and time."""
+"""Digests of files by place, size and time."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A trained model, as its record states it."""
+    """A trained model, as in its record."""
 
     identity: Mapping[str, Any]
-    """All that it follows from: factory, arguments, settings, seed, data."""
+    """Everything that it follows from: factory, arguments, settings, seed, data."""
     weights: str
     """"sha256:…" of its weights file."""
     facts: Mapping[str, Any]
-    """What is good to know: parameters, seconds, last loss."""
+    """Figures such as parameters, seconds, last loss."""
 
 
 class Models:
-    """The folder in which an experiment keeps the models that it trains."""
+    """The folder of an experiment's trained models."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        """Where it is."""
 
     def weights_path(self, kind: str, name: str) -> Path:
         """Return the file of a model's weights. kind: "teachers" or "students"."""
         return self.folder / kind / f"{name}.safetensors"
 
     def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
-        """Return the record of the model that was made from `identity`, or None if it must be made."""
+        """Return the record of the model that was made from `identity`; None if the model must be made."""
         record = self._read(kind, name)
         try:
             if record is None or record.identity != with_stable_names(as_json(identity)):
@@ -60,7 +60,7 @@ class Models:
             return None
 
     def recorded_identity(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        """Return the identity in a model's record, whether or not its weights are still there; None without a record."""
+        """Return the identity in a model's record, even if its weights are gone; None without a record."""
         record = self._read(kind, name)
         return None if record is None else record.identity
 
@@ -75,7 +75,7 @@ class Models:
     def put(
         self, kind: str, name: str, identity: Mapping[str, Any], weights: str, facts: Mapping[str, Any]
     ) -> Record:
-        """Write the record of a model whose weights were written just now."""
+        """Write the record of a model after its weights."""
         record = Record(as_json(identity), weights, dict(facts))
         content = {"identity": record.identity, "weights": weights, "facts": record.facts}
         replace_file(self.weights_path(kind, name).with_suffix(".json"), canonical_json(content))
@@ -83,7 +83,7 @@ class Models:
 
 
 def weights_digest(path: Path) -> str:
-    """Return "sha256:…" of a file, hashed once for as long as the file stays the same.
+    """Return "sha256:…" of a file, hashed again only after a change of the file.
 
     Raises BadDataError for a file that cannot be read.
     """
@@ -99,9 +99,9 @@ def weights_digest(path: Path) -> str:
             str(path),
             expected="a file of weights",
             found=error.strerror or str(error),
-            remedy="correct the file name (relative ones start at the experiment file's folder)",
+            remedy=WRONG_NAME,
         ) from error
-    # A file that was written just now may be written again without another time of change.
+    # A younger file may be written again without a change of its modification time.
     if time.time() - before.st_mtime >= _SETTLED_SECONDS:
         _known[key] = digest
     return digest

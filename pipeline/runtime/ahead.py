@@ -10,14 +10,14 @@ from typing import TypeVar
 from ...storage.errors import ConfigError
 
 AHEAD = 2
-"""Batches that are prepared before they are asked for, at most."""
+"""Maximum number of batches that are prepared in advance."""
 Taken = TypeVar("Taken")
 Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """The end of a thread's items: None, or the error that stopped it."""
+    """The end of a thread's items, with the error that stopped it, if any."""
 
     error: BaseException | None
 
@@ -25,10 +25,10 @@ class _Ended:
 def run_ahead(
     items: Iterable[Taken], prepare: Callable[[Taken], Prepared], ahead: int = AHEAD
 ) -> Generator[Prepared, None, None]:
-    """Yield prepare(item) of each item, in order, both done by a thread that is at most `ahead` items ahead.
+    """Yield prepare(item) of each item, in order. A thread fetches and prepares at most `ahead` items in advance.
 
-    What `items` or `prepare` raises is raised here, in its turn. Leaving early ends the thread, and closes `items`
-    where it is a generator. Raises ConfigError in a forked child of the process that began: no thread is there.
+    An error of `items` or `prepare` is raised after the items before it. Closing the generator ends the thread, and closes
+    `items` if it is a generator. Raises ConfigError in a forked child, which does not inherit the thread.
     """
     room, leave = threading.Semaphore(ahead), threading.Event()
     ready: SimpleQueue[Prepared | _Ended] = SimpleQueue()
@@ -47,7 +47,7 @@ def run_ahead(
             error = raised
         finally:
             close = getattr(iterator, "close", None)
-            if close is not None:  # here, because what a generator began in this thread it ends in it
+            if close is not None:  # a generator must be closed in the thread that ran it
                 close()
             ready.put(_Ended(error))
 
@@ -58,19 +58,19 @@ def run_ahead(
         while True:
             if os.getpid() != owner:
                 raise ConfigError(
-                    "an iteration over batches",
-                    expected=f"the process that began it, {owner}",
-                    found=f"a forked child of it, {os.getpid()}, where its thread does not run",
-                    remedy="begin it in the child, or start processes by forkserver or spawn",
+                    "iteration over batches",
+                    expected=f"process {owner}, which started it",
+                    found=f"process {os.getpid()}, a forked child",
+                    remedy="start the iteration in the child, or start processes by forkserver or spawn",
                 )
-            got = ready.get()
-            if isinstance(got, _Ended):
-                if got.error is not None:
-                    raise got.error
+            item = ready.get()
+            if isinstance(item, _Ended):
+                if item.error is not None:
+                    raise item.error
                 return
             room.release()
-            yield got
-            del got  # not held while the next one is waited for
+            yield item
+            del item  # free its memory before the wait for the next one
     finally:
         if os.getpid() == owner:
             leave.set()

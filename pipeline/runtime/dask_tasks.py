@@ -1,7 +1,7 @@
 """Tasks of dask over the blocks of a store, on threads or on a cluster.
 
-One dask task a block, on threads: what is slow of a block (hashing, coding, numpy) lets go of Python's lock, and nothing
-is copied from one process to another. Memory is a few blocks a thread, however many there are.
+Each block is one dask task. Threads suffice: the slow parts (hashing, coding, numpy) release Python's lock, and nothing is
+copied between processes. Memory is a few blocks per thread, whatever the number of blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from ...storage.progress import Progress, silent
 Block = tuple[int, range]
 """(view, rows) of a block."""
 _MOST_THREADS: Final = 16
-"""Each holds a block as float32 and what is made of it: some hundred MiB where rows are wide."""
+"""Each thread holds a block as float32 and its result: some hundred MiB if rows are wide."""
 _Result = TypeVar("_Result")
 
 
@@ -41,10 +41,10 @@ def over_blocks(
     progress: Progress = silent,
     done: int = 0,
 ) -> list[_Result]:
-    """Return `function(view, rows)` of each block in the order of `blocks`; they may run in any order.
+    """Return `function(view, rows)` of each block, in the order of `blocks`. Calls run in any order.
 
-    task: what progress is reported as. done: rows that an earlier run did.
-    Raises what a call raises; calls that are under way then are waited for, others are not begun.
+    task: its name in progress reports. done: rows of earlier runs. Raises the first error of a call, after the running calls
+    have ended; no further call is started.
     """
     total = done + sum(len(rows) for _, rows in blocks)
     progress(task, done, total)
@@ -55,12 +55,17 @@ def over_blocks(
         delayed(function, pure=False)(view, rows, dask_key_name=key)
         for key, (view, rows) in zip(sizes, blocks, strict=True)
     ]
-    threads = min(CPU_COUNT, _MOST_THREADS)
+
+    def report(key: object, *_: Any) -> None:
+        # dask calls this in the thread that called `compute`.
+        nonlocal done
+        if rows := sizes.get(str(key)):
+            done += rows
+            progress(task, done, total)
+
     # Our own pool, so that no call is still writing when this returns or raises.
-    with (
-        ThreadPoolExecutor(threads, "logitstore-block") as pool,
-        _Report(task, sizes, done, total, progress),
-    ):
+    threads = min(CPU_COUNT, _MOST_THREADS)
+    with ThreadPoolExecutor(threads, "logitstore-block") as pool, Callback(posttask=report):
         try:
             return list(compute(*calls, scheduler="threads", pool=pool, optimize_graph=False))
         except BaseException:
@@ -68,40 +73,26 @@ def over_blocks(
             raise
 
 
-class _Report(Callback):
-    """Tells `progress` the rows of each block that is done, in the thread that asked."""
-
-    def __init__(self, task: str, sizes: dict[str, int], done: int, total: int, progress: Progress) -> None:
-        self._task, self._sizes, self._done, self._total = task, sizes, done, total
-        self._progress = progress
-
-    def _posttask(self, key: object, *_: Any) -> None:
-        if rows := self._sizes.get(str(key)):
-            self._done += rows
-            self._progress(self._task, self._done, self._total)
-
-
 def result_of(future: Any, task: str) -> Any:
     """Wait for the result of a `distributed.Future`.
 
-    task: what it is part of, for the message. Raises what the task raised, TransientIOError where the scheduler did not
-    stay until it was done.
+    task: the job in messages. Raises the task's own error, or TransientIOError if the scheduler ended before the task.
     """
     try:
         return future.result()
     except (CancelledError, OSError) as error:
         if future.status == "error":  # the task's own
             raise
-        said = getattr(error, "reason", None) or str(error) or type(error).__name__
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise TransientIOError(
             task,
             expected="a dask scheduler that answers until the work is done",
-            found=" ".join(str(said).split()),
-            remedy="start it again and run the same command: what is finished is kept",
+            found=" ".join(str(reason).split()),
+            remedy="start the scheduler again and run the same command; finished work is kept",
         ) from error
 
 
 def cancel(client: Any, futures: list[Any]) -> None:
-    """Cancel the unfinished tasks of a cluster; do nothing if its scheduler is gone."""
+    """Cancel the unfinished tasks of a cluster, unless its scheduler is gone."""
     if client.status == "running":
         client.cancel(futures)

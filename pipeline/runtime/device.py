@@ -10,12 +10,7 @@ def named_device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(
-            "device",
-            expected="a device such as cpu or cuda:0",
-            found=f"{device!r} ({str(error).splitlines()[0][:120]})",
-            remedy="name another one, or leave it out",
-        ) from error
+        raise _refused("a device such as cpu or cuda:0", device, error) from error
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -24,10 +19,12 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(
-            "device",
-            expected="a device that PyTorch can use here, such as cpu",
-            found=f"{name!r} ({str(error).splitlines()[0][:120]})",
-            remedy="name another one, or leave it out",
-        ) from error
+        raise _refused("a device that PyTorch can use here, such as cpu", name, error) from error
     return device
+
+
+def _refused(expected: str, name: object, error: Exception) -> ConfigError:
+    found = f"{name!r} ({str(error).splitlines()[0][:120]})"
+    return ConfigError(
+        "device", expected=expected, found=found, remedy="name another device, or leave it out"
+    )

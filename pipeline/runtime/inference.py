@@ -1,8 +1,7 @@
-"""Inference: the logits of many rows, in batches of one size.
+"""Inference: the logits of many rows, in batches, without gradients, in a chosen precision.
 
-Batch by batch, without gradients, in the precision that is asked for. `forward` is the one place where a
-network is called, in training as well: what fails in it, or is not a tensor of logits, is refused by name, as
-networks are a user's own code. `check_model` tries a network before time is spent on it.
+Networks are user code. All calls, those of training included, go through `forward`, which names the model in errors and
+checks its output. `check_model` tries a network on a few rows before a long run.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter; the CPU for a module without parameters.
 
-    Parameters that wait elsewhere until they are needed (the device "meta") say nothing of it.
+    Parameters on the device "meta" are skipped: they are offloaded until use.
     """
     places = (parameter.device for parameter in module.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
@@ -32,8 +31,8 @@ def device_of(module: nn.Module) -> torch.device:
 def is_placed(module: nn.Module) -> bool:
     """Return whether a module is spread over devices or sharded over processes, and must not be moved.
 
-    So are models that Hugging Face has dispatched (`device_map`), those of FSDP, and whoever has put the layers of a
-    model on devices of his own choice. Such a model is given inputs on the device of its first parameter.
+    Examples are models that Hugging Face has dispatched (`device_map`), models of FSDP, and models with layers on several
+    devices. Inputs of such a model go to the device of its first parameter.
     """
     for part in module.modules():
         sharded = "fully_sharded" in type(part).__module__ or "fsdp" in type(part).__module__
@@ -49,18 +48,16 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextlib.contextmanager
 def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
-    """Turn what a model raises into a BadLogitsError. where: who is run. batch: what it was given."""
+    """Turn an exception of a model into a BadLogitsError. where: the model in messages. batch: its inputs."""
     try:
         yield
     except LogitStoreError:
         raise
     except Exception as error:
-        dtype = str(batch.dtype).removeprefix("torch.")
-        remedy = (
-            f"mend the model (-vv shows where), which was given {dtype} inputs of shape {tuple(batch.shape)}"
-        )
+        inputs = f"{str(batch.dtype).removeprefix('torch.')} inputs of shape {tuple(batch.shape)}"
+        remedy = f"correct the model for {inputs} (-vv shows the traceback)"
         if isinstance(error, torch.OutOfMemoryError):
-            remedy = "lower batch_size, or take another device"
+            remedy = "lower batch_size, or use another device"
         raise BadLogitsError(
             where,
             expected="logits of shape (batch, classes)",
@@ -74,18 +71,17 @@ def forward(
 ) -> Shaped[Tensor, "batch classes"]:
     """Return the logits of one batch, without changing the mode of the module or of PyTorch.
 
-    where: who is run, for messages. Raises BadLogitsError where the module fails, or does not return a tensor
-    (batch, classes).
+    where: the model in messages. Raises BadLogitsError if the module fails, or does not return a tensor (batch, classes).
     """
-    shape = tuple(batch.shape)
+    num_rows = len(batch)  # before the call, as a module may work in place
     with refusing_failures(where, batch):
         logits = module(batch)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != shape[0]:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_rows:
         raise BadLogitsError(
             where,
-            expected=f"a tensor of logits of shape ({shape[0]}, classes)",
+            expected=f"a tensor of logits of shape ({num_rows}, classes)",
             found=_described(logits),
-            remedy="let the model give one row of logits for each input"
+            remedy="return one row of logits for each input from the model"
             if isinstance(logits, Tensor) and logits.ndim == 2
             else "wrap the model so that it returns its logits alone",
         )
@@ -94,18 +90,18 @@ def forward(
             where,
             expected="floating logits",
             found=str(logits.dtype).removeprefix("torch."),
-            remedy="let the model return what goes into its softmax",
+            remedy="return the inputs of the softmax from the model",
         )
     return logits
 
 
 def check_classes(logits: Shaped[Any, "rows classes"], num_classes: int, where: str) -> None:
-    """Raise BadLogitsError where logits are of another number of classes than the transfer set."""
+    """Raise BadLogitsError if logits and transfer set have different numbers of classes."""
     if logits.shape[1] != num_classes:
         raise BadLogitsError(
             where,
-            expected=f"logits of {num_classes} classes, as the transfer set has them",
-            found=f"{logits.shape[1]}",
+            expected=f"logits of {num_classes} classes, as in the transfer set",
+            found=f"logits of {logits.shape[1]} classes",
             remedy=f"give the {where.split()[0]} the classes of the transfer set",
         )
 
@@ -113,15 +109,15 @@ def check_classes(logits: Shaped[Any, "rows classes"], num_classes: int, where: 
 def check_model(
     module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], num_classes: int, where: str
 ) -> None:
-    """Try a model on a few examples, in evaluation mode, and leave no trace in it or in the random numbers.
+    """Try a model on a few examples, in evaluation mode, without a change to it or to the random numbers.
 
-    inputs: one or two are enough. where: who is tried, such as "teacher 'wide'".
-    Raises BadLogitsError where it fails, or gives something else than logits of `num_classes` classes.
+    inputs: one or two are enough. where: the model in messages, such as "teacher 'wide'".
+    Raises BadLogitsError if it fails, or does not return logits of `num_classes` classes.
     """
     device = device_of(module)
     modes = [(part, part.training) for part in module.modules()]
     try:
-        # no_grad, not inference_mode: what a lazy module makes at its first call is trained later
+        # no_grad, not inference_mode: a lazy module makes parameters in its first call, which are trained later
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             logits = forward(module.eval(), torch.from_numpy(inputs.copy()).to(device), where)
     finally:
@@ -140,14 +136,13 @@ def run_model(
 ) -> Float32[np.ndarray, "rows classes"]:
     """Return the logits of `inputs`, which are not changed.
 
-    precision: that the module computes in; the lower ones are autocast. where: who is run, for messages.
-    Raises BadLogitsError where the module fails, or does not return a tensor (batch, classes).
+    precision: of the computation, by autocast. where: the model in messages. Raises BadLogitsError as `forward` does.
     """
     return Runner(module, where=where, batch_size=batch_size, precision=precision).logits(inputs)
 
 
 class Runner:
-    """A network as it is run over many rows."""
+    """A network that is run over many rows."""
 
     def __init__(
         self,
@@ -159,23 +154,21 @@ class Runner:
         compiled: bool = False,
         channels_last: bool = False,
     ) -> None:
-        """Set the name for messages (`where`) and whether the module goes through `torch.compile`.
+        """Prepare the module.
 
-        channels_last: whether images (batches of four dimensions) and the weights are laid out so.
+        where: the model in messages. batch_size: rows per call. compiled: whether the module goes through `torch.compile`.
+        channels_last: whether weights and images (batches of four dimensions) have this memory layout.
         """
-        self.module = module
-        self.where = where
-        self.batch_size = batch_size
-        """Rows that it is given at a time."""
+        self.module, self.where, self.batch_size = module, where, batch_size
         self.device = device_of(module)
-        """Where its inputs go."""
+        """The device of its inputs."""
         self._precision = precision
         self._channels_last = channels_last
         self._run: Any = module
         if channels_last and not is_placed(module):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         if compiled:
-            # Each shape its own code: what a batch gives must not depend on which shapes came before it.
+            # Code for each shape: the logits of a batch must not depend on the shapes of earlier batches.
             self._run = torch.compile(module, dynamic=False)
 
     @contextlib.contextmanager
@@ -204,32 +197,32 @@ class Runner:
     ) -> Float32[np.ndarray, "rows classes"]:
         """Return the logits of `inputs` in host memory. into: the array that receives them.
 
-        Raises BadLogitsError, also for another number of classes than `into` has.
+        Raises BadLogitsError as `forward` does, and if `into` has another number of classes.
         """
-        found = None if into is None else torch.from_numpy(into)
+        result = None if into is None else torch.from_numpy(into)
         with self.mode():
             for rows in self.batches(len(inputs)):
                 batch = host_batch(inputs[rows])
                 with refusing_failures(self.where, batch):
                     batch = batch.to(self.device)
                 logits = self.forward(batch)
-                if found is None:
+                if result is None:
                     with torch.inference_mode(False):
-                        found = torch.empty((len(inputs), logits.shape[1]), dtype=torch.float32)
-                check_classes(logits, found.shape[1], self.where)
-                found[rows] = logits  # cast and copied at once
-                del batch, logits  # not held while the next ones are made
-        assert found is not None  # there is a row
-        return found.numpy()
+                        result = torch.empty((len(inputs), logits.shape[1]), dtype=torch.float32)
+                check_classes(logits, result.shape[1], self.where)
+                result[rows] = logits  # cast and copied at once
+                del batch, logits  # free their memory before the next batch
+        assert result is not None  # there is a row
+        return result.numpy()
 
 
 def host_batch(
     inputs: Shaped[np.ndarray, "batch ..."], *, pinned: bool = False
 ) -> Shaped[Tensor, "batch ..."]:
-    """Copy inputs to aligned memory of torch: kernels then take the same path wherever the batch starts.
+    """Copy inputs to aligned memory of torch: the kernels then do not depend on the start of the batch.
 
-    A copy, since a model that works in place must spoil neither another view nor another model's input; it is the
-    only one. pinned: in page-locked memory, from which a GPU takes it by itself.
+    This is the only copy. It protects other views and models from a model that works in place. pinned: in page-locked memory,
+    for asynchronous transfers to a GPU.
     """
     sample = torch.from_numpy(np.empty(0, inputs.dtype))
     batch = torch.empty(inputs.shape, dtype=sample.dtype, pin_memory=pinned)

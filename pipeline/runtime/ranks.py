@@ -1,17 +1,17 @@
-"""Ranks: processes that work on one job, and the collectives that they agree by.
+"""Ranks: processes that work on one job, and their collectives.
 
-`torchrun` starts a process a device and says in the environment which is which; `joined` makes them `Ranks`, and
-one process without `torchrun` is the rank `ALONE`.
+`torchrun` starts one process per device and numbers them in the environment; `joined` turns them into `Ranks`. A process
+without `torchrun` is the rank `ALONE`.
 
-1. A step is of all ranks' rows: gradients are averaged by DistributedDataParallel, each rank's weighted by its rows.
+1. A step covers the rows of all ranks: DistributedDataParallel averages gradients, weighted by each rank's rows.
 2. Small numbers (rows of a step, states of generators) go over gloo, between the hosts, so that no device waits.
-3. Whoever fails first says so in the store that all of them share, and is the only one to say it aloud; the others
-   hear of it, at the latest when their collective breaks off or times out, and leave with the same exit code.
+3. The first rank that fails records it in the shared store, and alone reports its error. The others read the record, at the
+   latest when their collective breaks or times out, and exit with the same code.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,36 +24,38 @@ if TYPE_CHECKING:
 
 
 TIMEOUT_SECONDS = 600.0
-"""How long a rank waits for the others: longer than compiling a network or writing a checkpoint takes."""
+"""Seconds that a rank waits for the others: more than it takes to compile a network or to write a checkpoint."""
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILED = "failed"
+_LOST = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""Words in the errors of a collective whose peers are gone."""
 
 
 class OtherRankFailed(Exception):
-    """Another rank has failed, and has said why; this one has nothing to add."""
+    """The failure of another rank, which has reported it."""
 
     def __init__(self, rank: int, exit_code: int) -> None:
         super().__init__(rank, exit_code)
         self.rank = rank
-        """Which."""
+        """The rank that failed."""
         self.exit_code = exit_code
-        """What to leave with."""
+        """The exit code of all ranks."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a training, seen by one of them. All methods are called by all of them, in one order."""
+    """The processes of a job, as seen by one of them. All of them must call all methods, in the same order."""
 
     rank: int = 0
-    """This one, from 0."""
+    """Number of this process, from 0."""
     size: int = 1
-    """How many there are."""
+    """Number of processes."""
     local: int = 0
-    """Number of this one on its machine: that of its GPU."""
+    """Number of this process on its machine, and of its GPU."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process is the one that writes."""
         return self.rank == 0
 
     def rows_each(self, batch_size: int) -> int:
@@ -61,14 +63,14 @@ class Ranks:
         if batch_size % self.size:
             raise ConfigError(
                 "train.batch_size",
-                expected=f"a multiple of the {self.size} ranks, as it counts the rows of all of them",
+                expected=f"a multiple of {self.size}, the number of ranks",
                 found=str(batch_size),
-                remedy="change it, or start another number of processes",
+                remedy="change batch_size, or start another number of processes",
             )
         return batch_size // self.size
 
     def device(self, name: str | None) -> str | None:
-        """Return the device of this rank: where `name` states only a kind, each rank has its own GPU."""
+        """Return the device of this rank: its own GPU if `name` is only "cuda" or there is a GPU by default."""
         import torch
 
         wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,10 +115,10 @@ class Ranks:
         import torch
         from torch import distributed
 
-        found = [torch.empty_like(tensor) for _ in range(self.size)]
-        distributed.all_gather(found, tensor)
-        _LENT.append([tensor, *found])
-        return found
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(tensors, tensor)
+        _LENT.append([tensor, *tensors])
+        return tensors
 
     def rows_of_all(self, rows: "Tensor") -> "Tensor":
         """Concatenate the rows of all ranks in rank order; gradients flow to this rank's own rows."""
@@ -132,7 +134,7 @@ class Ranks:
         return torch.cat(parts)
 
     def first_says(self, text: str) -> str:
-        """Broadcast a value from the first rank; all others wait for it."""
+        """Broadcast a text from the first rank to all others."""
         if self.size == 1:
             return text
         import torch
@@ -144,11 +146,10 @@ class Ranks:
 
 
 _LENT: "deque[list[Tensor]]" = deque(maxlen=4)
-"""What went through the last collectives. Threads of gloo may let go of it after the call has returned; were that the last
-reference, they would ask for Python's lock, and Python ends a thread that does so while the process is leaving: torch
-does not survive that."""
+"""Tensors of the last collectives. A thread of gloo may drop its reference after the call has returned. If that were the last
+one, the thread would take Python's lock; at interpreter exit Python ends such a thread, and torch crashes."""
 ALONE = Ranks()
-"""One process."""
+"""The only process of a job."""
 
 
 def are_several() -> bool:
@@ -156,15 +157,15 @@ def are_several() -> bool:
     return all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
-def check_place() -> None:
-    """Refuse a rank that is outside its world: the others would wait for the one that is missing. Raises ConfigError."""
+def _check_rank() -> None:
+    """Refuse a rank outside its world, for which the others would wait. Raises ConfigError."""
     rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise ConfigError(
             "RANK",
             expected="an integer from 0 to WORLD_SIZE - 1",
             found=f"RANK={rank}, WORLD_SIZE={size}"[:80],
-            remedy="start the processes by torchrun, or correct the two variables",
+            remedy="start the processes with torchrun, or correct the two variables",
         )
 
 
@@ -173,8 +174,8 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """Join the process group that `torchrun` started; yield `ALONE` without it.
 
     timeout: seconds that a rank waits for the others.
-    Raises OtherRankFailed where another one has failed, TransientIOError where one is gone without a word, or
-    whatever the block raises, on the one rank that was first.
+    The rank that fails first raises its own error, all others OtherRankFailed. Raises TransientIOError if a rank is gone
+    without a record.
     """
     if not are_several():
         yield ALONE
@@ -184,7 +185,7 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, not in __all__
     from torch.distributed.rendezvous import rendezvous
 
-    check_place()
+    _check_rank()
     limit = timedelta(seconds=timeout)
     store, rank, size = next(rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
@@ -204,12 +205,12 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
         )
         yield ranks
     except (Exception, KeyboardInterrupt) as error:
-        # The group is left as it is: ending it properly would wait for those that are gone.
-        said = _judged(error, ranks, failures)
-        if said is error:
+        # The group is not destroyed: that would wait for ranks that are gone.
+        verdict = _judged(error, ranks, failures)
+        if verdict is error:
             raise
-        raise said from error
-    # The first rank keeps the store that the others take their leave in: nobody goes before all are here.
+        raise verdict from error
+    # The first rank serves the shared store: no rank exits before all are here.
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -219,14 +220,14 @@ def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
     if _is_lost_contact(error):
         error = TransientIOError(
             f"rank {ranks.rank} of {ranks.size}",
-            expected="all ranks to go on",
-            found="that one of them is gone or does not answer",
-            remedy="run the same command again: it goes on from where it was kept last",
+            expected="answers from all ranks",
+            found="no answer from at least one",
+            remedy="run the same command again; it resumes from the last saved state",
         )
     code = getattr(error, "exit_code", EX_SOFTWARE)
     mine = f"{ranks.rank} {code}"
     first = mine
-    with suppress(Exception):  # whoever kept the store is gone as well: then everyone speaks for itself
+    with suppress(Exception):  # if the store is gone too, each rank raises its own error
         first = failures.compare_set(_FAILED, "", mine).decode()
     if first == mine:
         return error
@@ -239,13 +240,8 @@ def _is_lost_contact(error: BaseException | None) -> bool:
     from torch import distributed
 
     while error is not None:
-        said = str(error)
-        if isinstance(error, distributed.DistError) or (
-            isinstance(error, RuntimeError) and any(word in said for word in _LOST)
-        ):
+        is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+        if is_lost or isinstance(error, distributed.DistError):
             return True
         error = error.__cause__
     return False
-
-
-_LOST: Sequence[str] = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")

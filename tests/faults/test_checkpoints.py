@@ -133,7 +133,7 @@ def test_a_file_that_is_exchanged_meanwhile_is_refused(tmp_path: Path, tally: Ta
 
     with mock.patch.object(weights, "weights_digest", exchanged), pytest.raises(BadDataError) as caught:
         load_weights(model(), path)
-    assert "expected a file that stays as it is while it is read" in str(caught.value)
+    assert "expected a file that does not change while it is read" in str(caught.value)
     tally.reached("checkpoint", 1, "cases")
     with (
         mock.patch.object(weights, "weights_digest", exchanged),

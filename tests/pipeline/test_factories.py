@@ -207,7 +207,7 @@ def test_values_are_fitted_to_the_annotations(folder: Path) -> None:
         (
             "ls_local:model",
             {"hidden": [3]},
-            "expected an argument 'num_classes', found only (hidden=[3]); add 'num_classes' to args",
+            "expected an argument 'num_classes', found arguments (hidden=[3]); add 'num_classes' to args",
         ),
         (
             "ls_local:untyped",
@@ -276,7 +276,7 @@ def test_a_factory_without_source_has_no_digest() -> None:
     with pytest.raises(FactoryError) as caught:
         source_digest("math:sqrt")
     assert str(caught.value).startswith(
-        "factory 'math:sqrt': expected a function defined in a Python source file, found a builtin_function_or_method without"
+        "factory 'math:sqrt': expected a function defined in a Python source file, found a builtin_function_or_method without source"
     )
 
 

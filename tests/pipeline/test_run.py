@@ -508,9 +508,9 @@ def own_bug(hidden: list[int], *, input_shape: list[int], num_classes: int) -> A
     [
         (
             "one_class_more",
-            r"logits of 4 classes, as the transfer set has them, found 5; give the {kind} the classes of",
+            r"logits of 4 classes, as in the transfer set, found logits of 5 classes; give the {kind} the classes of",
         ),
-        ("own_bug", r"logits of shape \(batch, classes\), found KeyError: 'my own bug'; mend the model"),
+        ("own_bug", r"logits of shape \(batch, classes\), found KeyError: 'my own bug'; correct the model"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_trained(

@@ -122,15 +122,18 @@ def test_items_without_a_label_are_unlabelled() -> None:
 )
 def test_an_input_unlike_the_others_is_named(odd: Any, found: str) -> None:
     examples = examples_of([np.zeros(3, np.uint8), np.zeros(3, np.uint8), odd])
-    message = rf"transfer_set, example 2: expected a numeric input like the others, uint8 of shape \(3,\), found {found}"
+    message = rf"transfer_set, example 2: expected uint8 of shape \(3,\), as in example 0, found {found}"
     with pytest.raises(BadDataError, match=message):
         examples.fetch([0, 2])
     assert len(examples.fetch([0, 1])[0]) == 2
 
 
-@pytest.mark.parametrize(("names", "found"), [(None, "neither"), ([], "neither"), (["only"], r"1 \(only\)")])
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(None, "no class_names"), ([], "no class_names"), (["only"], r"class_names of 1 class \(only\)")],
+)
 def test_a_set_must_name_two_classes(names: list[str] | None, found: str) -> None:
-    message = rf"transfer_set: expected a data set that names at least two classes .*, found {found}; give"
+    message = rf"transfer_set: expected class_names of at least 2 classes, found {found}; give"
     with pytest.raises(ConfigError, match=message):
         _ = examples_of([np.zeros(3, np.uint8)], names).num_classes
 
@@ -148,8 +151,8 @@ def test_the_experiment_can_state_the_classes_of_an_unlabelled_set(base: Path) -
     with pytest.raises(ConfigError) as caught:
         _ = without_labels(base).num_classes
     assert str(caught.value) == (
-        "transfer_set: expected a data set that names at least two classes (class_names), or num_classes, "
-        "found neither; give the data set class_names, or set num_classes in [transfer_set]"
+        "transfer_set: expected class_names of at least 2 classes, found no class_names; "
+        "give the data set class_names, or set num_classes in [transfer_set]"
     )
 
 
@@ -158,8 +161,8 @@ def test_stated_classes_must_agree_with_those_that_the_set_names(base: Path) -> 
     with pytest.raises(ConfigError) as caught:
         transfer_rows(base, num_classes=5)
     assert str(caught.value) == (
-        "transfer_set.num_classes: expected 4, as many as the data set names (class_names), found 5; "
-        "drop num_classes, or give the data set all class_names"
+        "transfer_set.num_classes: expected 4, the number of class_names of the data set, found 5; "
+        "remove num_classes, or give the data set all class_names"
     )
 
 
@@ -178,13 +181,13 @@ def test_inputs_of_a_dtype_that_no_store_keeps_are_refused(dtype: str) -> None:
     good, odd = np.zeros(3, np.float32), np.zeros(3, dtype)
     message = (
         f"transfer_set, example 1: expected inputs of dtype uint8, int64, float16 or float32, found {dtype}; "
-        "cast them in the data set, numbers with a fraction to float32"
+        "cast them in the data set, fractions to float32"
     )
     with pytest.raises(BadDataError) as caught:
         examples_of([good, odd]).fetch([1])
     assert str(caught.value) == message
     with pytest.raises(
-        BadDataError, match=f"example 1: expected a numeric input like the others.*found {dtype}"
+        BadDataError, match=f"example 1: expected float32 of shape .*, as in example 0, found {dtype}"
     ):
         examples_of([good, odd]).fetch([0, 1])
     assert examples_of([good, odd]).fetch([0])[0].dtype == np.float32

@@ -263,12 +263,11 @@ def test_mixtures_have_no_labels_to_learn_from(base: Path, changes: dict[str, An
     for views, found in (("cycle", [1, 2]), (2, [2])):
         experiment = parsed(mixed(views=views, **changes), base)
         with pytest.raises(
-            BadDataError, match=r"student 'a': expected inputs that have a label, for .* found views"
+            BadDataError,
+            match=r"student 'a': expected labelled inputs, for .* found unlabelled mixtures of two rows in views",
         ) as e:
             open_stream(workspace(experiment, store), next(student_seeds(experiment)))
-        assert f"views {found}, whose inputs are mixtures of two rows; train it on soft targets" in str(
-            e.value
-        )
+        assert f"mixtures of two rows in views {found}; train it on soft targets" in str(e.value)
     experiment = parsed(mixed(views=0, **changes), base)  # control: view 0 is the rows, which have labels
     open_stream(workspace(experiment, store), next(student_seeds(experiment)))
 
@@ -276,6 +275,7 @@ def test_mixtures_have_no_labels_to_learn_from(base: Path, changes: dict[str, An
 def test_a_store_without_inputs_says_what_to_pass(base: Path) -> None:
     store, _ = store_and_set(base, "read")
     with pytest.raises(
-        ConfigError, match=r"read: samples: expected inputs, .*keeps none; pass transfer_set="
+        ConfigError,
+        match=r"read: samples: expected inputs, .*found no inputs; pass the data set of the store, transfer_set=",
     ):
         rows_of_store(store)

@@ -335,7 +335,7 @@ def test_what_fails_in_the_middle_says_of_which_rows(folder: Path) -> None:
         captured(folder)
     assert str(caught.value) == (
         "teacher 'line', view 0, rows 192 to 255: expected a tensor of logits of shape (32, classes), found a tensor of "
-        "shape (31, 3); let the model give one row of logits for each input; nothing of this block was kept"
+        "shape (31, 3); return one row of logits for each input from the model; nothing of this block was kept"
     )
     assert commits(folder) == ["0-0", "0-1", "0-2"]
 

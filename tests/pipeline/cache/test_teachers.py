@@ -118,9 +118,8 @@ def test_what_is_written_while_it_is_read_is_refused(kind: str, tmp_path: Path) 
     with pytest.raises(BadDataError) as caught, unchanged(path):
         file.write_bytes(b"other")
     assert str(caught.value) == (
-        f"{path}: expected a {kind} that stays as it is while it is read, found "
-        f"{'one' if kind == 'file' else 'a file'} that was exchanged or written to; run the same command again when "
-        "nothing writes it any more"
+        f"{path}: expected a {kind} that does not change while it is read, found a file that was replaced or written to; "
+        "run the same command again when nothing writes it any more"
     )
 
 
@@ -133,7 +132,7 @@ def test_an_exported_file_is_watched_while_it_is_read(tmp_path: Path) -> None:
         return found
 
     with mock.patch.object(torch.export, "load", exchanged):
-        assert "found one that was exchanged or written to; " in refused(path, by=exported)
+        assert "found a file that was replaced or written to; " in refused(path, by=exported)
 
 
 def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
@@ -143,17 +142,17 @@ def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
     assert "found a network for batches of 2; export it with dynamic_shapes" in refused(fixed, by=exported)
     two = tmp_path / "two.pt2"
     torch.export.save(torch.export.export(Two().eval(), (INPUTS, INPUTS)), two)
-    assert "a network of one argument, the inputs, found 2: " in refused(two, by=exported)
+    assert "a network of 1 argument, the inputs, found 2 arguments (" in refused(two, by=exported)
     torch.save(Net().state_dict(), tmp_path / "state.pt")
     assert "found a pickle, such as a state dict; " in refused(tmp_path / "state.pt", by=exported)
     script = write_scripted(tmp_path / "script.pt2")
-    assert "expected a torch.export file, found a TorchScript file; name it by" in refused(
+    assert "expected a torch.export file, found a TorchScript file; rename it to end in .pt" in refused(
         script, by=exported
     )
     (tmp_path / "text.pt2").write_text("nothing of the kind")
-    assert "found neither of them" in refused(tmp_path / "text.pt2", by=exported)
-    assert "found nothing there" in refused(tmp_path / "gone.pt2", by=exported)
-    assert "found .onnx; name weights alone in weights" in refused(tmp_path / "net.onnx", by=exported)
+    assert "found a file of another format; write it with" in refused(tmp_path / "text.pt2", by=exported)
+    assert "found no regular file; correct" in refused(tmp_path / "gone.pt2", by=exported)
+    assert "found .onnx; set weights and factory" in refused(tmp_path / "net.onnx", by=exported)
     cut = tmp_path / "cut.pt2"
     cut.write_bytes(write_exported(tmp_path / "whole.pt2").read_bytes()[:-200])
     refused(cut, by=exported)
@@ -275,13 +274,17 @@ def test_names_are_found_where_they_may_be(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "plain.safetensors")
     assert stated_class_names(tmp_path / "plain.safetensors") is None
     save_file(tensors, tmp_path / "bad.safetensors", metadata={"class_names": "a, b"})
-    assert "expected the names of the classes" in refused(tmp_path / "bad.safetensors", by=stated_class_names)
+    assert "expected class names, a JSON list of strings, found 'a, b'; " in refused(
+        tmp_path / "bad.safetensors", by=stated_class_names
+    )
     (tmp_path / "vit").mkdir()
     config = tmp_path / "vit" / "config.json"
     config.write_text(json.dumps({"id2label": {"1": "b", "0": "a"}}))
     assert stated_class_names(tmp_path / "vit") == ["a", "b"]
     config.write_text(json.dumps({"id2label": {"1": "b", "2": "a"}}))
-    assert "does not number the classes from 0" in refused(tmp_path / "vit", by=stated_class_names)
+    assert "expected id2label that numbers the class names from 0, found {'1': 'b', '2': 'a'}; " in refused(
+        tmp_path / "vit", by=stated_class_names
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,16 +295,16 @@ def test_names_are_found_where_they_may_be(tmp_path: Path) -> None:
         (["LABEL_0", "LABEL_1", "LABEL_2"], None),
         (
             ["oak", "ash", "pine tree"],
-            "expected class 1 to be 'pine tree', as in the transfer set, found 'ash', ",
+            "expected 'pine tree' as class 1, as in the transfer set, found 'ash', class 2 of the transfer set; ",
         ),
         (
             ["oak", "elm", "ash"],
-            "expected class 1 to be 'pine tree', as in the transfer set, found 'elm'; bring",
+            "expected 'pine tree' as class 1, as in the transfer set, found 'elm'; reorder",
         ),
-        (["oak", "pine tree"], "expected the 3 classes of the transfer set, found 2; "),
+        (["oak", "pine tree"], "expected 3 classes, as in the transfer set, found 2 classes; "),
         (
             ["LABEL_2", "LABEL_1", "LABEL_0"],
-            "expected class 0 to be 'oak', as in the transfer set, found 'LABEL_2'",
+            "expected 'oak' as class 0, as in the transfer set, found 'LABEL_2'",
         ),
     ],
 )
@@ -316,14 +319,16 @@ def test_the_first_difference_is_named(names: list[str] | None, said: str | None
 
 def test_names_that_case_alone_tells_apart_are_compared_as_they_are() -> None:
     check_class_order(["A", "a"], ["A", "a"], "m")
-    assert "found 'a', which is class 1 there" in refused(["a", "A"], ["A", "a"], "m", by=check_class_order)
+    assert "found 'a', class 1 of the transfer set" in refused(
+        ["a", "A"], ["A", "a"], "m", by=check_class_order
+    )
 
 
 def test_names_that_say_nothing_are_said_not_to_be_compared(caplog: pytest.LogCaptureFixture) -> None:
     assert is_generic(["0", "1"]) and not is_generic(["0", "2"])
     with caplog.at_level(logging.INFO, logger="logitstore.pipeline.models.class_names"):
         check_class_order(["LABEL_0", "LABEL_1"], ["cat", "dog"], "teacher 't'")
-    assert "teacher 't': its class names (LABEL_0, …) say nothing and are not compared" in caplog.text
+    assert "teacher 't': class names not compared: they only number the classes (LABEL_0, …)" in caplog.text
 
 
 def test_another_order_of_classes_is_refused_before_the_teacher_is_loaded(folder: Path) -> None:
@@ -331,7 +336,7 @@ def test_another_order_of_classes_is_refused_before_the_teacher_is_loaded(folder
     with (
         mock.patch("logitstore.pipeline.cache.stage.load_teacher", side_effect=AssertionError("loaded")),
         pytest.raises(
-            BadDataError, match="expected class 1 to be 'b', as in the transfer set, found 'c', which is"
+            BadDataError, match="expected 'b' as class 1, as in the transfer set, found 'c', class 2"
         ),
     ):
         captured(with_file(folder, "net.pt2"), folder / "out")
@@ -415,7 +420,11 @@ def test_a_network_by_name_is_made_without_weights_and_normalises_pixels(librari
         ("hf_hub:timm/x", {}, "found 'hf_hub:timm/x'; name a network of the library; nothing is downloaded"),
         ("resnet18", {"options": {"pretrained": True}}, "args.options.pretrained: expected no weights from"),
         ("resnet18", {"options": {"weights": "DEFAULT"}}, "args.options.weights: expected no weights from"),
-        ("resnet18", {"mean": [0.1, 0.2]}, "args.mean: expected 3 numbers, found 2; one a channel"),
+        (
+            "resnet18",
+            {"mean": [0.1, 0.2]},
+            "args.mean: expected 3 numbers, found 2 numbers; give one number per",
+        ),
         ("resnet18", {"input_shape": (4,)}, "found inputs of shape (4,)"),
     ],
 )
@@ -438,18 +447,18 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_folder_that_is_no_model_is_told_apart(tmp_path: Path) -> None:
     folder = tmp_path / "m"
-    assert "found nothing there; name the folder" in refused(folder, by=model_files)
+    assert "found no folder; name a folder" in refused(folder, by=model_files)
     folder.mkdir()
     assert "found no config.json" in refused(folder, by=model_files)
     (folder / "config.json").write_text("{}")
     assert "found no model.safetensors" in refused(folder, by=model_files)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    assert "found pytorch_model.bin, which is a pickle" in refused(folder, by=model_files)
+    assert "found pytorch_model.bin, a pickle" in refused(folder, by=model_files)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../out.safetensors"}}))
     assert "a weight_map that names '../out.safetensors'" in refused(folder, by=model_files)
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
-    assert "found no one.safetensors, which model" in refused(folder, by=model_files)
+    assert "found no one.safetensors, a shard in model" in refused(folder, by=model_files)
     (folder / "one.safetensors").write_bytes(b"1")
     assert model_files(folder) == ["config.json", "model.safetensors.index.json", "one.safetensors"]
     (folder / "adapter_config.json").write_text("{}")
@@ -492,7 +501,7 @@ def test_class_names_of_a_module_are_compared_as_well(folder: Path) -> None:
     (folder / "ls_named.py").write_text(NAMED)
     path = small.write_experiment(folder, ("faulty:linear", "ls_named:named"))
     with pytest.raises(
-        BadDataError, match=r"^teacher 'line': expected class 1 to be 'b', .* found 'c', which is"
+        BadDataError, match=r"^teacher 'line': expected 'b' as class 1, .* found 'c', class 2"
     ):
         captured(load_experiment(path), folder / "out")
     assert not (folder / "out" / "store.zarr").exists()

@@ -126,7 +126,9 @@ def test_the_bound_holds_for_each_hidden_unit_after_a_step() -> None:
 def test_inputs_of_another_shape_are_named(place: int) -> None:
     with pytest.raises(
         BadDataError,
-        match=re.escape("expected inputs of shape (batch, 8, 8), found (2, 9, 8); give the inputs that"),
+        match=re.escape(
+            "expected inputs of shape (batch, 8, 8), found inputs of shape (2, 9, 8); pass inputs of"
+        ),
     ):
         make_all()[place](torch.zeros(2, 9, 8))
 
@@ -142,19 +144,27 @@ def test_inputs_of_another_shape_are_named(place: int) -> None:
             {"hidden": [3], "input_dropout": -0.1},
             "mlp: expected input_dropout from 0 to below 1, found -0.1",
         ),
-        (mlp, {"hidden": [3], "max_norm": 0.0}, "mlp: expected max_norm above 0, found 0.0; correct it"),
+        (
+            mlp,
+            {"hidden": [3], "max_norm": 0.0},
+            "mlp: expected max_norm above 0, found 0.0; correct max_norm",
+        ),
         (mlp, {"hidden": [3], "max_norm": float("nan")}, "mlp: expected max_norm above 0, found nan; "),
         (convnet, {"kernel": 4}, "convnet: expected an odd kernel, found 4; use 3 or 5"),
         (
             convnet,
             {"channels": [4, 4, 4, 4]},
-            "convnet: expected 1 to 3 stages for images of 8 x 8, found 4 (channels=[4, 4, 4, 4]); ",
+            "convnet: expected 1 to 3 stages for images of 8 x 8, found 4 stages ([4, 4, 4, 4]); ",
         ),
-        (convnet, {"channels": []}, "convnet: expected 1 to 3 stages for images of 8 x 8, found 0 "),
+        (
+            convnet,
+            {"channels": []},
+            "convnet: expected 1 to 3 stages for images of 8 x 8, found 0 stages ([])",
+        ),
         (
             convnet,
             {"input_shape": (64,)},
-            "convnet: expected inputs (height, width) or (channels, height, width), found inputs of shape (64,); ",
+            "convnet: expected inputs of shape (height, width) or (channels, height, width), found inputs of shape (64,); ",
         ),
     ],
 )

@@ -62,8 +62,8 @@ def test_pickles_are_read_only_on_request(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_weights(target, path)
     assert str(caught.value) == (
-        f"{path}: expected weights in safetensors, found a {suffix} file, which is a pickle; "
-        "convert it with safetensors.torch.save_file, or allow pickles if you trust it"
+        f"{path}: expected a file name that ends in .safetensors, found {suffix}, a pickle; "
+        "convert it with safetensors.torch.save_file, or set allow_pickle = true if you trust it"
     )
     assert same_weights(target, model(seed=2))
     load_weights(target, path, allow_pickle=True)
@@ -82,15 +82,15 @@ def test_a_pickle_that_names_code_is_refused_even_then(tmp_path: Path) -> None:
 
 
 def test_other_weights_are_named_and_change_nothing(tmp_path: Path) -> None:
-    remedy = "; name the weights of this very model, or correct the model's args"
+    remedy = "; name the weights of this model, or correct the model's args"
     deep = mlp([4, 4], input_shape=(2, 2), num_classes=3)
     whole = nn.ModuleDict({"head": nn.Linear(4, 3)})
     for number, (source, message) in enumerate(
         [
-            (model(num_classes=5), "expected 'head.weight' of shape (3, 4), found (5, 4)"),
-            (model(hidden=6), "expected 'hidden.0.weight' of shape (4, 4), found (6, 4)"),
-            (deep, "expected only the 4 tensors of the model, found also 'hidden.1.bias'"),
-            (whole, "expected a tensor 'hidden.0.weight', found none among the 2 of the file"),
+            (model(num_classes=5), "expected 'head.weight' of shape (3, 4), found shape (5, 4)"),
+            (model(hidden=6), "expected 'hidden.0.weight' of shape (4, 4), found shape (6, 4)"),
+            (deep, "expected the 4 tensors of the model alone, found 6 tensors, with 'hidden.1.bias'"),
+            (whole, "expected a tensor 'hidden.0.weight', found 2 tensors without 'hidden.0.weight'"),
         ]
     ):
         path = tmp_path / f"{number}.safetensors"
@@ -106,7 +106,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wide.safetensors"
     with pytest.raises(BadDataError) as caught:
         load_weights(model(), path)
-    assert str(caught.value).startswith(f"{path}: expected a file of weights, found nothing there; correct")
+    assert str(caught.value).startswith(f"{path}: expected a file of weights, found no regular file; correct")
     with pytest.raises(BadDataError, match="expected a file of weights, found No such file or directory"):
         weights_digest(path)
     save_weights(model(), path)
@@ -116,7 +116,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         with pytest.raises(BadDataError) as caught:
             load_weights(model(), path)
         assert str(caught.value).startswith(f"{path}: expected a safetensors file, found SafetensorError: ")
-    with pytest.raises(ConfigError, match=r"expected a name that ends in \.safetensors, found \.npz; "):
+    with pytest.raises(ConfigError, match=r"expected a file name that ends in \.safetensors, found \.npz; "):
         path.rename(tmp_path / "wide.npz")
         load_weights(model(), tmp_path / "wide.npz")
 

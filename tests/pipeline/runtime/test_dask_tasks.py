@@ -49,7 +49,7 @@ def test_a_scheduler_that_is_gone_is_one_line(error: Exception, found: str) -> N
         result_of(Future("cancelled", error), "training 8 specialists")
     assert str(caught.value) == (
         "training 8 specialists: expected a dask scheduler that answers until the work is done, "
-        f"found {found}; start it again and run the same command: what is finished is kept"
+        f"found {found}; start the scheduler again and run the same command; finished work is kept"
     )
 
 
@@ -88,7 +88,9 @@ def test_a_scheduler_that_is_killed_is_said_so(tmp_path: Path) -> None:
         with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
             future = client.submit(max, 1, 2)  # for which there is no worker
             scheduler.kill()
-            with pytest.raises(TransientIOError, match="found scheduler-connection-lost; start it again"):
+            with pytest.raises(
+                TransientIOError, match="found scheduler-connection-lost; start the scheduler again"
+            ):
                 result_of(future, "training")
             cancel(client, [future])
     finally:

@@ -34,8 +34,8 @@ def fails(error: Exception) -> Any:
 
 
 WRAP = "wrap the model so that it returns its logits alone"
-ONE_EACH = "let the model give one row of logits for each input"
-MEND = "mend the model (-vv shows where), which was given float32 inputs of shape (6, 4)"
+ONE_EACH = "return one row of logits for each input from the model"
+MEND = "correct the model for float32 inputs of shape (6, 4) (-vv shows the traceback)"
 FAULTS: list[tuple[Any, str, str, str]] = [
     (fails(KeyError("my own bug")), "logits of shape (batch, classes)", "KeyError: 'my own bug'", MEND),
     (fails(ValueError("two\nlines")), "logits of shape (batch, classes)", "ValueError: two lines", MEND),
@@ -43,7 +43,7 @@ FAULTS: list[tuple[Any, str, str, str]] = [
         fails(torch.OutOfMemoryError("no room")),
         "logits of shape (batch, classes)",
         "OutOfMemoryError: no room",
-        "lower batch_size, or take another device",
+        "lower batch_size, or use another device",
     ),
     (lambda x: (x, x), "a tensor of logits of shape (6, classes)", "a tuple", WRAP),
     (
@@ -86,7 +86,7 @@ def test_another_number_of_classes_is_refused() -> None:
     with pytest.raises(BadLogitsError) as caught:
         check_model(nn.Linear(4, 3), INPUTS, 5, "student 's'")
     assert str(caught.value) == (
-        "student 's': expected logits of 5 classes, as the transfer set has them, found 3; "
+        "student 's': expected logits of 5 classes, as in the transfer set, found logits of 3 classes; "
         "give the student the classes of the transfer set"
     )
 

@@ -124,8 +124,8 @@ def test_another_augmentation_than_the_captures_is_refused(tmp_path: Path) -> No
             content = with_student(table)
             content["cache"]["augment"] |= change
             message = (
-                "teachers/wide: expected the augmentation that it was captured with, .*'pixels': 1.*found "
-                f".*{said}.*; set \\[cache\\] augment to the one of the capture"
+                "teachers/wide: expected the captured augmentation .*'pixels': 1.*found "
+                f".*{said}.*; set \\[cache\\] augment to that of the capture"
             )
             with pytest.raises(SpecMismatch, match=message):
                 trained(content, tmp_path)

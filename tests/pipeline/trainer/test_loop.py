@@ -300,7 +300,7 @@ class Faulty(nn.Linear):
 
 FAILED = (
     "training teacher t: expected logits of shape (batch, classes), found KeyError: 'my own bug'; "
-    "mend the model (-vv shows where), which was given float32 inputs of shape (4, 2)"
+    "correct the model for float32 inputs of shape (4, 2) (-vv shows the traceback)"
 )
 
 
