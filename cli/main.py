@@ -137,7 +137,16 @@ def main() -> None:
     # Threads that spin while they wait take the core that others need: on two cores, one of them busy, small
     # networks train fifty times slower. OpenMP reads this when torch is imported; a user's own value stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cli()
+    try:
+        cli()
+    except SystemExit as leaving:
+        if "RANK" not in os.environ or not isinstance(leaving.code, int | None):
+            raise
+        # Threads of gloo outlive their process group, and Python ends a thread that asks for its lock while it
+        # finalises; torch then aborts. A rank leaves without finalising: its files are closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(leaving.code or 0)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_shards_of_another_size(made: Made, damage: str) -> None:
         open_store(made.path).teachers["wide"].read([5], view=1)
     assert str(caught.value) == (
         f"{where}: expected {expected}, found {found}; "
-        "run `logitstore repair`, and then again what wrote it; or restore the file from a copy"
+        "run `logitstore repair`, then the command that wrote it; or restore the file from a copy"
     )
     assert open_store(made.path).teachers["wide"].read([5], view=0).shape == (1, 5)  # the rest can be read
     for deep in (False, True):  # sizes are compared without --deep, too

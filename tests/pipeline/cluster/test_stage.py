@@ -377,5 +377,5 @@ def test_a_figure_that_cannot_be(store: Store, wide_store: Store, tmp_path: Path
         assert expected in str(caught.value)
     settings: dict[str, Any] = {"teacher": "wide", "clusters": 10, "classes_per_cluster": 30, "memory": 0.006}
     cluster_store(wide_store, Cluster(**settings, name="projected"))
-    with pytest.raises(ConfigError, match=r"found clusters/projected, whose columns were projected; "):
+    with pytest.raises(ConfigError, match=r"found clusters/projected, a clustering of projected columns; "):
         draw_clustering(wide_store, "projected", tmp_path / "a.png")
