@@ -75,8 +75,8 @@ test: venv ## the tests
 
 # Integers, losses, format and encodings: laws that need neither a training nor a process of their own.
 FAST := tests/pipeline/losses tests/packaging/test_layers.py tests/packaging/test_workflows.py \
-	$(patsubst %,tests/storage/test_%.py,codec digest divergence encodings error_budget floats format grid \
-	order pieces random shard top_k)
+	$(patsubst %,tests/storage/test_%.py,codec digest divergence encodings error_budget half format grid \
+	order intervals random shard top_k)
 
 .PHONY: test-fast
 test-fast: venv ## the pure parts, in under a minute

@@ -30,7 +30,7 @@ from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import result_of
 from .memory import FAN_IN, LANES, threads_within
-from .moments import Combinations, Moments, merge
+from .moments import Combinations, Moments, merge, scratch
 from .softened import Softened
 
 _TASK: Final = "covariance"
@@ -142,10 +142,12 @@ def _with_block(
     softened, combinations = source
     classes = softened.shape[2]
     lines = classes if combinations is None else combinations.width
-    # A copy: on a cluster a lost result is computed again from `before`.
-    total = Moments.zeros(lines, classes) if before is None else before.copy()
+    total = Moments.zeros(lines, classes) if before is None else before
+    if topic is not None and before is not None:
+        total = before.copy()  # on a cluster a lost result is computed again from `before`
     for some in softened.slices(rows):
-        total.add(softened.read(view, some), combinations)
+        kept = scratch("probabilities", (len(some), classes), np.float64)
+        total.add(softened.read(view, some, kept), combinations, overwrite=True)
     if topic is not None:
         from distributed import get_worker
 

@@ -79,9 +79,11 @@ class Softened:
         step = slice_rows(self.shape[2])
         return (range(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step))
 
-    def read(self, view: int, rows: range) -> Float64[np.ndarray, "rows classes"]:
-        """Read the probabilities of some rows of a view. Raises BadLogitsError where a logit is not finite."""
-        out = np.empty((len(rows), self.shape[2]))
+    def read(
+        self, view: int, rows: range, out: Float64[np.ndarray, "rows classes"] | None = None
+    ) -> Float64[np.ndarray, "rows classes"]:
+        """Read the probabilities of some rows of a view, into `out` if given. Raises BadLogitsError for NaN, infinity."""
+        out = np.empty((len(rows), self.shape[2])) if out is None else out
         for number, source in enumerate(self.sources):
             logits = source.logits.read(rows, view, self.temperature)
             highest = _checked(logits, f"{source.name}: view {view}", rows.start)
