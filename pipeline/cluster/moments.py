@@ -102,7 +102,7 @@ class Moments:
         lines, line_mean, line_scale = columns, mean, scale
         if combinations is not None:
             lines, line_mean, line_scale = _combined(columns, mean, scale, combinations)
-        product = scratch("product", (lines.shape[1], columns.shape[1]), np.float32)
+        product = scratch("product", (len(line_mean), len(mean)), np.float32)
         np.matmul(lines.T, columns, out=product)  # where both are one array, BLAS computes half of it
         self._join(len(probabilities), mean, line_mean, product, scale, line_scale)
 
