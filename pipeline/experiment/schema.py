@@ -219,8 +219,9 @@ def explain(error: ValidationError, where: str) -> ConfigError:
     """Return the first problem in the document `where` as one line; its remedy counts the others."""
     details = error.errors(include_url=False)
     detail = details[0]
-    # Of a list whose items fail, pydantic also says that it is too short.
-    details = [each for each in details if each["type"] != "too_short" or each is detail]
+    # A list whose items fail is reported as too short as well: that is no problem of its own.
+    inside = {each["loc"][:depth] for each in details for depth in range(len(each["loc"]))}
+    details = [each for each in details if each["type"] != "too_short" or each["loc"] not in inside]
     context = detail.get("ctx", {})
     if detail["type"] == "logitstore":
         expected, found, remedy = (str(context[part]) for part in ("expected", "found", "remedy"))

@@ -457,3 +457,19 @@ def test_a_stage_of_one_process_is_refused_under_torchrun(
     assert result.stderr == (line if said else "")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert "nowhere.toml" in CliRunner().invoke(cli, ["run", "nowhere.toml"]).stderr
+
+
+@pytest.mark.parametrize(("ranks", "finalised"), [({"RANK": "0"}, False), ({}, True)], ids=["rank", "alone"])
+def test_a_rank_leaves_without_finalising_python(ranks: dict[str, str], finalised: bool) -> None:
+    """The threads of gloo outlive their group. A process of its own, the control, ends as Python does."""
+    code = (
+        "import atexit, sys\natexit.register(print, 'finalised')\n"
+        "from logitstore.cli.main import main\nsys.argv = ['logitstore', '--version']\nmain()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"} | ranks
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("logitstore ")
+    assert ("finalised" in done.stdout) == finalised
