@@ -137,6 +137,11 @@ class Folder(Place):
         with expecting_folders(self.path), self.directory(make=make) as handle:
             return Folder(self._top, self._inside, Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside))
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the folder, or one above it, is held open."""
+        return self._held is not None
+
     def let_go(self) -> None:
         """Close a held folder; the object is not used after that."""
         if self._held is not None:

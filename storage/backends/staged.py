@@ -1,7 +1,7 @@
 """Staged objects: files without a name that readers know, to be published whole, once and durably.
 
-    temporary file (O_EXCL) ─ write ─ fsync ─ link to the name ─ unlink ─ fsync the directory
-                                                 └─ the name is taken: another writer was first
+temporary file (O_EXCL) ─ write ─ fsync ─ link to the name ─ unlink ─ fsync the directory
+                                             └─ the name is taken: another writer was first
 """
 
 import contextlib

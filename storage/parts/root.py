@@ -1,5 +1,6 @@
 """An opened store: attributes, log and parts, sealed or unfinished."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -8,9 +9,9 @@ from typing import Any
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, writable
 from ..backends.place import Place
-from ..errors import NameTaken, NotAStoreError, PartNotFound, StoreIncomplete, WrongStore
+from ..errors import ManifestInvalid, NameTaken, NotAStoreError, PartNotFound, StoreIncomplete, WrongStore
 from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
-from ..format.documents import parse_spec
+from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
 from .journal import (
@@ -54,26 +55,52 @@ class Root:
         self.expect = expect
         self.later: Sequence[str] = ()
         """Parts that were sealed after the expected digest; they are hidden."""
+        self.digest = ""
+        """Digest of the store as it was opened."""
         self._parts: dict[str, SealedPart] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the log again. Parts that other processes have sealed appear."""
+        """Read the log again. Parts that other processes have sealed appear.
+
+        Raises WrongStore if the log does not go on from the one that was read before.
+        """
         empty, records = read_log(self.folder)
         digests = [empty, *(record.digest for record in records)]
+        known = self.expect or self.digest
+        if known and known not in digests:
+            remedy = "ask where the store came from, or open it without expecting a digest"
+            if self.digest:
+                remedy = "open the store again: another one is at this path by now"
+            raise WrongStore(
+                str(self.folder.path),
+                expected=f"the store {known}",
+                found=f"{digests[-1]}, which never was that one",
+                remedy=remedy,
+            )
         if self.expect is not None:
-            if self.expect not in digests:
-                raise WrongStore(
-                    str(self.folder.path),
-                    expected=f"the store {self.expect}",
-                    found=f"{digests[-1]}, which never was that one",
-                    remedy="ask where the store came from, or open it without expecting a digest",
-                )
             kept = digests.index(self.expect)
             records, self.later = records[:kept], [record.part for record in records[kept:]]
         self.records: Sequence[LogRecord] = records
-        self.digest: str = records[-1].digest if records else empty
-        """Digest of the store as it was opened."""
+        self.digest = records[-1].digest if records else empty
+
+    def check_log(self, folder: Place) -> None:
+        """Refuse a folder of a store whose log does not go on from the one that was read. Raises WrongStore.
+
+        The record that was the last one holds, by its sha256, all records before it.
+        """
+        key, found = log_key(len(self.records)), "a log without it"
+        with contextlib.suppress(FileNotFoundError):
+            digest = f"sha256:{sha256_hex(folder.read(key))}"
+            if digest == self.digest:
+                return
+            found = digest
+        raise WrongStore(
+            str(folder.path / key),
+            expected=f"the record {self.digest} of the store that was opened",
+            found=found,
+            remedy="open the store again: another one is at this path by now; if it is the same, run `logitstore verify`",
+        )
 
     @property
     def path(self) -> PurePath:
@@ -92,8 +119,22 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """Return a sealed part. Raises StoreIncomplete if it is unfinished, PartNotFound if it is absent."""
         if name not in self._parts:
-            self._parts[name] = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
+            part = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
+            self._check_samples(part)
+            self._parts[name] = part
         return self._parts[name]
+
+    def _check_samples(self, part: SealedPart) -> None:
+        """Refuse a part that was sealed for the rows of another store. Raises ManifestInvalid."""
+        samples = next((record.seal for record in self.records if record.part == SAMPLES), None)
+        expected = None if part.name == SAMPLES else samples
+        if part.seal.samples != expected:
+            raise ManifestInvalid(
+                str(part.folder.path / SEAL),
+                expected=f"a part of the samples {_short(expected)}",
+                found=f"a part of the samples {_short(part.seal.samples)}",
+                remedy="do not read this part: its rows are those of another store; restore it from a copy",
+            )
 
     def is_whole(self, name: str) -> bool:
         """Return whether a part is sealed and none of its files is missing, by name alone.
@@ -163,6 +204,10 @@ class Root:
             found=repr(short or name),
             remedy="choose one of these, or make it first",
         )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}…"
 
 
 def create_root(path: Path, attributes: RootAttributes) -> Root:

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from logitstore.storage.backends import lease
+from logitstore.storage.backends import lease, staged
 from logitstore.storage.backends import local as files
 from logitstore.storage.backends import posix as system
-from logitstore.storage.backends import staged
 
 MOUNT: Final = "/disk"
 """The directory in which everything happens; it is durable."""
