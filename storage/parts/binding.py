@@ -12,10 +12,11 @@ store. Before each commit three comparisons turn that into an error:
 import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 
 from ..backends.lease import Lease
 from ..backends.local import writable
-from ..errors import WrongStore
+from ..errors import StorageError, WrongStore
 from ..format.constants import SPEC
 from ..format.documents import sha256_hex
 from .root import Root
@@ -64,6 +65,7 @@ class Binding:
 
     def check(self, spec: str | None) -> None:
         """Refuse to write on in another store or part. spec: sha256 of the part's, once it is begun. Raises WrongStore."""
+        self.open()  # again, after a writer was closed
         self.folder.check_in_place()
         self._root.check_log(self.store)
         if spec is None:
@@ -79,6 +81,16 @@ class Binding:
             found=f"{found[:12]}: the part was deleted and begun anew",
             remedy="run the command again; nothing of this block was kept",
         )
+
+    @contextlib.contextmanager
+    def checked(self, spec: str | None) -> Iterator[None]:
+        """Check before the block, and after a failure in it: the folder may be gone with its store. As `check`."""
+        self.check(spec)
+        try:
+            yield
+        except StorageError:
+            self.check(spec)
+            raise
 
     def let_go(self) -> None:
         """Release the lease, and close the folders. A second call does nothing."""

@@ -32,7 +32,6 @@ from ..errors import (
     ShardCorrupt,
     ShardMissing,
     SpecMismatch,
-    StorageError,
 )
 from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import canonical_json, parse_json, sha256_hex
@@ -300,11 +299,9 @@ class PartWriter:
         other bytes; nothing of the block is then kept.
         """
         rows = self.root.grid.rows(block)
-        self._binding.open()
-        self._check_bound()
-        self._refuse_where_sealed()
-        pieces: Iterable[Mapping[str, NDArray[Any]]] = map(arrays_of, self._pieces(len(rows)))
-        try:
+        with self._binding.checked(self._files.get(SPEC)):
+            self._refuse_where_sealed()
+            pieces: Iterable[Mapping[str, NDArray[Any]]] = map(arrays_of, self._pieces(len(rows)))
             if not self._files:
                 pieces = list(pieces)  # a first block that is refused leaves no trace
             self._begin()
@@ -314,9 +311,6 @@ class PartWriter:
             if not self.folder.put_new(record.key, record.to_bytes()):
                 self._refuse_where_sealed()
                 read_commit(self.folder, view, block, self._plan(self._files[SPEC]))
-        except StorageError:
-            self._check_bound()  # the folder may be gone because the store was deleted
-            raise
         self._committed.add((view, block))
 
     def _pieces(self, rows: int) -> Iterator[slice]:
@@ -436,31 +430,35 @@ class PartWriter:
             self._committed = self._recorded_blocks()
             if self.num_missing:
                 return False
-            self._check_bound()
-            self._begin()
-            plan = self._plan(self._files[SPEC])
-            commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
-            for commit in commits:
-                if not has_shards(self.folder, commit, self.layouts.values()):
-                    rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
-                    raise ShardCorrupt(
-                        f"{self._where}, view {commit.view}, {rows}",
-                        expected="the shards that were committed",
-                        found="other files, or none",
-                        remedy="run `logitstore repair` and then the same command again",
-                    )
-            for commit in commits:
-                self.check_rows(commit.view, commit.block)
-            samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
-            shape = (self.views, self.root.grid.num_blocks)
-            digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
-            with lease(self._binding.store):
-                append_log(self._binding.store, self.name, digest)
+            with self._binding.checked(self._files.get(SPEC)):
+                self._seal()
             self.root.refresh()
         self._binding.store.sync(LOG)  # also where another writer's record is there
         self.close()
         self.root.tidy_up()
         return True
+
+    def _seal(self) -> None:
+        """Seal the part, whose blocks are all committed."""
+        self._begin()
+        plan = self._plan(self._files[SPEC])
+        commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
+        for commit in commits:
+            if not has_shards(self.folder, commit, self.layouts.values()):
+                rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
+                raise ShardCorrupt(
+                    f"{self._where}, view {commit.view}, {rows}",
+                    expected="the shards that were committed",
+                    found="other files, or none",
+                    remedy="run `logitstore repair` and then the same command again",
+                )
+            self.check_rows(commit.view, commit.block)
+        samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
+        shape = (self.views, self.root.grid.num_blocks)
+        digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
+        self.folder.check_in_place()
+        with lease(self._binding.store):
+            append_log(self._binding.store, self.name, digest)
 
     def close(self) -> None:
         """Release the part, sealed or not, to other writers. A second call does nothing."""

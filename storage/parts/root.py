@@ -9,7 +9,15 @@ from typing import Any
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, writable
 from ..backends.place import Place
-from ..errors import ManifestInvalid, NameTaken, NotAStoreError, PartNotFound, StoreIncomplete, WrongStore
+from ..errors import (
+    ManifestInvalid,
+    NameTaken,
+    NotAStoreError,
+    PartNotFound,
+    StoreCorrupt,
+    StoreIncomplete,
+    WrongStore,
+)
 from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
@@ -211,30 +219,61 @@ def _short(digest: str | None) -> str:
 
 
 def create_root(path: Path, attributes: RootAttributes) -> Root:
-    """Make an empty store, or finish an interrupted creation. Raises NameTaken if the path is not free."""
+    """Make an empty store, or finish an interrupted creation. Raises NameTaken if the path is not free.
+
+    Processes that make one of the same sizes at the same moment make it together.
+    """
     folder = Folder(path)
     groups = {f"{group}/zarr.json": group_metadata() for group in GROUPS}
     files = {ROOT_METADATA: attributes.to_bytes(), **groups}
 
-    def taken(found: str) -> NameTaken:
-        remedy = "choose another path, or move it away"
+    def taken(found: str, remedy: str = "choose another path") -> NameTaken:
         return NameTaken(str(path), expected="a path that is free", found=found, remedy=remedy)
 
+    # Never "move it away": another process may be at work on it.
+    join = "pass exist_ok=True to resume a store of the same rows, or choose another path"
     if (kind := folder.kind()) not in ("nothing", "a folder"):
         raise taken(kind)
     if folder.exists(log_key(0)):
-        raise taken("a store")
+        raise taken("a store", join)
     if folder.exists(ROOT_METADATA) and folder.read(ROOT_METADATA) != files[ROOT_METADATA]:
-        raise taken("another Zarr group")
+        raise taken("another Zarr group, or a store of other sizes that is being made")
     strangers = set(folder.names()) - {ROOT_METADATA, *GROUPS, PRIVATE}
     if strangers:
         raise taken(f"a folder with other things in it ({min(strangers)!r})")
     with lease(folder):
         folder.prove_exclusive()
-        for key, data in files.items():
-            put_same(folder, key, data)
-        put_same(folder, log_key(0), root_record(files))
+        try:
+            for key, data in files.items():
+                put_same(folder, key, data)
+            put_same(folder, log_key(0), root_record(files))
+        except (
+            StoreCorrupt
+        ):  # another process was faster; the root's own metadata, with its sizes, come first
+            raise taken("a store of other sizes, which another process has just made") from None
     return Root(folder, attributes)
+
+
+def join_root(path: Path, num_rows: int, num_classes: int, block_rows: int | None) -> Root | None:
+    """Open the store at a path to resume it; None if there is none. Raises NameTaken if it has other sizes.
+
+    block_rows: None for those that the store has.
+    """
+    if not Folder(path).exists(log_key(0)):
+        return None
+    root = open_root(path)
+    found = root.attributes
+    there = (found.num_rows, found.num_classes, found.block_rows)
+    wanted = (num_rows, num_classes, block_rows or found.block_rows)
+    if wanted != there:
+        sizes = "a store of {} rows and {} classes, in blocks of {} rows"
+        raise NameTaken(
+            str(path),
+            expected=f"{sizes.format(*wanted)}, or a free path",
+            found=sizes.format(*there),
+            remedy="choose another path",
+        )
+    return root
 
 
 def open_root(place: Path | Place, expect: str | None = None) -> Root:

@@ -22,6 +22,7 @@ from ..errors import (
     PartSealed,
     RowMismatch,
     SpecMismatch,
+    StoreCorrupt,
 )
 from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
@@ -400,9 +401,13 @@ class CaptureWriter(PartWriter):
 
     def _digests_of(self, rows: range) -> UInt64[np.ndarray, " rows"]:
         """Return the digests of the samples. Raises StoreIncomplete if they are not sealed."""
-        if self._digests is None:
-            self._digests = PartReader(self.root.part(SAMPLES), self.root.grid)
-        return self._digests.read("digest", rows)
+        try:
+            if self._digests is None:
+                self._digests = PartReader(self.root.part(SAMPLES), self.root.grid)
+            return self._digests.read("digest", rows)
+        except StoreCorrupt:
+            self._check_bound()  # the samples of another store, which is at this path by now
+            raise
 
     def _compares(self, view: int) -> bool:
         """Return whether a view shows the rows as they are, to be compared with samples that are sealed."""
