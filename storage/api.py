@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt64
 from numpy.typing import NDArray
 
-from .backends.local import Folder, local_path, writable
+from .backends.local import local_path, writable
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
 from .digest import digest_rows
@@ -21,9 +21,8 @@ from .errors import ConfigError, ManifestInvalid, NameTaken
 from .format.constants import MAX_SHARD_BYTES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
-from .parts.journal import log_key
 from .parts.reader import CaptureReader, Samples
-from .parts.root import BegunPart, Root, create_root, open_root, unsealed_parts
+from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
 from .stream.inputs import Augment
@@ -353,11 +352,14 @@ def begin_store(
     num_classes: int,
     row_bytes: int | None = None,
     block_rows: int | None = None,
+    exist_ok: bool = False,
 ) -> Store:
     """Make a store without samples, for `Store.samples_writer`.
 
-    row_bytes: bytes of the widest row; those of float32 logits by default.
-    Raises NameTaken if the path is not free, ConfigError for sizes out of range.
+    row_bytes: bytes of the widest row; those of float32 logits by default. exist_ok: join a store of the same sizes, for
+    processes that begin one at the same moment.
+    Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), ConfigError for sizes out
+    of range.
     """
     for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
         if value < least:
@@ -373,7 +375,15 @@ def begin_store(
             found=str(rows),
             remedy="leave it out, and logitstore chooses",
         )
-    return Store(create_root(local_path(location), RootAttributes(num_rows, num_classes, rows)))
+    path = local_path(location)
+    try:
+        return Store(create_root(path, RootAttributes(num_rows, num_classes, rows)))
+    except NameTaken:
+        # Another process may have made it just now.
+        there = join_root(path, num_rows, num_classes, rows) if exist_ok else None
+        if there is None:
+            raise
+        return Store(there)
 
 
 def create_store(
@@ -394,11 +404,12 @@ def create_store(
 
     num_rows: may be left out if labels, digests or inputs are given. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
-    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume a store of the same rows,
-    for a script that is run again after it was killed.
-    Raises NameTaken if the path is not free (with exist_ok, if another store has it), RowMismatch or SpecMismatch
-    if that store has other rows, ConfigError for lengths that differ and labels out of range; nothing is then
-    left behind.
+    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
+    would make, for a script that is run again after it was killed, or in several processes at once. Labels, ids,
+    digests, class names and inputs are compared with those of the store; what you leave out must be absent there, too.
+    Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
+    first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
+    has, ConfigError for lengths that differ and labels out of range; nothing is then left behind.
     """
     lengths = {
         name: len(value)
@@ -430,21 +441,18 @@ def create_store(
     if kept is not None:
         check_input_dtype(kept.dtype)
     input_bytes = 0 if kept is None else kept[:1].nbytes
-    store = _same_size(location, rows, classes) if exist_ok else None
-    if store is None:
-        try:
-            store = begin_store(
-                location,
-                num_rows=rows,
-                num_classes=classes,
-                row_bytes=max(4 * classes, input_bytes),
-                block_rows=block_rows,
-            )
-        except NameTaken:
-            # With exist_ok: another process may have made it just now.
-            store = _same_size(location, rows, classes) if exist_ok else None
-            if store is None:
-                raise
+    there = join_root(local_path(location), rows, classes, block_rows) if exist_ok else None
+    if there is not None:
+        store = Store(there)
+    else:
+        store = begin_store(
+            location,
+            num_rows=rows,
+            num_classes=classes,
+            row_bytes=max(4 * classes, input_bytes),
+            block_rows=block_rows,
+            exist_ok=exist_ok,
+        )
     writer = store.samples_writer(
         identity={
             "transfer_set": None,
@@ -469,20 +477,4 @@ def create_store(
                 input=None if kept is None else kept[part],
             )
         writer.seal()
-    return store
-
-
-def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int) -> Store | None:
-    """Return the store at `location`; None if there is none. Raises NameTaken if it has another size."""
-    path = local_path(location)
-    if not Folder(path).exists(log_key(0)):
-        return None
-    store = open_store(path)
-    if (store.num_rows, store.num_classes) != (num_rows, num_classes):
-        raise NameTaken(
-            str(path),
-            expected=f"a store of {num_rows} rows and {num_classes} classes, or a free path",
-            found=f"a store of {store.num_rows} rows and {store.num_classes} classes",
-            remedy="choose another path",
-        )
     return store

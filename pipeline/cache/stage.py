@@ -97,6 +97,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
             num_classes=rows.num_classes,
             row_bytes=max(input_bytes(work.experiment, rows), *widths),
             block_rows=work.experiment.cache.block_rows,
+            exist_ok=True,  # another `cache` may have begun it at the same moment
         )
     ranks.counts(0)
     names = tuple(teacher.name for teacher in teachers)

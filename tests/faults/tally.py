@@ -30,6 +30,8 @@ ROWS: Final = {
     "checkpoint": "hostile checkpoints and factory strings",
     "readers": "readers during writes",
     "zombie": "a stopped writer wakes after the seal",
+    "anew": "a stopped writer wakes when its store was begun anew",
+    "snapshots": "hard-link snapshots while two writers make one block",
     "media": "read-only media, no HOME, no temporary space, odd clocks",
     "machine": "state machine against a dictionary",
     "interleave": "two writers, every interleaving of their steps",

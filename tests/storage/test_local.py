@@ -275,7 +275,7 @@ def test_without_hard_links_a_rename_that_replaces_nothing(
     assert not folder.put_new("x", b"second")
     assert folder.read("x") == b"first"
     assert os.listdir(folder.path / TMP) == []
-    monkeypatch.setattr("logitstore.storage.backends.local.rename_noreplace", none)
+    monkeypatch.setattr("logitstore.storage.backends.staged.rename_noreplace", none)
     with pytest.raises(
         UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
     ):
