@@ -260,7 +260,11 @@ class Folder(Place):
             within = todo.pop()
             path = self.path.joinpath(*within)
             try:
-                with typed_errors(path), self.directory(within) as directory, os.scandir(directory) as entries:
+                with (
+                    typed_errors(path),
+                    self.directory(within) as directory,
+                    os.scandir(directory) as entries,
+                ):
                     for entry in entries:
                         inner = (*within, entry.name)
                         if len(inner) <= _MOST_LEVELS and entry.is_dir(follow_symlinks=False):
@@ -340,10 +344,25 @@ class Folder(Place):
         Only for a writer that holds the folder alone (`lease`): another may have found the object good.
         """
         *within, name = components(key, self.path)
-        with typed_errors(self.path / key), self.directory(within) as directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
-            os.fsync(directory)
+        with typed_errors(self.path / key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with self.directory(within) as directory:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+                os.fsync(directory)
+
+    def file_on_the_way(self, key: str) -> str | None:
+        """Return the key of a plain file in the place of a folder on the way to `key`; None if there is none."""
+        within = components(key, self.path)[:-1]
+        for depth in range(len(within) + 1):
+            with typed_errors(self.path / key):
+                try:
+                    with self.directory(within[:depth]):
+                        pass
+                except FileNotFoundError:
+                    break
+                except NotADirectoryError:
+                    return "/".join(within[:depth]) or None
+        return None
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""
