@@ -5,7 +5,7 @@ time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,8 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
         from .evaluate.stage import evaluate
 
         evaluate(work, examples)
-    return _report(work, todo.lines(), examples)
+    done = replace(todo, specialists=specialists, students=students).lines()
+    return _report(work, done, examples)
 
 
 def _report(work: Workspace, done: Sequence[str], examples: Examples | None) -> RunReport:

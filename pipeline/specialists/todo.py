@@ -267,10 +267,14 @@ def _clustering(work: Workspace) -> dict[str, Any]:
 
 
 def can_begin(work: Workspace) -> bool:
-    """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture."""
+    """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture.
+
+    Labels and sets are read to find what is missing: parts that lost files are made again first.
+    """
     experiment, store = work.experiment, work.find_store()
-    needed = (SAMPLES, f"teachers/{experiment.generalist.name}", f"clusters/{experiment.clustering_name}")
-    return store is not None and all(store.find_spec(part) is not None for part in needed)
+    if store is None or store.find_spec(f"teachers/{experiment.generalist.name}") is None:
+        return False
+    return store.is_whole(SAMPLES) and store.is_whole(f"clusters/{experiment.clustering_name}")
 
 
 def find_generalist(work: Workspace) -> Record | None:

@@ -42,6 +42,8 @@ from .staged import COPY_HERE, NewObject
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STAGING = STAGING.split("/")
+_MOST_LEVELS = 32
+"""Levels of folders that are listed; a store has five."""
 _ATTEMPTS = 8
 """Attempts to make the staging folder while other writers remove it."""
 
@@ -304,21 +306,32 @@ class Folder(Place):
                 return []
 
     def files(self) -> list[str]:
-        """Return the keys of every file below the folder, and of every link; links are not followed."""
+        """Return the keys of every file below the folder, and of every link; links are not followed.
+
+        A folder that is nested deeper than any of a store is one key, and not listed.
+        """
         keys: list[str] = []
-        todo = [""]
+        todo: list[tuple[str, ...]] = [()]
         while todo:
-            prefix = todo.pop()
-            # A staging folder may vanish while it is listed: its writer removes it.
-            folder = self.path / prefix
-            with (
-                expecting_folders(folder),
-                contextlib.suppress(FileNotFoundError),
-                os.scandir(folder) as entries,
-            ):
-                for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    (todo if is_folder else keys).append(f"{prefix}{entry.name}{'/' * is_folder}")
+            within = todo.pop()
+            path = self.path.joinpath(*within)
+            try:
+                with (
+                    typed_errors(path),
+                    self.directory(within) as directory,
+                    os.scandir(directory) as entries,
+                ):
+                    for entry in entries:
+                        inner = (*within, entry.name)
+                        if len(inner) <= _MOST_LEVELS and entry.is_dir(follow_symlinks=False):
+                            todo.append(inner)
+                        else:
+                            keys.append("/".join(inner))
+            except FileNotFoundError:
+                continue  # a staging folder may vanish while it is listed: its writer removes it
+            except (NotADirectoryError, UntrustedStoreError):
+                # A link or a file was put in the place of the folder meanwhile.
+                keys += ["/".join(within)] if within else []
         return sorted(keys)
 
     def free_bytes(self) -> int:
@@ -387,10 +400,25 @@ class Folder(Place):
         Only for a writer that holds the folder alone (`lease`): another may have found the object good.
         """
         *within, name = components(key, self.path)
-        with typed_errors(self.path / key), self.directory(within) as directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
-            os.fsync(directory)
+        with typed_errors(self.path / key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with self.directory(within) as directory:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+                os.fsync(directory)
+
+    def file_on_the_way(self, key: str) -> str | None:
+        """Return the key of a plain file in the place of a folder on the way to `key`; None if there is none."""
+        within = components(key, self.path)[:-1]
+        for depth in range(len(within) + 1):
+            with typed_errors(self.path / key):
+                try:
+                    with self.directory(within[:depth]):
+                        pass
+                except FileNotFoundError:
+                    break
+                except NotADirectoryError:
+                    return "/".join(within[:depth]) or None
+        return None
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""

@@ -23,6 +23,7 @@ ROWS: Final = {
     "call": "the N-th storage call fails",
     "full": "a full disk",
     "torn": "torn, empty and overlong shards",
+    "lost": "lost folders and files, repaired and written again",
     "flip": "one flipped bit",
     "swap": "objects swapped, replayed, deleted, put back",
     "json": "JSON cut at every byte, and mutated",
