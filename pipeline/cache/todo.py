@@ -28,7 +28,7 @@ from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record
 from ..models.sources import source_digests
-from ..transfer import TransferRows, input_bytes
+from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
 from .notes import SOURCE, source_note
@@ -101,9 +101,32 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "args": teacher.args,
         "train": None if teacher.train is None else settled(teacher.train, later=later, idle={"compile"}),
         "seed": member.seed,
-        "transfer_set": rows.fingerprint,
+        "transfer_set": set_identity(rows),
         "num_examples": len(rows),
     }
+
+
+def as_recorded(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return our identity of a teacher as its record states it, without what the record cannot tell.
+
+    The source of a transfer set may change where its content does not. The record of an earlier version holds nothing of a
+    set without a fingerprint.
+
+    >>> as_recorded({"transfer_set": {"content": "a", "source": "new"}}, {"transfer_set": {"content": "b", "source": "old"}})
+    {'transfer_set': {'content': 'a', 'source': 'old'}}
+    >>> as_recorded({"transfer_set": {"content": "a"}}, {"transfer_set": None})
+    {'transfer_set': None}
+    """
+    identity, mine = dict(ours), ours["transfer_set"]
+    if theirs is None or not isinstance(mine, Mapping):
+        return identity
+    written = theirs.get("transfer_set")
+    if written is None:
+        identity["transfer_set"] = None
+    elif isinstance(written, Mapping):
+        without = {key: value for key, value in mine.items() if key != "source"}
+        identity["transfer_set"] = without | ({"source": written["source"]} if "source" in written else {})
+    return identity
 
 
 def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
@@ -113,7 +136,10 @@ def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
     """
     if member.weights is not None:
         return Record({}, source_digests(member.weights)[0], {})
-    return work.models.find("teachers", member.name, teacher_identity(member, work.rows))
+    recorded = work.models.recorded_identity("teachers", member.name)
+    return work.models.find(
+        "teachers", member.name, as_recorded(teacher_identity(member, work.rows), recorded)
+    )
 
 
 def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
@@ -240,7 +266,7 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
     if recorded is not None:
         check_same(
             f"{store.path}: teachers/{member.name}",
-            as_json(teacher_identity(member, work.rows)),
+            as_json(as_recorded(teacher_identity(member, work.rows), recorded)),
             recorded,
             made="with which it was trained",
             remedy=_RENAME,
