@@ -65,12 +65,12 @@ class Looked:
 
         >>> one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
         >>> Looked(1, one, one, one, one).describe(), Looked(9, one, one, np.arange(9), np.arange(9)).describe()
-        ('inputs and labels of all 1 rows compared', 'labels of all 9 rows and inputs of 1 compared')
+        ('inputs and labels of all 1 rows compared', 'labels of all 9 rows and the inputs of 1 compared')
         """
         if self.is_whole:
             return f"inputs and labels of all {self.num_rows:,} rows compared"
         if len(self.labelled) == self.num_rows:
-            return f"labels of all {self.num_rows:,} rows and inputs of {len(self.indices):,} compared"
+            return f"labels of all {self.num_rows:,} rows and the inputs of {len(self.indices):,} compared"
         return f"inputs and labels of {len(self.indices):,} of {self.num_rows:,} rows compared, the others not read"
 
 
@@ -238,14 +238,15 @@ class Examples:
 def set_identity(examples: Examples) -> str | dict[str, Any]:
     """Return the identity of a data set, for the identity of a model that is trained on it.
 
-    It is the set's fingerprint. A set without one is known by its factory, arguments and source file, its length, and the
-    digest of what is read of it (`Examples.looked`). `rows` holds how many labels and inputs that were.
+    It is the set's fingerprint. A set without one is known by its length and the digest of what is read of it
+    (`Examples.looked`); `rows` holds how many labels and inputs that were. Unless these are all, its factory, arguments and
+    source file belong to it.
     """
     if examples.fingerprint is not None:
         return examples.fingerprint
     looked = examples.looked
     return {
-        **examples.made_by,
+        **({} if looked.is_whole else examples.made_by),
         "num_examples": len(examples),
         "rows": {"labels": len(looked.labelled), "inputs": len(looked.indices)},
         "content": examples.digest(looked),
@@ -264,8 +265,8 @@ def listed_labels(dataset: Any) -> Int64[np.ndarray, " rows"] | None:
             of_inner = listed_labels(inner)
             listed: Any = None if of_inner is None else of_inner[np.asarray(indices, dtype=np.int64)]
         elif isinstance(joined, (list, tuple)):
-            of_each = [listed_labels(one) for one in joined]
-            listed = None if None in map(type, of_each) else np.concatenate(of_each)  # type: ignore[arg-type]
+            of_each = [labels for one in joined if (labels := listed_labels(one)) is not None]
+            listed = np.concatenate(of_each) if of_each else None
         else:
             listed = next(
                 (v for n in ("labels", "targets") if (v := getattr(dataset, n, None)) is not None), None
@@ -296,6 +297,8 @@ class TransferRows(Examples):
 
     def __init__(self, experiment: Experiment) -> None:
         """Make the data set and its order. Raises FactoryError, BadDataError or ConfigError."""
+        self.experiment = experiment
+        """The experiment, from which the set can be made again."""
         table = experiment.transfer_set
         super().__init__(table, experiment.base, "transfer_set")
         self._order: dict[str, Any] = {"kind": table.order}
@@ -308,9 +311,11 @@ class TransferRows(Examples):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Identity of the samples of a store of this set."""
+        """Identity of the samples of a store of this set; its factory is stated if nothing else tells of all its content."""
+        is_known = self.fingerprint is not None or self.looked.is_whole
         return {
             "transfer_set": self.fingerprint,
+            **({} if is_known else {"made_by": self.made_by}),
             "order": self._order,
             "digest_of": self.digest_of,
             "label_kind": "class",

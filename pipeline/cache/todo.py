@@ -28,6 +28,7 @@ from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record
 from ..models.sources import source_digests
+from ..same_set import check_samples
 from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
@@ -36,6 +37,8 @@ from .notes import SOURCE, source_note
 log = logging.getLogger(__name__)
 HALVED = "batch_size_asked"
 """In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
+_OF_SET = ("transfer_set", "num_examples")
+"""Keys of a teacher's identity that state the set that it was trained on."""
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
 
@@ -47,6 +50,8 @@ class CacheTodo:
     """Teachers to be run, and trained if they have no weights."""
     samples: bool = False
     """Whether the samples are to be written, or have lost files."""
+    compared: str = ""
+    """What of the transfer set was compared with the store, in words; empty if there is no store."""
 
     def __bool__(self) -> bool:
         return bool(self.captures or self.samples)
@@ -63,30 +68,11 @@ def find_todo(work: Workspace) -> CacheTodo:
     Raises SpecMismatch if something in the store has the name of a capture and another identity.
     """
     store = work.find_store()
-    if store is not None:
-        check_samples(store, work.rows)
+    compared = "" if store is None else check_samples(store, work.rows)
     return CacheTodo(
         missing_captures(work),
         samples=store is not None and store.is_sealed(SAMPLES) and not store.is_whole(SAMPLES),
-    )
-
-
-# Samples
-
-
-def check_samples(store: Store, rows: TransferRows) -> None:
-    """Compare the transfer set with that of a store, by sizes and fingerprints. Raises SpecMismatch."""
-    ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
-    theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
-    if (samples := store.identity_of(SAMPLES)) is not None:
-        ours |= rows.identity
-        theirs |= {key: value for key, value in samples.items() if key != "views"}
-    check_same(
-        f"{store.path}: {SAMPLES}",
-        as_json(ours),
-        theirs,
-        made="from which it was made",
-        remedy="change the transfer set back, or make a new store (another --out)",
+        compared=compared,
     )
 
 
@@ -227,6 +213,8 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     part_name, store = f"teachers/{member.name}", work.find_store()
     record = find_teacher(work, member)
     check_stated_classes(member, work.rows)
+    if record is None:
+        _check_taught_set(work, member)
     if store is None:
         return True
     begun = store.begun(part_name)
@@ -255,6 +243,22 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
         return True
     _warn_of_changed_source(work.experiment, member, spec.notes)
     return not store.is_whole(part_name)
+
+
+def _check_taught_set(work: Workspace, member: TeacherMember) -> None:
+    """Refuse to train a teacher in the place of one of the same name and another transfer set. Raises SpecMismatch."""
+    recorded = work.models.recorded_identity("teachers", member.name)
+    if recorded is not None:
+        ours = as_json(as_recorded(teacher_identity(member, work.rows), recorded))
+        record = work.models.weights_path("teachers", member.name).with_suffix(".json")
+        check_same(
+            f"teacher {member.name!r} ({record})",
+            {key: ours[key] for key in _OF_SET},
+            {key: recorded.get(key) for key in _OF_SET},
+            made="on which it was trained",
+            remedy="change the transfer set back; or name another folder (--out, or --models), or give the teacher "
+            "another name; or delete the record",
+        )
 
 
 def _check_training(work: Workspace, member: TeacherMember, store: Store) -> None:
