@@ -5,7 +5,8 @@
 1. sizes, the set's statement (fingerprint, or factory and arguments), order and class names;
 2. the index of each row, the ids, and the labels and inputs that were read of the set (`Examples.looked`).
 
-`check_repeatable` finds a set that gives other examples each time, before a teacher is run on it.
+`check_repeatable` finds a set that gives other examples each time, before a teacher is run on it; `check_read_again` finds
+what it misses in the rows that the teachers are shown.
 """
 
 import logging
@@ -22,7 +23,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
-from .transfer import Looked, TransferRows
+from .transfer import Examples, Looked, TransferRows
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -207,20 +208,20 @@ def _check_looked(
     )
 
 
-def check_repeatable(rows: TransferRows) -> None:
+def check_repeatable(examples: Examples) -> None:
     """Fetch some examples again, in another order and another thread, and from a set that is made anew; compare them.
 
     A set that is made anew takes memory and time. It is left out for sets of more than `_BUILT_TWICE_BYTES` of inputs, and
     for those with a fingerprint, of which the next run compares the whole. Raises BadDataError for other examples.
     """
-    step = -(-len(rows) // _REPEATED)
-    indices = list(range(0, len(rows), step))
-    first, again = _fetched(rows, [indices]), list[tuple[int, int]]()
+    step = -(-len(examples) // _REPEATED)
+    indices = list(range(0, len(examples), step))
+    first, again = _fetched(examples, [indices]), list[tuple[int, int]]()
     errors: list[LogitStoreError] = []
 
     def fetch() -> None:
         try:
-            again.extend(_fetched(rows, [[index] for index in reversed(indices)]))
+            again.extend(_fetched(examples, [[index] for index in reversed(indices)]))
         except LogitStoreError as error:
             errors.append(error)
 
@@ -229,27 +230,57 @@ def check_repeatable(rows: TransferRows) -> None:
     thread.join()
     if errors:
         raise errors[0]
-    _compare(rows, indices, first, again[::-1], "when it is fetched again")
-    if rows.fingerprint is None and len(rows) * rows.first.nbytes <= _BUILT_TWICE_BYTES:
-        other = TransferRows(rows.experiment)
-        if len(other) != len(rows):
+    _compare(examples, indices, first, again[::-1], "when it is fetched again")
+    if examples.fingerprint is None and len(examples) * examples.first.nbytes <= _BUILT_TWICE_BYTES:
+        other = examples.again()
+        if len(other) != len(examples):
             raise _never_the_same(
-                rows, "its examples", f"{len(rows)} examples", f"{len(other)} from the factory called again"
+                examples,
+                "its examples",
+                f"{len(examples)} examples",
+                f"{len(other)} from the factory called again",
             )
-        _compare(rows, indices, first, _fetched(other, [indices]), "from the factory called again")
+        _compare(examples, indices, first, _fetched(other, [indices]), "from the factory called again")
 
 
-def _fetched(rows: TransferRows, batches: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+def check_read_again(
+    rows: TransferRows,
+    which: range,
+    digests: UInt64[np.ndarray, " rows"],
+    labels: Int64[np.ndarray, " rows"],
+) -> None:
+    """Compare rows that are fetched for the teachers with what was read of the set before. Raises BadDataError.
+
+    which: rows of the store. A set with a fingerprint was not read before.
+    """
+    if rows.fingerprint is not None:
+        return
+    looked, source = rows.looked, rows.source[which.start : which.stop]
+    place = np.minimum(np.searchsorted(looked.indices, source), len(looked.indices) - 1)
+    known = np.flatnonzero(looked.indices[place] == source)
+    place = place[known]
+    read = looked.labels[np.searchsorted(looked.labelled, looked.indices[place])]
+    for name, before, now in (
+        ("digest {:016x}", looked.digests[place], digests[known]),
+        ("label {}", read, labels[known]),
+    ):
+        if len(bad := np.flatnonzero(before != now)):
+            index = int(source[known[bad[0]]])
+            again = f"{name.format(now[bad[0]])} when it is fetched again"
+            raise _never_the_same(rows, f"example {index}", name.format(before[bad[0]]), again)
+
+
+def _fetched(examples: Examples, batches: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """Fetch some batches; return digest and label of each example."""
     pairs: list[tuple[int, int]] = []
     for indices in batches:
-        inputs, labels = rows.fetch(indices)
+        inputs, labels = examples.fetch(indices)
         pairs += zip(digest_rows(inputs).tolist(), labels.tolist(), strict=True)
     return pairs
 
 
 def _compare(
-    rows: TransferRows,
+    examples: Examples,
     indices: Sequence[int],
     first: Sequence[tuple[int, int]],
     again: Sequence[tuple[int, int]],
@@ -259,13 +290,13 @@ def _compare(
         for name, before, now in zip(("digest {:016x}", "label {}"), one, other, strict=True):
             if before != now:
                 raise _never_the_same(
-                    rows, f"example {index}", name.format(before), f"{name.format(now)} {when}"
+                    examples, f"example {index}", name.format(before), f"{name.format(now)} {when}"
                 )
 
 
-def _never_the_same(rows: TransferRows, what: str, expected: str, found: str) -> BadDataError:
+def _never_the_same(examples: Examples, what: str, expected: str, found: str) -> BadDataError:
     return BadDataError(
-        f"{rows.where}, {what}",
+        f"{examples.where}, {what}",
         expected=f"the same each time: {expected}",
         found=found,
         remedy="take random changes out of the data set, and seed what its factory draws; [cache] augment makes random views",

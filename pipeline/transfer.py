@@ -89,6 +89,7 @@ class Examples:
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
         self.where = where
+        self._origin = table, base, where
         self.made_by: Mapping[str, Any] = {
             "factory": table.factory,
             "args": table.args,
@@ -108,6 +109,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def again(self) -> "Examples":
+        """Return the data set of a second call of the factory, in the order of the set."""
+        return Examples(*self._origin)
 
     @cached_property
     def class_names(self) -> list[str] | None:
@@ -297,8 +302,6 @@ class TransferRows(Examples):
 
     def __init__(self, experiment: Experiment) -> None:
         """Make the data set and its order. Raises FactoryError, BadDataError or ConfigError."""
-        self.experiment = experiment
-        """The experiment, from which the set can be made again."""
         table = experiment.transfer_set
         super().__init__(table, experiment.base, "transfer_set")
         self._order: dict[str, Any] = {"kind": table.order}
