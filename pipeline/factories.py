@@ -4,6 +4,7 @@ A factory runs code. Its name comes from the command line or a local TOML file, 
 are only printed and compared.
 """
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -12,6 +13,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -148,6 +150,25 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
         remedy = "wrap it in a function of your own module"
         raise _refuse(factory, "a function defined in a Python source file", found, remedy) from error
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def local_source(factory: str, base: Path) -> dict[str, str]:
+    """Return the digest of a factory's file by its name, if it lies beside the experiment; nothing for other modules.
+
+    An installed module comes before one beside the experiment, as for `resolve`. The module is not imported, and the modules
+    that it imports are not digested.
+    """
+    module = factory.partition(":")[0]
+    top, place = module.split(".")[0], base.resolve()
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != place]
+    if top in sys.builtin_module_names or PathFinder.find_spec(top, elsewhere) is not None:
+        return {}
+    path = base.joinpath(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        with contextlib.suppress(OSError):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            return {file.relative_to(base).as_posix(): f"sha256:{digest}"}
+    return {}
 
 
 def expect_dataset(value: object, factory: str) -> TransferSet:

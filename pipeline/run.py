@@ -57,6 +57,8 @@ class RunReport:
     """A line for each thing that was done now; empty if nothing was to be done."""
     store: Store
     """The store."""
+    compared: str
+    """What of the transfer set was compared with the store beforehand, in words; empty if there was no store."""
     table: Sequence[TableRow] = field(default=())
     """Teachers, ensembles and students on the evaluation set; empty without one."""
     errors_inside: ErrorsInside | None = None
@@ -129,7 +131,7 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     examples = _evaluation_set(experiment)
     todo = pending(work, examples)
     if not todo:
-        return _report(work, [], examples)
+        return _report(work, todo, examples)
     _check_ahead(work, todo, examples)
     specialists, students = todo.specialists, todo.students
     if todo.cache:
@@ -157,12 +159,13 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
         from .evaluate.stage import evaluate
 
         evaluate(work, examples)
-    done = replace(todo, specialists=specialists, students=students).lines()
+    done = replace(todo, specialists=specialists, students=students)
     return _report(work, done, examples)
 
 
-def _report(work: Workspace, done: Sequence[str], examples: Examples | None) -> RunReport:
+def _report(work: Workspace, todo: Pending, examples: Examples | None) -> RunReport:
+    done, compared = todo.lines(), todo.cache.compared
     if examples is None:
-        return RunReport(done, work.store)
+        return RunReport(done, work.store, compared)
     found, scores = list(subjects(work, examples)), Scores(work.scores)
-    return RunReport(done, work.store, table(found, scores), errors_in_sets(found, scores))
+    return RunReport(done, work.store, compared, table(found, scores), errors_in_sets(found, scores))

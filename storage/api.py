@@ -21,6 +21,7 @@ from .errors import ConfigError, ManifestInvalid, NameTaken
 from .format.constants import MAX_SHARD_BYTES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
+from .parts.begun import committed_samples
 from .parts.reader import CaptureReader, Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
@@ -157,6 +158,10 @@ class Store:
     def begun(self, part: str) -> BegunPart | None:
         """Return the progress of an unfinished part ("samples", "teachers/wide"); None if it is sealed or absent."""
         return self._root.begun(part)
+
+    def committed_samples(self, array: str) -> Iterator[tuple[range, NDArray[Any]]]:
+        """Yield rows and values of "source", "digest" or "label" of each committed block of unfinished samples."""
+        return committed_samples(self._root, array)
 
     def is_sealed(self, part: str) -> bool:
         """Return whether a part is sealed; some of its files may be missing all the same."""

@@ -125,12 +125,23 @@ def pick(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def print_todo(lines: list[str], *, as_json: bool = False) -> None:
-    """Print pending work, one line each."""
+def print_todo(lines: list[str], *, compared: str = "", as_json: bool = False) -> None:
+    """Print pending work, one line each. compared: what was looked at, for the line that there is none."""
     if as_json:
         print_json({"pending": lines})
     else:
-        print_text(*(lines or ["nothing to do: everything is done and unchanged"]))
+        print_text(*(lines or [nothing_to_do("everything is done and unchanged", compared)]))
+
+
+def nothing_to_do(state: str, compared: str = "") -> str:
+    """Return the line of a command that has found its work done.
+
+    compared: what of the transfer set was looked at to find that out.
+
+    >>> nothing_to_do("wide captured already and unchanged", "labels of all 9 rows and the inputs of 1 compared")
+    'nothing to do: wide captured already and unchanged (labels of all 9 rows and the inputs of 1 compared)'
+    """
+    return f"nothing to do: {state}" + (f" ({compared})" if compared else "")
 
 
 def _json_escape(character: str) -> str:

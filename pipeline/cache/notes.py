@@ -6,16 +6,13 @@ change is only logged, since it may be a comment.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any, Final
 
 from ..experiment.document import Experiment, TeacherMember
+from ..factories import local_source
 
 SOURCE: Final = "source"
 """Key of the note with the digests of a teacher's source, by file."""
@@ -45,21 +42,5 @@ def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapp
 
     The module is not imported, and the modules that it imports are not digested.
     """
-    file = _local_file(member.teacher.factory.partition(":")[0], experiment.base)
-    if file is None:
-        return {}
-    with contextlib.suppress(OSError):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        return {SOURCE: {file.relative_to(experiment.base).as_posix(): f"sha256:{digest}"}}
-    return {}
-
-
-def _local_file(module: str, base: Path) -> Path | None:
-    top, *_ = module.split(".")
-    place = base.resolve()
-    # An installed module comes before one beside the experiment, as `factories.resolve` has it.
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != place]
-    if top in sys.builtin_module_names or PathFinder.find_spec(top, elsewhere) is not None:
-        return None
-    path = base.joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    source = local_source(member.teacher.factory, experiment.base)
+    return {SOURCE: source} if source else {}

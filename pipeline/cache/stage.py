@@ -32,6 +32,7 @@ from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
 from ..runtime.inference import Runner
 from ..runtime.ranks import Ranks
+from ..same_set import check_repeatable, samples_identity
 from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
@@ -65,6 +66,8 @@ class CacheReport:
     """Digest of the store."""
     quality: Mapping[str, Tally] = field(default_factory=dict)
     """By teacher that was run now, its tally on the rows that it was shown."""
+    compared: str = ""
+    """What of the transfer set was compared with the store beforehand, in words."""
 
 
 def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float | None = None) -> CacheReport:
@@ -76,7 +79,10 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     logits cannot be kept, StorageError if the disk fails; the same call again resumes.
     """
     ranks, rows = work.ranks, work.rows
-    missing = (find_todo(work) if todo is None else todo).captures
+    todo = find_todo(work) if todo is None else todo
+    missing = todo.captures
+    if todo:
+        check_repeatable(rows)
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
     ranks.counts(0)  # all have looked before one of them writes
     if ranks.is_first:
@@ -102,7 +108,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     ranks.counts(0)
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
-    return CacheReport(names, kept, work.store.digest, tallies)
+    return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
 
 
 def capture_teachers(
@@ -291,9 +297,10 @@ def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
 
 
 def _samples_writer(work: Workspace) -> SamplesWriter:
-    rows = work.rows
-    return work.store.samples_writer(
-        identity=rows.identity,
+    rows, store = work.rows, work.store
+    theirs, is_begun = store.identity_of(SAMPLES), store.begun(SAMPLES) is not None
+    return store.samples_writer(
+        identity=samples_identity(rows, theirs, is_begun=is_begun),
         class_names=rows.class_names,
         example=rows.first if work.experiment.transfer_set.store_inputs else None,
         ids=rows.ids,

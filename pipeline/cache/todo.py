@@ -28,7 +28,8 @@ from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record
 from ..models.sources import source_digests
-from ..transfer import TransferRows, input_bytes
+from ..same_set import check_samples
+from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
 from .notes import SOURCE, source_note
@@ -36,6 +37,8 @@ from .notes import SOURCE, source_note
 log = logging.getLogger(__name__)
 HALVED = "batch_size_asked"
 """In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
+_OF_SET = ("transfer_set", "num_examples")
+"""Keys of a teacher's identity that state the set that it was trained on."""
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
 
@@ -47,6 +50,8 @@ class CacheTodo:
     """Teachers to be run, and trained if they have no weights."""
     samples: bool = False
     """Whether the samples are to be written, or have lost files."""
+    compared: str = ""
+    """What of the transfer set was compared with the store, in words; empty if there is no store."""
 
     def __bool__(self) -> bool:
         return bool(self.captures or self.samples)
@@ -63,30 +68,11 @@ def find_todo(work: Workspace) -> CacheTodo:
     Raises SpecMismatch if something in the store has the name of a capture and another identity.
     """
     store = work.find_store()
-    if store is not None:
-        check_samples(store, work.rows)
+    compared = "" if store is None else check_samples(store, work.rows)
     return CacheTodo(
         missing_captures(work),
         samples=store is not None and store.is_sealed(SAMPLES) and not store.is_whole(SAMPLES),
-    )
-
-
-# Samples
-
-
-def check_samples(store: Store, rows: TransferRows) -> None:
-    """Compare the transfer set with that of a store, by sizes and fingerprints. Raises SpecMismatch."""
-    ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
-    theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
-    if (samples := store.identity_of(SAMPLES)) is not None:
-        ours |= rows.identity
-        theirs |= {key: value for key, value in samples.items() if key != "views"}
-    check_same(
-        f"{store.path}: {SAMPLES}",
-        as_json(ours),
-        theirs,
-        made="from which it was made",
-        remedy="change the transfer set back, or make a new store (another --out)",
+        compared=compared,
     )
 
 
@@ -101,9 +87,32 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "args": teacher.args,
         "train": None if teacher.train is None else settled(teacher.train, later=later, idle={"compile"}),
         "seed": member.seed,
-        "transfer_set": rows.fingerprint,
+        "transfer_set": set_identity(rows),
         "num_examples": len(rows),
     }
+
+
+def as_recorded(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return our identity of a teacher as its record states it, without what the record cannot tell.
+
+    The source of a transfer set may change where its content does not. The record of an earlier version holds nothing of a
+    set without a fingerprint.
+
+    >>> as_recorded({"transfer_set": {"content": "a", "source": "new"}}, {"transfer_set": {"content": "b", "source": "old"}})
+    {'transfer_set': {'content': 'a', 'source': 'old'}}
+    >>> as_recorded({"transfer_set": {"content": "a"}}, {"transfer_set": None})
+    {'transfer_set': None}
+    """
+    identity, mine = dict(ours), ours["transfer_set"]
+    if theirs is None or not isinstance(mine, Mapping):
+        return identity
+    written = theirs.get("transfer_set")
+    if written is None:
+        identity["transfer_set"] = None
+    elif isinstance(written, Mapping):
+        without = {key: value for key, value in mine.items() if key != "source"}
+        identity["transfer_set"] = without | ({"source": written["source"]} if "source" in written else {})
+    return identity
 
 
 def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
@@ -113,7 +122,10 @@ def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
     """
     if member.weights is not None:
         return Record({}, source_digests(member.weights)[0], {})
-    return work.models.find("teachers", member.name, teacher_identity(member, work.rows))
+    recorded = work.models.recorded_identity("teachers", member.name)
+    return work.models.find(
+        "teachers", member.name, as_recorded(teacher_identity(member, work.rows), recorded)
+    )
 
 
 def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
@@ -201,6 +213,8 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     part_name, store = f"teachers/{member.name}", work.find_store()
     record = find_teacher(work, member)
     check_stated_classes(member, work.rows)
+    if record is None:
+        _check_taught_set(work, member)
     if store is None:
         return True
     begun = store.begun(part_name)
@@ -231,6 +245,22 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     return not store.is_whole(part_name)
 
 
+def _check_taught_set(work: Workspace, member: TeacherMember) -> None:
+    """Refuse to train a teacher in the place of one of the same name and another transfer set. Raises SpecMismatch."""
+    recorded = work.models.recorded_identity("teachers", member.name)
+    if recorded is not None:
+        ours = as_json(as_recorded(teacher_identity(member, work.rows), recorded))
+        record = work.models.weights_path("teachers", member.name).with_suffix(".json")
+        check_same(
+            f"teacher {member.name!r} ({record})",
+            {key: ours[key] for key in _OF_SET},
+            {key: recorded.get(key) for key in _OF_SET},
+            made="on which it was trained",
+            remedy="change the transfer set back; or name another folder (--out, or --models), or give the teacher "
+            "another name; or delete the record",
+        )
+
+
 def _check_training(work: Workspace, member: TeacherMember, store: Store) -> None:
     """Compare the settings of a captured teacher whose weights are gone with its record. Raises SpecMismatch.
 
@@ -240,7 +270,7 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
     if recorded is not None:
         check_same(
             f"{store.path}: teachers/{member.name}",
-            as_json(teacher_identity(member, work.rows)),
+            as_json(as_recorded(teacher_identity(member, work.rows), recorded)),
             recorded,
             made="with which it was trained",
             remedy=_RENAME,

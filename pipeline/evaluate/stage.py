@@ -20,6 +20,7 @@ from ..models.build import build_model
 from ..models.networks import count_parameters
 from ..models.weights import load_weights
 from ..runtime.inference import run_model
+from ..same_set import check_repeatable, check_samples
 from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
 from ..specialists.training import load_specialist
 from ..transfer import Examples
@@ -74,9 +75,12 @@ def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow
     """
     if examples is None:
         examples = evaluation_examples(work.experiment, work.rows.num_classes)
+    if (store := work.find_store()) is not None:
+        check_samples(store, work.rows)
     scores, found = Scores(work.scores), list(subjects(work, examples))
     missing = scores.missing(found)
     if missing:
+        check_repeatable(examples)
         scorer = _Scorer(work, examples)
         for number, subject in enumerate(missing):
             scores.put(subject, scorer.score(subject))

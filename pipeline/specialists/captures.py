@@ -14,8 +14,8 @@ from ...storage.errors import BadDataError
 from ..cache.capture import ReadyTeacher
 from ..cache.monitor import Quality
 from ..cache.stage import capture_teachers, ready_teacher, try_teachers_out
-from ..cache.todo import check_samples
 from ..models.records import Record
+from ..same_set import check_samples
 from ..views import experiment_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN

@@ -36,6 +36,7 @@ from ..models.records import Models, Record
 from ..models.weights import load_weights
 from ..runtime.dask_tasks import cancel, result_of
 from ..runtime.inference import check_model, place
+from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Batches, Epochs, Kept, train_and_keep
@@ -230,7 +231,7 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
     table, name = table_of(work.experiment), work.experiment.generalist.name
     store, full = work.store, table.variant == "full"
     capture, augment = store.teachers[name], None
-    transfer_set = work.rows if store.samples.inputs is None else None
+    transfer_set = compared_inputs(work)
     if capture.augmentation:
         augment = recorded_views(work.experiment, store, name, transfer_set)
         check_labels_of_views(f"specialist {run.name!r}", "its class", table.views, capture, augment)

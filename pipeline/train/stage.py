@@ -17,6 +17,7 @@ from ...storage.errors import BadDataError
 from ...storage.stream.stream import Stream
 from ..models.build import build_model
 from ..models.records import Record
+from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..views import check_labels_of_views, recorded_views
@@ -94,7 +95,7 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
     first = store.teachers[names[0]]
     if student.targets == "hard" and first.num_views == 1:
         names = []
-    transfer_set = work.rows if store.samples.inputs is None else None
+    transfer_set = compared_inputs(work)
     augment = None
     if names and first.augmentation:
         augment = recorded_views(work.experiment, store, names[0], transfer_set)

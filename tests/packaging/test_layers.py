@@ -29,6 +29,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),
+    frozenset({"same_set"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),
