@@ -21,6 +21,7 @@ from ..storage.errors import FactoryError, LogitStoreError
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
+from .local_code import noted_import
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
-    module = _import(factory, name)
+    with noted_import(factory, base=base):
+        module = _import(factory, name)
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"

@@ -87,6 +87,11 @@ class TorchBatch:
         inputs = None if self.inputs is None else function(self.inputs)
         return replace(self, inputs=inputs, labels=function(self.labels), logits=logits)
 
+    def head(self, count: int) -> "TorchBatch":
+        """Return the first rows."""
+        first = self._map(lambda tensor: tensor[:count])
+        return replace(first, rows=self.rows[:count], views=self.views[:count])
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
         """Move the batch to a device; rows and views stay on the host."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
