@@ -89,8 +89,13 @@ class TorchBatch:
 
     def head(self, count: int) -> "TorchBatch":
         """Return the first rows."""
-        first = self._map(lambda tensor: tensor[:count])
-        return replace(first, rows=self.rows[:count], views=self.views[:count])
+        logits = {
+            name: z.map(lambda tensor: tensor[:count]) if isinstance(z, TopKTensors) else z[:count]
+            for name, z in self.logits.items()
+        }
+        inputs = None if self.inputs is None else self.inputs[:count]
+        rows, views, labels = self.rows[:count], self.views[:count], self.labels[:count]
+        return TorchBatch(rows, views, inputs, labels, logits, self.scale)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
         """Move the batch to a device; rows and views stay on the host."""
