@@ -4,7 +4,6 @@ A factory runs code. Its name comes from the command line or a local TOML file, 
 are only printed and compared.
 """
 
-import contextlib
 import difflib
 import hashlib
 import importlib
@@ -13,7 +12,6 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -23,6 +21,7 @@ from ..storage.errors import FactoryError, LogitStoreError
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
+from .local_code import noted_import
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
-    module = _import(factory, name)
+    with noted_import(factory, base=base):
+        module = _import(factory, name)
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
@@ -150,25 +150,6 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
         remedy = "wrap it in a function of your own module"
         raise _refuse(factory, "a function defined in a Python source file", found, remedy) from error
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def local_source(factory: str, base: Path) -> dict[str, str]:
-    """Return the digest of a factory's file by its name, if it lies beside the experiment; nothing for other modules.
-
-    An installed module comes before one beside the experiment, as for `resolve`. The module is not imported, and the modules
-    that it imports are not digested.
-    """
-    module = factory.partition(":")[0]
-    top, place = module.split(".")[0], base.resolve()
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != place]
-    if top in sys.builtin_module_names or PathFinder.find_spec(top, elsewhere) is not None:
-        return {}
-    path = base.joinpath(*module.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        with contextlib.suppress(OSError):
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            return {file.relative_to(base).as_posix(): f"sha256:{digest}"}
-    return {}
 
 
 def expect_dataset(value: object, factory: str) -> TransferSet:

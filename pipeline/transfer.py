@@ -25,7 +25,8 @@ from ..storage.random import philox_permutation, raw_words
 from ..storage.stream.inputs import fetch_items
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
-from .factories import build, expect_dataset, local_source
+from .factories import build, expect_dataset
+from .local_code import SOURCE, local_source
 
 SAMPLED_ROWS = 64
 """Examples of a large set that are read to compare it."""
@@ -93,9 +94,11 @@ class Examples:
         self.made_by: Mapping[str, Any] = {
             "factory": table.factory,
             "args": table.args,
-            **({"source": source} if (source := local_source(table.factory, base)) else {}),
+            **(
+                {SOURCE: source} if (source := local_source([table.factory], [table.args], base=base)) else {}
+            ),
         }
-        """Factory and arguments, and the digest of the factory's file if that lies beside the experiment."""
+        """Factory and arguments, and the digest of each local file that they come from."""
         self._stated = table.num_classes if isinstance(table, TransferSet) else None
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):

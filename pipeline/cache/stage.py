@@ -43,7 +43,7 @@ from .preflight import try_out
 from .rows import naming_indices
 from .schedule import BlockTodo, plan_blocks
 from .teachers import load_teacher, train_teacher
-from .todo import HALVED, CacheTodo, agreed, capture_identity, find_todo
+from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -86,6 +86,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
     ranks.counts(0)  # all have looked before one of them writes
     if ranks.is_first:
+        for member in work.experiment.teacher_members():
+            work.models.tidy("teachers", member.name)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)
@@ -184,7 +186,7 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     return ready_teacher(
         work,
         member,
-        load_teacher(work, member),
+        load_teacher(work, member, record.weights),
         where=f"teacher {member.name!r}",
         name=member.name,
         identity=capture_identity(work.experiment, member, work.rows, record.weights),
@@ -311,8 +313,12 @@ def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
     identity, asked = dict(teacher.identity), work.experiment.cache.batch_size
     if (batch := teacher.runner.batch_size) != asked:
         identity |= {"batch_size": batch, HALVED: asked}
-    if (there := work.store.identity_of(f"teachers/{teacher.name}")) is not None:
+    part = f"teachers/{teacher.name}"
+    if (there := work.store.identity_of(part)) is not None:
         identity = agreed(identity, there)
+    if (begun := work.store.begun(part)) is not None:
+        # Now that the teacher's modules are imported: their files may have changed since the capture was looked for.
+        check_begun(work.store, begun, begun.identity, teacher.notes)
     return work.store.capture(
         teacher.name,
         provenance=identity,

@@ -128,7 +128,7 @@ def _prepare(work: Workspace, run: SpecialistRun, record: Record | None, onto: W
     return ready_teacher(
         onto,
         work.experiment.generalist,
-        load_specialist(work, run, special),
+        load_specialist(work, run, special, record.weights),
         where=where,
         name=run.name,
         identity=specialist_capture_identity(work, run, record.weights, onto),

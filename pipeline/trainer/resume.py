@@ -22,7 +22,7 @@ from ...storage.progress import Progress, silent
 from ..experiment.training import Train
 from ..models.loaders import with_stable_names
 from ..models.networks import count_parameters
-from ..models.records import Models, Record
+from ..models.records import Models, Record, as_kept, warn_of_missing_keys
 from ..models.weights import save_weights
 from ..runtime.inference import device_of
 from ..runtime.ranks import ALONE, Ranks
@@ -149,6 +149,8 @@ class StudentKeeper:
         common: dict[str, str] = {"made": "with which this training was begun", "remedy": remedy}
         store = self._kept.store.path
         ours, begun = with_stable_names(self._identity), with_stable_names(theirs)
+        warn_of_missing_keys(ours, begun, str(self.checkpoints.path))
+        ours = as_kept(ours, begun)
         for part, digest in dict(begun.get("seals") or {}).items():
             mine = dict(ours.get("seals") or {}).get(part)
             if mine is not None:
