@@ -19,9 +19,7 @@ _OF_ONE_RANK = {"experiment", "store", "models", "device"}
 
 
 @contextmanager
-def workspace(
-    experiment: Path, store: str, models: Path | None, device: str | None
-) -> "Iterator[Workspace]":
+def workspace(experiment: Path, store: str, models: Path | None, device: str | None) -> "Iterator[Workspace]":
     """Yield the workspace of an experiment around a local store; every rank of a `torchrun` joins.
 
     Raises SpecMismatch if the ranks run different commands or versions.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
-from ...storage.errors import BadLogitsError, LogitStoreError
+from ...storage.errors import BadLogitsError, LogitStoreError, is_short_of_memory
 from ..factories import describe_exception
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -56,7 +56,7 @@ def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
     except Exception as error:
         inputs = f"{str(batch.dtype).removeprefix('torch.')} inputs of shape {tuple(batch.shape)}"
         remedy = f"correct the model for {inputs} (-vv shows the traceback)"
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or is_short_of_memory(error):
             remedy = "lower batch_size, or use another device"
         raise BadLogitsError(
             where,

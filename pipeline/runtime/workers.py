@@ -60,7 +60,7 @@ class Worker:
 
     def receive_into(self, array: NDArray[Any]) -> None:
         """Fill a contiguous array with the next bytes that it sends (`send_array`). Raises TransientIOError."""
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         while len(view):
             self._wait(ANSWER_SECONDS)
             try:
@@ -106,7 +106,7 @@ def end_all(workers: Sequence[Worker]) -> None:
 
 def send_array(connection: Connection, array: NDArray[Any]) -> None:
     """Send the bytes of a contiguous array as they are, for `Worker.receive_into`."""
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     while len(view):
         view = view[os.write(connection.fileno(), view) :]
 

@@ -30,9 +30,7 @@ _LOOK_SECONDS = 1.0
 """Seconds between two looks at silent workers."""
 
 
-def train_in_processes(
-    work: Workspace, todo: Sequence[SpecialistRun], number: int, train: Training
-) -> None:
+def train_in_processes(work: Workspace, todo: Sequence[SpecialistRun], number: int, train: Training) -> None:
     """Train specialists in processes of this machine, which divide its threads; if one fails, the finished ones are kept.
 
     Raises the error of a training, TransientIOError for a process that ends early.
@@ -94,7 +92,7 @@ def _serve(
             trained = run.name
     except (Stopped, BrokenPipeError, EOFError):
         return  # the parent ends
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised again by the parent
         is_known = isinstance(error, (LogitStoreError, OSError, MemoryError))
         connection.send(("failed", error if is_known else RuntimeError(describe_exception(error))))
 

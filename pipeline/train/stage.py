@@ -34,9 +34,10 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     missing = missing_students(work) if missing is None else missing
     # The first rank decides: one that looks later would miss the students that are finished by then.
     names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
-    for run in student_seeds(work.experiment):
-        if run.name in names:
-            train_student(work, run)
+    runs = [run for run in student_seeds(work.experiment) if run.name in names]
+    work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in runs})
+    for run in runs:
+        train_student(work, run)
     return list(names)
 
 
