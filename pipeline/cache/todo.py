@@ -165,11 +165,14 @@ def capture_identity(
         "transfer_set": rows.fingerprint,
         # Keys that came later: at their defaults they are left out, and an older capture is the same.
         **{key: True for key in ("compile", "channels_last") if getattr(experiment.cache, key)},
+        **({} if (threads := experiment.cache.threads) is None else {"threads": threads}),
     }
 
 
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our identity of a capture as the one that is there states it: its halved batch, its name of a loader.
+    """Return our identity of a capture as the one that is there states it: its halved batch, threads, name of a loader.
+
+    A capture of a GPU, or of an earlier version, states no threads; then ours are left out.
 
     >>> agreed({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 64, 'batch_size_asked': 256}
@@ -177,12 +180,18 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
     {'batch_size': 64, 'batch_size_asked': 256}
     >>> agreed({"batch_size": 512}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 512}
+    >>> agreed({"batch_size": 64}, {"batch_size": 64, "threads": 2})
+    {'batch_size': 64, 'threads': 2}
     >>> agreed({"teacher": {"factory": "timm"}}, {"teacher": {"factory": "logitstore.pipeline.named_models:timm_model"}})
     {'teacher': {'factory': 'logitstore.pipeline.named_models:timm_model'}}
     """
     identity = dict(ours)
     if HALVED in theirs and ours["batch_size"] in (theirs[HALVED], theirs["batch_size"]):
         identity |= {"batch_size": theirs["batch_size"], HALVED: theirs[HALVED]}
+    if "threads" not in theirs:
+        identity.pop("threads", None)
+    else:
+        identity.setdefault("threads", theirs["threads"])
     teacher, written = ours.get("teacher"), theirs.get("teacher")
     if isinstance(teacher, Mapping) and isinstance(written, Mapping):
         factory = str(written.get("factory"))

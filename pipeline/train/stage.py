@@ -38,11 +38,14 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     missing = missing_students(work) if missing is None else missing
     # The first rank decides: one that looks later would miss the students that are finished by then.
     names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
-    for run in student_seeds(work.experiment):
-        if work.ranks.is_first:
+    runs = student_seeds(work.experiment)
+    todo = [run for run in runs if run.name in names]
+    if work.ranks.is_first:
+        for run in runs:
             work.models.tidy("students", run.name)
-        if run.name in names:
-            train_student(work, run)
+    work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in todo})
+    for run in todo:
+        train_student(work, run)
     return list(names)
 
 

@@ -17,6 +17,7 @@ from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
 from ..factories import describe_exception
+from ..runtime import stopping
 from ..runtime.inference import device_of, forward, refusing_failures
 from ..runtime.ranks import ALONE, Ranks
 from .log import Clock, TrainingLog
@@ -79,8 +80,8 @@ class Keeper(Protocol):
     def resume(self, training: Training) -> None:
         """Restore the last checkpoint, if there is one; the batches of `position.epoch` are then its rest."""
 
-    def after_step(self, training: Training) -> None:
-        """Write a checkpoint, if it is due."""
+    def after_step(self, training: Training, *, is_last: bool) -> None:
+        """Write a checkpoint, if it is due. is_last: whether the training is stopped now."""
 
 
 def fit(
@@ -107,7 +108,8 @@ def fit(
     clock: for the time of training. keeper: of checkpoints; none by default.
     loss_is_of_all_ranks: whether `loss` is the mean over the rows of all ranks, instead of this rank's.
     Raises BadLogitsError if the module fails or returns no logits, BadDataError if the first loss is not finite,
-    ConfigError if a later one is not: the settings let the training diverge.
+    ConfigError if a later one is not: the settings let the training diverge. Raises `stopping.Stopped` after a step in which
+    a signal came, with a checkpoint of it.
     """
     device = device_of(module)
     module.train()
@@ -138,7 +140,8 @@ def fit(
             run.training.loss_sum.zero_()
         for batch in run.training.clock.waiting_for(epoch_batches(epoch)):
             batch = network.without_single_row(batch)
-            counts = ranks.counts(len(batch))
+            # A signal to one rank stops all of them, after the same step.
+            counts, stops = zip(*ranks.numbers(len(batch), stopping.asked()), strict=True)
             if not any(counts):
                 continue
             value = network.loss(batch, loss)
@@ -157,7 +160,9 @@ def fit(
             if at.step % REPORT_EVERY == 0:
                 run.report("step", part)
             if keeper is not None:
-                keeper.after_step(run.training)
+                keeper.after_step(run.training, is_last=any(stops))
+            if any(stops):
+                raise stopping.Stopped(max(stops))
         mean = run.end_epoch()
     run.training.steps.finish()
     progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")

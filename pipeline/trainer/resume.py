@@ -8,6 +8,7 @@ of work nor continues from them.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +27,7 @@ from ..models.records import Models, Record, as_kept, warn_of_missing_keys
 from ..models.weights import save_weights
 from ..runtime.inference import device_of
 from ..runtime.ranks import ALONE, Ranks
+from ..runtime.stopping import held
 from ..stream.batch import TorchBatch
 from .checkpoints import Checkpoint, Checkpoints
 from .log import Clock, TrainingLog
@@ -196,9 +198,10 @@ class StudentKeeper:
         else:
             set_random_state(own, self._device)
 
-    def after_step(self, training: Training) -> None:
-        """Write a checkpoint, if it is due."""
-        if self._kept.every is not None and training.position.step % self._kept.every == 0:
+    def after_step(self, training: Training, *, is_last: bool) -> None:
+        """Write a checkpoint, if it is due, or if checkpoints are wanted and the training is stopped."""
+        every = self._kept.every
+        if every is not None and (is_last or training.position.step % every == 0):
             self.save(training)
 
     def save(self, training: Training) -> None:
@@ -246,7 +249,10 @@ def train_and_keep(
         if finished in keeper.checkpoints.identities():
             keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
     clock = Clock()
-    with TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
+    with (
+        TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log,
+        held() if kept.every is not None or ranks.size > 1 else nullcontext(),
+    ):
         last = fit(
             module,
             keeper.epoch_batches,

@@ -18,18 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StorageError, StorageFull, TransientIOError
+from ..errors import REFUSED, TRANSIENT, StorageError, StorageFull, StorageRefused, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TRANSIENT: Final = {
-    errno.EIO,
-    errno.EINTR,
-    errno.EAGAIN,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -58,9 +49,11 @@ def typed_errors(where: PurePath) -> Iterator[None]:
         if error.errno in _FULL:
             kind, expected = StorageFull, "room to write"
             remedy = "free space and run the same command again; what was committed is intact"
-        elif error.errno in _TRANSIENT:
+        elif error.errno in TRANSIENT:
             kind, expected = TransientIOError, "a working file system"
             remedy = "run the same command again; what was committed is intact"
+        elif error.errno in REFUSED:
+            kind = StorageRefused
         found = f"{error.strerror or error} (errno {error.errno})"
         raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
@@ -73,7 +66,7 @@ def expecting_folders(path: PurePath) -> Iterator[None]:
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
         is_file = isinstance(error, NotADirectoryError)
-        raise StorageError(
+        raise (StorageRefused if is_file else StorageError)(
             str(path),
             expected="folders at every level of the path",
             found="a file" if is_file else "a folder that was removed meanwhile",
@@ -185,7 +178,8 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        raise (StorageFull if full else StorageError)(
+        kind: type[StorageError] = StorageRefused if error.errno in REFUSED else StorageError
+        raise (StorageFull if full else kind)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
