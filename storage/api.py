@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt64
@@ -273,7 +273,7 @@ class Store:
         window: int | None = None,
         decode: bool = True,
         temperature: float | None = None,
-        columns: Literal["all", "own"] = "all",
+        columns: str = "all",
         inputs: bool = True,
         transfer_set: Any = None,
         augment: Augment | None = None,
