@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
 from .stream.stream import Stream
+from .stream.teachers import choose_captures
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -228,31 +229,21 @@ class Store:
         provenance: model, weights sha256, preprocessing …; compared on resuming. A key "augmentation" describes how
         views differ from the rows. notes: not compared.
         encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0} or {"top_k": 64} (docs/encodings.md).
-        classes: the store's class of each column, -1 the dustbin class; None for all in order.
-        Raises SpecMismatch if the name was begun with another provenance, views, classes or encoding.
+        classes: the store's class of each column that is written, -1 the dustbin class; None for all in order. All
+        classes may come in any order, and are read in that of the store.
+        Raises ConfigError for columns that are no classes of the store, SpecMismatch if the name was begun with another
+        provenance, views, classes or encoding.
         """
         writable(self._root.folder)
-        columns = None if classes is None else np.asarray(classes, dtype=np.int64)
         return CaptureWriter(
             self._root,
             name,
             identity=provenance,
             views=views,
             encoding=encoding_named(encoding),
-            classes=columns,
+            classes=classes,
             notes=notes,
         )
-
-    def _originals(self) -> list[str]:
-        """Return the captures of teachers, without those derived from others here and those of specialists."""
-
-        def is_original(identity: Mapping[str, Any]) -> bool:
-            origin, head = identity.get("derived_from"), identity.get("head")
-            is_derived = isinstance(origin, Mapping) and origin.get("capture") in self.teachers
-            is_specialist = isinstance(head, Mapping) and head.get("kind") == "specialist"
-            return not (is_derived or is_specialist or isinstance(identity.get("combination"), Mapping))
-
-        return [name for name in self.teachers if is_original(self.teachers[name].part.spec.identity)]
 
     def write_clustering(
         self,
@@ -286,6 +277,7 @@ class Store:
         window: int | None = None,
         decode: bool = True,
         temperature: float | None = None,
+        columns: str = "all",
         inputs: bool = True,
         transfer_set: Any = None,
         augment: Augment | None = None,
@@ -293,7 +285,7 @@ class Store:
         """Return the batches of the store for training; an iteration is an epoch.
 
         teachers: captures in each batch. None for all, without those that `logitstore compress` or `combine` derived
-        from others here, and those of specialists, which have other columns.
+        from others here, and those that lack classes, as specialists' do.
         views: "all" passes over every view of every row in an epoch, "cycle" takes view `epoch mod V`, an integer
         that view. rows: a slice or ascending integers, repeats allowed; None for all.
         strata: instead of rows, two or more such selections. Every batch is full and holds rows of each by `shares`
@@ -302,19 +294,17 @@ class Store:
         window: approximate number of rows that are shuffled together; two windows are held in memory
         (`Stream.window_bytes` each). decode: False leaves logits as stored.
         temperature: that of the softmax; needed to decode top-k captures.
+        columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
+        specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
+        `classes` name; a label is then no number of a column.
         inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
         Every rank of `world_size` gets equally many batches; together they are the epoch, each row once.
-        Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for absent teachers,
+        Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for absent teachers,
         SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
-        if teachers is not None and (isinstance(teachers, str) or not isinstance(teachers, Iterable)):
-            raise ConfigError(
-                "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
-            )
-        names = self._originals() if teachers is None else list(teachers)
-        captures = {name: self.teachers[name] for name in names}
+        captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,
             num_views=min((capture.num_views for capture in captures.values()), default=1),

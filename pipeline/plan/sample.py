@@ -158,7 +158,7 @@ def usable_capture(
     if isinstance(made_by, dict):
         theirs["teacher"] = {**made_by, "weights": ""}
     theirs.pop("encoding", None)
-    is_same = ours == theirs and capture.shape[2] == rows.num_classes
+    is_same = ours == theirs and capture.has_all_classes and capture.shape[2] == rows.num_classes
     return capture if is_same and isinstance(capture.encoding, FloatEncoding) else None
 
 

@@ -220,13 +220,13 @@ class CaptureWriter(PartWriter):
         identity: Mapping[str, Any],
         views: int,
         encoding: Encoding,
-        classes: Int64[np.ndarray, " classes"] | None = None,
+        classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin or resume a capture.
 
         classes: the store's class of each column, -1 the dustbin class; None for all in order.
-        Raises SpecMismatch if the name was begun with another identity.
+        Raises ConfigError for other columns, SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
         if views < 1:
@@ -237,15 +237,16 @@ class CaptureWriter(PartWriter):
                 remedy="capture at least 1 view",
             )
         num_classes = root.attributes.num_classes
-        columns = np.arange(num_classes, dtype=np.int64) if classes is None else classes
-        if columns.ndim != 1 or not len(columns) or ((columns < -1) | (columns >= num_classes)).any():
+        columns = np.asarray(range(num_classes) if classes is None else classes)
+        is_named = columns.ndim == 1 and len(columns) and columns.dtype.kind in "iu"
+        if not is_named or ((columns < -1) | (columns >= num_classes)).any():
             raise ConfigError(
                 f"capture {name!r}: classes",
                 expected=f"for each column a class from 0 to {num_classes - 1}, or -1 for the dustbin class",
                 found=str(columns.tolist())[:80],
                 remedy="name classes of this store",
             )
-        self.columns = columns
+        columns = self.columns = columns.astype(np.int64)
         self.encoding = encoding
         self.teacher = name
         layouts = [
