@@ -27,6 +27,7 @@ from ..experiment.schema import settled
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record
+from ..models.rules import loader_rules
 from ..models.sources import source_digests
 from ..transfer import TransferRows, input_bytes
 from ..views import augmentation_identity
@@ -103,6 +104,7 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "seed": member.seed,
         "transfer_set": rows.fingerprint,
         "num_examples": len(rows),
+        **loader_rules(teacher, member.weights),
     }
 
 
@@ -143,6 +145,7 @@ def capture_identity(
             "weights": weights,
             "head": {"kind": "softmax"},
             **({} if files is None else {"files": files}),
+            **loader_rules(member.teacher, member.weights),
         },
         "augmentation": augmentation_identity(experiment),
         "precision": experiment.cache.precision,

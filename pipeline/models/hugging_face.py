@@ -15,6 +15,7 @@ transformers is no dependency: it is imported when such a teacher is loaded.
 import contextlib
 import inspect
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,7 @@ class SequenceClassifier(nn.Module):
         try:
             logits: Tensor = self.model(input_ids=ids, return_dict=True, **more).logits
         except ValueError as error:
-            if self.pad_id is not None or "padding token" not in str(error):
+            if self.pad_id is not None or not re.search("padding token|pad_token_id", str(error)):
                 raise
             raise self._refused(
                 "a pad id, by which the model finds the token that it reads",
@@ -256,19 +257,19 @@ def _set_pad_id(model: Any, pad_id: int | None, where: str) -> int | None:
     stated = next(
         (c.pad_token_id for c in (config, text) if getattr(c, "pad_token_id", None) is not None), None
     )
-    if pad_id is None or pad_id == stated:
-        return None if stated is None else int(stated)
+    wanted = stated if pad_id is None else pad_id
     for part in model.modules():
         # RoBERTa's kind counts the positions of a row by the pad id that its embeddings were made with.
-        if "Embeddings" in type(part).__name__ and getattr(part, "padding_idx", pad_id) != pad_id:
+        if "Embeddings" in type(part).__name__ and getattr(part, "padding_idx", wanted) != wanted:
             raise ConfigError(
                 where,
-                expected=f"pad_id = {part.padding_idx}, by which {type(part).__name__} counts positions",
-                found=f"pad_id = {pad_id}",
-                remedy="pad the rows of the transfer set with that id, and remove pad_id from args",
+                expected=f"the pad id by which {type(part).__name__} counts positions, {part.padding_idx} in {CONFIG}",
+                found=f"pad_id = {wanted}",
+                remedy=f"pad the rows of the transfer set with the model's own id, and name that in {CONFIG} alone",
             )
-    config.pad_token_id = text.pad_token_id = pad_id
-    return pad_id
+    if wanted is not None:
+        config.pad_token_id = text.pad_token_id = wanted
+    return None if wanted is None else int(wanted)
 
 
 def _check_complete(loading: dict[str, Any], path: Path) -> None:
