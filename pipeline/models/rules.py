@@ -53,7 +53,9 @@ def _of_images(path: Path) -> bool:
     if any(stated.get(key, name.startswith(classes)) for key, classes in _LATER.items()):
         return True
     # The first version took 0 and 1 for numbers that the file leaves to the class.
-    return bool(stated.get("do_normalize", True)) and not (stated.get("image_mean") and stated.get("image_std"))
+    return bool(stated.get("do_normalize", True)) and not (
+        stated.get("image_mean") and stated.get("image_std")
+    )
 
 
 def _of_padding(path: Path, args: Mapping[str, Any]) -> bool:
