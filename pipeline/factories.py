@@ -32,6 +32,8 @@ Factory = Callable[..., object]
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""A code that terminals read as colour or bold, which torch puts into texts."""
 _LONGEST = 300
 """Characters of the longest factory string."""
 
@@ -216,12 +218,12 @@ def build_augmentation(
 
 
 def describe_exception(error: BaseException) -> str:
-    """Put an exception's type and text on one line.
+    """Put an exception's type and text on one line, without colours.
 
-    >>> describe_exception(ValueError("two\\nlines"))
+    >>> describe_exception(ValueError("two\\n\\x1b[1mlines\\x1b[0m"))
     'ValueError: two lines'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOUR.sub("", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

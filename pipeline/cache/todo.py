@@ -29,6 +29,7 @@ from ..local_code import SOURCE
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
+from ..models.rules import loader_rules
 from ..models.sources import source_digests
 from ..same_set import check_samples
 from ..transfer import TransferRows, input_bytes, set_identity
@@ -92,6 +93,7 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "transfer_set": set_identity(rows),
         "num_examples": len(rows),
         **({SOURCE: source} if source else {}),
+        **loader_rules(teacher, member.weights),
     }
 
 
@@ -158,6 +160,7 @@ def capture_identity(
             "weights": weights,
             "head": {"kind": "softmax"},
             **({} if files is None else {"files": files}),
+            **loader_rules(member.teacher, member.weights),
         },
         "augmentation": augmentation_identity(experiment),
         "precision": experiment.cache.precision,
