@@ -17,7 +17,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation
-from ..storage.stream.inputs import fetch_items
+from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -116,35 +116,21 @@ class Examples:
         that is no class.
         """
         items = fetch_items(self.dataset, indices)
-        pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
-        inputs = [np.asarray(pair[0]) for pair in pairs]
-        for index, value in zip(indices, inputs, strict=True):
-            if (value.shape, value.dtype) != (inputs[0].shape, inputs[0].dtype):
-                raise BadDataError(
-                    f"{self.where}, example {index}",
-                    expected=f"{inputs[0].dtype} of shape {inputs[0].shape}, as in example {indices[0]}",
-                    found=f"{value.dtype} of shape {value.shape}",
-                    remedy="bring all inputs to one shape and dtype",
-                )
-        if inputs and inputs[0].dtype.name not in INPUT_DTYPES:
+        inputs = read_inputs(items, indices, self.where)
+        if inputs.dtype.name not in INPUT_DTYPES:
             raise BadDataError(
                 f"{self.where}, example {indices[0]}",
                 expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
-                found=inputs[0].dtype.name,
+                found=inputs.dtype.name,
                 remedy="cast them in the data set, fractions to float32",
             )
-        labels = np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
-        classes = len(self.class_names or ()) or self._stated or 0
-        wrong = np.flatnonzero((labels < -1) | (labels >= classes))
-        if classes and len(wrong):
-            raise BadDataError(
-                f"{self.where}, example {indices[wrong[0]]}",
-                expected=f"a label from -1 to {classes - 1} ({classes} classes)",
-                found=str(labels[wrong[0]]),
-                remedy="correct the labels, or name all classes",
-            )
-        stacked = np.stack(inputs)
-        return stacked.astype(stacked.dtype.newbyteorder("="), copy=False), labels
+        names = self.class_names or ()
+        classes = len(names) or self._stated or 0
+        labels = np.empty(len(items), dtype=np.int64)
+        for position, (index, item) in enumerate(zip(indices, items, strict=True)):
+            place = f"{self.where}, example {index}"
+            labels[position] = class_number(split_item(item, place).label, place, names, classes)
+        return inputs, labels
 
 
 class TransferRows(Examples):
