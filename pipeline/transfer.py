@@ -41,11 +41,18 @@ class Examples:
         self._stated = table.num_classes if isinstance(table, TransferSet) else None
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):
+            source, remedy = (
+                "class_names of the data set",
+                "remove num_classes, or give the data set all class_names",
+            )
+            if getattr(self.dataset, "is_numbered", False):
+                source = f"classes from 0 to {names[-1]}, the largest label"
+                remedy = "remove num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
             raise ConfigError(
                 f"{where}.num_classes",
-                expected=f"{len(names)}, the number of class_names of the data set",
+                expected=f"{len(names)}, the number of {source}",
                 found=str(self._stated),
-                remedy="remove num_classes, or give the data set all class_names",
+                remedy=remedy,
             )
         self.fetch([0])
 

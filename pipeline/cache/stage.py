@@ -41,6 +41,7 @@ from .notes import capture_notes
 from .preflight import try_out
 from .rows import naming_indices
 from .schedule import BlockTodo, plan_blocks
+from .set_warnings import known_labels, warn_of_absent_classes, warn_of_set
 from .teachers import load_teacher, train_teacher
 from .todo import HALVED, CacheTodo, agreed, capture_identity, find_todo
 
@@ -80,6 +81,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
     ranks.counts(0)  # all have looked before one of them writes
     if ranks.is_first:
+        warn_of_set(rows)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)
@@ -101,6 +103,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     ranks.counts(0)
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
+    if ranks.is_first and known_labels(rows.dataset) is None:
+        warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
     return CacheReport(names, kept, work.store.digest, tallies)
 
 

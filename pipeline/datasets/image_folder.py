@@ -27,7 +27,7 @@ from ...storage.errors import BadDataError, ConfigError
 from .arrays import Example, checked_class_names
 from .decoding import Decoder, as_pixels
 from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
-from .selection import select
+from .selection import omitted_numbers, select
 
 
 class ImageFolder:
@@ -55,6 +55,8 @@ class ImageFolder:
         """(rows,) int64, or None for a set without labels."""
         self.class_names = checked_class_names(class_names, str(files.root))
         """One name a class, in order of code points."""
+        self.omitted: tuple[int, ...] = ()
+        """Classes whose images were left out on purpose."""
         self.mode = mode
         """ "L", grey, or "RGB"."""
         self._size: tuple[int, int] | None = size
@@ -181,7 +183,9 @@ def image_folder(
     )
     kept_names = [names[row] for row in kept.tolist()]
     kept_labels = None if labels is None else labels[kept]
-    return ImageFolder(files, kept_names, kept_labels, class_names, mode, sides, _colour(background))
+    dataset = ImageFolder(files, kept_names, kept_labels, class_names, mode, sides, _colour(background))
+    dataset.omitted = omitted_numbers(omit_classes, class_names)
+    return dataset
 
 
 def _colour(background: int | tuple[int, int, int] | None) -> tuple[int, int, int] | None:
