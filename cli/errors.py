@@ -20,6 +20,7 @@ import sys
 import click
 
 from .options import Settings
+from .printing.encodings import echo
 from .printing.text import printable
 
 EX_INTERRUPTED = 130
@@ -47,7 +48,7 @@ def report(error: BaseException, settings: Settings) -> int:
     if verbose and not isinstance(error, click.ClickException | click.Abort):
         import traceback
 
-        click.echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
+        echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
 
     if isinstance(error, LogitStoreError):
         line, code = str(error), error.exit_code
@@ -65,7 +66,7 @@ def report(error: BaseException, settings: Settings) -> int:
         found = f"{type(error).__name__}: {error}".rstrip(": ")
         hint = "" if verbose else " of the same command with -vv"
         line, code = f"expected no error, found {found}; report this bug with the output{hint}", EX_SOFTWARE
-    click.echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
+    echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
     return code
 
 

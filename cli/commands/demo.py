@@ -9,10 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import click
-
 from .. import options
-from ..printing.text import print_text
+from ..printing.encodings import echo
+from ..printing.text import print_text, printable
 from .run import run_experiment
 
 DIGITS_TOML = Path(__file__).with_name("digits.toml").read_text("utf-8")
@@ -41,7 +40,7 @@ def command(out: Path | None, device: str | None) -> None:
     if not file.exists():
         replace_file(file, DIGITS_TOML.encode())
     elif file.read_bytes() != DIGITS_TOML.encode():
-        click.echo(f"{file} exists and is used unchanged", err=True)
+        echo(f"{printable(str(file))} exists and is used unchanged", err=True)
     run_experiment(load_experiment(file), folder, device=device)
     program = _program()
     store, toml, there = (shlex.quote(str(path)) for path in (store_path, file, folder))

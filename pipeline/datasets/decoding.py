@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...storage.errors import BadDataError, LogitStoreError
 from .image_files import FORMATS, described, suffix_of
@@ -55,10 +55,13 @@ class Decoder:
         except LogitStoreError:
             raise
         except Exception as error:  # decoders raise exceptions of any type for broken files
+            # Pillow's own text of an unknown format has an address in memory.
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            reason = "UnidentifiedImageError: none of the known formats" if is_unknown else described(error)
             raise BadDataError(
                 where,
                 expected="an image file",
-                found=f"{len(encoded)} bytes that cannot be decoded ({described(error)})",
+                found=f"{len(encoded)} bytes that cannot be decoded ({reason})",
                 remedy="replace or remove the file",
             ) from error
 
