@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from ..storage.errors import FactoryError, LogitStoreError
+from ..storage.stream.items import describe
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
@@ -178,7 +179,8 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
         raise refused(f" whose first example fails ({describe_exception(error)})") from error
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
-        raise refused(f" whose first input is {_described(example)}")
+        shown = describe(example) if isinstance(example, Mapping) else _described(example)
+        raise refused(f" whose first input is {shown}")
     return value
 
 

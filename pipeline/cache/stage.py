@@ -33,7 +33,7 @@ from ..experiment.document import TeacherMember
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import check_repeatable, samples_identity
-from ..transfer import TransferRows, input_bytes
+from ..transfer import TransferRows, input_bytes, listed_labels
 from ..views import experiment_views
 from ..workspace import Workspace
 from .capture import CapturePass, ReadyTeacher
@@ -42,6 +42,7 @@ from .notes import capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
+from .set_warnings import warn_of_absent_classes, warn_of_set
 from .teachers import load_teacher, train_teacher
 from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
@@ -88,6 +89,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if ranks.is_first:
         for member in work.experiment.teacher_members():
             work.models.tidy("teachers", member.name)
+        warn_of_set(rows)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)
@@ -110,6 +112,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     ranks.wait()
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
+    if ranks.is_first and listed_labels(rows.dataset) is None:
+        warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
     return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...storage.backends.posix import remove_leftovers
 from ...storage.errors import BadDataError, ConfigError
 from ...storage.parts.reader import sets_of
-from ...storage.stream.inputs import fetch_items
+from ...storage.stream.items import fetch_items, split_item
 from ..cache.teachers import load_teacher
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
@@ -58,7 +58,8 @@ def check_evaluation(examples: Examples, num_classes: int) -> Examples:
             remedy="evaluate on examples of the same classes",
         )
     (first,) = fetch_items(examples.dataset, [0])
-    if not isinstance(first, tuple) or getattr(examples.dataset, "labels", ()) is None:
+    is_labelled = split_item(first, "evaluation_set, example 0").is_labelled
+    if not is_labelled or getattr(examples.dataset, "labels", ()) is None:
         raise BadDataError(
             "evaluation_set",
             expected="labelled examples, (input, label)",

@@ -28,7 +28,9 @@ def oldest(requirement: str) -> str:
     """Turn `name[extra]>=version` into `name==version`; raises ValueError where there is no lower bound."""
     found = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,.*)?", requirement)
     if found is None:
-        raise ValueError(f"expected name>=version, found {requirement!r}; state the oldest version that works")
+        raise ValueError(
+            f"expected name>=version, found {requirement!r}; state the oldest version that works"
+        )
     return f"{found[1]}=={found[2]}"
 
 
