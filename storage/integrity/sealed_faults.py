@@ -19,6 +19,7 @@ from ..format.shard import UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, Seal, SealTable, commit_key, committed_blocks, read_checked, read_table
 from ..parts.reader import check_values
 from ..parts.recovery import stored_shard
+from ..parts.same_rows import check_capture
 from ..parts.sealed_part import part_metadatas
 from . import checks
 from .faults import Cure, Fault, Rebuild, Remake
@@ -51,6 +52,8 @@ class SealedDiagnosis(PartDiagnosis):
             yield from self.compare("", check_values, self.root, self.name)
             for name in (name for name, layout in part.layouts.items() if not layout.is_block_array):
                 yield from self.compare(f"{name}/{ROOT_METADATA}", part.small, name)
+            if self.deep:
+                yield from self.compare("seen", check_capture, self.root, self.name)
         else:
             self._layouts = dict(self._intact_layouts(seal))
         if seal.arrays and seal.blocks == self.root.grid.num_blocks:

@@ -58,10 +58,14 @@ class Binding:
         return self._process == os.getpid()
 
     def share(self) -> None:
-        """Take the lease of the part, shared with other writers, unless it is taken."""
+        """Hold the part and its lease, shared with other writers, unless it is held."""
         if not self.is_taken:
             self.take()
-            self.lease.share()
+        elif not self.lease.held:  # released when the part was sealed by another writer
+            self.lease.take()
+        else:
+            return
+        self.lease.share()
 
     def check(self, spec: str | None) -> None:
         """Refuse to write on in another store or part. spec: sha256 of the part's, once it is begun. Raises WrongStore."""

@@ -441,6 +441,7 @@ class PartWriter:
     def _seal(self) -> None:
         """Seal the part, whose blocks are all committed."""
         self._begin()
+        self._binding.share()
         plan = self._plan(self._files[SPEC])
         commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
         for commit in commits:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.backends.staged import NewObject
 from logitstore.storage.errors import (
+    CommitStateUnknown,
     ConfigError,
     LimitExceeded,
     LogitStoreError,
@@ -262,6 +264,61 @@ def test_a_name_that_was_had_although_the_call_failed(
     assert folder.put_new("x", b"ours")
     assert not folder.put_new("x", b"theirs")
     assert folder.read("x") == b"ours"
+
+
+def linking_a_snapshot(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every staged file a second name just before it gets its own, as `cp -al` and rsnapshot may."""
+    real = os.link
+
+    def link(source: Any, target: Any, **named: Any) -> None:
+        real(source, folder.path / f"snapshot-{source}", src_dir_fd=named["src_dir_fd"])
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_snapshot_of_hard_links_makes_no_loser_a_winner(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert not folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+    folder.prove_exclusive()
+
+
+def test_a_loser_that_counts_its_names_is_seen(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: it reports a name as its own that another file has."""
+
+    def has_name(self: NewObject, final: int) -> bool:
+        return os.stat(self._temporary, dir_fd=self._directory).st_nlink > 1
+
+    monkeypatch.setattr(NewObject, "_has_name", has_name)
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+
+
+def test_a_name_that_cannot_be_looked_up_after_a_link_that_failed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def no_look(path: Any, **named: Any) -> os.stat_result:
+        if path == "x":
+            fails()
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "link", fails)
+    monkeypatch.setattr(os, "stat", no_look)
+    with pytest.raises(
+        CommitStateUnknown, match="expected the file that has this name, after a link that failed"
+    ):
+        folder.put_new("x", b"")
 
 
 def test_without_hard_links_a_rename_that_replaces_nothing(
