@@ -344,11 +344,11 @@ class Folder(Place):
         Only for a writer that holds the folder alone (`lease`): another may have found the object good.
         """
         *within, name = components(key, self.path)
-        with typed_errors(self.path / key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            with self.directory(within) as directory:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
-                os.fsync(directory)
+        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with typed_errors(self.path / key), gone, self.directory(within) as directory:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+            os.fsync(directory)
 
     def file_on_the_way(self, key: str) -> str | None:
         """Return the key of a plain file in the place of a folder on the way to `key`; None if there is none."""
