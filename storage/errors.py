@@ -25,6 +25,7 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
     │   └── LimitExceeded                       limit-exceeded        65
     └── StorageError                            storage-io            75   OSError
         ├── StorageFull                         storage-full          75
+        ├── StorageRefused                      storage-refused       65
         ├── TransientIOError                    transient-io          75
         ├── WriterBusy                          writer-busy           75
         ├── UnsafeFileSystem                    unsafe-file-system    75
@@ -215,6 +216,13 @@ class StorageFull(StorageError):
     """A full disk or quota. Committed data are intact."""
 
     code = "storage-full"
+
+
+class StorageRefused(StorageError):
+    """A place that refuses to be read or written so: no permission, a read-only disk, a server without ranges."""
+
+    code = "storage-refused"
+    exit_code = EX_DATAERR
 
 
 class TransientIOError(StorageError):

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StorageError, StorageFull, TransientIOError
+from ..errors import StorageError, StorageFull, StorageRefused, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT: Final = {
@@ -28,6 +28,8 @@ _TRANSIENT: Final = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+REFUSALS: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
+"""Errors that the same call gives again until somebody changes the path, its permissions or the mount."""
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -59,6 +61,8 @@ def typed_errors(where: PurePath) -> Iterator[None]:
         elif error.errno in _TRANSIENT:
             kind, expected = TransientIOError, "a working file system"
             remedy = "run the same command again; what was committed is intact"
+        elif error.errno in REFUSALS:
+            kind = StorageRefused
         found = f"{error.strerror or error} (errno {error.errno})"
         raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
@@ -71,7 +75,7 @@ def expecting_folders(path: PurePath) -> Iterator[None]:
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
         is_file = isinstance(error, NotADirectoryError)
-        raise StorageError(
+        raise (StorageRefused if is_file else StorageError)(
             str(path),
             expected="folders at every level of the path",
             found="a file" if is_file else "a folder that was removed meanwhile",
@@ -181,7 +185,8 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        raise (StorageFull if full else StorageError)(
+        refused = error.errno in REFUSALS or isinstance(error, FileExistsError | NotADirectoryError)
+        raise (StorageFull if full else StorageRefused if refused else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
