@@ -178,8 +178,8 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        kind: type[StorageError] = StorageRefused if error.errno in REFUSED else StorageError
-        raise (StorageFull if full else kind)(
+        refused = error.errno in REFUSED or isinstance(error, FileExistsError)
+        raise (StorageFull if full else StorageRefused if refused else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),

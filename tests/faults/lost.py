@@ -94,7 +94,7 @@ def harm_of_loss(
             return [] if may_be_beyond(whole, keys) else [f"repair gives up: {done.beyond[0]}"]
         write()
         report = verify(path, deep=True)
-    except Exception as error:  # any: as a user would see it
+    except Exception as error:  # noqa: BLE001 - whatever a user would see is harm
         return [f"{type(error).__name__}: {error}"]
     there = stores.tree(path)
     harm = sorted(key for key in {*there, *whole} if there.get(key) != whole.get(key))

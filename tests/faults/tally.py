@@ -28,6 +28,7 @@ ROWS: Final = {
     "swap": "objects swapped, replayed, deleted, put back",
     "json": "JSON cut at every byte, and mutated",
     "hostile": "hostile stores",
+    "clustering": "ready-made hostile clusterings and class names",
     "checkpoint": "hostile checkpoints and factory strings",
     "readers": "readers during writes",
     "zombie": "a stopped writer wakes after the seal",
