@@ -90,6 +90,18 @@ def compared_inputs(work: Workspace) -> TransferRows | None:
     return work.rows
 
 
+def describe_inputs(work: Workspace) -> str:
+    """Compare the set that the inputs of a store come from, if they do; return the extent of the comparison in words.
+
+    Raises as `check_samples`.
+    """
+    if not work.store.is_whole(SAMPLES):
+        return ""
+    if work.store.samples.inputs is not None:
+        return "the store holds the inputs; the transfer set was not read"
+    return check_samples(work.store, work.rows)
+
+
 def samples_identity(
     rows: TransferRows, theirs: Mapping[str, Any] | None, *, is_begun: bool
 ) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from torch import nn
 from ...storage.api import begin_store
 from ...storage.backends.local import Folder
 from ...storage.encodings.encoding import Encoding, encoded_widths
+from ...storage.errors import NameTaken
 from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
 from ..runtime.inference import Runner
 from ..runtime.ranks import Ranks
-from ..same_set import check_repeatable, samples_identity
+from ..same_set import check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
@@ -96,7 +97,18 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if stop_below is not None and ranks.is_first:
         _warn_without_labels(rows)
     if work.find_store() is None and ranks.is_first:
-        widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+        _begin_store(work)
+    ranks.counts(0)
+    names = tuple(teacher.name for teacher in teachers)
+    tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
+    return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
+
+
+def _begin_store(work: Workspace) -> None:
+    """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
+    rows = work.rows
+    widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+    try:
         begin_store(
             work.path,
             num_rows=len(rows),
@@ -104,10 +116,11 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
             row_bytes=max(input_bytes(work.experiment, rows), *widths),
             block_rows=work.experiment.cache.block_rows,
         )
-    ranks.counts(0)
-    names = tuple(teacher.name for teacher in teachers)
-    tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
-    return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
+    except NameTaken:
+        if (store := work.find_store()) is None:
+            raise
+        log.info("%s: another process has just begun this store; joining it", work.path)
+        check_samples(store, rows)
 
 
 def capture_teachers(
