@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--config-settings editable_mode=strict
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+CONSTRAINTS ?= constraints.txt
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v "$$python" && break; done)
@@ -44,14 +45,14 @@ PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadgroup --durations 15
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(DEPENDENCIES): pyproject.toml constraints.txt
+$(DEPENDENCIES): pyproject.toml $(CONSTRAINTS)
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "PYTHON: expected Python 3.11 or newer, found none of $(CANDIDATES);" \
 			"install one, or run make PYTHON=/path/to/python" >&2; exit 1; fi
 	@if [ -x $(BIN)/python ] && [ "$$(cat $(HOME_FILE) 2>/dev/null || echo "$(CURDIR)")" = "$(CURDIR)" ]; \
 		then :; else "$(PYTHON)" -m venv --clear $(VENV); fi
 	@echo "installing into $(VENV) (the first time, this takes minutes)" >&2
-	@$(INSTALL) --constraint constraints.txt --editable '.[test,lint]'
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[test,lint]'
 	@echo "$(CURDIR)" > $(HOME_FILE)
 	@mkdir -p build && echo "$(LINKED)" > $(LINKS)
 	@touch $@
@@ -116,7 +117,7 @@ experiments: venv ## the paper's tables, on real data
 
 $(DOCS): $(DEPENDENCIES) | $(LINKS)
 	@echo "installing what the site needs into $(VENV)" >&2
-	@$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[docs]'
 	@touch $@
 
 .PHONY: docs

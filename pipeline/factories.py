@@ -4,7 +4,6 @@ A factory runs code. Its name comes from the command line or a local TOML file, 
 are only printed and compared.
 """
 
-import contextlib
 import difflib
 import hashlib
 import importlib
@@ -13,16 +12,17 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from ..storage.errors import FactoryError, LogitStoreError
+from ..storage.stream.items import describe
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
+from .local_code import noted_import
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,8 @@ Factory = Callable[..., object]
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""A code that terminals read as colour or bold, which torch puts into texts."""
 _LONGEST = 300
 """Characters of the longest factory string."""
 
@@ -76,7 +78,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
-    module = _import(factory, name)
+    with noted_import(factory, base=base):
+        module = _import(factory, name)
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
@@ -152,25 +155,6 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def local_source(factory: str, base: Path) -> dict[str, str]:
-    """Return the digest of a factory's file by its name, if it lies beside the experiment; nothing for other modules.
-
-    An installed module comes before one beside the experiment, as for `resolve`. The module is not imported, and the modules
-    that it imports are not digested.
-    """
-    module = factory.partition(":")[0]
-    top, place = module.split(".")[0], base.resolve()
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != place]
-    if top in sys.builtin_module_names or PathFinder.find_spec(top, elsewhere) is not None:
-        return {}
-    path = base.joinpath(*module.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        with contextlib.suppress(OSError):
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            return {file.relative_to(base).as_posix(): f"sha256:{digest}"}
-    return {}
-
-
 def expect_dataset(value: object, factory: str) -> TransferSet:
     """Return `value`, a map-style data set whose first example has an array or a tensor as its input.
 
@@ -195,7 +179,8 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
         raise refused(f" whose first example fails ({describe_exception(error)})") from error
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
-        raise refused(f" whose first input is {_described(example)}")
+        shown = describe(example) if isinstance(example, Mapping) else _described(example)
+        raise refused(f" whose first input is {shown}")
     return value
 
 
@@ -235,12 +220,12 @@ def build_augmentation(
 
 
 def describe_exception(error: BaseException) -> str:
-    """Put an exception's type and text on one line.
+    """Put an exception's type and text on one line, without colours.
 
-    >>> describe_exception(ValueError("two\\nlines"))
+    >>> describe_exception(ValueError("two\\n\\x1b[1mlines\\x1b[0m"))
     'ValueError: two lines'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOUR.sub("", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -22,10 +22,11 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
-from ..storage.stream.inputs import fetch_items
+from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
-from .factories import build, expect_dataset, local_source
+from .factories import build, expect_dataset
+from .local_code import SOURCE, local_source
 
 SAMPLED_ROWS = 64
 """Examples of a large set that are read to compare it."""
@@ -90,20 +91,28 @@ class Examples:
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
         self.where = where
         self._origin = table, base, where
+        local = local_source([table.factory], [table.args], base=base)
         self.made_by: Mapping[str, Any] = {
             "factory": table.factory,
             "args": table.args,
-            **({"source": source} if (source := local_source(table.factory, base)) else {}),
+            **({SOURCE: local} if local else {}),
         }
-        """Factory and arguments, and the digest of the factory's file if that lies beside the experiment."""
+        """Factory and arguments, and the digest of each local file that they come from."""
         self._stated = table.num_classes if isinstance(table, TransferSet) else None
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):
+            source, remedy = (
+                "class_names of the data set",
+                "remove num_classes, or give the data set all class_names",
+            )
+            if getattr(self.dataset, "is_numbered", False):
+                source = f"classes from 0 to {names[-1]}, the largest label"
+                remedy = "remove num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
             raise ConfigError(
                 f"{where}.num_classes",
-                expected=f"{len(names)}, the number of class_names of the data set",
+                expected=f"{len(names)}, the number of {source}",
                 found=str(self._stated),
-                remedy="remove num_classes, or give the data set all class_names",
+                remedy=remedy,
             )
         self.fetch([0])
 
@@ -209,35 +218,21 @@ class Examples:
         that is no class.
         """
         items = fetch_items(self.dataset, indices)
-        pairs = [item if isinstance(item, tuple) else (item, -1) for item in items]
-        inputs = [np.asarray(pair[0]) for pair in pairs]
-        for index, value in zip(indices, inputs, strict=True):
-            if (value.shape, value.dtype) != (inputs[0].shape, inputs[0].dtype):
-                raise BadDataError(
-                    f"{self.where}, example {index}",
-                    expected=f"{inputs[0].dtype} of shape {inputs[0].shape}, as in example {indices[0]}",
-                    found=f"{value.dtype} of shape {value.shape}",
-                    remedy="bring all inputs to one shape and dtype",
-                )
-        if inputs and inputs[0].dtype.name not in INPUT_DTYPES:
+        inputs = read_inputs(items, indices, self.where)
+        if inputs.dtype.name not in INPUT_DTYPES:
             raise BadDataError(
                 f"{self.where}, example {indices[0]}",
                 expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
-                found=inputs[0].dtype.name,
+                found=inputs.dtype.name,
                 remedy="cast them in the data set, fractions to float32",
             )
-        labels = np.array([int(pair[1]) for pair in pairs], dtype=np.int64)
-        classes = len(self.class_names or ()) or self._stated or 0
-        wrong = np.flatnonzero((labels < -1) | (labels >= classes))
-        if classes and len(wrong):
-            raise BadDataError(
-                f"{self.where}, example {indices[wrong[0]]}",
-                expected=f"a label from -1 to {classes - 1} ({classes} classes)",
-                found=str(labels[wrong[0]]),
-                remedy="correct the labels, or name all classes",
-            )
-        stacked = np.stack(inputs)
-        return stacked.astype(stacked.dtype.newbyteorder("="), copy=False), labels
+        names = self.class_names or ()
+        classes = len(names) or self._stated or 0
+        labels = np.empty(len(items), dtype=np.int64)
+        for position, (index, item) in enumerate(zip(indices, items, strict=True)):
+            place = f"{self.where}, example {index}"
+            labels[position] = class_number(split_item(item, place).label, place, names, classes)
+        return inputs, labels
 
 
 def set_identity(examples: Examples) -> str | dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from .. import options
 from ..dask_client import scheduler_at
 from ..printing.text import nothing_to_do, print_text, print_todo
-from ..workspaces import PATIENCE, workspace
+from ..workspaces import workspace
 
 
 @options.subcommand(
@@ -38,7 +38,7 @@ def command(
     from ...pipeline.specialists.todo import find_todo
     from ...pipeline.train.todo import missing_students
 
-    with workspace(experiment, store, models, device, patience=_patience(experiment)) as work:
+    with workspace(experiment, store, models, device) as work:
         compared = describe_inputs(work)  # nothing is trained without a store
         several, write = work.ranks.size > 1, print_text if work.ranks.is_first else _discard
         special, students = find_todo(work), missing_students(work)
@@ -71,13 +71,3 @@ def command(
 
 def _discard(*lines: str) -> None:
     """Print nothing, on ranks other than the first."""
-
-
-def _patience(experiment: Path) -> float:
-    """Return the seconds that a rank waits for the others: longer if they may be training a specialist."""
-    from ...pipeline.runtime.ranks import TIMEOUT_SECONDS
-
-    try:
-        return PATIENCE if b"[specialists" in experiment.read_bytes() else TIMEOUT_SECONDS
-    except OSError:
-        return TIMEOUT_SECONDS  # loading the experiment will raise the error

@@ -7,12 +7,15 @@ reorder text on it, is printed as an escape (`printable`).
 import dataclasses
 import json
 import math
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import click
+
+from .encodings import echo, is_unicode
 
 Cell = str | int | float | None
 """A value in a table. None is printed as an em dash, a number to the right."""
@@ -88,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title
     if title is not None:
         print_text(title)
     heading, *lines = format_table(columns, rows)
-    click.echo("\n".join([click.style(heading, bold=True), *lines]))
+    echo("\n".join([click.style(heading, bold=True), *lines]))
 
 
 def print_records(
@@ -106,14 +109,17 @@ def print_records(
 def print_text(*lines: str) -> None:
     """Print each text to stdout as one line: a line end within it is escaped, as it may come from a store."""
     if lines:
-        click.echo("\n".join(map(printable, lines)))
+        echo("\n".join(map(printable, lines)))
 
 
 def print_json(value: Any) -> None:
-    """Print dicts, lists, scalars, dataclasses, errors, paths and NumPy values as JSON; NaN becomes null."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """Print dicts, lists, scalars, dataclasses, errors, paths and NumPy values as JSON; NaN becomes null.
+
+    Where stdout lacks characters, JSON has its own escapes for them, which every program reads back.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=not is_unicode(sys.stdout), allow_nan=False)
     # JSON escapes characters below the space; others that steer a terminal occur in strings alone.
-    click.echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
+    echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
 
 
 def pick(value: object, *names: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Notes of a capture: device, versions, and the source of a teacher that lies beside the experiment file.
+"""Notes of a capture: device, versions, and the local code of its teacher and its views.
 
-`inspect` shows them beside the identity, and they are not compared, except for the digest of the source file. If that file
-changes, an unfinished capture is not resumed: its two halves would come from different code. For a sealed capture the
-change is only logged, since it may be a comment.
+`inspect` shows them beside the identity, and they are not compared, except for the digests of local code (`local_code`).
+If that code changes, an unfinished capture is not resumed: its two halves would come from different code. For a sealed
+capture the change is only logged, since it may be a comment.
 """
 
 import contextlib
@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..experiment.document import Experiment, TeacherMember
-from ..factories import local_source
+from ..local_code import SOURCE, local_source
 
-SOURCE: Final = "source"
-"""Key of the note with the digests of a teacher's source, by file."""
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 
 
@@ -38,9 +36,8 @@ def capture_notes(experiment: Experiment, member: TeacherMember, device: str) ->
 
 
 def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapping[str, str]]:
-    """Return the note of the file, beside the experiment, of a teacher's factory; empty for an installed module.
-
-    The module is not imported, and the modules that it imports are not digested.
-    """
-    source = local_source(member.teacher.factory, experiment.base)
+    """Return the note of the local code of a teacher and of the views; empty for installed modules."""
+    augment = experiment.cache.augment
+    tables = [member.teacher, *([augment] if augment is not None else [])]
+    source = local_source((t.factory for t in tables), (t.args for t in tables), base=experiment.base)
     return {SOURCE: source} if source else {}

@@ -3,10 +3,10 @@
 Everything that a stage makes has an identity: all that it follows from. It is done if something of that identity is
 there.
 
-    teacher   its factory, arguments, settings, seed, the transfer set     record beside its weights
+    teacher   its factory, arguments, code, settings, seed, the set        record beside its weights
     capture   the teacher's weights, augmentation, encoding, …             spec in the store
     clusters  the seal of a capture, the settings                          spec in the store
-    student   the seals of the captures, loss, settings, seed              record beside its weights
+    student   the seals of the captures, code, loss, settings, seed        record beside its weights
 
 So another temperature trains one student again and touches no capture.
 """
@@ -22,17 +22,20 @@ from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
 from ...storage.format.grid import Grid, plan_block_rows
 from ...storage.identity import as_json, check_same
+from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
+from ..local_code import SOURCE
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
-from ..models.records import Record
+from ..models.records import Record, as_kept
+from ..models.rules import loader_rules
 from ..models.sources import source_digests
 from ..same_set import check_samples
 from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
-from .notes import SOURCE, source_note
+from .notes import source_note
 
 log = logging.getLogger(__name__)
 HALVED = "batch_size_asked"
@@ -81,7 +84,7 @@ def find_todo(work: Workspace) -> CacheTodo:
 
 def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any]:
     """Return the identity of a teacher that is trained here."""
-    teacher, later = member.teacher, {"clip_norm", "ema", "precision"}
+    teacher, later, source = member.teacher, {"clip_norm", "ema", "precision"}, member.source
     return {
         "factory": stable_name(teacher.factory),
         "args": teacher.args,
@@ -89,6 +92,8 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "seed": member.seed,
         "transfer_set": set_identity(rows),
         "num_examples": len(rows),
+        **({SOURCE: source} if source else {}),
+        **loader_rules(teacher, member.weights),
     }
 
 
@@ -155,6 +160,7 @@ def capture_identity(
             "weights": weights,
             "head": {"kind": "softmax"},
             **({} if files is None else {"files": files}),
+            **loader_rules(member.teacher, member.weights),
         },
         "augmentation": augmentation_identity(experiment),
         "precision": experiment.cache.precision,
@@ -162,11 +168,14 @@ def capture_identity(
         "transfer_set": rows.fingerprint,
         # Keys that came later: at their defaults they are left out, and an older capture is the same.
         **{key: True for key in ("compile", "channels_last") if getattr(experiment.cache, key)},
+        **({} if (threads := experiment.cache.threads) is None else {"threads": threads}),
     }
 
 
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our identity of a capture as the one that is there states it: its halved batch, its name of a loader.
+    """Return our identity of a capture as the one that is there states it: its halved batch, threads, name of a loader.
+
+    A capture of a GPU, or of an earlier version, states no threads; then ours are left out.
 
     >>> agreed({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 64, 'batch_size_asked': 256}
@@ -174,12 +183,18 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
     {'batch_size': 64, 'batch_size_asked': 256}
     >>> agreed({"batch_size": 512}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 512}
+    >>> agreed({"batch_size": 64}, {"batch_size": 64, "threads": 2})
+    {'batch_size': 64, 'threads': 2}
     >>> agreed({"teacher": {"factory": "timm"}}, {"teacher": {"factory": "logitstore.pipeline.named_models:timm_model"}})
     {'teacher': {'factory': 'logitstore.pipeline.named_models:timm_model'}}
     """
     identity = dict(ours)
     if HALVED in theirs and ours["batch_size"] in (theirs[HALVED], theirs["batch_size"]):
         identity |= {"batch_size": theirs["batch_size"], HALVED: theirs[HALVED]}
+    if "threads" not in theirs:
+        identity.pop("threads", None)
+    else:
+        identity.setdefault("threads", theirs["threads"])
     teacher, written = ours.get("teacher"), theirs.get("teacher")
     if isinstance(teacher, Mapping) and isinstance(written, Mapping):
         factory = str(written.get("factory"))
@@ -228,15 +243,7 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     ours = stated_identity(ours, spec.identity, settings.chosen_encoding, settings.views)
     where = f"{store.path}: {part_name}"
     if begun is not None:
-        now = source_note(work.experiment, member) if SOURCE in begun.notes else {}
-        check_same(
-            where,
-            {**ours, **now},
-            {**begun.identity, **({SOURCE: begun.notes[SOURCE]} if now else {})},
-            made="with which it was begun",
-            remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
-            f"{begun.blocks_done} blocks that are there",
-        )
+        check_begun(store, begun, ours, source_note(work.experiment, member))
         return True
     check_same(where, ours, spec.identity, made="with which it was captured", remedy=_RENAME)
     if record is None:
@@ -261,6 +268,28 @@ def _check_taught_set(work: Workspace, member: TeacherMember) -> None:
         )
 
 
+def check_begun(store: Store, begun: BegunPart, ours: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Compare identity and local code with those of a capture that is begun. Raises SpecMismatch.
+
+    ours: `stated_identity`. notes: those of the capture now.
+    """
+    check_same(
+        f"{store.path}: {begun.name}",
+        {**ours, SOURCE: _noted_files(notes, begun.notes)},
+        {**begun.identity, SOURCE: _noted_files(begun.notes, begun.notes)},
+        made="with which it was begun",
+        remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
+        f"{begun.blocks_done} blocks that are there",
+    )
+
+
+def _noted_files(notes: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests of those local files that a capture has noted; earlier versions noted one at most."""
+    files, digests = noted.get(SOURCE), notes.get(SOURCE)
+    known = digests if isinstance(digests, Mapping) else {}
+    return {file: known.get(file) for file in files} if isinstance(files, Mapping) else {}
+
+
 def _check_training(work: Workspace, member: TeacherMember, store: Store) -> None:
     """Compare the settings of a captured teacher whose weights are gone with its record. Raises SpecMismatch.
 
@@ -270,7 +299,7 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
     if recorded is not None:
         check_same(
             f"{store.path}: teachers/{member.name}",
-            as_json(as_recorded(teacher_identity(member, work.rows), recorded)),
+            as_kept(as_json(as_recorded(teacher_identity(member, work.rows), recorded)), recorded),
             recorded,
             made="with which it was trained",
             remedy=_RENAME,
@@ -279,13 +308,13 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
 
 def _warn_of_changed_source(experiment: Experiment, member: TeacherMember, notes: Mapping[str, Any]) -> None:
     """Warn if the module of a captured teacher has changed: its logits may no longer be those of the capture."""
-    now = source_note(experiment, member)
-    if now and SOURCE in notes and notes[SOURCE] != now[SOURCE]:
+    then, now = _noted_files(notes, notes), _noted_files(source_note(experiment, member), notes)
+    if changed := [file for file in then if now[file] != then[file]]:
         log.warning(
             "teacher %s: %s has changed since it was captured; its capture is kept, as factory, arguments and "
             "weights are the same",
             member.name,
-            ", ".join(now[SOURCE]),
+            ", ".join(changed),
         )
 
 

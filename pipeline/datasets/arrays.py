@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError
-from .selection import select
+from .selection import omitted_numbers, select
 
 
 @runtime_checkable
@@ -63,6 +63,10 @@ class ArrayDataset:
         """
         self.inputs = _checked_inputs(inputs, where)
         """(rows, …) uint8 or float, or (rows, length) int64."""
+        self.is_numbered = class_names is None
+        """Whether the class names are only the numbers up to the largest label."""
+        self.omitted: tuple[int, ...] = ()
+        """Classes whose examples were left out on purpose."""
         if class_names is None:
             class_names = _numbered_classes(labels, where)
         self.class_names = checked_class_names(class_names, where)
@@ -102,12 +106,14 @@ class ArrayDataset:
         """Return the set of some of the examples, with the same classes."""
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
-        return ArrayDataset(
+        taken = ArrayDataset(
             self.inputs[rows],
             None if self.labels is None else self.labels[rows],
             self.class_names,
             None if self.ids is None else [self.ids[row] for row in rows.tolist()],
         )
+        taken.is_numbered, taken.omitted = self.is_numbered, self.omitted
+        return taken
 
     def selected(
         self,
@@ -118,17 +124,18 @@ class ArrayDataset:
         subset: str | None = None,
     ) -> "ArrayDataset":
         """Return the set of the examples that `selection.select` keeps."""
-        return self.take(
-            select(
-                len(self),
-                self.labels,
-                self.class_names,
-                omit_classes=omit_classes,
-                fraction=fraction,
-                seed=seed,
-                subset=subset,
-            )
+        rows = select(
+            len(self),
+            self.labels,
+            self.class_names,
+            omit_classes=omit_classes,
+            fraction=fraction,
+            seed=seed,
+            subset=subset,
         )
+        taken = self.take(rows)
+        taken.omitted += omitted_numbers(omit_classes, self.class_names)
+        return taken
 
     def fingerprint(self) -> str:
         """Digest dtypes, shapes, class names, ids and all bytes, "sha256:…"; computed once."""

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
 from ..factories import suggest
+from ..local_code import local_source
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
     Cache,
@@ -35,6 +36,15 @@ class TeacherMember:
     """File of its weights, or folder of the whole model, resolved; None for a network that is trained here."""
     teacher: Teacher
     """Its table."""
+    base: Path = Path()
+    """Folder of the experiment file."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Digests of the local code that makes it, and of that which changes its inputs in training."""
+        teacher, augment = self.teacher, self.teacher.train and self.teacher.train.augment
+        tables = [teacher, *([augment] if augment else [])]
+        return local_source((t.factory for t in tables), (t.args for t in tables), base=self.base)
 
 
 class Experiment(Table):
@@ -174,7 +184,7 @@ class Experiment(Table):
     def teacher_members(self) -> tuple[TeacherMember, ...]:
         """Return every network to be cached, in order: members of a teacher one by one, seeds counted up."""
         return tuple(
-            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher)
+            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher, self.base)
             for teacher in self.teachers
             for member, name in enumerate(teacher.member_names)
         )

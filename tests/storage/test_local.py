@@ -275,7 +275,7 @@ def test_without_hard_links_a_rename_that_replaces_nothing(
     assert not folder.put_new("x", b"second")
     assert folder.read("x") == b"first"
     assert os.listdir(folder.path / TMP) == []
-    monkeypatch.setattr("logitstore.storage.backends.local.rename_noreplace", none)
+    monkeypatch.setattr("logitstore.storage.backends.staged.rename_noreplace", none)
     with pytest.raises(
         UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
     ):
@@ -310,6 +310,48 @@ def test_removing_and_listing(folder: Folder) -> None:
     folder.remove("a")
     assert not folder.exists("a")
     assert folder.put_new("a", b"")
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "once it is open"])
+def test_a_folder_that_becomes_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Names outside the store are never listed, whenever a link takes the place of a folder."""
+    folder = Folder(tmp_path / "store")
+    folder.put_new("inner/deeper/own", b"x")
+    folder.put_new("aside/z", b"x")
+    (tmp_path / "outside" / "deeper").mkdir(parents=True)
+    (tmp_path / "outside" / "deeper" / "secret").touch()
+    exchanged: list[bool] = []
+
+    def exchange() -> None:
+        inner = tmp_path / "store" / "inner"
+        inner.rename(tmp_path / "away")
+        inner.symlink_to(tmp_path / "outside")
+        exchanged.append(True)
+
+    real, calls = os.scandir, []
+
+    def scandir(place: Any) -> Any:
+        calls.append(place)
+        now = moment == "once it is open" and os.listdir(place) == ["deeper"]
+        if now and not exchanged:
+            exchange()
+        entries = list(real(place))
+        if moment == "before it is opened" and len(calls) == 1:
+            exchange()
+        return contextlib.nullcontext(iter(entries))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    keys = folder.files()
+    assert exchanged
+    assert keys == ["aside/z", "inner" if moment == "before it is opened" else "inner/deeper"]
+
+
+def test_folders_are_listed_to_a_depth(folder: Folder) -> None:
+    """Fifty levels cost no more than the levels of a store: the deepest that is listed is a key of its own."""
+    os.makedirs(Path(folder.path, *["d"] * 50))
+    assert folder.files() == ["/".join(["d"] * 33)]
 
 
 def test_locations(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ REMEDIES = {
     "no inputs": "pass digests=logitstore.digest_rows(inputs), or inputs=…",
     "no classes": "check the transfer set",
     "too few names": "pass one a class",
-    "label 3 of 3": "correct the labels or the number of classes",
+    "label 3 of 3": "correct the labels (they count from 0) or the number of classes",
     "float64 inputs": "convert them before they are digested, or do not store them",
 }
 

@@ -323,7 +323,7 @@ def test_what_a_worker_raises_is_one_line_and_so_is_its_death(folder: Path) -> N
     with pytest.raises(TransientIOError) as died:
         captured(folder, *changes, out="dies.zarr")
     assert str(died.value).startswith(
-        "transfer_set: expected 1 workers that prepare its inputs ([cache] workers), found DataLoader worker"
+        "transfer_set: expected 1 workers that prepare its inputs ([cache] workers), found a worker that was ended by "
     )
     assert "\n" not in str(died.value)
 

@@ -140,7 +140,7 @@ def test_specialists_have_no_metrics_of_their_own(
 ) -> None:
     store, _ = made
     assert scored_captures(store) == ["generalist", "combined", "student"]
-    with pytest.raises(ConfigError, match="teachers/expert-0: expected all 8 classes in order, found 4 col"):
+    with pytest.raises(ConfigError, match="teachers/expert-0: expected all 8 classes, found 4 col"):
         evaluate_captures(store, captures=["expert-0"])
 
 

@@ -18,7 +18,7 @@ from logitstore.pipeline.run import run
 from logitstore.pipeline.train.stage import train_students
 from logitstore.pipeline.trainer import resume
 from logitstore.pipeline.workspace import Workspace
-from logitstore.storage.errors import SpecMismatch, WriterBusy
+from logitstore.storage.errors import NameTaken, WriterBusy
 
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_store_that_another_process_has_just_begun_is_joined(
 
     monkeypatch.setattr(stage, "begin_store", another)
     work = Workspace.of_store(work.experiment, tmp_path / "other.zarr", work.models.folder, device="cpu")
-    with pytest.raises(SpecMismatch, match=r"samples: expected rows = 10, from which it was made, found 150"):
+    with pytest.raises(NameTaken, match=r"expected a store of 150 rows .*, found a store of 10 rows"):
         cache(work)
 
 

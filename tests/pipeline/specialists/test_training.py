@@ -328,7 +328,7 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path, 
 
 
 def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
-    """On a cluster of two, each with one thread as here."""
+    """In two processes, each with one thread as here."""
     alone = Field(grounds(tmp_path / "alone"), content())
     shared = Field(grounds(tmp_path / "shared"), content(workers=2))
     told = []
@@ -350,8 +350,11 @@ def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
         def first_says(self, text: str) -> str:
             return text
 
-        def counts(self, number: int) -> list[int]:
-            return [number, number]
+        def agree(self, value: object) -> None:
+            pass
+
+        def wait(self) -> None:
+            pass
 
     done: list[str] = []
     with mock.patch.object(stage, "train_specialist", lambda work, run, *_: done.append(run.name)):

@@ -65,8 +65,8 @@ def trained(content: Content, folder: Path) -> tuple[Record, dict[str, Tensor]]:
 def shown(content: Content, epochs: int) -> list[tuple[list[int], list[int], Any]]:
     """The rows, views and inputs that a student is shown, epoch by epoch."""
     experiment, (run, *_) = runs(content)
-    stream, shape = open_stream(workspace(experiment), run)
-    assert shape == experiments.SHAPE
+    stream, few = open_stream(workspace(experiment), run)
+    assert few.shape == (2, *experiments.SHAPE)
     found = []
     for epoch in range(epochs):
         stream.set_epoch(epoch)
