@@ -90,6 +90,18 @@ def compared_inputs(work: Workspace) -> TransferRows | None:
     return work.rows
 
 
+def describe_inputs(work: Workspace) -> str:
+    """Compare the set that the inputs of a store come from, if they do; return the extent of the comparison in words.
+
+    Raises as `check_samples`.
+    """
+    if not work.store.is_whole(SAMPLES):
+        return ""
+    if work.store.samples.inputs is not None:
+        return "the store holds the inputs; the transfer set was not read"
+    return check_samples(work.store, work.rows)
+
+
 def samples_identity(
     rows: TransferRows, theirs: Mapping[str, Any] | None, *, is_begun: bool
 ) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def check_labels(
 
     rows: of the store. source: index in the transfer set of each of these rows.
     """
-    _check_column(rows, found, expected, source, "label", str)
+    _check_column(rows, found, expected, source, "label", "{}")
 
 
 def check_ids(rows: TransferRows, stored: Sequence[str] | None, which: range) -> None:
@@ -133,7 +145,7 @@ def check_ids(rows: TransferRows, stored: Sequence[str] | None, which: range) ->
         return
     source = rows.source[which.start : which.stop]
     ours, theirs = np.array([rows.ids[i] for i in source.tolist()], object), np.array(stored, object)
-    _check_column(which, ours, theirs, source, "id", repr)
+    _check_column(which, ours, theirs, source, "id", "{!r}")
 
 
 def _check_column(
@@ -141,16 +153,19 @@ def _check_column(
     found: Shaped[np.ndarray, " rows"],
     expected: Shaped[np.ndarray, " rows"],
     source: Int64[np.ndarray, " rows"],
-    name: str,
-    shown: Any,
+    column: str,
+    shown: str,
+    noun: str = "",
 ) -> None:
+    """Compare a column. column: its name; empty for inputs. shown: format of a value. noun: words before the expected one."""
     bad = np.flatnonzero(found != expected)
     if len(bad):
         first = int(bad[0])
+        where = f"row {rows[first]} (index {int(source[first])} of the transfer set)"
         raise RowMismatch(
-            f"row {rows[first]} (index {int(source[first])} of the transfer set): {name}",
-            expected=f"{shown(expected[first])}, as in the store",
-            found=f"{shown(found[first])} ({len(bad)} of {len(rows)} rows that were compared differ)",
+            f"{where}: {column}" if column else where,
+            expected=f"{noun}{shown.format(expected[first])}, as in the store",
+            found=f"{shown.format(found[first])} ({len(bad)} of {len(rows)} rows that were compared differ)",
             remedy=_REMEDY,
         )
 
@@ -183,29 +198,25 @@ def _check_looked(
     """
     row_of = np.argsort(rows.source)
 
-    def in_store(indices: Int64[np.ndarray, " some"]) -> Shaped[np.ndarray, " some"]:
-        return np.ones(len(indices), bool) if there is None else there[row_of[indices]]
+    def by_row(indices: Any, values: Any) -> tuple[Any, Any, Any]:
+        """Return rows of the store that it has, ascending, with their index in the set and the value read there."""
+        at = row_of[indices]
+        order = np.argsort(at)
+        order = order if there is None else order[there[at[order]]]
+        return at[order], indices[order], values[order]
 
-    mine = in_store(looked.labelled)
-    indices, ours = looked.labelled[mine], looked.labels[mine]
-    wrong = indices[ours != labels[row_of[indices]]]
+    of_store, indices, read = by_row(looked.labelled, looked.labels)
+    wrong = indices[read != labels[of_store]][:_REFETCHED]
     if len(wrong) and not looked.is_whole:
-        # A set may list other labels than its items have. The items count.
-        few = wrong[:_REFETCHED]
-        if np.array_equal(rows.look(few).labels, labels[row_of[few]]):
+        wrong = np.sort(wrong)
+        if np.array_equal(rows.look(wrong).labels, labels[row_of[wrong]]):
+            # The set lists other labels than its items have. The items count.
             log.info("the labels that the transfer set lists are not those of its items")
-            read = np.isin(indices, looked.indices)
-            indices, ours = indices[read], ours[read]
-    by_row = np.argsort(row_of[indices])
-    indices, ours = indices[by_row], ours[by_row]
-    check_labels(row_of[indices], ours, labels[row_of[indices]], indices)
-    mine = in_store(looked.indices)
-    indices, digested = looked.indices[mine], looked.digests[mine]
-    by_row = np.argsort(row_of[indices])
-    indices, digested = indices[by_row], digested[by_row]
-    _check_column(
-        row_of[indices], digested, digests[row_of[indices]], indices, "input", "digest {:016x}".format
-    )
+            known = np.isin(indices, looked.indices)
+            of_store, indices, read = of_store[known], indices[known], read[known]
+    check_labels(of_store, read, labels[of_store], indices)
+    of_store, indices, digested = by_row(looked.indices, looked.digests)
+    _check_column(of_store, digested, digests[of_store], indices, "", "{:016x}", noun="an input with digest ")
 
 
 def check_repeatable(examples: Examples) -> None:

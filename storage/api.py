@@ -26,6 +26,7 @@ from .parts.reader import CaptureReader, Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
+from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
 from .stream.stream import Stream
@@ -271,8 +272,8 @@ class Store:
         shares: Sequence[int | float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         drop_last: bool = False,
         window: int | None = None,
         decode: bool = True,
@@ -300,10 +301,14 @@ class Store:
         inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
-        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once.
-        Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for absent teachers,
-        SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Without both,
+        this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and selects no rows.
+        Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for
+        absent teachers, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
+        reads_every_row = rank is None and world_size is None and rows is None and strata is None
+        if reads_every_row:
+            warn_of_forgotten_ranks(processes_of_torchrun())
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,
@@ -315,8 +320,9 @@ class Store:
             shares=shares,
             shuffle=shuffle,
             seed=seed,
-            rank=rank,
-            world_size=world_size,
+            rank=0 if rank is None else rank,
+            world_size=1 if world_size is None else world_size,
+            reads_every_row=reads_every_row,
             drop_last=drop_last,
             window=window,
             decode=decode,

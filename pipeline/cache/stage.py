@@ -32,7 +32,7 @@ from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
-from ..same_set import check_repeatable, samples_identity
+from ..same_set import check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, input_bytes, listed_labels
 from ..views import experiment_views
 from ..workspace import Workspace
@@ -100,21 +100,28 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if stop_below is not None and ranks.is_first:
         _warn_without_labels(rows)
     if work.find_store() is None and ranks.is_first:
-        widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
-        begin_store(
-            work.path,
-            num_rows=len(rows),
-            num_classes=rows.num_classes,
-            row_bytes=max(input_bytes(work.experiment, rows), *widths),
-            block_rows=work.experiment.cache.block_rows,
-            exist_ok=True,  # another `cache` may have begun it at the same moment
-        )
+        _begin_store(work)
     ranks.wait()
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
     if ranks.is_first and listed_labels(rows.dataset) is None:
         warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
     return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
+
+
+def _begin_store(work: Workspace) -> None:
+    """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
+    rows = work.rows
+    widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+    store = begin_store(
+        work.path,
+        num_rows=len(rows),
+        num_classes=rows.num_classes,
+        row_bytes=max(input_bytes(work.experiment, rows), *widths),
+        block_rows=work.experiment.cache.block_rows,
+        exist_ok=True,
+    )
+    check_samples(store, rows)
 
 
 def capture_teachers(

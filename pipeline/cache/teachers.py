@@ -14,7 +14,9 @@ from ...storage.errors import BadDataError
 from ...storage.random import philox_permutation
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
+from ..experiment.training import TeacherTrain
 from ..factories import build, build_augmentation, expect_module
+from ..models.alone import alone
 from ..models.build import build_model
 from ..models.class_names import check_class_order
 from ..models.networks import count_parameters
@@ -97,6 +99,15 @@ def train_teacher(work: Workspace, member: TeacherMember) -> Record:
     record, settings = find_teacher(work, member), member.teacher.train
     if record is not None or settings is None:  # a teacher without settings has weights
         return record or Record({}, "", {})
+    path = work.models.weights_path("teachers", member.name)
+    with alone(path, f"training teacher {member.name}") as waited:
+        if waited and (record := find_teacher(work, member)) is not None:
+            return record
+        return _train(work, member, settings)
+
+
+def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Record:
+    """Train a teacher; as `train_teacher`."""
     rows, started = work.rows, time.monotonic()
     target = work.choose_device()
     torch.manual_seed(member.seed)

@@ -256,6 +256,8 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
         strata=[special.special, special.others],
         shares=special.batch,
         seed=run.seed,
+        rank=0,
+        world_size=1,
         decode=full,
         temperature=table.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,7 +124,9 @@ def test_run_says_what_it_did_and_where_things_stand(whole: tuple[Path, Result])
 def test_run_again_has_nothing_to_do(done: Path) -> None:
     before = small.snapshot(done)
     first, *rest = call("run", done / "small.toml", "--out", done / "out").stdout.split("\n\n")
-    assert first == "nothing to do: everything is done and unchanged"
+    assert (
+        first == "nothing to do: everything is done and unchanged (fingerprint of the transfer set compared)"
+    )
     assert len(rest) == 4
     assert call("run", done / "small.toml", "--out", done / "out", "--dry-run").stdout == f"{first}\n"
     assert small.snapshot(done) == before
@@ -231,11 +234,29 @@ def test_the_stages_one_by_one_make_what_run_makes(whole: tuple[Path, Result], t
         assert {**one, "facts": None} == {**other, "facts": None}
 
 
+@pytest.mark.parametrize("command", ["cache", "train", "evaluate"])
+def test_the_device_of_a_command_is_used(done: Path, command: str) -> None:
+    if command == "cache":
+        shutil.rmtree(done / "out" / "store.zarr")
+    elif command == "train":
+        shutil.rmtree(done / "out" / "models" / "students")
+    else:
+        (done / "out" / "evaluation.json").unlink()
+    arguments = (command, done / "small.toml", done / "out" / "store.zarr")
+    refused = CliRunner().invoke(cli, [*map(str, arguments), "--device", "xpu:3"])
+    assert refused.exit_code == ConfigError.exit_code
+    assert "device: expected a device that PyTorch can use here, such as cpu, found 'xpu:3'" in refused.stderr
+    call(*arguments, "--device", "cpu")
+
+
 def test_models_may_be_kept_elsewhere(done: Path) -> None:
     models, store = done / "elsewhere", done / "out" / "store.zarr"
     (done / "out" / "models").rename(models)
     arguments = (done / "small.toml", store, "--models", models)
-    assert call("train", *arguments).stdout == "nothing to do: every student is trained and unchanged\n"
+    assert call("train", *arguments).stdout == (
+        "nothing to do: every student is trained and unchanged "
+        "(the store holds the inputs; the transfer set was not read)\n"
+    )
     assert call("evaluate", *arguments, "--dry-run").stdout.startswith("nothing to do")
     assert call("train", *arguments[:2], "--dry-run").stdout.startswith("train student small-seed0\n")
 

@@ -230,7 +230,7 @@ def test_of_a_large_set_all_listed_labels_and_64_inputs_are_compared(base: Path)
     assert not pending(workspace(base, content))
     change(base, pixel(int(rows.looked.indices[9])))
     with pytest.raises(
-        RowMismatch, match=r": input: expected digest \w{16}, as in the store, found digest \w{16} \(1 of 64"
+        RowMismatch, match=r": expected an input with digest \w{16}, as in the store, found \w{16} \(1 of 64"
     ):
         pending(workspace(base, content))
 

@@ -136,3 +136,8 @@ def of_thread(file: Path) -> OfThread:
 def split(file: Path) -> Split:
     """Return a random half that is not seeded."""
     return Split(file)
+
+
+def jitter() -> Any:
+    """Return an augmentation of vectors."""
+    return lambda x, generator: x + generator.random(x.shape, dtype="float32")

@@ -14,6 +14,7 @@ from support import experiments
 from support.experiments import ROWS, VIEWS, document, parsed, student, train
 from torch import Tensor
 
+from logitstore.pipeline import transfer
 from logitstore.pipeline.augment import row_generator, shift
 from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.losses import Distillation
@@ -171,8 +172,12 @@ def test_hard_targets_need_labels_among_the_rows_that_are_shown(tmp_path: Path) 
                 open_stream(Workspace.of_store(experiment, path), run)
 
 
-def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -> None:
-    """Inputs that are not stored are checked one by one against the digests."""
+def test_a_changed_transfer_set_stops_a_training_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs that are not stored are checked one by one against the digests, also those that no comparison has read."""
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(transfer, "SAMPLED_ROWS", 1)
     experiments.write_data(tmp_path)
     content = with_student(student("a", train=train(seeds=[0])))
     content["transfer_set"] |= {"factory": "support.experiments:no_fingerprint", "store_inputs": False}
@@ -184,6 +189,7 @@ def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -
     arrays["inputs"][index] ^= 1
     np.savez(tmp_path / "train.npz", **arrays)
     experiment = parsed(content, tmp_path)
+    assert transfer.TransferRows(experiment).looked.indices.tolist() != [index]
     with pytest.raises(
         RowMismatch, match=rf"row 5 \(index {index} of the transfer set\): expected the input that"
     ):
