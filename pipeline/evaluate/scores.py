@@ -117,7 +117,7 @@ def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
         mean: str = "",
         made_of: Mapping[str, Any] = MappingProxyType({}),
     ) -> Subject:
-        known = [{n: network.identity for n, network in networks.items()}, dict(members), mean, dict(made_of)]
+        known = [[one.identity for one in networks.values()], dict(members), mean, dict(made_of)]
         key = sha256_hex(canonical_json(as_json({"model": known, "shown": shown, "measured": _MEASURED})))
         weights = {n: network.weights for n, network in networks.items()}
         return Subject(kind, name, key, members, mean, weights, run)
