@@ -28,6 +28,8 @@ ROWS: Final = {
     "json": "JSON cut at every byte, and mutated",
     "hostile": "hostile stores",
     "checkpoint": "hostile checkpoints and factory strings",
+    "weights": "weights exchanged before they are loaded",
+    "code": "changed code of networks",
     "readers": "readers during writes",
     "zombie": "a stopped writer wakes after the seal",
     "media": "read-only media, no HOME, no temporary space, odd clocks",
