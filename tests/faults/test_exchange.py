@@ -240,8 +240,8 @@ def test_a_student_that_is_exchanged_before_it_is_scored_is_refused(tmp_path: Pa
 def test_a_whole_network_that_is_exchanged_is_refused(folder: Path, tally: Tally) -> None:
     """A TorchScript file, which holds network and weights."""
     for seed, name in enumerate("AB"):
-        traced = torch.jit.trace(network(seed), torch.zeros((1, *experiments.SHAPE), dtype=torch.uint8))
-        torch.jit.save(traced, str(folder / f"{name}.pt"))
+        torch.manual_seed(seed)
+        torch.jit.save(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(16, 4))), folder / f"{name}.pt")
     shutil.copy(folder / "A.pt", folder / "given.pt")
     document = content() | {"student": [], "teacher": [{"name": "wide", "file": "given.pt"}]}
     work = Workspace.of_folder(experiments.parsed(document, folder), folder / "out", device="cpu")
