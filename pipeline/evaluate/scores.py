@@ -117,7 +117,7 @@ def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
         mean: str = "",
         made_of: Mapping[str, Any] = MappingProxyType({}),
     ) -> Subject:
-        known = [{n: network.identity for n, network in networks.items()}, dict(members), mean, dict(made_of)]
+        known = [[one.identity for one in networks.values()], dict(members), mean, dict(made_of)]
         key = sha256_hex(canonical_json(as_json({"model": known, "shown": shown, "measured": _MEASURED})))
         weights = {n: network.weights for n, network in networks.items()}
         return Subject(kind, name, key, members, mean, weights, run)
@@ -297,20 +297,21 @@ def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
     """Compare each distilled student with the same one on hard labels: a sentence each.
 
     Two students are compared if they were trained alike: same rows, views and seeds, and the same settings of the training
-    but for those of their targets (`label_smoothing`). For others a sentence says what differs.
+    but for those of their targets (`label_smoothing`). For a student without any such counterpart, a sentence says what
+    differs.
     """
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:
+        compared, unlike = list[str](), list[str]()
         for hard in experiment.students:
             if _are_twins(soft, hard) and soft.name in students and hard.name in students:
                 ours, theirs = students[soft.name], students[hard.name]
-                if unlike := _differences(soft, hard, ours, theirs):
-                    sentences.append(
-                        f"{soft.name} and {hard.name} are not compared: they differ in {unlike}."
-                    )
+                if differences := _differences(soft, hard, ours, theirs):
+                    unlike.append(f"{soft.name} and {hard.name} are not compared: {differences}.")
                 else:
-                    sentences.append(_verdict(ours, theirs))
+                    compared.append(_verdict(ours, theirs))
+        sentences += compared or unlike
     return sentences
 
 
@@ -331,7 +332,8 @@ def _differences(soft: Student, hard: Student, ours: TableRow, theirs: TableRow)
     pairs |= {f"train.{key}": (one[key], other[key]) for key in one}
     if soft.train.seeds == hard.train.seeds:
         pairs["seeds trained"] = (len(ours.scores), len(theirs.scores))
-    return ", ".join(f"{key} ({mine} and {its})" for key, (mine, its) in pairs.items() if mine != its)
+    unequal = [f"{key} ({mine} and {its})" for key, (mine, its) in pairs.items() if mine != its]
+    return f"they differ in {', '.join(unequal)}" if unequal else ""
 
 
 def _verdict(soft: TableRow, hard: TableRow) -> str:

@@ -30,6 +30,8 @@ ROWS: Final = {
     "hostile": "hostile stores",
     "clustering": "ready-made hostile clusterings and class names",
     "checkpoint": "hostile checkpoints and factory strings",
+    "weights": "weights exchanged before they are loaded",
+    "code": "changed code of networks",
     "readers": "readers during writes",
     "zombie": "a stopped writer wakes after the seal",
     "anew": "a stopped writer wakes when its store was begun anew",

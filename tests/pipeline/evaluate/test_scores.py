@@ -385,6 +385,14 @@ def test_settings_of_hard_targets_alone_do_not_forbid_a_verdict() -> None:
     assert sentence.startswith("soft is better than hard: ")
 
 
+def test_a_student_with_a_counterpart_needs_no_word_on_others() -> None:
+    soft, hard = student("soft"), student("hard", targets="hard")
+    more = student("more", targets="hard") | {"rows": 0.5}
+    rows = [TableRow("student", name, (score(3), score(4))) for name in ("soft", "hard", "more")]
+    (sentence,) = verdicts(experiment_with(soft, hard, more), rows)
+    assert sentence.startswith("soft is not better than hard: ")
+
+
 def test_students_of_which_one_lacks_a_seed_are_not_compared() -> None:
     experiment = experiment_with(student("soft"), student("hard", targets="hard"))
     rows = [

@@ -348,6 +348,25 @@ def test_students_are_trained_once_and_by_name(tmp_path: Path, monkeypatch: pyte
     assert train_students(work) == []
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_rows_are_decoded_for_the_temperature_of_the_student(
+    tmp_path: Path, temperature: float
+) -> None:
+    """The omitted classes share one level, which differs from temperature to temperature."""
+    made = create_store(
+        tmp_path / "store", num_classes=4, inputs=np.zeros((ROWS, 4, 4), np.uint8), store_inputs=True
+    )
+    logits = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32) * 3
+    with made.capture("wide", provenance={}, encoding={"top_k": 2}) as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, logits[rows])
+    experiment, (run, *_) = runs(with_student(student("a", temperature=temperature)))
+    stream, _ = open_stream(Workspace.of_store(experiment, tmp_path / "store"), run)
+    expected = open_store(tmp_path / "store").teachers["wide"].read(slice(None), temperature=temperature)
+    for batch in stream:
+        assert np.array_equal(batch.logits["wide"], expected[batch.rows])
+
+
 @pytest.fixture(autouse=True)
 def generator_state() -> Iterator[None]:
     """Leave torch's global generator as it was."""
