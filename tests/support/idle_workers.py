@@ -7,10 +7,17 @@ import multiprocessing
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
 
 from logitstore.pipeline.runtime.workers import Worker, send_array
+from logitstore.pipeline.stream.torch_stream import TorchStream
+from logitstore.storage.api import open_store
+from support.trainings import plain_store
 
 WHERE, EXPECTED = "transfer_set", "2 workers"
 
@@ -32,11 +39,50 @@ def begins(connection: Connection) -> None:
     time.sleep(120)
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "ours":
-        process = Worker(WHERE, EXPECTED, idle).process
-    else:  # the control: a process of the standard library, which nobody ends
-        process = multiprocessing.get_context("spawn").Process(target=idle, daemon=True)  # type: ignore[assignment]
+def loaded(folder: Path, *, watched: bool) -> int:
+    """Read a stream by a worker of a DataLoader, as docs/guides/your-own-loop.md does; return the worker's process."""
+    plain_store(folder / "store.zarr")
+    stream = TorchStream(open_store(folder / "store.zarr").stream(batch_size=8, views=0, decode=False))
+    loader: Any = DataLoader(
+        stream if watched else Unwatched(stream),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context="forkserver",
+    )
+    batches = iter(loader)
+    next(batches)
+    ALIVE.append(batches)
+    return int(batches._workers[0].pid)
+
+
+class Unwatched(IterableDataset[Any]):
+    """A stream whose workers are left to torch."""
+
+    def __init__(self, stream: TorchStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Any:
+        with mock.patch("logitstore.pipeline.stream.torch_stream.watch_parent"):
+            yield from self._stream
+
+
+ALIVE: list[Any] = []
+"""Iterators whose workers must not end by themselves."""
+
+
+def main(whose: str, folder: str) -> None:
+    """Start a process, print its number, and wait to be killed."""
+    if whose == "ours":
+        pid = Worker(WHERE, EXPECTED, idle).process.pid
+    elif whose == "control":  # a process of the standard library, which nobody ends
+        process = multiprocessing.get_context("spawn").Process(target=idle, daemon=True)
         process.start()
-    print(process.pid, flush=True)
+        pid = process.pid
+    else:
+        pid = loaded(Path(folder), watched=whose == "loader")
+    print(pid, flush=True)
     time.sleep(120)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,13 +71,18 @@ def test_a_worker_that_is_killed_or_stopped_is_not_waited_for() -> None:
         ("ours", signal.SIGKILL),
         ("ours", signal.SIGTERM),
         ("ours", signal.SIGINT),
-        # Negative control: a process of the standard library outlives its parent.
+        ("loader", signal.SIGKILL),
+        ("loader", signal.SIGTERM),
+        # Negative controls: a process of the standard library, and a worker of torch's fork server, outlive their parents.
         ("control", signal.SIGKILL),
+        ("unwatched loader", signal.SIGKILL),
     ],
 )
-def test_a_worker_ends_with_its_parent(whose: str, number: int) -> None:
+def test_a_worker_ends_with_its_parent(whose: str, number: int, tmp_path: Path) -> None:
+    """Also a worker of the DataLoader that the guide shows."""
+    is_control = whose not in ("ours", "loader")
     parent = subprocess.Popen(
-        [sys.executable, "-m", "support.idle_workers", whose],
+        [sys.executable, "-m", "support.idle_workers", whose, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -88,10 +94,10 @@ def test_a_worker_ends_with_its_parent(whose: str, number: int) -> None:
         time.sleep(3)  # it may still be importing: the lines above are all that it does
         parent.send_signal(number)
         parent.wait(10)
-        stays = is_alive(pid, 15 if whose == "ours" else 3)
+        stays = is_alive(pid, 3 if is_control else 15)
     finally:
         parent.kill()
         parent.stdout.close()
-        if whose == "control":
+        if is_control:
             os.kill(pid, signal.SIGKILL)
-    assert stays == (whose == "control")
+    assert stays == is_control
