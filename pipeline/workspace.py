@@ -91,7 +91,7 @@ class Workspace:
         import torch
 
         tables: dict[str, Any] = {}
-        for name, table in self.experiment.model_dump(mode="json").items():
+        for name, table in self.experiment.model_dump(mode="json", by_alias=True).items():
             several = isinstance(table, (list, tuple))
             tables |= {f"{name}[{i}]": one for i, one in enumerate(table)} if several else {name: table}
         libraries = {"python": sys.version_info[:2], "numpy": np.__version__, "torch": torch.__version__}

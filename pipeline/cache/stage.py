@@ -38,7 +38,7 @@ from ..views import experiment_views
 from ..workspace import Workspace
 from .capture import CapturePass, ReadyTeacher
 from .monitor import Quality, Tally
-from .notes import capture_notes
+from .notes import SOURCE, capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
@@ -133,7 +133,8 @@ def capture_teachers(
     ranks. Raises as `cache`.
     """
     store, ranks = work.store, work.ranks
-    work.agree(store=store.digest, captures={teacher.name: _identity(work, teacher) for teacher in teachers})
+    captures = {one.name: {**_identity(work, one), SOURCE: one.notes.get(SOURCE)} for one in teachers}
+    work.agree(store=store.digest, captures=captures)
     with contextlib.ExitStack() as stack:
         samples = None
         if not store.is_whole(SAMPLES):

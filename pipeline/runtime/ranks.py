@@ -17,13 +17,13 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from ...storage.errors import EX_SOFTWARE, ConfigError, TransientIOError
+from ...storage.errors import EX_SOFTWARE, ConfigError, SpecMismatch, TransientIOError
 from ...storage.identity import check_same
 from .stopping import Stopped
 
@@ -107,17 +107,33 @@ class Ranks:
         )
 
     def agree(self, value: Mapping[str, Any]) -> None:
-        """Compare a JSON object of all ranks, before they begin. Raises SpecMismatch on every rank if any differs."""
+        """Compare a JSON object of all ranks, before they begin.
+
+        If any differs, the first rank raises SpecMismatch, and all others OtherRankFailed.
+        """
         texts = self.texts(json.dumps(value, sort_keys=True, default=str))
-        for rank, text in enumerate(texts):
-            if text != texts[0]:
-                check_same(
-                    f"rank {rank} of {self.size}",
-                    json.loads(text),
-                    json.loads(texts[0]),
-                    made="as on rank 0",
-                    remedy="start all ranks with the same files, settings and versions",
-                )
+        rank = next((rank for rank, text in enumerate(texts) if text != texts[0]), None)
+        if rank is None:
+            return
+        if not self.is_first:
+            raise OtherRankFailed(0, SpecMismatch.exit_code)
+        check_same(
+            f"rank {rank} of {self.size}",
+            json.loads(texts[rank]),
+            json.loads(texts[0]),
+            made="as on rank 0",
+            remedy="start all ranks with the same files, settings and versions",
+        )
+
+    def stop(self, signals: Sequence[int]) -> None:
+        """End all ranks if one of them was asked to. signals: of each rank, 0 for none, as all ranks know them.
+
+        The first of those that were asked raises Stopped, and all others OtherRankFailed.
+        """
+        rank = next((rank for rank, number in enumerate(signals) if number), None)
+        if rank is not None:
+            stopped = Stopped(signals[rank])
+            raise stopped if rank == self.rank else OtherRankFailed(rank, stopped.exit_code)
 
     def wait(self) -> None:
         """Wait for all ranks, which may be at work for hours. A signal, or a rank that dies, ends the wait."""
@@ -284,7 +300,7 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
 
 
 def _rendezvous() -> tuple[Any, int, int]:
-    """Meet the other ranks; return the shared store, this rank and the number of ranks."""
+    """Join the other ranks; return the shared store, this rank and the number of ranks."""
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
@@ -312,6 +328,8 @@ def _rendezvous() -> tuple[Any, int, int]:
 
 def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
     """Return the error that this rank ends with: its own if it failed first."""
+    if isinstance(error, OtherRankFailed):
+        return error
     if _is_lost_contact(error):
         error = TransientIOError(
             f"rank {ranks.rank} of {ranks.size}",

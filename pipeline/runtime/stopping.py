@@ -39,7 +39,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def handle_signals() -> None:
-    """Let `SIGNALS` raise `Stopped` from now on; one that is ignored, as by nohup, stays ignored."""
+    """Handle `SIGNALS` from now on by `Stopped`; one that is ignored, as by nohup, stays ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)

@@ -4,6 +4,7 @@ No port is opened and no shared memory is used: a pipe blocks where it is full, 
 ends with its parent, whatever ends that one. Ctrl-C reaches the parent alone, which ends its workers.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -113,13 +114,21 @@ def send_array(connection: Connection, array: NDArray[Any]) -> None:
 
 def _run(connection: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run a worker's function, and end the worker with its parent."""
-    threading.Thread(target=end_with_parent, name="logitstore-parent", daemon=True).start()
+    watch_parent()
     with connection:
         function(connection, *arguments)
 
 
-def end_with_parent() -> None:
-    """Wait for the end of the process that has started this one, and end this one."""
+@functools.cache
+def watch_parent() -> None:
+    """Start a thread that ends this process when the one that has started it ends; once.
+
+    Torch's own watch looks at the direct parent. That is the fork server for a DataLoader with "forkserver", which stays.
+    """
+    threading.Thread(target=_end_with_parent, name="logitstore-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

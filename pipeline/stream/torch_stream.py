@@ -26,6 +26,7 @@ from ...storage.stream.forgotten_ranks import warn_of_forgotten_ranks
 from ...storage.stream.stream import Stream
 from ..runtime.ahead import run_ahead
 from ..runtime.device import named_device
+from ..runtime.workers import watch_parent
 from .batch import StoredLogits, TopKTensors, TorchBatch
 from .copier import copier_for
 
@@ -88,7 +89,10 @@ class TorchStream(IterableDataset[TorchBatch]):
         Raises ConfigError in a worker of a DataLoader that cannot read them.
         """
         worker = get_worker_info()
-        return self._here() if worker is None else self._in_worker(worker.id, worker.num_workers)
+        if worker is None:
+            return self._here()
+        watch_parent()
+        return self._in_worker(worker.id, worker.num_workers)
 
     @property
     def epoch(self) -> int:

@@ -161,8 +161,7 @@ def fit(
                 run.report("step", part)
             if keeper is not None:
                 keeper.after_step(run.training, is_last=any(stops))
-            if any(stops):
-                raise stopping.Stopped(max(stops))
+            ranks.stop(stops)
         mean = run.end_epoch()
     run.training.steps.finish()
     progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")

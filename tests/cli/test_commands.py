@@ -798,6 +798,26 @@ def test_the_experiment_of_the_demo_is_what_was_promised() -> None:
     assert "# " in demo.DIGITS_TOML
 
 
+def test_the_demo_runs_no_file_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment names code; this one was put there by somebody else."""
+    (tmp_path / "logitstore-demo").mkdir()
+    file = tmp_path / "logitstore-demo" / "digits.toml"
+    factory = f'factory = "os:system"\nargs = {{ command = "touch {tmp_path}/ran" }}'
+    planted = re.sub(r'factory = "logitstore.pipeline.datasets:digits"', factory, demo.DIGITS_TOML, count=1)
+    assert planted != demo.DIGITS_TOML
+    file.write_text(planted)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["demo"])
+    assert result.exit_code == 64
+    assert result.stderr == (
+        "logitstore: logitstore-demo/digits.toml: expected the experiment of this demo, to the letter, found another text; "
+        "run it by `logitstore run logitstore-demo/digits.toml --out logitstore-demo` if you wrote it, or choose another "
+        "--out\n"
+    )
+    assert file.read_text() == planted
+    assert list(tmp_path.rglob("*")) == [file.parent, file]
+
+
 @pytest.fixture
 def quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a demo of one epoch and two seeds in the current folder."""
@@ -846,8 +866,7 @@ def test_the_demo(quick_demo: Callable[..., Result], tmp_path: Path) -> None:
     # A temperature that the user sets is kept, and only the student is trained again.
     file = folder / "digits.toml"
     file.write_text(re.sub(r"temperature = [\d.]+(?= +# try another)", "temperature = 2.5", file.read_text()))
-    changed = quick_demo()
-    assert "exists and is used unchanged" in changed.stderr
+    changed = call("run", "logitstore-demo/digits.toml", "--out", "logitstore-demo")
     head, _, _ = changed.stdout.partition("\n\n")
     soft = next(student.name for student in experiment.students if student.targets == "soft")
     assert head.splitlines() == [

@@ -39,6 +39,8 @@ ROWS: Final = {
     "media": "read-only media, no HOME, no temporary space, odd clocks",
     "machine": "state machine against a dictionary",
     "interleave": "two writers, every interleaving of their steps",
+    "ranks": "ranks that differ",
+    "memory": "small shared memory",
     "golden": "golden stores of format 1.0",
 }
 """Key of each row -> its title, in the order in which they are printed."""
