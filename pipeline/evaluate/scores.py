@@ -22,8 +22,8 @@ from ..experiment.tables import Combine, Student
 from ..models.records import Record
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
-from ..transfer import Examples
 from ..workspace import Workspace
+from .examples import EvaluationExamples
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TableRow:
         return [float(getattr(score, field)) for score in self.scores]
 
 
-def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
+def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]:
     """Yield every model that is there and can be scored, in the order of the table. examples: the evaluation set."""
     experiment, content = work.experiment, examples.content
 
