@@ -14,12 +14,12 @@ from ..storage.backends.posix import remove_leftovers
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
+from .evaluate.examples import EvaluationExamples
 from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .specialists import todo as specialising
 from .train.todo import StudentSeed, missing_students, student_seeds
-from .transfer import Examples
 from .workspace import Workspace
 
 
@@ -66,12 +66,11 @@ class RunReport:
     """Errors of the clustered teachers on the evaluation set; None without one, or without a clustering."""
 
 
-def _evaluation_set(experiment: Experiment) -> Examples | None:
-    evaluation_set = experiment.evaluation_set
-    return None if evaluation_set is None else Examples(evaluation_set, experiment.base, "evaluation_set")
+def _evaluation_set(work: Workspace) -> EvaluationExamples | None:
+    return None if work.experiment.evaluation_set is None else EvaluationExamples(work.experiment, work.rows)
 
 
-def pending(work: Workspace, examples: Examples | None = None) -> Pending:
+def pending(work: Workspace, examples: EvaluationExamples | None = None) -> Pending:
     """Find the missing parts of an experiment, those that follow from other missing ones included. Changes nothing.
 
     examples: the evaluation set, if the caller has opened it.
@@ -85,21 +84,17 @@ def pending(work: Workspace, examples: Examples | None = None) -> Pending:
         missing_students(work),
     )
     scores: list[Subject] = []
-    if (
-        work.find_store() is not None
-        and (examples := examples or _evaluation_set(work.experiment)) is not None
-    ):
+    if work.find_store() is not None and (examples := examples or _evaluation_set(work)) is not None:
         scores = Scores(work.scores).missing(subjects(work, examples))
     return Pending(cache, cluster, specialists, students, scores)
 
 
-def _check_ahead(work: Workspace, todo: Pending, examples: Examples | None) -> None:
+def _check_ahead(work: Workspace, todo: Pending) -> None:
     """Try each network that a later stage needs, before anything is written.
 
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
     from .cache.teachers import build_teacher
-    from .evaluate.stage import check_evaluation
     from .runtime.inference import check_model
     from .specialists.heads import find_head
     from .train.stage import build_student
@@ -122,8 +117,6 @@ def _check_ahead(work: Workspace, todo: Pending, examples: Examples | None) -> N
     for student in experiment.students if todo.students else ():
         module = build_student(work, student, rows.a_few, rows.num_classes)
         check_training(module, rows.a_few, rows.num_classes, f"student {student.name!r}")
-    if examples is not None:
-        check_evaluation(examples, rows.num_classes)
 
 
 def _tidy(work: Workspace) -> None:
@@ -146,12 +139,12 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     what a stage raises; called again, it resumes.
     """
     work = Workspace.of_folder(experiment, out, **settings)
-    examples = _evaluation_set(experiment)
+    examples = _evaluation_set(work)
     todo = pending(work, examples)
     _tidy(work)
     if not todo:
         return _report(work, todo, examples)
-    _check_ahead(work, todo, examples)
+    _check_ahead(work, todo)
     specialists, students = todo.specialists, todo.students
     if todo.cache:
         from .cache.stage import cache
@@ -182,7 +175,7 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     return _report(work, done, examples)
 
 
-def _report(work: Workspace, todo: Pending, examples: Examples | None) -> RunReport:
+def _report(work: Workspace, todo: Pending, examples: EvaluationExamples | None) -> RunReport:
     done, compared = todo.lines(), todo.cache.compared
     if examples is None:
         return RunReport(done, work.store, compared)

@@ -215,7 +215,7 @@ def evaluate_captures(
     covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
 
     def read(name: str, rows: range) -> NDArray[np.float32]:
-        return store.teachers[name].read(slice(rows.start, rows.stop), view, float(temperature))
+        return store.teachers[name].read_ranked(slice(rows.start, rows.stop), view, float(temperature))
 
     def score(_: int, rows: range) -> tuple[dict[str, Accumulator], list[Compared]]:
         known, logits = labels[rows.start : rows.stop], {name: read(name, rows) for name in names}

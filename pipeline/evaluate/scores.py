@@ -28,8 +28,8 @@ from ..local_code import SOURCE, local_source
 from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
-from ..transfer import Examples
 from ..workspace import Workspace
+from .examples import EvaluationExamples
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ _MEASURED: Final = {"version": 2, "precision": "float32", "batch_size": EVALUATI
 """How a score is measured. Raise the version when a metric gives other numbers."""
 
 
-def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
+def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]:
     """Yield every model that is there and can be scored, in the order of the table. examples: the evaluation set."""
     experiment = work.experiment
     shown = [examples.content, len(examples), examples.class_names, work.rows.class_names]

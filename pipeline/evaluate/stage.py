@@ -8,14 +8,11 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from ...storage.backends.posix import remove_leftovers
-from ...storage.errors import BadDataError, ConfigError
 from ...storage.parts.reader import sets_of
-from ...storage.stream.items import fetch_items, split_item
 from ..cache.teachers import load_teacher
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
-from ..experiment.document import Experiment
 from ..experiment.tables import Cluster, Combine
 from ..models.networks import count_parameters
 from ..models.records import check_loaded
@@ -25,57 +22,21 @@ from ..same_set import check_repeatable, check_samples
 from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
 from ..specialists.training import load_specialist
 from ..train.stage import build_student
-from ..transfer import Examples
 from ..workspace import Workspace
+from .examples import EvaluationExamples
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 
 Logits = Float[np.ndarray, "rows classes"]
 
 
-def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
-    """Open the evaluation set. Raises ConfigError for an experiment without one, and as `check_evaluation`."""
-    if experiment.evaluation_set is None:
-        raise ConfigError(
-            "evaluation_set",
-            expected="the labelled examples that models are evaluated on",
-            found="no such table",
-            remedy="add [evaluation_set] to the experiment",
-        )
-    return check_evaluation(
-        Examples(experiment.evaluation_set, experiment.base, "evaluation_set"), num_classes
-    )
-
-
-def check_evaluation(examples: Examples, num_classes: int) -> Examples:
-    """Return the evaluation set, checked. Raises BadDataError for more classes than `num_classes`, or no labels."""
-    names = examples.class_names
-    if names is not None and len(names) > num_classes:
-        raise BadDataError(
-            "evaluation_set",
-            expected=f"the {num_classes} classes of the transfer set",
-            found=f"{len(names)}",
-            remedy="evaluate on examples of the same classes",
-        )
-    (first,) = fetch_items(examples.dataset, [0])
-    is_labelled = split_item(first, "evaluation_set, example 0").is_labelled
-    if not is_labelled or getattr(examples.dataset, "labels", ()) is None:
-        raise BadDataError(
-            "evaluation_set",
-            expected="labelled examples, (input, label)",
-            found="a set without labels",
-            remedy="evaluate on a labelled set, or drop [evaluation_set]",
-        )
-    return examples
-
-
-def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow]:
+def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> list[TableRow]:
     """Score every model that is there and has no score yet; the whole table.
 
     examples: the evaluation set, if the caller has opened it.
     """
     if examples is None:
-        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+        examples = EvaluationExamples(work.experiment, work.rows)
     if (store := work.find_store()) is not None:
         check_samples(store, work.rows)
     remove_leftovers(work.scores)
@@ -93,7 +54,7 @@ def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow
 class _Scorer:
     """Runs models over the evaluation set, each teacher at most once."""
 
-    def __init__(self, work: Workspace, examples: Examples) -> None:
+    def __init__(self, work: Workspace, examples: EvaluationExamples) -> None:
         self._work = work
         self._inputs, self._labels = examples.fetch(range(len(examples)))
         self._teachers: dict[str, tuple[Logits, int]] = {}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..encodings.divergence import kl_of_error
 from ..encodings.encoding import Encoding
 from ..encodings.named import encoding_described
+from ..encodings.top_k import tell_apart
 from ..errors import ConfigError
 from ..format.constants import MAX_NAMES_BYTES, SAMPLES, SPEC
 from ..format.documents import beyond, integer, invalid, shorten, table
@@ -208,6 +209,18 @@ class CaptureReader:
         """
         self.check_temperature(temperature)
         return self.encoding.decode(self.read_stored(rows, view), self.shape[2], temperature)
+
+    def read_ranked(
+        self, rows: Any, view: int = 0, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Return `read`, for whoever sorts the classes of a row: equal logits are told apart where their order is stored.
+
+        A top-k capture stores it, also of logits that float16 made equal. In other encodings equal logits stay equal.
+        """
+        self.check_temperature(temperature)
+        stored = self.read_stored(rows, view)
+        logits = self.encoding.decode(stored, self.shape[2], temperature)
+        return tell_apart(logits, stored["index"]) if "index" in stored else logits
 
     def check_temperature(self, temperature: float | None) -> None:
         """Refuse to decode a top-k capture without a temperature. Raises ConfigError."""

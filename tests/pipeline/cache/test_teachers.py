@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import types
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,6 +316,24 @@ def test_the_first_difference_is_named(names: list[str] | None, said: str | None
         check_class_order(names, wanted, "m")
     else:
         assert said in refused(names, wanted, "m", by=check_class_order)
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    """Folders by number are sorted as text, so "2" is class 4 of twelve; a model that counts from 0 has it as class 2."""
+    folders = sorted(str(number) for number in range(12))
+    check_class_order(folders, folders, "m")
+    check_class_order([f"{number:02}" for number in range(10)], folders[:2] + folders[4:], "m")
+    counted = [str(number) for number in range(12)]
+    assert (
+        "expected '10' as class 2, as in the transfer set, found '2', class 4 of the transfer set"
+        in refused(counted, folders, "m", by=check_class_order)
+    )
+    check_class_order([f"LABEL_{number}" for number in range(12)], folders, "m")  # these say nothing
+
+
+def test_a_letter_is_the_same_however_unicode_spells_it() -> None:
+    wanted = ["Äpfel", "né"]
+    check_class_order([unicodedata.normalize("NFD", name) for name in wanted], wanted, "m")
 
 
 def test_names_that_case_alone_tells_apart_are_compared_as_they_are() -> None:

@@ -15,6 +15,7 @@ from support.experiments import MLP_FACTORY, document, parsed, student
 
 from logitstore.pipeline.cluster.errors_inside import ErrorsInside
 from logitstore.pipeline.evaluate import scores as scores_module
+from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import (
     Score,
     Scores,
@@ -28,7 +29,6 @@ from logitstore.pipeline.evaluate.scores import (
     verdicts,
 )
 from logitstore.pipeline.experiment.document import Experiment, TeacherMember
-from logitstore.pipeline.transfer import Examples
 from logitstore.pipeline.workspace import Workspace
 
 SCORES = st.builds(
@@ -146,9 +146,8 @@ def finished_subjects(content: dict[str, Any]) -> list[Subject]:
     """What of a document is there in the finished folder."""
     folder = experiments.finished()
     experiment = parsed(content, folder)
-    assert experiment.evaluation_set is not None
-    evaluation = Examples(experiment.evaluation_set, folder, "evaluation_set")
-    return list(subjects(Workspace.of_folder(experiment, folder / "out"), evaluation))
+    work = Workspace.of_folder(experiment, folder / "out")
+    return list(subjects(work, EvaluationExamples(experiment, work.rows)))
 
 
 def test_keys_belong_to_weights_and_to_the_evaluation_set() -> None:

@@ -12,11 +12,12 @@ from support import experiments
 from support.experiments import document, parsed, run_document, student, teacher, train
 from torch import nn
 
+from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, TableRow
-from logitstore.pipeline.evaluate.stage import evaluation_examples
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import load_weights
-from logitstore.storage.errors import BadDataError, ConfigError
+from logitstore.pipeline.workspace import Workspace
+from logitstore.storage.errors import BadDataError
 
 TEST_ROWS = 70
 
@@ -155,24 +156,6 @@ def test_a_model_that_works_in_place_spoils_no_other_score(base: Path) -> None:
         assert row_of(table, name).scores == row_of(clean, name).scores
 
 
-def test_without_an_evaluation_set_nothing_can_be_evaluated() -> None:
-    content = document()
-    del content["evaluation_set"]
-    with pytest.raises(
-        ConfigError, match=r"evaluation_set: expected the labelled examples .*; add \[evaluation_set\]"
-    ):
-        evaluation_examples(parsed(content, experiments.finished()), 4)
-
-
-def test_an_evaluation_set_of_more_classes_is_refused() -> None:
-    experiment = parsed(document(), experiments.finished())
-    assert len(evaluation_examples(experiment, 4)) == TEST_ROWS
-    with pytest.raises(
-        BadDataError, match="evaluation_set: expected the 3 classes of the transfer set, found 4"
-    ):
-        evaluation_examples(experiment, 3)
-
-
 class Unlabelled:
     """A user's own set: inputs alone."""
 
@@ -198,7 +181,8 @@ def test_an_evaluation_set_without_labels_is_refused_before_anything_is_trained(
     for labelled in (True, False):
         content["evaluation_set"] = own | {"args": {"labelled": labelled}}
         if labelled:
-            assert len(evaluation_examples(parsed(content, base), 4)) == 3
+            work = Workspace.of_folder(parsed(content, base), base)
+            assert len(EvaluationExamples(work.experiment, work.rows)) == 3
     arrays = {"factory": "logitstore.pipeline.datasets:arrays"}
     for table in (content["evaluation_set"], arrays | {"args": {"file": "test.npz", "labels": ""}}):
         content["evaluation_set"] = table
