@@ -37,7 +37,7 @@ def refuse_unlisted(report: Any) -> None:
     *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else (str(report.longrepr),)
     reason = str(reason).removeprefix("Skipped: ")
     if not is_listed(reason):
-        report.outcome, report.longrepr = "failed", f"{HINT}: {reason}"
+        report.outcome, report.longrepr = "failed", f"{HINT}: {reason} ({report.nodeid})"
 
 
 @pytest.hookimpl(wrapper=True)
