@@ -117,7 +117,7 @@ def renamed(given: Mapping[str, Tensor], own: Mapping[str, Any], path: Path) -> 
 
 
 def _said(given: Mapping[str, Tensor], plain: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    log.info("%s: %r is read as %r, and the other names alike", path, next(iter(given)), next(iter(plain)))
+    log.warning("%s: %r is read as %r, and the other names alike", path, next(iter(given)), next(iter(plain)))
     return plain
 
 

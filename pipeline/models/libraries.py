@@ -121,6 +121,10 @@ def torchvision_model(
     weights = models.get_model_weights(name)
     published = {one.name: _mean_and_std(one.transforms()) for one in weights}
     _check_tag("torchvision", name, tag, published)
+    if name in ("googlenet", "inception_v3"):
+        more.setdefault(
+            "init_weights", not tag
+        )  # their default, without its warning; weights of a file replace it
     if tag and name == "googlenet":
         more.setdefault("aux_logits", False)  # torchvision drops its auxiliary heads after loading
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
