@@ -18,6 +18,7 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
+from .datasets.class_names import names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -37,8 +38,8 @@ class Examples:
         classes.
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
-        self.where = where
         self._stated = table.num_classes if isinstance(table, TransferSet) else None
+        self.where = where
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):
             source, remedy = (
@@ -61,9 +62,8 @@ class Examples:
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """Names of the classes; None if the set has none."""
-        names = getattr(self.dataset, "class_names", None)
-        return list(map(str, names or ())) or None
+        """Names of the classes (`datasets.class_names`); None if the set has none."""
+        return names_of(self.dataset, self.where)
 
     @cached_property
     def ids(self) -> Sequence[str] | None:

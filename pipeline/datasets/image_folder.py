@@ -24,7 +24,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ...storage.errors import BadDataError, ConfigError
-from .arrays import Example, checked_class_names
+from .arrays import Example
+from .class_names import checked_class_names
 from .decoding import Decoder, as_pixels
 from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
 from .selection import omitted_numbers, select
