@@ -91,7 +91,7 @@ class Decoder:
             self._say("suffix", f"{where}: its content is {kind}, which is decoded whatever the suffix")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             self._say("frames", f"{where}: of several frames or pages, only the first is read")
-        if ";16" in str(image.tile):
+        if ";16" in str(getattr(image, "tile", "")):
             self._say("depth", f"{where}: of 16 bits a channel, only the upper 8 are read")
 
     def _say(self, kind: str, message: str) -> None:
