@@ -125,7 +125,7 @@ def build(
         raise
     except Exception as error:
         expected = f"a result when called with ({_shown(arguments)})"
-        remedy = "correct the factory or its args"
+        remedy = _path_hint(arguments, base) or "correct the factory or its args"
         raise _refuse(factory, expected, describe_exception(error), remedy) from error
 
 
@@ -290,6 +290,16 @@ def _fit(factory: str, name: str, value: object, annotation: Any, base: Path | N
         expected = f"argument {name!r} to be {type_name or annotation}"
         raise _refuse(factory, expected, f"{value!r} ({reason})", f"correct {name!r} in args") from error
     return _rebase(fitted, base)
+
+
+def _path_hint(arguments: Mapping[str, object], base: Path | None) -> str | None:
+    """Return the remedy for a text that names a file beside the experiment, and none in the working directory."""
+    for name, value in arguments.items():
+        if base is None or not isinstance(value, str) or not value or "\0" in value or len(value) > _LONGEST:
+            continue
+        if (base / value).exists() and not Path(value).exists():
+            return f"annotate {name} as pathlib.Path, which is relative to the experiment file"
+    return None
 
 
 def _rebase(value: object, base: Path | None) -> object:

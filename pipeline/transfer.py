@@ -23,6 +23,7 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
+from .datasets.class_names import names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -125,9 +126,8 @@ class Examples:
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """Names of the classes; None if the set has none."""
-        names = getattr(self.dataset, "class_names", None)
-        return list(map(str, names or ())) or None
+        """Names of the classes (`datasets.class_names`); None if the set has none."""
+        return names_of(self.dataset, self.where)
 
     @cached_property
     def ids(self) -> Sequence[str] | None:

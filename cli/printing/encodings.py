@@ -59,7 +59,7 @@ def is_unicode(stream: object) -> bool:
 
 
 def make_printable() -> None:
-    """Let stdout and stderr take every text, whatever their encoding."""
+    """Make stdout and stderr take every text, whatever their encoding."""
     codecs.register_error(_HANDLER, substitute)
     for stream in (sys.stdout, sys.stderr):
         # UTF-8 lacks only halves of surrogate pairs, which stand for bytes of a path that are no text.

@@ -45,7 +45,7 @@ def warn_of_absent_classes(
 
     is_numbered: whether the classes only number the labels, up to the largest one.
     """
-    there = labels[labels >= 0]
+    there = labels[(labels >= 0) & (labels < num_classes)]  # others are refused when they are fetched
     if not len(there):
         return
     counts = np.bincount(there, minlength=num_classes)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError
+from .class_names import as_names, checked_class_names
 from .selection import omitted_numbers, select
 
 
@@ -49,7 +49,7 @@ class ArrayDataset:
     def __init__(
         self,
         inputs: Shaped[np.ndarray, "rows ..."],
-        labels: Shaped[np.ndarray, "labels"] | None = None,
+        labels: Shaped[np.ndarray, "..."] | None = None,
         class_names: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         *,
@@ -192,7 +192,7 @@ def arrays(
             found=f"the arrays {known}",
             remedy='name the arrays: inputs = "…", labels = "…" (labels = "" for a set without labels)',
         )
-    names = [str(name) for name in held[class_names].tolist()] if class_names in held else None
+    names = as_names(held[class_names], f"{where}: {class_names}") if class_names in held else None
     dataset = ArrayDataset(
         _as_float32(held[inputs], where), held[labels] if labels else None, names, where=where
     )
@@ -210,21 +210,8 @@ def require_file(path: Path, expected: str) -> None:
         )
 
 
-def checked_class_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the names as a tuple; raise BadDataError if two are equal."""
-    name, count = max(Counter(class_names).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:
-        raise BadDataError(
-            where,
-            expected="distinct class names",
-            found=f"{name!r} {count} times",
-            remedy="rename the classes of that name",
-        )
-    return tuple(class_names)
-
-
 def checked_labels(
-    labels: Shaped[np.ndarray, "rows"], class_names: Sequence[str], where: str
+    labels: Shaped[np.ndarray, "..."], class_names: Sequence[str], where: str
 ) -> Int64[np.ndarray, "rows"]:
     """Return labels as int64; raise BadDataError unless they are integers from -1 to the last class."""
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -245,7 +232,7 @@ def checked_labels(
     return labels.astype(np.int64)
 
 
-def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -> list[str]:
+def _numbered_classes(labels: Shaped[np.ndarray, "..."] | None, where: str) -> list[str]:
     if labels is None or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         return []
     largest = int(labels.max())

@@ -43,14 +43,17 @@ class Decoder:
         formats = [*_BY_CONTENT, "TGA"] if suffix_of(name) == ".tga" else _BY_CONTENT
         try:
             with Image.open(io.BytesIO(encoded), formats=formats) as opened:
-                self._warn_of(opened, name, where)
-                if opened.mode.startswith(_DEEP_MODES):  # `convert` clips these to 8 bits silently
+                is_deep = ";16" in str(getattr(opened, "tile", ""))
+                # `convert` clips grey ones to 8 bits, and compares a transparent colour of 16 bits with pixels of 8.
+                if opened.mode.startswith(_DEEP_MODES) or (is_deep and "transparency" in opened.info):
                     raise BadDataError(
                         where,
                         expected="pixels of 8 bits a channel",
-                        found=f"pixels of mode {opened.mode}",
+                        found=f"pixels of mode {opened.mode}"
+                        + (", 16 bits with a transparent colour" if opened.mode == "RGB" else ""),
                         remedy="convert it to 8 bits first",
                     )
+                self._warn_of(opened, name, where, is_deep=is_deep)
                 return self._converted(opened, where)
         except LogitStoreError:
             raise
@@ -84,14 +87,14 @@ class Decoder:
         below = Image.new("RGBA", layered.size, (*self.background, 255))
         return Image.alpha_composite(below, layered).convert(self.mode)
 
-    def _warn_of(self, image: Image.Image, name: str, where: str) -> None:
+    def _warn_of(self, image: Image.Image, name: str, where: str, *, is_deep: bool) -> None:
         """Warn, once a kind, of images of which not all is read."""
         kind = "JPEG" if image.format == "MPO" else image.format
         if kind != FORMATS.get(suffix_of(name)):
             self._say("suffix", f"{where}: its content is {kind}, which is decoded whatever the suffix")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             self._say("frames", f"{where}: of several frames or pages, only the first is read")
-        if ";16" in str(image.tile):
+        if is_deep:
             self._say("depth", f"{where}: of 16 bits a channel, only the upper 8 are read")
 
     def _say(self, kind: str, message: str) -> None:

@@ -24,7 +24,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ...storage.errors import BadDataError, ConfigError
-from .arrays import Example, checked_class_names
+from .arrays import Example
+from .class_names import checked_class_names
 from .decoding import Decoder, as_pixels
 from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
 from .selection import omitted_numbers, select
@@ -143,7 +144,7 @@ class ImageFolder:
 
 
 def image_folder(
-    root: str | Path,
+    root: Path,
     *,
     mode: Literal["L", "RGB"] = "L",
     size: int | tuple[int, int] | None = None,
@@ -166,7 +167,7 @@ def image_folder(
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and min(sides) < 1:
         raise ConfigError("size", expected="pixels of 1 or more", found=str(size), remedy="correct size")
-    root = Path(root)
+    root = Path(root)  # a text, from Python
     files = ZipFiles(root) if root.is_file() else FolderFiles(root)
     names = list_images(files)
     numbers, class_names = _classes(names, root)

@@ -105,11 +105,11 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
             found=f"{describe(value)} ({' '.join(str(error).split())[:100]})",
             remedy="convert it in the data set, to float32 for example",
         ) from error
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         raise BadDataError(
             where,
             expected="an input without masked values",
-            found=f"{int(np.ma.count_masked(value))} masked values",
+            found=f"{int(np.ma.getmaskarray(value).sum())} masked values",
             remedy="fill them in the data set",
         )
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -156,7 +156,7 @@ def read_inputs(items: Sequence[Any], indices: Sequence[int], where: str) -> NDA
 
     Raises BadDataError for items of another form, and for inputs of different shapes or dtypes.
     """
-    inputs = []
+    inputs: list[NDArray[Any]] = []
     for index, item in zip(indices, items, strict=True):
         place = f"{where}, example {index}"
         value = as_array(split_item(item, place).input, place)

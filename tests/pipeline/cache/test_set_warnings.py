@@ -104,6 +104,11 @@ def test_classes_without_a_row_are_named(
     assert warnings_of(caplog) == [f"transfer_set: {text}" for text in said]
 
 
+def test_labels_that_are_no_class_are_left_to_the_check_of_each_row(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_absent_classes(np.array([0, 1, 7]), 2, ["ant", "bee"])
+    assert warnings_of(caplog) == []
+
+
 def test_many_absent_classes_are_cut(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_absent_classes(np.array([0]), 100, None)
     assert warnings_of(caplog) == ["transfer_set: no row of 99 of 100 classes: 1, 2, 3, 4, 5, 6, 7, 8, …"]

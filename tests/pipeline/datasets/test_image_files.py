@@ -372,7 +372,7 @@ def test_no_file_reaches_another_program(tmp_path: Path) -> None:
         "from logitstore.pipeline.datasets import image_folder\n"
         "from logitstore.storage.errors import BadDataError\n"
         "try:\n"
-        "    if sys.argv[2] == 'ours': image_folder(Path(sys.argv[1]), size=8)[0]\n"
+        "    if sys.argv[2] == 'ours': image_folder(sys.argv[1], size=8)[0]  # a text will do\n"
         "    else: Image.open(Path(sys.argv[1]) / 'a/0.png').load()\n"
         "except (BadDataError, OSError): print('refused')\n"
     )
@@ -389,8 +389,3 @@ def test_only_listed_formats_are_opened(tmp_path: Path, kind: str) -> None:
     root = write(tmp_path / "set", "a/0.png", content=png(0, kind))
     with pytest.raises(BadDataError, match="UnidentifiedImageError"):
         image_folder(root)[0]
-
-
-def test_a_root_may_be_a_text(tmp_path: Path) -> None:
-    root = write(tmp_path / "set", *THREE)
-    assert image_folder(str(root)).fingerprint() == image_folder(root).fingerprint()
