@@ -22,6 +22,7 @@ import sys
 import click
 
 from .options import Settings
+from .printing.encodings import echo
 from .printing.text import printable
 
 EX_INTERRUPTED = 130
@@ -51,7 +52,7 @@ def report(error: BaseException, settings: Settings) -> int:
     if verbose and not isinstance(error, click.ClickException | click.Abort):
         import traceback
 
-        click.echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
+        echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
 
     # click raises Abort from the interrupt. A worker or rank that the same signal ended may be noticed first.
     stopped = next((one for one in (error, error.__cause__) if isinstance(one, Stopped)), None)
@@ -68,7 +69,7 @@ def report(error: BaseException, settings: Settings) -> int:
     else:
         line, code = _of_system(error, verbose)
     try:
-        click.echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
+        echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
     except OSError:  # nobody reads it
         discard_output()
     return code

@@ -14,6 +14,7 @@ import click
 
 from .errors import discard_output, open_closed_streams, report
 from .options import Settings, verbosity_options
+from .printing.encodings import make_printable
 
 COMMANDS = {
     "demo": "Run the whole pipeline on embedded data, in under a minute.",
@@ -76,6 +77,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and exit with the code of the error, if there is one. Commands return nothing."""
+        make_printable()
         settings = extra.setdefault("obj", Settings())
         extra["prog_name"] = extra.get("prog_name") or "logitstore"
         run: Callable[..., Any] = super().main

@@ -220,7 +220,7 @@ class StorageFull(StorageError):
 
 
 class StorageRefused(StorageError):
-    """A path that the system refuses each time: no permission, a read-only disk, a name that is too long."""
+    """A place that refuses to be read or written so: no permission, a read-only disk, a server without ranges."""
 
     code = "storage-refused"
     exit_code = EX_DATAERR

@@ -31,10 +31,6 @@ CHUNK_BYTES = 4 << 20
 """Bytes of inputs that a worker prepares at a time."""
 CHUNKS_AHEAD = 2
 """Chunks that each worker prepares before they are asked for."""
-_SAMPLED_ROWS = 64
-"""Rows of a large set that ranks compare."""
-_WHOLE_BYTES = 64 << 20
-"""Bytes of inputs up to which ranks compare a whole set."""
 ViewOf = Callable[[int], tuple[NDArray[Any], NDArray[np.uint64]]]
 """Function from a view to its inputs and their digests."""
 
@@ -172,14 +168,9 @@ def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tupl
 def set_sample(rows: TransferRows) -> dict[str, Any]:
     """Describe a transfer set for the comparison of ranks: sizes, order, class names, and its content.
 
-    A set without a fingerprint is read, whole if it is small.
+    Of a set without a fingerprint, the part that is read to compare it is digested (`Examples.looked`).
     """
-    content = rows.fingerprint
-    if content is None and len(rows) * rows.first.nbytes <= _WHOLE_BYTES:
-        content = rows.content
-    if content is None:
-        inputs, labels = rows.fetch(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(int).tolist())
-        content = sha256_hex(digest_rows(inputs).tobytes() + labels.tobytes())
+    content = rows.fingerprint or rows.digest(rows.looked)
     names = [rows.class_names, None if rows.ids is None else list(rows.ids)]
     return {
         **rows.identity,

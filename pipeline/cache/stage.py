@@ -32,7 +32,8 @@ from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
-from ..transfer import TransferRows, input_bytes
+from ..same_set import check_repeatable, check_samples, samples_identity
+from ..transfer import TransferRows, input_bytes, listed_labels
 from ..views import experiment_views
 from ..workspace import Workspace
 from .capture import CapturePass, ReadyTeacher
@@ -41,8 +42,9 @@ from .notes import SOURCE, capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
+from .set_warnings import warn_of_absent_classes, warn_of_set
 from .teachers import load_teacher, train_teacher
-from .todo import HALVED, CacheTodo, agreed, capture_identity, find_todo
+from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -65,6 +67,8 @@ class CacheReport:
     """Digest of the store."""
     quality: Mapping[str, Tally] = field(default_factory=dict)
     """By teacher that was run now, its tally on the rows that it was shown."""
+    compared: str = ""
+    """What of the transfer set was compared with the store beforehand, in words."""
 
 
 def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float | None = None) -> CacheReport:
@@ -76,10 +80,16 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     logits cannot be kept, StorageError if the disk fails; the same call again resumes.
     """
     ranks, rows = work.ranks, work.rows
-    missing = (find_todo(work) if todo is None else todo).captures
+    todo = find_todo(work) if todo is None else todo
+    missing = todo.captures
+    if todo:
+        check_repeatable(rows)
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
     agree_on_set(work)  # all have looked before one of them writes
     if ranks.is_first:
+        for member in work.experiment.teacher_members():
+            work.models.tidy("teachers", member.name)
+        warn_of_set(rows)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)
@@ -90,18 +100,28 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if stop_below is not None and ranks.is_first:
         _warn_without_labels(rows)
     if work.find_store() is None and ranks.is_first:
-        widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
-        begin_store(
-            work.path,
-            num_rows=len(rows),
-            num_classes=rows.num_classes,
-            row_bytes=max(input_bytes(work.experiment, rows), *widths),
-            block_rows=work.experiment.cache.block_rows,
-        )
+        _begin_store(work)
     ranks.wait()
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
-    return CacheReport(names, kept, work.store.digest, tallies)
+    if ranks.is_first and listed_labels(rows.dataset) is None:
+        warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
+    return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
+
+
+def _begin_store(work: Workspace) -> None:
+    """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
+    rows = work.rows
+    widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+    store = begin_store(
+        work.path,
+        num_rows=len(rows),
+        num_classes=rows.num_classes,
+        row_bytes=max(input_bytes(work.experiment, rows), *widths),
+        block_rows=work.experiment.cache.block_rows,
+        exist_ok=True,
+    )
+    check_samples(store, rows)
 
 
 def capture_teachers(
@@ -186,7 +206,7 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     return ready_teacher(
         work,
         member,
-        load_teacher(work, member),
+        load_teacher(work, member, record.weights),
         where=f"teacher {member.name!r}",
         name=member.name,
         identity=capture_identity(work.experiment, member, work.rows, record.weights),
@@ -312,9 +332,10 @@ def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
 
 
 def _samples_writer(work: Workspace) -> SamplesWriter:
-    rows = work.rows
-    return work.store.samples_writer(
-        identity=rows.identity,
+    rows, store = work.rows, work.store
+    theirs, is_begun = store.identity_of(SAMPLES), store.begun(SAMPLES) is not None
+    return store.samples_writer(
+        identity=samples_identity(rows, theirs, is_begun=is_begun),
         class_names=rows.class_names,
         example=rows.first if work.experiment.transfer_set.store_inputs else None,
         ids=rows.ids,
@@ -328,8 +349,12 @@ def _identity(work: Workspace, teacher: ReadyTeacher) -> dict[str, Any]:
         identity |= {"batch_size": batch, HALVED: asked}
     if teacher.runner.threads is not None:
         identity["threads"] = teacher.runner.threads
-    if (there := work.store.identity_of(f"teachers/{teacher.name}")) is not None:
+    part = f"teachers/{teacher.name}"
+    if (there := work.store.identity_of(part)) is not None:
         identity = agreed(identity, there)
+    if (begun := work.store.begun(part)) is not None:
+        # Now that the teacher's modules are imported: their files may have changed since the capture was looked for.
+        check_begun(work.store, begun, begun.identity, teacher.notes)
     return identity
 
 

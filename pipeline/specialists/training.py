@@ -29,12 +29,14 @@ from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import find_teacher
 from ..experiment.tables import Specialists
 from ..losses import Distillation, soft_targets
-from ..models.records import Record
+from ..models.records import Record, check_loaded
 from ..models.weights import load_weights
 from ..runtime.inference import check_model, place
+from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Batches, Epochs, Kept, train_and_keep
+from ..trainer.trial import check_training
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN, dustbin_shift, shifts
@@ -73,7 +75,11 @@ def train_specialists(
         missing = missing_specialists(work, find_specialists(work))
     # The first rank decides: one that looks later would miss the specialists that are finished by then.
     names = json.loads(ranks.first_says(json.dumps(names_of(missing))))
-    todo = [run for run in specialist_runs(work.experiment, work.store) if run.name in names]
+    runs = specialist_runs(work.experiment, work.store)
+    todo = [run for run in runs if run.name in names]
+    if ranks.is_first:
+        for run in runs:
+            work.models.tidy(KIND, run.name)
     work.agree(specialists={run.name: specialist_identity(work, run, generalist) for run in todo})
     workers = min(table.workers, len(todo))
     if ranks.size == 1 and todo and scheduler is not None:
@@ -110,9 +116,11 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     generalist: the record of its weights, if the caller has it. Raises as `train_specialists`.
     """
     table, special = table_of(work.experiment), special_rows(work, run)
-    identity = specialist_identity(work, run, generalist or check_specialists(work))
+    generalist = generalist or check_specialists(work)
     torch.manual_seed(run.seed)
-    module = specialist_network(work, run, special)
+    module = specialist_network(work, run, special, generalist.weights)
+    # After the build, which has imported the generalist's code: the identity is that of the code that runs.
+    identity = specialist_identity(work, run, generalist)
     batches = specialist_batches(work, run, special)
     return train_and_keep(
         Kept(KIND, run.name, identity, run.seed, table.train.checkpoint_every, work.store, work.models),
@@ -126,17 +134,19 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     )
 
 
-def specialist_network(work: Workspace, run: SpecialistRun, special: SpecialRows) -> nn.Module:
+def specialist_network(
+    work: Workspace, run: SpecialistRun, special: SpecialRows, weights: str | None = None
+) -> nn.Module:
     """Build a specialist as its training begins: the generalist with its own head, on its device, in evaluation mode.
 
-    Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
+    weights: digest of the generalist's. Raises BadDataError for other ones. Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
     no head can be replaced, BadLogitsError if the logits are then not those of the new head.
     """
     experiment, few, num_classes = work.experiment, work.rows.a_few, work.store.num_classes
     table = table_of(experiment)
     columns = len(columns_of(table, special.classes, num_classes))
     where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
-    module = load_teacher(work, experiment.generalist)
+    module = load_teacher(work, experiment.generalist, weights)
     if not any(True for _ in module.parameters()):
         raise BadDataError(
             where,
@@ -158,13 +168,16 @@ def specialist_network(work: Workspace, run: SpecialistRun, special: SpecialRows
                 found=error.found,
                 remedy="name the layer that gives the logits in specialists.head",
             ) from error
-    return module.requires_grad_(True)
+    module.requires_grad_(True)
+    check_training(module, few, columns, where)
+    return module
 
 
-def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows) -> nn.Module:
+def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows, weights: str) -> nn.Module:
     """Build a specialist with its trained weights and its correction, on its device, in evaluation mode.
 
-    Its weights must be there (`find_specialists`). Raises FactoryError, or BadDataError if they do not fit the module.
+    weights: digest of its weights (`find_specialists`). Raises FactoryError, or BadDataError if the weights that are there
+    are others, or do not fit the module.
     """
     table, num_classes = table_of(work.experiment), work.store.num_classes
     module = build_teacher(work, work.experiment.generalist)
@@ -173,7 +186,9 @@ def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows) -
         replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
     if table.variant == "joint":
         module = joint_dustbin(module, special, num_classes)
-    load_weights(module, work.models.weights_path(KIND, run.name))
+    check_loaded(
+        f"specialist {run.name!r}", weights, load_weights(module, work.models.weights_path(KIND, run.name))
+    )
     columns = columns_of(table, special.classes, num_classes)
     shift = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
     return place(Corrected(module, shift), work.choose_device()).eval()
@@ -229,7 +244,7 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
     table, name = table_of(work.experiment), work.experiment.generalist.name
     store, full = work.store, table.variant == "full"
     capture, augment = store.teachers[name], None
-    transfer_set = work.rows if store.samples.inputs is None else None
+    transfer_set = compared_inputs(work)
     if capture.augmentation:
         augment = recorded_views(work.experiment, store, name, transfer_set)
         check_labels_of_views(f"specialist {run.name!r}", "its class", table.views, capture, augment)
@@ -241,6 +256,8 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
         strata=[special.special, special.others],
         shares=special.batch,
         seed=run.seed,
+        rank=0,
+        world_size=1,
         decode=full,
         temperature=table.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,

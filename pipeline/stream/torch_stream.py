@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...storage.errors import ConfigError
+from ...storage.stream.forgotten_ranks import warn_of_forgotten_ranks
 from ...storage.stream.stream import Stream
 from ..runtime.ahead import run_ahead
 from ..runtime.device import named_device
@@ -61,6 +62,9 @@ class TorchStream(IterableDataset[TorchBatch]):
                 found=type(stream).__name__,
                 remedy="pass store.stream(batch_size=…)",
             )
+        distributed = torch.distributed
+        if stream.reads_every_row and distributed.is_available() and distributed.is_initialized():
+            warn_of_forgotten_ranks(distributed.get_world_size())
         self.stream = stream
         self.device = None if device is None else named_device(device)
         self._pass: _Pass | None = None

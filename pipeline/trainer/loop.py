@@ -3,6 +3,7 @@
 Callers pass what differs between the two: the batches of an epoch, the loss, and a keeper of checkpoints.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from ..runtime.inference import device_of, forward, refusing_failures
 from ..runtime.ranks import ALONE, Ranks
 from .log import Clock, TrainingLog
 from .steps import Steps, autocast
+from .trial import refuses_single_row
+
+_logger = logging.getLogger(__name__)
 
 
 class HasInputs(Protocol):
@@ -31,6 +35,9 @@ class HasInputs(Protocol):
         """(batch, …)."""
 
     def __len__(self) -> int: ...
+
+    def head(self, count: int) -> Any:
+        """Return the first rows."""
 
 
 BatchType = TypeVar("BatchType", bound=HasInputs)
@@ -132,6 +139,7 @@ def fit(
             at.epoch, at.epoch_steps = epoch, 0
             run.training.loss_sum.zero_()
         for batch in run.training.clock.waiting_for(epoch_batches(epoch)):
+            batch = network.without_single_row(batch)
             # A signal to one rank stops all of them, after the same step.
             counts, stops = zip(*ranks.numbers(len(batch), stopping.asked()), strict=True)
             if not any(counts):
@@ -230,6 +238,22 @@ class _Network:
         run: Any = ranks.wrap(module)
         self._module: Any = torch.compile(run) if settings.compile else run
         self._inputs: Tensor | None = None
+        self._refuses_single_row: bool | None = None
+
+    def without_single_row(self, batch: Any) -> Any:
+        """Return a batch of at least two rows, or of none, for a network that normalises over the rows of a batch."""
+        if len(batch) != 1 or batch.inputs is None:
+            return batch
+        if self._refuses_single_row is None:
+            with autocast(self._device, self._settings.precision):
+                self._refuses_single_row = refuses_single_row(self._plain, batch.inputs)
+            if self._refuses_single_row:
+                _logger.warning(
+                    "%s: a batch of a single row is left out, as the network normalises over the rows of a batch; "
+                    "another batch_size leaves out none",
+                    self._where,
+                )
+        return batch.head(0) if self._refuses_single_row else batch
 
     def loss(self, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
         """Compute the loss of a batch."""

@@ -6,7 +6,9 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -165,6 +167,8 @@ def replace_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
+                with contextlib.suppress(OSError):  # some file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # for `remove_leftovers`
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -174,10 +178,29 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        kind: type[StorageError] = StorageRefused if error.errno in REFUSED else StorageError
-        raise (StorageFull if full else kind)(
+        refused = error.errno in REFUSED or isinstance(error, FileExistsError)
+        raise (StorageFull if full else StorageRefused if refused else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
             remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the files that killed calls of `replace_file` left beside `path`; those of running calls stay."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}", name):
+                with path.with_name(name).open("rb") as file, contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.with_name(name).unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a regular file. Raises OSError; for a pipe and the like as well, which would make a reader wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return file.read()

@@ -264,19 +264,23 @@ def test_labels_become_the_class_of_the_set_or_the_dustbin(tmp_path: Path) -> No
     assert torch.equal(loss(logits, fake_batch([0, 2, 1, 3])), expected)
 
 
-def test_of_the_full_variant_others_learn_from_the_generalist(tmp_path: Path) -> None:
-    """Section 6.1: hard labels for special rows, soft targets for all others."""
-    document = content(variant="full", temperature=2.0, train=train(batch_size=4))
+@pytest.mark.parametrize(("share", "special"), [(0.5, 2), (0.25, 1)])
+def test_of_the_full_variant_others_learn_from_the_generalist(
+    tmp_path: Path, share: float, special: int
+) -> None:
+    """Section 6.1: hard labels for special rows, soft targets for all others, and each row counts once."""
+    document = content(variant="full", temperature=2.0, share=share, train=train(batch_size=4))
     field = Field(grounds(tmp_path), document)
     loss = SpecialistLoss(table_of(field.experiment), "wide", special_rows(field.work, field.runs[0]), 4)
     logits, given = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
     batch = fake_batch([0, 2, 1, 3], given.float())
-    hard = -(logits[:2].log_softmax(1)[[0, 1], [0, 2]]).sum()
-    targets = (given[2:].float().double() / 2).softmax(1)
-    soft = -4 * (targets * (logits[2:] / 2).log_softmax(1)).sum()
+    hard = -(logits[:special].log_softmax(1)[range(special), [0, 2][:special]]).sum()
+    targets = (given[special:].float().double() / 2).softmax(1)
+    soft = -4 * (targets * (logits[special:] / 2).log_softmax(1)).sum()
     torch.testing.assert_close(loss(logits.float(), batch).double(), (hard + soft) / 4, rtol=1e-5, atol=1e-6)
     # The labels of the others have no say, nor have the generalist's logits of special rows.
-    again = fake_batch([0, 2, 3, 3], torch.cat([given[:2] + torch.randn(2, 4), given[2:]]).float())
+    others = torch.cat([given[:special] + torch.randn(special, 4), given[special:]])
+    again = fake_batch([0, 2][:special] + [3] * (4 - special), others.float())
     assert torch.equal(loss(logits.float(), batch), loss(logits.float(), again))
 
 
