@@ -1,6 +1,10 @@
 """A specialist: the generalist with a head of its own, trained on half and half, and trained once."""
 
+import contextlib
 import math
+import multiprocessing
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,6 +347,41 @@ def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
         assert not train_specialists(field.work)
     assert [alone.weights(n) for n in (0, 1)] == [shared.weights(n) for n in (0, 1)]
     assert told[-1][:4] == ("training 2 specialists", 2, 2, "specialists")
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Return the addresses at which processes listen, as /proc has them."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(str(file.readlink()))
+    found = set()
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1])
+    return found
+
+
+def test_processes_that_train_open_no_port(tmp_path: Path) -> None:
+    """Any user of the machine could talk to one."""
+    field = Field(grounds(tmp_path), content(workers=2))
+    seen: list[set[str]] = []
+
+    def progress(*_: object) -> None:
+        children = {process.pid for process in multiprocessing.active_children()}
+        seen.append(listening({os.getpid(), *filter(None, children)}))
+
+    with mock.patch("os.fsync"):
+        train_specialists(replace(field.work, progress=progress))
+    assert len(seen) > 4
+    assert set().union(*seen) == set()
+    with socket.socket() as port:  # control
+        port.bind(("127.0.0.1", 0))
+        port.listen()
+        assert len(listening({os.getpid()})) == 1
 
 
 def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
