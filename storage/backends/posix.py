@@ -6,12 +6,14 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,22 +164,46 @@ def sync_directory(path: Path) -> None:
         close_quietly(handle)
 
 
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        with temporary.open("xb") as file:
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if is_missing(temporary):
+                    continue  # `_sweep` was faster than the lock
+                yield temporary, file
+                return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside `path`: those that nobody has locked."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
+    for name in filter(left.fullmatch, os.listdir(path.parent)):
+        with contextlib.suppress(OSError), (path.parent / name).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (path.parent / name).unlink()
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file durably, by a rename: readers see the old content or the new one.
 
-    Missing parent folders are made. Raises StorageFull or StorageError, and then keeps the old file.
+    Missing parent folders are made; what killed calls for this file have left is removed. Raises StorageFull or
+    StorageError, and then keeps the old file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        _sweep(path)
+        with _temporary(path) as (temporary, file):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
