@@ -168,7 +168,9 @@ def test_a_writer_that_has_written_nothing_is_bound_as_well(
     before = tree(tmp_path)
     with pytest.raises((WrongStore, NotAStoreError)):
         write(zombie, OLD, 1)
-    # A store that was opened before, and begins to write now.
+    # A store that was opened before, and begins to write now: refused before a teacher runs for an hour.
+    with pytest.raises(LogitStoreError):
+        store.capture("u", provenance={})
     with pytest.raises(LogitStoreError) as caught:
         capture(store)
     assert isinstance(caught.value, WrongStore) or not path.exists()
