@@ -13,7 +13,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,24 +157,37 @@ def sync_directory(path: Path) -> None:
         close_quietly(handle)
 
 
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        with temporary.open("xb") as file:
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if is_missing(temporary):
+                    continue  # `remove_leftovers` was faster than the lock
+                yield temporary, file
+                return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file durably, by a rename: readers see the old content or the new one.
 
-    Missing parent folders are made. Raises StorageFull or StorageError, and then keeps the old file.
+    Missing parent folders are made; what killed calls for this file have left is removed. Raises StorageFull or
+    StorageError, and then keeps the old file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                with contextlib.suppress(OSError):  # some file systems have no locks
-                    fcntl.flock(file, fcntl.LOCK_EX)  # for `remove_leftovers`
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        remove_leftovers(path)
+        with _temporary(path) as (temporary, file):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
