@@ -74,8 +74,9 @@ def _discard(*lines: str) -> None:
 def _patience(experiment: Path) -> float:
     """Return the seconds that a rank waits for the others: longer if they may be training a specialist."""
     from ...pipeline.runtime.ranks import TIMEOUT_SECONDS
+    from ...storage.backends.posix import read_plain
 
     try:
-        return PATIENCE if b"[specialists" in experiment.read_bytes() else TIMEOUT_SECONDS
+        return PATIENCE if b"[specialists" in read_plain(experiment) else TIMEOUT_SECONDS
     except OSError:
         return TIMEOUT_SECONDS  # loading the experiment will raise the error

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
 
-from ...storage.backends.posix import replace_file
+from ...storage.backends.posix import read_plain, replace_file
 from ...storage.format.documents import sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
@@ -174,9 +174,13 @@ class Scores:
         """The file."""
         self._scores: dict[str, Score | ErrorsInside] = {}
         try:
-            for key, value in json.loads(path.read_bytes()).items():
+            for key, value in json.loads(read_plain(path)).items():
+                if not all(
+                    type(number) in (int, float) and math.isfinite(number) for number in value.values()
+                ):
+                    raise TypeError("a score that is no number")
                 self._scores[key] = ErrorsInside(**value) if "inside" in value else Score(**value)
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             self._scores = {}
 
     def missing(self, found: Iterable[Subject]) -> list[Subject]:

@@ -1,13 +1,17 @@
 """The experiment file as a whole: references between tables, names, and the reading of the file."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from ...storage.backends.posix import read_plain
 from ...storage.errors import ConfigError
+from ...storage.format.constants import MAX_PARTS
 from ..factories import suggest
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
@@ -21,6 +25,13 @@ from .tables import (
     TransferSet,
     among_members,
 )
+
+_MOST_BYTES: Final = 1 << 20
+"""Bytes of an experiment file."""
+_MOST_LEVELS: Final = 32
+"""Levels of lists and tables, and names of a dotted key."""
+_NAME_AND_DOT: Final = r"""(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \t]*+"""
+_LONG_KEY: Final = re.compile(rf"(?<![\w-])(?:{_NAME_AND_DOT}){{{_MOST_LEVELS}}}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,12 @@ class Experiment(Table):
             expected, remedy = "cluster.teacher or specialists.generalist", "add specialists.generalist"
             raise problem(expected, "no such key", remedy, "specialists.generalist")
         self._check_view(table.views, "specialists.views")
+        most = len(table.sets) if table.sets != "all" else self.cluster.clusters if self.cluster else 0
+        if most > MAX_PARTS:
+            expected = f"at most {MAX_PARTS:,} specialists, the captures of a store"
+            raise problem(
+                expected, f"{most:,}", "lower cluster.clusters, or list fewer sets", "specialists.sets"
+            )
         known = self.cluster.clusters if self.cluster is not None and own == self.clustering_name else None
         numbers = range(known or 0) if table.sets == "all" else table.sets
         if known is not None and max(numbers) >= known:
@@ -218,7 +235,7 @@ def load_experiment(path: str | Path) -> Experiment:
     path = Path(path)
     where = str(path)
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        document = parse_toml(read_plain(path), where)
     except OSError as error:
         expected, remedy = "an experiment file", "check the path"
         found = (error.strerror or type(error).__name__).lower()
@@ -233,6 +250,41 @@ def load_experiment(path: str | Path) -> Experiment:
     else:
         return parse_experiment(document, where=where, base=path.parent)
     raise ConfigError(where, expected=expected, found=found, remedy=remedy)
+
+
+def parse_toml(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a TOML document within the limits of experiments.
+
+    Raises ConfigError, UnicodeDecodeError, TOMLDecodeError.
+    """
+
+    def beyond(expected: str, found: str) -> ConfigError:
+        return ConfigError(where, expected=expected, found=found, remedy="shorten the file")
+
+    if len(data) > _MOST_BYTES:
+        raise beyond(f"at most {_MOST_BYTES:,} bytes", f"{len(data):,} bytes")
+    text = data.decode()
+    if (match := _LONG_KEY.search(text)) is not None:  # the parser takes the square of its length
+        line = text.count("\n", 0, match.start()) + 1
+        raise beyond(f"keys of at most {_MOST_LEVELS} names", f"a longer key in line {line}")
+    too_deep = beyond(f"at most {_MOST_LEVELS} levels of lists and tables", "more levels")
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise too_deep from None
+    except ValueError:  # of Python's own limit
+        raise beyond("numbers of at most 4,300 digits", "a longer number") from None
+    if _is_deeper(document, _MOST_LEVELS):
+        raise too_deep
+    return document
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and tables are nested deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
 
 
 def parse_experiment(document: Mapping[str, object], *, where: str, base: Path) -> Experiment:

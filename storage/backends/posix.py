@@ -11,7 +11,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +149,27 @@ def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[
             break
         take(piece[:count])
         offset += count
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"{kind_of(mode)} in the place of a file", str(path))
+        return open(handle, "rb")
+    except BaseException:
+        close_quietly(handle)
+        raise
+
+
+def read_plain(path: Path) -> bytes:
+    """Return the bytes of a plain file. Raises OSError, for a pipe or a device too, without waiting."""
+    with open_plain(path) as file:
+        return file.read()
 
 
 def close_quietly(handle: int) -> None:
