@@ -8,6 +8,8 @@
 | Ctrl-C | one line | 130 |
 | a stdout that its reader closed | nothing | 141, as after SIGPIPE |
 | the error of another rank of `torchrun` | nothing: that rank prints it | as of that rank |
+| a path that was removed meanwhile | one line | 75 |
+| a path that is too long, or not permitted | one line | 65 |
 | anything else | one line that asks for a report | 70 |
 
 With `-vv` the traceback comes before the line. Text that an error quotes from a store cannot steer the terminal.
@@ -32,7 +34,8 @@ def report(error: BaseException, settings: Settings) -> int:
     """Print the line of `error` to stderr, and return the exit code."""
     # Imported late: the help of the group needs no library.
     from ..pipeline.runtime.ranks import OtherRankFailed
-    from ..storage.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, LogitStoreError
+    from ..storage.backends.posix import REFUSALS
+    from ..storage.errors import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, LogitStoreError
 
     if isinstance(error, BrokenPipeError):
         # Buffered text would fail again when Python closes stdout.
@@ -61,6 +64,15 @@ def report(error: BaseException, settings: Settings) -> int:
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space and run the same command again"
         line, code = f"{error.filename or 'disk'}: expected free space, found 0 bytes; {remedy}", EX_TEMPFAIL
+    elif isinstance(error, FileNotFoundError) and error.filename is not None:
+        line = (
+            f"{error.filename}: expected a path that stays, found none any more; run the same command again"
+        )
+        code = EX_TEMPFAIL
+    elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSALS:
+        found = (error.strerror or type(error).__name__).lower()
+        line = f"{error.filename}: expected a path that can be used, found {found}; check the path"
+        code = EX_DATAERR
     else:
         found = f"{type(error).__name__}: {error}".rstrip(": ")
         hint = "" if verbose else " of the same command with -vv"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store
+from ..storage.backends.posix import check_writable
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
@@ -130,6 +131,8 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     todo = pending(work, examples)
     if not todo:
         return _report(work, [], examples)
+    work.check_writable(store=bool(todo.cache or todo.cluster or todo.specialists))
+    check_writable(work.scores.parent)
     _check_ahead(work, todo, examples)
     specialists, students = todo.specialists, todo.students
     if todo.cache:

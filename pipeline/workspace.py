@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store, open_store
 from ..storage.backends.local import Folder
+from ..storage.backends.posix import check_writable
 from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
 from ..storage.format.metadata import RootAttributes
@@ -78,6 +79,15 @@ class Workspace:
         if "store" not in vars(self) and (store := open_existing(self.path)) is not None:
             vars(self)["store"] = store
         return vars(self).get("store")
+
+    def check_writable(self, *, store: bool) -> None:
+        """Refuse places that cannot be written to, before a network is run for them. Raises StorageError.
+
+        store: whether the store is written to, beside the models.
+        """
+        if store:
+            Folder(self.path).check_writable()
+        check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":
         """Return the device of this rank. Raises ConfigError for one that this machine does not have."""

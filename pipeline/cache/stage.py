@@ -80,6 +80,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
     ranks.counts(0)  # all have looked before one of them writes
     if ranks.is_first:
+        if missing:
+            work.check_writable(store=True)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)

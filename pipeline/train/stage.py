@@ -34,6 +34,8 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     missing = missing_students(work) if missing is None else missing
     # The first rank decides: one that looks later would miss the students that are finished by then.
     names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
+    if names and work.ranks.is_first:
+        work.check_writable(store=False)
     for run in student_seeds(work.experiment):
         if run.name in names:
             train_student(work, run)

@@ -151,6 +151,36 @@ def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[
         offset += count
 
 
+def check_writable(path: Path, named: PurePath | None = None) -> None:
+    """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+    named: the folder in messages. Raises StorageRefused, StorageFull, StorageError.
+    """
+    with expecting_folders(named or path):
+        current = path.absolute()
+        while is_missing(current):
+            current = current.parent
+        if not current.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(current))
+        handle = _unnamed_file(current)
+        try:
+            os.write(handle, bytes(_PAGE))
+            os.fsync(handle)  # some file systems find out here that they are full
+        finally:
+            close_quietly(handle)
+
+
+def _unnamed_file(folder: Path) -> int:
+    """Open a new file without a name in a folder, or with one that is removed at once."""
+    mode = os.O_WRONLY | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        return os.open(folder, mode | os.O_TMPFILE, 0o600)
+    name = folder / f".logitstore-{secrets.token_hex(8)}"
+    handle = os.open(name, mode | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    os.unlink(name)
+    return handle
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
