@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,10 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
         torch.cuda.set_rng_state(state[own:].clone(), device)
 
 
+_STATE_BYTES: Final = 64 << 20
+"""Bytes of a checkpoint besides weights and optimiser: names of tensors, generators of each rank."""
+
+
 class StudentKeeper:
     """The checkpoints of one student's training: a `loop.Keeper`."""
 
@@ -133,17 +137,17 @@ class StudentKeeper:
         self._resumed_epoch = -1
         return self._batches
 
-    def find(self) -> Checkpoint | None:
+    def find(self, most: int | None = None) -> Checkpoint | None:
         """Return the checkpoint to resume from, or None for a new training.
 
-        Raises SpecMismatch if it belongs to another training, BadDataError if there are checkpoints, but none can be
+        most: bytes that its tensors may have. Raises SpecMismatch if it belongs to another training, BadDataError if there are checkpoints, but none can be
         read.
         """
-        checkpoint = self.checkpoints.newest() if self._ranks.is_first else None
+        checkpoint = self.checkpoints.newest(most) if self._ranks.is_first else None
         step = int(self._ranks.first_says(str(-1 if checkpoint is None else checkpoint.step)))
         if step < 0:
             return None
-        checkpoint = checkpoint or self.checkpoints.read(step)
+        checkpoint = checkpoint or self.checkpoints.read(step, most)
         self._check(checkpoint.identity)
         return checkpoint
 
@@ -165,7 +169,9 @@ class StudentKeeper:
 
     def resume(self, training: Training) -> None:
         """Restore the last checkpoint, if there is one."""
-        checkpoint = self.find()
+        # Weights and moving average are there by now; an optimiser adds two tensors for each weight at most.
+        weights = sum(tensor.nbytes for tensor in training.steps.tensors().values())
+        checkpoint = self.find(4 * weights + _STATE_BYTES)
         if self._ranks.is_first:
             self.checkpoints.keep_up_to(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:

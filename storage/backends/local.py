@@ -18,16 +18,18 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, UnsafeFileSystem, UntrustedStoreError, WrongStore
+from ..errors import ConfigError, StorageRefused, UnsafeFileSystem, UntrustedStoreError, WrongStore
 from ..format.constants import MAX_JSON_BYTES, STAGING
+from ..format.documents import shorten
 from .place import Place, check_size, components
 from .posix import (
     DIRECTORY,
+    check_writable,
     close_quietly,
     expecting_folders,
     is_missing,
@@ -61,13 +63,23 @@ def local_path(location: Any) -> Path:
     if "\0" in text:
         expected, found = "a path without a zero byte", repr(text)[:120]
         raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.scheme == "file" and not parts.netloc:
         return Path(parts.path)
     if "://" in text:
         remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
+
+
+def split_url(text: str) -> SplitResult:
+    """Split a URL or a path. Raises ConfigError for a URL without a meaning."""
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(
+            shorten(text), expected="a path or a URL", found=str(error), remedy="correct the URL"
+        ) from None
 
 
 def writable(place: Place) -> "Folder":
@@ -118,10 +130,14 @@ class Folder(Place):
 
         held: this folder or one above it, held open, from which is walked instead of from the path.
         """
+        named = path
+        # Absolute: another process, or a later working directory, finds the same folder.
+        with contextlib.suppress(FileNotFoundError):  # of a working directory that was removed
+            path = path.absolute()
         self._top = path
         self._inside = tuple(inside)
         self._held = held
-        self.path: PurePath = path.joinpath(*inside)
+        self.path: PurePath = named.joinpath(*inside)
         self._durable: set[tuple[str, ...]] = set()
         # Directories whose names are known to be durable in the directory above.
 
@@ -334,10 +350,29 @@ class Folder(Place):
                 keys += ["/".join(within)] if within else []
         return sorted(keys)
 
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+        Raises StorageRefused, StorageFull, StorageError.
+        """
+        check_writable(self._top, self.path)
+        for name in self.names():
+            refused = False
+            no_folder = contextlib.suppress(FileNotFoundError, NotADirectoryError, UntrustedStoreError)
+            with no_folder, typed_errors(self.path / name), self.directory([name]) as directory:
+                refused = not os.access(".", os.W_OK | os.X_OK, dir_fd=directory)
+            if refused:
+                raise StorageRefused(
+                    str(self.path / name),
+                    expected="a folder that can be written to",
+                    found="one that cannot",
+                    remedy="check its permissions, or name another place",
+                )
+
     def free_bytes(self) -> int:
         """Return the bytes that are free on the disk where the folder is, or will be."""
         current = self._top
-        with typed_errors(current):
+        with expecting_folders(self.path):
             while is_missing(current):
                 current = current.parent
             disk = os.statvfs(current)
