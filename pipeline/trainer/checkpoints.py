@@ -55,6 +55,8 @@ class Checkpoints:
         """Set the folder, which is created with the first checkpoint."""
         self.path = path
         """Their folder."""
+        self.most_bytes: int | None = None
+        """Most bytes of tensors that are read, if the caller knows what they may be."""
         self._folder = Folder(path)
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -117,7 +119,12 @@ class Checkpoints:
         try:
             record = self._record(step)
             file, digest = str(record["tensors"]["file"]), record["tensors"]["sha256"]
-            content = self._folder.read(file, self._folder.size(file))
+            size = self._folder.size(file)
+            if self.most_bytes is not None and size > self.most_bytes:
+                raise ValueError(
+                    f"{size} bytes of tensors, where this training has at most {self.most_bytes}"
+                )
+            content = self._folder.read(file, size)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(f"other bytes in {file}")
             tensors = safetensors.torch.load(content)
@@ -173,6 +180,8 @@ class Checkpoints:
             raise ValueError("other bytes")
         if record["format"] != FORMAT or record["step"] != step:
             raise ValueError(f"format {record['format']}, step {record['step']}")
+        if not all(isinstance(record[key], Mapping) for key in ("identity", "state", "tensors")):
+            raise ValueError("an identity, a state or tensors that are no JSON object")
         return record
 
     def _steps(self) -> list[int]:
