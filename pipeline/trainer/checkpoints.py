@@ -177,6 +177,8 @@ class Checkpoints:
             raise ValueError("other bytes")
         if record["format"] != FORMAT or record["step"] != step:
             raise ValueError(f"format {record['format']}, step {record['step']}")
+        if not all(isinstance(record[key], Mapping) for key in ("identity", "state", "tensors")):
+            raise ValueError("an identity, a state or tensors that are no JSON object")
         return record
 
     def _steps(self) -> list[int]:
