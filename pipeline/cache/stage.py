@@ -30,6 +30,7 @@ from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
+from ..local_code import SOURCE
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import check_repeatable, check_samples, samples_identity
@@ -38,7 +39,7 @@ from ..views import experiment_views
 from ..workspace import Workspace
 from .capture import CapturePass, ReadyTeacher
 from .monitor import Quality, Tally
-from .notes import SOURCE, capture_notes
+from .notes import capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
