@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from ..storage.errors import FactoryError, LogitStoreError
+from ..storage.stream.items import describe
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
+from .local_code import noted_import
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ Factory = Callable[..., object]
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""A code that terminals read as colour or bold, which torch puts into texts."""
 _LONGEST = 300
 """Characters of the longest factory string."""
 
@@ -74,7 +78,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
-    module = _import(factory, name)
+    with noted_import(factory, base=base):
+        module = _import(factory, name)
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
@@ -120,7 +125,7 @@ def build(
         raise
     except Exception as error:
         expected = f"a result when called with ({_shown(arguments)})"
-        remedy = "correct the factory or its args"
+        remedy = _path_hint(arguments, base) or "correct the factory or its args"
         raise _refuse(factory, expected, describe_exception(error), remedy) from error
 
 
@@ -174,7 +179,8 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
         raise refused(f" whose first example fails ({describe_exception(error)})") from error
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
-        raise refused(f" whose first input is {_described(example)}")
+        shown = describe(example) if isinstance(example, Mapping) else _described(example)
+        raise refused(f" whose first input is {shown}")
     return value
 
 
@@ -214,12 +220,12 @@ def build_augmentation(
 
 
 def describe_exception(error: BaseException) -> str:
-    """Put an exception's type and text on one line.
+    """Put an exception's type and text on one line, without colours.
 
-    >>> describe_exception(ValueError("two\\nlines"))
+    >>> describe_exception(ValueError("two\\n\\x1b[1mlines\\x1b[0m"))
     'ValueError: two lines'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOUR.sub("", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -284,6 +290,16 @@ def _fit(factory: str, name: str, value: object, annotation: Any, base: Path | N
         expected = f"argument {name!r} to be {type_name or annotation}"
         raise _refuse(factory, expected, f"{value!r} ({reason})", f"correct {name!r} in args") from error
     return _rebase(fitted, base)
+
+
+def _path_hint(arguments: Mapping[str, object], base: Path | None) -> str | None:
+    """Return the remedy for a text that names a file beside the experiment, and none in the working directory."""
+    for name, value in arguments.items():
+        if base is None or not isinstance(value, str) or not value or "\0" in value or len(value) > _LONGEST:
+            continue
+        if (base / value).exists() and not Path(value).exists():
+            return f"annotate {name} as pathlib.Path, which is relative to the experiment file"
+    return None
 
 
 def _rebase(value: object, base: Path | None) -> object:

@@ -17,7 +17,9 @@ from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError, SpecMismatch
 from ..storage.identity import as_json
 from ..storage.parts.reader import CaptureReader, Samples
-from ..storage.stream.inputs import Augment, fetch_items, is_augmented
+from ..storage.parts.same_rows import is_augmented
+from ..storage.stream.inputs import Augment
+from ..storage.stream.items import fetch_items, read_inputs
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment
 from .factories import build_augmentation, source_digest
@@ -122,8 +124,8 @@ class _RowsOfStore:
     def inputs_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if self.transfer_set is None:
             return self.samples.reader.read("input", rows)
-        items = fetch_items(self.transfer_set, self.samples.source[rows].tolist())
-        return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
+        indices = self.samples.source[rows].tolist()
+        return read_inputs(fetch_items(self.transfer_set, indices), indices, "transfer set")
 
 
 def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:

@@ -108,16 +108,26 @@ def bad_logits(
 
 
 def as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
-    """Return labels as int64. Raises ConfigError unless they are one integer a row."""
-    values = np.asarray(labels)
+    """Return labels as int64. Raises ConfigError unless they are one integer a row that int64 holds."""
+    try:
+        values = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"{type(labels).__name__} ({' '.join(str(error).split())[:80]})"
+        raise _no_labels(found) from error
     if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
-        raise ConfigError(
-            "labels",
-            expected="one integer a row",
-            found=f"{values.dtype} of shape {values.shape}",
-            remedy="pass the number of each row's class, -1 where it is unknown",
-        )
+        raise _no_labels(f"{values.dtype} of shape {values.shape}")
+    if values.dtype.kind == "u" and len(values) and int(values.max()) >= 1 << 63:
+        raise _no_labels(str(int(values.max())))  # int64 would make -1 of 2⁶⁴ - 1
     return values.astype(np.int64)
+
+
+def _no_labels(found: str) -> ConfigError:
+    return ConfigError(
+        "labels",
+        expected="one integer a row",
+        found=found,
+        remedy="pass the number of each row's class, -1 where it is unknown",
+    )
 
 
 def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
@@ -128,5 +138,5 @@ def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
             f"labels[{int(bad[0])}]",
             expected=f"a class from 0 to {num_classes - 1}, or -1 for unknown",
             found=str(int(labels[bad[0]])),
-            remedy="correct the labels or the number of classes",
+            remedy="correct the labels (they count from 0) or the number of classes",
         )

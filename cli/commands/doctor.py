@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .. import options
+from ..printing.encodings import echo
 from ..printing.stores import format_bytes
 from ..printing.text import pick, print_json, print_table, print_text
 
@@ -33,7 +34,7 @@ def command(path: Path, rounds: int, as_json: bool) -> None:
     try:
         findings = examine(path, rounds=rounds)
     except StorageError as error:
-        click.echo("logitstore: " + " ".join(str(error).split()), err=True)
+        echo("logitstore: " + " ".join(str(error).split()), err=True)
         click.get_current_context().exit(IO_ERROR)
     mount = findings.mount
     if as_json:

@@ -14,9 +14,8 @@ from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING
 
-import click
-
 from ...storage.progress import Progress, silent
+from .encodings import echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -104,10 +103,10 @@ class Lines:
     def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
         if now - task.shown >= LINE_EVERY:
             task.shown = now
-            click.echo(f"{name}: {text}", err=True)
+            echo(f"{name}: {text}", err=True)
 
     def _end(self, name: str, text: str, seconds: float) -> None:
-        click.echo(f"{name}: {text}, took {format_seconds(seconds)}", err=True)
+        echo(f"{name}: {text}, took {format_seconds(seconds)}", err=True)
 
     def close(self) -> None:
         """Do nothing: lines stay."""

@@ -342,9 +342,14 @@ def needs_combination(store: Store, table: Combine, generalist: str, specialists
     written = _written(store, table)
     if written is None:
         return True
+
+    def sealed(name: str) -> dict[str, str]:
+        # Without opening the capture: one that lost metadata is made again before it is combined.
+        return {"capture": name, "seal": store.digest_of(f"teachers/{name}")}
+
     ours: dict[str, Any] = {
-        "generalist": _sealed(store.teachers[generalist]),
-        "specialists": [_sealed(store.teachers[name]) for name in specialists],
+        "generalist": sealed(generalist),
+        "specialists": [sealed(name) for name in specialists],
         "top": table.top,
         "direction": table.direction,
     }

@@ -9,7 +9,6 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,7 +17,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError
-from .selection import select
+from .class_names import as_names, checked_class_names
+from .selection import omitted_numbers, select
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class ArrayDataset:
     def __init__(
         self,
         inputs: Shaped[np.ndarray, "rows ..."],
-        labels: Shaped[np.ndarray, "labels"] | None = None,
+        labels: Shaped[np.ndarray, "..."] | None = None,
         class_names: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         *,
@@ -63,6 +63,10 @@ class ArrayDataset:
         """
         self.inputs = _checked_inputs(inputs, where)
         """(rows, …) uint8 or float, or (rows, length) int64."""
+        self.is_numbered = class_names is None
+        """Whether the class names are only the numbers up to the largest label."""
+        self.omitted: tuple[int, ...] = ()
+        """Classes whose examples were left out on purpose."""
         if class_names is None:
             class_names = _numbered_classes(labels, where)
         self.class_names = checked_class_names(class_names, where)
@@ -102,12 +106,14 @@ class ArrayDataset:
         """Return the set of some of the examples, with the same classes."""
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
-        return ArrayDataset(
+        taken = ArrayDataset(
             self.inputs[rows],
             None if self.labels is None else self.labels[rows],
             self.class_names,
             None if self.ids is None else [self.ids[row] for row in rows.tolist()],
         )
+        taken.is_numbered, taken.omitted = self.is_numbered, self.omitted
+        return taken
 
     def selected(
         self,
@@ -118,17 +124,18 @@ class ArrayDataset:
         subset: str | None = None,
     ) -> "ArrayDataset":
         """Return the set of the examples that `selection.select` keeps."""
-        return self.take(
-            select(
-                len(self),
-                self.labels,
-                self.class_names,
-                omit_classes=omit_classes,
-                fraction=fraction,
-                seed=seed,
-                subset=subset,
-            )
+        rows = select(
+            len(self),
+            self.labels,
+            self.class_names,
+            omit_classes=omit_classes,
+            fraction=fraction,
+            seed=seed,
+            subset=subset,
         )
+        taken = self.take(rows)
+        taken.omitted += omitted_numbers(omit_classes, self.class_names)
+        return taken
 
     def fingerprint(self) -> str:
         """Digest dtypes, shapes, class names, ids and all bytes, "sha256:…"; computed once."""
@@ -185,7 +192,7 @@ def arrays(
             found=f"the arrays {known}",
             remedy='name the arrays: inputs = "…", labels = "…" (labels = "" for a set without labels)',
         )
-    names = [str(name) for name in held[class_names].tolist()] if class_names in held else None
+    names = as_names(held[class_names], f"{where}: {class_names}") if class_names in held else None
     dataset = ArrayDataset(
         _as_float32(held[inputs], where), held[labels] if labels else None, names, where=where
     )
@@ -203,21 +210,8 @@ def require_file(path: Path, expected: str) -> None:
         )
 
 
-def checked_class_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the names as a tuple; raise BadDataError if two are equal."""
-    name, count = max(Counter(class_names).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:
-        raise BadDataError(
-            where,
-            expected="distinct class names",
-            found=f"{name!r} {count} times",
-            remedy="rename the classes of that name",
-        )
-    return tuple(class_names)
-
-
 def checked_labels(
-    labels: Shaped[np.ndarray, "rows"], class_names: Sequence[str], where: str
+    labels: Shaped[np.ndarray, "..."], class_names: Sequence[str], where: str
 ) -> Int64[np.ndarray, "rows"]:
     """Return labels as int64; raise BadDataError unless they are integers from -1 to the last class."""
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -238,7 +232,7 @@ def checked_labels(
     return labels.astype(np.int64)
 
 
-def _numbered_classes(labels: Shaped[np.ndarray, "labels"] | None, where: str) -> list[str]:
+def _numbered_classes(labels: Shaped[np.ndarray, "..."] | None, where: str) -> list[str]:
     if labels is None or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         return []
     largest = int(labels.max())

@@ -2,33 +2,33 @@
 
 1. Files are sorted by relative name, so the order is the same on every machine. Every folder that holds images is a
    class, named by its path below the common folder of all classes: `images_background/Braille/character01/x.png` is
-   of class `Braille/character01`. A folder that holds images and no folders is a set without labels.
-2. Each access decodes its image; the message for a broken image names the file.
+   of class `Braille/character01`. A folder that holds images and no folders is a set without labels. What is no image
+   by its suffix, or is linked twice, is left out with a warning (`image_files`).
+2. Each access decodes its image (`decoding`); the message for a broken image names the file.
 3. The fingerprint comes from names, sizes and CRC-32 of the encoded files: a folder and its zip have the same.
 
 Each process opens a zip once: threads share it, but forked processes would share one file position.
 """
 
 import hashlib
-import io
 import json
 import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ...storage.errors import BadDataError, ConfigError
-from .arrays import Example, checked_class_names
-from .selection import select
-
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-_DEEP_MODES = ("I", "F")
+from .arrays import Example
+from .class_names import checked_class_names
+from .decoding import Decoder, as_pixels
+from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
+from .selection import omitted_numbers, select
 
 
 class ImageFolder:
@@ -36,14 +36,19 @@ class ImageFolder:
 
     def __init__(
         self,
-        files: "_Folder | _Zip",
+        files: FolderFiles | ZipFiles,
         names: Sequence[str],
         labels: Int64[np.ndarray, "rows"] | None,
         class_names: Sequence[str],
         mode: Literal["L", "RGB"],
         size: tuple[int, int] | None,
+        background: tuple[int, int, int] | None = None,
     ) -> None:
-        """Keep the files, their names and labels, and the mode and size of images; None for the size of the first."""
+        """Keep the files, their names and labels, and the form of images.
+
+        size: (height, width), None for the size of the first. background: colour under transparent pixels, None to refuse
+        them.
+        """
         self._files = files
         self.ids = tuple(names)
         """Name of each file, relative to the folder or the zip, with slashes."""
@@ -51,10 +56,13 @@ class ImageFolder:
         """(rows,) int64, or None for a set without labels."""
         self.class_names = checked_class_names(class_names, str(files.root))
         """One name a class, in order of code points."""
+        self.omitted: tuple[int, ...] = ()
+        """Classes whose images were left out on purpose."""
         self.mode = mode
         """ "L", grey, or "RGB"."""
         self._size: tuple[int, int] | None = size
         self._resizes = size is not None
+        self._decoder = Decoder(mode, background)
         self._fingerprint: str | None = None
 
     @property
@@ -86,7 +94,9 @@ class ImageFolder:
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            head = [self.mode, list(self._expected_size()), self._resizes, self.class_names]
+            head: list[Any] = [self.mode, list(self._expected_size()), self._resizes, self.class_names]
+            if self._decoder.background is not None:
+                head.append(list(self._decoder.background))
             digest.update(json.dumps(head).encode() + b"\n")
             labels = [None] * len(self.ids) if self.labels is None else self.labels.tolist()
             for name, label in zip(self.ids, labels, strict=True):
@@ -101,7 +111,7 @@ class ImageFolder:
         return self._size
 
     def _size_and_crc(self, name: str) -> tuple[int, int]:
-        if isinstance(self._files, _Zip):
+        if isinstance(self._files, ZipFiles):
             return self._files.directory[name]
         content = self._read(name)
         return len(content), zlib.crc32(content)
@@ -114,30 +124,13 @@ class ImageFolder:
             raise BadDataError(
                 f"{self._files.root}: {name}",
                 expected="a file that can be read",
-                found=_described(error),
+                found=described(error),
                 remedy="restore the file",
             ) from error
 
     def _decode(self, name: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, "*shape"]:
         where = f"{self._files.root}: {name}"
-        encoded = self._read(name)
-        try:
-            with Image.open(io.BytesIO(encoded)) as opened:
-                mode, image = opened.mode, opened.convert(self.mode)
-        except Exception as error:  # decoders raise exceptions of any type for broken files
-            raise BadDataError(
-                where,
-                expected="an image file",
-                found=f"{len(encoded)} bytes that cannot be decoded ({_described(error)})",
-                remedy="replace or remove the file",
-            ) from error
-        if mode.startswith(_DEEP_MODES):  # `convert` clips these to 8 bits silently
-            raise BadDataError(
-                where,
-                expected="pixels of 8 bits a channel",
-                found=f"pixels of mode {mode}",
-                remedy="convert it to 8 bits first",
-            )
+        image = self._decoder.decode(self._read(name), name, where)
         if size is not None and (image.height, image.width) != size:
             if not self._resizes:
                 raise BadDataError(
@@ -147,8 +140,7 @@ class ImageFolder:
                     remedy="give size = [height, width] to resize all of them",
                 )
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        pixels = np.array(image, dtype=np.uint8)
-        return pixels if self.mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return as_pixels(image)
 
 
 def image_folder(
@@ -156,6 +148,7 @@ def image_folder(
     *,
     mode: Literal["L", "RGB"] = "L",
     size: int | tuple[int, int] | None = None,
+    background: int | tuple[int, int, int] | None = None,
     subset: str | None = None,
     omit_classes: Sequence[int | str] = (),
     fraction: float = 1.0,
@@ -165,22 +158,20 @@ def image_folder(
 
     root: the folder or the zip file. mode: "L", grey, or "RGB", channels first.
     size: pixels to resize every image to (bilinear), a number or (height, width). By default every image must have the
-        size of the first. Further arguments: `datasets.selection`.
+        size of the first.
+    background: colour under transparent pixels, a grey or (red, green, blue) from 0 to 255. By default transparent images
+        are refused, because the colours under their transparent pixels are arbitrary.
+    Further arguments: `datasets.selection`.
     Raises BadDataError if `root` is neither, holds no images, or holds some outside its class folders.
     """
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and min(sides) < 1:
         raise ConfigError("size", expected="pixels of 1 or more", found=str(size), remedy="correct size")
-    files = _Zip(root) if root.is_file() else _Folder(root)
-    names = sorted(name for name in files.names if _is_image(name))
-    if not names:
-        raise BadDataError(
-            str(root),
-            expected=f"images ({', '.join(sorted(_SUFFIXES))}) in class folders",
-            found="0 images",
-            remedy="name the folder or the zip that holds the class folders",
-        )
+    root = Path(root)  # a text, from Python
+    files = ZipFiles(root) if root.is_file() else FolderFiles(root)
+    names = list_images(files)
     numbers, class_names = _classes(names, root)
+    check_forms(class_names, str(root))
     labels = None if numbers is None else np.array(numbers, dtype=np.int64)
     kept = select(
         len(names),
@@ -193,13 +184,22 @@ def image_folder(
     )
     kept_names = [names[row] for row in kept.tolist()]
     kept_labels = None if labels is None else labels[kept]
-    return ImageFolder(files, kept_names, kept_labels, class_names, mode, sides)
+    dataset = ImageFolder(files, kept_names, kept_labels, class_names, mode, sides, _colour(background))
+    dataset.omitted = omitted_numbers(omit_classes, class_names)
+    return dataset
 
 
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in _SUFFIXES
+def _colour(background: int | tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """Return a colour as (red, green, blue). Raises ConfigError for numbers out of range."""
+    colour = (background,) * 3 if isinstance(background, int) else background
+    if colour is not None and (len(colour) != 3 or not all(0 <= part <= 255 for part in colour)):
+        raise ConfigError(
+            "background",
+            expected="a number from 0 to 255, or three of them",
+            found=str(background),
+            remedy="correct background",
+        )
+    return colour
 
 
 def _classes(names: Sequence[str], root: Path) -> tuple[list[int] | None, list[str]]:
@@ -223,67 +223,3 @@ def _classes(names: Sequence[str], root: Path) -> tuple[list[int] | None, list[s
     class_names = sorted(str(PurePosixPath(folder).relative_to(shared or ".")) for folder in distinct)
     number = {name: position for position, name in enumerate(class_names)}
     return [number[str(PurePosixPath(folder).relative_to(shared or "."))] for folder in folders], class_names
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-class _Folder:
-    """The files below a folder; `names` are relative, with slashes."""
-
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise BadDataError(
-                str(root),
-                expected="a folder of class folders, or a zip of one",
-                found="nothing there",
-                remedy="correct the name (relative ones start at the experiment file's folder)",
-            )
-        self.root = root
-        self.names = [
-            (Path(folder) / file).relative_to(root).as_posix()
-            for folder, _, files in os.walk(root, followlinks=True)
-            for file in files
-        ]
-
-    def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
-
-
-class _Zip:
-    """The files of a zip, opened once in each process; `directory` holds their sizes and CRC-32."""
-
-    def __init__(self, root: Path) -> None:
-        try:
-            with zipfile.ZipFile(root) as archive:
-                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        except (OSError, zipfile.BadZipFile) as error:
-            raise BadDataError(
-                str(root),
-                expected="a zip of class folders",
-                found=_described(error),
-                remedy="name a folder or a zip, or fetch the file again",
-            ) from error
-        self.root = root
-        self.directory: dict[str, tuple[int, int]] = {}
-        for entry in entries:
-            if entry.filename in self.directory or entry.filename.startswith("/"):
-                raise BadDataError(
-                    str(root),
-                    expected="distinct relative file names",
-                    found=f"{entry.filename!r}" + (" twice" if entry.filename in self.directory else ""),
-                    remedy="pack the folder again",
-                )
-            self.directory[entry.filename] = (entry.file_size, entry.CRC)
-        self.names = list(self.directory)
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_opened": None}
-
-    def read(self, name: str) -> bytes:
-        process, opened = os.getpid(), self._opened
-        if opened is None or opened[0] != process:
-            opened = self._opened = process, zipfile.ZipFile(self.root)
-        return opened[1].read(name)

@@ -78,8 +78,7 @@ def select(
                 found="a transfer set without labels",
                 remedy="remove omit_classes, or add labels",
             )
-        omitted = [_class_number(entry, class_names) for entry in omit_classes]
-        kept = kept[~np.isin(labels, omitted)]
+        kept = kept[~np.isin(labels, omitted_numbers(omit_classes, class_names))]
     if not 0.0 < fraction <= 1.0:
         raise ConfigError(
             "fraction",
@@ -99,6 +98,11 @@ def select(
             remedy="widen omit_classes, fraction or subset",
         )
     return kept
+
+
+def omitted_numbers(omit_classes: Sequence[int | str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """Return the numbers of omitted classes. Raises ConfigError for a class that is none."""
+    return tuple(_class_number(entry, class_names) for entry in omit_classes)
 
 
 def _class_number(entry: int | str, class_names: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError, ConfigError
 from ...storage.format.documents import sha256_hex
-from ...storage.stream.inputs import fetch_items
+from ...storage.stream.items import fetch_items, split_item
 from ..experiment.document import Experiment
 from ..models.class_names import match_classes
 from ..transfer import Examples
@@ -40,7 +40,10 @@ class EvaluationExamples(Examples):
         self._num_classes = rows.num_classes
         super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
         (first,) = fetch_items(self.dataset, [0])
-        if not isinstance(first, tuple) or getattr(self.dataset, "labels", ()) is None:
+        if (
+            not split_item(first, f"{self.where}, example 0").is_labelled
+            or getattr(self.dataset, "labels", ()) is None
+        ):
             raise BadDataError(
                 self.where,
                 expected="labelled examples, (input, label)",

@@ -9,6 +9,8 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
 from ..factories import suggest
+from ..local_code import local_source
+from .reading import read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
     Cache,
@@ -35,6 +37,15 @@ class TeacherMember:
     """File of its weights, or folder of the whole model, resolved; None for a network that is trained here."""
     teacher: Teacher
     """Its table."""
+    base: Path = Path()
+    """Folder of the experiment file."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Digests of the local code that makes it, and of that which changes its inputs in training."""
+        teacher, augment = self.teacher, self.teacher.train and self.teacher.train.augment
+        tables = [teacher, *([augment] if augment else [])]
+        return local_source((t.factory for t in tables), (t.args for t in tables), base=self.base)
 
 
 class Experiment(Table):
@@ -174,7 +185,7 @@ class Experiment(Table):
     def teacher_members(self) -> tuple[TeacherMember, ...]:
         """Return every network to be cached, in order: members of a teacher one by one, seeds counted up."""
         return tuple(
-            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher)
+            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher, self.base)
             for teacher in self.teachers
             for member, name in enumerate(teacher.member_names)
         )
@@ -218,21 +229,18 @@ def load_experiment(path: str | Path) -> Experiment:
     path = Path(path)
     where = str(path)
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        text = read_text(path)
+        document = tomllib.loads(text)
     except OSError as error:
-        expected, remedy = "an experiment file", "check the path"
-        found = (error.strerror or type(error).__name__).lower()
-    except UnicodeDecodeError as error:
-        expected, found = "UTF-8 text", f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        remedy = "save the file as UTF-8"
+        raise ConfigError(
+            where,
+            expected="an experiment file",
+            found=(error.strerror or type(error).__name__).lower(),
+            remedy="check the path",
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        reason, _, place = str(error).partition(" (at ")
-        where = f"{path}: {place.rstrip(')') or 'whole file'}"
-        expected, found = "TOML", f"a syntax error ({reason[:1].lower()}{reason[1:]})"
-        remedy = "correct this line or the one before"
-    else:
-        return parse_experiment(document, where=where, base=path.parent)
-    raise ConfigError(where, expected=expected, found=found, remedy=remedy)
+        raise syntax_error(path, text, error) from error
+    return parse_experiment(document, where=where, base=path.parent)
 
 
 def parse_experiment(document: Mapping[str, object], *, where: str, base: Path) -> Experiment:

@@ -226,6 +226,8 @@ class Cache(Table):
     """Rows of a block of the store; derived from the bytes of a row by default."""
     workers: Whole = 0
     """Processes that prepare inputs; 0 for a thread of this process. The bytes do not depend on it."""
+    threads: Count | None = None
+    """CPU threads that a teacher on the CPU computes with; by default torch's own number. A capture records it and keeps it."""
     compile: bool = False
     """Whether the teachers go through `torch.compile`; part of a capture's identity."""
     channels_last: bool = False

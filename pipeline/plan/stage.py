@@ -25,10 +25,12 @@ from ...storage.format.grid import Grid
 from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
 from ...storage.progress import Progress, silent
-from ..cache.todo import capture_identity, check_samples, plan_grid
+from ..cache.set_warnings import warn_of_set
+from ..cache.todo import capture_identity, plan_grid
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..models.records import Models
+from ..same_set import check_samples
 from ..specialists.todo import special_classes, specialist_runs
 from ..train.todo import student_seeds
 from ..transfer import TransferRows, input_bytes
@@ -171,6 +173,7 @@ def plan(
     rows, opened, target, views = work.rows, work.find_store(), work.choose_device(), experiment.cache.views
     if opened is not None:
         check_samples(opened, rows)
+    warn_of_set(rows)
     most = min(SAMPLE_ROWS, max(1, _SAMPLE_LOGITS // rows.num_classes))
     sample = spread_rows(len(rows), views, most if sample_rows is None else max(1, sample_rows))
     own, encodings = experiment.cache.chosen_encoding, considered(experiment, rows.num_classes)

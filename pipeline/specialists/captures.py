@@ -13,10 +13,10 @@ from jaxtyping import Float, Int64
 from ...storage.errors import BadDataError
 from ..cache.capture import ReadyTeacher
 from ..cache.monitor import Quality
-from ..cache.stage import capture_teachers, ready_teacher, try_teachers_out
-from ..cache.todo import check_samples
+from ..cache.stage import agree_on_set, capture_teachers, ready_teacher, try_teachers_out
 from ..models.class_names import match_classes
 from ..models.records import Record
+from ..same_set import check_samples
 from ..views import experiment_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN
@@ -55,7 +55,7 @@ def capture_specialists(
     records = find_specialists(work)
     if missing is None:
         missing = missing_captures(work, records, onto)
-    onto.ranks.counts(0)  # all have looked before one of them writes
+    agree_on_set(onto)  # all have looked before one of them writes
     make_view = experiment_views(onto.experiment, onto.rows)
     for start in range(0, len(missing), TOGETHER):
         ready = [_prepare(work, run, records[run], onto) for run in missing[start : start + TOGETHER]]
@@ -137,7 +137,7 @@ def _prepare(work: Workspace, run: SpecialistRun, record: Record | None, onto: W
     return ready_teacher(
         onto,
         work.experiment.generalist,
-        load_specialist(work, run, special),
+        load_specialist(work, run, special, record.weights),
         where=where,
         name=run.name,
         identity=specialist_capture_identity(work, run, record.weights, onto),

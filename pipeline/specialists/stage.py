@@ -55,7 +55,7 @@ def make_specialists(
         generalist = experiment.generalist.name
         if ranks.is_first and needs_combination(work.store, experiment.combine, generalist, names):
             combined = _combine(work, experiment.combine, names)
-        ranks.counts(0)
+        ranks.wait()
         if not ranks.is_first:
             work.store.refresh()
     return SpecialistsDone(tuple(trained), tuple(captured), combined)

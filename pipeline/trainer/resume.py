@@ -6,8 +6,10 @@ seals of the parts that the student reads. A training of another store or settin
 of work nor continues from them.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,12 +22,14 @@ from ...storage.errors import BadDataError
 from ...storage.identity import as_json, check_same
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
+from ..models.alone import alone
 from ..models.loaders import with_stable_names
 from ..models.networks import count_parameters
-from ..models.records import Models, Record
+from ..models.records import Models, Record, as_kept, warn_of_missing_keys
 from ..models.weights import save_weights
 from ..runtime.inference import device_of
 from ..runtime.ranks import ALONE, Ranks
+from ..runtime.stopping import held
 from ..stream.batch import TorchBatch
 from .checkpoints import Checkpoint, Checkpoints
 from .log import Clock, TrainingLog
@@ -149,6 +153,8 @@ class StudentKeeper:
         common: dict[str, str] = {"made": "with which this training was begun", "remedy": remedy}
         store = self._kept.store.path
         ours, begun = with_stable_names(self._identity), with_stable_names(theirs)
+        warn_of_missing_keys(ours, begun, str(self.checkpoints.path))
+        ours = as_kept(ours, begun)
         for part, digest in dict(begun.get("seals") or {}).items():
             mine = dict(ours.get("seals") or {}).get(part)
             if mine is not None:
@@ -194,9 +200,10 @@ class StudentKeeper:
         else:
             set_random_state(own, self._device)
 
-    def after_step(self, training: Training) -> None:
-        """Write a checkpoint, if it is due."""
-        if self._kept.every is not None and training.position.step % self._kept.every == 0:
+    def after_step(self, training: Training, *, is_last: bool) -> None:
+        """Write a checkpoint, if it is due, or if checkpoints are wanted and the training is stopped."""
+        every = self._kept.every
+        if every is not None and (is_last or training.position.step % every == 0):
             self.save(training)
 
     def save(self, training: Training) -> None:
@@ -236,15 +243,52 @@ def train_and_keep(
     """Train a network, or resume its training, and keep its weights, its record and its log.
 
     batches: of this rank, on the module's device. loss: (logits, batch) -> scalar. where: name of the training, for
-    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`.
+    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`. A process that finds
+    another one training this network waits for its record; several ranks raise WriterBusy.
     """
+    with contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            waited = stack.enter_context(alone(kept.weights, where, waits=ranks.size == 1))
+            if waited and (made := kept.models.find(kept.kind, kept.name, kept.identity)) is not None:
+                return made
+        return _train_and_keep(
+            kept,
+            module,
+            batches,
+            epochs,
+            settings,
+            loss,
+            where=where,
+            progress=progress,
+            ranks=ranks,
+            loss_is_of_all_ranks=loss_is_of_all_ranks,
+        )
+
+
+def _train_and_keep(
+    kept: Kept,
+    module: nn.Module,
+    batches: Batches,
+    epochs: Epochs,
+    settings: Train,
+    loss: Callable[[Tensor, TorchBatch], Tensor],
+    *,
+    where: str,
+    progress: Progress,
+    ranks: Ranks,
+    loss_is_of_all_ranks: bool,
+) -> Record:
+    """Train, without a look at other processes; as `train_and_keep`."""
     keeper = StudentKeeper(kept, batches, device_of(module), ranks)
     if ranks.is_first:
         finished = as_json(kept.models.recorded_identity(kept.kind, kept.name) or {})
         if finished in keeper.checkpoints.identities():
             keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
     clock = Clock()
-    with TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
+    with (
+        TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log,
+        held() if kept.every is not None or ranks.size > 1 else nullcontext(),
+    ):
         last = fit(
             module,
             keeper.epoch_batches,

@@ -6,7 +6,9 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -16,18 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StorageError, StorageFull, TransientIOError
+from ..errors import REFUSED, TRANSIENT, StorageError, StorageFull, StorageRefused, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TRANSIENT: Final = {
-    errno.EIO,
-    errno.EINTR,
-    errno.EAGAIN,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -56,9 +49,11 @@ def typed_errors(where: PurePath) -> Iterator[None]:
         if error.errno in _FULL:
             kind, expected = StorageFull, "room to write"
             remedy = "free space and run the same command again; what was committed is intact"
-        elif error.errno in _TRANSIENT:
+        elif error.errno in TRANSIENT:
             kind, expected = TransientIOError, "a working file system"
             remedy = "run the same command again; what was committed is intact"
+        elif error.errno in REFUSED:
+            kind = StorageRefused
         found = f"{error.strerror or error} (errno {error.errno})"
         raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
@@ -71,7 +66,7 @@ def expecting_folders(path: PurePath) -> Iterator[None]:
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
         is_file = isinstance(error, NotADirectoryError)
-        raise StorageError(
+        raise (StorageRefused if is_file else StorageError)(
             str(path),
             expected="folders at every level of the path",
             found="a file" if is_file else "a folder that was removed meanwhile",
@@ -172,6 +167,8 @@ def replace_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
+                with contextlib.suppress(OSError):  # some file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # for `remove_leftovers`
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -181,9 +178,29 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        raise (StorageFull if full else StorageError)(
+        refused = error.errno in REFUSED or isinstance(error, FileExistsError)
+        raise (StorageFull if full else StorageRefused if refused else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
             remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the files that killed calls of `replace_file` left beside `path`; those of running calls stay."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}", name):
+                with path.with_name(name).open("rb") as file, contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.with_name(name).unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a regular file. Raises OSError; for a pipe and the like as well, which would make a reader wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return file.read()

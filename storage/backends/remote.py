@@ -110,7 +110,7 @@ class RemoteFolder(Place):
         """
         if self.can_list:
             inner, where = self._key(prefix)
-            return self._objects.ask(where, self._objects.names, inner)
+            return self._objects.ask(where, self._objects.names, inner, where)
         if prefix == LOG:
             return sorted(self._numbered())
         raise self._unlisted(prefix)
@@ -130,7 +130,7 @@ class RemoteFolder(Place):
         if not self.can_list:
             raise self._unlisted()
         prefix = "".join(f"{name}/" for name in self._inside)
-        keys = self._objects.ask(str(self.path), self._objects.keys)
+        keys = self._objects.ask(str(self.path), self._objects.keys, str(self.path))
         return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
 
     def _unlisted(self, prefix: str = "") -> ConfigError:

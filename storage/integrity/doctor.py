@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..backends.posix import rename_noreplace
-from ..errors import ConfigError, StorageError
+from ..errors import REFUSED, ConfigError, StorageError, StorageRefused
 
 ROUNDS: Final = 1000
 """Races of two processes for a name."""
@@ -144,7 +144,7 @@ def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(
+        raise (StorageRefused if error.errno in REFUSED else StorageError)(
             str(path),
             expected="a folder in which files can be created",
             found=f"{error.strerror} (errno {error.errno})",

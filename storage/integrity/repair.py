@@ -2,7 +2,8 @@
 
 1. A file that follows from others is rebuilt, and only to the sha256 that it had: records of the log, the root's and
    the parts' group metadata, commit records, `seal.bin`.
-2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays.
+2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays. So is a
+   file in the place of a folder.
 3. An unsealed part is mended as its next writer would mend it (`recovery`), but by the sha256 of its records.
 4. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
 
@@ -141,6 +142,8 @@ class _Cures:
     def _change(self, fault: Fault) -> None:
         folder, cure, done = self._folder(fault.part), fault.cure, self._done
         prefix = f"{fault.part}/" if fault.part else ""
+        if (in_the_way := folder.file_on_the_way(fault.key)) is not None:
+            self._remove(folder, prefix, in_the_way)
         if isinstance(cure, Rebuild):
             done.rebuilt.append(prefix + fault.key)
             if not done.dry_run:
@@ -149,10 +152,14 @@ class _Cures:
                 folder.put_new(fault.key, cure.data)
         elif isinstance(cure, Remake):
             for key in cure.remove:
-                if folder.exists(key) and prefix + key not in done.removed:
-                    done.removed.append(prefix + key)
-                    if not done.dry_run:
-                        folder.remove(key)
+                if folder.exists(key):
+                    self._remove(folder, prefix, key)
+
+    def _remove(self, folder: Folder, prefix: str, key: str) -> None:
+        if prefix + key not in self._done.removed:
+            self._done.removed.append(prefix + key)
+            if not self._done.dry_run:
+                folder.remove(key)
 
     def note_unmade(self, fault: Fault) -> None:
         """Note a file of a sealed part that its writer is to make again."""

@@ -16,11 +16,13 @@ from ..encodings.encoding import Encoding
 from ..encodings.named import encoding_described
 from ..encodings.top_k import tell_apart
 from ..errors import ConfigError
-from ..format.constants import SAMPLES, SPEC
-from ..format.documents import integer, invalid, shorten, table
+from ..format.constants import MAX_NAMES_BYTES, SAMPLES, SPEC
+from ..format.documents import beyond, integer, invalid, shorten, table
+from .clusterings import ClusteringReader, check_shapes
 from .part_reader import LazyRows, PartReader
 from .root import Root
 from .sealed_part import SealedPart, Spec
+from .values import in_range
 
 _MOVED: Final = 1 << 18
 """Logits that are moved to other columns at a time, so that little is held twice."""
@@ -93,6 +95,9 @@ class Samples:
         named = self._part.layouts["class_name"].shape[0]
         if named != self._num_classes:
             raise invalid(where, f"{self._num_classes} names", named)
+        size = named * self._part.layouts["class_name"].row_bytes
+        if size > MAX_NAMES_BYTES:
+            raise beyond(where, MAX_NAMES_BYTES, "bytes of names", size)
         return texts_of(self._part.small("class_name"), where)
 
 
@@ -282,7 +287,8 @@ class CaptureReader:
 
 
 def sets_of(part: SealedPart, num_classes: int) -> Int64[np.ndarray, "sets members"]:
-    """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class."""
+    """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class or shape."""
+    check_shapes(part, num_classes)
     return in_range(part.small("sets"), 0, num_classes, f"{part.folder.path}/sets")
 
 
@@ -297,20 +303,8 @@ def check_values(root: Root, name: str) -> None:
         _ = samples.spec, samples.class_names
     elif group == "teachers":
         _ = CaptureReader(root, short).classes
-    elif "sets" in root.part(name).layouts:
-        sets_of(root.part(name), root.attributes.num_classes)
-
-
-def in_range(values: NDArray[Any], least: int, end: int, where: str) -> NDArray[Any]:
-    """Return `values`. Raises ManifestInvalid if one is not in least … end - 1: no writer stored it.
-
-    >>> in_range(np.array([-1, 2]), -1, 3, "label").tolist()
-    [-1, 2]
-    """
-    if values.size and (int(values.min()) < least or int(values.max()) >= end):
-        found = f"{int(values.min())} to {int(values.max())}"
-        raise invalid(where, f"classes from {least} to {end - 1}", found)
-    return values
+    else:
+        ClusteringReader(root, short).check()
 
 
 def texts_of(rows: NDArray[np.uint8], where: str) -> list[str]:

@@ -5,7 +5,7 @@ augmented view are made again from these and checked against the digest of what 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,19 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..digest import digest_rows
-from ..errors import BadDataError, ConfigError, LogitStoreError, RowMismatch, SpecMismatch
+from ..errors import ConfigError, RowMismatch, SpecMismatch
 from ..parts.reader import CaptureReader, Samples
+from ..parts.same_rows import is_augmented
+from .items import fetch_items, read_inputs
 from .options import StreamOptions
 from .order import ChunkRun
 from .window import Field
 
 Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
 """(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
-
-
-def is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
-    """Return whether a teacher saw augmented inputs in a view."""
-    return augmentation is not None and view >= int(augmentation.get("first_view", 0))
 
 
 def common_augmentation(
@@ -146,16 +143,8 @@ class Inputs:
         return inputs
 
     def _fetch(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        items = fetch_items(self._transfer_set, indices.tolist())
-        try:
-            return np.stack([np.asarray(item[0] if isinstance(item, tuple) else item) for item in items])
-        except ValueError as error:
-            raise BadDataError(
-                f"transfer set, {_span(indices)}",
-                expected="inputs of one shape, alone or as (input, label)",
-                found=" ".join(str(error).split())[:160],
-                remedy="use the transfer set of the store",
-            ) from None
+        wanted = indices.tolist()
+        return read_inputs(fetch_items(self._transfer_set, wanted), wanted, "transfer set")
 
     def _check(
         self, inputs: NDArray[Any], expected: NDArray[Any], rows: NDArray[np.int64], view: int | None
@@ -171,29 +160,3 @@ class Inputs:
                 found=f"{int(digests[bad[0]]):016x} from {origin}",
                 remedy="use the transfer set and the augmentation that the store was made from",
             )
-
-
-def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Fetch items of a map-style data set, at once if it has `__getitems__`. Raises BadDataError for its errors."""
-    where = _span(np.asarray(indices))
-    try:
-        if hasattr(dataset, "__getitems__"):
-            return list(dataset.__getitems__(list(indices)))
-        items = []
-        for index in indices:
-            where = f"example {index}"
-            items.append(dataset[index])
-        return items
-    except (LogitStoreError, MemoryError):
-        raise
-    except Exception as error:
-        raise BadDataError(
-            f"transfer set, {where}",
-            expected="an example",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
-            remedy="repair the data set, and run the same command again; the store keeps its blocks",
-        ) from error
-
-
-def _span(indices: NDArray[np.int64]) -> str:
-    return f"examples {int(indices.min())} to {int(indices.max())}" if len(indices) else "no examples"

@@ -72,7 +72,7 @@ def test_a_guard_that_is_taken_out_is_missed(
 def test_without_repair_the_writer_alone_does_not_make_it_whole(memory_path: Path, tally: Tally) -> None:
     case = Case(memory_path / "store.zarr", teachers={}, clustering=False)
     case.write()
-    key = "samples/label/c.1"
+    key = "samples/input/c.1"  # labels are compared by the writer
     _ = case.whole, case.numbers_of(key)
     _tear(case, key, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     with mock.patch("faults.torn.repair", lambda path: Repairs(removed=[key])):

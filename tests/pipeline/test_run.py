@@ -63,7 +63,7 @@ def test_a_second_run_does_nothing_and_touches_no_file(done: Path) -> None:
     report, touched, made = again(done, document())
     assert (list(report.done), touched, made) == ([], set(), set())
     assert [row.name for row in report.table] == [
-        "wide", "deep", "wide + deep, arithmetic mean", "soft", "both", "hard",
+        "wide", "deep", "3 wide + deep, arithmetic mean", "soft", "both", "hard",
     ]  # fmt: skip
 
 

@@ -5,8 +5,10 @@ Five readers that know nothing of logitstore, and a sixth, below, made of json, 
 """
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from support import stores
+from support.tree import ROOT
 
 from logitstore.storage.api import open_store
 from logitstore.storage.digest import digest_rows
@@ -152,6 +155,29 @@ def test_zarr_python(case: tuple[Path, Arrays]) -> None:
         node = group[name]
         assert isinstance(node, zarr.Array)
         assert_same(np.asarray(node[...]), wanted, name)
+
+
+def listing_warnings(path: Path, *silenced: str) -> list[str]:
+    """The warnings of zarr-python while it lists all members of a store."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for message in silenced:
+            warnings.filterwarnings("ignore", message=message)
+        list(zarr.open_group(path, mode="r", zarr_format=3).members(max_depth=None))
+    return [str(warning.message) for warning in caught]
+
+
+def test_the_filter_of_the_format_page_is_enough(case: tuple[Path, Arrays]) -> None:
+    """zarr-python warns of each folder that is no node; the page gives the filter for this one message."""
+    path, arrays = case
+    page = (ROOT / "docs" / "format-v1.md").read_text(encoding="utf-8")
+    (message,) = re.findall(r'filterwarnings\("ignore", message="([^"]+)"\)', page)
+    assert listing_warnings(path), "the control: without the filter there are warnings"
+    assert listing_warnings(path, message) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        assert all(group[name].shape is not None for name in arrays)
 
 
 def test_dask(case: tuple[Path, Arrays]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.backends.staged import NewObject
 from logitstore.storage.errors import (
+    CommitStateUnknown,
     ConfigError,
     LimitExceeded,
     LogitStoreError,
@@ -264,6 +266,61 @@ def test_a_name_that_was_had_although_the_call_failed(
     assert folder.read("x") == b"ours"
 
 
+def linking_a_snapshot(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every staged file a second name just before it gets its own, as `cp -al` and rsnapshot may."""
+    real = os.link
+
+    def link(source: Any, target: Any, **named: Any) -> None:
+        real(source, folder.path / f"snapshot-{source}", src_dir_fd=named["src_dir_fd"])
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_snapshot_of_hard_links_makes_no_loser_a_winner(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert not folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+    folder.prove_exclusive()
+
+
+def test_a_loser_that_counts_its_names_is_seen(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: it reports a name as its own that another file has."""
+
+    def has_name(self: NewObject, final: int) -> bool:
+        return os.stat(self._temporary, dir_fd=self._directory).st_nlink > 1
+
+    monkeypatch.setattr(NewObject, "_has_name", has_name)
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+
+
+def test_a_name_that_cannot_be_looked_up_after_a_link_that_failed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def no_look(path: Any, **named: Any) -> os.stat_result:
+        if path == "x":
+            fails()
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "link", fails)
+    monkeypatch.setattr(os, "stat", no_look)
+    with pytest.raises(
+        CommitStateUnknown, match="expected the file that has this name, after a link that failed"
+    ):
+        folder.put_new("x", b"")
+
+
 def test_without_hard_links_a_rename_that_replaces_nothing(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +332,7 @@ def test_without_hard_links_a_rename_that_replaces_nothing(
     assert not folder.put_new("x", b"second")
     assert folder.read("x") == b"first"
     assert os.listdir(folder.path / TMP) == []
-    monkeypatch.setattr("logitstore.storage.backends.local.rename_noreplace", none)
+    monkeypatch.setattr("logitstore.storage.backends.staged.rename_noreplace", none)
     with pytest.raises(
         UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
     ):
@@ -310,6 +367,48 @@ def test_removing_and_listing(folder: Folder) -> None:
     folder.remove("a")
     assert not folder.exists("a")
     assert folder.put_new("a", b"")
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "once it is open"])
+def test_a_folder_that_becomes_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Names outside the store are never listed, whenever a link takes the place of a folder."""
+    folder = Folder(tmp_path / "store")
+    folder.put_new("inner/deeper/own", b"x")
+    folder.put_new("aside/z", b"x")
+    (tmp_path / "outside" / "deeper").mkdir(parents=True)
+    (tmp_path / "outside" / "deeper" / "secret").touch()
+    exchanged: list[bool] = []
+
+    def exchange() -> None:
+        inner = tmp_path / "store" / "inner"
+        inner.rename(tmp_path / "away")
+        inner.symlink_to(tmp_path / "outside")
+        exchanged.append(True)
+
+    real, calls = os.scandir, []
+
+    def scandir(place: Any) -> Any:
+        calls.append(place)
+        now = moment == "once it is open" and os.listdir(place) == ["deeper"]
+        if now and not exchanged:
+            exchange()
+        entries = list(real(place))
+        if moment == "before it is opened" and len(calls) == 1:
+            exchange()
+        return contextlib.nullcontext(iter(entries))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    keys = folder.files()
+    assert exchanged
+    assert keys == ["aside/z", "inner" if moment == "before it is opened" else "inner/deeper"]
+
+
+def test_folders_are_listed_to_a_depth(folder: Folder) -> None:
+    """Fifty levels cost no more than the levels of a store: the deepest that is listed is a key of its own."""
+    os.makedirs(Path(folder.path, *["d"] * 50))
+    assert folder.files() == ["/".join(["d"] * 33)]
 
 
 def test_locations(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_a_capture_that_is_begun_is_not_gone_on_with_from_other_source(folder: P
     make_begun(folder)
     module = folder / "faulty.py"
     module.write_text(module.read_text() + "\n# another line\n")
+    del sys.modules["faulty"]  # as in another process
     assert "teachers/line: expected source.faulty.py = 'sha256:" in run_without_teachers(folder)
 
 
@@ -225,6 +226,6 @@ def test_inspect_shows_all_of_it(whole: Path) -> None:
         assert f"  {key}" in text, key
     shown = json.loads(CliRunner().invoke(cli, ["inspect", store, "--json"]).output)
     made_by = shown["captures"][0]["provenance"]
-    assert made_by["source"] == {"faulty.py": made_by["source"]["faulty.py"]}
+    assert made_by["source"].keys() == {"faulty.py", "views_of_mine.py"}
     assert made_by["transfer_set"] == shown["samples"]["identity"]["transfer_set"]
     assert {"teacher", "augmentation", "precision", "device", "torch"} <= set(made_by)

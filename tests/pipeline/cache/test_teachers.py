@@ -1,7 +1,7 @@
 """Teachers from files of whole networks and by name, and the order of their classes.
 
-Linear networks of four inputs and three classes: the first columns are the largest. timm and torchvision are stubs
-of the two functions that are called, as neither is a dependency.
+Linear networks of four inputs and three classes: the first columns are the largest. Networks of timm and torchvision are
+tried in tests/integrations.
 """
 
 import hashlib
@@ -9,10 +9,8 @@ import json
 import logging
 import os
 import sys
-import types
 import unicodedata
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +24,7 @@ from support import small_experiment as small
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
 from logitstore.pipeline.models.class_names import check_class_order, is_generic, stated_class_names
 from logitstore.pipeline.models.exported import Exported, exported
-from logitstore.pipeline.models.libraries import timm_model, torchvision_model
+from logitstore.pipeline.models.libraries import timm_model
 from logitstore.pipeline.models.sources import model_files, source_digests, unchanged
 from logitstore.pipeline.run import run
 from logitstore.pipeline.runtime.inference import is_placed
@@ -366,93 +364,7 @@ def test_another_order_of_classes_is_refused_before_the_teacher_is_loaded(folder
     )
 
 
-# timm and torchvision
-
-
-class Conv(torch.nn.Module):
-    """A network of one layer that says what it was shown."""
-
-    pretrained_cfg: dict[str, Any]
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(channels, num_classes, 1)
-        self.shown: list[torch.Tensor] = []
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.shown.append(inputs)
-        return self.conv(inputs).mean(dim=(2, 3))
-
-
-@pytest.fixture
-def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Stubs of both; what their functions were called with."""
-    calls: list[dict[str, Any]] = []
-
-    def create_model(name: str, **options: Any) -> Conv:
-        calls.append({"name": name, **options})
-        network = Conv(options["in_chans"], options["num_classes"])
-        network.pretrained_cfg = {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.5, 1.0)}
-        return network
-
-    def get_model(name: str, **options: Any) -> Conv:
-        calls.append({"name": name, **options})
-        return Conv(3, options["num_classes"])
-
-    timm, torchvision = types.ModuleType("timm"), types.ModuleType("torchvision")
-    models = types.SimpleNamespace(get_model=get_model, list_models=lambda: ["resnet18", "vit_b_16"])
-    monkeypatch.setattr(timm, "create_model", create_model, raising=False)
-    monkeypatch.setattr(timm, "list_models", lambda: ["resnet18", "vit_tiny"], raising=False)
-    monkeypatch.setattr(torchvision, "models", models, raising=False)
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
-    yield calls
-
-
-def test_a_network_by_name_is_made_without_weights_and_normalises_pixels(libraries: Any) -> None:
-    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    network = timm_model("resnet18", input_shape=(3, 4, 4), num_classes=5)
-    assert isinstance(network, Conv) and set(network.state_dict()) == {"conv.weight", "conv.bias"}
-    assert network(pixels).shape == (2, 5)
-    mean, std = torch.tensor([0.5, 0.25, 0.0]).view(-1, 1, 1), torch.tensor([0.5, 0.5, 1.0]).view(-1, 1, 1)
-    torch.testing.assert_close(network.shown[-1], (pixels / 255 - mean) / std)
-    floats = torch.randn(2, 3, 4, 4)
-    network(floats)
-    assert network.shown[-1] is floats
-    grey = timm_model("resnet18", input_shape=(4, 4), num_classes=5, options={"drop_rate": 0.1})
-    assert grey(pixels[:, 0]).shape == (2, 5)
-    other = torchvision_model("vit_b_16", input_shape=(4, 4), num_classes=5, mean=[0.1] * 3, std=[0.2] * 3)
-    assert other(pixels[:, 0]).shape == (2, 5)
-    assert isinstance(other, Conv)
-    torch.testing.assert_close(other.shown[-1][:, 2], (pixels[:, 0] / 255 - 0.1) / 0.2)
-    assert libraries == [
-        {"name": "resnet18", "pretrained": False, "num_classes": 5, "in_chans": 3},
-        {"name": "resnet18", "pretrained": False, "num_classes": 5, "in_chans": 1, "drop_rate": 0.1},
-        {"name": "vit_b_16", "weights": None, "num_classes": 5},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("model", "more", "said"),
-    [
-        ("resnet17", {}, "found 'resnet17'; did you mean 'resnet18'?"),
-        ("hf_hub:timm/x", {}, "found 'hf_hub:timm/x'; name a network of the library; nothing is downloaded"),
-        ("resnet18", {"options": {"pretrained": True}}, "args.options.pretrained: expected no weights from"),
-        ("resnet18", {"options": {"weights": "DEFAULT"}}, "args.options.weights: expected no weights from"),
-        (
-            "resnet18",
-            {"mean": [0.1, 0.2]},
-            "args.mean: expected 3 numbers, found 2 numbers; give one number per",
-        ),
-        ("resnet18", {"input_shape": (4,)}, "found inputs of shape (4,)"),
-    ],
-)
-@pytest.mark.parametrize("make", [timm_model, torchvision_model])
-def test_what_would_fetch_or_cannot_be_is_refused(
-    libraries: Any, make: Any, model: str, more: dict[str, Any], said: str
-) -> None:
-    arguments = {"input_shape": (3, 4, 4), "num_classes": 5, **more}
-    assert said in refused(by=lambda: make(model, **arguments))
+# Libraries
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

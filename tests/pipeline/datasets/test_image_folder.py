@@ -222,9 +222,9 @@ def test_a_place_without_class_folders_is_named(tmp_path: Path, contents: dict[s
         f"{absent}: expected a folder of class folders, or a zip of one, found nothing there; correct the name"
     )
     empty = write(tmp_path / "empty", {"a/readme.txt": b""})
-    assert message(empty).startswith(
-        f"{empty}: expected images (.bmp, .gif, "
-    ) and "found 0 images; " in message(empty)
+    assert message(empty).startswith(f"{empty}: expected images (.apng, ") and "found 0 images; " in message(
+        empty
+    )
     mixed = write(tmp_path / "mixed", {"a/x.png": b"", "y.png": b""})
     assert message(mixed) == (
         f"{mixed}: expected every image in a class folder, found 1 images in none, such as 'y.png'; "

@@ -91,7 +91,7 @@ def test_teachers_ensemble_and_students_are_scored_by_their_own_weights() -> Non
     check(row_of(table, "wide").scores[0], wide, WIDE)
     check(row_of(table, "deep").scores[0], deep, DEEP)
     # The ensemble that "both" learns from: three parts wide, one part deep.
-    check(row_of(table, "wide + deep, arithmetic mean").scores[0], 0.75 * wide + 0.25 * deep, WIDE + DEEP)
+    check(row_of(table, "3 wide + deep, arithmetic mean").scores[0], 0.75 * wide + 0.25 * deep, WIDE + DEEP)
     for seed, found in enumerate(row_of(table, "soft").scores):
         check(found, softmax(logits_of(models / "students" / f"soft-seed{seed}.safetensors", [6])), SMALL)
     assert not np.allclose(wide, deep, atol=0.02), "two models as alike as these would test nothing"
@@ -132,7 +132,7 @@ def test_a_geometric_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -
     models = folder / "out" / "models" / "teachers"
     wide, deep = (logits_of(models / f"{n}.safetensors", h) for n, h in (("wide", [12]), ("deep", [8, 8])))
     check(
-        row_of(table, "wide + deep, geometric mean").scores[0],
+        row_of(table, "3 wide + deep, geometric mean").scores[0],
         softmax(0.75 * wide + 0.25 * deep),
         WIDE + DEEP,
     )

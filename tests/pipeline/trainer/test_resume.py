@@ -226,7 +226,7 @@ def test_checkpoints_of_a_finished_training_are_swept_away_by_the_next(tmp_path:
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    """The code of a model is in no identity: its tensors tell."""
+    """Installed code is in an identity by name alone: the tensors of another version tell."""
     with interruption(3):
         trained(content(), finished_store(), tmp_path)
     genuine = keep.StudentKeeper.find
@@ -245,3 +245,36 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
         ),
     ):
         trained(content(), finished_store(), tmp_path)
+
+
+def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path, whole: Path) -> None:
+    """Other labels alone: the seals of the captures may be the same."""
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    genuine = keep.StudentKeeper.__init__
+
+    def of_other_samples(self: keep.StudentKeeper, *arguments: Any) -> None:
+        genuine(self, *arguments)
+        self._identity = {**self._identity, "samples": "sha256:other"}
+
+    before = trainings.checkpoints(tmp_path)
+    names = sorted(path.name for path in before.iterdir())
+    with (
+        mock.patch.object(keep.StudentKeeper, "__init__", of_other_samples),
+        pytest.raises(SpecMismatch) as caught,
+    ):
+        trained(content(), finished_store(), tmp_path)
+    assert caught.value.where.endswith("store.zarr: samples") and caught.value.found == "'sha256:other'"
+    assert sorted(path.name for path in before.iterdir()) == names, "nothing is lost"
+
+
+def test_a_checkpoint_of_before_there_was_source_is_gone_on_with(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it does not hold is not compared, and that is said."""
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    with mock.patch("logitstore.pipeline.train.todo.local_source", return_value={"mine.py": "sha256:0"}):
+        trained(content(), finished_store(), tmp_path)
+    assert weights(tmp_path) == weights(whole)
+    assert "a-seed0.checkpoints: written by a version that kept no source of a model" in caplog.text

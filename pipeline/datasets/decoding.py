@@ -1,0 +1,114 @@
+"""Pixels of an encoded image as uint8.
+
+Pillow is given the formats that may be opened, so that no file starts another program or a rare decoder. Pixels that are
+not there are never made up: a transparent image needs a colour to lie on, and more than 8 bits a channel are refused.
+"""
+
+import io
+import logging
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from ...storage.errors import BadDataError, LogitStoreError
+from .image_files import FORMATS, described, suffix_of
+
+log = logging.getLogger(__name__)
+_BY_CONTENT: Final = sorted({*FORMATS.values()} - {"TGA"})
+"""Formats that are told by their first bytes."""
+_DEEP_MODES: Final = ("I", "F")
+_WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+@dataclass
+class Decoder:
+    """Decodes images to grey or colour."""
+
+    mode: Literal["L", "RGB"]
+    """"L", grey, or "RGB"."""
+    background: tuple[int, int, int] | None = None
+    """Colour under transparent pixels; None refuses them."""
+    _said: set[str] = field(default_factory=set)
+
+    def decode(self, encoded: bytes, name: str, where: str) -> Image.Image:
+        """Decode the file `name`. where: the file in messages.
+
+        Raises BadDataError for a file that is no image, has more than 8 bits a channel, or is transparent without a
+        background.
+        """
+        # Targa files have no mark at their beginning: only the suffix tells them.
+        formats = [*_BY_CONTENT, "TGA"] if suffix_of(name) == ".tga" else _BY_CONTENT
+        try:
+            with Image.open(io.BytesIO(encoded), formats=formats) as opened:
+                is_deep = ";16" in str(getattr(opened, "tile", ""))
+                # `convert` clips grey ones to 8 bits, and compares a transparent colour of 16 bits with pixels of 8.
+                if opened.mode.startswith(_DEEP_MODES) or (is_deep and "transparency" in opened.info):
+                    raise BadDataError(
+                        where,
+                        expected="pixels of 8 bits a channel",
+                        found=f"pixels of mode {opened.mode}"
+                        + (", 16 bits with a transparent colour" if opened.mode == "RGB" else ""),
+                        remedy="convert it to 8 bits first",
+                    )
+                self._warn_of(opened, name, where, is_deep=is_deep)
+                return self._converted(opened, where)
+        except LogitStoreError:
+            raise
+        except Exception as error:  # decoders raise exceptions of any type for broken files
+            # Pillow's own text of an unknown format has an address in memory.
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            reason = "UnidentifiedImageError: none of the known formats" if is_unknown else described(error)
+            raise BadDataError(
+                where,
+                expected="an image file",
+                found=f"{len(encoded)} bytes that cannot be decoded ({reason})",
+                remedy="replace or remove the file",
+            ) from error
+
+    def _converted(self, image: Image.Image, where: str) -> Image.Image:
+        """Return the image in our mode, its transparent pixels blended with the background."""
+        if not _may_be_transparent(image):
+            return image.convert(self.mode)
+        layered = image.convert("RGBA")
+        alpha = np.asarray(layered.getchannel("A"))
+        clear = int(np.count_nonzero(alpha < 255))
+        if not clear:
+            return image.convert(self.mode)
+        if self.background is None:
+            raise BadDataError(
+                where,
+                expected="pixels that are not transparent",
+                found=f"{clear:,} of {alpha.size:,} that are (mode {image.mode})",
+                remedy="set background = 255 in args to lay such images on white",
+            )
+        below = Image.new("RGBA", layered.size, (*self.background, 255))
+        return Image.alpha_composite(below, layered).convert(self.mode)
+
+    def _warn_of(self, image: Image.Image, name: str, where: str, *, is_deep: bool) -> None:
+        """Warn, once a kind, of images of which not all is read."""
+        kind = "JPEG" if image.format == "MPO" else image.format
+        if kind != FORMATS.get(suffix_of(name)):
+            self._say("suffix", f"{where}: its content is {kind}, which is decoded whatever the suffix")
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            self._say("frames", f"{where}: of several frames or pages, only the first is read")
+        if is_deep:
+            self._say("depth", f"{where}: of 16 bits a channel, only the upper 8 are read")
+
+    def _say(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            log.warning("%s; so are all images of this kind in the set", message)
+
+
+def as_pixels(image: Image.Image) -> UInt8[np.ndarray, "*shape"]:
+    """Return (height, width) of a grey image, (3, height, width) of a coloured one."""
+    pixels = np.array(image, dtype=np.uint8)
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    palette = getattr(image.palette, "mode", "")
+    return image.mode in _WITH_ALPHA or "transparency" in image.info or palette.endswith("A")
