@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import types
 import unicodedata
 import warnings
 from pathlib import Path
@@ -22,7 +23,12 @@ from safetensors.torch import save_file
 from support import small_experiment as small
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
-from logitstore.pipeline.models.class_names import check_class_order, is_generic, stated_class_names
+from logitstore.pipeline.models.class_names import (
+    check_class_order,
+    is_generic,
+    module_class_names,
+    stated_class_names,
+)
 from logitstore.pipeline.models.exported import Exported, exported
 from logitstore.pipeline.models.libraries import timm_model
 from logitstore.pipeline.models.sources import model_files, source_digests, unchanged
@@ -436,6 +442,27 @@ def test_class_names_of_a_module_are_compared_as_well(folder: Path) -> None:
     ):
         captured(load_experiment(path), folder / "out")
     assert not (folder / "out" / "store.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (types.SimpleNamespace(class_names=np.array(["a", "b"])), ["a", "b"]),
+        (types.SimpleNamespace(class_names=("a", "b")), ["a", "b"]),
+        (types.SimpleNamespace(class_names=[]), None),
+        (types.SimpleNamespace(class_names=None), None),
+        (types.SimpleNamespace(class_names="ab"), None),
+        (types.SimpleNamespace(class_names=lambda: ["a", "b"]), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a"})), ["a", "b"]),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a", 2: "c"})), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={"0": "a", "1": "b"})), None),
+        (types.SimpleNamespace(config={"id2label": {}}), None),
+        (types.SimpleNamespace(), None),
+    ],
+)
+def test_names_of_a_module(module: Any, names: list[str] | None) -> None:
+    """An array of names was no list, and so was not compared."""
+    assert module_class_names(module, 2) == names
 
 
 def test_a_module_that_has_its_places_is_known() -> None:
