@@ -34,7 +34,7 @@ class Exported(nn.Module):
     """A network from a `torch.export` file, always in evaluation mode."""
 
     def __init__(self, graph: nn.Module, dtype: torch.dtype, where: str) -> None:
-        """dtype: of the inputs that it was exported with, for which alone the graph holds."""
+        """Keep the graph, which holds for inputs of the dtype of its export alone. where: the file in messages."""
         super().__init__()
         self.graph, self.dtype, self.where = graph, dtype, where
         self.training = False

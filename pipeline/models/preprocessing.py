@@ -187,9 +187,9 @@ def _numbers(settings: Mapping[str, Any], key: str, channels: int, where: str) -
     )
     plain = all(isinstance(one, int | float) and not isinstance(one, bool) for one in listed)
     if not plain or len(listed) not in (1, channels) or (key == "image_std" and 0 in listed):
-        several = "" if channels == 1 else f", or {channels}"
-        raise _refused(where, f"{key} of 1 number{several}", _shown(key, found))
-    return [float(one) for one in listed]
+        many = "" if channels == 1 else f", or {channels}"
+        raise _refused(where, f"{key} of 1 number{many}", _shown(key, found))
+    return list(map(float, listed))
 
 
 def _paired(one: list[float], other: list[float]) -> list[tuple[float, float]]:

@@ -81,6 +81,7 @@ def test_a_pad_id_of_args_matters_where_it_is_another(tmp_path: Path) -> None:
     ("key", "name", "args", "expected"),
     [
         ("torchvision", "inception_v3", {}, {"rules": 2}),
+        ("torchvision", "quantized_inception_v3", {}, {"rules": 2}),
         ("torchvision", "googlenet", {"options": {"aux_logits": False}}, {"rules": 2}),
         ("torchvision", "efficientnet_v2_l", {"mean": [0.1]}, {"rules": 2}),
         ("torchvision", "inception_v3", {"options": {"transform_input": True}}, {}),
