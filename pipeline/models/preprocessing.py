@@ -181,7 +181,7 @@ def _number(settings: Mapping[str, Any], key: str, where: str) -> float:
 
 def _numbers(settings: Mapping[str, Any], key: str, channels: int, where: str) -> list[float]:
     """Return a setting as one number, or as one a channel. Raises BadDataError."""
-    found = settings.get(key)
+    found: Any = settings.get(key)
     listed = (
         list(found) if isinstance(found, Sequence | np.ndarray) and not isinstance(found, str) else [found]
     )
@@ -189,7 +189,7 @@ def _numbers(settings: Mapping[str, Any], key: str, channels: int, where: str) -
     if not plain or len(listed) not in (1, channels) or (key == "image_std" and 0 in listed):
         many = "" if channels == 1 else f", or {channels}"
         raise _refused(where, f"{key} of 1 number{many}", _shown(key, found))
-    return list(map(float, listed))
+    return [float(one) for one in listed]
 
 
 def _paired(one: list[float], other: list[float]) -> list[tuple[float, float]]:
