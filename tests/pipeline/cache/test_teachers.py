@@ -163,6 +163,82 @@ def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
     refused(cut, by=exported)
 
 
+class Scaled(torch.nn.Module):
+    """Converts its inputs by their dtype, as networks of pixels do: an exported graph keeps one of the two ways."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs / 255 if inputs.dtype == torch.uint8 else inputs * 1.0
+
+
+def test_an_exported_network_takes_inputs_of_the_dtype_that_it_was_exported_with(tmp_path: Path) -> None:
+    path, dynamic = tmp_path / "net.pt2", ({0: torch.export.Dim("batch")},)
+    pixels = torch.full((3, 4), 51, dtype=torch.uint8)
+    for given, other in (
+        (pixels, pixels.float()),
+        (pixels.float(), pixels),
+        (pixels.float(), pixels.double()),
+    ):
+        torch.export.save(torch.export.export(Scaled().eval(), (given,), dynamic_shapes=dynamic), path)
+        module = exported(path)
+        torch.testing.assert_close(module(given), Scaled()(given))
+        assert "with which the network was exported, found inputs of " in refused(other, by=module)
+        # Negative control: the graph itself takes them, and gives other numbers or none.
+        assert isinstance(module, Exported)
+        if {given.dtype, other.dtype} == {torch.uint8, torch.float32}:
+            assert not torch.allclose(module.graph(other), Scaled()(other))
+
+
+class Many(Net):
+    """Dropout and batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.nn.functional.dropout(self.norm(inputs), 0.5, self.training))
+
+
+@pytest.mark.parametrize("net", [Net, Many])
+def test_a_network_that_was_traced_in_training_is_refused(net: Any, tmp_path: Path) -> None:
+    """Its flag is a constant, and eval() changes nothing: each call gave other logits."""
+    path = tmp_path / "net.pt"
+    for training in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(net().train(training), INPUTS, check_trace=False)
+            torch.jit.save(traced, str(path))
+        if not training:
+            torch.testing.assert_close(exported(path)(INPUTS), net().eval()(INPUTS))
+            continue
+        said = refused(path, by=exported)
+        assert "in training mode; call .eval() on it before torch.jit.trace" in said
+        traced.eval()
+        if net is Net:
+            assert not torch.equal(traced(INPUTS), traced(INPUTS))
+
+
+def test_a_scripted_network_is_put_into_evaluation(tmp_path: Path) -> None:
+    """Negative control: its flag is an attribute, and it may be saved in either mode."""
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Many().train()), str(path))
+    torch.testing.assert_close(exported(path)(INPUTS), Many().eval()(INPUTS))
+
+
+def test_a_graph_of_core_operators_in_training_is_refused(tmp_path: Path) -> None:
+    """Decomposed, batch normalisation and dropout have other names."""
+    dynamic = ({0: torch.export.Dim("batch")},)
+    for net in (Net(), Many()):
+        program = torch.export.export(net.train(), (torch.zeros(2, 4),), dynamic_shapes=dynamic)
+        path = tmp_path / "net.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.export.save(program.run_decompositions(), path)
+        assert " in training mode; call .eval() on it" in refused(path, by=exported)
+
+
 # The experiment file
 
 
