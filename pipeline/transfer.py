@@ -18,7 +18,7 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
-from .datasets.class_names import names_of
+from .datasets.class_names import as_ids, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -69,7 +69,7 @@ class Examples:
     def ids(self) -> Sequence[str] | None:
         """Name of each example; None if the set has none."""
         ids = getattr(self.dataset, "ids", None)
-        return None if ids is None else list(map(str, ids))
+        return None if ids is None else as_ids(ids, len(self), f"{self.where}: ids")
 
     @cached_property
     def fingerprint(self) -> str | None:
