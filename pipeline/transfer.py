@@ -48,7 +48,7 @@ class Examples:
             )
             if getattr(self.dataset, "is_numbered", False):
                 source = f"classes from 0 to {names[-1]}, the largest label"
-                remedy = "remove num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
+                remedy = "remove num_classes, set first_label = 1 in args for labels that count from 1, or give the data set class_names"
             raise ConfigError(
                 f"{where}.num_classes",
                 expected=f"{len(names)}, the number of {source}",

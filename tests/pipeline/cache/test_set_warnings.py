@@ -49,14 +49,14 @@ def rows_of(
             [1, 2, 3],
             None,
             {},
-            [FROM_ONE + ", or give the set its class names"],
+            [FROM_ONE.replace("subtract", "set first_label = 1 in args, or subtract")],
         ),
         (
             [1, 3],
             None,
             {},
             [
-                FROM_ONE + ", or give the set its class names",
+                FROM_ONE.replace("subtract", "set first_label = 1 in args, or subtract"),
                 "no row of 1 of 4 classes: 2",
             ],
         ),
@@ -77,6 +77,7 @@ def rows_of(
         ),
         ([0, 1, 2], None, {}, []),
         ([0, 1, -1], None, {}, []),
+        ([1, 2, 3, -1], None, {"first_label": 1}, []),
         ([-1, -1], ["ant", "bee"], {}, []),
     ],
     ids=[
@@ -89,6 +90,7 @@ def rows_of(
         "omitted and subset",
         "whole",
         "unknown",
+        "first label",
         "none",
     ],
 )
@@ -119,7 +121,7 @@ def test_a_stated_number_of_classes_is_compared_with_the_labels(tmp_path: Path) 
         rows_of(tmp_path, [1, 2, 3], table={"num_classes": 3})
     assert str(caught.value) == (
         "transfer_set.num_classes: expected 4, the number of classes from 0 to 3, the largest label, found 3; remove "
-        "num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
+        "num_classes, set first_label = 1 in args for labels that count from 1, or give the data set class_names"
     )
 
 

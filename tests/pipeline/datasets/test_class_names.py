@@ -155,3 +155,15 @@ def test_a_text_that_names_a_file_beside_the_experiment_gets_a_hint(tmp_path: Pa
         with pytest.raises(FactoryError) as caught:
             build("ls_paths:read", {"root": root}, base=tmp_path)
         assert caught.value.remedy == remedy
+
+
+def test_labels_may_count_from_one(tmp_path: Path) -> None:
+    path = save(tmp_path, inputs=np.zeros((3, 4), np.uint8), labels=np.array([1, -1, 2]))
+    dataset = arrays(path, first_label=1)
+    assert dataset.labels is not None and dataset.labels.tolist() == [0, -1, 1]
+    assert dataset.class_names == ("0", "1")
+    with pytest.raises(BadDataError) as caught:
+        arrays(path, first_label=2)
+    assert (caught.value.expected, caught.value.found) == ("labels from first_label = 2, or -1", "1")
+    with pytest.raises(BadDataError, match="expected integer labels"):
+        arrays(save(tmp_path, labels=np.array([1.0, 2.0])), first_label=1)
