@@ -49,7 +49,7 @@ def tidy_up(folder: Folder) -> None:
 
 
 class Lease:
-    """A writer's hold on a part. Not shared between threads, nor with a forked child, which takes a lease of its own."""
+    """A writer's hold on a part. Not shared between threads, nor with a forked child, which makes a lease of its own."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -66,9 +66,6 @@ class Lease:
 
         Raises WriterBusy if another writer holds it alone for a minute.
         """
-        if self._process != os.getpid():
-            self._drop()  # the lock of the parent, which a child that converts it would change
-            self._process = os.getpid()
         with expecting_folders(self._folder.path / LOCK):
             alone = self._lock(fcntl.LOCK_EX)
             if alone is None:
