@@ -6,12 +6,13 @@
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,7 +182,7 @@ def _unnamed_file(folder: Path) -> int:
     return handle
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> io.BufferedReader:
     """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
