@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store, open_store
 from ..storage.backends.local import Folder
+from ..storage.backends.obstacles import check_folder
 from ..storage.backends.posix import check_writable
 from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
@@ -104,7 +105,7 @@ class Workspace:
         store: whether the store is written to, beside the models.
         """
         if store:
-            Folder(self.path).check_writable()
+            check_folder(Folder(self.path))
         check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":

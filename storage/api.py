@@ -12,6 +12,7 @@ from jaxtyping import UInt64
 from numpy.typing import NDArray
 
 from .backends.local import local_path, writable
+from .backends.obstacles import check_folder
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
 from .digest import digest_rows
@@ -202,7 +203,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Refuse a store that cannot be written to, before work is done for it. Raises ConfigError, StorageError."""
-        writable(self._root.folder).check_writable()
+        check_folder(writable(self._root.folder))
 
     def tidy_up(self) -> None:
         """Delete the locks and temporary files of killed writers."""

@@ -8,9 +8,9 @@ The child lists; when it is over its limits, it ends, and only it.
             ◀──["wide","deep"]────────
 """
 
+import asyncio
 import json
 import os
-import pickle
 import resource
 import select
 import signal
@@ -23,30 +23,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..errors import LogitStoreError
+from .zarr_bytes import MOST_KEYS, MOST_NAMES, ListingFailed, gathered, typed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zarr.abc.store import Store
 
 MEMORY_BYTES: Final = 4 << 30
 """Address space of the child, of which it uses a tenth for a million names."""
-MOST_NAMES: Final = 1 << 20
-"""Names directly under a prefix: more than the seal of any part has shards."""
-MOST_KEYS: Final = 1 << 22
-"""Objects of a whole store."""
 _MOST_BYTES: Final = 512 << 20
 """Bytes of an answer of the child."""
 _PIECE: Final = 1 << 20
 
 
-class ListingFailed(Exception):
-    """A listing that did not end within its limits."""
-
-
 class Lister:
     """A child process that lists the objects of a store; started at the first listing."""
 
-    def __init__(self, store: "Store") -> None:
-        self._store = store
+    def __init__(self, url: str, serve: str) -> None:
+        """url: the store, which the child opens itself. serve: "module:function" of the child, which calls `serve`."""
+        self._url, self._serve = url, serve
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -71,7 +67,8 @@ class Lister:
         import logitstore
 
         # -P: a module of the working directory is not imported.
-        code = f"from {__name__} import serve; serve()"
+        module, _, function = self._serve.partition(":")
+        code = f"from {module} import {function}; {function}()"
         folder = os.path.dirname(os.path.dirname(os.path.abspath(logitstore.__file__)))
         paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._child = child = subprocess.Popen(
@@ -83,8 +80,7 @@ class Lister:
         )
         weakref.finalize(self, _end, child)
         assert child.stdin is not None
-        data = pickle.dumps(self._store)
-        child.stdin.write(len(data).to_bytes(8, "little") + data)
+        child.stdin.write(json.dumps(self._url).encode() + b"\n")
         child.stdin.flush()
         return child
 
@@ -133,13 +129,13 @@ def _read(child: "subprocess.Popen[bytes]", length: int, deadline: float, second
 # The child
 
 
-def serve() -> None:
-    """Answer the requests of the parent, one after another, until it ends: the child."""
+def serve(open_store: "Callable[[str], Store]") -> None:
+    """Answer the requests of the parent, one after another, until it ends: the child. open_store: opens its URL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    store = pickle.loads(requests.read(int.from_bytes(requests.read(8), "little")))
+    store = open_store(json.loads(requests.readline()))
     for line in requests:
         data = json.dumps(_listed(store, *json.loads(line))).encode()
         answers.write(len(data).to_bytes(8, "little") + data)
@@ -153,10 +149,6 @@ def _limit_memory() -> None:
 
 
 def _listed(store: "Store", what: str, prefix: str, where: str) -> dict[str, Any]:
-    import asyncio
-
-    from .zarr_bytes import gathered, typed
-
     most = MOST_NAMES if what == "names" else MOST_KEYS
     try:
         return {"names": asyncio.run(gathered(store, what, prefix, most))}

@@ -18,18 +18,15 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, StorageRefused, UnsafeFileSystem, UntrustedStoreError, WrongStore
+from ..errors import ConfigError, UnsafeFileSystem, UntrustedStoreError, WrongStore
 from ..format.constants import MAX_JSON_BYTES, STAGING
-from ..format.documents import shorten
-from .place import Place, check_size, components
+from .place import Place, check_size, components, split_url
 from .posix import (
     DIRECTORY,
-    check_writable,
     close_quietly,
     expecting_folders,
     is_missing,
@@ -70,16 +67,6 @@ def local_path(location: Any) -> Path:
         remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
-
-
-def split_url(text: str) -> SplitResult:
-    """Split a URL or a path. Raises ConfigError for a URL without a meaning."""
-    try:
-        return urlsplit(text)
-    except ValueError as error:
-        raise ConfigError(
-            shorten(text), expected="a path or a URL", found=str(error), remedy="correct the URL"
-        ) from None
 
 
 def writable(place: Place) -> "Folder":
@@ -143,6 +130,11 @@ class Folder(Place):
 
     def __repr__(self) -> str:
         return f"Folder({str(self.path)!r})"
+
+    @property
+    def top(self) -> Path:
+        """The absolute path of the store."""
+        return self._top
 
     def sub(self, name: str) -> "Folder":
         return Folder(self._top, (*self._inside, *components(name, self.path)), self._held)
@@ -350,25 +342,6 @@ class Folder(Place):
                 keys += ["/".join(within)] if within else []
         return sorted(keys)
 
-    def check_writable(self) -> None:
-        """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
-
-        Raises StorageRefused, StorageFull, StorageError.
-        """
-        check_writable(self._top, self.path)
-        for name in self.names():
-            refused = False
-            no_folder = contextlib.suppress(FileNotFoundError, NotADirectoryError, UntrustedStoreError)
-            with no_folder, typed_errors(self.path / name), self.directory([name]) as directory:
-                refused = not os.access(".", os.W_OK | os.X_OK, dir_fd=directory)
-            if refused:
-                raise StorageRefused(
-                    str(self.path / name),
-                    expected="a folder that can be written to",
-                    found="one that cannot",
-                    remedy="check its permissions, or name another place",
-                )
-
     def free_bytes(self) -> int:
         """Return the bytes that are free on the disk where the folder is, or will be."""
         current = self._top
@@ -440,20 +413,6 @@ class Folder(Place):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
             os.fsync(directory)
-
-    def file_on_the_way(self, key: str) -> str | None:
-        """Return the key of a plain file in the place of a folder on the way to `key`; None if there is none."""
-        within = components(key, self.path)[:-1]
-        for depth in range(len(within) + 1):
-            with typed_errors(self.path / key):
-                try:
-                    with self.directory(within[:depth]):
-                        pass
-                except FileNotFoundError:
-                    break
-                except NotADirectoryError:
-                    return "/".join(within[:depth]) or None
-        return None
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""

@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Protocol, runtime_checkable
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LimitExceeded, UntrustedStoreError
+from ..errors import ConfigError, LimitExceeded, UntrustedStoreError
 from ..format.constants import MAX_JSON_BYTES
+from ..format.documents import shorten
 
 
 @runtime_checkable
@@ -55,6 +57,16 @@ class Place(Protocol):
 
     def files(self) -> list[str]:
         """Return the keys of all files below the folder, sorted."""
+
+
+def split_url(text: str) -> SplitResult:
+    """Split a URL or a path. Raises ConfigError for a URL without a meaning."""
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(
+            shorten(text), expected="a path or a URL", found=str(error), remedy="correct the URL"
+        ) from None
 
 
 def check_size(size: int, most: int, where: PurePath) -> None:

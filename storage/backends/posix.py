@@ -12,9 +12,9 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path, PurePath
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,7 +210,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def _temporary(path: Path) -> Iterator[tuple[Path, BufferedWriter]]:
     """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
-from .local import Folder, local_path, split_url
-from .place import Place, check_size, components
-from .zarr_bytes import ZarrBytes
+from .listing import Lister, serve
+from .local import Folder, local_path
+from .place import Place, check_size, components, split_url
+from .zarr_bytes import ZarrBytes, is_cloud
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -192,7 +193,13 @@ def open_url(url: str) -> ZarrBytes:
             found=" ".join(str(error).split())[:200],
             remedy="check the URL and the environment, or pass a store of Zarr's, such as ObjectStore",
         ) from error
-    return ZarrBytes(store, name, None if parts.scheme == "memory" else (open_url, name))
+    apart = Lister(name, f"{__name__}:serve_listings").ask if is_cloud(store) else None
+    return ZarrBytes(store, name, None if parts.scheme == "memory" else (open_url, name), apart)
+
+
+def serve_listings() -> None:
+    """List the objects under a URL for a parent process: the child of `listing`."""
+    serve(lambda url: _open_store(split_url(url).scheme, url))
 
 
 def _open_store(scheme: str, url: str) -> "Store":

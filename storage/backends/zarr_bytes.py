@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
-from .listing import MOST_KEYS, MOST_NAMES, Lister, ListingFailed
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S: Final = 600.0
 """Seconds to wait for one answer, however much of it has come; the libraries below give up, after retries, far earlier."""
+MOST_NAMES: Final = 1 << 20
+"""Names directly under a prefix: more than the seal of any part has shards."""
+MOST_KEYS: Final = 1 << 22
+"""Objects of a whole store."""
 _PIECE: Final = 1 << 20
 """Bytes of an answer that obstore gathers before it hands them over."""
 _MAX_SIZES: Final = 1 << 16
@@ -38,13 +41,27 @@ class _RangeIgnored(Exception):
     """An answer that is longer than the range that was requested."""
 
 
+class ListingFailed(Exception):
+    """A listing that did not end within its limits."""
+
+
+ListApart = Callable[[str, str, str, float], list[str]]
+"""Lists in another process: (`names` or `keys`, prefix, place in messages, seconds) -> names."""
+
+
 class ZarrBytes:
     """The objects of a Zarr store, to be read by any number of threads; shared by the folders of one store."""
 
     def __init__(
-        self, store: "Store", name: str, reopen: "tuple[Callable[[str], ZarrBytes], str] | None" = None
+        self,
+        store: "Store",
+        name: str,
+        reopen: "tuple[Callable[[str], ZarrBytes], str] | None" = None,
+        list_apart: ListApart | None = None,
     ) -> None:
         """name: the store in messages. reopen: how another process opens it; if None, from a copy of `store`.
+
+        list_apart: lists its objects in place of `store`, within limits.
 
         Raises ConfigError in a process that was forked from one that used obstore.
         """
@@ -57,7 +74,7 @@ class ZarrBytes:
         self._uses_obstore = kind.__name__ == "ObjectStore" and kind.__module__.startswith("zarr.")
         self.can_list = bool(store.supports_listing) and not _is_web_server(store)
         """Whether it lists its objects. Web servers do not, in any reliable way."""
-        self._lister = Lister(store) if self._uses_obstore and _is_cloud(store) else None
+        self._list_apart = list_apart
         self._check_process()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -181,8 +198,8 @@ class ZarrBytes:
         return sorted(await self._listed("keys", "", where, MOST_KEYS))
 
     async def _listed(self, what: str, prefix: str, where: str, most: int) -> list[str]:
-        if self._lister is not None:
-            return await asyncio.to_thread(self._lister.ask, what, prefix, where, _TIMEOUT_S)
+        if self._list_apart is not None:
+            return await asyncio.to_thread(self._list_apart, what, prefix, where, _TIMEOUT_S)
         try:
             return await gathered(self._store, what, prefix, most)
         except Exception as error:
@@ -237,7 +254,7 @@ def _is_web_server(store: "Store") -> bool:
     return is_obstores or bool(_protocols(store) & {"http", "https"})
 
 
-def _is_cloud(store: "Store") -> bool:
+def is_cloud(store: "Store") -> bool:
     """Return whether an `ObjectStore` lists by asking a server."""
     return type(getattr(store, "store", None)).__name__ in ("S3Store", "GCSStore", "AzureStore")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..backends.lease import Lease
 from ..backends.local import Folder
+from ..backends.obstacles import file_on_the_way
 from ..errors import LogitStoreError, StorageError
 from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
 from ..format.shard import REMAKE
@@ -161,7 +162,7 @@ class _Cures:
     def _change(self, fault: Fault) -> None:
         folder, cure, done = self._folder(fault.part), fault.cure, self._done
         prefix = f"{fault.part}/" if fault.part else ""
-        if (in_the_way := folder.file_on_the_way(fault.key)) is not None:
+        if (in_the_way := file_on_the_way(folder, fault.key)) is not None:
             self._remove(folder, prefix, in_the_way)
         if isinstance(cure, Rebuild):
             done.rebuilt.append(prefix + fault.key)

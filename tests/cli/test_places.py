@@ -18,6 +18,7 @@ from logitstore.cli.main import cli
 from logitstore.pipeline.run import run
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import Folder
+from logitstore.storage.backends.obstacles import check_folder
 from logitstore.storage.backends.posix import check_writable
 from logitstore.storage.errors import LogitStoreError, StorageError, StorageFull, StorageRefused
 from logitstore.storage.integrity.repair import repair
@@ -96,12 +97,12 @@ def test_a_look_ahead_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_store_that_is_not_written_may_be_read_only(place: Path) -> None:
     """The look ahead of a stage that writes a part finds its folder."""
     folder = Folder(place / "s")
-    folder.check_writable()
+    check_folder(folder)
     with (
         mock.patch("os.access", return_value=False),
         pytest.raises(StorageRefused, match="can be written to"),
     ):
-        folder.check_writable()
+        check_folder(folder)
     assert open_store(place / "s").num_rows == 9
 
 
@@ -147,6 +148,6 @@ def test_a_folder_that_vanishes_in_the_middle_of_a_call_is_one_too(place: Path) 
         pytest.raises(StorageError, match="samples was removed"),
     ):
         repair(place / "s")
-    with mock.patch("logitstore.cli.commands.verify.verify", side_effect=gone):
+    with mock.patch("logitstore.storage.integrity.verify.verify", side_effect=gone):
         result = call("verify", place / "s")
     assert result.exit_code == 75 and "samples: expected a path that stays" in result.stderr

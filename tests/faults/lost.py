@@ -26,7 +26,7 @@ _VOUCHING: Final = (*_COPIED, "__logitstore__/seal.bin")
 """Files from which others follow: where one is lost, another may be beyond repair."""
 CONTROLS: Final[dict[str, tuple[str, Any, str, str]]] = {
     "a file in the way": (
-        "backends.local.Folder.file_on_the_way",
+        "integrity.repair.file_on_the_way",
         lambda *_: None,
         "teachers/wide/logits",
         "a file in its place",

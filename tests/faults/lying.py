@@ -206,7 +206,7 @@ class Liar:
 @contextlib.contextmanager
 def _without(guard: str) -> Iterator[None]:
     """Take a guard of the product out."""
-    from logitstore.storage.backends import zarr_bytes
+    from logitstore.storage.backends import remote, zarr_bytes
 
     async def as_obstore_reads(store: Any, key: str, offset: int, length: int) -> memoryview:
         import obstore
@@ -216,10 +216,11 @@ def _without(guard: str) -> Iterator[None]:
 
     patches: dict[str, Any] = {
         "bytes of a range": ("_stream", as_obstore_reads),
-        "process of listings": ("_is_cloud", lambda store: False),
+        "process of listings": ("is_cloud", lambda store: False),
         "time of an answer": ("_TIMEOUT_S", 60.0),
     }
-    with mock.patch.object(zarr_bytes, *patches[guard]) if guard else contextlib.nullcontext():
+    module = remote if guard == "process of listings" else zarr_bytes
+    with mock.patch.object(module, *patches[guard]) if guard else contextlib.nullcontext():
         yield
 
 

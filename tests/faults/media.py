@@ -98,8 +98,8 @@ def write(path: Path, log: Path, may: bool) -> int:
     wrong = []
     if may and status:
         wrong.append(f"a writer left with {status}: {lines}")
-    if not may and (status != 75 or len(lines) != 1 or str(path) not in lines[0]):
-        wrong.append(f"expected one line and exit code 75, found {status} and {lines}")
+    if not may and (status != 65 or len(lines) != 1 or str(path) not in lines[0]):
+        wrong.append(f"expected one line and exit code 65, found {status} and {lines}")
     log.write_text("\n".join(wrong))
     return 1 if wrong else 0
 
