@@ -113,12 +113,21 @@ class Folder(Place):
 
     can_list = True
 
-    def __init__(self, path: Path, inside: Sequence[str] = (), held: "Held | None" = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        inside: Sequence[str] = (),
+        held: "Held | None" = None,
+        *,
+        top: Path | None = None,
+    ) -> None:
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store.
 
-        held: this folder or one above it, held open, from which is walked instead of from the path.
+        held: this folder or one above it, held open, from which is walked instead of from the path. top: the store's
+        absolute path; by default `path` as it leads from the working folder of now, which a program may change later.
         """
-        self._top = path
+        self._named = path
+        self._top = path.absolute() if top is None else top
         self._inside = tuple(inside)
         self._held = held
         self.path: PurePath = path.joinpath(*inside)
@@ -129,7 +138,7 @@ class Folder(Place):
         return f"Folder({str(self.path)!r})"
 
     def sub(self, name: str) -> "Folder":
-        return Folder(self._top, (*self._inside, *components(name, self.path)), self._held)
+        return Folder(self._named, (*self._inside, *components(name, self.path)), self._held, top=self._top)
 
     def hold(self, *, make: bool = False) -> "Folder":
         """Return this very folder, held open: it stays the same one, whatever becomes of its path.
@@ -137,7 +146,8 @@ class Folder(Place):
         make: make it if it is missing. Raises StorageError if it is missing.
         """
         with expecting_folders(self.path), self.directory(make=make) as handle:
-            return Folder(self._top, self._inside, Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside))
+            held = Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside)
+            return Folder(self._named, self._inside, held, top=self._top)
 
     @property
     def is_held(self) -> bool:
@@ -161,7 +171,7 @@ class Folder(Place):
             except (FileNotFoundError, NotADirectoryError):
                 found = "no folder"
         raise WrongStore(
-            str(self._top.joinpath(*self._held.inside)),
+            str(self._named.joinpath(*self._held.inside)),
             expected="the folder that this writer opened",
             found=f"{found}: it was moved, or deleted and begun anew",
             remedy="run the command again, with the path of the store that is to be written; nothing was written there",
@@ -220,7 +230,7 @@ class Folder(Place):
             mode = mode_of(walked[-1], handle)
             if stat.S_ISREG(mode):
                 raise
-            raise _untrusted(self._top.joinpath(*walked), kind_of(mode)) from None
+            raise _untrusted(self._named.joinpath(*walked), kind_of(mode)) from None
 
     def _make_top(self) -> None:
         """Make the folder that the user named, and its parents, durable; once."""
