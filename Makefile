@@ -54,7 +54,7 @@ PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadgroup --durations 15
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(DEPENDENCIES): pyproject.toml $(CONSTRAINTS)
 	@if [ -z "$(PYTHON)" ]; then \

@@ -5,7 +5,7 @@
 | an error of the library | its one line | its `exit_code`: 64, 65, 70 or 75 |
 | a wrong command line | one line that names the command's help | 64 |
 | a full disk, a failing one, or too little memory | one line | 75 |
-| a path without permission, on a read-only disk, or too long | one line | 65 |
+| a path without permission, on a read-only disk, too long, or gone | one line | 65 |
 | Ctrl-C | one line | 130 |
 | SIGTERM or SIGHUP | one line | 143 or 129 |
 | a stdout or stderr that its reader closed | nothing | 141, as after SIGPIPE |

@@ -138,8 +138,19 @@ def check_alone(context: click.Context) -> None:
     )
 
 
+def open_streams() -> None:
+    """Open streams that the caller closed, so that no file of a store gets their numbers; their text is discarded."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+
+
 def main() -> None:
     """Run the `logitstore` script."""
+    open_streams()
     # Threads that spin while they wait take the core that others need: on two cores, one of them busy, small
     # networks train fifty times slower. OpenMP reads this when torch is imported; a user's own value stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store
-from ..storage.backends.posix import remove_leftovers
+from ..storage.backends.posix import check_writable, remove_leftovers
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
@@ -144,6 +144,8 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     _tidy(work)
     if not todo:
         return _report(work, todo, examples)
+    work.check_writable(store=bool(todo.cache or todo.cluster or todo.specialists))
+    check_writable(work.scores.parent)
     _check_ahead(work, todo)
     specialists, students = todo.specialists, todo.students
     if todo.cache:

@@ -23,7 +23,7 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
-from .datasets.class_names import names_of
+from .datasets.class_names import as_ids, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -110,7 +110,7 @@ class Examples:
             )
             if getattr(self.dataset, "is_numbered", False):
                 source = f"classes from 0 to {names[-1]}, the largest label"
-                remedy = "remove num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
+                remedy = "remove num_classes, set first_label = 1 in args for labels that count from 1, or give the data set class_names"
             raise ConfigError(
                 f"{where}.num_classes",
                 expected=f"{len(names)}, the number of {source}",
@@ -135,7 +135,7 @@ class Examples:
     def ids(self) -> Sequence[str] | None:
         """Name of each example; None if the set has none."""
         ids = getattr(self.dataset, "ids", None)
-        return None if ids is None else list(map(str, ids))
+        return None if ids is None else as_ids(ids, len(self), f"{self.where}: ids")
 
     @cached_property
     def fingerprint(self) -> str | None:

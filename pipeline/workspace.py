@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store, open_store
 from ..storage.backends.local import Folder
+from ..storage.backends.posix import check_writable
 from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
 from ..storage.format.metadata import RootAttributes
@@ -96,6 +97,15 @@ class Workspace:
             tables |= {f"{name}[{i}]": one for i, one in enumerate(table)} if several else {name: table}
         libraries = {"python": sys.version_info[:2], "numpy": np.__version__, "torch": torch.__version__}
         self.ranks.agree({**tables, **libraries, "device": self.choose_device().type, **found})
+
+    def check_writable(self, *, store: bool) -> None:
+        """Refuse places that cannot be written to, before a network is run for them. Raises StorageError.
+
+        store: whether the store is written to, beside the models.
+        """
+        if store:
+            Folder(self.path).check_writable()
+        check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":
         """Return the device of this rank. Raises ConfigError for one that this machine does not have."""

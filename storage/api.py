@@ -200,6 +200,10 @@ class Store:
         """Read the log again, which shows parts that other processes have sealed."""
         self._root.refresh()
 
+    def check_writable(self) -> None:
+        """Refuse a store that cannot be written to, before work is done for it. Raises ConfigError, StorageError."""
+        writable(self._root.folder).check_writable()
+
     def tidy_up(self) -> None:
         """Delete the locks and temporary files of killed writers."""
         self._root.tidy_up()

@@ -54,7 +54,7 @@ def warn_of_absent_classes(
         return
     if absent[0] == 0 and int(there.min()) == 1:
         remedy = (
-            "subtract 1 from them, or give the set its class names" if is_numbered else "subtract 1 from them"
+            "set first_label = 1 in args, or subtract 1 from them" if is_numbered else "subtract 1 from them"
         )
         log.warning(
             "transfer_set: no row of class 0: the labels run from 1 to %d, and labels count from 0; if yours count from 1, %s",

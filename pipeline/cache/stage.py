@@ -90,6 +90,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if ranks.is_first:
         for member in work.experiment.teacher_members():
             work.models.tidy("teachers", member.name)
+        if missing:
+            work.check_writable(store=True)
         warn_of_set(rows)
         _warn_of_space(work, missing)
         for member in missing:

@@ -18,7 +18,7 @@ from ..experiment.training import TeacherTrain
 from ..factories import build, build_augmentation, expect_module
 from ..models.alone import alone
 from ..models.build import build_model
-from ..models.class_names import check_class_order
+from ..models.class_names import check_class_order, module_class_names
 from ..models.networks import count_parameters
 from ..models.records import Record, check_loaded
 from ..models.sources import source_digests, unchanged
@@ -84,9 +84,8 @@ def load_teacher(work: Workspace, member: TeacherMember, weights: str | None = N
         loaded = load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
     check_loaded(f"teacher {member.name!r}", weights, loaded)
     if member.teacher.check_class_names:
-        names = getattr(module, "class_names", None)
-        if isinstance(names, (list, tuple)) and names:
-            check_class_order([str(n) for n in names], work.rows.class_names, f"teacher {member.name!r}")
+        names = module_class_names(module, work.rows.num_classes)
+        check_class_order(names, work.rows.class_names, f"teacher {member.name!r}")
     return place(module, work.choose_device()).eval()
 
 

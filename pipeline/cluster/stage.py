@@ -43,6 +43,7 @@ def cluster_store(
     softened = softened_outputs(store, cluster.shares, cluster.temperature)
     dimensions = check_cluster(cluster, store.num_classes)
     if needs_clustering(store, cluster):
+        store.check_writable()
         how: dict[str, Any] = {
             "scheduler": scheduler,
             "memory": int(cluster.memory * GIB),

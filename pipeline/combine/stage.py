@@ -48,6 +48,8 @@ def combine(store: Store, *, progress: Progress = silent, **settings: Any) -> Co
     settings, errors: as of `plan_combination`. Captures are combined at temperature 1.
     """
     plan = plan_combination(store, **settings)
+    if not plan.done:
+        store.check_writable()
     active = Counter[int]() if plan.done else _write(store, plan, progress)
     names = tuple(one.name for one in plan.specialists)
     return CombineReport(

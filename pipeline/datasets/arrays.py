@@ -158,6 +158,7 @@ def arrays(
     labels: str = "labels",
     class_names: str = "class_names",
     *,
+    first_label: int = 0,
     subset: str | None = None,
     omit_classes: Sequence[int | str] = (),
     fraction: float = 1.0,
@@ -166,7 +167,8 @@ def arrays(
     """Read a set from an `.npz` file, as `numpy.savez` writes it.
 
     inputs, labels, class_names: names of the arrays in the file; `labels=""` for a set without labels. The array of
-    class names is optional. float64 inputs, NumPy's default, become float32. Further arguments: `datasets.selection`.
+    class names is optional. float64 inputs, NumPy's default, become float32.
+    first_label: label of class 0, 1 for labels that count from 1. Further arguments: `datasets.selection`.
     Raises BadDataError if the file or an array is missing or has wrong values.
     """
     where = str(file)
@@ -194,9 +196,32 @@ def arrays(
         )
     names = as_names(held[class_names], f"{where}: {class_names}") if class_names in held else None
     dataset = ArrayDataset(
-        _as_float32(held[inputs], where), held[labels] if labels else None, names, where=where
+        _as_float32(held[inputs], where),
+        from_zero(held[labels], first_label, where) if labels else None,
+        names,
+        where=where,
     )
     return dataset.selected(omit_classes=omit_classes, fraction=fraction, seed=seed, subset=subset)
+
+
+def from_zero(labels: Shaped[np.ndarray, "..."], first_label: int, where: str) -> Shaped[np.ndarray, "..."]:
+    """Return labels that count from 0 instead of `first_label`; -1 stays -1. Raises BadDataError for smaller labels.
+
+    >>> from_zero(np.array([1, 3, -1]), 1, "set").tolist()
+    [0, 2, -1]
+    """
+    if first_label == 0 or not np.issubdtype(labels.dtype, np.integer):
+        return labels  # other dtypes are refused with the set
+    wide = labels.astype(np.int64)
+    below = np.flatnonzero((wide < first_label) & (wide != -1))
+    if len(below):
+        raise BadDataError(
+            f"{where}, example {below[0]}",
+            expected=f"labels from first_label = {first_label}, or -1",
+            found=str(labels.flat[below[0]]),
+            remedy="correct first_label",
+        )
+    return np.where(wide == -1, -1, wide - first_label)
 
 
 def require_file(path: Path, expected: str) -> None:

@@ -64,6 +64,30 @@ def as_names(given: Any, where: str) -> list[str]:
     return names
 
 
+def as_ids(given: Any, rows: int, where: str) -> list[str]:
+    """Return the names of the rows as texts. Raises BadDataError for another number of them, and for no UTF-8."""
+    try:
+        ids = [one.decode() if isinstance(one, bytes) else str(one) for one in given]
+        "".join(ids).encode()
+    except (TypeError, UnicodeError) as error:
+        found = (
+            ascii(error.object)[:60]
+            if isinstance(error, UnicodeEncodeError | UnicodeDecodeError)
+            else f"a {type(given).__name__}"
+        )
+        raise BadDataError(
+            where, expected="texts in UTF-8, one a row", found=found, remedy="correct ids of the data set"
+        ) from None
+    if isinstance(given, str | bytes) or len(ids) != rows:
+        raise BadDataError(
+            where,
+            expected=f"{rows} ids, one a row",
+            found=f"a {type(given).__name__} of {len(ids)}",
+            remedy="correct ids of the data set",
+        )
+    return ids
+
+
 def all_texts(values: Sequence[Any]) -> bool:
     """Return whether all values are texts, and there is one."""
     return bool(values) and all(isinstance(value, str) for value in values)

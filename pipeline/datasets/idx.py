@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ...storage.errors import BadDataError
-from .arrays import ArrayDataset, require_file
+from .arrays import ArrayDataset, from_zero, require_file
 
 _GZIP = b"\x1f\x8b"
 _UINT8 = 0x08
@@ -35,6 +35,7 @@ def idx(
     images: Path,
     labels: Path | None = None,
     *,
+    first_label: int = 0,
     subset: str | None = None,
     omit_classes: Sequence[int | str] = (),
     fraction: float = 1.0,
@@ -43,6 +44,7 @@ def idx(
     """Read a set in the format of MNIST: inputs (rows, height, width) uint8, labels where a file is given.
 
     images, labels: IDX files, gzipped or not. Classes are "0" … up to the largest label in the file.
+    first_label: label of class 0, 1 for labels that count from 1, as EMNIST's letters do.
     Further arguments: `datasets.selection`.
     Raises BadDataError if a file is missing or damaged, or if the two files hold different numbers of examples.
     """
@@ -55,6 +57,8 @@ def idx(
             found=f"{len(targets)}",
             remedy="name the labels that belong to these images",
         )
+    if targets is not None:
+        targets = from_zero(targets, first_label, str(labels))
     dataset = ArrayDataset(inputs, targets, where=str(images))
     return dataset.selected(omit_classes=omit_classes, fraction=fraction, seed=seed, subset=subset)
 

@@ -27,35 +27,23 @@ log = logging.getLogger(__name__)
 MAX_BYTES: Final = 1 << 28
 """Maximum size of an encoded image, 256 MiB: no file or zip entry fills the memory."""
 _NO_IMAGES: Final = frozenset(
-    [
-        ".cfg",
+    {
         ".csv",
         ".db",
-        ".htm",
         ".html",
         ".ini",
         ".json",
         ".jsonl",
         ".log",
-        ".mat",
         ".md",
-        ".npz",
-        ".parquet",
-        ".pdf",
-        ".py",
-        ".rst",
-        ".sh",
         ".toml",
         ".tsv",
         ".txt",
-        ".url",
         ".xml",
         ".yaml",
-        ".yml",
-        ".zip",
-    ]
+    }
 )
-"""Suffixes of files that lie beside images and are none: left out with an information, not a warning."""
+"""Suffixes of texts that lie beside images: they are left out with an information, not a warning."""
 _DRIVE: Final = re.compile(r"[A-Za-z]:/")
 _UTF8_NAME: Final = 0x800
 """Flag of a zip entry whose name is UTF-8; other names are in code page 437."""

@@ -9,6 +9,7 @@
 The labels are the store's. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -25,6 +26,7 @@ from ..runtime.dask_tasks import every_block, over_blocks
 from .coverage import Conditional, Coverage, conditional, coverage, covers_of, special_classes
 from .metrics import Accumulator, Metrics
 
+log = logging.getLogger(__name__)
 _AT_A_TIME: Final = 1 << 20
 """Logits that are converted to float64 probabilities at a time."""
 
@@ -192,6 +194,14 @@ def evaluate_captures(
     for an unknown name.
     """
     names = scored_captures(store) if captures is None else list(captures)
+    for name, capture in store.teachers.items() if captures is None else ():
+        if not (capture.has_all_classes or capture.is_specialist):
+            log.warning(
+                "%s: teachers/%s is not scored: of the store it has %s alone",
+                store.path,
+                name,
+                capture.columns_found,
+            )
     for comparison in compare:
         names += [name for name in (comparison.generalist, comparison.combined) if name not in names]
     labels = _labels(store, rows)

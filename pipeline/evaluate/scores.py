@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...storage.backends.posix import read_file, replace_file
+from ...storage.backends.posix import read_plain, replace_file
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
@@ -216,7 +216,7 @@ class Scores:
         """The file."""
         self._scores: dict[str, Score | ErrorsInside] = {}
         try:
-            content = json.loads(read_file(path))
+            content = json.loads(read_plain(path))
             entries = content.items()
         except FileNotFoundError:
             return

@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
+from ...storage.format.constants import MAX_PARTS
 from ..factories import suggest
 from ..local_code import local_source
-from .reading import read_text, syntax_error
+from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
     Cache,
@@ -128,6 +129,12 @@ class Experiment(Table):
             expected, remedy = "cluster.teacher or specialists.generalist", "add specialists.generalist"
             raise problem(expected, "no such key", remedy, "specialists.generalist")
         self._check_view(table.views, "specialists.views")
+        most = len(table.sets) if table.sets != "all" else self.cluster.clusters if self.cluster else 0
+        if most > MAX_PARTS:
+            expected = f"at most {MAX_PARTS:,} specialists, the captures of a store"
+            raise problem(
+                expected, f"{most:,}", "lower cluster.clusters, or list fewer sets", "specialists.sets"
+            )
         known = self.cluster.clusters if self.cluster is not None and own == self.clustering_name else None
         numbers = range(known or 0) if table.sets == "all" else table.sets
         if known is not None and max(numbers) >= known:
@@ -230,7 +237,7 @@ def load_experiment(path: str | Path) -> Experiment:
     where = str(path)
     try:
         text = read_text(path)
-        document = tomllib.loads(text)
+        document = parse_toml(text, where)
     except OSError as error:
         raise ConfigError(
             where,

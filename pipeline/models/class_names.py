@@ -6,7 +6,7 @@ learns nonsense. Class names are therefore compared before a model is built. The
     `id2label` in config.json of a Hugging Face model,
     "class_names", a JSON list, in the metadata of a safetensors file,
     the extra file "class_names.json" of a TorchScript or `torch.export` file,
-    the attribute `class_names` of the module itself.
+    the attribute `class_names` of the module itself, or, as transformers' models have it, `config.id2label`.
 
 Generic names (LABEL_0, LABEL_1, …) are not compared. Case is ignored, and "_" equals a blank. A letter with its accent is
 one, however Unicode spells it.
@@ -17,7 +17,8 @@ import logging
 import re
 import unicodedata
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def stated_class_names(path: Path) -> list[str] | None:
     return _check_names(names, path, "class names, a JSON list of strings", text)
 
 
+def module_class_names(module: Any, num_classes: int) -> list[str] | None:
+    """Return the class names that a module has; None without any.
+
+    `id2label` counts if it has as many classes as the logits: that of another head stays in a config.
+    """
+    names = getattr(module, "class_names", None)
+    if names is None:
+        labels = getattr(getattr(module, "config", None), "id2label", None)
+        if isinstance(labels, Mapping) and set(labels) == set(range(num_classes)):
+            names = [labels[number] for number in range(num_classes)]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return None
+    return [str(name) for name in names] or None
+
+
 def check_class_order(names: Sequence[str] | None, wanted: Sequence[str] | None, where: str) -> None:
     """Refuse a model whose classes differ from those of the transfer set, in name or order.
 
@@ -70,7 +86,7 @@ def check_class_order(names: Sequence[str] | None, wanted: Sequence[str] | None,
     if wanted is None:
         log.info("%s: class names not compared: the transfer set has none", where)
         return
-    ours, theirs = _plain(wanted), _plain(names)
+    ours, theirs = _plain(wanted, names)
     if by_number:  # folders by number are sorted as text: "10" comes before "2"
         ours, theirs = ([str(int(name)) for name in some] for some in (wanted, names))
     for index, (own, other) in enumerate(zip(ours, theirs, strict=False)):
@@ -113,12 +129,16 @@ def match_classes(
     >>> match_classes(["cow", "ant"], ["ant", "bee", "cow"], 3, "evaluation_set").tolist()
     [2, 0]
     """
-    if names is None:
-        if wanted is not None and not is_generic(wanted):
+    if not names:
+        if wanted and not is_generic(wanted):
             log.warning("%s: %s", where, _BY_NUMBER)
         return None
-    own, theirs = names, wanted or [str(number) for number in range(num_classes)]
-    plain, known = _plain(own), _plain(theirs)
+    own, theirs = list(names), list(wanted or map(str, range(num_classes)))
+    if own == theirs:
+        return None
+    for names_of_one, whose in ((own, where), (theirs, "transfer_set")):
+        _check_distinct(names_of_one, whose)
+    plain, known = _plain(own, theirs)
     strange = [name for name, one in zip(own, plain, strict=True) if one not in known]
     if not strange:
         class_of = np.array([known.index(one) for one in plain], np.int64)
@@ -141,12 +161,30 @@ def _are_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def _plain(names: Sequence[str]) -> list[str]:
-    """Return names without case and underscores, in one Unicode form; less plain where that would merge two of them."""
-    composed = [unicodedata.normalize("NFC", name) for name in names]
-    plain = [" ".join(name.replace("_", " ").casefold().split()) for name in composed]
-    forms = (plain, composed, list(names))
-    return next((form for form in forms if len(set(form)) == len(set(names))), list(names))
+def _check_distinct(names: Sequence[str], where: str) -> None:
+    """Refuse two classes of one name, which cannot be told apart by it. Raises BadDataError."""
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise BadDataError(
+            f"{where}: class_names",
+            expected="each name once",
+            found=f"{name!r} {count} times",
+            remedy="rename the classes",
+        )
+
+
+def _plain(*lists: Sequence[str]) -> list[list[str]]:
+    """Return lists of names without case and underscores, in one Unicode form.
+
+    All are less plain where that would merge two names of one list: only the form, or nothing, is then unified.
+    """
+    composed = [[unicodedata.normalize("NFC", name) for name in names] for names in lists]
+    plain = [[" ".join(name.replace("_", " ").casefold().split()) for name in names] for names in composed]
+    exact = [list(names) for names in lists]
+    for form in (plain, composed):
+        if all(len(set(some)) == len(set(names)) for some, names in zip(form, exact, strict=True)):
+            return form
+    return exact
 
 
 def _of_hugging_face(config: Path) -> list[str] | None:

@@ -40,7 +40,7 @@ class ImageClassifier(nn.Module):
     def __init__(
         self, model: nn.Module, channels: int, preprocessing: PixelValues | LogitStoreError, where: str
     ) -> None:
-        """preprocessing: of uint8 pixels; or the error to raise for them, if the folder states none that can be obeyed."""
+        """Keep the preprocessing of uint8 pixels, or the error to raise for them if the folder states none."""
         super().__init__()
         self.model, self.channels, self.where = model, channels, where
         self.preprocessing = preprocessing

@@ -121,13 +121,11 @@ def torchvision_model(
     weights = models.get_model_weights(name)
     published = {one.name: _mean_and_std(one.transforms()) for one in weights}
     _check_tag("torchvision", name, tag, published)
-    if name in ("googlenet", "inception_v3"):
-        more.setdefault(
-            "init_weights", not tag
-        )  # their default, without its warning; weights of a file replace it
-    if tag and name == "googlenet":
+    if name.endswith(("googlenet", "inception_v3")):
+        more.setdefault("init_weights", not tag)  # their default, of which they warn
+    if tag and name.endswith("googlenet"):
         more.setdefault("aux_logits", False)  # torchvision drops its auxiliary heads after loading
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
+    network: Any = models.get_model(name, weights=None, num_classes=num_classes, **more)
     if not published:
         return _with_pixels(network, 3, mean or _IMAGENET_MEAN, std or _IMAGENET_STD)
     chosen = tag or weights.DEFAULT.name

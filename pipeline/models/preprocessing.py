@@ -181,14 +181,14 @@ def _number(settings: Mapping[str, Any], key: str, where: str) -> float:
 
 def _numbers(settings: Mapping[str, Any], key: str, channels: int, where: str) -> list[float]:
     """Return a setting as one number, or as one a channel. Raises BadDataError."""
-    found = settings.get(key)
+    found: Any = settings.get(key)
     listed = (
         list(found) if isinstance(found, Sequence | np.ndarray) and not isinstance(found, str) else [found]
     )
     plain = all(isinstance(one, int | float) and not isinstance(one, bool) for one in listed)
     if not plain or len(listed) not in (1, channels) or (key == "image_std" and 0 in listed):
-        several = "" if channels == 1 else f", or {channels}"
-        raise _refused(where, f"{key} of 1 number{several}", _shown(key, found))
+        many = "" if channels == 1 else f", or {channels}"
+        raise _refused(where, f"{key} of 1 number{many}", _shown(key, found))
     return [float(one) for one in listed]
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...storage.backends.posix import read_file, remove_leftovers, replace_file
+from ...storage.backends.posix import open_plain, read_plain, remove_leftovers, replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
@@ -118,7 +118,7 @@ class Models:
     def _read(self, kind: str, name: str) -> Record | None:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:
-            value = parse_json(read_file(path), str(path))
+            value = parse_json(read_plain(path), str(path))
             return Record(with_stable_names(value["identity"]), value["weights"], value["facts"])
         except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
             return None
@@ -147,7 +147,7 @@ class Models:
 def _identity_of_checkpoint(path: Path) -> Mapping[str, Any] | None:
     """Return the identity in a checkpoint's file; None for one that cannot be read."""
     try:
-        return with_stable_names(parse_json(read_file(path), str(path))["record"]["identity"])
+        return with_stable_names(parse_json(read_plain(path), str(path))["record"]["identity"])
     except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
         return None
 
@@ -164,7 +164,7 @@ def weights_digest(path: Path) -> str:
         key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
         if key in _known:
             return _known[key]
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise BadDataError(

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..experiment.tables import Teacher
 from .sources import CONFIG, PREPROCESSOR, read_json
 
-_SWITCHED: Final = ("googlenet", "inception_v3")
+_SWITCHED: Final = ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
 _HALF: Final = ("efficientnet_v2_l",)
 _LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "do_flip_channel_order": ("MobileViT", "Tvp"),

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...storage.backends.posix import replace_file
+from ...storage.backends.posix import open_plain, replace_file
 from ...storage.errors import BadDataError, ConfigError
 from ..factories import describe_exception
 from .checkpoints import check_state_dict, refused_pickle, renamed
@@ -117,7 +117,7 @@ def _check_header(path: Path) -> None:
             raise ValueError("a header that names a tensor twice")
         return entries
 
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if size > os.fstat(file.fileno()).st_size - 8:
             return  # the library reports it

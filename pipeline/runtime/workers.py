@@ -74,7 +74,7 @@ class Worker:
 
     def gone(self) -> TransientIOError:
         """Return the error of a worker that has ended."""
-        self.process.join(_LOOK_SECONDS)
+        self.process.join(_END_SECONDS)
         code = self.process.exitcode
         by = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         return self._error(f"a worker that was ended {by}")

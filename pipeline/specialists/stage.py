@@ -44,6 +44,8 @@ def make_specialists(
     from .training import train_specialists
 
     todo = find_todo(work) if todo is None else todo
+    if todo and ranks.is_first:
+        work.check_writable(store=table.capture)
     trained = train_specialists(work, todo.train, scheduler=scheduler)
     captured: list[str] = []
     if table.capture:

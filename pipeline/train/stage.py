@@ -43,6 +43,8 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     if work.ranks.is_first:
         for run in runs:
             work.models.tidy("students", run.name)
+        if todo:
+            work.check_writable(store=False)
     work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in todo})
     for run in todo:
         train_student(work, run)

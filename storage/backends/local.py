@@ -18,16 +18,18 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, UnsafeFileSystem, UntrustedStoreError, WrongStore
+from ..errors import ConfigError, StorageRefused, UnsafeFileSystem, UntrustedStoreError, WrongStore
 from ..format.constants import MAX_JSON_BYTES, STAGING
+from ..format.documents import shorten
 from .place import Place, check_size, components
 from .posix import (
     DIRECTORY,
+    check_writable,
     close_quietly,
     expecting_folders,
     is_missing,
@@ -61,13 +63,23 @@ def local_path(location: Any) -> Path:
     if "\0" in text:
         expected, found = "a path without a zero byte", repr(text)[:120]
         raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.scheme == "file" and not parts.netloc:
         return Path(parts.path)
     if "://" in text:
         remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
+
+
+def split_url(text: str) -> SplitResult:
+    """Split a URL or a path. Raises ConfigError for a URL without a meaning."""
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(
+            shorten(text), expected="a path or a URL", found=str(error), remedy="correct the URL"
+        ) from None
 
 
 def writable(place: Place) -> "Folder":
@@ -113,24 +125,19 @@ class Folder(Place):
 
     can_list = True
 
-    def __init__(
-        self,
-        path: Path,
-        inside: Sequence[str] = (),
-        held: "Held | None" = None,
-        *,
-        top: Path | None = None,
-    ) -> None:
+    def __init__(self, path: Path, inside: Sequence[str] = (), held: "Held | None" = None) -> None:
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store.
 
-        held: this folder or one above it, held open, from which is walked instead of from the path. top: the store's
-        absolute path; by default `path` as it leads from the working folder of now, which a program may change later.
+        held: this folder or one above it, held open, from which is walked instead of from the path.
         """
-        self._named = path
-        self._top = path.absolute() if top is None else top
+        named = path
+        # Absolute: another process, or a later working directory, finds the same folder.
+        with contextlib.suppress(FileNotFoundError):  # of a working directory that was removed
+            path = path.absolute()
+        self._top = path
         self._inside = tuple(inside)
         self._held = held
-        self.path: PurePath = path.joinpath(*inside)
+        self.path: PurePath = named.joinpath(*inside)
         self._durable: set[tuple[str, ...]] = set()
         # Directories whose names are known to be durable in the directory above.
 
@@ -138,7 +145,7 @@ class Folder(Place):
         return f"Folder({str(self.path)!r})"
 
     def sub(self, name: str) -> "Folder":
-        return Folder(self._named, (*self._inside, *components(name, self.path)), self._held, top=self._top)
+        return Folder(self._top, (*self._inside, *components(name, self.path)), self._held)
 
     def hold(self, *, make: bool = False) -> "Folder":
         """Return this very folder, held open: it stays the same one, whatever becomes of its path.
@@ -146,8 +153,7 @@ class Folder(Place):
         make: make it if it is missing. Raises StorageError if it is missing.
         """
         with expecting_folders(self.path), self.directory(make=make) as handle:
-            held = Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside)
-            return Folder(self._named, self._inside, held, top=self._top)
+            return Folder(self._top, self._inside, Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside))
 
     @property
     def is_held(self) -> bool:
@@ -171,7 +177,7 @@ class Folder(Place):
             except (FileNotFoundError, NotADirectoryError):
                 found = "no folder"
         raise WrongStore(
-            str(self._named.joinpath(*self._held.inside)),
+            str(self._top.joinpath(*self._held.inside)),
             expected="the folder that this writer opened",
             found=f"{found}: it was moved, or deleted and begun anew",
             remedy="run the command again, with the path of the store that is to be written; nothing was written there",
@@ -230,7 +236,7 @@ class Folder(Place):
             mode = mode_of(walked[-1], handle)
             if stat.S_ISREG(mode):
                 raise
-            raise _untrusted(self._named.joinpath(*walked), kind_of(mode)) from None
+            raise _untrusted(self._top.joinpath(*walked), kind_of(mode)) from None
 
     def _make_top(self) -> None:
         """Make the folder that the user named, and its parents, durable; once."""
@@ -344,10 +350,29 @@ class Folder(Place):
                 keys += ["/".join(within)] if within else []
         return sorted(keys)
 
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+        Raises StorageRefused, StorageFull, StorageError.
+        """
+        check_writable(self._top, self.path)
+        for name in self.names():
+            refused = False
+            no_folder = contextlib.suppress(FileNotFoundError, NotADirectoryError, UntrustedStoreError)
+            with no_folder, typed_errors(self.path / name), self.directory([name]) as directory:
+                refused = not os.access(".", os.W_OK | os.X_OK, dir_fd=directory)
+            if refused:
+                raise StorageRefused(
+                    str(self.path / name),
+                    expected="a folder that can be written to",
+                    found="one that cannot",
+                    remedy="check its permissions, or name another place",
+                )
+
     def free_bytes(self) -> int:
         """Return the bytes that are free on the disk where the folder is, or will be."""
         current = self._top
-        with typed_errors(current):
+        with expecting_folders(self.path):
             while is_missing(current):
                 current = current.parent
             disk = os.statvfs(current)

@@ -12,8 +12,9 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path, PurePath
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +143,57 @@ def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[
         offset += count
 
 
+def check_writable(path: Path, named: PurePath | None = None) -> None:
+    """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+    named: the folder in messages. Raises StorageRefused, StorageFull, StorageError.
+    """
+    with expecting_folders(named or path):
+        current = path.absolute()
+        while is_missing(current):
+            current = current.parent
+        if not current.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(current))
+        handle = _unnamed_file(current)
+        try:
+            os.write(handle, bytes(_PAGE))
+            os.fsync(handle)  # some file systems find out here that they are full
+        finally:
+            close_quietly(handle)
+
+
+def _unnamed_file(folder: Path) -> int:
+    """Open a new file without a name in a folder, or with one that is removed at once."""
+    mode = os.O_WRONLY | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        return os.open(folder, mode | os.O_TMPFILE, 0o600)
+    name = folder / f".logitstore-{secrets.token_hex(8)}"
+    handle = os.open(name, mode | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    os.unlink(name)
+    return handle
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"{kind_of(mode)} in the place of a file", str(path))
+        return open(handle, "rb")
+    except BaseException:
+        close_quietly(handle)
+        raise
+
+
+def read_plain(path: Path) -> bytes:
+    """Return the bytes of a plain file. Raises OSError, for a pipe or a device too, without waiting."""
+    with open_plain(path) as file:
+        return file.read()
+
+
 def close_quietly(handle: int) -> None:
     """Close a descriptor that was not written to: nothing can be lost."""
     with contextlib.suppress(OSError):
@@ -157,24 +209,37 @@ def sync_directory(path: Path) -> None:
         close_quietly(handle)
 
 
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        with temporary.open("xb") as file:
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if is_missing(temporary):
+                    continue  # `remove_leftovers` was faster than the lock
+                yield temporary, file
+                return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file durably, by a rename: readers see the old content or the new one.
 
-    Missing parent folders are made. Raises StorageFull or StorageError, and then keeps the old file.
+    Missing parent folders are made; what killed calls for this file have left is removed. Raises StorageFull or
+    StorageError, and then keeps the old file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                with contextlib.suppress(OSError):  # some file systems have no locks
-                    fcntl.flock(file, fcntl.LOCK_EX)  # for `remove_leftovers`
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        remove_leftovers(path)
+        with _temporary(path) as (temporary, file):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
@@ -195,12 +260,3 @@ def remove_leftovers(path: Path) -> None:
                 with path.with_name(name).open("rb") as file, contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.with_name(name).unlink(missing_ok=True)
-
-
-def read_file(path: Path) -> bytes:
-    """Read a regular file. Raises OSError; for a pipe and the like as well, which would make a reader wait."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", str(path))
-        return file.read()

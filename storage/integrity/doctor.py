@@ -125,14 +125,14 @@ def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
     rounds: races of two processes for a name. Raises ConfigError if the folder does not exist, StorageError if nothing
     can be written there.
     """
-    if not path.is_dir():
-        raise ConfigError(
-            str(path),
-            expected="a folder",
-            found="a file" if path.exists() else "nothing",
-            remedy="name a folder on the disk where the store will be",
-        )
     try:
+        if not path.is_dir():
+            raise ConfigError(
+                str(path),
+                expected="a folder",
+                found="a file" if path.exists() else "nothing",
+                remedy="name a folder on the disk where the store will be",
+            )
         disk = os.statvfs(path)
         findings = Findings(path, mount_of(path), disk.f_bavail * disk.f_frsize)
         with (

@@ -63,12 +63,31 @@ class Repairs:
         return BEYOND if self.beyond else DONE
 
 
+@contextlib.contextmanager
+def _staying(path: Path) -> Iterator[None]:
+    """Wrap the error of a store that vanishes under a repair. Raises StorageError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(
+            str(path),
+            expected="a store that stays in its place",
+            found=f"a store of which {str(error.filename)[:200]} was removed meanwhile",
+            remedy="run the same command again, while nobody moves the store",
+        ) from error
+
+
 def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) -> Repairs:
     """Rebuild the files of a store that follow from others, and remove damaged files that can be made again.
 
     Raises NotAStoreError if the path holds no store, WriterBusy if a writer is at work on a part that is to be changed,
     StorageError if it cannot be written. Run again after that, it resumes.
     """
+    with _staying(path):
+        return _repaired(path, dry_run, progress)
+
+
+def _repaired(path: Path, dry_run: bool, progress: Progress) -> Repairs:
     top = Folder(path)
     if not top.exists(log_key(0)) and not top.exists(ROOT_METADATA):
         open_root(path)  # raises the error that fits

@@ -4,6 +4,7 @@
 values that mean nothing, such as a label that is no class.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -167,6 +168,12 @@ class CaptureReader:
     def has_all_classes(self) -> bool:
         """Whether its columns are the classes of the store, no more and no fewer."""
         return np.array_equal(self.classes, np.arange(self._num_classes))
+
+    @property
+    def is_specialist(self) -> bool:
+        """Whether its provenance says that it is a specialist's, by a head of that kind."""
+        head = self.part.spec.identity.get("head")
+        return isinstance(head, Mapping) and head.get("kind") == "specialist"
 
     @property
     def columns_found(self) -> str:

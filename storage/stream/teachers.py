@@ -7,7 +7,7 @@ columns that each capture has.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def _check_columns(captures: Mapping[str, CaptureReader], num_classes: int, wher
     remedy = "leave it out, or pass columns='own' and take its columns as capture.classes names them"
     of_width: dict[int, CaptureReader] = {}
     for name, capture in captures.items():
-        if not (capture.has_all_classes or _is_specialist(capture)):
+        if not (capture.has_all_classes or capture.is_specialist):
             raise ConfigError(
                 f"{where}: teachers/{name}",
                 expected=f"a capture of all {num_classes} classes of the store, by whose numbers labels count",
@@ -78,15 +78,10 @@ def _teachers(there: Mapping[str, CaptureReader], where: str) -> dict[str, Captu
         identity = capture.part.spec.identity
         origin = identity.get("derived_from")
         is_derived = isinstance(origin, Mapping) and origin.get("capture") in there
-        return not (is_derived or _is_specialist(capture) or isinstance(identity.get("combination"), Mapping))
+        return not (is_derived or capture.is_specialist or isinstance(identity.get("combination"), Mapping))
 
     captures = {name: capture for name, capture in there.items() if is_original(capture)}
     for name in [name for name, capture in captures.items() if not capture.has_all_classes]:
         found = captures.pop(name).columns_found
         log.warning("%s: teachers/%s is not streamed: of the store it has %s alone", where, name, found)
     return captures
-
-
-def _is_specialist(capture: CaptureReader) -> bool:
-    head: Any = capture.part.spec.identity.get("head")
-    return isinstance(head, Mapping) and head.get("kind") == "specialist"

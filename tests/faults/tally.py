@@ -29,6 +29,7 @@ ROWS: Final = {
     "json": "JSON cut at every byte, and mutated",
     "hostile": "hostile stores",
     "clustering": "ready-made hostile clusterings and class names",
+    "lengths": "servers that lie about lengths, or take for ever",
     "checkpoint": "hostile checkpoints and factory strings",
     "weights": "weights exchanged before they are loaded",
     "code": "changed code of networks",

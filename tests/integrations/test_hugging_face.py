@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -84,13 +85,8 @@ def refused(*arguments: Any, **more: Any) -> str:
 
 def test_a_connection_would_be_noticed() -> None:
     """Negative control."""
-    import transformers
-
-    with pytest.raises(Exception) as caught:
-        transformers.AutoConfig.from_pretrained("somebody/some-model")
-    assert "a connection was opened" in str(caught.value) + str(
-        caught.value.__cause__ or caught.value.__context__
-    )
+    with pytest.raises(AssertionError, match="a connection was opened"):
+        socket.create_connection(("127.0.0.1", 9))
 
 
 # One model

@@ -315,8 +315,9 @@ def teacher(name: str, **args: Any) -> Teacher:
 
 def test_the_networks_with_other_numbers_than_before_have_them_in_their_identity() -> None:
     """Those that the first version of the rules built otherwise: all whose default weights are unusual."""
-    for name in models.list_models(models):
-        changed = name in {one for one, tag in UNUSUAL if tag == models.get_model_weights(one).DEFAULT.name}
+    unusual = {one for one, tag in UNUSUAL if tag == models.get_model_weights(one).DEFAULT.name}
+    for name in [*models.list_models(models), *models.list_models(models.quantization)]:
+        changed = name.removeprefix("quantized_") in unusual
         assert loader_rules(teacher(name), None) == ({"rules": 2} if changed else {}), name
 
 

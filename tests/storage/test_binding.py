@@ -168,7 +168,9 @@ def test_a_writer_that_has_written_nothing_is_bound_as_well(
     before = tree(tmp_path)
     with pytest.raises((WrongStore, NotAStoreError)):
         write(zombie, OLD, 1)
-    # A store that was opened before, and begins to write now.
+    # A store that was opened before, and begins to write now: refused before a teacher runs for an hour.
+    with pytest.raises(LogitStoreError):
+        store.capture("u", provenance={})
     with pytest.raises(LogitStoreError) as caught:
         capture(store)
     assert isinstance(caught.value, WrongStore) or not path.exists()
@@ -386,14 +388,15 @@ def test_a_child_that_exits_in_the_middle_of_a_block_leaves_it_to_its_parent(tmp
 # Blocks of others that are there: recovery, sealing, opening, verify
 
 
-def foreign(path: Path, *, spec: str | None = None) -> Path:
-    """Put a block of the other store into a part, as a writer without a binding has left it; return its record.
+def foreign(path: Path, *, spec: str | None = None, inputs: NDArray[np.uint8] = NEW) -> Path:
+    """Put a block of another part into a part, as a writer without a binding has left it; return its record.
 
-    spec: that of its record; None for the part's own.
+    spec: that of its record; None for the part's own. inputs: of its rows; the logits are of another teacher.
     """
     other = path.with_name("other")
-    with capture(begin(other, NEW)) as writer:
-        write(writer, NEW, 1)
+    with capture(begin(other, inputs)) as writer:
+        shown = inputs[8:16]
+        writer.write(range(8, 16), shown @ -WEIGHTS, seen=digest_rows(shown))
     part = path / "teachers/t"
     for key in ("logits/c.0.1.0", "peak/c.0.1", "seen/c.0.1"):
         shutil.copy(other / "teachers/t" / key, part / key)
@@ -418,15 +421,19 @@ def resumed(path: Path) -> None:
     assert stores.tree(path) == stores.tree(whole)
 
 
-@pytest.mark.parametrize("spec", ["a" * 64, None], ids=["of another spec", "of the same spec"])
+@pytest.mark.parametrize(
+    ("spec", "inputs"),
+    [("a" * 64, NEW), (None, NEW), ("a" * 64, OLD)],
+    ids=["of another spec", "of other rows", "of another teacher"],
+)
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_block_of_another_store_is_torn_and_never_adopted(
-    tmp_path: Path, spec: str | None, repaired: bool
+    tmp_path: Path, spec: str | None, inputs: NDArray[np.uint8], repaired: bool
 ) -> None:
     path = tmp_path / "store"
     with capture(begin(path, OLD)) as writer:
         write(writer, OLD, 0)
-    foreign(path, spec=spec)
+    foreign(path, spec=spec, inputs=inputs)
     if repaired:
         repair(path)
     resumed(path)

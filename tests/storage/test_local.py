@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.backends.posix import replace_file
 from logitstore.storage.backends.staged import NewObject
 from logitstore.storage.errors import (
     CommitStateUnknown,
@@ -417,3 +418,51 @@ def test_locations(tmp_path: Path) -> None:
         ConfigError, match=r"^s3://bucket/key: expected a local path, found a s3:// URL; copy the store"
     ):
         local_path("s3://bucket/key")
+
+
+# Files that are replaced
+
+
+def test_a_file_is_replaced_and_the_litter_of_killed_calls_is_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    litter = tmp_path / f".a.json.{'0' * 12}"
+    others = [tmp_path / f".b.json.{'0' * 12}", tmp_path / ".a.json.swp", tmp_path / ".a.json.0123"]
+    for file in (litter, *others):
+        file.write_bytes(b"half")
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+def test_a_file_that_another_process_is_replacing_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    real, calls = os.fsync, [0]
+
+    def fsync(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:  # in the middle of the first call, another one comes
+            replace_file(path, b"theirs")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull, match="expected room for 3 bytes"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -17,8 +17,11 @@ from click.testing import CliRunner
 from support import small_experiment as small
 
 from logitstore.cli.main import cli
+from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.cache.todo import find_todo
 from logitstore.pipeline.experiment.document import load_experiment
 from logitstore.pipeline.run import run
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from logitstore.storage.errors import LogitStoreError, SpecMismatch
 
@@ -184,6 +187,21 @@ def test_a_capture_that_is_begun_is_not_gone_on_with_from_other_source(folder: P
     module.write_text(module.read_text() + "\n# another line\n")
     del sys.modules["faulty"]  # as in another process
     assert "teachers/line: expected source.faulty.py = 'sha256:" in run_without_teachers(folder)
+
+
+def test_nor_is_it_where_the_source_changes_after_it_was_looked_at(folder: Path) -> None:
+    """While other teachers were trained, say: the module is imported when the teacher is loaded."""
+    make_begun(folder)
+    work = Workspace.of_folder(load_experiment(folder / "small.toml"), folder / "out", device="cpu")
+    todo = find_todo(work)
+    before = small.files(folder / "out")
+    module = folder / "faulty.py"
+    module.write_text(module.read_text() + "\n# another line\n")
+    del sys.modules["faulty"]  # as in another process
+    with pytest.raises(SpecMismatch) as caught, mock.patch("os.fsync"):
+        cache(work, todo)
+    assert caught.value.expected.startswith("source.faulty.py = 'sha256:")
+    assert small.files(folder / "out") == before
 
 
 def test_of_a_sealed_capture_a_change_of_the_source_is_said(

@@ -12,11 +12,14 @@ from support.experiments import document, parsed
 from logitstore.pipeline.cache.set_warnings import odd_inputs, warn_of_absent_classes, warn_of_set
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.datasets import ArrayDataset
+from logitstore.pipeline.plan.stage import plan
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.pipeline.workspace import Workspace
-from logitstore.storage.errors import ConfigError
+from logitstore.storage.errors import BadDataError, ConfigError
 
 FROM_ONE = "no row of class 0: the labels run from 1 to 3, and labels count from 0; if yours count from 1, subtract 1 from them"
+
+LETTERS = FROM_ONE.replace("subtract", "set first_label = 1 in args, or subtract")
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -49,14 +52,14 @@ def rows_of(
             [1, 2, 3],
             None,
             {},
-            [FROM_ONE + ", or give the set its class names"],
+            [LETTERS],
         ),
         (
             [1, 3],
             None,
             {},
             [
-                FROM_ONE + ", or give the set its class names",
+                LETTERS,
                 "no row of 1 of 4 classes: 2",
             ],
         ),
@@ -77,6 +80,7 @@ def rows_of(
         ),
         ([0, 1, 2], None, {}, []),
         ([0, 1, -1], None, {}, []),
+        ([1, 2, 3, -1], None, {"first_label": 1}, []),
         ([-1, -1], ["ant", "bee"], {}, []),
     ],
     ids=[
@@ -89,6 +93,7 @@ def rows_of(
         "omitted and subset",
         "whole",
         "unknown",
+        "first label",
         "none",
     ],
 )
@@ -119,7 +124,7 @@ def test_a_stated_number_of_classes_is_compared_with_the_labels(tmp_path: Path) 
         rows_of(tmp_path, [1, 2, 3], table={"num_classes": 3})
     assert str(caught.value) == (
         "transfer_set.num_classes: expected 4, the number of classes from 0 to 3, the largest label, found 3; remove "
-        "num_classes, subtract 1 from labels that count from 1, or give the data set class_names"
+        "num_classes, set first_label = 1 in args for labels that count from 1, or give the data set class_names"
     )
 
 
@@ -178,6 +183,30 @@ def test_labels_of_a_set_of_ones_own_are_looked_at_once_they_are_read(
     assert [text for text in warnings_of(caplog) if "class 0" in text] == [
         f"transfer_set: {FROM_ONE}"
     ] * number
+
+
+def test_stage_one_and_the_plan_warn_before_a_teacher_is_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows_of(tmp_path, [1, 2, 3] * 8)
+    content = document()
+    content["transfer_set"] = {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "set.npz"}}
+    # A file of weights that is none: both end with an error after the warning.
+    weights = {"weights": "absent.safetensors", "train": None}
+    (tmp_path / "absent.safetensors").write_bytes(b"")
+    content |= {
+        "teacher": [{k: v for k, v in (content["teacher"][0] | weights).items() if v is not None}],
+        "student": [],
+    }
+    content.pop("cluster")
+    content.pop("evaluation_set")
+    experiment = parsed(content, tmp_path)
+    work = Workspace.of_folder(experiment, tmp_path / "out", device="cpu")
+    for start in (lambda: cache(work), lambda: plan(experiment, work.path, work.models, device="cpu")):
+        with pytest.raises(BadDataError, match=r"absent\.safetensors"):
+            start()
+        assert f"transfer_set: {LETTERS}" in warnings_of(caplog)
+        caplog.clear()
 
 
 def test_a_part_of_a_set_keeps_what_is_known_of_the_whole() -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import types
 import unicodedata
 import warnings
 from pathlib import Path
@@ -22,7 +23,12 @@ from safetensors.torch import save_file
 from support import small_experiment as small
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
-from logitstore.pipeline.models.class_names import check_class_order, is_generic, stated_class_names
+from logitstore.pipeline.models.class_names import (
+    check_class_order,
+    is_generic,
+    module_class_names,
+    stated_class_names,
+)
 from logitstore.pipeline.models.exported import Exported, exported
 from logitstore.pipeline.models.libraries import timm_model
 from logitstore.pipeline.models.sources import model_files, source_digests, unchanged
@@ -155,6 +161,82 @@ def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
     cut = tmp_path / "cut.pt2"
     cut.write_bytes(write_exported(tmp_path / "whole.pt2").read_bytes()[:-200])
     refused(cut, by=exported)
+
+
+class Scaled(torch.nn.Module):
+    """Converts its inputs by their dtype, as networks of pixels do: an exported graph keeps one of the two ways."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs / 255 if inputs.dtype == torch.uint8 else inputs * 1.0
+
+
+def test_an_exported_network_takes_inputs_of_the_dtype_that_it_was_exported_with(tmp_path: Path) -> None:
+    path, dynamic = tmp_path / "net.pt2", ({0: torch.export.Dim("batch")},)
+    pixels = torch.full((3, 4), 51, dtype=torch.uint8)
+    for given, other in (
+        (pixels, pixels.float()),
+        (pixels.float(), pixels),
+        (pixels.float(), pixels.double()),
+    ):
+        torch.export.save(torch.export.export(Scaled().eval(), (given,), dynamic_shapes=dynamic), path)
+        module = exported(path)
+        torch.testing.assert_close(module(given), Scaled()(given))
+        assert "with which the network was exported, found inputs of " in refused(other, by=module)
+        # Negative control: the graph itself takes them, and gives other numbers or none.
+        assert isinstance(module, Exported)
+        if {given.dtype, other.dtype} == {torch.uint8, torch.float32}:
+            assert not torch.allclose(module.graph(other), Scaled()(other))
+
+
+class Many(Net):
+    """Dropout and batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.nn.functional.dropout(self.norm(inputs), 0.5, self.training))
+
+
+@pytest.mark.parametrize("net", [Net, Many])
+def test_a_network_that_was_traced_in_training_is_refused(net: Any, tmp_path: Path) -> None:
+    """Its flag is a constant, and eval() changes nothing: each call gave other logits."""
+    path = tmp_path / "net.pt"
+    for training in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(net().train(training), INPUTS, check_trace=False)
+            torch.jit.save(traced, str(path))
+        if not training:
+            torch.testing.assert_close(exported(path)(INPUTS), net().eval()(INPUTS))
+            continue
+        said = refused(path, by=exported)
+        assert "in training mode; call .eval() on it before torch.jit.trace" in said
+        traced.eval()
+        if net is Net:
+            assert not torch.equal(traced(INPUTS), traced(INPUTS))
+
+
+def test_a_scripted_network_is_put_into_evaluation(tmp_path: Path) -> None:
+    """Negative control: its flag is an attribute, and it may be saved in either mode."""
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Many().train()), str(path))
+    torch.testing.assert_close(exported(path)(INPUTS), Many().eval()(INPUTS))
+
+
+def test_a_graph_of_core_operators_in_training_is_refused(tmp_path: Path) -> None:
+    """Decomposed, batch normalisation and dropout have other names."""
+    dynamic = ({0: torch.export.Dim("batch")},)
+    for net in (Net(), Many()):
+        program = torch.export.export(net.train(), (torch.zeros(2, 4),), dynamic_shapes=dynamic)
+        path = tmp_path / "net.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.export.save(program.run_decompositions(), path)
+        assert " in training mode; call .eval() on it" in refused(path, by=exported)
 
 
 # The experiment file
@@ -436,6 +518,27 @@ def test_class_names_of_a_module_are_compared_as_well(folder: Path) -> None:
     ):
         captured(load_experiment(path), folder / "out")
     assert not (folder / "out" / "store.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (types.SimpleNamespace(class_names=np.array(["a", "b"])), ["a", "b"]),
+        (types.SimpleNamespace(class_names=("a", "b")), ["a", "b"]),
+        (types.SimpleNamespace(class_names=[]), None),
+        (types.SimpleNamespace(class_names=None), None),
+        (types.SimpleNamespace(class_names="ab"), None),
+        (types.SimpleNamespace(class_names=lambda: ["a", "b"]), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a"})), ["a", "b"]),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a", 2: "c"})), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={"0": "a", "1": "b"})), None),
+        (types.SimpleNamespace(config={"id2label": {}}), None),
+        (types.SimpleNamespace(), None),
+    ],
+)
+def test_names_of_a_module(module: Any, names: list[str] | None) -> None:
+    """An array of names was no list, and so was not compared."""
+    assert module_class_names(module, 2) == names
 
 
 def test_a_module_that_has_its_places_is_known() -> None:

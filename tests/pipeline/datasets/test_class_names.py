@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from logitstore.pipeline.datasets import arrays
-from logitstore.pipeline.datasets.class_names import as_names, names_of
+from logitstore.pipeline.datasets.class_names import as_ids, as_names, names_of
 from logitstore.pipeline.factories import build
 from logitstore.storage.errors import BadDataError, FactoryError
 
@@ -62,6 +62,24 @@ def test_what_is_no_list_of_names_is_refused(given: Any, found: str) -> None:
     with pytest.raises(BadDataError) as caught:
         as_names(given, "transfer_set: class_names")
     assert (caught.value.expected, caught.value.found) == ("a list of texts, one a class", found)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["a"], "a list of 1"),
+        ("ab", "a str of 2"),
+        (3, "a int"),
+        (["a", "\udce9"], "'a\\udce9'"),
+        ([b"a", b"\xe9"], "b'\\xe9'"),
+    ],
+)
+def test_ids_are_a_text_a_row(given: Any, found: str) -> None:
+    assert as_ids(("a", b"b"), 2, "transfer_set: ids") == ["a", "b"]
+    assert as_ids(np.array([1, 2]), 2, "transfer_set: ids") == ["1", "2"]
+    with pytest.raises(BadDataError) as caught:
+        as_ids(given, 2, "transfer_set: ids")
+    assert caught.value.found == found
 
 
 def save(folder: Path, **more: Any) -> Path:
@@ -137,3 +155,15 @@ def test_a_text_that_names_a_file_beside_the_experiment_gets_a_hint(tmp_path: Pa
         with pytest.raises(FactoryError) as caught:
             build("ls_paths:read", {"root": root}, base=tmp_path)
         assert caught.value.remedy == remedy
+
+
+def test_labels_may_count_from_one(tmp_path: Path) -> None:
+    path = save(tmp_path, inputs=np.zeros((3, 4), np.uint8), labels=np.array([1, -1, 2]))
+    dataset = arrays(path, first_label=1)
+    assert dataset.labels is not None and dataset.labels.tolist() == [0, -1, 1]
+    assert dataset.class_names == ("0", "1")
+    with pytest.raises(BadDataError) as caught:
+        arrays(path, first_label=2)
+    assert (caught.value.expected, caught.value.found) == ("labels from first_label = 2, or -1", "1")
+    with pytest.raises(BadDataError, match="expected integer labels"):
+        arrays(save(tmp_path, labels=np.array([1.0, 2.0])), first_label=1)

@@ -46,6 +46,13 @@ def test_gzip_is_told_by_its_content(files: tuple[Path, Path]) -> None:
     assert idx(images).labels is None and isinstance(idx(images)[0], np.ndarray)
 
 
+def test_letters_count_from_one(files: tuple[Path, Path]) -> None:
+    images, labels = files
+    labels.write_bytes(encoded(LABELS + 1))
+    assert np.array_equal(idx(images, labels, first_label=1).labels, LABELS)
+    assert idx(images, labels, first_label=1).fingerprint() != idx(images, labels).fingerprint()
+
+
 def test_classes_are_those_of_the_whole_file(files: tuple[Path, Path]) -> None:
     chosen = idx(*files, omit_classes=[5], subset=":2")
     assert len(chosen) == 2 and chosen.class_names == tuple("012345")

@@ -3,9 +3,11 @@
 import io
 import logging
 import os
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -354,6 +356,30 @@ def test_frames_depth_and_suffixes_are_named_once(tmp_path: Path, caplog: pytest
     dataset[0], dataset[0]
     (said,) = warnings_of(caplog)
     assert "a/0.png: its content is JPEG, which is decoded whatever the suffix" in said
+
+
+def png_of_16_bits(transparent: int | None) -> bytes:
+    """Return a PNG of 16 bits a channel, all pixels (0x1234, 0x1234, 0x1234), as Pillow writes none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + b"\x12\x34" * 24) * 8
+    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(">HHH", *[transparent] * 3))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_16_bits_are_read_in_part_and_never_made_opaque(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pillow compares a transparent colour of 16 bits with pixels of 8, and finds none that is."""
+    root = write(tmp_path / "deep", "a/0.png", content=png_of_16_bits(None))
+    assert set(image_folder(root, mode="RGB")[0][0].flat) == {0x12}
+    assert "of 16 bits a channel, only the upper 8 are read" in warnings_of(caplog)[0]
+    clear = write(tmp_path / "clear", "a/0.png", content=png_of_16_bits(0x1234))
+    with pytest.raises(BadDataError, match="found pixels of mode RGB, 16 bits with a transparent colour"):
+        image_folder(clear, mode="RGB")[0]
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -314,3 +314,14 @@ def test_ties_are_shown(tmp_path: Path) -> None:
     tied = json.loads(shown.output)["captures"][-1]
     assert (tied["name"], tied["ties"], tied["errors"]) == ("tied", 20, 20)
     assert "ties" in CliRunner().invoke(cli, ["evaluate", str(store.path)]).output
+
+
+def test_a_capture_that_lacks_classes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = near_ties(tmp_path / "s.zarr")
+    for name, provenance in (("few", {}), ("special", {"head": {"kind": "specialist"}})):
+        with store.capture(name, provenance=provenance, classes=[2, 0]) as capture:
+            for block in capture.missing_blocks():
+                capture.write(block, np.zeros((len(block), 2), np.float32))
+    assert list(evaluate_captures(store).metrics) == ["largest", "codes", "half"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{store.path}: teachers/few is not scored: of the store it has 2 classes alone"]

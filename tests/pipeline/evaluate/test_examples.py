@@ -89,6 +89,19 @@ def test_a_set_in_another_order_has_the_scores_of_the_set_in_order(base: Path) -
     assert sum(line.startswith("evaluate") for line in moved.done) == 5
 
 
+def test_the_same_set_counted_otherwise_is_another_set(base: Path) -> None:
+    """A score by position, of an earlier version, is not that of the classes by name; one in order stays."""
+    content = document()
+    plain = opened(base, content)
+    assert plain.content == plain.fingerprint
+    held = dict(np.load(base / "train.npz"))
+    np.savez(base / "moved.npz", **held | {"class_names": held["class_names"][[1, 0, 2, 3]]})
+    content["transfer_set"]["args"] = {"file": "moved.npz"}
+    moved = opened(base, content)
+    assert moved.fingerprint == plain.fingerprint
+    assert moved.content != plain.content
+
+
 def test_scores_by_number_are_others(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: what a set in another order had for scores before."""
     order = [3, 1, 0, 2]
@@ -134,6 +147,8 @@ def test_case_underscores_and_forms_of_unicode_make_no_difference() -> None:
     assert match_classes(own, wanted, 3, "m").tolist() == [0, 2, 1]  # type: ignore[union-attr]
     # Where only case tells two of them apart, it counts; and so does the form.
     assert match_classes(["a", "A"], ["A", "a"], 2, "m").tolist() == [1, 0]  # type: ignore[union-attr]
+    assert match_classes(["A"], ["a", "A"], 2, "m").tolist() == [1]  # type: ignore[union-attr]
+    assert match_classes(["a", "A"], ["a", "A"], 2, "m") is None
     both = [unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")]
     assert match_classes(both[::-1], both, 2, "m").tolist() == [1, 0]  # type: ignore[union-attr]
 
@@ -159,6 +174,17 @@ def test_numbers_are_taken_where_one_side_has_no_names(
     assert [record.levelno for record in caplog.records if said in record.getMessage()] == (
         [logging.WARNING] if is_said else []
     )
+
+
+@pytest.mark.parametrize(("own", "wanted", "where"), [("aba", "abc", "m"), ("abc", "abb", "transfer_set")])
+def test_two_classes_of_one_name_are_refused(own: str, wanted: str, where: str) -> None:
+    with pytest.raises(
+        BadDataError, match=f"^{where}: class_names: expected each name once, found '.' 2 times;"
+    ):
+        match_classes(list(own), list(wanted), 3, "m")
+    assert (
+        match_classes(list("aab"), list("aab"), 3, "m") is None
+    )  # as in ImageNet, whose cranes are a bird and a machine
 
 
 def test_other_numbers_of_classes_do_not_agree() -> None:
