@@ -23,7 +23,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
-from .transfer import Examples, Looked, TransferRows
+from .transfer import Examples, Looked, TransferRows, listed_labels
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
         made="from which it was made",
         remedy="change the transfer set back, or make a new store (another --out)",
     )
-    looked = None if rows.fingerprint is not None else rows.looked
+    looked = rows.looked if rows.fingerprint is None else _listed(rows)
     if store.is_whole(SAMPLES):
         _check_names(store, rows)
         if not np.array_equal(store.samples.source, rows.source):
@@ -76,7 +76,18 @@ def check_samples(store: Store, rows: TransferRows) -> str:
             digests[block.start : block.stop] = values
             committed[block.start : block.stop] = True
         _check_looked(rows, looked, labels, digests, committed)
-    return "fingerprint of the transfer set compared" if looked is None else looked.describe()
+    if rows.fingerprint is None:
+        return rows.looked.describe()
+    return "fingerprint of the transfer set" + (" and all labels" if looked is not None else "") + " compared"
+
+
+def _listed(rows: TransferRows) -> Looked | None:
+    """Return the labels that a set with a fingerprint lists, which a user's fingerprint may not cover; None without a list."""
+    labels = listed_labels(rows.dataset)
+    if labels is None:
+        return None
+    nothing = np.zeros(0, np.int64)
+    return Looked(len(rows), nothing, nothing.astype(np.uint64), np.arange(len(rows)), labels)
 
 
 def compared_inputs(work: Workspace) -> TransferRows | None:

@@ -65,9 +65,11 @@ class Looked:
     def describe(self) -> str:
         """Put the extent of the comparison in words.
 
-        >>> one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
-        >>> Looked(1, one, one, one, one).describe(), Looked(9, one, one, np.arange(9), np.arange(9)).describe()
-        ('inputs and labels of all 1 rows compared', 'labels of all 9 rows and the inputs of 1 compared')
+        >>> some, all = np.zeros(1, np.int64), np.arange(9)
+        >>> Looked(1, some, np.zeros(1, np.uint64), some, some).describe()
+        'inputs and labels of all 1 rows compared'
+        >>> Looked(9, some, np.zeros(1, np.uint64), all, all).describe()
+        'labels of all 9 rows and the inputs of 1 compared'
         """
         if self.is_whole:
             return f"inputs and labels of all {self.num_rows:,} rows compared"

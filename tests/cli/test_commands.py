@@ -125,7 +125,8 @@ def test_run_again_has_nothing_to_do(done: Path) -> None:
     before = small.snapshot(done)
     first, *rest = call("run", done / "small.toml", "--out", done / "out").stdout.split("\n\n")
     assert (
-        first == "nothing to do: everything is done and unchanged (fingerprint of the transfer set compared)"
+        first
+        == "nothing to do: everything is done and unchanged (fingerprint of the transfer set and all labels compared)"
     )
     assert len(rest) == 4
     assert call("run", done / "small.toml", "--out", done / "out", "--dry-run").stdout == f"{first}\n"

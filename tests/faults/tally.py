@@ -33,6 +33,7 @@ ROWS: Final = {
     "checkpoint": "hostile checkpoints and factory strings",
     "weights": "weights exchanged before they are loaded",
     "code": "changed code of networks",
+    "sets": "exchanged transfer sets and labels",
     "readers": "readers during writes",
     "zombie": "a stopped writer wakes after the seal",
     "anew": "a stopped writer wakes when its store was begun anew",

@@ -235,6 +235,16 @@ def test_of_a_large_set_all_listed_labels_and_64_inputs_are_compared(base: Path)
         pending(workspace(base, content))
 
 
+def test_labels_that_a_set_lists_are_compared_beside_its_fingerprint(base: Path) -> None:
+    """A fingerprint of one's own may not cover them."""
+    content = own_set("stated")
+    run_all(base, content)
+    assert run_all(base, content).compared == "fingerprint of the transfer set and all labels compared"
+    change(base, label(33))
+    with pytest.raises(RowMismatch, match=r"\(index 33 of the transfer set\): label: "):
+        pending(workspace(base, content))
+
+
 @pytest.mark.usefixtures("sampled")
 def test_of_a_large_set_without_a_list_the_rest_is_said_not_to_be_read(base: Path) -> None:
     content = own_set("own")

@@ -1,6 +1,7 @@
 """Stores that are made, opened, expected and grown, and paths that hold none."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,25 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         (tmp_path / "group" / "zarr.json").write_bytes(group)
         with pytest.raises(NotAStoreError, match="expected a store, found a Zarr group without a log"):
             open_store(tmp_path / "group")
+
+
+def test_a_store_of_a_relative_path_stays_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may change its working folder, and a worker may have another one."""
+    monkeypatch.chdir(tmp_path)
+    made = create_store("s.zarr", num_classes=3, labels=[0, 1, 2], inputs=np.zeros((3, 2), np.uint8))
+    opened = open_store("s.zarr")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert opened.samples.labels.tolist() == [0, 1, 2]
+    assert str(opened.path) == "s.zarr"
+    with made.capture("t", provenance={"model": "m"}) as capture:
+        capture.write(range(3), np.zeros((3, 3), np.float32))
+    again = pickle.loads(pickle.dumps(opened))
+    again.refresh()
+    assert list(again.teachers) == ["t"]
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_expect_shows_the_store_as_it_was(tmp_path: Path) -> None:
