@@ -58,6 +58,7 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     Raises SpecMismatch for checkpoints of another store or setting.
     """
     student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
+    student_identity(work.experiment, run, store)  # raises for a part that is not sealed
     stream, few = open_stream(work, run)
     target = work.choose_device()
     torch.manual_seed(run.seed)

@@ -345,7 +345,10 @@ def test_students_are_trained_once_and_by_name(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("a student was trained again")
 
     monkeypatch.setattr(stage, "train_student", never)
+    litter = tmp_path / "students" / ".hard-seed0.safetensors.0123456789ab"
+    litter.write_bytes(b"half")
     assert train_students(work) == []
+    assert not litter.exists(), "what a killed training left"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
