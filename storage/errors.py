@@ -280,6 +280,7 @@ _NO_MEMORY: Final = (
     "cannot allocate memory",
     "can't start new thread",
     "bad_alloc",
+    "failed to map segment",
 )
 """Words of exceptions, in lower case, that libraries raise in the place of MemoryError."""
 

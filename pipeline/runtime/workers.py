@@ -4,6 +4,7 @@ No port is opened and no shared memory is used: a pipe blocks where it is full, 
 ends with its parent, whatever ends that one. Ctrl-C reaches the parent alone, which ends its workers.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ ANSWER_SECONDS: Final = 1800.0
 """Seconds that `Worker.receive` waits by default: more than a large data set takes to be opened."""
 _LOOK_SECONDS: Final = 1.0
 """Seconds between two looks at a silent worker."""
+_DRAIN_BYTES: Final = 1 << 16
 _END_SECONDS: Final = 20.0
 """Seconds that a worker has to end by itself, for example to write a checkpoint."""
 
@@ -94,15 +96,19 @@ class Worker:
 
 
 def end_all(workers: Sequence[Worker]) -> None:
-    """End processes: by SIGTERM, and by SIGKILL those that are still there after a while."""
+    """End processes: by SIGTERM, and by SIGKILL once they have closed their pipe, or after a while."""
     for worker in workers:
-        worker.connection.close()
         worker.process.terminate()
     deadline = time.monotonic() + _END_SECONDS
     for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(OSError):
+            # A closed pipe means that its function has returned. Python may then take seconds to free its memory.
+            while worker.connection.poll(max(0.0, deadline - time.monotonic())):
+                if not os.read(worker.connection.fileno(), _DRAIN_BYTES):
+                    break
         worker.process.kill()
         worker.process.join()
+        worker.connection.close()
 
 
 def send_array(connection: Connection, array: NDArray[Any]) -> None:
