@@ -70,7 +70,11 @@ def as_ids(given: Any, rows: int, where: str) -> list[str]:
         ids = [one.decode() if isinstance(one, bytes) else str(one) for one in given]
         "".join(ids).encode()
     except (TypeError, UnicodeError) as error:
-        found = ascii(error.object)[:60] if isinstance(error, UnicodeError) else f"a {type(given).__name__}"
+        found = (
+            ascii(error.object)[:60]
+            if isinstance(error, UnicodeEncodeError | UnicodeDecodeError)
+            else f"a {type(given).__name__}"
+        )
         raise BadDataError(
             where, expected="texts in UTF-8, one a row", found=found, remedy="correct ids of the data set"
         ) from None

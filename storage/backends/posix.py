@@ -12,6 +12,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import BinaryIO, Final
 
@@ -172,7 +173,7 @@ def _unnamed_file(folder: Path) -> int:
     return handle
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

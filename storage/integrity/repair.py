@@ -65,7 +65,7 @@ class Repairs:
 
 @contextlib.contextmanager
 def _staying(path: Path) -> Iterator[None]:
-    """Type the error of a store that vanishes under a repair. Raises StorageError."""
+    """Wrap the error of a store that vanishes under a repair. Raises StorageError."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
