@@ -5,13 +5,11 @@ taken by number.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError, ConfigError
-from ...storage.format.documents import sha256_hex
 from ...storage.stream.items import fetch_items, split_item
 from ..experiment.document import Experiment
 from ..models.class_names import match_classes
@@ -68,11 +66,3 @@ class EvaluationExamples(Examples):
                 remedy="evaluate on examples of the same classes",
             )
         return inputs, labels
-
-    @cached_property
-    def content(self) -> str:
-        """Fingerprint of the set, or a digest of every input and label; with its classes, where their numbers differ."""
-        content = super().content
-        if self._class_of is None:
-            return content
-        return f"sha256:{sha256_hex(f'{content} {self._class_of.tolist()}'.encode())}"

@@ -24,8 +24,9 @@ from faults.tally import Tally
 from logitstore.pipeline.cache.teachers import load_teacher
 from logitstore.pipeline.cache.todo import find_teacher
 from logitstore.pipeline.evaluate import stage
+from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, Scores, subjects
-from logitstore.pipeline.evaluate.stage import evaluate, evaluation_examples
+from logitstore.pipeline.evaluate.stage import evaluate
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import save_weights
 from logitstore.pipeline.specialists.todo import special_rows
@@ -110,7 +111,7 @@ def harm(folder: Path) -> list[str]:
     labels = np.load(folder / "test.npz")["labels"]
     for seed, name in enumerate("AB"):
         shutil.copy(folder / f"fresh-{name}.safetensors", folder / "given.safetensors")
-        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+        examples = EvaluationExamples(work.experiment, work.rows)
         teacher = next(s for s in subjects(work, examples) if s.kind == "teacher")
         score = Scores(work.scores).get(teacher)
         errors = int((logits_of(seed, folder / "test.npz").argmax(axis=1) != labels).sum())

@@ -89,19 +89,6 @@ def test_a_set_in_another_order_has_the_scores_of_the_set_in_order(base: Path) -
     assert sum(line.startswith("evaluate") for line in moved.done) == 5
 
 
-def test_the_same_set_counted_otherwise_is_another_set(base: Path) -> None:
-    """A score by position, of an earlier version, is not that of the classes by name; one in order stays."""
-    content = document()
-    plain = opened(base, content)
-    assert plain.content == plain.fingerprint
-    held = dict(np.load(base / "train.npz"))
-    np.savez(base / "moved.npz", **held | {"class_names": held["class_names"][[1, 0, 2, 3]]})
-    content["transfer_set"]["args"] = {"file": "moved.npz"}
-    moved = opened(base, content)
-    assert moved.fingerprint == plain.fingerprint
-    assert moved.content != plain.content
-
-
 def test_scores_by_number_are_others(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: what a set in another order had for scores before."""
     order = [3, 1, 0, 2]

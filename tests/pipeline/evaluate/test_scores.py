@@ -221,7 +221,7 @@ def test_a_score_is_that_of_the_local_code_and_of_the_way_it_was_measured(
 
 def test_a_score_is_that_of_the_classes_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(document())
-    monkeypatch.setattr(Examples, "class_names", ["a", "b", "d", "c"])
+    monkeypatch.setattr(EvaluationExamples, "class_names", ["stroke 0", "stroke 1", "stroke 3", "stroke 2"])
     assert not set(keys(document()).values()) & set(before.values())
 
 
