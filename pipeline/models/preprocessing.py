@@ -87,7 +87,9 @@ class PixelValues(nn.Module):
         self, pixels: UInt8[Tensor, "batch channels height width"]
     ) -> Float32[Tensor, "batch channels height width"]:
         """Return the pixel values of images."""
-        values: Tensor = (pixels * self.scale - self.mean) / self.std
+        # A model that is spread over devices is not moved, nor are the numbers beside it.
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        values: Tensor = (pixels * self.scale - mean) / std
         return values.flip(-3) if self.flip else values
 
 

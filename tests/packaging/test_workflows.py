@@ -94,6 +94,28 @@ def test_what_is_run_in_continuous_integration_is_what_a_contributor_is_told() -
     assert "make lint test" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+def pins(name: str) -> set[str]:
+    """Return the packages that a file of constraints pins."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+
+
+def test_the_libraries_of_the_integrations_are_pinned_once_and_tried() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = " ".join(re.findall(r"^LIBRARIES(?:_ALONE)? := (.+)$", makefile, re.MULTILINE)).split()
+    assert {"transformers", "torchvision", "timm", "lightning", "accelerate", "datasets"} == set(named)
+    assert set(named) <= pins("constraints-integrations.txt")
+    # torch is that of the other tests: pip must not bring another build of it.
+    assert "torch" in pins("constraints.txt")
+    assert not pins("constraints.txt") & pins("constraints-integrations.txt")
+
+
+@pytest.mark.parametrize("file", [".ci/run", ".github/workflows/tests.yml"])
+def test_the_libraries_are_tried_after_the_tests(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert 0 < text.index("test\n") < text.index("make test-integrations\n")
+
+
 def unknown_targets(page: str) -> set[str]:
     """Return the targets that a page names in code and that make lacks."""
     called = re.findall(r"(?:`|^)make ([a-z][a-z -]*[a-z])", page, re.MULTILINE)
