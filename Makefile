@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--config-settings editable_mode=strict
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+CONSTRAINTS ?= constraints.txt
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v "$$python" && break; done)
@@ -36,22 +37,33 @@ ifneq ($(LINKED),$(shell cat $(LINKS) 2>/dev/null))
 .PHONY: $(LINKS)
 endif
 
+# Libraries that the project works with and does not need: an environment of their own, made when it is first asked for.
+INTEGRATIONS := .venv-integrations
+LIBRARIES := transformers accelerate datasets lightning
+# Without dependencies: theirs are here already, and pip would exchange torch for the build that torchvision names.
+LIBRARIES_ALONE := torchvision timm
+INSTALL_INTEGRATIONS := PYTHONWARNINGS=ignore $(INTEGRATIONS)/bin/python -m pip install --quiet \
+	--disable-pip-version-check --constraint constraints.txt --constraint constraints-integrations.txt
+ifneq ($(CURDIR),$(shell cat $(INTEGRATIONS)/.home 2>/dev/null))
+.PHONY: $(INTEGRATIONS)/.dependencies
+endif
+
 # One thread a process: the numbers of the tests are small, and pytest starts two processes.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadgroup --durations 15 --durations-min 1
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(DEPENDENCIES): pyproject.toml constraints.txt
+$(DEPENDENCIES): pyproject.toml $(CONSTRAINTS)
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "PYTHON: expected Python 3.11 or newer, found none of $(CANDIDATES);" \
 			"install one, or run make PYTHON=/path/to/python" >&2; exit 1; fi
 	@if [ -x $(BIN)/python ] && [ "$$(cat $(HOME_FILE) 2>/dev/null || echo "$(CURDIR)")" = "$(CURDIR)" ]; \
 		then :; else "$(PYTHON)" -m venv --clear $(VENV); fi
 	@echo "installing into $(VENV) (the first time, this takes minutes)" >&2
-	@$(INSTALL) --constraint constraints.txt --editable '.[test,lint]'
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[test,lint]'
 	@echo "$(CURDIR)" > $(HOME_FILE)
 	@mkdir -p build && echo "$(LINKED)" > $(LINKS)
 	@touch $@
@@ -72,6 +84,27 @@ demo: venv ## the whole pipeline on embedded data, under a minute
 .PHONY: test
 test: venv ## the tests
 	$(PYTEST)
+
+$(INTEGRATIONS)/.dependencies: pyproject.toml constraints.txt constraints-integrations.txt \
+		tests/support/torchvision_operators.py | $(DEPENDENCIES)
+	@$(BIN)/python -m venv --clear $(INTEGRATIONS)
+	@echo "installing into $(INTEGRATIONS) (the first time, this takes minutes)" >&2
+	@$(INSTALL_INTEGRATIONS) --config-settings editable_mode=strict --editable '.[test]' $(LIBRARIES)
+	@$(INSTALL_INTEGRATIONS) --no-deps $(LIBRARIES_ALONE)
+	@packages=$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		cp tests/support/torchvision_operators.py "$$packages"; \
+		echo "import torchvision_operators" > "$$packages/torchvision_operators.pth"
+	@echo "$(CURDIR)" > $(INTEGRATIONS)/.home
+	@touch $@
+
+$(INTEGRATIONS)/.links: $(INTEGRATIONS)/.dependencies $(LINKS)
+	@$(INSTALL_INTEGRATIONS) --config-settings editable_mode=strict --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: test-integrations
+test-integrations: $(INTEGRATIONS)/.links ## the tests of other libraries: transformers, lightning, torchvision, timm
+	$(TEST_ENVIRONMENT) HF_HUB_OFFLINE=1 $(INTEGRATIONS)/bin/python -m pytest -n 2 --dist loadgroup \
+		--durations 15 --durations-min 1 tests/integrations
 
 # Integers, losses, format and encodings: laws that need neither a training nor a process of their own.
 FAST := tests/pipeline/losses tests/packaging/test_layers.py tests/packaging/test_workflows.py \
@@ -116,7 +149,7 @@ experiments: venv ## the paper's tables, on real data
 
 $(DOCS): $(DEPENDENCIES) | $(LINKS)
 	@echo "installing what the site needs into $(VENV)" >&2
-	@$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[docs]'
 	@touch $@
 
 .PHONY: docs
@@ -132,5 +165,5 @@ pictures: venv ## the pictures of docs/, and the plots of the figures that bench
 
 .PHONY: clean
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .errors import report
+from .errors import discard_output, open_closed_streams, report
 from .options import Settings, verbosity_options
 from .printing.encodings import make_printable
 
@@ -88,6 +88,10 @@ class LazyGroup(click.Group):
             if not standalone_mode:
                 raise
             code = report(error, settings)
+            try:
+                sys.stdout.flush()
+            except OSError:  # Python would fail at its end, with a code of its own
+                discard_output()
         if not standalone_mode:
             return code
         # click returns the code of `ctx.exit(code)`.
@@ -113,7 +117,7 @@ def cli(context: click.Context) -> None:
     stage three  train     store -> students
 
     Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 64 wrong usage, 65 bad data,
-    70 bug, 75 try again, 130 interrupted; `verify` and `doctor` have more.
+    70 bug, 75 try again, 130 interrupted, 143 stopped; `verify` and `doctor` have more.
     """
     if context.invoked_subcommand in OF_ONE_PROCESS and "RANK" in os.environ:
         check_alone(context)
@@ -134,13 +138,31 @@ def check_alone(context: click.Context) -> None:
     )
 
 
+def open_streams() -> None:
+    """Open streams that the caller closed, so that no file of a store gets their numbers; their text is discarded."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+
+
 def main() -> None:
     """Run the `logitstore` script."""
+    open_streams()
     # Threads that spin while they wait take the core that others need: on two cores, one of them busy, small
     # networks train fifty times slower. OpenMP reads this when torch is imported; a user's own value stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ..pipeline.runtime.stopping import handle_signals
+
+    open_closed_streams()
+    handle_signals()
     try:
-        cli()
+        try:
+            cli()
+        except KeyboardInterrupt as error:  # before click looks for it, or after
+            sys.exit(report(error, Settings()))
     except SystemExit as leaving:
         if "RANK" not in os.environ or not isinstance(leaving.code, int | None):
             raise

@@ -103,13 +103,17 @@ def choose_one(
 
 def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a file in the place of a folder, before anything is computed for it."""
-    if path is not None and path.exists() and not path.is_dir():
+    try:
+        found = "a file" if path is not None and path.exists() and not path.is_dir() else ""
+    except OSError as error:  # a name that is too long
+        found = (error.strerror or type(error).__name__).lower()
+    if found:
         from ..storage.errors import ConfigError
 
         raise ConfigError(
-            f"{parameter.opts[0]} {path}",
+            f"{parameter.opts[0]} {str(path)[:200]}",
             expected="a folder, or nothing yet",
-            found="a file",
+            found=found,
             remedy="choose another name, or move the file away",
         )
     return path

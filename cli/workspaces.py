@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from .options import settings
 from .printing.progress import show_progress
@@ -11,23 +14,28 @@ from .printing.progress import show_progress
 if TYPE_CHECKING:
     from ..pipeline.workspace import Workspace
 
-PATIENCE = 86_400.0
-"""Seconds that a rank waits for the others. A rank that dies is noticed at once; this is for one that hangs."""
+_OF_ONE_RANK = {"experiment", "store", "models", "device"}
+"""Parameters that may differ between ranks: places, and a device of each."""
 
 
 @contextmanager
-def workspace(
-    experiment: Path, store: str, models: Path | None, device: str | None, *, patience: float = PATIENCE
-) -> "Iterator[Workspace]":
-    """Yield the workspace of an experiment around a local store; every rank of a `torchrun` joins."""
+def workspace(experiment: Path, store: str, models: Path | None, device: str | None) -> "Iterator[Workspace]":
+    """Yield the workspace of an experiment around a local store; every rank of a `torchrun` joins.
+
+    Raises SpecMismatch if the ranks run different commands or versions.
+    """
     from ..pipeline.experiment.document import load_experiment
     from ..pipeline.runtime.ranks import joined
     from ..pipeline.workspace import Workspace
     from ..storage.backends.local import local_path
 
     with (
-        joined(patience) as ranks,
+        joined() as ranks,
         show_progress(quiet=settings().quiet or not ranks.is_first) as progress,
     ):
+        if ranks.size > 1:
+            call = click.get_current_context()
+            options = {key: value for key, value in call.params.items() if key not in _OF_ONE_RANK}
+            ranks.agree({"logitstore": version("logitstore"), "command": call.info_name, "options": options})
         loaded, path = load_experiment(experiment), local_path(store)
         yield Workspace.of_store(loaded, path, models, device=device, progress=progress, ranks=ranks)

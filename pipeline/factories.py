@@ -22,6 +22,7 @@ from ..storage.stream.items import describe
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
+from .local_code import noted_import
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ Factory = Callable[..., object]
 _FACTORY = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>(?!__)[A-Za-z_]\w*)", re.ASCII
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""A code that terminals read as colour or bold, which torch puts into texts."""
 _LONGEST = 300
 """Characters of the longest factory string."""
 
@@ -75,7 +78,8 @@ def resolve(factory: str, *, base: Path | None = None) -> Factory:
         sys.path.append(str(base.resolve()))
         importlib.invalidate_caches()
     name, function = match["module"], match["function"]
-    module = _import(factory, name)
+    with noted_import(factory, base=base):
+        module = _import(factory, name)
     value = getattr(module, function, None)
     if not callable(value):
         found = f"no {function!r}" if value is None else f"{function!r}, {_described(value)}"
@@ -216,12 +220,12 @@ def build_augmentation(
 
 
 def describe_exception(error: BaseException) -> str:
-    """Put an exception's type and text on one line.
+    """Put an exception's type and text on one line, without colours.
 
-    >>> describe_exception(ValueError("two\\nlines"))
+    >>> describe_exception(ValueError("two\\n\\x1b[1mlines\\x1b[0m"))
     'ValueError: two lines'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(_COLOUR.sub("", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -5,20 +5,21 @@ time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..storage.api import Store
+from ..storage.backends.posix import check_writable, remove_leftovers
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
+from .evaluate.examples import EvaluationExamples
 from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .specialists import todo as specialising
-from .train.todo import StudentSeed, missing_students
-from .transfer import Examples
+from .train.todo import StudentSeed, missing_students, student_seeds
 from .workspace import Workspace
 
 
@@ -57,18 +58,19 @@ class RunReport:
     """A line for each thing that was done now; empty if nothing was to be done."""
     store: Store
     """The store."""
+    compared: str
+    """What of the transfer set was compared with the store beforehand, in words; empty if there was no store."""
     table: Sequence[TableRow] = field(default=())
     """Teachers, ensembles and students on the evaluation set; empty without one."""
     errors_inside: ErrorsInside | None = None
     """Errors of the clustered teachers on the evaluation set; None without one, or without a clustering."""
 
 
-def _evaluation_set(experiment: Experiment) -> Examples | None:
-    evaluation_set = experiment.evaluation_set
-    return None if evaluation_set is None else Examples(evaluation_set, experiment.base, "evaluation_set")
+def _evaluation_set(work: Workspace) -> EvaluationExamples | None:
+    return None if work.experiment.evaluation_set is None else EvaluationExamples(work.experiment, work.rows)
 
 
-def pending(work: Workspace, examples: Examples | None = None) -> Pending:
+def pending(work: Workspace, examples: EvaluationExamples | None = None) -> Pending:
     """Find the missing parts of an experiment, those that follow from other missing ones included. Changes nothing.
 
     examples: the evaluation set, if the caller has opened it.
@@ -82,41 +84,52 @@ def pending(work: Workspace, examples: Examples | None = None) -> Pending:
         missing_students(work),
     )
     scores: list[Subject] = []
-    if (
-        work.find_store() is not None
-        and (examples := examples or _evaluation_set(work.experiment)) is not None
-    ):
+    if work.find_store() is not None and (examples := examples or _evaluation_set(work)) is not None:
         scores = Scores(work.scores).missing(subjects(work, examples))
     return Pending(cache, cluster, specialists, students, scores)
 
 
-def _check_ahead(work: Workspace, todo: Pending, examples: Examples | None) -> None:
+def _check_ahead(work: Workspace, todo: Pending) -> None:
     """Try each network that a later stage needs, before anything is written.
 
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
     from .cache.teachers import build_teacher
-    from .evaluate.stage import check_evaluation
-    from .models.build import build_model
     from .runtime.inference import check_model
     from .specialists.heads import find_head
+    from .train.stage import build_student
+    from .trainer.trial import check_training
 
     experiment, rows = work.experiment, work.rows
     # Stage one tries teachers with weights before it writes; but it trains the others first.
     if any(member.teacher.train is not None for member in todo.cache.captures):
         for member in todo.cache.captures:
-            check_model(build_teacher(work, member), rows.a_few, rows.num_classes, f"teacher {member.name!r}")
+            check = check_model if member.teacher.train is None else check_training
+            check(build_teacher(work, member), rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     special = experiment.specialists
-    if special is not None and special.variant == "dustbin" and todo.specialists.train:
+    if special is not None and todo.specialists.train:
         where = f"specialists of {experiment.generalist.name!r}"
-        find_head(
-            build_teacher(work, experiment.generalist), rows.num_classes, where=where, name=special.head
-        )
+        network = build_teacher(work, experiment.generalist)
+        if special.variant == "dustbin":
+            find_head(network, rows.num_classes, where=where, name=special.head)
+        if any(True for _ in network.parameters()):
+            check_training(network.requires_grad_(True), rows.a_few, rows.num_classes, where)
     for student in experiment.students if todo.students else ():
-        module = build_model(student, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes)
-        check_model(module, rows.a_few, rows.num_classes, f"student {student.name!r}")
-    if examples is not None:
-        check_evaluation(examples, rows.num_classes)
+        module = build_student(work, student, rows.a_few, rows.num_classes)
+        check_training(module, rows.a_few, rows.num_classes, f"student {student.name!r}")
+
+
+def _tidy(work: Workspace) -> None:
+    """Remove what a killed run left beside the models of this experiment and its scores."""
+    names = [("teachers", member.name) for member in work.experiment.teacher_members()]
+    names += [
+        (specialising.KIND, one.name)
+        for one in specialising.specialist_runs(work.experiment, work.find_store())
+    ]
+    names += [("students", seed.name) for seed in student_seeds(work.experiment)]
+    for kind, name in names:
+        work.models.tidy(kind, name)
+    remove_leftovers(work.scores)
 
 
 def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
@@ -126,11 +139,14 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     what a stage raises; called again, it resumes.
     """
     work = Workspace.of_folder(experiment, out, **settings)
-    examples = _evaluation_set(experiment)
+    examples = _evaluation_set(work)
     todo = pending(work, examples)
+    _tidy(work)
     if not todo:
-        return _report(work, [], examples)
-    _check_ahead(work, todo, examples)
+        return _report(work, todo, examples)
+    work.check_writable(store=bool(todo.cache or todo.cluster or todo.specialists))
+    check_writable(work.scores.parent)
+    _check_ahead(work, todo)
     specialists, students = todo.specialists, todo.students
     if todo.cache:
         from .cache.stage import cache
@@ -157,11 +173,13 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
         from .evaluate.stage import evaluate
 
         evaluate(work, examples)
-    return _report(work, todo.lines(), examples)
+    done = replace(todo, specialists=specialists, students=students)
+    return _report(work, done, examples)
 
 
-def _report(work: Workspace, done: Sequence[str], examples: Examples | None) -> RunReport:
+def _report(work: Workspace, todo: Pending, examples: EvaluationExamples | None) -> RunReport:
+    done, compared = todo.lines(), todo.cache.compared
     if examples is None:
-        return RunReport(done, work.store)
+        return RunReport(done, work.store, compared)
     found, scores = list(subjects(work, examples)), Scores(work.scores)
-    return RunReport(done, work.store, table(found, scores), errors_in_sets(found, scores))
+    return RunReport(done, work.store, compared, table(found, scores), errors_in_sets(found, scores))

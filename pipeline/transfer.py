@@ -2,26 +2,78 @@
 
 The factory of a table makes a map-style data set (`datasets`). The transfer set is shuffled by a seed, or left as it is; with
 shuffled rows, every window of a stream is a fair sample. Each example is checked when it is fetched. No torch is imported.
+
+A set that has no `fingerprint()` is known by what is read of it (`Looked`): a small set in full, of a larger one a sample of
+the inputs, and all labels if the set lists them. `set_identity` is the one statement of a set in the identities of models.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Shaped, UInt64
 
 from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
-from ..storage.random import philox_permutation
+from ..storage.random import philox_permutation, raw_words
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
 from .datasets.class_names import as_ids, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
+from .local_code import SOURCE, local_source
+
+SAMPLED_ROWS = 64
+"""Examples of a large set that are read to compare it."""
+WHOLE_BYTES = 64 << 20
+"""Bytes of inputs up to which a set is read in full, where each example counts as `_LEAST_BYTES` or more."""
+_LEAST_BYTES = 1024
+_CHUNK_ROWS = 1024
+"""Examples that are fetched together."""
+_SAMPLE_SEED = 0x5E7
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """The examples of a data set that were read, to compare it with a set of an earlier day.
+
+    `digests[i]` belongs to example `indices[i]`, and `labels[i]` to example `labelled[i]`. All indices ascend.
+    """
+
+    num_rows: int
+    """Examples of the whole set."""
+    indices: Int64[np.ndarray, " read"]
+    """Examples whose inputs were read."""
+    digests: UInt64[np.ndarray, " read"]
+    """Digests of these inputs."""
+    labelled: Int64[np.ndarray, " labelled"]
+    """Examples whose labels are known: all if the set lists its labels, those of `indices` otherwise."""
+    labels: Int64[np.ndarray, " labelled"]
+    """Class of each of these, -1 if unknown."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every input was read."""
+        return len(self.indices) == self.num_rows
+
+    def describe(self) -> str:
+        """Put the extent of the comparison in words.
+
+        >>> one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+        >>> Looked(1, one, one, one, one).describe(), Looked(9, one, one, np.arange(9), np.arange(9)).describe()
+        ('inputs and labels of all 1 rows compared', 'labels of all 9 rows and the inputs of 1 compared')
+        """
+        if self.is_whole:
+            return f"inputs and labels of all {self.num_rows:,} rows compared"
+        if len(self.labelled) == self.num_rows:
+            return f"labels of all {self.num_rows:,} rows and the inputs of {len(self.indices):,} compared"
+        return f"inputs and labels of {len(self.indices):,} of {self.num_rows:,} rows compared, the others not read"
 
 
 class Examples:
@@ -38,8 +90,16 @@ class Examples:
         classes.
         """
         self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
-        self._stated = table.num_classes if isinstance(table, TransferSet) else None
         self.where = where
+        self._origin = table, base, where
+        local = local_source([table.factory], [table.args], base=base)
+        self.made_by: Mapping[str, Any] = {
+            "factory": table.factory,
+            "args": table.args,
+            **({SOURCE: local} if local else {}),
+        }
+        """Factory and arguments, and the digest of each local file that they come from."""
+        self._stated = table.num_classes if isinstance(table, TransferSet) else None
         names = self.class_names
         if names is not None and self._stated not in (None, len(names)):
             source, remedy = (
@@ -60,6 +120,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def again(self) -> "Examples":
+        """Return the data set of a second call of the factory, in the order of the set."""
+        return Examples(*self._origin)
+
     @cached_property
     def class_names(self) -> list[str] | None:
         """Names of the classes (`datasets.class_names`); None if the set has none."""
@@ -79,13 +143,44 @@ class Examples:
 
     @cached_property
     def content(self) -> str:
-        """Fingerprint of the set, or a digest of every input and label."""
+        """Fingerprint of the set, or a digest of every input and label, of class names and ids."""
         if self.fingerprint is not None:
             return self.fingerprint
-        digest = hashlib.sha256()
-        for start in range(0, len(self), 1024):
-            inputs, labels = self.fetch(range(start, min(start + 1024, len(self))))
-            digest.update(digest_rows(inputs).tobytes() + labels.tobytes())
+        looked = self.looked
+        return self.digest(looked if looked.is_whole else self.look(np.arange(len(self), dtype=np.int64)))
+
+    @cached_property
+    def looked(self) -> Looked:
+        """Labels and inputs for comparisons: all of a small set, otherwise a sample and the labels that the set lists.
+
+        The sample is the same for every set of this length: an example of each 64th part of it.
+        """
+        each = max(self.first.nbytes, _LEAST_BYTES)
+        if len(self) <= max(SAMPLED_ROWS, WHOLE_BYTES // each):
+            return self.look(np.arange(len(self), dtype=np.int64))
+        sampled = self.look(_sample(len(self)))
+        listed = listed_labels(self.dataset)
+        # A set whose items have other labels than its list, by a `target_transform` for example, is known by the items.
+        if listed is None or (listed[sampled.indices] != sampled.labels).any():
+            return sampled
+        return Looked(
+            len(self), sampled.indices, sampled.digests, np.arange(len(self), dtype=np.int64), listed
+        )
+
+    def look(self, indices: Int64[np.ndarray, " read"]) -> Looked:
+        """Read the examples at `indices`. Raises as `fetch`."""
+        digests, labels = [], []
+        for start in range(0, len(indices), _CHUNK_ROWS):
+            inputs, of_chunk = self.fetch(indices[start : start + _CHUNK_ROWS].tolist())
+            digests.append(digest_rows(inputs))
+            labels.append(of_chunk)
+        return Looked(len(self), indices, np.concatenate(digests), indices, np.concatenate(labels))
+
+    def digest(self, looked: Looked) -> str:
+        """Digest class names, ids, and what was read of the inputs and labels, "sha256:…"."""
+        digest = hashlib.sha256(json.dumps([len(self), self.class_names, self.ids]).encode())
+        for column in (looked.indices, looked.digests, looked.labelled, looked.labels):
+            digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
         return f"sha256:{digest.hexdigest()}"
 
     @cached_property
@@ -140,6 +235,63 @@ class Examples:
         return inputs, labels
 
 
+def set_identity(examples: Examples) -> str | dict[str, Any]:
+    """Return the identity of a data set, for the identity of a model that is trained on it.
+
+    It is the set's fingerprint. A set without one is known by its length and the digest of what is read of it
+    (`Examples.looked`); `rows` holds how many labels and inputs that were. Unless these are all, its factory, arguments and
+    source file belong to it.
+    """
+    if examples.fingerprint is not None:
+        return examples.fingerprint
+    looked = examples.looked
+    return {
+        **({} if looked.is_whole else examples.made_by),
+        "num_examples": len(examples),
+        "rows": {"labels": len(looked.labelled), "inputs": len(looked.indices)},
+        "content": examples.digest(looked),
+    }
+
+
+def listed_labels(dataset: Any) -> Int64[np.ndarray, " rows"] | None:
+    """Return the labels that a set lists beside its items, so that no input is decoded; None if it lists none.
+
+    They are `labels` or `targets`, as data sets of torchvision have them. A subset (`dataset`, `indices`) and a concatenation
+    (`datasets`) of such sets, as torch makes them, have those of their sets.
+    """
+    try:
+        inner, indices, joined = (getattr(dataset, name, None) for name in ("dataset", "indices", "datasets"))
+        if inner is not None and indices is not None:
+            of_inner = listed_labels(inner)
+            listed: Any = None if of_inner is None else of_inner[np.asarray(indices, dtype=np.int64)]
+        elif isinstance(joined, (list, tuple)):
+            of_each = [labels for one in joined if (labels := listed_labels(one)) is not None]
+            listed = np.concatenate(of_each) if of_each else None
+        else:
+            listed = next(
+                (v for n in ("labels", "targets") if (v := getattr(dataset, n, None)) is not None), None
+            )
+        if listed is None or isinstance(listed, str) or callable(listed):
+            return None
+        labels = np.asarray(listed)
+    except Exception:  # noqa: BLE001 - attributes of a user's set may be anything
+        return None
+    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu":
+        return None
+    return labels.astype(np.int64)
+
+
+def _sample(num_rows: int) -> Int64[np.ndarray, " sample"]:
+    """Return an example of each 64th part of a set.
+
+    >>> _sample(640)[:4] // 10
+    array([0, 1, 2, 3])
+    """
+    bounds = np.arange(SAMPLED_ROWS + 1, dtype=np.int64) * num_rows // SAMPLED_ROWS
+    words = raw_words(_SAMPLE_SEED, 0, np.arange(SAMPLED_ROWS, dtype=np.int64), 1)[:, 0]
+    return bounds[:-1] + (words % np.diff(bounds).astype(np.uint64)).astype(np.int64)
+
+
 class TransferRows(Examples):
     """The transfer set of an experiment, in the order of its store."""
 
@@ -157,9 +309,11 @@ class TransferRows(Examples):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Identity of the samples of a store of this set."""
+        """Identity of the samples of a store of this set; its factory is stated if nothing else tells of all its content."""
+        is_known = self.fingerprint is not None or self.looked.is_whole
         return {
             "transfer_set": self.fingerprint,
+            **({} if is_known else {"made_by": self.made_by}),
             "order": self._order,
             "digest_of": self.digest_of,
             "label_kind": "class",

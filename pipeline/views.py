@@ -17,7 +17,8 @@ from ..storage.api import Store
 from ..storage.errors import BadDataError, ConfigError, SpecMismatch
 from ..storage.identity import as_json
 from ..storage.parts.reader import CaptureReader, Samples
-from ..storage.stream.inputs import Augment, is_augmented
+from ..storage.parts.same_rows import is_augmented
+from ..storage.stream.inputs import Augment
 from ..storage.stream.items import fetch_items, read_inputs
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment

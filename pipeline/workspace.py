@@ -1,5 +1,6 @@
 """The workspace of an experiment: its tables, the store and the models that they lead to, and how work is done."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store, open_store
 from ..storage.backends.local import Folder
+from ..storage.backends.posix import check_writable
 from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
 from ..storage.format.metadata import RootAttributes
@@ -78,6 +80,32 @@ class Workspace:
         if "store" not in vars(self) and (store := open_existing(self.path)) is not None:
             vars(self)["store"] = store
         return vars(self).get("store")
+
+    def agree(self, **found: Any) -> None:
+        """Compare the experiment, libraries and device of all ranks, and more that is given. Raises SpecMismatch.
+
+        found: JSON values by name. Every rank calls this before it begins; a difference ends all of them at once.
+        """
+        if self.ranks.size == 1:
+            return
+        import numpy as np
+        import torch
+
+        tables: dict[str, Any] = {}
+        for name, table in self.experiment.model_dump(mode="json", by_alias=True).items():
+            several = isinstance(table, (list, tuple))
+            tables |= {f"{name}[{i}]": one for i, one in enumerate(table)} if several else {name: table}
+        libraries = {"python": sys.version_info[:2], "numpy": np.__version__, "torch": torch.__version__}
+        self.ranks.agree({**tables, **libraries, "device": self.choose_device().type, **found})
+
+    def check_writable(self, *, store: bool) -> None:
+        """Refuse places that cannot be written to, before a network is run for them. Raises StorageError.
+
+        store: whether the store is written to, beside the models.
+        """
+        if store:
+            Folder(self.path).check_writable()
+        check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":
         """Return the device of this rank. Raises ConfigError for one that this machine does not have."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt64
 from numpy.typing import NDArray
 
-from .backends.local import Folder, local_path, writable
+from .backends.local import local_path, writable
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
 from .digest import digest_rows
@@ -21,14 +21,16 @@ from .errors import ConfigError, ManifestInvalid, NameTaken
 from .format.constants import MAX_SHARD_BYTES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
-from .parts.journal import log_key
+from .parts.begun import committed_samples
 from .parts.reader import CaptureReader, Samples
-from .parts.root import BegunPart, Root, create_root, open_root, unsealed_parts
+from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
+from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
 from .stream.stream import Stream
+from .stream.teachers import choose_captures
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -159,6 +161,10 @@ class Store:
         """Return the progress of an unfinished part ("samples", "teachers/wide"); None if it is sealed or absent."""
         return self._root.begun(part)
 
+    def committed_samples(self, array: str) -> Iterator[tuple[range, NDArray[Any]]]:
+        """Yield rows and values of "source", "digest" or "label" of each committed block of unfinished samples."""
+        return committed_samples(self._root, array)
+
     def is_sealed(self, part: str) -> bool:
         """Return whether a part is sealed; some of its files may be missing all the same."""
         return self._root.has(part)
@@ -194,6 +200,10 @@ class Store:
         """Read the log again, which shows parts that other processes have sealed."""
         self._root.refresh()
 
+    def check_writable(self) -> None:
+        """Refuse a store that cannot be written to, before work is done for it. Raises ConfigError, StorageError."""
+        writable(self._root.folder).check_writable()
+
     def tidy_up(self) -> None:
         """Delete the locks and temporary files of killed writers."""
         self._root.tidy_up()
@@ -224,31 +234,21 @@ class Store:
         provenance: model, weights sha256, preprocessing …; compared on resuming. A key "augmentation" describes how
         views differ from the rows. notes: not compared.
         encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0} or {"top_k": 64} (docs/encodings.md).
-        classes: the store's class of each column, -1 the dustbin class; None for all in order.
-        Raises SpecMismatch if the name was begun with another provenance, views, classes or encoding.
+        classes: the store's class of each column that is written, -1 the dustbin class; None for all in order. All
+        classes may come in any order, and are read in that of the store.
+        Raises ConfigError for columns that are no classes of the store, SpecMismatch if the name was begun with another
+        provenance, views, classes or encoding.
         """
         writable(self._root.folder)
-        columns = None if classes is None else np.asarray(classes, dtype=np.int64)
         return CaptureWriter(
             self._root,
             name,
             identity=provenance,
             views=views,
             encoding=encoding_named(encoding),
-            classes=columns,
+            classes=classes,
             notes=notes,
         )
-
-    def _originals(self) -> list[str]:
-        """Return the captures of teachers, without those derived from others here and those of specialists."""
-
-        def is_original(identity: Mapping[str, Any]) -> bool:
-            origin, head = identity.get("derived_from"), identity.get("head")
-            is_derived = isinstance(origin, Mapping) and origin.get("capture") in self.teachers
-            is_specialist = isinstance(head, Mapping) and head.get("kind") == "specialist"
-            return not (is_derived or is_specialist or isinstance(identity.get("combination"), Mapping))
-
-        return [name for name in self.teachers if is_original(self.teachers[name].part.spec.identity)]
 
     def write_clustering(
         self,
@@ -276,12 +276,13 @@ class Store:
         shares: Sequence[int | float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         drop_last: bool = False,
         window: int | None = None,
         decode: bool = True,
         temperature: float | None = None,
+        columns: str = "all",
         inputs: bool = True,
         transfer_set: Any = None,
         augment: Augment | None = None,
@@ -289,7 +290,7 @@ class Store:
         """Return the batches of the store for training; an iteration is an epoch.
 
         teachers: captures in each batch. None for all, without those that `logitstore compress` or `combine` derived
-        from others here, and those of specialists, which have other columns.
+        from others here, and those that lack classes, as specialists' do.
         views: "all" passes over every view of every row in an epoch, "cycle" takes view `epoch mod V`, an integer
         that view. rows: a slice or ascending integers, repeats allowed; None for all.
         strata: instead of rows, two or more such selections. Every batch is full and holds rows of each by `shares`
@@ -298,19 +299,21 @@ class Store:
         window: approximate number of rows that are shuffled together; two windows are held in memory
         (`Stream.window_bytes` each). decode: False leaves logits as stored.
         temperature: that of the softmax; needed to decode top-k captures.
+        columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
+        specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
+        `classes` name; a label is then no number of a column.
         inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
-        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once.
-        Raises ConfigError for arguments out of range, PartNotFound or StoreIncomplete for absent teachers,
-        SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Without both,
+        this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and selects no rows.
+        Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for
+        absent teachers, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
-        if teachers is not None and (isinstance(teachers, str) or not isinstance(teachers, Iterable)):
-            raise ConfigError(
-                "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
-            )
-        names = self._originals() if teachers is None else list(teachers)
-        captures = {name: self.teachers[name] for name in names}
+        reads_every_row = rank is None and world_size is None and rows is None and strata is None
+        if reads_every_row:
+            warn_of_forgotten_ranks(processes_of_torchrun())
+        captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,
             num_views=min((capture.num_views for capture in captures.values()), default=1),
@@ -321,8 +324,9 @@ class Store:
             shares=shares,
             shuffle=shuffle,
             seed=seed,
-            rank=rank,
-            world_size=world_size,
+            rank=0 if rank is None else rank,
+            world_size=1 if world_size is None else world_size,
+            reads_every_row=reads_every_row,
             drop_last=drop_last,
             window=window,
             decode=decode,
@@ -353,11 +357,14 @@ def begin_store(
     num_classes: int,
     row_bytes: int | None = None,
     block_rows: int | None = None,
+    exist_ok: bool = False,
 ) -> Store:
     """Make a store without samples, for `Store.samples_writer`.
 
-    row_bytes: bytes of the widest row; those of float32 logits by default.
-    Raises NameTaken if the path is not free, ConfigError for sizes out of range.
+    row_bytes: bytes of the widest row; those of float32 logits by default. exist_ok: join a store of the same sizes, for
+    processes that begin one at the same moment.
+    Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), ConfigError for sizes out
+    of range.
     """
     for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
         if value < least:
@@ -373,7 +380,15 @@ def begin_store(
             found=str(rows),
             remedy="leave it out, and logitstore chooses",
         )
-    return Store(create_root(local_path(location), RootAttributes(num_rows, num_classes, rows)))
+    path = local_path(location)
+    try:
+        return Store(create_root(path, RootAttributes(num_rows, num_classes, rows)))
+    except NameTaken:
+        # Another process may have made it just now.
+        there = join_root(path, num_rows, num_classes, rows) if exist_ok else None
+        if there is None:
+            raise
+        return Store(there)
 
 
 def create_store(
@@ -394,11 +409,12 @@ def create_store(
 
     num_rows: may be left out if labels, digests or inputs are given. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
-    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume a store of the same rows,
-    for a script that is run again after it was killed.
-    Raises NameTaken if the path is not free (with exist_ok, if another store has it), RowMismatch or SpecMismatch
-    if that store has other rows, ConfigError for lengths that differ and labels out of range; nothing is then
-    left behind.
+    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
+    would make, for a script that is run again after it was killed, or in several processes at once. Labels, ids,
+    digests, class names and inputs are compared with those of the store; what you leave out must be absent there, too.
+    Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
+    first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
+    has, ConfigError for lengths that differ and labels out of range; nothing is then left behind.
     """
     lengths = {
         name: len(value)
@@ -430,21 +446,18 @@ def create_store(
     if kept is not None:
         check_input_dtype(kept.dtype)
     input_bytes = 0 if kept is None else kept[:1].nbytes
-    store = _same_size(location, rows, classes) if exist_ok else None
-    if store is None:
-        try:
-            store = begin_store(
-                location,
-                num_rows=rows,
-                num_classes=classes,
-                row_bytes=max(4 * classes, input_bytes),
-                block_rows=block_rows,
-            )
-        except NameTaken:
-            # With exist_ok: another process may have made it just now.
-            store = _same_size(location, rows, classes) if exist_ok else None
-            if store is None:
-                raise
+    there = join_root(local_path(location), rows, classes, block_rows) if exist_ok else None
+    if there is not None:
+        store = Store(there)
+    else:
+        store = begin_store(
+            location,
+            num_rows=rows,
+            num_classes=classes,
+            row_bytes=max(4 * classes, input_bytes),
+            block_rows=block_rows,
+            exist_ok=exist_ok,
+        )
     writer = store.samples_writer(
         identity={
             "transfer_set": None,
@@ -469,20 +482,4 @@ def create_store(
                 input=None if kept is None else kept[part],
             )
         writer.seal()
-    return store
-
-
-def _same_size(location: str | os.PathLike[str], num_rows: int, num_classes: int) -> Store | None:
-    """Return the store at `location`; None if there is none. Raises NameTaken if it has another size."""
-    path = local_path(location)
-    if not Folder(path).exists(log_key(0)):
-        return None
-    store = open_store(path)
-    if (store.num_rows, store.num_classes) != (num_rows, num_classes):
-        raise NameTaken(
-            str(path),
-            expected=f"a store of {num_rows} rows and {num_classes} classes, or a free path",
-            found=f"a store of {store.num_rows} rows and {store.num_classes} classes",
-            remedy="choose another path",
-        )
     return store

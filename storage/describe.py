@@ -5,7 +5,7 @@ Libraries are imported on use: the command line imports this module for its help
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .errors import LogitStoreError
     from .parts.fidelity import Fidelity
     from .parts.sealed_part import SealedPart
+
+_MOST_NAME = 256
+"""Characters of a class name that a record holds."""
+_MOST_SHOWN = 1 << 26
+"""Characters of names in the sets of a clustering that a record holds."""
 
 
 def describe(
@@ -40,7 +45,7 @@ def describe(
             about = {"digest": part.digest, "bytes": part_bytes(part)}
             if group == SAMPLES:
                 samples = {**about, **_samples(part)}
-                class_names = store.class_names
+                class_names = shown_names(store.class_names)
             elif group == "teachers":
                 captures.append({"name": name, **about, **_capture(store, name), "divergence": None})
                 captures[-1]["divergence"] = _divergence(store, name)
@@ -144,30 +149,31 @@ def clustering_record(store: "Store", name: str) -> dict[str, Any]:
 
     Raises ManifestInvalid for a set that holds no class.
     """
-    from .parts.reader import sets_of
+    import numpy as np
 
-    part = store.clustering(name)
-    identity, notes = part.spec.identity, part.spec.notes
-    names = store.class_names
-    sets = sets_of(part, store.num_classes)
+    from .format.documents import beyond
+    from .parts.clusterings import ClusteringReader
+
+    clustering = ClusteringReader(store.root, name)
+    sets, names = clustering.sets, shown_names(store.class_names)
+    where = f"{clustering.part.folder.path}/sets"
+    if (shown := int(np.array([len(one) for one in names])[sets].sum())) > _MOST_SHOWN:
+        raise beyond(where, _MOST_SHOWN, "characters of names in all sets", shown)
     inside = set(sets.ravel().tolist())
-    capture, captures = identity.get("capture"), identity.get("captures")
-    teacher = capture.get("name") if isinstance(capture, Mapping) else None
-    shares: dict[str, Any] = {teacher: 1.0} if teacher is not None else {}
-    if isinstance(captures, Mapping):
-        shares = {one: about.get("share") for one, about in captures.items() if isinstance(about, Mapping)}
     return {
         "name": name,
-        "digest": part.digest,
-        "teacher": teacher,
-        "teachers": shares,
-        "temperature": identity.get("temperature"),
-        "algorithm": identity.get("algorithm"),
-        "normalise": bool(identity.get("normalise")),
-        "disjoint": bool(identity.get("disjoint")),
-        "dimensions": identity.get("dimensions"),
-        "inertia": notes.get("inertia"),
-        "projection_error": notes.get("projection_error"),
+        "digest": clustering.part.digest,
+        **clustering.about,
         "sets": [[names[c] for c in members] for members in sets.tolist()],
         "single": [names[c] for c in range(store.num_classes) if c not in inside],
     }
+
+
+def shown_names(names: Sequence[str]) -> list[str]:
+    """Shorten names that are longer than any that people give.
+
+    >>> shown_names(["oak", "x" * 1000])[1][-27:]
+    'xxx… (1,000 characters)'
+    """
+    most = _MOST_NAME
+    return [name if len(name) <= most else f"{name[:most]}… ({len(name):,} characters)" for name in names]

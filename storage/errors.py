@@ -25,13 +25,15 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
     │   └── LimitExceeded                       limit-exceeded        65
     └── StorageError                            storage-io            75   OSError
         ├── StorageFull                         storage-full          75
+        ├── StorageRefused                      storage-refused       65
         ├── TransientIOError                    transient-io          75
         ├── WriterBusy                          writer-busy           75
         ├── UnsafeFileSystem                    unsafe-file-system    75
         └── CommitStateUnknown                  commit-state-unknown  75
 """
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 EX_USAGE = 64
 """A wrong command line or experiment file (sysexits.h)."""
@@ -217,6 +219,13 @@ class StorageFull(StorageError):
     code = "storage-full"
 
 
+class StorageRefused(StorageError):
+    """A place that refuses to be read or written so: no permission, a read-only disk, a server without ranges."""
+
+    code = "storage-refused"
+    exit_code = EX_DATAERR
+
+
 class TransientIOError(StorageError):
     """A read or a write that failed and may succeed later."""
 
@@ -239,3 +248,51 @@ class CommitStateUnknown(StorageError):
     """A write whose outcome is unknown: it could not be read back."""
 
     code = "commit-state-unknown"
+
+
+REFUSED: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    }
+)
+"""Numbers of OSError that are the same at each try."""
+TRANSIENT: Final = frozenset(
+    {
+        errno.EIO,
+        errno.EINTR,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Numbers of OSError that may be gone at the next try."""
+_NO_MEMORY: Final = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "can't start new thread",
+    "bad_alloc",
+)
+"""Words of exceptions, in lower case, that libraries raise in the place of MemoryError."""
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that the memory of this machine, or of this process, is used up.
+
+    >>> is_short_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory")), is_short_of_memory(ValueError("b"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    said = str(error).lower()
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        words in said for words in _NO_MEMORY
+    )

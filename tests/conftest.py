@@ -29,6 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is import
 # Modules of a user's folder are written again within a second, and their cache would then seem to be their own.
 sys.dont_write_bytecode = True
 
+pytest_plugins = ("support.skips",)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 settings.register_profile(

@@ -6,7 +6,7 @@ import click
 
 from .. import options
 from ..printing.stores import print_store
-from ..printing.text import print_text, print_todo
+from ..printing.text import nothing_to_do, print_text, print_todo
 from ..workspaces import workspace
 
 
@@ -45,7 +45,8 @@ def command(
     with workspace(experiment, store, models, device) as work:
         if dry_run:
             if work.ranks.is_first:
-                print_todo(find_todo(work).lines())
+                todo = find_todo(work)
+                print_todo(todo.lines(), compared=todo.compared)
             return
         from ...pipeline.cache.stage import cache
 
@@ -57,6 +58,7 @@ def command(
             good = f"  ({tally.accuracy:.2%} right, {tally.nll:.3g} nats a row)" if tally.rows else ""
             print_text(f"captured  {name}{good}")
         if not report.captured:
-            print_text(f"nothing to do: {', '.join(report.kept)} captured already and unchanged")
+            kept = f"{', '.join(report.kept)} captured already and unchanged"
+            print_text(nothing_to_do(kept, report.compared))
         print_text("")
         print_store(work.store)

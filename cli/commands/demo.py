@@ -7,11 +7,11 @@ import os
 import shlex
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 from .. import options
-from ..printing.encodings import echo
-from ..printing.text import print_text, printable
+from ..printing.text import print_text
 from .run import run_experiment
 
 DIGITS_TOML = Path(__file__).with_name("digits.toml").read_text("utf-8")
@@ -28,9 +28,10 @@ def command(out: Path | None, device: str | None) -> None:
     sets hold. Trains one student from a tenth of the labels, and the same one from the teachers' logits on the
     same rows. The experiment, the store and the models go to --out, logitstore-demo by default.
     """
-    from ...pipeline.experiment.document import load_experiment
+    from ...pipeline.experiment.document import parse_experiment
     from ...pipeline.workspace import STORE, open_existing
     from ...storage.backends.posix import replace_file
+    from ...storage.errors import ConfigError
 
     # Before torch is imported: nets this small are slower on several threads than on one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,8 +41,17 @@ def command(out: Path | None, device: str | None) -> None:
     if not file.exists():
         replace_file(file, DIGITS_TOML.encode())
     elif file.read_bytes() != DIGITS_TOML.encode():
-        echo(f"{printable(str(file))} exists and is used unchanged", err=True)
-    run_experiment(load_experiment(file), folder, device=device)
+        # An experiment names code that is run, and nobody named this file.
+        raise ConfigError(
+            str(file),
+            expected="the experiment of this demo, to the letter",
+            found="another text",
+            remedy=f"run it by `logitstore run {shlex.quote(str(file))} --out {shlex.quote(str(folder))}` if you wrote it, "
+            "or choose another --out",
+        )
+    # The text is run, not the file, which somebody else may write meanwhile.
+    experiment = parse_experiment(tomllib.loads(DIGITS_TOML), where=str(file), base=folder)
+    run_experiment(experiment, folder, device=device)
     program = _program()
     store, toml, there = (shlex.quote(str(path)) for path in (store_path, file, folder))
     print_text(

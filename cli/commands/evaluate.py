@@ -84,15 +84,18 @@ def _evaluate_store(
 def _evaluate_experiment(
     experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
+    from ...pipeline.evaluate.examples import EvaluationExamples
     from ...pipeline.evaluate.scores import Scores, subjects, verdicts
-    from ...pipeline.evaluate.stage import evaluate, evaluation_examples
+    from ...pipeline.evaluate.stage import evaluate
+    from ...pipeline.same_set import check_samples
 
     with workspace(experiment, location, models, device) as work:
-        _ = work.store  # nothing is evaluated without one
-        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+        compared = check_samples(work.store, work.rows)  # nothing is evaluated without a store
+        examples = EvaluationExamples(work.experiment, work.rows)
         if dry_run:
             missing = Scores(work.scores).missing(subjects(work, examples))
-            print_todo([f"evaluate {subject.run or subject.name}" for subject in missing], as_json=as_json)
+            lines = [f"evaluate {subject.run or subject.name}" for subject in missing]
+            print_todo(lines, compared=compared, as_json=as_json)
             return
         table = evaluate(work, examples)
     sentences = verdicts(work.experiment, table)

@@ -1,6 +1,6 @@
 """The command `inspect`: the contents of a store, from its metadata alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -9,10 +9,10 @@ from ...storage.describe import describe
 from .. import options
 from ..printing.clusterings import single_classes
 from ..printing.stores import format_bytes, print_fidelity
-from ..printing.text import print_json, print_table, print_text
+from ..printing.text import print_json, print_table, print_text, shorten_names
 
-_MAX_NAMES = 20
-"""Maximum number of classes, and of sets, that the text lists; the JSON has all of them."""
+_MAX_SETS = 20
+"""Maximum number of sets that the text lists; the JSON has all of them."""
 
 
 @options.subcommand(
@@ -36,12 +36,13 @@ def command(store: str, expect: str | None, as_json: bool) -> None:
 
 def _print(record: Mapping[str, Any]) -> None:
     samples, blocks = record["samples"], record["num_blocks"]
+    names = "" if record["class_names"] is None else f": {shorten_names(record['class_names'])}"
     print_text(
         f"store    {record['path']}",
         f"digest   {record['digest']}",
         f"size     {format_bytes(record['bytes'])}",
         f"rows     {record['num_rows']:,} in {blocks:,} block{'s' * (blocks > 1)} of {record['block_rows']:,}",
-        f"classes  {record['num_classes']:,}{_names(record['class_names'])}",
+        f"classes  {record['num_classes']:,}{names}",
         *([] if samples is None else [f"inputs   {_inputs(samples['inputs'])}"]),
     )
     _print_parts(record)
@@ -60,7 +61,7 @@ def _print(record: Mapping[str, Any]) -> None:
             "",
             f"clusters/{clustering['name']}: {len(clustering['sets'])} sets",
             f"  {_origin(clustering)}",
-            *(f"  {', '.join(members)}" for members in clustering["sets"][:_MAX_NAMES]),
+            *(f"  {shorten_names(members)}" for members in clustering["sets"][:_MAX_SETS]),
             *([f"  in no set: {single_classes(clustering)}"] if clustering["single"] else []),
         )
     for part in record["unsealed"]:
@@ -99,13 +100,6 @@ def _origin(clustering: Mapping[str, Any]) -> str:
         f"inertia {inertia:.4g}" if isinstance(inertia, int | float) else "",
     ]
     return ", ".join(filter(None, parts))
-
-
-def _names(names: Sequence[str] | None) -> str:
-    if names is None:
-        return ""
-    more = f", … {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
-    return f": {', '.join(names[:_MAX_NAMES])}{more}"
 
 
 def _inputs(stored: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ from ..printing.clusterings import error_record, errors_sentence, print_clusteri
 from ..printing.progress import show_progress
 from ..printing.scores import print_scores, score_records
 from ..printing.stores import print_store
-from ..printing.text import print_json, print_text, print_todo
+from ..printing.text import nothing_to_do, print_json, print_text, print_todo
 
 if TYPE_CHECKING:
     from ...pipeline.experiment.document import Experiment
@@ -39,7 +39,8 @@ def command(experiment: Path, out: Path | None, device: str | None, dry_run: boo
         from ...pipeline.run import pending
         from ...pipeline.workspace import Workspace
 
-        print_todo(pending(Workspace.of_folder(loaded, folder)).lines(), as_json=as_json)
+        todo = pending(Workspace.of_folder(loaded, folder))
+        print_todo(todo.lines(), compared=todo.cache.compared, as_json=as_json)
     else:
         run_experiment(loaded, folder, device=device, as_json=as_json)
 
@@ -68,7 +69,7 @@ def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, a
     if report.done:
         print_text("done now:", *(f"  {line}" for line in report.done), "")
     else:
-        print_text("nothing to do: everything is done and unchanged", "")
+        print_text(nothing_to_do("everything is done and unchanged", report.compared), "")
     if report.table:
         print_scores(report.table, sentences)
     else:

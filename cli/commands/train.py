@@ -4,8 +4,8 @@ from pathlib import Path
 
 from .. import options
 from ..dask_client import scheduler_at
-from ..printing.text import print_text, print_todo
-from ..workspaces import PATIENCE, workspace
+from ..printing.text import nothing_to_do, print_text, print_todo
+from ..workspaces import workspace
 
 
 @options.subcommand(
@@ -34,16 +34,18 @@ def command(
     training resumes from its last checkpoint. Several processes train each student together and divide the
     specialists: torchrun --nproc-per-node N -m logitstore train EXPERIMENT STORE.
     """
+    from ...pipeline.same_set import describe_inputs
     from ...pipeline.specialists.todo import find_todo
     from ...pipeline.train.todo import missing_students
 
-    with workspace(experiment, store, models, device, patience=_patience(experiment)) as work:
-        _ = work.store  # nothing is trained without one
+    with workspace(experiment, store, models, device) as work:
+        compared = describe_inputs(work)  # nothing is trained without a store
         several, write = work.ranks.size > 1, print_text if work.ranks.is_first else _discard
         special, students = find_todo(work), missing_students(work)
         if dry_run:
             if work.ranks.is_first:
-                print_todo([*special.lines(), *(f"train student {run.name}" for run in students)])
+                lines = [*special.lines(), *(f"train student {run.name}" for run in students)]
+                print_todo(lines, compared=compared)
             return
         has_specialists = work.experiment.specialists is not None
         # Several ranks always ask the first for its todo: all may be done before the last has looked.
@@ -62,20 +64,10 @@ def command(
             names = train_students(work, missing_students(work) if special else students)
         if not names and not special:
             trained = "everything" if has_specialists else "every student"
-            write(f"nothing to do: {trained} is trained and unchanged")
+            write(nothing_to_do(f"{trained} is trained and unchanged", compared))
         verb = "trained   " if has_specialists else "trained  "
         write(*(f"{verb}{work.models.weights_path('students', name)}" for name in names))
 
 
 def _discard(*lines: str) -> None:
     """Print nothing, on ranks other than the first."""
-
-
-def _patience(experiment: Path) -> float:
-    """Return the seconds that a rank waits for the others: longer if they may be training a specialist."""
-    from ...pipeline.runtime.ranks import TIMEOUT_SECONDS
-
-    try:
-        return PATIENCE if b"[specialists" in experiment.read_bytes() else TIMEOUT_SECONDS
-    except OSError:
-        return TIMEOUT_SECONDS  # loading the experiment will raise the error

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def capture_records(scores: "CaptureScores") -> dict[str, Any]:
     """Return all scores as records for JSON."""
-    measures = "errors", "accuracy", "top_k", "top_k_accuracy", "nll", "calibration_error"
+    measures = "errors", "accuracy", "top_k", "top_k_accuracy", "nll", "calibration_error", "ties"
     return {
         "captures": [
             {"name": name, "examples": metrics.rows, **pick(metrics, *measures)}
@@ -61,6 +61,7 @@ def print_captures(scores: "CaptureScores") -> None:
         f"top-{max((capture['top_k'] for capture in captures), default=0)}": "top_k_accuracy:.2%",
         "NLL": "nll:.4f",
         "calibration error": "calibration_error:.4f",
+        **({"ties": "ties:,"} if any(capture["ties"] for capture in captures) else {}),
     }
     print_records(columns, captures, title=f"{examples} labelled rows")
     for compared in scores.compared:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .text import pick, print_text
+from .text import pick, print_text, shorten_names
 
 if TYPE_CHECKING:
     from ...pipeline.cluster.errors_inside import ErrorsInside
@@ -81,6 +81,4 @@ def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
 
 def single_classes(record: Mapping[str, Any]) -> str:
     """Return the number of classes in no set, and the first of their names."""
-    single = record["single"]
-    more = ", …" if len(single) > _MAX_NAMES else ""
-    return f"{len(single):,} ({', '.join(single[:_MAX_NAMES])}{more})"
+    return f"{len(record['single']):,} ({shorten_names(record['single'])})"

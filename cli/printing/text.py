@@ -21,6 +21,8 @@ Cell = str | int | float | None
 """A value in a table. None is printed as an em dash, a number to the right."""
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that steer a terminal: control, format, surrogates, line separators."""
+_NAMES, _NAME = 20, 80
+"""Maximum number of names in a line, and of characters of each."""
 _JOINERS = "\u200c\u200d"
 """Characters of category Cf that the spelling of some scripts needs."""
 
@@ -33,14 +35,26 @@ def printable(text: str, *, keep: str = "") -> str:
     >>> printable("a\x1b[31m\nb\u202e"), printable("clàss ✓"), printable("a\nb", keep="\n")
     ('a\\x1b[31m\\nb\\u202e', 'clàss ✓', 'a\nb')
     """
+    escaped = _steering_in(text) - set(keep)
+    return text.translate({ord(one): one.encode("unicode_escape").decode() for one in escaped})
+
+
+def _steering_in(text: str) -> set[str]:
+    """Return the characters of a text, of any length, that would steer a terminal."""
     if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character in keep or character in _JOINERS or unicodedata.category(character) not in _STEERING
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
+        return set()
+    return {one for one in set(text) - set(_JOINERS) if unicodedata.category(one) in _STEERING}
+
+
+def shorten_names(names: Sequence[str]) -> str:
+    """List the first names, and the number of the rest; a long one is cut.
+
+    >>> shorten_names(["oak", "x" * 100]), shorten_names([str(n) for n in range(1000)])[-17:]
+    ('oak, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…', '18, 19, … 980 more')
+    """
+    cut = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names[:_NAMES]]
+    more = [f"… {len(names) - _NAMES:,} more"] if len(names) > _NAMES else []
+    return ", ".join(cut + more)
 
 
 def format_cell(value: Cell, form: str = "") -> str:
@@ -119,7 +133,7 @@ def print_json(value: Any) -> None:
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=not is_unicode(sys.stdout), allow_nan=False)
     # JSON escapes characters below the space; others that steer a terminal occur in strings alone.
-    echo("".join(map(_json_escape, text)) if not text.replace("\n", "").isprintable() else text)
+    echo(text.translate({ord(one): json.dumps(one)[1:-1] for one in _steering_in(text) - {"\n"}}))
 
 
 def pick(value: object, *names: str) -> dict[str, Any]:
@@ -131,16 +145,23 @@ def pick(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def print_todo(lines: list[str], *, as_json: bool = False) -> None:
-    """Print pending work, one line each."""
+def print_todo(lines: list[str], *, compared: str = "", as_json: bool = False) -> None:
+    """Print pending work, one line each. compared: what was looked at, for the line that there is none."""
     if as_json:
         print_json({"pending": lines})
     else:
-        print_text(*(lines or ["nothing to do: everything is done and unchanged"]))
+        print_text(*(lines or [nothing_to_do("everything is done and unchanged", compared)]))
 
 
-def _json_escape(character: str) -> str:
-    return character if printable(character, keep="\n") == character else json.dumps(character)[1:-1]
+def nothing_to_do(state: str, compared: str = "") -> str:
+    """Return the line of a command that has found its work done.
+
+    compared: what of the transfer set was looked at to find that out.
+
+    >>> nothing_to_do("wide captured already and unchanged", "labels of all 9 rows and the inputs of 1 compared")
+    'nothing to do: wide captured already and unchanged (labels of all 9 rows and the inputs of 1 compared)'
+    """
+    return f"nothing to do: {state}" + (f" ({compared})" if compared else "")
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ from ...storage.parts.writer import CaptureWriter, SamplesWriter, check_digests
 from ...storage.stream.inputs import Augment
 from ..runtime.ahead import run_ahead
 from ..runtime.inference import Runner
+from ..same_set import check_labels, check_read_again
 from ..views import mixes_rows
 from ..workspace import Workspace
 from .commit_queue import QUEUE_BYTES, CommitQueue
@@ -163,7 +164,7 @@ class CapturePass:
         work.progress(task, done, total, "rows")
         log.info("inputs and logits of at most %s bytes are held at once", f"{self.most_bytes:,}")
         prepared = shown_rows(
-            work.experiment, work.rows, self.grid, self.todo, self.cut, self.make_view, self._check_sealed
+            work.experiment, work.rows, self.grid, self.todo, self.cut, self.make_view, self._check_rows
         )
         block = _Gathered(-1)
         started, busy = time.perf_counter(), 0.0
@@ -237,12 +238,18 @@ class CapturePass:
         view, block = shown.view, shown.todo.block
         return [name for name in shown.todo.views[view] if not self.writers[name].has_block(view, block)]
 
-    def _check_sealed(self, prepared: Prepared) -> None:
-        """Compare inputs with the sealed samples, before a teacher is shown them. Raises RowMismatch."""
+    def _check_rows(self, prepared: Prepared) -> None:
+        """Compare inputs and labels with the sealed samples, or with an earlier reading, before a teacher is shown them.
+
+        Raises RowMismatch for other rows than those of the store, BadDataError for a set that is never the same.
+        """
         if self.samples is None:
-            stored = self.work.store.samples.reader.read("digest", prepared.rows)
-            source = self.work.rows.source[prepared.rows.start : prepared.rows.stop]
-            check_digests(prepared.rows, prepared.digests, stored, source)
+            samples, rows = self.work.store.samples, prepared.rows
+            source = self.work.rows.source[rows.start : rows.stop]
+            check_digests(rows, prepared.digests, samples.reader.read("digest", rows), source)
+            check_labels(rows, prepared.labels, samples.labels_of(rows), source)
+        else:
+            check_read_again(self.work.rows, prepared.rows, prepared.digests, prepared.labels)
 
     def _write_samples(self, writer: SamplesWriter, block: "_Gathered", last: Prepared) -> Callable[[], None]:
         # Inputs that are kept are prepared as a whole.
@@ -313,10 +320,11 @@ class _Gathered:
         source: index in the transfer set of each row of the store.
         """
         now = shown.prepared
-        self._labels.setdefault(now.rows.start, now.labels)
+        labels = self._labels.setdefault(now.rows.start, now.labels)
         before = self._digests.setdefault(now.rows.start, now.digests)
         if before is not now.digests:
             check_digests(now.rows, now.digests, before, source[now.rows.start : now.rows.stop])
+            check_labels(now.rows, now.labels, labels, source[now.rows.start : now.rows.stop])
         self._seen.setdefault(shown.view, []).append(shown.seen)
 
     @property

@@ -1,24 +1,19 @@
-"""Notes of a capture: device, versions, and the source of a teacher that lies beside the experiment file.
+"""Notes of a capture: device, versions, and the local code of its teacher and its views.
 
-`inspect` shows them beside the identity, and they are not compared, except for the digest of the source file. If that file
-changes, an unfinished capture is not resumed: its two halves would come from different code. For a sealed capture the
-change is only logged, since it may be a comment.
+`inspect` shows them beside the identity, and they are not compared, except for the digests of local code (`local_code`).
+If that code changes, an unfinished capture is not resumed: its two halves would come from different code. For a sealed
+capture the change is only logged, since it may be a comment.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any, Final
 
 from ..experiment.document import Experiment, TeacherMember
+from ..local_code import SOURCE, local_source
 
-SOURCE: Final = "source"
-"""Key of the note with the digests of a teacher's source, by file."""
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 
 
@@ -41,25 +36,8 @@ def capture_notes(experiment: Experiment, member: TeacherMember, device: str) ->
 
 
 def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapping[str, str]]:
-    """Return the note of the file, beside the experiment, of a teacher's factory; empty for an installed module.
-
-    The module is not imported, and the modules that it imports are not digested.
-    """
-    file = _local_file(member.teacher.factory.partition(":")[0], experiment.base)
-    if file is None:
-        return {}
-    with contextlib.suppress(OSError):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        return {SOURCE: {file.relative_to(experiment.base).as_posix(): f"sha256:{digest}"}}
-    return {}
-
-
-def _local_file(module: str, base: Path) -> Path | None:
-    top, *_ = module.split(".")
-    place = base.resolve()
-    # An installed module comes before one beside the experiment, as `factories.resolve` has it.
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != place]
-    if top in sys.builtin_module_names or PathFinder.find_spec(top, elsewhere) is not None:
-        return None
-    path = base.joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    """Return the note of the local code of a teacher and of the views; empty for installed modules."""
+    augment = experiment.cache.augment
+    tables = [member.teacher, *([augment] if augment is not None else [])]
+    source = local_source((t.factory for t in tables), (t.args for t in tables), base=experiment.base)
+    return {SOURCE: source} if source else {}

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Shaped
 from torch import OutOfMemoryError
 
 from ...storage.encodings.encoding import Encoding
-from ...storage.errors import BadLogitsError
+from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
 from ..runtime.inference import Runner, check_classes
 
@@ -55,7 +55,8 @@ def try_out(
 
 def out_of_memory(error: BadLogitsError) -> bool:
     """Return whether a teacher failed for lack of memory on its device."""
-    return isinstance(error.__cause__, OutOfMemoryError)
+    cause = error.__cause__
+    return isinstance(cause, OutOfMemoryError) or (cause is not None and is_short_of_memory(cause))
 
 
 def no_room(runner: Runner, error: BadLogitsError, begun: str | None) -> BadLogitsError:

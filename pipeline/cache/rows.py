@@ -1,26 +1,29 @@
-"""Inputs of the next rows and their views, prepared in this process or by the workers of a DataLoader.
+"""Inputs of the next rows and their views, prepared in this process or by workers.
 
 A worker makes the transfer set anew from the experiment, so that no object of the user's is pickled. It prepares a few rows
 at a time, with all their views; the chunks are put together here.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64, Shaped, UInt64
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...storage.digest import digest_rows
-from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError, TransientIOError
+from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError
+from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
 from ..experiment.document import Experiment
 from ..factories import describe_exception
+from ..runtime.ahead import run_ahead
+from ..runtime.workers import Worker, end_all, send_array
 from ..transfer import TransferRows
 from ..views import experiment_views
 
@@ -48,11 +51,11 @@ class Prepared:
 
 def prepared_by_workers(
     experiment: Experiment, rows: TransferRows, pieces: Sequence[tuple[range, tuple[int, ...]]]
-) -> Iterator[tuple[Prepared, ViewOf]]:
+) -> Generator[tuple[Prepared, ViewOf], None, None]:
     """Yield the result of `prepare` for each piece, in order. pieces: rows of the store, and their views.
 
-    Each view may be asked for once. Raises the errors of the transfer set and of the augmentation, TransientIOError if a
-    worker dies.
+    Each view may be asked for once. Closing the generator ends the workers. Raises the errors of the transfer set and of the
+    augmentation, TransientIOError if a worker dies or is silent.
     """
     step = max(1, CHUNK_BYTES // max(1, rows.first.nbytes))
     tasks = [
@@ -60,110 +63,83 @@ def prepared_by_workers(
         for which, views in pieces
         for start in range(which.start, which.stop, step)
     ]
-    loader: Any = torch.utils.data.DataLoader(
-        _Chunks(experiment, tasks),  # type: ignore[arg-type]  # a data set by its manner
-        batch_size=None,
-        num_workers=experiment.cache.workers,
-        collate_fn=_as_it_is,
-        prefetch_factor=CHUNKS_AHEAD,
-        multiprocessing_context="forkserver",
-    )
-    with _naming_workers(experiment.cache.workers):
-        chunks = iter(loader)
-    for which, _ in pieces:
-        yield _assembled(which, chunks, experiment.cache.workers)
-
-
-_Chunk = dict[tuple[str, int | None], Tensor]
-"""Some rows as a worker sends them, by name and view (None for the rows themselves): tensors go through shared memory."""
-
-
-class _Chunks:
-    """A map-style data set of chunks for the workers, each of which makes the transfer set on first use."""
-
-    def __init__(self, experiment: Experiment, tasks: Sequence[tuple[range, tuple[int, ...]]]) -> None:
-        self._experiment, self._tasks = experiment, tasks
-        self._made: tuple[TransferRows, Augment | None] | None = None
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __getitem__(self, index: int) -> "_Chunk | LogitStoreError":
-        """Return a chunk, or the error for the main process to raise: a DataLoader would change its text."""
-        try:
-            if self._made is None:
-                rows = TransferRows(self._experiment)
-                self._made = rows, experiment_views(self._experiment, rows)
-            which, views = self._tasks[index]
-            prepared, view_of = prepare(self._made[0], which, self._made[1])
-            arrays: dict[tuple[str, int | None], NDArray[Any]] = {
-                ("inputs", None): prepared.inputs,
-                ("labels", None): prepared.labels,
-                ("digests", None): prepared.digests,
-            }
-            for view in views:
-                shown, seen = view_of(view)
-                if shown is not prepared.inputs:
-                    arrays |= {("inputs", view): shown, ("digests", view): seen}
-            return {
-                key: torch.from_numpy(np.require(array, requirements=["C", "W"]))
-                for key, array in arrays.items()
-            }
-        except LogitStoreError as error:
-            return error
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-@contextmanager
-def _naming_workers(workers: int) -> Iterator[None]:
-    """Turn the death of a worker into an error of one line."""
+    number = min(experiment.cache.workers, len(tasks))
+    expected = f"{number} workers that prepare its inputs ([cache] workers)"
+    workers: list[Worker] = []
     try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-        # The memory that a dead worker shared is gone as well, which may be noticed first. An exception that a worker
-        # raised itself is marked by "Caught".
-        died = not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error)
-        if not died or "Caught " in str(error):
-            raise
-        raise TransientIOError(
-            "transfer_set",
-            expected=f"{workers} workers that prepare its inputs ([cache] workers)",
-            found=f"DataLoader worker gone ({describe_exception(error)})"[:160],
-            remedy="run the same command again, which goes on where it stopped; with fewer workers, where memory was short",
-        ) from error
+        for first in range(number):  # each has every number-th chunk
+            mine = tasks[first::number]
+            workers.append(Worker("transfer_set", expected, _send_chunks, experiment, mine))
+        turns = itertools.cycle(workers)
+        for which, _ in pieces:
+            yield _assembled(which, turns)
+    finally:
+        end_all(workers)
 
 
-def _assembled(
-    rows: range, chunks: Iterator["_Chunk | LogitStoreError"], workers: int
-) -> tuple[Prepared, ViewOf]:
+_Key = tuple[str, int | None]
+"""Name of an array of a chunk, and its view; None for the rows themselves."""
+
+
+def _send_chunks(
+    connection: Connection, experiment: Experiment, tasks: Sequence[tuple[range, tuple[int, ...]]]
+) -> None:
+    """Prepare chunks in a worker, and send each as a list of its arrays and their bytes, or the error that ends it."""
+    try:
+        rows = TransferRows(experiment)
+        make_view = experiment_views(experiment, rows)
+        with closing(run_ahead(tasks, lambda task: _chunk(rows, *task, make_view), CHUNKS_AHEAD)) as chunks:
+            for chunk in chunks:
+                connection.send([(key, array.dtype.str, array.shape) for key, array in chunk.items()])
+                for array in chunk.values():
+                    send_array(connection, array)
+    except BrokenPipeError:
+        pass  # nobody asks for more
+    except (LogitStoreError, OSError, MemoryError) as error:
+        connection.send(error)
+
+
+def _chunk(
+    rows: TransferRows, which: range, views: tuple[int, ...], make_view: Augment | None
+) -> dict[_Key, NDArray[Any]]:
+    """Prepare some rows and their views. A view that is the row as it is has no arrays of its own."""
+    prepared, view_of = prepare(rows, which, make_view)
+    arrays: dict[_Key, NDArray[Any]] = {
+        ("inputs", None): prepared.inputs,
+        ("labels", None): prepared.labels,
+        ("digests", None): prepared.digests,
+    }
+    for view in views:
+        shown, seen = view_of(view)
+        if shown is not prepared.inputs:
+            arrays |= {("inputs", view): shown, ("digests", view): seen}
+    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+
+
+def _assembled(rows: range, workers: Iterator[Worker]) -> tuple[Prepared, ViewOf]:
     """Put the chunks of a piece together. Each view may be asked for once, and is released."""
-    arrays: dict[tuple[str, int | None], NDArray[Any]] = {}
-    done = 0
+    arrays: dict[_Key, NDArray[Any]] = {}
+    done = size = 0
     while done < len(rows):
-        with _naming_workers(workers):
-            chunk = next(chunks)
-        if isinstance(chunk, LogitStoreError):
+        worker = next(workers)
+        chunk = worker.receive()
+        if isinstance(chunk, Exception):
             raise chunk
-        size = len(chunk["labels", None])
-        for key, part in chunk.items():
-            array = part.numpy()
+        for key, dtype, shape in chunk:
+            size = shape[0]
             if key not in arrays:
-                arrays[key] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+                arrays[key] = np.empty((len(rows), *shape[1:]), dtype)
             whole = arrays[key]
-            if (whole.dtype, whole.shape[1:]) != (array.dtype, array.shape[1:]):
+            if (whole.dtype, whole.shape[1:]) != (np.dtype(dtype), shape[1:]):
                 first = rows.start + done
                 raise BadDataError(
                     f"transfer_set, rows {first} to {first + size - 1} of the store",
                     expected=f"inputs like the others, {whole.dtype} of shape {whole.shape[1:]}",
-                    found=f"{array.dtype} of shape {array.shape[1:]}",
+                    found=f"{np.dtype(dtype)} of shape {shape[1:]}",
                     remedy="bring all inputs to one shape and dtype",
                 )
-            whole[done : done + size] = array
+            worker.receive_into(whole[done : done + size])
         done += size
-        del chunk, part, array  # the worker's memory, before the next chunk is waited for
     inputs, labels, digests = (arrays[name, None] for name in ("inputs", "labels", "digests"))
 
     def view_of(view: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
@@ -187,6 +163,22 @@ def prepare(rows: TransferRows, which: range, make_view: Augment | None) -> tupl
         return shown, digests if shown is inputs else digest_rows(shown)
 
     return Prepared(which, inputs, labels, digests), view_of
+
+
+def set_sample(rows: TransferRows) -> dict[str, Any]:
+    """Describe a transfer set for the comparison of ranks: sizes, order, class names, and its content.
+
+    Of a set without a fingerprint, the part that is read to compare it is digested (`Examples.looked`).
+    """
+    content = rows.fingerprint or rows.digest(rows.looked)
+    names = [rows.class_names, None if rows.ids is None else list(rows.ids)]
+    return {
+        **rows.identity,
+        "rows": len(rows),
+        "classes": rows.num_classes,
+        "content": content,
+        "names": sha256_hex(canonical_json({"names": names})),
+    }
 
 
 @contextmanager

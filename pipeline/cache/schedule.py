@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,21 +137,28 @@ def shown_rows(
     check: called with each piece before it is shown. Raises the errors of the transfer set and the augmentation.
     """
     pieces = list(_pieces(grid, todo, cut))
-    prepared_pieces: Iterator[tuple[Prepared, ViewOf]] = (
+    prepared_pieces: Generator[tuple[Prepared, ViewOf], None, None] = (
         prepared_by_workers(experiment, rows, [(piece.rows, piece.views) for piece in pieces])
         if experiment.cache.workers
         else (prepare(rows, piece.rows, make_view) for piece in pieces)
     )
-    for piece in pieces:
-        prepared, view_of = next(prepared_pieces)
-        check(prepared)
-        if not piece.views:
-            yield Shown(
-                piece.todo, None, prepared.inputs, prepared.digests, prepared, piece.is_new, piece.is_last
-            )
-        for number, view in enumerate(piece.views):
-            inputs, seen = view_of(view)
-            is_new = piece.is_new and number == 0
-            yield Shown(piece.todo, view, inputs, seen, prepared, is_new, piece.is_last)
-            del inputs, seen
-        del prepared, view_of  # not held while the next ones are fetched
+    with closing(prepared_pieces):
+        for piece in pieces:
+            prepared, view_of = next(prepared_pieces)
+            check(prepared)
+            if not piece.views:
+                yield Shown(
+                    piece.todo,
+                    None,
+                    prepared.inputs,
+                    prepared.digests,
+                    prepared,
+                    piece.is_new,
+                    piece.is_last,
+                )
+            for number, view in enumerate(piece.views):
+                inputs, seen = view_of(view)
+                is_new = piece.is_new and number == 0
+                yield Shown(piece.todo, view, inputs, seen, prepared, is_new, piece.is_last)
+                del inputs, seen
+            del prepared, view_of  # not held while the next ones are fetched

@@ -7,12 +7,11 @@ floats from 0 to 255      only uint8 is divided by 255
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from ..transfer import TransferRows
+from ..transfer import TransferRows, listed_labels
 
 log = logging.getLogger(__name__)
 _SHOWN = 8
@@ -22,7 +21,7 @@ _CHANNELS = (1, 3, 4)
 
 def warn_of_set(rows: TransferRows) -> None:
     """Warn of a transfer set that looks like a mistake, as far as its labels are at hand and its first inputs tell."""
-    if (labels := known_labels(rows.dataset)) is not None:
+    if (labels := listed_labels(rows.dataset)) is not None:
         warn_of_absent_classes(
             labels,
             rows.num_classes,
@@ -32,12 +31,6 @@ def warn_of_set(rows: TransferRows) -> None:
         )
     for text in odd_inputs(rows.a_few):
         log.warning("transfer_set: %s", text)
-
-
-def known_labels(dataset: Any) -> Int64[np.ndarray, " rows"] | None:
-    """Return the labels of a set that keeps them as one array, as ours do; None for others."""
-    labels = getattr(dataset, "labels", None)
-    return labels if isinstance(labels, np.ndarray) and labels.dtype == np.int64 else None
 
 
 def warn_of_absent_classes(

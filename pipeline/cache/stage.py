@@ -30,20 +30,22 @@ from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
-from ..runtime.inference import Runner
+from ..local_code import SOURCE
+from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
-from ..transfer import TransferRows, input_bytes
+from ..same_set import check_repeatable, check_samples, samples_identity
+from ..transfer import TransferRows, input_bytes, listed_labels
 from ..views import experiment_views
 from ..workspace import Workspace
 from .capture import CapturePass, ReadyTeacher
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
-from .rows import naming_indices
+from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
-from .set_warnings import known_labels, warn_of_absent_classes, warn_of_set
+from .set_warnings import warn_of_absent_classes, warn_of_set
 from .teachers import load_teacher, train_teacher
-from .todo import HALVED, CacheTodo, agreed, capture_identity, find_todo
+from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -66,6 +68,8 @@ class CacheReport:
     """Digest of the store."""
     quality: Mapping[str, Tally] = field(default_factory=dict)
     """By teacher that was run now, its tally on the rows that it was shown."""
+    compared: str = ""
+    """What of the transfer set was compared with the store beforehand, in words."""
 
 
 def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float | None = None) -> CacheReport:
@@ -77,35 +81,50 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     logits cannot be kept, StorageError if the disk fails; the same call again resumes.
     """
     ranks, rows = work.ranks, work.rows
-    missing = (find_todo(work) if todo is None else todo).captures
+    todo = find_todo(work) if todo is None else todo
+    missing = todo.captures
+    if todo:
+        check_repeatable(rows)
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
-    ranks.counts(0)  # all have looked before one of them writes
+    agree_on_set(work)  # all have looked before one of them writes
     if ranks.is_first:
+        for member in work.experiment.teacher_members():
+            work.models.tidy("teachers", member.name)
+        if missing:
+            work.check_writable(store=True)
         warn_of_set(rows)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)
-    ranks.counts(0)
+    ranks.wait()
     teachers = [_prepare(work, member) for member in missing]
     make_view = experiment_views(work.experiment, rows)
     try_teachers_out(work, teachers, make_view)
     if stop_below is not None and ranks.is_first:
         _warn_without_labels(rows)
     if work.find_store() is None and ranks.is_first:
-        widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
-        begin_store(
-            work.path,
-            num_rows=len(rows),
-            num_classes=rows.num_classes,
-            row_bytes=max(input_bytes(work.experiment, rows), *widths),
-            block_rows=work.experiment.cache.block_rows,
-        )
-    ranks.counts(0)
+        _begin_store(work)
+    ranks.wait()
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
-    if ranks.is_first and known_labels(rows.dataset) is None:
+    if ranks.is_first and listed_labels(rows.dataset) is None:
         warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
-    return CacheReport(names, kept, work.store.digest, tallies)
+    return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
+
+
+def _begin_store(work: Workspace) -> None:
+    """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
+    rows = work.rows
+    widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+    store = begin_store(
+        work.path,
+        num_rows=len(rows),
+        num_classes=rows.num_classes,
+        row_bytes=max(input_bytes(work.experiment, rows), *widths),
+        block_rows=work.experiment.cache.block_rows,
+        exist_ok=True,
+    )
+    check_samples(store, rows)
 
 
 def capture_teachers(
@@ -117,6 +136,8 @@ def capture_teachers(
     ranks. Raises as `cache`.
     """
     store, ranks = work.store, work.ranks
+    captures = {one.name: {**_identity(work, one), SOURCE: one.notes.get(SOURCE)} for one in teachers}
+    work.agree(store=store.digest, captures=captures)
     with contextlib.ExitStack() as stack:
         samples = None
         if not store.is_whole(SAMPLES):
@@ -125,23 +146,30 @@ def capture_teachers(
             teacher.name: stack.enter_context(contextlib.closing(_capture_writer(work, teacher)))
             for teacher in teachers
         }
-        todo = _dealt(ranks, _missing_blocks(work, samples, writers) if ranks.is_first else [])
         # Nobody writes before all have opened: mending an unfinished part takes a writer that is alone.
-        ranks.counts(0)
+        ranks.wait()
+        todo = _dealt(ranks, _missing_blocks(work, samples, writers) if ranks.is_first else [])
         if samples is not None or writers:
             by_name = {teacher.name: teacher for teacher in teachers}
             with naming_indices(work.rows.source):
                 CapturePass(work, todo, samples, writers, by_name, make_view, quality).run()
-        tallies = _total(ranks, quality)  # a collective: all ranks are through
+        ranks.wait()  # all are through
+        tallies = _total(ranks, quality)
         if ranks.is_first:
             for writer in [samples, *writers.values()] if samples is not None else writers.values():
                 writer.seal()
-    ranks.counts(0)
+    ranks.wait()
     if ranks.is_first:
         store.tidy_up()
     else:
         store.refresh()
     return tallies
+
+
+def agree_on_set(work: Workspace) -> None:
+    """Compare the transfer set of all ranks, as each block is made by one of them. Raises SpecMismatch."""
+    if work.ranks.size > 1:
+        work.agree(transfer_set=set_sample(work.rows))
 
 
 def _warn_without_labels(rows: TransferRows) -> None:
@@ -181,7 +209,7 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     return ready_teacher(
         work,
         member,
-        load_teacher(work, member),
+        load_teacher(work, member, record.weights),
         where=f"teacher {member.name!r}",
         name=member.name,
         identity=capture_identity(work.experiment, member, work.rows, record.weights),
@@ -212,9 +240,22 @@ def ready_teacher(
         precision=settings.precision,
         compiled=settings.compile,
         channels_last=settings.channels_last,
+        threads=_threads(work, module, there),
     )
     notes = capture_notes(work.experiment, member, runner.device.type)
     return ReadyTeacher(name, runner, identity, notes, encoding, columns, there is not None)
+
+
+def _threads(work: Workspace, module: nn.Module, there: Mapping[str, Any] | None) -> int | None:
+    """Return the threads that a teacher computes with on the CPU, the same on all ranks; None for those of the process.
+
+    Sums in another number of threads may differ in the last bit. A capture that is there keeps its number, and one of an
+    earlier version has none.
+    """
+    if device_of(module).type != "cpu" or (there is not None and "threads" not in there):
+        return None
+    here = work.experiment.cache.threads or work.ranks.counts(torch.get_num_threads())[0]
+    return here if there is None else int(there["threads"])
 
 
 def try_teachers_out(work: Workspace, teachers: Sequence[ReadyTeacher], make_view: Augment | None) -> None:
@@ -271,7 +312,7 @@ def _dealt(ranks: Ranks, todo: Sequence[BlockTodo]) -> list[BlockTodo]:
 
 
 def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
-    """Add up the tallies of all ranks, and log them. Returns when all ranks have come this far."""
+    """Add up the tallies of all ranks, and log them."""
     tallies = {}
     for name, tally in quality.tallies.items():
         mine = torch.tensor([tally.rows, tally.right, tally.nats], dtype=torch.float64)
@@ -294,24 +335,36 @@ def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
 
 
 def _samples_writer(work: Workspace) -> SamplesWriter:
-    rows = work.rows
-    return work.store.samples_writer(
-        identity=rows.identity,
+    rows, store = work.rows, work.store
+    theirs, is_begun = store.identity_of(SAMPLES), store.begun(SAMPLES) is not None
+    return store.samples_writer(
+        identity=samples_identity(rows, theirs, is_begun=is_begun),
         class_names=rows.class_names,
         example=rows.first if work.experiment.transfer_set.store_inputs else None,
         ids=rows.ids,
     )
 
 
-def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
+def _identity(work: Workspace, teacher: ReadyTeacher) -> dict[str, Any]:
+    """Return the identity of a capture, with the batch and the threads that its teacher is run with."""
     identity, asked = dict(teacher.identity), work.experiment.cache.batch_size
     if (batch := teacher.runner.batch_size) != asked:
         identity |= {"batch_size": batch, HALVED: asked}
-    if (there := work.store.identity_of(f"teachers/{teacher.name}")) is not None:
+    if teacher.runner.threads is not None:
+        identity["threads"] = teacher.runner.threads
+    part = f"teachers/{teacher.name}"
+    if (there := work.store.identity_of(part)) is not None:
         identity = agreed(identity, there)
+    if (begun := work.store.begun(part)) is not None:
+        # Now that the teacher's modules are imported: their files may have changed since the capture was looked for.
+        check_begun(work.store, begun, begun.identity, teacher.notes)
+    return identity
+
+
+def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
     return work.store.capture(
         teacher.name,
-        provenance=identity,
+        provenance=_identity(work, teacher),
         views=work.experiment.cache.views,
         encoding=teacher.encoding,
         classes=teacher.columns,

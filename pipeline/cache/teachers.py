@@ -14,14 +14,18 @@ from ...storage.errors import BadDataError
 from ...storage.random import philox_permutation
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
+from ..experiment.training import TeacherTrain
 from ..factories import build, build_augmentation, expect_module
+from ..models.alone import alone
 from ..models.build import build_model
-from ..models.class_names import check_class_order
+from ..models.class_names import check_class_order, module_class_names
 from ..models.networks import count_parameters
-from ..models.records import Record
+from ..models.records import Record, check_loaded
+from ..models.sources import source_digests, unchanged
 from ..models.weights import load_weights, save_weights
-from ..runtime.inference import check_model, place
+from ..runtime.inference import place
 from ..trainer.loop import fit
+from ..trainer.trial import check_training, make_lazy_layers
 from ..workspace import Workspace
 from .todo import find_teacher, teacher_identity
 
@@ -38,36 +42,50 @@ class LabelledBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def head(self, count: int) -> "LabelledBatch":
+        """Return the first rows."""
+        return LabelledBatch(self.inputs[:count], self.labels[:count])
+
 
 def build_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
     """Build the module of a teacher: with its weights if one file holds both, freshly initialised otherwise.
 
     Raises FactoryError or ConfigError for a module that cannot be made, BadDataError for a file that cannot be read.
     """
-    teacher, rows = member.teacher, work.rows
-    if not teacher.is_whole:
-        return build_model(
+    return _build(work, member)[0]
+
+
+def _build(work: Workspace, member: TeacherMember) -> tuple[nn.Module, str | None]:
+    """Build the module of a teacher; with it the digest of the file or folder that it was loaded from, if any."""
+    teacher, rows, path = member.teacher, work.rows, member.weights
+    if not teacher.is_whole or path is None:
+        module = build_model(
             teacher, work.experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
         )
-    offered: Mapping[str, object] = {"path": member.weights}
-    module = build(teacher.factory, teacher.args, offered=offered, base=work.experiment.base)
-    return expect_module(module, teacher.factory)
+        where = f"teacher {member.name!r}"
+        return make_lazy_layers(module, rows.a_few, rows.num_classes, where), None
+    offered: Mapping[str, object] = {"path": path}
+    with unchanged(path):
+        made = build(teacher.factory, teacher.args, offered=offered, base=work.experiment.base)
+        digest = source_digests(path)[0]
+    return expect_module(made, teacher.factory), digest
 
 
-def load_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
+def load_teacher(work: Workspace, member: TeacherMember, weights: str | None = None) -> nn.Module:
     """Build a teacher and load its weights, in evaluation mode, on the device of the workspace.
 
-    A module that is spread over several devices stays there. Raises FactoryError, or BadDataError if the weights do not
-    fit the module, or its classes (attribute `class_names`) are not those of the transfer set.
+    weights: digest of the weights that are meant, which those loaded must have. A module that is spread over several
+    devices stays there. Raises FactoryError, or BadDataError if the weights do not fit the module, are others than those
+    that are meant, or its classes (attribute `class_names`) are not those of the transfer set.
     """
-    module = build_teacher(work, member)
-    if not member.teacher.is_whole:
+    module, loaded = _build(work, member)
+    if loaded is None:
         path = member.weights or work.models.weights_path("teachers", member.name)
-        load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
+        loaded = load_weights(module, path, allow_pickle=member.teacher.allow_pickle)
+    check_loaded(f"teacher {member.name!r}", weights, loaded)
     if member.teacher.check_class_names:
-        names = getattr(module, "class_names", None)
-        if isinstance(names, (list, tuple)) and names:
-            check_class_order([str(n) for n in names], work.rows.class_names, f"teacher {member.name!r}")
+        names = module_class_names(module, work.rows.num_classes)
+        check_class_order(names, work.rows.class_names, f"teacher {member.name!r}")
     return place(module, work.choose_device()).eval()
 
 
@@ -80,11 +98,20 @@ def train_teacher(work: Workspace, member: TeacherMember) -> Record:
     record, settings = find_teacher(work, member), member.teacher.train
     if record is not None or settings is None:  # a teacher without settings has weights
         return record or Record({}, "", {})
+    path = work.models.weights_path("teachers", member.name)
+    with alone(path, f"training teacher {member.name}") as waited:
+        if waited and (record := find_teacher(work, member)) is not None:
+            return record
+        return _train(work, member, settings)
+
+
+def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Record:
+    """Train a teacher; as `train_teacher`."""
     rows, started = work.rows, time.monotonic()
     target = work.choose_device()
     torch.manual_seed(member.seed)
     module = build_teacher(work, member).to(target)
-    check_model(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
+    check_training(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     augmentation = None
     if (augment := settings.augment) is not None:
         augmentation = build_augmentation(augment.factory, augment.args, base=work.experiment.base)

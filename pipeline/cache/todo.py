@@ -3,10 +3,10 @@
 Everything that a stage makes has an identity: all that it follows from. It is done if something of that identity is
 there.
 
-    teacher   its factory, arguments, settings, seed, the transfer set     record beside its weights
+    teacher   its factory, arguments, code, settings, seed, the set        record beside its weights
     capture   the teacher's weights, augmentation, encoding, …             spec in the store
     clusters  the seal of a capture, the settings                          spec in the store
-    student   the seals of the captures, loss, settings, seed              record beside its weights
+    student   the seals of the captures, code, loss, settings, seed        record beside its weights
 
 So another temperature trains one student again and touches no capture.
 """
@@ -22,20 +22,26 @@ from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
 from ...storage.format.grid import Grid, plan_block_rows
 from ...storage.identity import as_json, check_same
+from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
+from ..local_code import SOURCE
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
-from ..models.records import Record
+from ..models.records import Record, as_kept
+from ..models.rules import loader_rules
 from ..models.sources import source_digests
-from ..transfer import TransferRows, input_bytes
+from ..same_set import check_samples
+from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
-from .notes import SOURCE, source_note
+from .notes import source_note
 
 log = logging.getLogger(__name__)
 HALVED = "batch_size_asked"
 """In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
+_OF_SET = ("transfer_set", "num_examples")
+"""Keys of a teacher's identity that state the set that it was trained on."""
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
 
@@ -47,6 +53,8 @@ class CacheTodo:
     """Teachers to be run, and trained if they have no weights."""
     samples: bool = False
     """Whether the samples are to be written, or have lost files."""
+    compared: str = ""
+    """What of the transfer set was compared with the store, in words; empty if there is no store."""
 
     def __bool__(self) -> bool:
         return bool(self.captures or self.samples)
@@ -63,30 +71,11 @@ def find_todo(work: Workspace) -> CacheTodo:
     Raises SpecMismatch if something in the store has the name of a capture and another identity.
     """
     store = work.find_store()
-    if store is not None:
-        check_samples(store, work.rows)
+    compared = "" if store is None else check_samples(store, work.rows)
     return CacheTodo(
         missing_captures(work),
         samples=store is not None and store.is_sealed(SAMPLES) and not store.is_whole(SAMPLES),
-    )
-
-
-# Samples
-
-
-def check_samples(store: Store, rows: TransferRows) -> None:
-    """Compare the transfer set with that of a store, by sizes and fingerprints. Raises SpecMismatch."""
-    ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
-    theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
-    if (samples := store.identity_of(SAMPLES)) is not None:
-        ours |= rows.identity
-        theirs |= {key: value for key, value in samples.items() if key != "views"}
-    check_same(
-        f"{store.path}: {SAMPLES}",
-        as_json(ours),
-        theirs,
-        made="from which it was made",
-        remedy="change the transfer set back, or make a new store (another --out)",
+        compared=compared,
     )
 
 
@@ -95,15 +84,40 @@ def check_samples(store: Store, rows: TransferRows) -> None:
 
 def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any]:
     """Return the identity of a teacher that is trained here."""
-    teacher, later = member.teacher, {"clip_norm", "ema", "precision"}
+    teacher, later, source = member.teacher, {"clip_norm", "ema", "precision"}, member.source
     return {
         "factory": stable_name(teacher.factory),
         "args": teacher.args,
         "train": None if teacher.train is None else settled(teacher.train, later=later, idle={"compile"}),
         "seed": member.seed,
-        "transfer_set": rows.fingerprint,
+        "transfer_set": set_identity(rows),
         "num_examples": len(rows),
+        **({SOURCE: source} if source else {}),
+        **loader_rules(teacher, member.weights),
     }
+
+
+def as_recorded(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return our identity of a teacher as its record states it, without what the record cannot tell.
+
+    The source of a transfer set may change where its content does not. The record of an earlier version holds nothing of a
+    set without a fingerprint.
+
+    >>> as_recorded({"transfer_set": {"content": "a", "source": "new"}}, {"transfer_set": {"content": "b", "source": "old"}})
+    {'transfer_set': {'content': 'a', 'source': 'old'}}
+    >>> as_recorded({"transfer_set": {"content": "a"}}, {"transfer_set": None})
+    {'transfer_set': None}
+    """
+    identity, mine = dict(ours), ours["transfer_set"]
+    if theirs is None or not isinstance(mine, Mapping):
+        return identity
+    written = theirs.get("transfer_set")
+    if written is None:
+        identity["transfer_set"] = None
+    elif isinstance(written, Mapping):
+        without = {key: value for key, value in mine.items() if key != "source"}
+        identity["transfer_set"] = without | ({"source": written["source"]} if "source" in written else {})
+    return identity
 
 
 def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
@@ -113,7 +127,10 @@ def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
     """
     if member.weights is not None:
         return Record({}, source_digests(member.weights)[0], {})
-    return work.models.find("teachers", member.name, teacher_identity(member, work.rows))
+    recorded = work.models.recorded_identity("teachers", member.name)
+    return work.models.find(
+        "teachers", member.name, as_recorded(teacher_identity(member, work.rows), recorded)
+    )
 
 
 def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
@@ -143,6 +160,7 @@ def capture_identity(
             "weights": weights,
             "head": {"kind": "softmax"},
             **({} if files is None else {"files": files}),
+            **loader_rules(member.teacher, member.weights),
         },
         "augmentation": augmentation_identity(experiment),
         "precision": experiment.cache.precision,
@@ -150,11 +168,14 @@ def capture_identity(
         "transfer_set": rows.fingerprint,
         # Keys that came later: at their defaults they are left out, and an older capture is the same.
         **{key: True for key in ("compile", "channels_last") if getattr(experiment.cache, key)},
+        **({} if (threads := experiment.cache.threads) is None else {"threads": threads}),
     }
 
 
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our identity of a capture as the one that is there states it: its halved batch, its name of a loader.
+    """Return our identity of a capture as the one that is there states it: its halved batch, threads, name of a loader.
+
+    A capture of a GPU, or of an earlier version, states no threads; then ours are left out.
 
     >>> agreed({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 64, 'batch_size_asked': 256}
@@ -162,12 +183,18 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
     {'batch_size': 64, 'batch_size_asked': 256}
     >>> agreed({"batch_size": 512}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 512}
+    >>> agreed({"batch_size": 64}, {"batch_size": 64, "threads": 2})
+    {'batch_size': 64, 'threads': 2}
     >>> agreed({"teacher": {"factory": "timm"}}, {"teacher": {"factory": "logitstore.pipeline.named_models:timm_model"}})
     {'teacher': {'factory': 'logitstore.pipeline.named_models:timm_model'}}
     """
     identity = dict(ours)
     if HALVED in theirs and ours["batch_size"] in (theirs[HALVED], theirs["batch_size"]):
         identity |= {"batch_size": theirs["batch_size"], HALVED: theirs[HALVED]}
+    if "threads" not in theirs:
+        identity.pop("threads", None)
+    else:
+        identity.setdefault("threads", theirs["threads"])
     teacher, written = ours.get("teacher"), theirs.get("teacher")
     if isinstance(teacher, Mapping) and isinstance(written, Mapping):
         factory = str(written.get("factory"))
@@ -201,6 +228,8 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     part_name, store = f"teachers/{member.name}", work.find_store()
     record = find_teacher(work, member)
     check_stated_classes(member, work.rows)
+    if record is None:
+        _check_taught_set(work, member)
     if store is None:
         return True
     begun = store.begun(part_name)
@@ -214,21 +243,51 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     ours = stated_identity(ours, spec.identity, settings.chosen_encoding, settings.views)
     where = f"{store.path}: {part_name}"
     if begun is not None:
-        now = source_note(work.experiment, member) if SOURCE in begun.notes else {}
-        check_same(
-            where,
-            {**ours, **now},
-            {**begun.identity, **({SOURCE: begun.notes[SOURCE]} if now else {})},
-            made="with which it was begun",
-            remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
-            f"{begun.blocks_done} blocks that are there",
-        )
+        check_begun(store, begun, ours, source_note(work.experiment, member))
         return True
     check_same(where, ours, spec.identity, made="with which it was captured", remedy=_RENAME)
     if record is None:
         return True
     _warn_of_changed_source(work.experiment, member, spec.notes)
     return not store.is_whole(part_name)
+
+
+def _check_taught_set(work: Workspace, member: TeacherMember) -> None:
+    """Refuse to train a teacher in the place of one of the same name and another transfer set. Raises SpecMismatch."""
+    recorded = work.models.recorded_identity("teachers", member.name)
+    if recorded is not None:
+        ours = as_json(as_recorded(teacher_identity(member, work.rows), recorded))
+        record = work.models.weights_path("teachers", member.name).with_suffix(".json")
+        check_same(
+            f"teacher {member.name!r} ({record})",
+            {key: ours[key] for key in _OF_SET},
+            {key: recorded.get(key) for key in _OF_SET},
+            made="on which it was trained",
+            remedy="change the transfer set back; or name another folder (--out, or --models), or give the teacher "
+            "another name; or delete the record",
+        )
+
+
+def check_begun(store: Store, begun: BegunPart, ours: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Compare identity and local code with those of a capture that is begun. Raises SpecMismatch.
+
+    ours: `stated_identity`. notes: those of the capture now.
+    """
+    check_same(
+        f"{store.path}: {begun.name}",
+        {**ours, SOURCE: _noted_files(notes, begun.notes)},
+        {**begun.identity, SOURCE: _noted_files(begun.notes, begun.notes)},
+        made="with which it was begun",
+        remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
+        f"{begun.blocks_done} blocks that are there",
+    )
+
+
+def _noted_files(notes: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests of those local files that a capture has noted; earlier versions noted one at most."""
+    files, digests = noted.get(SOURCE), notes.get(SOURCE)
+    known = digests if isinstance(digests, Mapping) else {}
+    return {file: known.get(file) for file in files} if isinstance(files, Mapping) else {}
 
 
 def _check_training(work: Workspace, member: TeacherMember, store: Store) -> None:
@@ -240,7 +299,7 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
     if recorded is not None:
         check_same(
             f"{store.path}: teachers/{member.name}",
-            as_json(teacher_identity(member, work.rows)),
+            as_kept(as_json(as_recorded(teacher_identity(member, work.rows), recorded)), recorded),
             recorded,
             made="with which it was trained",
             remedy=_RENAME,
@@ -249,13 +308,13 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
 
 def _warn_of_changed_source(experiment: Experiment, member: TeacherMember, notes: Mapping[str, Any]) -> None:
     """Warn if the module of a captured teacher has changed: its logits may no longer be those of the capture."""
-    now = source_note(experiment, member)
-    if now and SOURCE in notes and notes[SOURCE] != now[SOURCE]:
+    then, now = _noted_files(notes, notes), _noted_files(source_note(experiment, member), notes)
+    if changed := [file for file in then if now[file] != then[file]]:
         log.warning(
             "teacher %s: %s has changed since it was captured; its capture is kept, as factory, arguments and "
             "weights are the same",
             member.name,
-            ", ".join(now[SOURCE]),
+            ", ".join(changed),
         )
 
 

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 
 from ...storage.errors import BadDataError
 from ...storage.progress import Progress, silent
-from ..runtime.dask_tasks import result_of
+from ..runtime.dask_tasks import completed, result_of
 from .memory import FAN_IN, LANES, threads_within
 from .moments import Combinations, Moments, merge, scratch
 from .softened import Softened
@@ -170,7 +170,8 @@ def _on_cluster(graph: Any, client: Any, topic: str, total: int, progress: Progr
 
     client.subscribe_topic(topic, advance)
     try:
-        moments = result_of(client.compute(graph, optimize_graph=False), _TASK)
+        (future,) = completed(client, [client.compute(graph, optimize_graph=False)], _TASK)
+        moments = result_of(future, _TASK)
     finally:
         client.unsubscribe_topic(topic)
     if done < total:

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from ...storage.api import Store
 from ...storage.errors import ConfigError
+from ...storage.parts.clusterings import ClusteringReader
 from .memory import MATRICES, gib
 from .sets import correlation_of
 
@@ -67,8 +68,8 @@ def draw_clustering(store: Store, name: str, path: Path) -> None:
     without such a clustering.
     """
     check_figure(path)
-    part = store.clustering(name)
-    if "covariance" not in part.layouts:
+    clustering = ClusteringReader(store.root, name)
+    if "covariance" not in clustering.part.layouts:
         raise ConfigError(
             f"--figure {path}",
             expected="a clustering of the whole matrix",
@@ -78,7 +79,7 @@ def draw_clustering(store: Store, name: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    order, edges, correlation = ordered(part.small("covariance"), part.small("assignment"))
+    order, edges, correlation = ordered(clustering.covariance, clustering.assignment)
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

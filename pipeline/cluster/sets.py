@@ -52,7 +52,7 @@ def correlation_of(
     >>> correlation_of(np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    deviation = np.sqrt(np.diag(covariance))
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 0))  # a store may hold any numbers
     moves = deviation > 0
     inverse = np.divide(1, deviation, where=moves, out=np.zeros_like(deviation))
     correlation = covariance * inverse * inverse[:, None]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64
 
-from ...storage.api import Store
+from ...storage.api import Capture, Store
 from ...storage.checks import check_temperature
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from ..runtime.dask_tasks import Block
@@ -45,8 +45,6 @@ class Source:
     """Share of the mean; the shares of all sum to 1."""
     logits: Logits
     """Logits of the capture."""
-    order: Int64[np.ndarray, "classes"] | None = None
-    """Column of each class of the store; None where they stand in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +85,6 @@ class Softened:
         for number, source in enumerate(self.sources):
             logits = source.logits.read(rows, view, self.temperature)
             highest = _checked(logits, f"{source.name}: view {view}", rows.start)
-            if source.order is not None:
-                logits = logits[:, source.order]
             target = np.empty_like(out) if number else out
             for piece in pieces(*out.shape):
                 softmax(
@@ -161,10 +157,9 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
         )
     total = math.fsum(weights.values())
     captures = {name: store.teachers[name] for name in weights}
-    sources = tuple(
-        Source(name, weights[name] / total, capture, _order(name, capture.classes, store.num_classes))
-        for name, capture in captures.items()
-    )
+    for name, capture in captures.items():
+        _check_classes(name, capture, store.num_classes)
+    sources = tuple(Source(name, weights[name] / total, capture) for name, capture in captures.items())
     first, *others = captures.items()
     for name, capture in others:
         for what, theirs, ours in (
@@ -186,19 +181,12 @@ def _augmentation(capture: Any) -> Any:
     return capture.part.spec.identity.get("augmentation")
 
 
-def _order(
-    name: str, classes: Int64[np.ndarray, "columns"], num_classes: int
-) -> Int64[np.ndarray, "classes"] | None:
-    """Return the column of each class of the store; None where they stand in order."""
-    everything = np.arange(num_classes)
-    if np.array_equal(classes, everything):
-        return None
-    if not np.array_equal(np.sort(classes), everything):
-        dustbin = " and a dustbin class" if (classes < 0).any() else ""
+def _check_classes(name: str, capture: Capture, num_classes: int) -> None:
+    """Refuse a capture without all classes of the store. Raises BadDataError."""
+    if not capture.has_all_classes:
         raise BadDataError(
             f"teachers/{name}",
             expected=f"a capture of all {num_classes} classes of the store",
-            found=f"a capture of {int((classes >= 0).sum())} classes{dustbin}",
+            found=f"a capture of {capture.columns_found}",
             remedy="cluster the generalist, or an ensemble of such teachers",
         )
-    return np.argsort(classes)

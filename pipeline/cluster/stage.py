@@ -7,7 +7,6 @@
 4. Matrix, assignment, centres and sets are sealed as a part of their own, with the figures of 2 and 3 as its notes.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ...storage.api import Store
+from ...storage.format.documents import integer
+from ...storage.parts.clusterings import ClusteringReader
 from ...storage.progress import Progress, silent
 from ..experiment.tables import Cluster
 from ..runtime.dask_tasks import over_blocks
@@ -42,6 +43,7 @@ def cluster_store(
     softened = softened_outputs(store, cluster.shares, cluster.temperature)
     dimensions = check_cluster(cluster, store.num_classes)
     if needs_clustering(store, cluster):
+        store.check_writable()
         how: dict[str, Any] = {
             "scheduler": scheduler,
             "memory": int(cluster.memory * GIB),
@@ -141,20 +143,14 @@ def errors_in_sets(store: Store, name: str) -> ErrorsInside | None:
 
     They are read from the notes, or, for an older clustering without them, counted now.
     """
-    part = store.clustering(name)
-    noted = part.spec.notes.get("errors_inside")
-    if isinstance(noted, Mapping):
-        return ErrorsInside(
-            int(noted["errors"]),
-            int(noted["inside"]),
-            float(noted["random_share"]),
-            float(noted.get("random_deviation", float("nan"))),
-            int(noted.get("draws", 0)),
-        )
-    identity = part.spec.identity
-    if "capture" not in identity or not (store.samples.labels >= 0).any():
+    clustering = ClusteringReader(store.root, name)
+    noted = clustering.errors_inside
+    if noted is not None:
+        return ErrorsInside(**noted)
+    about, identity = clustering.about, clustering.part.spec.identity
+    if about["teacher"] is None or not (store.samples.labels >= 0).any():
         return None
-    softened = softened_outputs(
-        store, {str(identity["capture"]["name"]): 1.0}, float(identity.get("temperature", 1.0))
-    )
-    return count_errors(store, part.small("sets"), softened, False, int(identity.get("seed", 0)))
+    temperature = 1.0 if about["temperature"] is None else float(about["temperature"])
+    softened = softened_outputs(store, {about["teacher"]: 1.0}, temperature)
+    seed = integer(identity.get("seed", 0), 0, str(clustering.part.folder.path), "seed")
+    return count_errors(store, clustering.sets, softened, False, seed)

@@ -48,6 +48,8 @@ def combine(store: Store, *, progress: Progress = silent, **settings: Any) -> Co
     settings, errors: as of `plan_combination`. Captures are combined at temperature 1.
     """
     plan = plan_combination(store, **settings)
+    if not plan.done:
+        store.check_writable()
     active = Counter[int]() if plan.done else _write(store, plan, progress)
     names = tuple(one.name for one in plan.specialists)
     return CombineReport(
@@ -69,7 +71,8 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
         def write(view: int, rows: range) -> Counter[int]:
             seen = chief.seen(rows, view)
             logits = chief.read(rows, view, temperature=1.0)
-            active = active_specialists(logits, experts, plan.top)
+            ranked = logits if plan.top == 1 else chief.read_ranked(rows, view, temperature=1.0)
+            active = active_specialists(ranked, experts, plan.top)
             logits_of_each = []
             for one, asked in zip(plan.specialists, active.T, strict=True):
                 _check_seen(chief, one, rows, view, seen)

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from ...storage.api import Capture, Store
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
@@ -189,14 +187,11 @@ def _is_combined(capture: Capture) -> bool:
 
 def _check_generalist(store: Store, generalist: Capture) -> None:
     """Refuse a capture that does not have all classes. Raises ConfigError."""
-    if not np.array_equal(generalist.classes, np.arange(store.num_classes)):
-        own = (
-            "a dustbin" if (generalist.classes < 0).any() else f"{len(generalist.classes)}, or another order"
-        )
+    if not generalist.has_all_classes:
         raise ConfigError(
             f"{store.path}: teachers/{generalist.name}",
-            expected=f"a generalist: all {store.num_classes} classes, in order",
-            found=own,
+            expected=f"a generalist: all {store.num_classes} classes",
+            found="a dustbin" if (generalist.classes < 0).any() else str(len(generalist.classes)),
             remedy="name the capture that the specialists were made from",
         )
 
@@ -347,9 +342,14 @@ def needs_combination(store: Store, table: Combine, generalist: str, specialists
     written = _written(store, table)
     if written is None:
         return True
+
+    def sealed(name: str) -> dict[str, str]:
+        # Without opening the capture: one that lost metadata is made again before it is combined.
+        return {"capture": name, "seal": store.digest_of(f"teachers/{name}")}
+
     ours: dict[str, Any] = {
-        "generalist": _sealed(store.teachers[generalist]),
-        "specialists": [_sealed(store.teachers[name]) for name in specialists],
+        "generalist": sealed(generalist),
+        "specialists": [sealed(name) for name in specialists],
         "top": table.top,
         "direction": table.direction,
     }

@@ -293,7 +293,7 @@ def _top_k_kl(
     """Return the KL of each row that keeps its first k classes of `order`, rounded as a capture records it."""
     index = order[:, :k]
     kept = np.take_along_axis(logits, index, axis=1)
-    with np.errstate(over="ignore"):  # set to infinity below
+    with np.errstate(over="ignore", invalid="ignore"):  # set to infinity below
         stored: dict[str, NDArray[Any]] = {
             "index": index,
             "logits": kept.astype(np.float16),

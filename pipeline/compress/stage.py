@@ -144,6 +144,7 @@ def compress(
     """
     plan = plan_compression(store, teacher, name, encoding)
     if not plan.done:
+        store.check_writable()
         _write(store, plan, plan.encoding or _choose(store, plan, progress), progress)
     source, capture = plan.source, store.teachers[name]
     report = CompressReport(

@@ -9,6 +9,7 @@
 The labels are the store's. Source: Hinton et al. 2015, section 5.5, tables 3 and 4.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from ...storage.api import Capture, Store
+from ...storage.api import Store
 from ...storage.errors import BadDataError, ConfigError, SpecMismatch
 from ...storage.parts.reader import sets_of
 from ...storage.progress import Progress, silent
@@ -25,6 +26,7 @@ from ..runtime.dask_tasks import every_block, over_blocks
 from .coverage import Conditional, Coverage, conditional, coverage, covers_of, special_classes
 from .metrics import Accumulator, Metrics
 
+log = logging.getLogger(__name__)
 _AT_A_TIME: Final = 1 << 20
 """Logits that are converted to float64 probabilities at a time."""
 
@@ -103,7 +105,7 @@ class CaptureScores:
 
 def scored_captures(store: Store) -> list[str]:
     """List the captures of all classes of the store, in the order in which they were sealed."""
-    return [name for name, capture in store.teachers.items() if _has_all_classes(capture, store.num_classes)]
+    return [name for name, capture in store.teachers.items() if capture.has_all_classes]
 
 
 def comparisons(
@@ -125,7 +127,7 @@ def comparisons(
         )
     if generalist is not None and clustering is not None:
         known = store.teachers[generalist]
-        if not _has_all_classes(known, store.num_classes):
+        if not known.has_all_classes:
             raise ConfigError(
                 f"{store.path}: teachers/{generalist}",
                 expected="a generalist, which has all classes",
@@ -192,6 +194,14 @@ def evaluate_captures(
     for an unknown name.
     """
     names = scored_captures(store) if captures is None else list(captures)
+    for name, capture in store.teachers.items() if captures is None else ():
+        if not (capture.has_all_classes or capture.is_specialist):
+            log.warning(
+                "%s: teachers/%s is not scored: of the store it has %s alone",
+                store.path,
+                name,
+                capture.columns_found,
+            )
     for comparison in compare:
         names += [name for name in (comparison.generalist, comparison.combined) if name not in names]
     labels = _labels(store, rows)
@@ -205,17 +215,17 @@ def evaluate_captures(
                 remedy="choose a view that every capture has",
             )
     for name in names:
-        if not _has_all_classes(store.teachers[name], store.num_classes):
+        if not store.teachers[name].has_all_classes:
             raise ConfigError(
                 f"{store.path}: teachers/{name}",
-                expected=f"all {store.num_classes} classes in order",
+                expected=f"all {store.num_classes} classes",
                 found=f"{store.teachers[name].shape[2]} columns",
                 remedy="leave it out: a specialist is scored as part of its combination",
             )
     covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
 
     def read(name: str, rows: range) -> NDArray[np.float32]:
-        return store.teachers[name].read(slice(rows.start, rows.stop), view, float(temperature))
+        return store.teachers[name].read_ranked(slice(rows.start, rows.stop), view, float(temperature))
 
     def score(_: int, rows: range) -> tuple[dict[str, Accumulator], list[Compared]]:
         known, logits = labels[rows.start : rows.stop], {name: read(name, rows) for name in names}
@@ -287,7 +297,3 @@ def _labels(store: Store, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
             remedy="evaluate a store of labelled examples",
         )
     return labels
-
-
-def _has_all_classes(capture: Capture, num_classes: int) -> bool:
-    return np.array_equal(capture.classes, np.arange(num_classes))

@@ -32,6 +32,8 @@ class Metrics:
     """The k of `top_k_errors`."""
     top_k_errors: int
     """Rows whose label is not among the k most probable classes."""
+    ties: int
+    """Rows in which several classes are the most probable: the one of the lowest number counts as such."""
 
     @property
     def accuracy(self) -> float:
@@ -68,7 +70,7 @@ class Accumulator:
         self.num_classes = num_classes
         self.temperature = temperature
         self.top_k = min(top_k, num_classes)
-        self._rows = self._errors = self._top_k_errors = 0
+        self._rows = self._errors = self._top_k_errors = self._ties = 0
         self._nll = 0.0
         # By bin of confidence: rows, correct rows, sum of the confidences.
         self._calibration = np.zeros((3, bins))
@@ -102,6 +104,7 @@ class Accumulator:
         self._rows += len(labels)
         self._errors += int((~right).sum())
         self._top_k_errors += int((ranks >= self.top_k).sum())
+        self._ties += int(((logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
         self._nll -= float(log_probabilities[rows, labels].sum())
         for line, weights in enumerate((np.ones(len(labels)), right, confidence)):
             self._calibration[line] += np.bincount(place, weights, minlength=bins)
@@ -120,6 +123,7 @@ class Accumulator:
         self._rows += other._rows
         self._errors += other._errors
         self._top_k_errors += other._top_k_errors
+        self._ties += other._ties
         self._nll += other._nll
         self._calibration += other._calibration
 
@@ -140,6 +144,7 @@ class Accumulator:
             calibration_error=float(np.abs(right - confidence).sum() / self._rows),
             top_k=self.top_k,
             top_k_errors=self._top_k_errors,
+            ties=self._ties,
         )
 
 

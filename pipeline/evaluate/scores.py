@@ -1,29 +1,37 @@
 """Scores of an experiment's models: which there are to be, which were measured, and their table. Imports no torch.
 
-A score belongs to weights and to an evaluation set. It is kept in `evaluation.json` beside the models, and measured again
-if one of the two changes. The table has a row for each teacher, ensemble and student (mean and spread over its seeds).
+A score belongs to networks (weights, factory, arguments, local code), to an evaluation set, and to the way in which it was
+measured. It is kept in `evaluation.json` beside the models, and measured again if one of these changes. The table has a row
+for each teacher, ensemble and student (mean and spread over its seeds).
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
+from typing import Any, Final
 
-from ...storage.backends.posix import replace_file
-from ...storage.format.documents import sha256_hex
+from ...storage.backends.posix import read_plain, replace_file
+from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher
 from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
-from ..experiment.tables import Combine, Student
-from ..models.records import Record
+from ..experiment.tables import Student
+from ..experiment.training import Factory
+from ..factories import describe_exception
+from ..local_code import SOURCE, local_source
+from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
-from ..transfer import Examples
 from ..workspace import Workspace
+from .examples import EvaluationExamples
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,13 @@ class Subject:
     name: str
     """Name in the table, or of the clustering."""
     key: str
-    """Key of its score, which changes with weights and evaluation set."""
+    """Key of its score: the digest of everything that it follows from."""
     members: Mapping[str, float]
     """Of an ensemble, and of sets: the teachers and their shares."""
     mean: str
     """Of an ensemble: "arithmetic" or "geometric"."""
-    weights: str
-    """"sha256:…" of the weights; of an ensemble, of all of them; of sets, the digest of their clustering."""
+    networks: Mapping[str, str]
+    """"sha256:…" of the weights of each network that is run, by teacher, specialist or `run`."""
     run: str
     """Of a student: name of its files."""
 
@@ -88,62 +96,91 @@ class TableRow:
         return [float(getattr(score, field)) for score in self.scores]
 
 
-def subjects(work: Workspace, examples: Examples) -> Iterator[Subject]:
+EVALUATION_BATCH: Final = 512
+"""Examples that a model is given at a time."""
+_MEASURED: Final = {"version": 2, "precision": "float32", "batch_size": EVALUATION_BATCH}
+"""How a score is measured. Raise the version when a metric gives other numbers."""
+
+
+def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]:
     """Yield every model that is there and can be scored, in the order of the table. examples: the evaluation set."""
-    experiment, content = work.experiment, examples.content
+    experiment = work.experiment
+    shown = [examples.content, len(examples), examples.class_names, work.rows.class_names]
 
     def subject(
         kind: str,
         name: str,
-        weights: str,
+        networks: Mapping[str, "_Network"],
         *,
         run: str = "",
         members: Mapping[str, float] = MappingProxyType({}),
         mean: str = "",
+        made_of: Mapping[str, Any] = MappingProxyType({}),
     ) -> Subject:
-        known_by = json.dumps([weights, dict(members), mean, content, len(examples)], sort_keys=True)
-        return Subject(kind, name, sha256_hex(known_by.encode()), members, mean, weights, run)
+        known = [[one.identity for one in networks.values()], dict(members), mean, dict(made_of)]
+        key = sha256_hex(canonical_json(as_json({"model": known, "shown": shown, "measured": _MEASURED})))
+        weights = {n: network.weights for n, network in networks.items()}
+        return Subject(kind, name, key, members, mean, weights, run)
 
-    records = {
-        member.name: record
+    teachers = {
+        member.name: _Network.of(
+            record.weights, member.teacher, member.source, class_names=member.teacher.check_class_names
+        )
         for member in experiment.teacher_members()
         if (record := find_teacher(work, member)) is not None
     }
-    for name, record in records.items():
-        yield subject("teacher", name, record.weights)
+    for name, network in teachers.items():
+        yield subject("teacher", name, {name: network})
     for members, kind in ensembles(experiment):
-        if records.keys() >= members.keys():
-            together = sha256_hex("".join(records[name].weights for name in members).encode())
-            name = ensemble_name(members, kind)
-            yield subject("ensemble", name, f"sha256:{together}", members=members, mean=kind)
+        if teachers.keys() >= members.keys():
+            networks = {name: teachers[name] for name in members}
+            yield subject("ensemble", ensemble_name(members, kind), networks, members=members, mean=kind)
     table = experiment.combine
-    if table is not None and (combined := _combination_weights(work, table, records)) is not None:
-        yield subject("combination", table.name, combined)
+    if table is not None and (networks := _combined_networks(work, teachers)):
+        settings = {"top": table.top, "direction": table.direction}
+        yield subject("combination", table.name, networks, made_of=settings)
     for run in student_seeds(experiment):
         if (student := find_student(work, run)) is not None:
-            yield subject("student", run.student.name, student.weights, run=run.name)
+            source = local_source([run.student.factory], [run.student.args], base=experiment.base)
+            network = _Network.of(student.weights, run.student, source)
+            yield subject("student", run.student.name, {run.name: network}, run=run.name)
     cluster = experiment.cluster
-    if cluster is not None and records.keys() >= cluster.shares.keys():
+    if cluster is not None and teachers.keys() >= cluster.shares.keys():
         part = f"clusters/{cluster.part_name}"
         if work.store.is_sealed(part):
-            yield subject("sets", cluster.part_name, work.store.digest_of(part), members=cluster.shares)
+            networks = {name: teachers[name] for name in cluster.shares}
+            sets = {"sets": work.store.digest_of(part), "disjoint": cluster.disjoint, "seed": cluster.seed}
+            yield subject("sets", cluster.part_name, networks, members=cluster.shares, made_of=sets)
 
 
-def _combination_weights(work: Workspace, table: Combine, teachers: Mapping[str, Record]) -> str | None:
-    """Return "sha256:…" of all that generalist and specialists together follow from; None if one is not trained."""
+@dataclass(frozen=True)
+class _Network:
+    """A network that is run for a score."""
+
+    weights: str
+    """"sha256:…" of its weights."""
+    identity: Mapping[str, Any]
+    """Everything that its logits follow from."""
+
+    @classmethod
+    def of(cls, weights: str, table: Factory, source: Mapping[str, str], **more: Any) -> "_Network":
+        """Return the network that a table of the experiment makes."""
+        made_by = {"factory": stable_name(table.factory), "args": table.args, SOURCE: source, **more}
+        return cls(weights, {"weights": weights, **made_by})
+
+
+def _combined_networks(work: Workspace, teachers: Mapping[str, _Network]) -> dict[str, _Network]:
+    """Return generalist and specialists by name; none if one is not trained."""
     if not can_begin(work):
-        return None
-    name, specialists = work.experiment.generalist.name, find_specialists(work)
-    records = [record for record in specialists.values() if record is not None]
-    if name not in teachers or len(records) < len(specialists):
-        return None
-    made_of = {
-        "generalist": teachers[name].weights,
-        "specialists": [[record.weights, dict(record.identity)] for record in records],
-        "top": table.top,
-        "direction": table.direction,
-    }
-    return f"sha256:{sha256_hex(json.dumps(made_of, sort_keys=True).encode())}"
+        return {}
+    name, networks = work.experiment.generalist.name, dict[str, _Network]()
+    for run, record in find_specialists(work).items():
+        if name not in teachers or record is None:
+            return {}
+        networks[run.name] = _Network(
+            record.weights, {"weights": record.weights, "of": dict(record.identity)}
+        )
+    return {name: teachers[name], **networks}
 
 
 def ensembles(experiment: Experiment) -> list[tuple[dict[str, float], str]]:
@@ -157,27 +194,42 @@ def ensembles(experiment: Experiment) -> list[tuple[dict[str, float], str]]:
 
 
 def ensemble_name(members: Mapping[str, float], kind: str) -> str:
-    """Name an ensemble in the table.
+    """Name an ensemble in the table, with its shares where they differ.
 
     >>> ensemble_name({"wide": 0.5, "deep": 0.5}, "arithmetic")
     'wide + deep, arithmetic mean'
+    >>> ensemble_name({"wide": 0.25, "deep": 0.75}, "arithmetic")
+    'wide + 3 deep, arithmetic mean'
     """
-    return f"{' + '.join(members)}, {kind} mean"
+    least = min(members.values())
+    shares = {name: f"{share / least:.6g}" for name, share in members.items()}
+    named = [name if share == "1" else f"{share} {name}" for name, share in shares.items()]
+    return f"{' + '.join(named)}, {kind} mean"
 
 
 class Scores:
     """Measured scores, in a file."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file; one that does not parse counts as empty."""
+        """Read the file. A score that cannot be read is said, and measured again."""
         self.path = path
         """The file."""
         self._scores: dict[str, Score | ErrorsInside] = {}
         try:
-            for key, value in json.loads(path.read_bytes()).items():
-                self._scores[key] = ErrorsInside(**value) if "inside" in value else Score(**value)
-        except (OSError, ValueError, TypeError, AttributeError):
-            self._scores = {}
+            content = json.loads(read_plain(path))
+            entries = content.items()
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            log.warning("%s: no scores (%s); they are measured again", path, describe_exception(error)[:200])
+            return
+        for key, value in entries:
+            if (score := _parsed(value)) is not None:
+                self._scores[key] = score
+        if wrong := len(entries) - len(self._scores):
+            log.warning(
+                "%s: %d of %d entries are no scores; they are measured again", path, wrong, len(entries)
+            )
 
     def missing(self, found: Iterable[Subject]) -> list[Subject]:
         """Return the subjects without a score."""
@@ -198,14 +250,38 @@ class Scores:
         replace_file(self.path, json.dumps(as_json(content), indent=1).encode() + b"\n")
 
 
+def _parsed(value: Any) -> Score | ErrorsInside | None:
+    """Return the score that an entry of the file holds; None for one of another form, or with impossible numbers."""
+    if not isinstance(value, Mapping):
+        return None
+    kind = ErrorsInside if "inside" in value else Score
+    optional = {"random_deviation", "draws"}
+    wanted = {field.name: field.type for field in fields(kind)}
+    if not wanted.keys() - optional <= value.keys() <= wanted.keys():
+        return None
+    for name, number in value.items():
+        is_whole = isinstance(number, int) and not isinstance(number, bool)
+        if not is_whole and (wanted[name] is int or not isinstance(number, float)):
+            return None
+        if not 0 <= number < math.inf or number > _LARGEST:
+            return None
+    counted, of = ("inside", "errors") if kind is ErrorsInside else ("errors", "examples")
+    return None if value[counted] > value[of] or value.get("examples") == 0 else kind(**value)
+
+
+_LARGEST: Final = 1 << 63
+"""Above every count."""
+
+
 def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:
     """Gather all scores into a table, the seeds of a student in one row."""
-    rows: dict[tuple[str, str], list[Score]] = {}
+    rows: dict[tuple[str, str, str], list[Score]] = {}
     for subject in found:
         score = scores.get(subject)
         if isinstance(score, Score):
-            rows.setdefault((subject.kind, subject.name), []).append(score)
-    return [TableRow(kind, name, tuple(values)) for (kind, name), values in rows.items()]
+            of = "" if subject.kind == "student" else subject.key
+            rows.setdefault((subject.kind, subject.name, of), []).append(score)
+    return [TableRow(kind, name, tuple(values)) for (kind, name, _), values in rows.items()]
 
 
 def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | None:
@@ -218,19 +294,46 @@ def errors_in_sets(found: Sequence[Subject], scores: Scores) -> ErrorsInside | N
 
 
 def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
-    """Compare each distilled student with the same one on hard labels, of the same rows and views: a sentence each."""
+    """Compare each distilled student with the same one on hard labels: a sentence each.
+
+    Two students are compared if they were trained alike: same rows, views and seeds, and the same settings of the training
+    but for those of their targets (`label_smoothing`). For a student without any such counterpart, a sentence says what
+    differs.
+    """
     students = {row.name: row for row in rows if row.kind == "student"}
     sentences = []
     for soft in experiment.students:
+        compared, unlike = list[str](), list[str]()
         for hard in experiment.students:
-            if _comparable(soft, hard) and soft.name in students and hard.name in students:
-                sentences.append(_verdict(students[soft.name], students[hard.name]))
+            if _are_twins(soft, hard) and soft.name in students and hard.name in students:
+                ours, theirs = students[soft.name], students[hard.name]
+                if differences := _differences(soft, hard, ours, theirs):
+                    unlike.append(f"{soft.name} and {hard.name} are not compared: {differences}.")
+                else:
+                    compared.append(_verdict(ours, theirs))
+        sentences += compared or unlike
     return sentences
 
 
-def _comparable(soft: Student, hard: Student) -> bool:
-    same = all(getattr(soft, key) == getattr(hard, key) for key in ("factory", "args", "rows", "views"))
+_UNCOMPARED: Final = {"label_smoothing", "checkpoint_every", "compile"}
+"""Settings of a training that belong to hard targets alone, or from which no other weights follow."""
+
+
+def _are_twins(soft: Student, hard: Student) -> bool:
+    """Return whether two students are the same network, the first on soft targets and the second on hard ones."""
+    same = (soft.factory, soft.args) == (hard.factory, hard.args)
     return soft.targets == "soft" and hard.targets == "hard" and same
+
+
+def _differences(soft: Student, hard: Student, ours: TableRow, theirs: TableRow) -> str:
+    """List the settings in which two trainings differ, with both values; empty for equal ones."""
+    pairs = {key: (getattr(soft, key), getattr(hard, key)) for key in ("rows", "views")}
+    one, other = (student.train.model_dump(mode="json", exclude=_UNCOMPARED) for student in (soft, hard))
+    pairs |= {f"train.{key}": (one[key], other[key]) for key in one}
+    if soft.train.seeds == hard.train.seeds:
+        pairs["seeds trained"] = (len(ours.scores), len(theirs.scores))
+    unequal = [f"{key} ({mine} and {its})" for key, (mine, its) in pairs.items() if mine != its]
+    return f"they differ in {', '.join(unequal)}" if unequal else ""
 
 
 def _verdict(soft: TableRow, hard: TableRow) -> str:

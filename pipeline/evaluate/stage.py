@@ -7,77 +7,43 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from ...storage.errors import BadDataError, ConfigError
+from ...storage.backends.posix import remove_leftovers
 from ...storage.parts.reader import sets_of
-from ...storage.stream.items import fetch_items, split_item
 from ..cache.teachers import load_teacher
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
-from ..experiment.document import Experiment
 from ..experiment.tables import Cluster, Combine
-from ..models.build import build_model
 from ..models.networks import count_parameters
+from ..models.records import check_loaded
 from ..models.weights import load_weights
 from ..runtime.inference import run_model
+from ..same_set import check_repeatable, check_samples
 from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
 from ..specialists.training import load_specialist
-from ..transfer import Examples
+from ..train.stage import build_student
 from ..workspace import Workspace
+from .examples import EvaluationExamples
 from .metrics import ensemble_logits, evaluate_logits
-from .scores import Score, Scores, Subject, TableRow, subjects, table
+from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 
-EVALUATION_BATCH = 512
-"""Examples that a model is given at a time."""
 Logits = Float[np.ndarray, "rows classes"]
 
 
-def evaluation_examples(experiment: Experiment, num_classes: int) -> Examples:
-    """Open the evaluation set. Raises ConfigError for an experiment without one, and as `check_evaluation`."""
-    if experiment.evaluation_set is None:
-        raise ConfigError(
-            "evaluation_set",
-            expected="the labelled examples that models are evaluated on",
-            found="no such table",
-            remedy="add [evaluation_set] to the experiment",
-        )
-    return check_evaluation(
-        Examples(experiment.evaluation_set, experiment.base, "evaluation_set"), num_classes
-    )
-
-
-def check_evaluation(examples: Examples, num_classes: int) -> Examples:
-    """Return the evaluation set, checked. Raises BadDataError for more classes than `num_classes`, or no labels."""
-    names = examples.class_names
-    if names is not None and len(names) > num_classes:
-        raise BadDataError(
-            "evaluation_set",
-            expected=f"the {num_classes} classes of the transfer set",
-            found=f"{len(names)}",
-            remedy="evaluate on examples of the same classes",
-        )
-    (first,) = fetch_items(examples.dataset, [0])
-    is_labelled = split_item(first, "evaluation_set, example 0").is_labelled
-    if not is_labelled or getattr(examples.dataset, "labels", ()) is None:
-        raise BadDataError(
-            "evaluation_set",
-            expected="labelled examples, (input, label)",
-            found="a set without labels",
-            remedy="evaluate on a labelled set, or drop [evaluation_set]",
-        )
-    return examples
-
-
-def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow]:
+def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> list[TableRow]:
     """Score every model that is there and has no score yet; the whole table.
 
     examples: the evaluation set, if the caller has opened it.
     """
     if examples is None:
-        examples = evaluation_examples(work.experiment, work.rows.num_classes)
+        examples = EvaluationExamples(work.experiment, work.rows)
+    if (store := work.find_store()) is not None:
+        check_samples(store, work.rows)
+    remove_leftovers(work.scores)
     scores, found = Scores(work.scores), list(subjects(work, examples))
     missing = scores.missing(found)
     if missing:
+        check_repeatable(examples)
         scorer = _Scorer(work, examples)
         for number, subject in enumerate(missing):
             scores.put(subject, scorer.score(subject))
@@ -88,7 +54,7 @@ def evaluate(work: Workspace, examples: Examples | None = None) -> list[TableRow
 class _Scorer:
     """Runs models over the evaluation set, each teacher at most once."""
 
-    def __init__(self, work: Workspace, examples: Examples) -> None:
+    def __init__(self, work: Workspace, examples: EvaluationExamples) -> None:
         self._work = work
         self._inputs, self._labels = examples.fetch(range(len(examples)))
         self._teachers: dict[str, tuple[Logits, int]] = {}
@@ -98,11 +64,11 @@ class _Scorer:
         if subject.kind == "sets" and cluster is not None:
             return self._errors_inside(subject, cluster)
         if subject.kind == "teacher":
-            logits, parameters = self._teacher(subject.name)
+            logits, parameters = self._teacher(subject, subject.name)
         elif subject.kind == "ensemble":
-            logits, parameters = self._ensemble(subject.members, subject.mean)
+            logits, parameters = self._ensemble(subject)
         elif subject.kind == "combination" and combine is not None:
-            logits, parameters = self._combination(combine)
+            logits, parameters = self._combination(subject, combine)
         else:
             logits, parameters = self._student(subject)
         metrics = evaluate_logits(np.asarray(logits), self._labels)
@@ -110,7 +76,7 @@ class _Scorer:
 
     def _errors_inside(self, subject: Subject, cluster: Cluster) -> ErrorsInside:
         """Count the errors of every teacher whose predictions were clustered, and those that a set holds."""
-        predictions = [self._teacher(name)[0].argmax(axis=1) for name in subject.members]
+        predictions = [self._teacher(subject, name)[0].argmax(axis=1) for name in subject.members]
         store = self._work.store
         return errors_inside(
             sets_of(store.clustering(subject.name), store.num_classes),
@@ -122,45 +88,49 @@ class _Scorer:
             seed=cluster.seed,
         )
 
-    def _teacher(self, name: str) -> tuple[Logits, int]:
+    def _teacher(self, subject: Subject, name: str) -> tuple[Logits, int]:
         if name not in self._teachers:
             member = next(m for m in self._work.experiment.teacher_members() if m.name == name)
-            module = load_teacher(self._work, member)
+            module = load_teacher(self._work, member, subject.networks[name])
             logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"teacher {name!r}")
             self._teachers[name] = logits, count_parameters(module)
         return self._teachers[name]
 
-    def _ensemble(self, members: Mapping[str, float], mean: str) -> tuple[Logits, int]:
-        logits = {name: self._teacher(name)[0] for name in members}
-        mixed = ensemble_logits(logits, members, cast(Literal["arithmetic", "geometric"], mean))
-        return mixed, sum(self._teacher(name)[1] for name in members)
+    def _ensemble(self, subject: Subject) -> tuple[Logits, int]:
+        logits = {name: self._teacher(subject, name)[0] for name in subject.members}
+        mean = cast(Literal["arithmetic", "geometric"], subject.mean)
+        mixed = ensemble_logits(logits, subject.members, mean)
+        return mixed, sum(self._teacher(subject, name)[1] for name in subject.members)
 
-    def _combination(self, combine: Combine) -> tuple[Logits, int]:
-        generalist, own = self._teacher(self._work.experiment.generalist.name)
-        logits, parameters = combination_logits(self._work, combine, self._inputs, generalist)
+    def _combination(self, subject: Subject, combine: Combine) -> tuple[Logits, int]:
+        generalist, own = self._teacher(subject, self._work.experiment.generalist.name)
+        logits, parameters = combination_logits(
+            self._work, combine, self._inputs, generalist, subject.networks
+        )
         return logits, own + parameters
 
     def _student(self, subject: Subject) -> tuple[Logits, int]:
         work = self._work
         student = next(s for s in work.experiment.students if s.name == subject.name)
-        module = build_model(
-            student,
-            work.experiment,
-            input_shape=self._inputs.shape[1:],
-            num_classes=work.rows.num_classes,
-        )
-        load_weights(module, work.models.weights_path("students", subject.run))
+        module = build_student(work, student, self._inputs[:2], work.rows.num_classes)
+        loaded = load_weights(module, work.models.weights_path("students", subject.run))
+        check_loaded(f"student {subject.run!r}", subject.networks[subject.run], loaded)
         module.to(work.choose_device()).eval()
         logits = run_model(module, self._inputs, EVALUATION_BATCH, where=f"student {subject.run!r}")
         return logits, count_parameters(module)
 
 
 def combination_logits(
-    work: Workspace, combine: Combine, inputs: NDArray[np.generic], generalist: Logits
+    work: Workspace,
+    combine: Combine,
+    inputs: NDArray[np.generic],
+    generalist: Logits,
+    weights: Mapping[str, str],
 ) -> tuple[Float32[np.ndarray, "rows classes"], int]:
     """Return ln q of each example, and the parameters of all specialists together, which must be trained.
 
-    inputs: (rows, …) as the transfer set gives them. generalist: its logits of them.
+    inputs: (rows, …) as the transfer set gives them. generalist: its logits of them. weights: digest of those of each
+    specialist. Raises BadDataError where others are loaded.
     """
     experiment, num_classes = work.experiment, work.store.num_classes
     special = [(run, special_rows(work, run)) for run in specialist_runs(experiment, work.store)]
@@ -169,7 +139,7 @@ def combination_logits(
     logits = generalist.astype(np.float32)
     active, logits_of_each, parameters = active_specialists(logits, experts, combine.top), [], 0
     for number, (run, own) in enumerate(special):
-        network = load_specialist(work, run, own)
+        network = load_specialist(work, run, own, weights[run.name])
         parameters += count_parameters(network)
         asked, given = np.flatnonzero(active[:, number]), np.zeros((0, len(columns[number])), np.float32)
         if len(asked):

@@ -8,8 +8,10 @@ from pathlib import Path
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
+from ...storage.format.constants import MAX_PARTS
 from ..factories import suggest
-from .reading import read_text, syntax_error
+from ..local_code import local_source
+from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
     Cache,
@@ -36,6 +38,15 @@ class TeacherMember:
     """File of its weights, or folder of the whole model, resolved; None for a network that is trained here."""
     teacher: Teacher
     """Its table."""
+    base: Path = Path()
+    """Folder of the experiment file."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Digests of the local code that makes it, and of that which changes its inputs in training."""
+        teacher, augment = self.teacher, self.teacher.train and self.teacher.train.augment
+        tables = [teacher, *([augment] if augment else [])]
+        return local_source((t.factory for t in tables), (t.args for t in tables), base=self.base)
 
 
 class Experiment(Table):
@@ -118,6 +129,12 @@ class Experiment(Table):
             expected, remedy = "cluster.teacher or specialists.generalist", "add specialists.generalist"
             raise problem(expected, "no such key", remedy, "specialists.generalist")
         self._check_view(table.views, "specialists.views")
+        most = len(table.sets) if table.sets != "all" else self.cluster.clusters if self.cluster else 0
+        if most > MAX_PARTS:
+            expected = f"at most {MAX_PARTS:,} specialists, the captures of a store"
+            raise problem(
+                expected, f"{most:,}", "lower cluster.clusters, or list fewer sets", "specialists.sets"
+            )
         known = self.cluster.clusters if self.cluster is not None and own == self.clustering_name else None
         numbers = range(known or 0) if table.sets == "all" else table.sets
         if known is not None and max(numbers) >= known:
@@ -175,7 +192,7 @@ class Experiment(Table):
     def teacher_members(self) -> tuple[TeacherMember, ...]:
         """Return every network to be cached, in order: members of a teacher one by one, seeds counted up."""
         return tuple(
-            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher)
+            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher, self.base)
             for teacher in self.teachers
             for member, name in enumerate(teacher.member_names)
         )
@@ -220,7 +237,7 @@ def load_experiment(path: str | Path) -> Experiment:
     where = str(path)
     try:
         text = read_text(path)
-        document = tomllib.loads(text)
+        document = parse_toml(text, where)
     except OSError as error:
         raise ConfigError(
             where,

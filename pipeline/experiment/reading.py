@@ -9,8 +9,9 @@ import re
 import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ...storage.backends.posix import read_plain
 from ...storage.errors import ConfigError
 
 _WIDE: Final = (
@@ -36,6 +37,12 @@ _LOOKALIKES: Final = {other: plain for plain, others in _INSTEAD.items() for oth
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode categories of characters that nobody sees."""
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"|' r"'[^']*'")
+_MOST_BYTES: Final = 1 << 20
+"""Bytes of an experiment file."""
+_MOST_LEVELS: Final = 32
+"""Levels of lists and tables, and names of a dotted key."""
+_NAME_AND_DOT: Final = r"""(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \t]*+"""
+_LONG_KEY: Final = re.compile(rf"(?<![\w-])(?:{_NAME_AND_DOT}){{{_MOST_LEVELS}}}")
 _PLACE: Final = re.compile(r"\(at line (\d+), column (\d+)\)")
 
 
@@ -44,7 +51,9 @@ def read_text(path: Path) -> str:
 
     Raises OSError, and ConfigError for a file that is not UTF-8.
     """
-    content = path.read_bytes()
+    content = read_plain(path)
+    if len(content) > _MOST_BYTES:
+        raise _beyond(str(path), f"at most {_MOST_BYTES:,} bytes", f"{len(content):,} bytes")
     for mark, name in _WIDE:
         if content.startswith(mark):
             raise _not_utf8(path, f"{name} text, which begins with the byte order mark {mark.hex(' ')}")
@@ -56,6 +65,35 @@ def read_text(path: Path) -> str:
     if text[:2].count("\0"):
         raise _not_utf8(path, "a zero byte, as in UTF-16 text")
     return text if "\n" in text else text.replace("\r", "\n")
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse a TOML document within the limits of experiments. Raises ConfigError, TOMLDecodeError."""
+    if (match := _LONG_KEY.search(text)) is not None:  # the parser takes the square of its length
+        line = text.count("\n", 0, match.start()) + 1
+        raise _beyond(where, f"keys of at most {_MOST_LEVELS} names", f"a longer key in line {line}")
+    too_deep = _beyond(where, f"at most {_MOST_LEVELS} levels of lists and tables", "more levels")
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise too_deep from None
+    except ValueError:  # of Python's own limit
+        raise _beyond(where, "numbers of at most 4,300 digits", "a longer number") from None
+    if _is_deeper(document, _MOST_LEVELS):
+        raise too_deep
+    return document
+
+
+def _beyond(where: str, expected: str, found: str) -> ConfigError:
+    return ConfigError(where, expected=expected, found=found, remedy="shorten the file")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and tables are nested deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
 
 
 def syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:

@@ -10,6 +10,7 @@ from ...storage.checks import rows_by_share
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import ConfigError
+from ...storage.format.constants import MAX_CLASSES, MAX_PARTS, MAX_VIEWS
 from .schema import (
     NAME,
     Count,
@@ -139,7 +140,7 @@ class Teacher(Factory):
     """Whether `weights` may be a `.pt` or `.pth` file instead of safetensors."""
     train: TeacherTrain | None = None
     """Training that replaces `weights`."""
-    members: Count = 1
+    members: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     """Number of networks; several are called `<name>-0`, `<name>-1`, …"""
     seed: Seed = 0
     """Seed of the first member's training; the other seeds count up."""
@@ -214,7 +215,7 @@ class Cache(Table):
 
     encoding: Annotated[str | dict[str, Any], BeforeValidator(_check_encoding)] = "float16"
     """Encoding of the logits: a name, `{ max_kl = …, min_temperature = … }` or `{ top_k = … }`."""
-    views: Count = 1
+    views: Annotated[int, Field(ge=1, le=MAX_VIEWS)] = 1
     """Views of every row, the row itself included."""
     augment: ViewAugmentation | None = None
     """Augmentation of the views."""
@@ -226,6 +227,8 @@ class Cache(Table):
     """Rows of a block of the store; derived from the bytes of a row by default."""
     workers: Whole = 0
     """Processes that prepare inputs; 0 for a thread of this process. The bytes do not depend on it."""
+    threads: Count | None = None
+    """CPU threads that a teacher on the CPU computes with; by default torch's own number. A capture records it and keeps it."""
     compile: bool = False
     """Whether the teachers go through `torch.compile`; part of a capture's identity."""
     channels_last: bool = False
@@ -256,7 +259,7 @@ class Cluster(Table):
     teachers: Weights | None = None
     """An ensemble in place of `teacher`, whose softened probabilities are averaged. Weight of each, on any scale;
     a list means equal weights, and a teacher with members stands for all of them, equally."""
-    clusters: Count
+    clusters: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     classes_per_cluster: Annotated[int, Field(ge=2)]
     """Classes of a set; sets may overlap."""
     temperature: Positive = 1.0

@@ -9,6 +9,7 @@ pickle. The key `file` of an experiment therefore means trust, as `factory` does
 
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,32 @@ from .sources import check_file, unchanged
 
 _EXPORTED, _SCRIPTED = "a torch.export file", "a TorchScript file"
 _KINDS = {".pt2": _EXPORTED, ".pt": _SCRIPTED, ".ts": _SCRIPTED}
-_TRAINING_FLAGS = {"aten.dropout.default": 2, "aten.dropout_.default": 2, "aten.batch_norm.default": 5}
+_TRAINING_FLAGS = {
+    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "alpha_dropout", "native_dropout"), 2),
+    **dict.fromkeys(("batch_norm", "native_batch_norm", "_native_batch_norm_legit"), 5),
+}
 """By operator, the position of the argument that is True in training mode."""
 
 
 class Exported(nn.Module):
     """A network from a `torch.export` file, always in evaluation mode."""
 
-    def __init__(self, graph: nn.Module) -> None:
+    def __init__(self, graph: nn.Module, dtype: torch.dtype, where: str) -> None:
+        """Keep the graph, which holds for inputs of the dtype of its export alone. where: the file in messages."""
         super().__init__()
-        self.graph = graph
+        self.graph, self.dtype, self.where = graph, dtype, where
         self.training = False
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Any:
-        """Return the output of the network."""
+        """Return the output of the network. Raises BadDataError for inputs of another dtype."""
+        if inputs.dtype != self.dtype:
+            wanted, found = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, inputs.dtype))
+            raise BadDataError(
+                self.where,
+                expected=f"inputs of {wanted}, with which the network was exported",
+                found=f"inputs of {found}",
+                remedy="export it again from a row of the transfer set; the network may convert it",
+            )
         return self.graph(inputs)
 
     def train(self, mode: bool = True) -> "Exported":
@@ -96,21 +109,41 @@ def _read_scripted(path: Path) -> nn.Module:
     with warnings.catch_warnings():
         # The deprecation of TorchScript concerns those who write such files; the manual mentions it.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        module: nn.Module = torch.jit.load(str(path), map_location="cpu")
-        return module.eval()
+        module: Any = torch.jit.load(str(path), map_location="cpu")
+        module.eval()
+        for node in _nodes(module.inlined_graph):
+            flag = _TRAINING_FLAGS.get(node.kind().removeprefix("aten::"))
+            values = list(node.inputs())
+            # Of a traced network the flag is a constant, which eval() does not reach.
+            if flag is not None and len(values) > flag and values[flag].toIValue() is True:
+                raise _trained(path, node.kind().replace("::", "."), "torch.jit.trace")
+        return module  # type: ignore[no-any-return]
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    """Yield the nodes of a TorchScript graph, and those of its branches."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _trained(path: Path, operator: str, by: str) -> BadDataError:
+    return BadDataError(
+        str(path),
+        expected="a network that was exported in evaluation mode",
+        found=f"{operator} in training mode",
+        remedy=f"call .eval() on it before {by}",
+    )
 
 
 def _read_exported(path: Path) -> nn.Module:
     program: Any = torch.export.load(str(path))
     for node in program.graph.nodes:
-        flag = _TRAINING_FLAGS.get(str(node.target))
+        library, _, operator = str(node.target).partition(".")
+        flag = _TRAINING_FLAGS.get(operator.partition(".")[0]) if library == "aten" else None
         if flag is not None and len(node.args) > flag and node.args[flag] is True:
-            raise BadDataError(
-                str(path),
-                expected="a network that was exported in evaluation mode",
-                found=f"{node.target} in training mode",
-                remedy="call .eval() on it before torch.export.export",
-            )
+            raise _trained(path, str(node.target), "torch.export.export")
     names = list(program.graph_signature.user_inputs)
     if len(names) != 1:
         raise BadDataError(
@@ -120,7 +153,8 @@ def _read_exported(path: Path) -> nn.Module:
             remedy="wrap it before you export it",
         )
     inputs = next(node for node in program.graph.nodes if node.name == names[0])
-    size = inputs.meta["val"].shape[0]
+    example = inputs.meta["val"]
+    size = example.shape[0]
     if isinstance(size, int):
         raise BadDataError(
             str(path),
@@ -128,4 +162,4 @@ def _read_exported(path: Path) -> nn.Module:
             found=f"a network for batches of {size}",
             remedy="export it with dynamic_shapes=({0: torch.export.Dim('batch')},), from an example of two rows",
         )
-    return Exported(program.module())
+    return Exported(program.module(), example.dtype, str(path))

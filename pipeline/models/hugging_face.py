@@ -6,13 +6,16 @@ is never run. The model needs a head for image or sequence classification. A mis
     images      (rows, channels, height, width), or (rows, height, width) of one channel; never resized
                 uint8: scaled and normalised by preprocessor_config.json
                 floats: passed on as the pixel values of the model
-    sequences   int64 token ids, (rows, length); all tokens but the pad id of config.json are attended to
+    sequences   int64 token ids, (rows, length), or (rows, 2, length) with the token types of pairs of texts
+                all tokens but the pad id are attended to; a head that reads one token finds it by the pad id
 
 transformers is no dependency: it is imported when such a teacher is loaded.
 """
 
 import contextlib
+import inspect
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +24,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ...storage.errors import BadDataError, ConfigError
+from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ..factories import describe_exception
 from .libraries import import_library
 from .networks import with_channels
-from .sources import CONFIG, PREPROCESSOR, read_json, unchanged
+from .preprocessing import PixelValues, pixel_values
+from .sources import CONFIG, read_json, unchanged
 
 log = logging.getLogger(__name__)
 
@@ -33,39 +37,21 @@ log = logging.getLogger(__name__)
 class ImageClassifier(nn.Module):
     """A model of pixel values."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self, model: nn.Module, channels: int, preprocessing: dict[str, Any] | None, where: str
+        self, model: nn.Module, channels: int, preprocessing: PixelValues | LogitStoreError, where: str
     ) -> None:
-        """Keep the scale, mean and std of uint8 pixels. preprocessing: None if the folder has none."""
+        """Keep the preprocessing of uint8 pixels, or the error to raise for them if the folder states none."""
         super().__init__()
         self.model, self.channels, self.where = model, channels, where
-        self.scale: float | None = None
-        mean, std = [0.0], [1.0]
-        if preprocessing is not None:
-            self.scale = 1.0
-            if preprocessing.get("do_rescale", True):
-                self.scale = float(preprocessing.get("rescale_factor", 1 / 255))
-            if preprocessing.get("do_normalize", True):
-                mean, std = preprocessing.get("image_mean") or mean, preprocessing.get("image_std") or std
-        for name, values in {"mean": mean, "std": std}.items():
-            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        self.preprocessing = preprocessing
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images (batch, channels, height, width), or (batch, height, width) of one channel."""
         inputs = with_channels(inputs, self.channels)
         if inputs.dtype == torch.uint8:
-            if self.scale is None:
-                raise BadDataError(
-                    self.where,
-                    expected=f"{PREPROCESSOR}, which states how uint8 pixels are normalised",
-                    found=f"no {PREPROCESSOR}",
-                    remedy="save the image processor there, or pass pixel values as float32",
-                )
-            inputs = (inputs * self.scale - self.mean) / self.std
+            if isinstance(self.preprocessing, LogitStoreError):
+                raise self.preprocessing
+            inputs = self.preprocessing(inputs)
         elif not inputs.is_floating_point():
             raise BadDataError(
                 self.where,
@@ -84,20 +70,51 @@ class SequenceClassifier(nn.Module):
         """pad_id: of the tokens that are not attended to; None if there are none."""
         super().__init__()
         self.model, self.pad_id, self.where = model, pad_id, where
+        self._arguments = inspect.signature(model.forward).parameters.keys()
+        # XLNet reads the last token of a row, whatever it is.
+        self._reads_last = getattr(model.config, "summary_type", None) == "last"
 
     def forward(self, inputs: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """Return the logits of rows of token ids (batch, length), integers."""
-        if inputs.ndim != 2 or inputs.is_floating_point():
-            raise BadDataError(
-                self.where,
-                expected="token ids, int64 of shape (rows, length)",
-                found=f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape)}",
-                remedy="tokenise the texts in the transfer set, padded to one length",
+        """Return the logits of rows of token ids (batch, length), integers, or (batch, 2, length) with token types."""
+        if inputs.is_floating_point() or not (
+            inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[1] == 2)
+        ):
+            raise self._refused(
+                "token ids, int64 of shape (rows, length), or (rows, 2, length) with token types",
+                f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape)}",
+                "tokenise the texts in the transfer set, padded to one length",
             )
-        ids = inputs.long()
-        mask = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask, return_dict=True).logits
+        ids, more = inputs.long(), {}
+        if ids.ndim == 3:
+            if "token_type_ids" not in self._arguments:
+                name = type(self.model).__name__
+                raise self._refused(
+                    "token ids alone", f"token types, which {name} lacks", "keep the ids alone"
+                )
+            ids, more["token_type_ids"] = ids[:, 0], ids[:, 1]
+        is_token = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
+        if self._reads_last and not is_token[:, -1].all():
+            raise self._refused(
+                "rows that are padded at their beginning, as the model reads the last token",
+                f"a row that ends in the pad id {self.pad_id}",
+                "pad at the left in the transfer set",
+            )
+        if "attention_mask" in self._arguments:
+            more["attention_mask"] = is_token
+        try:
+            logits: Tensor = self.model(input_ids=ids, return_dict=True, **more).logits
+        except ValueError as error:
+            if self.pad_id is not None or not re.search("padding token|pad_token_id", str(error)):
+                raise
+            raise self._refused(
+                "a pad id, by which the model finds the token that it reads",
+                f"no pad_token_id in {CONFIG}",
+                "set args = { pad_id = N }, the id that your rows are padded with (-1 if none is padded)",
+            ) from error
         return logits
+
+    def _refused(self, expected: str, found: str, remedy: str) -> BadDataError:
+        return BadDataError(self.where, expected=expected, found=found, remedy=remedy)
 
 
 def classifier(
@@ -110,7 +127,7 @@ def classifier(
     """Load a classifier from its folder.
 
     dtype: of the weights and the computation. device_map: passed to transformers; "auto" spreads a large model over devices
-    (needs accelerate). pad_id: of sequences; by default that of config.json.
+    (needs accelerate). pad_id: of the tokens that pad the sequences; by default that of config.json.
     Raises BadDataError if the folder holds no such model or an incomplete one. Raises ConfigError if transformers is not
     installed, or if the model needs code of its own or a server.
     """
@@ -126,6 +143,7 @@ def classifier(
                 remedy="remove it from args",
             )
         _check_attention(config, path)
+        _check_problem(config, path)
         more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         try:
             with _quiet(transformers):
@@ -145,12 +163,20 @@ def classifier(
                 remedy="save it again with save_pretrained, or install the transformers that wrote it",
             ) from error
         _check_complete(loading, path)
+        _check_class(model, config, path)
+        channels = int(getattr(model.config, "num_channels", 3))
+        preprocessing: PixelValues | LogitStoreError | None = None
+        if head == "Image":
+            try:
+                with _quiet(transformers):
+                    preprocessing = pixel_values(transformers, path, model.config, channels)
+            except LogitStoreError as error:
+                preprocessing = error  # float inputs need none
     if _dtype(model) != getattr(torch, dtype):
         model = model.to(getattr(torch, dtype))
-    if head == "Image":
-        preprocessing = read_json(path / PREPROCESSOR) if (path / PREPROCESSOR).is_file() else None
-        return ImageClassifier(model, int(getattr(model.config, "num_channels", 3)), preprocessing, where)
-    pad = getattr(model.config, "pad_token_id", None) if pad_id is None else pad_id
+    if preprocessing is not None:
+        return ImageClassifier(model, channels, preprocessing, where)
+    pad = _set_pad_id(model, pad_id, where)
     if pad is None:
         log.info("%s: config.json has no pad id; every token is attended to", where)
     return SequenceClassifier(model, pad, where)
@@ -195,6 +221,55 @@ def _check_attention(config: dict[str, Any], path: Path) -> None:
                 found=f"{key} = {config[key]!r}, a kernel on a server",
                 remedy=f"remove {key} from config.json",
             )
+
+
+def _check_problem(config: dict[str, Any], path: Path) -> None:
+    """Refuse a model whose outputs are no logits of one softmax over several classes. Raises BadDataError."""
+
+    def refused(expected: str, found: str) -> BadDataError:
+        remedy = "use a teacher that gives one class for each input"
+        return BadDataError(str(path / CONFIG), expected=expected, found=found, remedy=remedy)
+
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise refused("problem_type 'single_label_classification', or none", f"problem_type = {problem!r}")
+    labels = config.get("id2label")
+    number = config.get("num_labels", len(labels) if isinstance(labels, dict) else None)
+    if number == 1:
+        raise refused("a head of 2 or more classes", "a head of 1 number, a regression")
+
+
+def _check_class(model: nn.Module, config: dict[str, Any], path: Path) -> None:
+    """Refuse another class than the folder names: it may read the same weights otherwise. Raises BadDataError."""
+    names = list(map(str, config.get("architectures") or []))
+    if type(model).__name__ not in names:
+        raise BadDataError(
+            str(path / CONFIG),
+            expected=f"architectures = [{type(model).__name__!r}], the class that transformers makes of model_type",
+            found=f"architectures = {names}",
+            remedy="install the transformers that wrote it, or correct architectures",
+        )
+
+
+def _set_pad_id(model: Any, pad_id: int | None, where: str) -> int | None:
+    """Set the pad id that a head reads its token by, and return it; by default that of the model. Raises ConfigError."""
+    config, text = model.config, model.config.get_text_config()
+    stated = next(
+        (c.pad_token_id for c in (config, text) if getattr(c, "pad_token_id", None) is not None), None
+    )
+    wanted = stated if pad_id is None else pad_id
+    for part in model.modules():
+        # RoBERTa's kind counts the positions of a row by the pad id that its embeddings were made with.
+        if "Embeddings" in type(part).__name__ and getattr(part, "padding_idx", wanted) != wanted:
+            raise ConfigError(
+                where,
+                expected=f"the pad id by which {type(part).__name__} counts positions, {part.padding_idx} in {CONFIG}",
+                found=f"pad_id = {wanted}",
+                remedy=f"pad the rows of the transfer set with the model's own id, and name that in {CONFIG} alone",
+            )
+    if wanted is not None:
+        config.pad_token_id = text.pad_token_id = wanted
+    return None if wanted is None else int(wanted)
 
 
 def _check_complete(loading: dict[str, Any], path: Path) -> None:

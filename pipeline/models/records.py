@@ -5,24 +5,32 @@ made if its record has the wanted identity and the digest of its weights. No tor
 is recognised at once.
 """
 
+import errno
 import hashlib
+import logging
 import os
+import shutil
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...storage.backends.posix import replace_file
+from ...storage.backends.posix import open_plain, read_plain, remove_leftovers, replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
+from ..local_code import SOURCE
 from .loaders import with_stable_names
 
+log = logging.getLogger(__name__)
 WRONG_NAME = "correct the file name (relative ones start at the experiment file's folder)"
 """The remedy for a missing file."""
 _SETTLED_SECONDS = 2.0
 """Age of a file from which a new write changes its modification time, on any file system."""
+YOUNGER_KEYS = (SOURCE,)
+"""Keys of identities that records and checkpoints of earlier versions lack."""
 _known: dict[tuple[str, int, int, int, int], str] = {}
 """Digests of files by place, size and time."""
 
@@ -39,6 +47,45 @@ class Record:
     """Figures such as parameters, seconds, last loss."""
 
 
+def as_kept(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our identity without the keys that came later than what is kept. kept: of a record or a checkpoint.
+
+    >>> as_kept({"seed": 1, "source": {"mine.py": "sha256:…"}}, {"seed": 1})
+    {'seed': 1}
+    """
+    return {key: value for key, value in ours.items() if key in kept or key not in YOUNGER_KEYS}
+
+
+_told: set[str] = set()
+"""Places that `warn_of_missing_keys` has named."""
+
+
+def warn_of_missing_keys(ours: Mapping[str, Any], kept: Mapping[str, Any], where: str) -> None:
+    """Warn once of what an older record or checkpoint does not hold, so that nobody compared it."""
+    missing = sorted(ours.keys() - as_kept(ours, kept).keys())
+    if missing and where not in _told:
+        _told.add(where)
+        log.warning(
+            "%s: written by a version that kept no %s of a model; whether it has changed since is not known",
+            where,
+            " and no ".join(missing),
+        )
+
+
+def check_loaded(where: str, expected: str | None, found: str) -> None:
+    """Compare the digest of weights that were loaded with that of an identity, or of a record. Raises BadDataError.
+
+    expected: None for weights that nothing was said of.
+    """
+    if expected not in (None, found):
+        raise BadDataError(
+            where,
+            expected=f"the weights {expected}, as when this command began",
+            found=found,
+            remedy="run the same command again when nothing writes them any more",
+        )
+
+
 class Models:
     """The folder of an experiment's trained models."""
 
@@ -51,13 +98,17 @@ class Models:
 
     def find(self, kind: str, name: str, identity: Mapping[str, Any]) -> Record | None:
         """Return the record of the model that was made from `identity`; None if the model must be made."""
-        record = self._read(kind, name)
+        record, ours = self._read(kind, name), with_stable_names(as_json(identity))
+        if record is None or record.identity != as_kept(ours, record.identity):
+            return None
+        path = self.weights_path(kind, name)
         try:
-            if record is None or record.identity != with_stable_names(as_json(identity)):
+            if record.weights != weights_digest(path):
                 return None
-            return record if record.weights == weights_digest(self.weights_path(kind, name)) else None
         except BadDataError:
             return None
+        warn_of_missing_keys(ours, record.identity, str(path.with_suffix(".json")))
+        return record
 
     def recorded_identity(self, kind: str, name: str) -> Mapping[str, Any] | None:
         """Return the identity in a model's record, even if its weights are gone; None without a record."""
@@ -67,7 +118,7 @@ class Models:
     def _read(self, kind: str, name: str) -> Record | None:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:
-            value = parse_json(path.read_bytes(), str(path))
+            value = parse_json(read_plain(path), str(path))
             return Record(with_stable_names(value["identity"]), value["weights"], value["facts"])
         except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
             return None
@@ -81,6 +132,25 @@ class Models:
         replace_file(self.weights_path(kind, name).with_suffix(".json"), canonical_json(content))
         return record
 
+    def tidy(self, kind: str, name: str) -> None:
+        """Remove what a killed run left of a model: unfinished files, and checkpoints of a training that has ended."""
+        weights, record = self.weights_path(kind, name), self._read(kind, name)
+        for suffix in (".safetensors", ".json", ".metrics.jsonl"):
+            remove_leftovers(weights.with_name(f"{name}{suffix}"))
+        folder = weights.with_suffix(".checkpoints")
+        if record is not None and weights.exists() and folder.is_dir():
+            of = [_identity_of_checkpoint(path) for path in folder.glob("*.json")]
+            if of and all(identity == record.identity for identity in of):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _identity_of_checkpoint(path: Path) -> Mapping[str, Any] | None:
+    """Return the identity in a checkpoint's file; None for one that cannot be read."""
+    try:
+        return with_stable_names(parse_json(read_plain(path), str(path))["record"]["identity"])
+    except (OSError, LogitStoreError, AttributeError, KeyError, TypeError):
+        return None
+
 
 def weights_digest(path: Path) -> str:
     """Return "sha256:…" of a file, hashed again only after a change of the file.
@@ -89,10 +159,12 @@ def weights_digest(path: Path) -> str:
     """
     try:
         before = path.stat()
+        if not stat.S_ISREG(before.st_mode):  # a pipe would wait for ever
+            raise OSError(errno.EINVAL, "no regular file")
         key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
         if key in _known:
             return _known[key]
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise BadDataError(

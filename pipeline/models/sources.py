@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ...storage.backends.posix import read_plain
 from ...storage.errors import BadDataError
 from ...storage.format.documents import canonical_json
 from .records import WRONG_NAME, weights_digest
@@ -84,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes, above the limit of {_MAX_JSON_BYTES}")
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_plain(path))
         if not isinstance(value, dict):
             raise TypeError(f"a {type(value).__name__}")
     except (OSError, TypeError, ValueError, RecursionError) as error:

@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...storage.backends.posix import replace_file
+from ...storage.backends.posix import open_plain, replace_file
 from ...storage.errors import BadDataError, ConfigError
 from ..factories import describe_exception
+from .checkpoints import check_state_dict, refused_pickle, renamed
 from .records import weights_digest
 from .sources import check_file, unchanged
 
@@ -33,7 +34,8 @@ _SAFE_TORCH = (2, 10)
 def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -> str:
     """Put the weights of a file into a module, all or none, and return the file's digest, "sha256:…".
 
-    path: a state dict of tensors in `.safetensors`; with `allow_pickle` also in `.pt`, `.pth` and `.bin`.
+    path: a state dict of tensors in `.safetensors`; with `allow_pickle` also in `.pt`, `.pth` and `.bin`. A prefix before
+        all names, such as "module.", is taken off.
     Raises BadDataError if the file is missing, damaged, or has other tensors than the module. Raises ConfigError for another
     suffix.
     """
@@ -48,8 +50,9 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
             remedy=f"{remedy}, or set allow_pickle = true if you trust it" if pickled else remedy,
         )
     with unchanged(path):
-        tensors = _read(path, pickled=pickled)
-        _check_tensors(module.state_dict(), tensors, path)
+        own = module.state_dict()
+        tensors = renamed(_read(path, pickled=pickled), own, path)
+        _check_tensors(own, tensors, path)
         digest = weights_digest(path)
     module.load_state_dict(tensors)
     return digest
@@ -85,27 +88,21 @@ def _check_torch(path: Path) -> None:
 def _read(path: Path, *, pickled: bool) -> dict[str, Tensor]:
     if pickled:
         _check_torch(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds, for damaged files and for objects that are code
+            raise refused_pickle(error, path) from error
+        return check_state_dict(content, path)
     try:
-        if not pickled:
-            _check_header(path)
-            return dict(safetensors.torch.load_file(path))
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(tensors, dict) or not all(_is_plain(*item) for item in tensors.items()):
-            raise TypeError("not a mapping of names to dense tensors")
-        return tensors
-    except Exception as error:  # both parsers raise many kinds; all of them mean a damaged file
+        _check_header(path)
+        return dict(safetensors.torch.load_file(path))
+    except Exception as error:  # the parser raises many kinds; all of them mean a damaged file
         raise BadDataError(
             str(path),
-            expected="a state dict of torch tensors" if pickled else "a safetensors file",
+            expected="a safetensors file",
             found=describe_exception(error)[:200],
             remedy="write it again, with the state dict of the module alone",
         ) from error
-
-
-def _is_plain(name: object, value: object) -> bool:
-    """Return whether an entry of a state dict is a named dense tensor on the CPU."""
-    is_dense = isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided
-    return isinstance(name, str) and is_dense
 
 
 def _check_header(path: Path) -> None:
@@ -120,7 +117,7 @@ def _check_header(path: Path) -> None:
             raise ValueError("a header that names a tensor twice")
         return entries
 
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if size > os.fstat(file.fileno()).st_size - 8:
             return  # the library reports it

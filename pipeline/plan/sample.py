@@ -24,10 +24,9 @@ from ...storage.checks import check_finite
 from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
 from ...storage.stream.inputs import Augment
-from ..cache.teachers import load_teacher
+from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
-from ..models.build import build_model
 from ..models.loaders import with_stable_names
 from ..runtime.inference import check_classes, run_model
 from ..transfer import TransferRows
@@ -123,9 +122,7 @@ def sample_teacher(
         found = TeacherSample("teacher", logits, False, 0.0)
     else:
         with torch.random.fork_rng(devices=[]):
-            module = build_model(
-                member.teacher, experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
-            )
+            module = build_teacher(work, member)
         module = module.to(work.choose_device()).eval()
         capture = usable_capture(experiment, member, rows, work.find_store())
         if capture is None:
@@ -161,7 +158,7 @@ def usable_capture(
     if isinstance(made_by, dict):
         theirs["teacher"] = {**made_by, "weights": ""}
     theirs.pop("encoding", None)
-    is_same = ours == theirs and capture.shape[2] == rows.num_classes
+    is_same = ours == theirs and capture.has_all_classes and capture.shape[2] == rows.num_classes
     return capture if is_same and isinstance(capture.encoding, FloatEncoding) else None
 
 

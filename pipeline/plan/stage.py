@@ -26,10 +26,11 @@ from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
 from ...storage.progress import Progress, silent
 from ..cache.set_warnings import warn_of_set
-from ..cache.todo import capture_identity, check_samples, plan_grid
+from ..cache.todo import capture_identity, plan_grid
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..models.records import Models
+from ..same_set import check_samples
 from ..specialists.todo import special_classes, specialist_runs
 from ..train.todo import student_seeds
 from ..transfer import TransferRows, input_bytes

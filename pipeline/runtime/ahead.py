@@ -11,6 +11,8 @@ from ...storage.errors import ConfigError
 
 AHEAD = 2
 """Maximum number of batches that are prepared in advance."""
+LEAVE_SECONDS = 10.0
+"""Seconds that the thread has to end when the generator is closed; one that hangs in user code is left behind."""
 Taken = TypeVar("Taken")
 Prepared = TypeVar("Prepared")
 
@@ -27,7 +29,7 @@ def run_ahead(
 ) -> Generator[Prepared, None, None]:
     """Yield prepare(item) of each item, in order. A thread fetches and prepares at most `ahead` items in advance.
 
-    An error of `items` or `prepare` is raised after the items before it. Closing the generator ends the thread, and closes
+    An error of `items` or `prepare` is raised after the items before it. Closing the generator ends the thread after the item in work, and closes
     `items` if it is a generator. Raises ConfigError in a forked child, which does not inherit the thread.
     """
     room, leave = threading.Semaphore(ahead), threading.Event()
@@ -75,4 +77,4 @@ def run_ahead(
         if os.getpid() == owner:
             leave.set()
             room.release()
-            thread.join()
+            thread.join(LEAVE_SECONDS)

@@ -4,7 +4,9 @@ Each block is one dask task. Threads suffice: the slow parts (hashing, coding, n
 copied between processes. Memory is a few blocks per thread, whatever the number of blocks.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -21,6 +23,13 @@ Block = tuple[int, range]
 """(view, rows) of a block."""
 _MOST_THREADS: Final = 16
 """Each thread holds a block as float32 and its result: some hundred MiB if rows are wide."""
+WORKERS_WITHIN: Final = 60.0
+"""Seconds that a scheduler may be without workers, or without an answer."""
+_ANSWER_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 2.0
+"""Seconds between two looks at the workers of a cluster."""
+log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -71,6 +80,52 @@ def over_blocks(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def completed(client: Any, futures: Sequence[Any], task: str) -> Iterator[Any]:
+    """Yield each `distributed.Future` when it has ended: done, failed or lost.
+
+    task: the job in messages. Raises TransientIOError if the scheduler does not answer or has no worker for a while, for which
+    a warning is logged first.
+    """
+    left, looked = list(futures), time.monotonic()
+    missing: float | None = None
+    while left:
+        ended = [future for future in left if future.done()]
+        left = [future for future in left if future not in ended]
+        yield from ended
+        if ended or not left:
+            continue
+        time.sleep(_POLL_SECONDS)
+        if (now := time.monotonic()) - looked < _LOOK_SECONDS:
+            continue
+        looked = now
+        if (found := _lacking(client)) is None:
+            missing = None
+        elif missing is None:
+            missing = now
+            log.warning("%s: %s; waiting %.0f s for workers", task, found, WORKERS_WITHIN)
+        elif now - missing > WORKERS_WITHIN:
+            raise TransientIOError(
+                task,
+                expected=f"a dask scheduler with workers within {WORKERS_WITHIN:.0f} s",
+                found=found,
+                remedy=f"start workers with `dask worker {client.scheduler.address}` and run the same command again; "
+                "finished work is kept",
+            )
+
+
+def _lacking(client: Any) -> str | None:
+    """Return the deficiency of a cluster in words; None if it works."""
+    if client.status != "running":
+        return None  # its futures are lost, as they say themselves
+    try:
+        state = client.sync(client.scheduler.identity, callback_timeout=_ANSWER_SECONDS)
+    except TimeoutError:
+        return "a scheduler that does not answer"
+    except OSError:
+        return None  # the client notices, and its futures end
+    return None if state["workers"] else "a scheduler without workers"
 
 
 def result_of(future: Any, task: str) -> Any:

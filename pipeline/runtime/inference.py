@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
-from ...storage.errors import BadLogitsError, LogitStoreError
+from ...storage.errors import BadLogitsError, LogitStoreError, is_short_of_memory
 from ..factories import describe_exception
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -56,7 +56,7 @@ def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
     except Exception as error:
         inputs = f"{str(batch.dtype).removeprefix('torch.')} inputs of shape {tuple(batch.shape)}"
         remedy = f"correct the model for {inputs} (-vv shows the traceback)"
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or is_short_of_memory(error):
             remedy = "lower batch_size, or use another device"
         raise BadLogitsError(
             where,
@@ -153,15 +153,19 @@ class Runner:
         precision: Precision = "float32",
         compiled: bool = False,
         channels_last: bool = False,
+        threads: int | None = None,
     ) -> None:
         """Prepare the module.
 
         where: the model in messages. batch_size: rows per call. compiled: whether the module goes through `torch.compile`.
-        channels_last: whether weights and images (batches of four dimensions) have this memory layout.
+        channels_last: whether weights and images (batches of four dimensions) have this memory layout. threads: of the CPU,
+        on which the last bit of a sum may depend; those of the process by default.
         """
         self.module, self.where, self.batch_size = module, where, batch_size
         self.device = device_of(module)
         """The device of its inputs."""
+        self.threads = threads
+        """Threads of the CPU that compute; None for those of the process."""
         self._precision = precision
         self._channels_last = channels_last
         self._run: Any = module
@@ -173,11 +177,11 @@ class Runner:
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
-        """Enter inference mode and autocast to the precision of the settings."""
+        """Enter inference mode, autocast to the precision of the settings, and the threads."""
         autocast: Any = contextlib.nullcontext()
         if self._precision != "float32":
             autocast = torch.autocast(self.device.type, dtype=getattr(torch, self._precision))
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast, computing_threads(self.threads):
             yield
 
     def batches(self, rows: int) -> Iterator[slice]:
@@ -214,6 +218,20 @@ class Runner:
                 del batch, logits  # free their memory before the next batch
         assert result is not None  # there is a row
         return result.numpy()
+
+
+@contextlib.contextmanager
+def computing_threads(number: int | None) -> Iterator[None]:
+    """Compute in a number of threads, on the CPU; None for those of the process."""
+    before = torch.get_num_threads()
+    if number in (None, before):
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def host_batch(

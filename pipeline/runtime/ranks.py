@@ -3,28 +3,43 @@
 `torchrun` starts one process per device and numbers them in the environment; `joined` turns them into `Ranks`. A process
 without `torchrun` is the rank `ALONE`.
 
-1. A step covers the rows of all ranks: DistributedDataParallel averages gradients, weighted by each rank's rows.
-2. Small numbers (rows of a step, states of generators) go over gloo, between the hosts, so that no device waits.
-3. The first rank that fails records it in the shared store, and alone reports its error. The others read the record, at the
+1. Ranks compare their settings, stores, sets and versions before they begin (`Ranks.agree`).
+2. A step covers the rows of all ranks: DistributedDataParallel averages gradients, weighted by each rank's rows.
+3. Small numbers (rows of a step, states of generators) go over gloo, between the hosts, so that no device waits.
+4. A collective has ten minutes. Where one rank works for hours while the others have nothing to do, they `wait` instead: up
+   to a day, and a signal ends the wait.
+5. The first rank that fails records it in the shared store, and alone reports its error. The others read the record, at the
    latest when their collective breaks or times out, and exit with the same code.
 """
 
+import errno
+import json
 import os
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ...storage.errors import EX_SOFTWARE, ConfigError, TransientIOError
+from ...storage.errors import EX_SOFTWARE, ConfigError, SpecMismatch, TransientIOError
+from ...storage.identity import check_same
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 TIMEOUT_SECONDS = 600.0
-"""Seconds that a rank waits for the others: more than it takes to compile a network or to write a checkpoint."""
+"""Seconds that a collective takes at most: more than it takes to compile a network or to write a checkpoint."""
+JOIN_SECONDS = 300.0
+"""Seconds in which all ranks must have started."""
+PATIENCE_SECONDS = 86_400.0
+"""Seconds of `Ranks.wait`. A rank that dies is noticed at once; this is for one that hangs."""
+_POLL_SECONDS = 0.05
+EX_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILED = "failed"
 _LOST = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
@@ -52,6 +67,8 @@ class Ranks:
     """Number of processes."""
     local: int = 0
     """Number of this process on its machine, and of its GPU."""
+    patient: Any = field(default=None, compare=False)
+    """Process group of `wait`."""
 
     @property
     def is_first(self) -> bool:
@@ -89,13 +106,73 @@ class Ranks:
             module, device_ids=[place] if place.type == "cuda" else None, gradient_as_bucket_view=True
         )
 
+    def agree(self, value: Mapping[str, Any]) -> None:
+        """Compare a JSON object of all ranks, before they begin.
+
+        If any differs, the first rank raises SpecMismatch, and all others OtherRankFailed.
+        """
+        texts = self.texts(json.dumps(value, sort_keys=True, default=str))
+        rank = next((rank for rank, text in enumerate(texts) if text != texts[0]), None)
+        if rank is None:
+            return
+        if not self.is_first:
+            raise OtherRankFailed(0, SpecMismatch.exit_code)
+        check_same(
+            f"rank {rank} of {self.size}",
+            json.loads(texts[rank]),
+            json.loads(texts[0]),
+            made="as on rank 0",
+            remedy="start all ranks with the same files, settings and versions",
+        )
+
+    def stop(self, signals: Sequence[int]) -> None:
+        """End all ranks if one of them was asked to. signals: of each rank, 0 for none, as all ranks know them.
+
+        The first of those that were asked raises Stopped, and all others OtherRankFailed.
+        """
+        rank = next((rank for rank, number in enumerate(signals) if number), None)
+        if rank is not None:
+            stopped = Stopped(signals[rank])
+            raise stopped if rank == self.rank else OtherRankFailed(rank, stopped.exit_code)
+
+    def wait(self) -> None:
+        """Wait for all ranks, which may be at work for hours. A signal, or a rank that dies, ends the wait."""
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        mine = torch.zeros(1)
+        every = [torch.empty(1) for _ in range(self.size)]
+        _LENT.append([mine, *every])
+        work: Any = distributed.all_gather(every, mine, group=self.patient, async_op=True)
+        while not work.is_completed():  # not `wait`, in which Python handles no signal
+            time.sleep(_POLL_SECONDS)
+        work.wait()
+
     def counts(self, number: int) -> list[int]:
         """Gather one number from each rank."""
+        return [count for (count,) in self.numbers(number)]
+
+    def numbers(self, *numbers: int) -> list[tuple[int, ...]]:
+        """Gather some numbers from each rank."""
         if self.size == 1:
-            return [number]
+            return [numbers]
         import torch
 
-        return [int(count) for count in self.tensors(torch.tensor([number]))]
+        return [tuple(map(int, each)) for each in self.tensors(torch.tensor(numbers))]
+
+    def texts(self, text: str) -> list[str]:
+        """Gather a text from each rank."""
+        if self.size == 1:
+            return [text]
+        import torch
+
+        encoded = text.encode()
+        counts = self.counts(len(encoded))
+        padded = torch.frombuffer(bytearray(encoded.ljust(max(counts), b" ")), dtype=torch.uint8)
+        parts = self.tensors(padded)
+        return [bytes(part.tolist())[:count].decode() for part, count in zip(parts, counts, strict=True)]
 
     def mean(self, value: "Tensor") -> "Tensor":
         """Average a tensor over the ranks, on its device."""
@@ -158,14 +235,22 @@ def are_several() -> bool:
 
 
 def _check_rank() -> None:
-    """Refuse a rank outside its world, for which the others would wait. Raises ConfigError."""
-    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+    """Refuse a rank outside its world, for which the others would wait, and a port that is none. Raises ConfigError."""
+    rank, size, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    local = os.environ.get("LOCAL_RANK", "0")
+    if not (rank.isdecimal() and size.isdecimal() and local.isdecimal() and int(rank) < int(size)):
         raise ConfigError(
             "RANK",
             expected="an integer from 0 to WORLD_SIZE - 1",
-            found=f"RANK={rank}, WORLD_SIZE={size}"[:80],
-            remedy="start the processes with torchrun, or correct the two variables",
+            found=f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local}"[:80],
+            remedy="start the processes with torchrun, or correct the variables",
+        )
+    if not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ConfigError(
+            "MASTER_PORT",
+            expected="a port from 1 to 65535",
+            found=repr(port)[:80],
+            remedy="start the processes with torchrun, or correct the variable",
         )
 
 
@@ -173,9 +258,9 @@ def _check_rank() -> None:
 def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """Join the process group that `torchrun` started; yield `ALONE` without it.
 
-    timeout: seconds that a rank waits for the others.
-    The rank that fails first raises its own error, all others OtherRankFailed. Raises TransientIOError if a rank is gone
-    without a record.
+    timeout: seconds that a collective takes at most.
+    The rank that fails first raises its own error, all others OtherRankFailed. Raises ConfigError for a port that is taken,
+    TransientIOError if a rank does not start, or is gone without a record.
     """
     if not are_several():
         yield ALONE
@@ -183,13 +268,10 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     import torch
     from torch import distributed
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, not in __all__
-    from torch.distributed.rendezvous import rendezvous
 
     _check_rank()
-    limit = timedelta(seconds=timeout)
-    store, rank, size = next(rendezvous("env://", timeout=limit))
-    store.set_timeout(limit)
-    ranks = Ranks(int(rank), int(size), int(os.environ.get("LOCAL_RANK", rank)))
+    store, rank, size = _rendezvous()
+    ranks = Ranks(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
@@ -201,22 +283,53 @@ def joined(timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
             store=PrefixStore("group", store),
             rank=ranks.rank,
             world_size=ranks.size,
-            timeout=limit,
+            timeout=timedelta(seconds=timeout),
         )
+        patient = distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_SECONDS))
+        ranks = replace(ranks, patient=patient)
         yield ranks
+        # The first rank serves the shared store: no rank exits before all are here.
+        ranks.wait()
     except (Exception, KeyboardInterrupt) as error:
         # The group is not destroyed: that would wait for ranks that are gone.
         verdict = _judged(error, ranks, failures)
         if verdict is error:
             raise
         raise verdict from error
-    # The first rank serves the shared store: no rank exits before all are here.
-    distributed.barrier()
     distributed.destroy_process_group()
+
+
+def _rendezvous() -> tuple[Any, int, int]:
+    """Join the other ranks; return the shared store, this rank and the number of ranks."""
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    limit = timedelta(seconds=JOIN_SECONDS)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+    except (distributed.DistError, OSError, RuntimeError) as error:
+        if "EADDRINUSE" in str(error) or getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise ConfigError(
+                "MASTER_PORT",
+                expected="a free port, at which the ranks meet",
+                found=f"{place}, which another process uses",
+                remedy="set another MASTER_PORT, or start the processes with `torchrun --standalone`",
+            ) from error
+        raise TransientIOError(
+            "MASTER_ADDR and MASTER_PORT",
+            expected=f"all ranks at {place} within {JOIN_SECONDS:.0f} s",
+            found=" ".join(str(error).split())[:120] or type(error).__name__,
+            remedy="correct the two variables, or start all ranks again",
+        ) from error
+    store.set_timeout(limit)
+    return store, int(rank), int(size)
 
 
 def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
     """Return the error that this rank ends with: its own if it failed first."""
+    if isinstance(error, OtherRankFailed):
+        return error
     if _is_lost_contact(error):
         error = TransientIOError(
             f"rank {ranks.rank} of {ranks.size}",
@@ -225,6 +338,8 @@ def _judged(error: BaseException, ranks: Ranks, failures: Any) -> BaseException:
             remedy="run the same command again; it resumes from the last saved state",
         )
     code = getattr(error, "exit_code", EX_SOFTWARE)
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped):
+        code = EX_INTERRUPTED
     mine = f"{ranks.rank} {code}"
     first = mine
     with suppress(Exception):  # if the store is gone too, each rank raises its own error

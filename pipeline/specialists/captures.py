@@ -13,9 +13,10 @@ from jaxtyping import Float, Int64
 from ...storage.errors import BadDataError
 from ..cache.capture import ReadyTeacher
 from ..cache.monitor import Quality
-from ..cache.stage import capture_teachers, ready_teacher, try_teachers_out
-from ..cache.todo import check_samples
+from ..cache.stage import agree_on_set, capture_teachers, ready_teacher, try_teachers_out
+from ..models.class_names import match_classes
 from ..models.records import Record
+from ..same_set import check_samples
 from ..views import experiment_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN
@@ -54,7 +55,7 @@ def capture_specialists(
     records = find_specialists(work)
     if missing is None:
         missing = missing_captures(work, records, onto)
-    onto.ranks.counts(0)  # all have looked before one of them writes
+    agree_on_set(onto)  # all have looked before one of them writes
     make_view = experiment_views(onto.experiment, onto.rows)
     for start in range(0, len(missing), TOGETHER):
         ready = [_prepare(work, run, records[run], onto) for run in missing[start : start + TOGETHER]]
@@ -100,7 +101,7 @@ def column_of(classes: Int64[np.ndarray, " columns"], num_classes: int) -> Int64
 
 
 def _check_generalist(work: Workspace, onto: Workspace) -> None:
-    """Refuse a generalist other than the one that the specialists began from. Raises BadDataError."""
+    """Refuse a generalist other than the one that the specialists began from, and other classes. Raises BadDataError."""
     name = work.experiment.generalist.name
     began, there = (
         str(one.store.teachers[name].part.spec.identity["teacher"]["weights"]) for one in (work, onto)
@@ -111,6 +112,14 @@ def _check_generalist(work: Workspace, onto: Workspace) -> None:
             expected=f"the generalist that the specialists began from, of weights {began}",
             found=there,
             remedy="cache that one there",
+        )
+    where, ours = str(onto.store.path), work.store.class_names
+    if match_classes(onto.store.class_names, ours, len(ours), where) is not None:
+        raise BadDataError(
+            f"{where}: classes",
+            expected=f"those of the specialists' own store in their order: {', '.join(ours[:8])}",
+            found=", ".join(onto.store.class_names[:8]),
+            remedy="name the classes of the transfer set there in this order",
         )
 
 
@@ -128,7 +137,7 @@ def _prepare(work: Workspace, run: SpecialistRun, record: Record | None, onto: W
     return ready_teacher(
         onto,
         work.experiment.generalist,
-        load_specialist(work, run, special),
+        load_specialist(work, run, special, record.weights),
         where=where,
         name=run.name,
         identity=specialist_capture_identity(work, run, record.weights, onto),

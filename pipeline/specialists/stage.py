@@ -44,6 +44,8 @@ def make_specialists(
     from .training import train_specialists
 
     todo = find_todo(work) if todo is None else todo
+    if todo and ranks.is_first:
+        work.check_writable(store=table.capture)
     trained = train_specialists(work, todo.train, scheduler=scheduler)
     captured: list[str] = []
     if table.capture:
@@ -55,7 +57,7 @@ def make_specialists(
         generalist = experiment.generalist.name
         if ranks.is_first and needs_combination(work.store, experiment.combine, generalist, names):
             combined = _combine(work, experiment.combine, names)
-        ranks.counts(0)
+        ranks.wait()
         if not ranks.is_first:
             work.store.refresh()
     return SpecialistsDone(tuple(trained), tuple(captured), combined)

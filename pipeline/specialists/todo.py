@@ -24,8 +24,9 @@ from ..combine.todo import check_combined_names, needs_combination
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Combine, Specialists
+from ..local_code import SOURCE
 from ..models.loaders import stable_name
-from ..models.records import Record
+from ..models.records import Record, as_kept
 from ..workspace import Workspace
 from .dustbin import CORRECTED, DUSTBIN
 
@@ -237,6 +238,8 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
     optional: dict[str, Any] = {} if table.head is None else {"head": table.head}
     if table.variant == "full":
         optional |= {"temperature": table.temperature}
+    if source := member.source:
+        optional |= {SOURCE: source}
     return {
         "variant": table.variant,
         "generalist": {
@@ -267,10 +270,14 @@ def _clustering(work: Workspace) -> dict[str, Any]:
 
 
 def can_begin(work: Workspace) -> bool:
-    """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture."""
+    """Return whether all is there that specialists are made from: samples, clustering, the generalist's capture.
+
+    Labels and sets are read to find what is missing: parts that lost files are made again first.
+    """
     experiment, store = work.experiment, work.find_store()
-    needed = (SAMPLES, f"teachers/{experiment.generalist.name}", f"clusters/{experiment.clustering_name}")
-    return store is not None and all(store.find_spec(part) is not None for part in needed)
+    if store is None or store.find_spec(f"teachers/{experiment.generalist.name}") is None:
+        return False
+    return store.is_whole(SAMPLES) and store.is_whole(f"clusters/{experiment.clustering_name}")
 
 
 def find_generalist(work: Workspace) -> Record | None:
@@ -302,7 +309,7 @@ def missing_specialists(
         if recorded is not None and work.store.identity_of(part) is not None:
             check_same(
                 f"{work.store.path}: {part}",
-                as_json(specialist_identity(work, run, generalist)),
+                as_kept(as_json(specialist_identity(work, run, generalist)), recorded),
                 recorded,
                 made="with which it was trained",
                 remedy=_RENAME,

@@ -6,8 +6,8 @@
    once through its own rows, and through as many others, which differ from epoch to epoch.
 3. The labels are hard: the class, or the dustbin. With `"full"` the rows of others learn from the generalist's soft
    targets instead (section 6.1).
-4. Specialists do not depend on each other: they are trained one after the other, dealt to the ranks, or several at a time
-   on a dask cluster.
+4. Specialists do not depend on each other: they are trained one after the other, dealt to the ranks, or several at a time:
+   in processes of this machine, or on a dask cluster (`parallel`).
 
 The weights are kept as they were trained; `load_specialist` adds the correction for the shares of a batch (`dustbin`).
 
@@ -16,9 +16,7 @@ Source: Hinton et al. 2015, sections 5.2 and 6.1.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
+from contextlib import closing
 from typing import Any, cast
 
 import torch
@@ -27,22 +25,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...storage.errors import BadDataError, BadLogitsError
-from ...storage.progress import silent
 from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import find_teacher
 from ..experiment.tables import Specialists
 from ..losses import Distillation, soft_targets
-from ..models.records import Models, Record
+from ..models.records import Record, check_loaded
 from ..models.weights import load_weights
-from ..runtime.dask_tasks import cancel, result_of
 from ..runtime.inference import check_model, place
+from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Batches, Epochs, Kept, train_and_keep
+from ..trainer.trial import check_training
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN, dustbin_shift, shifts
 from .heads import Corrected, JointDustbin, replace_head
+from .parallel import train_in_processes, train_on_cluster
 from .todo import (
     KIND,
     SpecialistRun,
@@ -76,15 +75,21 @@ def train_specialists(
         missing = missing_specialists(work, find_specialists(work))
     # The first rank decides: one that looks later would miss the specialists that are finished by then.
     names = json.loads(ranks.first_says(json.dumps(names_of(missing))))
-    todo = [run for run in specialist_runs(work.experiment, work.store) if run.name in names]
+    runs = specialist_runs(work.experiment, work.store)
+    todo = [run for run in runs if run.name in names]
+    if ranks.is_first:
+        for run in runs:
+            work.models.tidy(KIND, run.name)
+    work.agree(specialists={run.name: specialist_identity(work, run, generalist) for run in todo})
     workers = min(table.workers, len(todo))
-    if ranks.size == 1 and todo and (scheduler is not None or workers > 1):
-        with _cluster(workers) if scheduler is None else nullcontext(scheduler) as client:
-            _train_on(client, work, todo)
+    if ranks.size == 1 and todo and scheduler is not None:
+        train_on_cluster(scheduler, work, todo, train_specialist)
+    elif ranks.size == 1 and workers > 1:
+        train_in_processes(work, todo, workers, train_specialist)
     else:
         for run in todo[ranks.rank :: ranks.size]:
             train_specialist(work, run, generalist)
-    ranks.counts(0)  # all are trained before a rank returns
+    ranks.wait()  # all are trained before a rank returns
     return names_of(todo)
 
 
@@ -111,9 +116,11 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     generalist: the record of its weights, if the caller has it. Raises as `train_specialists`.
     """
     table, special = table_of(work.experiment), special_rows(work, run)
-    identity = specialist_identity(work, run, generalist or check_specialists(work))
+    generalist = generalist or check_specialists(work)
     torch.manual_seed(run.seed)
-    module = specialist_network(work, run, special)
+    module = specialist_network(work, run, special, generalist.weights)
+    # After the build, which has imported the generalist's code: the identity is that of the code that runs.
+    identity = specialist_identity(work, run, generalist)
     batches = specialist_batches(work, run, special)
     return train_and_keep(
         Kept(KIND, run.name, identity, run.seed, table.train.checkpoint_every, work.store, work.models),
@@ -127,17 +134,19 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     )
 
 
-def specialist_network(work: Workspace, run: SpecialistRun, special: SpecialRows) -> nn.Module:
+def specialist_network(
+    work: Workspace, run: SpecialistRun, special: SpecialRows, weights: str | None = None
+) -> nn.Module:
     """Build a specialist as its training begins: the generalist with its own head, on its device, in evaluation mode.
 
-    Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
+    weights: digest of the generalist's. Raises BadDataError for other ones. Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
     no head can be replaced, BadLogitsError if the logits are then not those of the new head.
     """
     experiment, few, num_classes = work.experiment, work.rows.a_few, work.store.num_classes
     table = table_of(experiment)
     columns = len(columns_of(table, special.classes, num_classes))
     where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
-    module = load_teacher(work, experiment.generalist)
+    module = load_teacher(work, experiment.generalist, weights)
     if not any(True for _ in module.parameters()):
         raise BadDataError(
             where,
@@ -159,13 +168,16 @@ def specialist_network(work: Workspace, run: SpecialistRun, special: SpecialRows
                 found=error.found,
                 remedy="name the layer that gives the logits in specialists.head",
             ) from error
-    return module.requires_grad_(True)
+    module.requires_grad_(True)
+    check_training(module, few, columns, where)
+    return module
 
 
-def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows) -> nn.Module:
+def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows, weights: str) -> nn.Module:
     """Build a specialist with its trained weights and its correction, on its device, in evaluation mode.
 
-    Its weights must be there (`find_specialists`). Raises FactoryError, or BadDataError if they do not fit the module.
+    weights: digest of its weights (`find_specialists`). Raises FactoryError, or BadDataError if the weights that are there
+    are others, or do not fit the module.
     """
     table, num_classes = table_of(work.experiment), work.store.num_classes
     module = build_teacher(work, work.experiment.generalist)
@@ -174,7 +186,9 @@ def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows) -
         replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
     if table.variant == "joint":
         module = joint_dustbin(module, special, num_classes)
-    load_weights(module, work.models.weights_path(KIND, run.name))
+    check_loaded(
+        f"specialist {run.name!r}", weights, load_weights(module, work.models.weights_path(KIND, run.name))
+    )
     columns = columns_of(table, special.classes, num_classes)
     shift = torch.from_numpy(shifts(columns, special.classes, special.prior, special.share))
     return place(Corrected(module, shift), work.choose_device()).eval()
@@ -230,7 +244,7 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
     table, name = table_of(work.experiment), work.experiment.generalist.name
     store, full = work.store, table.variant == "full"
     capture, augment = store.teachers[name], None
-    transfer_set = work.rows if store.samples.inputs is None else None
+    transfer_set = compared_inputs(work)
     if capture.augmentation:
         augment = recorded_views(work.experiment, store, name, transfer_set)
         check_labels_of_views(f"specialist {run.name!r}", "its class", table.views, capture, augment)
@@ -242,6 +256,8 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
         strata=[special.special, special.others],
         shares=special.batch,
         seed=run.seed,
+        rank=0,
+        world_size=1,
         decode=full,
         temperature=table.temperature,
         transfer_set=None if transfer_set is None else transfer_set.dataset,
@@ -282,46 +298,3 @@ class SpecialistLoss:
         """Return the column of each label."""
         self.column = self.column.to(labels.device)
         return self.column[labels]
-
-
-# Several at a time
-
-
-@contextmanager
-def _cluster(workers: int) -> Iterator[Any]:
-    """Yield a client of as many processes of this machine."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _train_on(client: Any, work: Workspace, todo: Sequence[SpecialistRun]) -> None:
-    """Train specialists on the workers of a dask cluster, each as one task; if one fails, the finished ones are kept."""
-    from distributed import as_completed
-
-    task = f"training {len(todo)} specialists"
-    work.progress(task, 0, len(todo), "specialists")
-    # A new workspace, which holds neither the open store nor the caller's progress: it is pickled.
-    path, models = Path(str(work.store.path)).resolve(), Models(work.models.folder.resolve())
-    sent = replace(work, path=path, models=models, progress=silent, given_rows=None)
-    futures = [client.submit(_train_there, sent, run, number, pure=False) for number, run in enumerate(todo)]
-    try:
-        with client.as_current():  # the client that as_completed asks
-            for done, future in enumerate(as_completed(futures)):
-                work.progress(task, done + 1, len(todo), "specialists", result_of(future, task))
-    finally:
-        cancel(client, futures)
-
-
-def _train_there(work: Workspace, run: SpecialistRun, number: int) -> str:
-    """Train one specialist in a worker, on a GPU of its own if there are several; its name."""
-    if work.device is None and torch.cuda.is_available():
-        work = replace(work, device=f"cuda:{number % torch.cuda.device_count()}")
-    train_specialist(work, run)
-    return run.name

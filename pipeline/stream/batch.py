@@ -87,6 +87,16 @@ class TorchBatch:
         inputs = None if self.inputs is None else function(self.inputs)
         return replace(self, inputs=inputs, labels=function(self.labels), logits=logits)
 
+    def head(self, count: int) -> "TorchBatch":
+        """Return the first rows."""
+        logits = {
+            name: z.map(lambda tensor: tensor[:count]) if isinstance(z, TopKTensors) else z[:count]
+            for name, z in self.logits.items()
+        }
+        inputs = None if self.inputs is None else self.inputs[:count]
+        rows, views, labels = self.rows[:count], self.views[:count], self.labels[:count]
+        return TorchBatch(rows, views, inputs, labels, logits, self.scale)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
         """Move the batch to a device; rows and views stay on the host."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

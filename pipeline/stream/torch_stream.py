@@ -22,9 +22,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...storage.errors import ConfigError
+from ...storage.stream.forgotten_ranks import warn_of_forgotten_ranks
 from ...storage.stream.stream import Stream
 from ..runtime.ahead import run_ahead
 from ..runtime.device import named_device
+from ..runtime.workers import watch_parent
 from .batch import StoredLogits, TopKTensors, TorchBatch
 from .copier import copier_for
 
@@ -60,6 +62,9 @@ class TorchStream(IterableDataset[TorchBatch]):
                 found=type(stream).__name__,
                 remedy="pass store.stream(batch_size=…)",
             )
+        distributed = torch.distributed
+        if stream.reads_every_row and distributed.is_available() and distributed.is_initialized():
+            warn_of_forgotten_ranks(distributed.get_world_size())
         self.stream = stream
         self.device = None if device is None else named_device(device)
         self._pass: _Pass | None = None
@@ -84,7 +89,10 @@ class TorchStream(IterableDataset[TorchBatch]):
         Raises ConfigError in a worker of a DataLoader that cannot read them.
         """
         worker = get_worker_info()
-        return self._here() if worker is None else self._in_worker(worker.id, worker.num_workers)
+        if worker is None:
+            return self._here()
+        watch_parent()
+        return self._in_worker(worker.id, worker.num_workers)
 
     @property
     def epoch(self) -> int:

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
+from torch import nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
 from ...storage.stream.stream import Stream
+from ..experiment.tables import Student
 from ..models.build import build_model
 from ..models.records import Record
+from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
+from ..trainer.trial import check_training, make_lazy_layers
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .loss import StudentLoss
@@ -34,9 +38,16 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     missing = missing_students(work) if missing is None else missing
     # The first rank decides: one that looks later would miss the students that are finished by then.
     names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
-    for run in student_seeds(work.experiment):
-        if run.name in names:
-            train_student(work, run)
+    runs = student_seeds(work.experiment)
+    todo = [run for run in runs if run.name in names]
+    if work.ranks.is_first:
+        for run in runs:
+            work.models.tidy("students", run.name)
+        if todo:
+            work.check_writable(store=False)
+    work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in todo})
+    for run in todo:
+        train_student(work, run)
     return list(names)
 
 
@@ -47,12 +58,13 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     Raises SpecMismatch for checkpoints of another store or setting.
     """
     student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
-    identity = student_identity(work.experiment, run, store)
-    stream, input_shape = open_stream(work, run)
+    stream, few = open_stream(work, run)
     target = work.choose_device()
     torch.manual_seed(run.seed)
-    module = build_model(student, work.experiment, input_shape=input_shape, num_classes=store.num_classes)
-    module = module.to(target)
+    module = build_student(work, student, few, store.num_classes).to(target)
+    check_training(module, few, store.num_classes, f"student {student.name!r}")
+    # After the build, which has imported the student's code: the identity is that of the code that runs.
+    identity = student_identity(work.experiment, run, store)
     seed_rank(run.seed, ranks)
     loss = StudentLoss(
         student,
@@ -74,8 +86,16 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     )
 
 
-def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, ...]]:
-    """Open the stream that a student learns from, on this rank; with it the shape of an input.
+def build_student(
+    work: Workspace, student: Student, few: Shaped[np.ndarray, "few ..."], num_classes: int
+) -> nn.Module:
+    """Build the freshly initialised network of a student. few: one or two inputs. Raises FactoryError."""
+    module = build_model(student, work.experiment, input_shape=few.shape[1:], num_classes=num_classes)
+    return make_lazy_layers(module, few, num_classes, f"student {student.name!r}")
+
+
+def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:
+    """Open the stream that a student learns from, on this rank; with it one or two inputs.
 
     Raises ConfigError for a batch that is no multiple of the ranks, BadDataError for labels that are needed and missing,
     SpecMismatch for an augmentation other than that of the captures.
@@ -94,7 +114,7 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
     first = store.teachers[names[0]]
     if student.targets == "hard" and first.num_views == 1:
         names = []
-    transfer_set = work.rows if store.samples.inputs is None else None
+    transfer_set = compared_inputs(work)
     augment = None
     if names and first.augmentation:
         augment = recorded_views(work.experiment, store, names[0], transfer_set)
@@ -112,7 +132,9 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, tuple[int, .
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=augment,
     )
-    return stream, transfer_set.first.shape if transfer_set is not None else stream.input_shape
+    if transfer_set is not None:
+        return stream, transfer_set.a_few
+    return stream, store.samples.reader.read("input", np.arange(min(2, store.num_rows)))
 
 
 def _labels(run: StudentSeed, store: Store) -> Int64[np.ndarray, "rows"]:

@@ -14,6 +14,7 @@ from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
+from ..local_code import SOURCE, local_source
 from ..models.records import Record
 from ..workspace import Workspace
 
@@ -54,6 +55,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     Raises PartNotFound or StoreIncomplete for a capture that is not sealed.
     """
     student = run.student
+    source = local_source([student.factory], [student.args], base=experiment.base)
     loss = {"name": student.loss.name, **student.loss.numbers}
     return {
         **settled(student, later={"rows", "standardise"}, idle={"name", "teachers", "train", "loss"}),
@@ -67,6 +69,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),
         "seals": {name: store.digest_of(f"teachers/{name}") for name in shown_captures(experiment, student)},
+        **({SOURCE: source} if source else {}),
     }
 
 

@@ -92,15 +92,16 @@ class Checkpoints:
             )
         self._keep(self._steps()[-KEPT:])
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, most: int | None = None) -> Checkpoint | None:
         """Return the last complete checkpoint, or None.
 
+        most: bytes that its tensors may have; a longer file is not read.
         Raises BadDataError if there are checkpoints, but none can be read.
         """
         failed: list[BadDataError] = []
         for step in reversed(self._steps()):
             try:
-                checkpoint = self.read(step)
+                checkpoint = self.read(step, most)
             except BadDataError as error:
                 failed.append(error)
                 continue
@@ -111,13 +112,16 @@ class Checkpoints:
             raise failed[0]
         return None
 
-    def read(self, step: int) -> Checkpoint:
-        """Read the checkpoint after `step` steps. Raises BadDataError for a missing or damaged file."""
+    def read(self, step: int, most: int | None = None) -> Checkpoint:
+        """Read the checkpoint after `step` steps. Raises BadDataError for a missing, damaged or longer file."""
         key = f"{step:012}.json"
         try:
             record = self._record(step)
             file, digest = str(record["tensors"]["file"]), record["tensors"]["sha256"]
-            content = self._folder.read(file, self._folder.size(file))
+            size = self._folder.size(file)
+            if most is not None and size > most:
+                raise ValueError(f"{size:,} bytes of tensors, above the {most:,} that this training may have")
+            content = self._folder.read(file, size)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(f"other bytes in {file}")
             tensors = safetensors.torch.load(content)
@@ -173,6 +177,8 @@ class Checkpoints:
             raise ValueError("other bytes")
         if record["format"] != FORMAT or record["step"] != step:
             raise ValueError(f"format {record['format']}, step {record['step']}")
+        if not all(isinstance(record[key], Mapping) for key in ("identity", "state", "tensors")):
+            raise ValueError("an identity, a state or tensors that are no JSON object")
         return record
 
     def _steps(self) -> list[int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ...storage.backends.posix import replace_file
+from ...storage.backends.posix import read_plain, replace_file
 from ...storage.errors import LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 
@@ -100,7 +100,7 @@ class TrainingLog:
 
     def _lines(self) -> list[bytes]:
         try:
-            return [] if self._path is None else self._path.read_bytes().splitlines(keepends=True)
+            return [] if self._path is None else read_plain(self._path).splitlines(keepends=True)
         except FileNotFoundError:
             return []
 

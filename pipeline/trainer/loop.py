@@ -3,6 +3,7 @@
 Callers pass what differs between the two: the batches of an epoch, the loss, and a keeper of checkpoints.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,10 +17,14 @@ from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
 from ..factories import describe_exception
+from ..runtime import stopping
 from ..runtime.inference import device_of, forward, refusing_failures
 from ..runtime.ranks import ALONE, Ranks
 from .log import Clock, TrainingLog
 from .steps import Steps, autocast
+from .trial import refuses_single_row
+
+_logger = logging.getLogger(__name__)
 
 
 class HasInputs(Protocol):
@@ -30,6 +35,9 @@ class HasInputs(Protocol):
         """(batch, …)."""
 
     def __len__(self) -> int: ...
+
+    def head(self, count: int) -> Any:
+        """Return the first rows."""
 
 
 BatchType = TypeVar("BatchType", bound=HasInputs)
@@ -72,8 +80,8 @@ class Keeper(Protocol):
     def resume(self, training: Training) -> None:
         """Restore the last checkpoint, if there is one; the batches of `position.epoch` are then its rest."""
 
-    def after_step(self, training: Training) -> None:
-        """Write a checkpoint, if it is due."""
+    def after_step(self, training: Training, *, is_last: bool) -> None:
+        """Write a checkpoint, if it is due. is_last: whether the training is stopped now."""
 
 
 def fit(
@@ -100,7 +108,8 @@ def fit(
     clock: for the time of training. keeper: of checkpoints; none by default.
     loss_is_of_all_ranks: whether `loss` is the mean over the rows of all ranks, instead of this rank's.
     Raises BadLogitsError if the module fails or returns no logits, BadDataError if the first loss is not finite,
-    ConfigError if a later one is not: the settings let the training diverge.
+    ConfigError if a later one is not: the settings let the training diverge. Raises `stopping.Stopped` after a step in which
+    a signal came, with a checkpoint of it.
     """
     device = device_of(module)
     module.train()
@@ -130,7 +139,9 @@ def fit(
             at.epoch, at.epoch_steps = epoch, 0
             run.training.loss_sum.zero_()
         for batch in run.training.clock.waiting_for(epoch_batches(epoch)):
-            counts = ranks.counts(len(batch))
+            batch = network.without_single_row(batch)
+            # A signal to one rank stops all of them, after the same step.
+            counts, stops = zip(*ranks.numbers(len(batch), stopping.asked()), strict=True)
             if not any(counts):
                 continue
             value = network.loss(batch, loss)
@@ -149,7 +160,8 @@ def fit(
             if at.step % REPORT_EVERY == 0:
                 run.report("step", part)
             if keeper is not None:
-                keeper.after_step(run.training)
+                keeper.after_step(run.training, is_last=any(stops))
+            ranks.stop(stops)
         mean = run.end_epoch()
     run.training.steps.finish()
     progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")
@@ -226,6 +238,22 @@ class _Network:
         run: Any = ranks.wrap(module)
         self._module: Any = torch.compile(run) if settings.compile else run
         self._inputs: Tensor | None = None
+        self._refuses_single_row: bool | None = None
+
+    def without_single_row(self, batch: Any) -> Any:
+        """Return a batch of at least two rows, or of none, for a network that normalises over the rows of a batch."""
+        if len(batch) != 1 or batch.inputs is None:
+            return batch
+        if self._refuses_single_row is None:
+            with autocast(self._device, self._settings.precision):
+                self._refuses_single_row = refuses_single_row(self._plain, batch.inputs)
+            if self._refuses_single_row:
+                _logger.warning(
+                    "%s: a batch of a single row is left out, as the network normalises over the rows of a batch; "
+                    "another batch_size leaves out none",
+                    self._where,
+                )
+        return batch.head(0) if self._refuses_single_row else batch
 
     def loss(self, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Tensor:
         """Compute the loss of a batch."""

@@ -6,8 +6,10 @@ seals of the parts that the student reads. A training of another store or settin
 of work nor continues from them.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,12 +22,14 @@ from ...storage.errors import BadDataError
 from ...storage.identity import as_json, check_same
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
+from ..models.alone import alone
 from ..models.loaders import with_stable_names
 from ..models.networks import count_parameters
-from ..models.records import Models, Record
+from ..models.records import Models, Record, as_kept, warn_of_missing_keys
 from ..models.weights import save_weights
 from ..runtime.inference import device_of
 from ..runtime.ranks import ALONE, Ranks
+from ..runtime.stopping import held
 from ..stream.batch import TorchBatch
 from .checkpoints import Checkpoint, Checkpoints
 from .log import Clock, TrainingLog
@@ -33,6 +37,8 @@ from .loop import Training, fit
 
 log = logging.getLogger(__name__)
 _RANDOM = "random"
+_OTHER_BYTES = 64 << 20
+"""Of a checkpoint: the header, and the states of all ranks' random numbers."""
 _RANK_SEEDS = 0x9E3779B97F4A7C15
 """Distance of the seeds of two ranks: odd and large, so that they differ from the seeds of other students."""
 
@@ -111,6 +117,12 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
         torch.cuda.set_rng_state(state[own:].clone(), device)
 
 
+def _most_bytes(training: Training) -> int:
+    """Return the most bytes that the tensors of a checkpoint can take: weights, average, and an optimiser's memory."""
+    sizes = (tensor.numel() * max(tensor.element_size(), 4) for tensor in training.steps.tensors().values())
+    return 4 * sum(sizes) + _OTHER_BYTES
+
+
 class StudentKeeper:
     """The checkpoints of one student's training: a `loop.Keeper`."""
 
@@ -129,27 +141,30 @@ class StudentKeeper:
         self._resumed_epoch = -1
         return self._batches
 
-    def find(self) -> Checkpoint | None:
+    def find(self, most: int | None = None) -> Checkpoint | None:
         """Return the checkpoint to resume from, or None for a new training.
 
-        Raises SpecMismatch if it belongs to another training, BadDataError if there are checkpoints, but none can be
+        most: bytes that its tensors may have. Raises SpecMismatch if it belongs to another training, BadDataError if there are checkpoints, but none can be
         read.
         """
-        checkpoint = self.checkpoints.newest() if self._ranks.is_first else None
+        checkpoint = self.checkpoints.newest(most) if self._ranks.is_first else None
         step = int(self._ranks.first_says(str(-1 if checkpoint is None else checkpoint.step)))
         if step < 0:
             return None
-        checkpoint = checkpoint or self.checkpoints.read(step)
+        checkpoint = checkpoint or self.checkpoints.read(step, most)
         self._check(checkpoint.identity)
         return checkpoint
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another training. Raises SpecMismatch, about the part whose seal differs."""
-        remedy = f"restore the earlier store and settings, or delete {self.checkpoints.path} to restart the training"
+        remedy = f"restore the earlier store, settings and code, or delete {self.checkpoints.path} to restart the training"
         common: dict[str, str] = {"made": "with which this training was begun", "remedy": remedy}
         store = self._kept.store.path
         ours, begun = with_stable_names(self._identity), with_stable_names(theirs)
-        for part, digest in dict(begun.get("seals") or {}).items():
+        warn_of_missing_keys(ours, begun, str(self.checkpoints.path))
+        ours = as_kept(ours, begun)
+        seals = begun.get("seals")
+        for part, digest in seals.items() if isinstance(seals, Mapping) else ():
             mine = dict(ours.get("seals") or {}).get(part)
             if mine is not None:
                 check_same(f"{store}: teachers/{part}", {"seal": mine}, {"seal": digest}, **common)
@@ -159,29 +174,35 @@ class StudentKeeper:
 
     def resume(self, training: Training) -> None:
         """Restore the last checkpoint, if there is one."""
-        checkpoint = self.find()
+        checkpoint = self.find(_most_bytes(training))
         if self._ranks.is_first:
             self.checkpoints.keep_up_to(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:
             return
-        state, tensors = checkpoint.state, dict(checkpoint.tensors)
         try:
-            at = training.position
-            at.step, at.epoch = checkpoint.step, int(state["epoch"])
-            at.rows, at.epoch_steps = int(state["rows"]), int(state["epoch_steps"])
-            training.clock.seconds_before = float(state["seconds"])
-            training.loss_sum.copy_(tensors["loss_sum"])
-            if not self._ranks.is_first:
-                training.loss_sum.zero_()  # the first rank holds the sum of all
-            training.steps.restore(tensors, state["scaler"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            self._restore(training, checkpoint)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise BadDataError(
                 str(self.checkpoints.path),
                 expected="a checkpoint of this model",
                 found=f"a checkpoint of another model: {' '.join(str(error).split())}"[:200],
                 remedy="restore the model's code, or delete the folder to restart the training",
             ) from error
-        log.info("%s: resuming from step %d", self.checkpoints.path, at.step)
+        log.info("%s: resuming from step %d", self.checkpoints.path, training.position.step)
+
+    def _restore(self, training: Training, checkpoint: Checkpoint) -> None:
+        """Restore a checkpoint. Raises the errors of Python and torch for values that do not fit."""
+        state, tensors, at = checkpoint.state, dict(checkpoint.tensors), training.position
+        at.step, at.epoch = checkpoint.step, int(state["epoch"])
+        at.rows, at.epoch_steps = int(state["rows"]), int(state["epoch_steps"])
+        training.clock.seconds_before = float(state["seconds"])
+        is_within = 0 <= at.epoch < training.steps.epochs and 1 <= at.epoch_steps <= at.step
+        if not is_within or min(at.rows, training.clock.seconds_before) < 0:
+            raise ValueError(f"a position of {at.epoch_steps} steps in epoch {at.epoch}, step {at.step}")
+        training.loss_sum.copy_(tensors["loss_sum"])
+        if not self._ranks.is_first:
+            training.loss_sum.zero_()  # the first rank holds the sum of all
+        training.steps.restore(tensors, state["scaler"])
         self._batches.set_epoch(
             at.epoch
         )  # else the state after its last batch would be the start of the next
@@ -194,9 +215,10 @@ class StudentKeeper:
         else:
             set_random_state(own, self._device)
 
-    def after_step(self, training: Training) -> None:
-        """Write a checkpoint, if it is due."""
-        if self._kept.every is not None and training.position.step % self._kept.every == 0:
+    def after_step(self, training: Training, *, is_last: bool) -> None:
+        """Write a checkpoint, if it is due, or if checkpoints are wanted and the training is stopped."""
+        every = self._kept.every
+        if every is not None and (is_last or training.position.step % every == 0):
             self.save(training)
 
     def save(self, training: Training) -> None:
@@ -236,15 +258,52 @@ def train_and_keep(
     """Train a network, or resume its training, and keep its weights, its record and its log.
 
     batches: of this rank, on the module's device. loss: (logits, batch) -> scalar. where: name of the training, for
-    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`.
+    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`. A process that finds
+    another one training this network waits for its record; several ranks raise WriterBusy.
     """
+    with contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            waited = stack.enter_context(alone(kept.weights, where, waits=ranks.size == 1))
+            if waited and (made := kept.models.find(kept.kind, kept.name, kept.identity)) is not None:
+                return made
+        return _train_and_keep(
+            kept,
+            module,
+            batches,
+            epochs,
+            settings,
+            loss,
+            where=where,
+            progress=progress,
+            ranks=ranks,
+            loss_is_of_all_ranks=loss_is_of_all_ranks,
+        )
+
+
+def _train_and_keep(
+    kept: Kept,
+    module: nn.Module,
+    batches: Batches,
+    epochs: Epochs,
+    settings: Train,
+    loss: Callable[[Tensor, TorchBatch], Tensor],
+    *,
+    where: str,
+    progress: Progress,
+    ranks: Ranks,
+    loss_is_of_all_ranks: bool,
+) -> Record:
+    """Train, without a look at other processes; as `train_and_keep`."""
     keeper = StudentKeeper(kept, batches, device_of(module), ranks)
     if ranks.is_first:
         finished = as_json(kept.models.recorded_identity(kept.kind, kept.name) or {})
         if finished in keeper.checkpoints.identities():
             keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
     clock = Clock()
-    with TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log:
+    with (
+        TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log,
+        held() if kept.every is not None or ranks.size > 1 else nullcontext(),
+    ):
         last = fit(
             module,
             keeper.epoch_batches,

@@ -58,6 +58,8 @@ class Steps:
     ) -> None:
         """Set the unwrapped module on `device`, changed in place, and the schedule's steps per epoch."""
         self._module, self._settings, self._per_epoch = module, settings, steps_per_epoch
+        self.epochs = settings.epochs
+        """Epochs of the whole training."""
         self._constrain: Callable[[], object] | None = getattr(module, "apply_constraints", None)
         self.optimizer = make_optimizer(module, settings)
         """The optimiser of PyTorch."""
@@ -113,7 +115,7 @@ class Steps:
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Restore the state that `tensors` and `numbers` returned.
 
-        Raises RuntimeError, KeyError or ValueError if it belongs to another network or optimiser.
+        Raises RuntimeError, LookupError or ValueError if it belongs to another network or optimiser.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -124,8 +126,11 @@ class Steps:
         if self.averaged is not None:
             self.averaged.load_state_dict(parts["ema"])
         memory: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition("/")
+            if tensor.shape not in (parameters[int(index)].shape, ()):
+                raise ValueError(f"optimizer/{name} has shape {tuple(tensor.shape)}")
             memory.setdefault(int(index), {})[key] = tensor
         # Learning rate and other settings come from the experiment, not from the checkpoint.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from .local import NewObject
+from .staged import NewObject
 
 _WRITE_BYTES = 128 << 10
 """Bytes below which buffers are gathered into one write."""

@@ -49,22 +49,26 @@ def tidy_up(folder: Folder) -> None:
 
 
 class Lease:
-    """A writer's hold on a part. Not shared between threads; a fork shares it until both have let go."""
+    """A writer's hold on a part. Not shared between threads, nor with a forked child, which takes a lease of its own."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._handle = -1
+        self._process = os.getpid()
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the part, alone or shared."""
-        return self._handle >= 0
+        """Whether this process holds the part by this object, alone or shared."""
+        return self._handle >= 0 and self._process == os.getpid()
 
     def take(self) -> bool:
         """Take hold of the part; return whether alone. A writer that is alone recovers the part, then calls `share`.
 
         Raises WriterBusy if another writer holds it alone for a minute.
         """
+        if self._process != os.getpid():
+            self._drop()  # the lock of the parent, which a child that converts it would change
+            self._process = os.getpid()
         with expecting_folders(self._folder.path / LOCK):
             alone = self._lock(fcntl.LOCK_EX)
             if alone is None:
@@ -100,8 +104,12 @@ class Lease:
                 time.sleep(_POLL_S)
 
     def release(self) -> None:
-        """Release the part. The last one out removes the lock's file and what killed writers staged."""
+        """Release the part. The last one out removes the lock's file and what killed writers staged.
+
+        In a forked child, close its copy of the descriptor: the parent goes on holding the part.
+        """
         if not self.held:
+            self._drop()
             return
         handle, self._handle = self._handle, -1
         try:
@@ -155,4 +163,5 @@ class Lease:
 
     def _drop(self) -> None:
         handle, self._handle = self._handle, -1
-        close_quietly(handle)
+        if handle >= 0:
+            close_quietly(handle)

@@ -1,10 +1,10 @@
 """A local store's folders: objects appear whole or not at all, once, and durably.
 
 `Folder` is a directory of a store and its keys ("peak/c.0.3"). Nothing is changed in place. An object is staged, then
-published under a free name, and is durable before the call returns:
+published under a free name, and is durable before the call returns (`staged`).
 
-    temporary file (O_EXCL) ─ write ─ fsync ─ link to the name ─ unlink ─ fsync the directory
-                                                 └─ the name is taken: another writer was first
+A path may lead elsewhere tomorrow: a store is moved, or deleted and begun anew. A writer holds its folder open
+(`Folder.hold`) and walks from there, so that nothing of it ever gets into another store.
 
 Below the folder that the user named no link is followed. Every component is opened on its own; a symbolic link, a pipe
 or a device is an error, and no key leads out.
@@ -17,20 +17,19 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CommitStateUnknown, ConfigError, UnsafeFileSystem, UntrustedStoreError
+from ..errors import ConfigError, StorageRefused, UnsafeFileSystem, UntrustedStoreError, WrongStore
 from ..format.constants import MAX_JSON_BYTES, STAGING
+from ..format.documents import shorten
 from .place import Place, check_size, components
 from .posix import (
-    CALL_BYTES,
     DIRECTORY,
-    NO_LINKS,
+    check_writable,
     close_quietly,
     expecting_folders,
     is_missing,
@@ -38,17 +37,17 @@ from .posix import (
     mode_of,
     read_at,
     read_through,
-    rename_noreplace,
     sync_directory,
     typed_errors,
 )
+from .staged import COPY_HERE, NewObject
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING = STAGING.split("/")
+_MOST_LEVELS = 32
+"""Levels of folders that are listed; a store has five."""
 _ATTEMPTS = 8
 """Attempts to make the staging folder while other writers remove it."""
-_COPY_HERE = "write the store on another disk and copy it here; `logitstore doctor` examines a disk"
 
 
 def local_path(location: Any) -> Path:
@@ -64,13 +63,23 @@ def local_path(location: Any) -> Path:
     if "\0" in text:
         expected, found = "a path without a zero byte", repr(text)[:120]
         raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.scheme == "file" and not parts.netloc:
         return Path(parts.path)
     if "://" in text:
         remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
+
+
+def split_url(text: str) -> SplitResult:
+    """Split a URL or a path. Raises ConfigError for a URL without a meaning."""
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(
+            shorten(text), expected="a path or a URL", found=str(error), remedy="correct the URL"
+        ) from None
 
 
 def writable(place: Place) -> "Folder":
@@ -94,16 +103,41 @@ def _untrusted(where: PurePath, found: str) -> UntrustedStoreError:
     )
 
 
+class Held:
+    """A directory of a store that is held open."""
+
+    def __init__(self, handle: int, inside: Sequence[str]) -> None:
+        self.handle = handle
+        self.inside = tuple(inside)
+        """Its place in the store."""
+
+    def close(self) -> None:
+        """Close it. A second call does nothing."""
+        if self.handle >= 0:
+            handle, self.handle = self.handle, -1
+            close_quietly(handle)
+
+    __del__ = close
+
+
 class Folder(Place):
     """A directory of a local store, for objects that are written once."""
 
     can_list = True
 
-    def __init__(self, path: Path, inside: Sequence[str] = ()) -> None:
-        """Name a folder by the store's path, in which links are followed, and its place `inside` the store."""
+    def __init__(self, path: Path, inside: Sequence[str] = (), held: "Held | None" = None) -> None:
+        """Name a folder by the store's path, in which links are followed, and its place `inside` the store.
+
+        held: this folder or one above it, held open, from which is walked instead of from the path.
+        """
+        named = path
+        # Absolute: another process, or a later working directory, finds the same folder.
+        with contextlib.suppress(FileNotFoundError):  # of a working directory that was removed
+            path = path.absolute()
         self._top = path
         self._inside = tuple(inside)
-        self.path: PurePath = path.joinpath(*inside)
+        self._held = held
+        self.path: PurePath = named.joinpath(*inside)
         self._durable: set[tuple[str, ...]] = set()
         # Directories whose names are known to be durable in the directory above.
 
@@ -111,7 +145,43 @@ class Folder(Place):
         return f"Folder({str(self.path)!r})"
 
     def sub(self, name: str) -> "Folder":
-        return Folder(self._top, (*self._inside, *components(name, self.path)))
+        return Folder(self._top, (*self._inside, *components(name, self.path)), self._held)
+
+    def hold(self, *, make: bool = False) -> "Folder":
+        """Return this very folder, held open: it stays the same one, whatever becomes of its path.
+
+        make: make it if it is missing. Raises StorageError if it is missing.
+        """
+        with expecting_folders(self.path), self.directory(make=make) as handle:
+            return Folder(self._top, self._inside, Held(os.open(".", DIRECTORY, dir_fd=handle), self._inside))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the folder, or one above it, is held open."""
+        return self._held is not None
+
+    def let_go(self) -> None:
+        """Close a held folder; the object is not used after that."""
+        if self._held is not None:
+            self._held.close()
+
+    def check_in_place(self) -> None:
+        """Refuse to go on in a held folder that its path no longer leads to. Raises WrongStore."""
+        assert self._held is not None
+        found = "another folder in its place"
+        with typed_errors(self.path):
+            try:
+                with Folder(self._top, self._held.inside).directory() as there:
+                    if os.path.samestat(os.fstat(there), os.fstat(self._held.handle)):
+                        return
+            except (FileNotFoundError, NotADirectoryError):
+                found = "no folder"
+        raise WrongStore(
+            str(self._top.joinpath(*self._held.inside)),
+            expected="the folder that this writer opened",
+            found=f"{found}: it was moved, or deleted and begun anew",
+            remedy="run the command again, with the path of the store that is to be written; nothing was written there",
+        )
 
     def kind(self) -> str:
         with typed_errors(self.path):
@@ -129,11 +199,15 @@ class Folder(Place):
         make: make missing directories, each durable in the one above it (but for the staging folder).
         """
         walked: list[str] = []
-        if make:
-            self._make_top()
-        handle = os.open(self._top, DIRECTORY)
+        if self._held is not None:
+            walked += self._held.inside
+            handle = os.open(".", DIRECTORY, dir_fd=self._held.handle)
+        else:
+            if make:
+                self._make_top()
+            handle = os.open(self._top, DIRECTORY)
         try:
-            for name in (*self._inside, *within):
+            for name in (*self._inside[len(walked) :], *within):
                 walked.append(name)
                 try:
                     below = self._open_below(handle, walked)
@@ -248,27 +322,57 @@ class Folder(Place):
                 return []
 
     def files(self) -> list[str]:
-        """Return the keys of every file below the folder, and of every link; links are not followed."""
+        """Return the keys of every file below the folder, and of every link; links are not followed.
+
+        A folder that is nested deeper than any of a store is one key, and not listed.
+        """
         keys: list[str] = []
-        todo = [""]
+        todo: list[tuple[str, ...]] = [()]
         while todo:
-            prefix = todo.pop()
-            # A staging folder may vanish while it is listed: its writer removes it.
-            folder = self.path / prefix
-            with (
-                expecting_folders(folder),
-                contextlib.suppress(FileNotFoundError),
-                os.scandir(folder) as entries,
-            ):
-                for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    (todo if is_folder else keys).append(f"{prefix}{entry.name}{'/' * is_folder}")
+            within = todo.pop()
+            path = self.path.joinpath(*within)
+            try:
+                with (
+                    typed_errors(path),
+                    self.directory(within) as directory,
+                    os.scandir(directory) as entries,
+                ):
+                    for entry in entries:
+                        inner = (*within, entry.name)
+                        if len(inner) <= _MOST_LEVELS and entry.is_dir(follow_symlinks=False):
+                            todo.append(inner)
+                        else:
+                            keys.append("/".join(inner))
+            except FileNotFoundError:
+                continue  # a staging folder may vanish while it is listed: its writer removes it
+            except (NotADirectoryError, UntrustedStoreError):
+                # A link or a file was put in the place of the folder meanwhile.
+                keys += ["/".join(within)] if within else []
         return sorted(keys)
+
+    def check_writable(self) -> None:
+        """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+        Raises StorageRefused, StorageFull, StorageError.
+        """
+        check_writable(self._top, self.path)
+        for name in self.names():
+            refused = False
+            no_folder = contextlib.suppress(FileNotFoundError, NotADirectoryError, UntrustedStoreError)
+            with no_folder, typed_errors(self.path / name), self.directory([name]) as directory:
+                refused = not os.access(".", os.W_OK | os.X_OK, dir_fd=directory)
+            if refused:
+                raise StorageRefused(
+                    str(self.path / name),
+                    expected="a folder that can be written to",
+                    found="one that cannot",
+                    remedy="check its permissions, or name another place",
+                )
 
     def free_bytes(self) -> int:
         """Return the bytes that are free on the disk where the folder is, or will be."""
         current = self._top
-        with typed_errors(current):
+        with expecting_folders(self.path):
             while is_missing(current):
                 current = current.parent
             disk = os.statvfs(current)
@@ -322,7 +426,7 @@ class Folder(Place):
                 str(self.path),
                 expected="a file system that gives a name to one file only",
                 found="a file system on which a second file replaced the first",
-                remedy=_COPY_HERE,
+                remedy=COPY_HERE,
             )
 
     def remove(self, key: str) -> None:
@@ -331,10 +435,25 @@ class Folder(Place):
         Only for a writer that holds the folder alone (`lease`): another may have found the object good.
         """
         *within, name = components(key, self.path)
-        with typed_errors(self.path / key), self.directory(within) as directory:
+        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with typed_errors(self.path / key), gone, self.directory(within) as directory:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
             os.fsync(directory)
+
+    def file_on_the_way(self, key: str) -> str | None:
+        """Return the key of a plain file in the place of a folder on the way to `key`; None if there is none."""
+        within = components(key, self.path)[:-1]
+        for depth in range(len(within) + 1):
+            with typed_errors(self.path / key):
+                try:
+                    with self.directory(within[:depth]):
+                        pass
+                except FileNotFoundError:
+                    break
+                except NotADirectoryError:
+                    return "/".join(within[:depth]) or None
+        return None
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""
@@ -357,111 +476,3 @@ class Folder(Place):
         *within, name = _STAGING
         with contextlib.suppress(OSError, UntrustedStoreError), self.directory(within) as directory:
             os.rmdir(name, dir_fd=directory)
-
-
-class NewObject:
-    """A staged object, to be published under its name: whole, once and durably."""
-
-    def __init__(self, folder: Folder, key: str, staging: int) -> None:
-        """Begin an object in an open staging folder. Raises FileNotFoundError if that was removed."""
-        self._folder = folder
-        self._path = folder.path / key
-        *self._within, self._name = components(key, folder.path)
-        self._temporary = secrets.token_hex(12)
-        self._directory = staging
-        self._handle = os.open(self._temporary, _NEW_FILE, 0o666, dir_fd=staging)
-        self._is_staged = True
-
-    def __enter__(self) -> "NewObject":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._close()
-        with contextlib.suppress(OSError):
-            self._unlink()
-
-    def _close(self) -> None:
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            os.close(handle)
-
-    def _unlink(self) -> None:
-        if self._is_staged:
-            self._is_staged = False
-            os.unlink(self._temporary, dir_fd=self._directory)
-
-    def write(self, data: Any) -> None:
-        """Append bytes (any contiguous buffer)."""
-        with expecting_folders(self._path):
-            view = memoryview(data).cast("B")
-            while view:
-                view = view[os.write(self._handle, view[:CALL_BYTES]) :]
-
-    def take_name(self) -> bool:
-        """Give the object its name, without syncing; return False if the name is taken."""
-        with expecting_folders(self._path), self._folder.directory(self._within, make=True) as final:
-            return self._link(final)
-
-    def publish(self) -> bool:
-        """Give the object its name; return False if the name is taken. The name is durable either way."""
-        with expecting_folders(self._path), self._folder.directory(self._within, make=True) as final:
-            os.fsync(self._handle)
-            self._close()
-            won = self._link(final)
-            # Also if the name was taken: the other writer may not have synced it yet.
-            os.fsync(final)
-            return won
-
-    def _link(self, final: int) -> bool:
-        source, target = self._temporary, self._name
-        try:
-            os.link(source, target, src_dir_fd=self._directory, dst_dir_fd=final, follow_symlinks=False)
-            won = True
-        except OSError as error:
-            # A network file system can lose the answer after it made the link. The repeated call then fails with
-            # EEXIST although the name is ours: the number of links decides.
-            if self._num_names() > 1:
-                won = True
-            elif isinstance(error, FileExistsError):
-                won = False
-            elif error.errno in NO_LINKS:
-                return self._rename(final, error)
-            else:
-                raise
-        self._unlink()
-        return won
-
-    def _num_names(self) -> int:
-        try:
-            return os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False).st_nlink
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            raise CommitStateUnknown(
-                str(self._path),
-                expected="the number of links of the staged file, after a link that failed",
-                found=f"{error.strerror} (errno {error.errno})",
-                remedy="run the same command again: it looks for the object",
-            ) from error
-
-    def _rename(self, final: int, cause: OSError) -> bool:
-        """Give the object its name without a hard link, by a rename that replaces nothing."""
-        try:
-            rename_noreplace(self._directory, self._temporary, final, self._name)
-        except FileExistsError:
-            self._unlink()
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, *NO_LINKS):
-                raise
-            raise UnsafeFileSystem(
-                str(self._path),
-                expected="a file system with hard links, or with renames that replace nothing",
-                found=f"a file system with neither ({cause.strerror}; {error.strerror})",
-                remedy=_COPY_HERE,
-            ) from error
-        self._is_staged = False
-        return True

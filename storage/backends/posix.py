@@ -6,28 +6,21 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StorageError, StorageFull, TransientIOError
+from ..errors import REFUSED, TRANSIENT, StorageError, StorageFull, StorageRefused, TransientIOError
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TRANSIENT: Final = {
-    errno.EIO,
-    errno.EINTR,
-    errno.EAGAIN,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -56,9 +49,11 @@ def typed_errors(where: PurePath) -> Iterator[None]:
         if error.errno in _FULL:
             kind, expected = StorageFull, "room to write"
             remedy = "free space and run the same command again; what was committed is intact"
-        elif error.errno in _TRANSIENT:
+        elif error.errno in TRANSIENT:
             kind, expected = TransientIOError, "a working file system"
             remedy = "run the same command again; what was committed is intact"
+        elif error.errno in REFUSED:
+            kind = StorageRefused
         found = f"{error.strerror or error} (errno {error.errno})"
         raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
 
@@ -71,7 +66,7 @@ def expecting_folders(path: PurePath) -> Iterator[None]:
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
         is_file = isinstance(error, NotADirectoryError)
-        raise StorageError(
+        raise (StorageRefused if is_file else StorageError)(
             str(path),
             expected="folders at every level of the path",
             found="a file" if is_file else "a folder that was removed meanwhile",
@@ -147,6 +142,57 @@ def read_through(handle: int, offset: int, length: int, take: Callable[[NDArray[
         offset += count
 
 
+def check_writable(path: Path, named: PurePath | None = None) -> None:
+    """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
+
+    named: the folder in messages. Raises StorageRefused, StorageFull, StorageError.
+    """
+    with expecting_folders(named or path):
+        current = path.absolute()
+        while is_missing(current):
+            current = current.parent
+        if not current.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(current))
+        handle = _unnamed_file(current)
+        try:
+            os.write(handle, bytes(_PAGE))
+            os.fsync(handle)  # some file systems find out here that they are full
+        finally:
+            close_quietly(handle)
+
+
+def _unnamed_file(folder: Path) -> int:
+    """Open a new file without a name in a folder, or with one that is removed at once."""
+    mode = os.O_WRONLY | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        return os.open(folder, mode | os.O_TMPFILE, 0o600)
+    name = folder / f".logitstore-{secrets.token_hex(8)}"
+    handle = os.open(name, mode | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    os.unlink(name)
+    return handle
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"{kind_of(mode)} in the place of a file", str(path))
+        return open(handle, "rb")
+    except BaseException:
+        close_quietly(handle)
+        raise
+
+
+def read_plain(path: Path) -> bytes:
+    """Return the bytes of a plain file. Raises OSError, for a pipe or a device too, without waiting."""
+    with open_plain(path) as file:
+        return file.read()
+
+
 def close_quietly(handle: int) -> None:
     """Close a descriptor that was not written to: nothing can be lost."""
     with contextlib.suppress(OSError):
@@ -162,28 +208,54 @@ def sync_directory(path: Path) -> None:
         close_quietly(handle)
 
 
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        with temporary.open("xb") as file:
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if is_missing(temporary):
+                    continue  # `remove_leftovers` was faster than the lock
+                yield temporary, file
+                return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file durably, by a rename: readers see the old content or the new one.
 
-    Missing parent folders are made. Raises StorageFull or StorageError, and then keeps the old file.
+    Missing parent folders are made; what killed calls for this file have left is removed. Raises StorageFull or
+    StorageError, and then keeps the old file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        remove_leftovers(path)
+        with _temporary(path) as (temporary, file):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         full = error.errno in _FULL
-        raise (StorageFull if full else StorageError)(
+        refused = error.errno in REFUSED or isinstance(error, FileExistsError)
+        raise (StorageFull if full else StorageRefused if refused else StorageError)(
             str(path),
             expected=f"room for {len(content):,} bytes in a writable folder",
             found=error.strerror or str(error),
             remedy="make room and run the same command again" if full else "check the folder and its rights",
         ) from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the files that killed calls of `replace_file` left beside `path`; those of running calls stay."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}", name):
+                with path.with_name(name).open("rb") as file, contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.with_name(name).unlink(missing_ok=True)

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
-from .local import Folder, local_path
+from .local import Folder, local_path, split_url
 from .place import Place, check_size, components
 from .zarr_bytes import ZarrBytes
 
@@ -110,7 +109,7 @@ class RemoteFolder(Place):
         """
         if self.can_list:
             inner, where = self._key(prefix)
-            return self._objects.ask(where, self._objects.names, inner)
+            return self._objects.ask(where, self._objects.names, inner, where)
         if prefix == LOG:
             return sorted(self._numbered())
         raise self._unlisted(prefix)
@@ -130,7 +129,7 @@ class RemoteFolder(Place):
         if not self.can_list:
             raise self._unlisted()
         prefix = "".join(f"{name}/" for name in self._inside)
-        keys = self._objects.ask(str(self.path), self._objects.keys)
+        keys = self._objects.ask(str(self.path), self._objects.keys, str(self.path))
         return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
 
     def _unlisted(self, prefix: str = "") -> ConfigError:
@@ -151,7 +150,7 @@ def folder_at(location: Any) -> Place:
         return location
     if isinstance(location, str | os.PathLike):
         text = os.fspath(location)
-        if urlsplit(text).scheme in _OBSTORE | {"memory"} and "://" in text:
+        if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
             return RemoteFolder(open_url(text))
         return Folder(local_path(location))
     from zarr.abc.store import Store  # zarr takes half a second to import
@@ -168,7 +167,7 @@ def folder_at(location: Any) -> Place:
 
 def open_url(url: str) -> ZarrBytes:
     """Return the objects under a URL, without any request. Raises ConfigError if it cannot be opened."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError(
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",

@@ -11,17 +11,20 @@ would wait for ever, so it is refused.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..errors import ConfigError, LogitStoreError, StorageError, TransientIOError
+from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
+from .listing import MOST_KEYS, MOST_NAMES, Lister, ListingFailed
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S: Final = 600.0
-"""Seconds to wait for one answer; the libraries below give up, after retries, far earlier."""
+"""Seconds to wait for one answer, however much of it has come; the libraries below give up, after retries, far earlier."""
+_PIECE: Final = 1 << 20
+"""Bytes of an answer that obstore gathers before it hands them over."""
 _MAX_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -54,6 +57,7 @@ class ZarrBytes:
         self._uses_obstore = kind.__name__ == "ObjectStore" and kind.__module__.startswith("zarr.")
         self.can_list = bool(store.supports_listing) and not _is_web_server(store)
         """Whether it lists its objects. Web servers do not, in any reliable way."""
+        self._lister = Lister(store) if self._uses_obstore and _is_cloud(store) else None
         self._check_process()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -97,12 +101,16 @@ class ZarrBytes:
         self._check_process()
         from zarr.core.sync import sync  # zarr takes half a second to import
 
+        async def within_limits() -> _Answer:
+            # Not the timeout of `sync`, which leaves the request running.
+            return await asyncio.wait_for(request(*arguments), _TIMEOUT_S)
+
         try:
-            return sync(request(*arguments), timeout=_TIMEOUT_S)
+            return sync(within_limits())
         except (LogitStoreError, MemoryError):
             raise
         except Exception as error:
-            raise _typed(error, where) from error
+            raise typed(error, where) from error
 
     async def read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
         """Read `length` bytes from `offset` (fewer at the end), and the object's size.
@@ -138,6 +146,8 @@ class ZarrBytes:
 
         if length <= 0:
             return memoryview(b"")
+        if self._uses_obstore:
+            return await _stream(self._store, key, offset, length)
         request = RangeByteRequest(offset, offset + length)
         data = await self._store.get(key, default_buffer_prototype(), request)
         if data is None:
@@ -161,27 +171,56 @@ class ZarrBytes:
                 raise answer
         return [isinstance(answer, int) for answer in answers]
 
-    async def names(self, prefix: str) -> list[str]:
-        """Return the names directly under a prefix ("" for the top), sorted."""
-        names = await _gather(self._store.list_dir, prefix)
+    async def names(self, prefix: str, where: str) -> list[str]:
+        """Return the names directly under a prefix ("" for the top), sorted. where: the place in messages."""
+        names = await self._listed("names", prefix, where, MOST_NAMES)
         return sorted({name.strip("/").rpartition("/")[2] for name in names} - {""})
 
-    async def keys(self) -> list[str]:
-        """Return the keys of all objects, sorted."""
-        return await _gather(self._store.list)
+    async def keys(self, where: str) -> list[str]:
+        """Return the keys of all objects, sorted. where: the place in messages."""
+        return sorted(await self._listed("keys", "", where, MOST_KEYS))
+
+    async def _listed(self, what: str, prefix: str, where: str, most: int) -> list[str]:
+        if self._lister is not None:
+            return await asyncio.to_thread(self._lister.ask, what, prefix, where, _TIMEOUT_S)
+        try:
+            return await gathered(self._store, what, prefix, most)
+        except Exception as error:
+            if not _is_missing(error):
+                raise
+            return []
 
 
 async def _just(value: int) -> int:
     return value
 
 
-async def _gather(list_names: Callable[..., AsyncIterator[str]], *arguments: str) -> list[str]:
-    try:  # obstore begins to list when it is called, and in the event loop alone
-        return sorted([name async for name in list_names(*arguments)])
-    except Exception as error:
-        if not _is_missing(error):
-            raise
-        return []
+async def gathered(store: "Store", what: str, prefix: str, most: int) -> list[str]:
+    """List the `names` directly under a prefix, or all `keys`. Raises ListingFailed for more than `most` of them."""
+    found: list[str] = []
+    # obstore begins to list when it is called, and in the event loop alone.
+    async for name in store.list_dir(prefix) if what == "names" else store.list():
+        found.append(name)
+        if len(found) > most:
+            raise ListingFailed(f"more than {most:,} objects")
+    return found
+
+
+async def _stream(store: Any, key: str, offset: int, length: int) -> memoryview:
+    """Read a range through obstore, and no byte more of it than was asked for. Raises FileNotFoundError.
+
+    obstore's own reads keep whatever a server sends.
+    """
+    import obstore
+
+    answer = await obstore.get_async(store.store, key, options={"range": (offset, offset + length)})
+    pieces, size = [], 0
+    async for piece in answer.stream(min_chunk_size=min(length, _PIECE)):
+        pieces.append(memoryview(piece).cast("B"))
+        size += len(pieces[-1])
+        if size > length:
+            raise _RangeIgnored
+    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
 
 
 # Kinds of stores
@@ -196,6 +235,11 @@ def _protocols(store: "Store") -> set[str]:
 def _is_web_server(store: "Store") -> bool:
     is_obstores = type(getattr(store, "store", None)).__name__ == "HTTPStore"
     return is_obstores or bool(_protocols(store) & {"http", "https"})
+
+
+def _is_cloud(store: "Store") -> bool:
+    """Return whether an `ObjectStore` lists by asking a server."""
+    return type(getattr(store, "store", None)).__name__ in ("S3Store", "GCSStore", "AzureStore")
 
 
 def _is_memory(store: "Store") -> bool:
@@ -243,14 +287,17 @@ def _summary(error: BaseException) -> str:
     return (text or type(error).__name__)[:200].rstrip(": ")
 
 
-def _typed(error: Exception, where: str) -> Exception:
+def typed(error: Exception, where: str) -> Exception:
     """Return the error of `errors` for one of a store's library; FileNotFoundError for a missing object."""
     if _is_missing(error):
         return FileNotFoundError(where)
     cause = _cause(error)
     status, found = _status(cause), _summary(cause)
-    kind: type[StorageError] = StorageError
-    if isinstance(cause, (_RangeIgnored, *_obstore_errors("NotSupportedError"))):
+    kind: type[StorageError] = StorageRefused
+    if isinstance(cause, ListingFailed):
+        expected, found = "a listing that ends", str(cause)
+        remedy = "check the URL, or copy the store to a local disk"
+    elif isinstance(cause, (_RangeIgnored, *_obstore_errors("NotSupportedError"))):
         expected = "the requested range of bytes (HTTP range requests)"
         found = "another range, or the whole object"
         remedy = "use a server that supports range requests, or copy the store to a local disk"
@@ -261,6 +308,12 @@ def _typed(error: Exception, where: str) -> Exception:
         remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
     elif status is not None and 400 <= status < 500 and status not in _RETRIED:
         expected, remedy = "HTTP status 200, or 404 for a missing object", "check the URL"
+    elif isinstance(cause, MemoryError):
+        expected, found = "an answer that fits into memory", "a longer one"
+        remedy = "check the URL, or copy the store to a local disk"
+    elif isinstance(cause, TimeoutError):
+        kind, expected, found = TransientIOError, f"a whole answer within {_TIMEOUT_S:.0f} s", "no end of it"
+        remedy = "run the same command again; if it fails again, check the network and the URL"
     else:
         kind, expected = TransientIOError, "an answer of the server"
         remedy = "run the same command again; if it fails again, check the network and the URL"

@@ -125,8 +125,9 @@ def _centred_float16(
     step = max(1, _CACHED // max(1, logits.shape[1]))
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
-        # Not negative here: its bits, as an integer, are in the order of its magnitude.
-        size = np.subtract(peak[rows, None], logits[rows])
+        # Not negative here: its bits, as an integer, are in the order of its magnitude. C order, whatever that of the
+        # logits, so that `reshape` below makes views and no copies.
+        size = np.subtract(peak[rows, None], logits[rows], order="C")
         bits = size.view(np.uint32)
         rounded = bits >> np.uint32(13)
         rounded &= np.uint32(1)

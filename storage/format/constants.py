@@ -35,6 +35,10 @@ MAX_ROWS: Final = 1 << 40
 """Of a store."""
 MAX_CLASSES: Final = 1 << 20
 """Of a store: a reader makes a list of their names."""
+MAX_NAMES_BYTES: Final = 64 << 20
+"""Of the names of all classes, as wide as the longest."""
+MAX_SET_MEMBERS: Final = 1 << 22
+"""Of a clustering: classes of all its sets together."""
 MAX_BLOCKS: Final = 1 << 20
 """Of one view."""
 MAX_VIEWS: Final = 1 << 16

@@ -121,9 +121,12 @@ class RootAttributes:
         return root
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArrayLayout:
-    """The shape, dtype and chunks of one array: the content of its `zarr.json`."""
+    """The shape, dtype and chunks of one array: the content of its `zarr.json`.
+
+    Two layouts are compared by `to_bytes`, never by `==`: the fill value may be NaN.
+    """
 
     name: str
     """Name of the array inside its part."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..backends.posix import rename_noreplace
-from ..errors import ConfigError, StorageError
+from ..errors import REFUSED, ConfigError, StorageError, StorageRefused
 
 ROUNDS: Final = 1000
 """Races of two processes for a name."""
@@ -125,14 +125,14 @@ def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
     rounds: races of two processes for a name. Raises ConfigError if the folder does not exist, StorageError if nothing
     can be written there.
     """
-    if not path.is_dir():
-        raise ConfigError(
-            str(path),
-            expected="a folder",
-            found="a file" if path.exists() else "nothing",
-            remedy="name a folder on the disk where the store will be",
-        )
     try:
+        if not path.is_dir():
+            raise ConfigError(
+                str(path),
+                expected="a folder",
+                found="a file" if path.exists() else "nothing",
+                remedy="name a folder on the disk where the store will be",
+            )
         disk = os.statvfs(path)
         findings = Findings(path, mount_of(path), disk.f_bavail * disk.f_frsize)
         with (
@@ -144,7 +144,7 @@ def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(
+        raise (StorageRefused if error.errno in REFUSED else StorageError)(
             str(path),
             expected="a folder in which files can be created",
             found=f"{error.strerror} (errno {error.errno})",

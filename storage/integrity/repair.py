@@ -2,7 +2,8 @@
 
 1. A file that follows from others is rebuilt, and only to the sha256 that it had: records of the log, the root's and
    the parts' group metadata, commit records, `seal.bin`.
-2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays.
+2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays. So is a
+   file in the place of a folder.
 3. An unsealed part is mended as its next writer would mend it (`recovery`), but by the sha256 of its records.
 4. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
 
@@ -62,12 +63,31 @@ class Repairs:
         return BEYOND if self.beyond else DONE
 
 
+@contextlib.contextmanager
+def _staying(path: Path) -> Iterator[None]:
+    """Type the error of a store that vanishes under a repair. Raises StorageError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(
+            str(path),
+            expected="a store that stays in its place",
+            found=f"a store of which {str(error.filename)[:200]} was removed meanwhile",
+            remedy="run the same command again, while nobody moves the store",
+        ) from error
+
+
 def repair(path: Path, *, dry_run: bool = False, progress: Progress = silent) -> Repairs:
     """Rebuild the files of a store that follow from others, and remove damaged files that can be made again.
 
     Raises NotAStoreError if the path holds no store, WriterBusy if a writer is at work on a part that is to be changed,
     StorageError if it cannot be written. Run again after that, it resumes.
     """
+    with _staying(path):
+        return _repaired(path, dry_run, progress)
+
+
+def _repaired(path: Path, dry_run: bool, progress: Progress) -> Repairs:
     top = Folder(path)
     if not top.exists(log_key(0)) and not top.exists(ROOT_METADATA):
         open_root(path)  # raises the error that fits
@@ -141,6 +161,8 @@ class _Cures:
     def _change(self, fault: Fault) -> None:
         folder, cure, done = self._folder(fault.part), fault.cure, self._done
         prefix = f"{fault.part}/" if fault.part else ""
+        if (in_the_way := folder.file_on_the_way(fault.key)) is not None:
+            self._remove(folder, prefix, in_the_way)
         if isinstance(cure, Rebuild):
             done.rebuilt.append(prefix + fault.key)
             if not done.dry_run:
@@ -149,10 +171,14 @@ class _Cures:
                 folder.put_new(fault.key, cure.data)
         elif isinstance(cure, Remake):
             for key in cure.remove:
-                if folder.exists(key) and prefix + key not in done.removed:
-                    done.removed.append(prefix + key)
-                    if not done.dry_run:
-                        folder.remove(key)
+                if folder.exists(key):
+                    self._remove(folder, prefix, key)
+
+    def _remove(self, folder: Folder, prefix: str, key: str) -> None:
+        if prefix + key not in self._done.removed:
+            self._done.removed.append(prefix + key)
+            if not self._done.dry_run:
+                folder.remove(key)
 
     def note_unmade(self, fault: Fault) -> None:
         """Note a file of a sealed part that its writer is to make again."""

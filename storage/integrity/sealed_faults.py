@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 
 from ..errors import LogitStoreError, StoreCorrupt
 from ..format.constants import ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
-from ..format.documents import sha256_hex
+from ..format.documents import invalid, sha256_hex
 from ..format.layouts import check_layout, form_of
 from ..format.metadata import ArrayLayout
 from ..format.shard import UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, Seal, SealTable, commit_key, committed_blocks, read_checked, read_table
 from ..parts.reader import check_values
 from ..parts.recovery import stored_shard
+from ..parts.same_rows import check_capture
 from ..parts.sealed_part import part_metadatas
 from . import checks
 from .faults import Cure, Fault, Rebuild, Remake
@@ -39,6 +40,11 @@ class SealedDiagnosis(PartDiagnosis):
         except StoreCorrupt as error:
             yield Fault(self.name, SEAL, checks.from_a_copy(error))
             return
+        if SPEC not in seal.files:
+            yield Fault(
+                self.name, SEAL, invalid(self.where(SEAL), f"a seal that lists {SPEC}", "a seal without it")
+            )
+            return
         self.search.objects += 1 + len(seal.files)
         intact = True
         for fault in self._file_faults(seal):
@@ -51,6 +57,8 @@ class SealedDiagnosis(PartDiagnosis):
             yield from self.compare("", check_values, self.root, self.name)
             for name in (name for name, layout in part.layouts.items() if not layout.is_block_array):
                 yield from self.compare(f"{name}/{ROOT_METADATA}", part.small, name)
+            if self.deep:
+                yield from self.compare("seen", check_capture, self.root, self.name)
         else:
             self._layouts = dict(self._intact_layouts(seal))
         if seal.arrays and seal.blocks == self.root.grid.num_blocks:
@@ -96,7 +104,7 @@ class SealedDiagnosis(PartDiagnosis):
         total = seal.views * seal.blocks
         for number in range(total):
             place = view, block = divmod(number, seal.blocks)
-            rows, spec = self.root.grid.rows(block), seal.files.get(SPEC, "")
+            rows, spec = self.root.grid.rows(block), seal.files[SPEC]
             objects = {array: table.shard(array, view, block) for array, _ in seal.arrays}
             commit = Commit(view, block, rows, spec, objects)
             yield from self._shard_faults(commit)
@@ -143,7 +151,7 @@ class SealedDiagnosis(PartDiagnosis):
         key = commit_key(view, block)
         with contextlib.suppress(FileNotFoundError, LogitStoreError):
             commit = Commit.from_bytes(self.folder.read(key), self.where(key))
-            if (commit.view, commit.block, commit.spec) == (view, block, seal.files.get(SPEC)):
+            if (commit.view, commit.block, commit.spec) == (view, block, seal.files[SPEC]):
                 return commit
         return None
 
@@ -153,4 +161,4 @@ class SealedDiagnosis(PartDiagnosis):
             name: stored_shard(self.folder, self._layouts[name], view, block, len(rows))
             for name, _ in seal.arrays
         }
-        return Commit(view, block, rows, seal.files.get(SPEC, ""), objects)
+        return Commit(view, block, rows, seal.files[SPEC], objects)

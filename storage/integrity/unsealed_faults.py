@@ -122,7 +122,9 @@ class UnsealedDiagnosis(PartDiagnosis):
                     found="a damaged record" if commit is None else "another record",
                     remedy=REMAKE,
                 )
-                yield Fault(self.name, key, error, Remake((key,)))
+                # An intact record of another part was put with its shards: they are not adopted without it.
+                shards = [] if commit is None else [self.shard_key(name, *place) for name in commit.objects]
+                yield Fault(self.name, key, error, Remake((*shards, key)))
             return
         for array, stored in commit.objects.items():
             shard = self.shard_key(array, view, block)

@@ -5,6 +5,8 @@
               k.json         the commit record; only now is the block there
     seal      seal.json      once every block is committed; then the log names the part
 
+A writer is bound to the store that it opened (`binding`): no block gets into another one that is at its path by then.
+
 Nothing is changed in place, so any number of writers may do any of it at any time: the second finds it done.
 A writer resumes with the blocks that are missing. A sealed part that lost shards is written the same way, but only
 those blocks, and only with the sealed bytes.
@@ -12,7 +14,6 @@ those blocks, and only with the sealed bytes.
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.background import Background
-from ..backends.lease import Lease, lease, tidy_up
-from ..backends.local import writable
-from ..errors import BadDataError, ConfigError, LogitStoreError, PartSealed, ShardCorrupt, SpecMismatch
+from ..backends.lease import lease, tidy_up
+from ..backends.local import Folder
+from ..errors import (
+    BadDataError,
+    ConfigError,
+    LogitStoreError,
+    PartSealed,
+    RowMismatch,
+    ShardCorrupt,
+    ShardMissing,
+    SpecMismatch,
+)
 from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import canonical_json, parse_json, sha256_hex
 from ..format.layouts import features_of, form_of
 from ..format.metadata import ArrayLayout
-from ..format.shard import ShardEncoder, encode_small, shard_bytes
+from ..format.shard import ShardEncoder, decode_shard, encode_small, shard_bytes
 from ..identity import check_same
+from .binding import Binding
 from .journal import (
     Commit,
     SealTable,
@@ -72,8 +83,12 @@ def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 class PartWriter:
     """A writer of one part, the base of `SamplesWriter` and `CaptureWriter`.
 
-    Several threads may commit blocks at once; one of them begins, seals and closes.
+    Several threads may commit blocks at once; one of them begins, seals and closes. A forked child that writes on takes
+    a lease of its own.
     """
+
+    is_exact = False
+    """Whether every writer makes the same arrays with the same bytes: those of rows, not those of a teacher."""
 
     def __init__(
         self,
@@ -90,14 +105,11 @@ class PartWriter:
         self.root = root
         self.name = name
         self.views = views
-        self._store = writable(root.folder)
-        self.folder = self._store.sub(name)
+        self._binding = Binding(root, name)
         self.layouts = {layout.name: layout for layout in layouts if layout.is_block_array}
         self._where = f"{root.path}: {name}"
         spec = plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, self._where)
         self._spec = canonical_json(spec)
-        if self.folder.exists(SPEC):
-            self._compare_spec(self.folder.read(SPEC))
         kind = KINDS[name.partition("/")[0]]
         form = form_of(kind, [layout.name for layout in layouts])
         self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
@@ -108,19 +120,38 @@ class PartWriter:
                 self._metadata.update(zip(small_keys(layout), chunks, strict=True))
         self._files: dict[str, str] = {}
         self._beginning = threading.Lock()
-        self._lease = Lease(self.folder)
-        weakref.finalize(self, self._lease.release)
         self._table: SealTable | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        self._warn_of_space()
+
+    def _open(self) -> None:
+        """Find the blocks that are there, after the remains of killed writers were mended."""
+        self._binding.open()
+        is_begun = self.folder.exists(SPEC)
+        if is_begun:
+            self._compare_spec(self.folder.read(SPEC))
         if self.sealed:
             self._committed = self._sealed_blocks()
             tidy_up(self.folder)
-        else:
-            self._compare_metadata()
-            if self.folder.exists(SPEC) and self._lease.take():
-                self._recover()
-                self._lease.share()
-            self._committed = self._recorded_blocks()
-        self._warn_of_space()
+            return
+        self._compare_metadata()
+        if is_begun and self._binding.take():
+            self._recover()
+            self._binding.lease.share()
+        self._committed = self._recorded_blocks()
+
+    @property
+    def folder(self) -> Folder:
+        """The folder of the part, held open while this writer holds the part."""
+        return self._binding.folder
+
+    def _check_bound(self) -> None:
+        """Refuse to write into a store or a part other than the one that was opened. Raises WrongStore."""
+        self._binding.check(self._files.get(SPEC))
 
     def _recorded_blocks(self) -> set[tuple[int, int]]:
         """Return the committed blocks, synced: the writer that linked a record may not have synced its name."""
@@ -134,7 +165,7 @@ class PartWriter:
 
     def _recover(self) -> None:
         """Repair the remains of killed writers; no other writer may be at work."""
-        done = recover(self.folder, self._plan(sha256_hex(self.folder.read(SPEC))))
+        done = recover(self.folder, self._plan(sha256_hex(self.folder.read(SPEC))), self.check_rows)
         if done.adopted:
             log.info("%s: adopted %d whole blocks without a record", self.name, len(done.adopted))
         if done.dropped:
@@ -148,13 +179,13 @@ class PartWriter:
         absent = absent_blocks(self.folder, seal, list(self.layouts.values()))
         lost = [key for key in self._metadata if not self.folder.exists(key)]
         if absent or lost:
-            self._hold()
+            self._binding.share()
             for key in lost:
                 put_same(self.folder, key, self._metadata[key])
         if absent:
             self._table = read_table(self.folder, seal)
         else:
-            self._lease.release()
+            self._binding.let_go()
         return set(self._plan("").blocks()) - absent
 
     def _warn_of_space(self) -> None:
@@ -179,11 +210,11 @@ class PartWriter:
         A teacher whose first block is refused thus leaves no trace, and its name stays free.
         """
         with self._beginning:  # a lease is not safe for two threads
-            if self._files:
+            if self._files and self._binding.is_taken:
                 return
             # The process that made the store may not have synced its log yet.
-            self._store.sync(LOG)
-            self._hold()
+            self._binding.store.sync(LOG)
+            self._binding.share()
             self.folder.prove_exclusive()
             self.folder.put_new(SPEC, self._spec)
             spec = self.folder.read(SPEC)
@@ -207,6 +238,10 @@ class PartWriter:
                     found=f"other {key.partition('/')[0]}",
                     remedy="change it back, or choose another name; if nothing was changed, run `logitstore verify`",
                 )
+        self.compare_arrays()
+
+    def compare_arrays(self) -> None:
+        """Refuse to resume with more arrays, or fewer, in a part whose spec does not tell them. Raises SpecMismatch."""
 
     def _compare_spec(self, begun: bytes) -> None:
         """Refuse to resume with another identity. Raises SpecMismatch."""
@@ -216,12 +251,6 @@ class PartWriter:
         if not self.sealed:
             remedy += f"; to begin it anew, delete {self.folder.path}"
         check_same(self._where, ours, theirs, made="with which it was begun", remedy=remedy)
-
-    def _hold(self) -> None:
-        """Take the lease, shared with other writers."""
-        if not self._lease.held:
-            self._lease.take()
-            self._lease.share()
 
     @property
     def sealed(self) -> bool:
@@ -270,16 +299,18 @@ class PartWriter:
         other bytes; nothing of the block is then kept.
         """
         rows = self.root.grid.rows(block)
-        self._refuse_where_sealed()
-        pieces: Iterable[Mapping[str, NDArray[Any]]] = map(arrays_of, self._pieces(len(rows)))
-        if not self._files:
-            pieces = list(pieces)  # a first block that is refused leaves no trace
-            self._begin()
-        objects = self._put_shards(view, block, pieces)
-        record = Commit(view, block, rows, self._files[SPEC], objects)
-        if not self.folder.put_new(record.key, record.to_bytes()):
+        with self._binding.checked(self._files.get(SPEC)):
             self._refuse_where_sealed()
-            read_commit(self.folder, view, block, self._plan(self._files[SPEC]))
+            pieces: Iterable[Mapping[str, NDArray[Any]]] = map(arrays_of, self._pieces(len(rows)))
+            if not self._files:
+                pieces = list(pieces)  # a first block that is refused leaves no trace
+            self._begin()
+            objects = self._put_shards(view, block, pieces)
+            self.folder.check_in_place()
+            record = Commit(view, block, rows, self._files[SPEC], objects)
+            if not self.folder.put_new(record.key, record.to_bytes()):
+                self._refuse_where_sealed()
+                read_commit(self.folder, view, block, self._plan(self._files[SPEC]))
         self._committed.add((view, block))
 
     def _pieces(self, rows: int) -> Iterator[slice]:
@@ -312,14 +343,46 @@ class PartWriter:
             for name, won in background.publish(new).items():
                 if not won:
                     self._refuse_where_sealed()
-                    objects[name] = stored_shard(self.folder, self.layouts[name], view, block, rows)
+                    there = stored_shard(self.folder, self.layouts[name], view, block, rows)
+                    if self.is_exact and there != objects[name]:
+                        raise self._other_rows(name, block)
+                    objects[name] = there
             self._compare_with_seal(view, block, objects)
         return objects
+
+    def _other_rows(self, name: str, block: int) -> RowMismatch:
+        """Return the error of a shard that a killed run left, or another run has just put, of other rows."""
+        rows = self.root.grid.rows(block)
+        return RowMismatch(
+            f"{self._where}/{name}, rows {rows.start} to {rows.stop - 1}",
+            expected=f"the {name} with which it was begun",
+            found=f"another {name} in at least one row",
+            remedy=f"change it back; or end all writers, delete {self.folder.path} and run the same command again",
+        )
+
+    def stored(self, name: str, view: int, block: int) -> NDArray[Any]:
+        """Return a block of an uncompressed array as it is on the disk. Raises ShardMissing, ShardCorrupt."""
+        layout, rows = self.layouts[name], len(self.root.grid.rows(block))
+        key = layout.shard_key(view, block)
+        where = str(self.folder.path / key)
+        try:
+            data, _ = self.folder.read_range(key, 0, shard_bytes(layout, rows) + 1)
+        except FileNotFoundError:
+            raise ShardMissing(
+                where,
+                expected="the shard of a committed block",
+                found="no file",
+                remedy="restore the file from a copy, or make a new store",
+            ) from None
+        return decode_shard(layout, data, rows, where)
+
+    def check_rows(self, view: int, block: int) -> None:
+        """Refuse a committed block that is of other rows than those of the store. Raises RowMismatch."""
 
     def _refuse_where_sealed(self) -> None:
         """Stop a writer that slept while others sealed the part. Raises PartSealed."""
         if self._table is None and self.folder.exists(SEAL):
-            self._lease.release()
+            self._binding.lease.release()
             self._committed = set(self._plan("").blocks())
             raise PartSealed(
                 self._where,
@@ -358,37 +421,46 @@ class PartWriter:
     def seal(self) -> bool:
         """Seal the part if it is complete, and release it; return whether it is sealed.
 
-        Raises StoreIncomplete if the samples are not sealed yet, ShardCorrupt for lost shards.
+        Raises StoreIncomplete if the samples are not sealed yet, ShardCorrupt for lost shards, RowMismatch for blocks of
+        other rows, WrongStore if the path leads to another store by now.
         """
         self.root.refresh()
+        self._binding.open()
         if not self.sealed:
             self._committed = self._recorded_blocks()
             if self.num_missing:
                 return False
-            self._begin()
-            self._hold()
-            plan = self._plan(self._files[SPEC])
-            commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
-            for commit in commits:
-                if not has_shards(self.folder, commit, self.layouts.values()):
-                    rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
-                    raise ShardCorrupt(
-                        f"{self._where}, view {commit.view}, {rows}",
-                        expected="the shards that were committed",
-                        found="other files, or none",
-                        remedy="run `logitstore repair` and then the same command again",
-                    )
-            samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
-            shape = (self.views, self.root.grid.num_blocks)
-            digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
-            with lease(self._store):
-                append_log(self._store, self.name, digest)
+            with self._binding.checked(self._files.get(SPEC)):
+                self._seal()
             self.root.refresh()
-        self._store.sync(LOG)  # also where another writer's record is there
+        self._binding.store.sync(LOG)  # also where another writer's record is there
         self.close()
         self.root.tidy_up()
         return True
 
+    def _seal(self) -> None:
+        """Seal the part, whose blocks are all committed."""
+        self._begin()
+        self._binding.share()
+        plan = self._plan(self._files[SPEC])
+        commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
+        for commit in commits:
+            if not has_shards(self.folder, commit, self.layouts.values()):
+                rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
+                raise ShardCorrupt(
+                    f"{self._where}, view {commit.view}, {rows}",
+                    expected="the shards that were committed",
+                    found="other files, or none",
+                    remedy="run `logitstore repair` and then the same command again",
+                )
+            self.check_rows(commit.view, commit.block)
+        samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
+        shape = (self.views, self.root.grid.num_blocks)
+        digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
+        self.folder.check_in_place()
+        with lease(self._binding.store):
+            append_log(self._binding.store, self.name, digest)
+
     def close(self) -> None:
         """Release the part, sealed or not, to other writers. A second call does nothing."""
-        self._lease.release()
+        self._binding.let_go()

@@ -4,8 +4,9 @@
 values that mean nothing, such as a label that is no class.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt64
@@ -14,12 +15,18 @@ from numpy.typing import NDArray
 from ..encodings.divergence import kl_of_error
 from ..encodings.encoding import Encoding
 from ..encodings.named import encoding_described
+from ..encodings.top_k import tell_apart
 from ..errors import ConfigError
-from ..format.constants import SAMPLES, SPEC
-from ..format.documents import integer, invalid, shorten, table
+from ..format.constants import MAX_NAMES_BYTES, SAMPLES, SPEC
+from ..format.documents import beyond, integer, invalid, shorten, table
+from .clusterings import ClusteringReader, check_shapes
 from .part_reader import LazyRows, PartReader
 from .root import Root
 from .sealed_part import SealedPart, Spec
+from .values import in_range
+
+_MOVED: Final = 1 << 18
+"""Logits that are moved to other columns at a time, so that little is held twice."""
 
 
 class Samples:
@@ -89,6 +96,9 @@ class Samples:
         named = self._part.layouts["class_name"].shape[0]
         if named != self._num_classes:
             raise invalid(where, f"{self._num_classes} names", named)
+        size = named * self._part.layouts["class_name"].row_bytes
+        if size > MAX_NAMES_BYTES:
+            raise beyond(where, MAX_NAMES_BYTES, "bytes of names", size)
         return texts_of(self._part.small("class_name"), where)
 
 
@@ -147,8 +157,41 @@ class CaptureReader:
 
     @cached_property
     def classes(self) -> Int64[np.ndarray, " classes"]:
-        """The store's class of each column, -1 the dustbin class."""
+        """The store's class of each column that is read, -1 the dustbin class.
+
+        A capture of all classes has them in order, whatever order it was written in; one of some has its own columns.
+        """
+        stored = self._stored_classes
+        return stored if self._places is None else stored[self._places]
+
+    @property
+    def has_all_classes(self) -> bool:
+        """Whether its columns are the classes of the store, no more and no fewer."""
+        return np.array_equal(self.classes, np.arange(self._num_classes))
+
+    @property
+    def is_specialist(self) -> bool:
+        """Whether its provenance says that it is a specialist's, by a head of that kind."""
+        head = self.part.spec.identity.get("head")
+        return isinstance(head, Mapping) and head.get("kind") == "specialist"
+
+    @property
+    def columns_found(self) -> str:
+        """The number of its classes, and whether it has a dustbin class, in words."""
+        dustbin = " and a dustbin class" if (self.classes < 0).any() else ""
+        return f"{len(np.unique(self.classes[self.classes >= 0]))} classes{dustbin}"
+
+    @cached_property
+    def _stored_classes(self) -> Int64[np.ndarray, " classes"]:
         return in_range(self.part.small("classes"), -1, self._num_classes, f"{self.part.folder.path}/classes")
+
+    @cached_property
+    def _places(self) -> Int64[np.ndarray, " classes"] | None:
+        """The stored column of each class of the store; None if all stand in order, or some are missing."""
+        stored, in_order = self._stored_classes, np.arange(self._num_classes)
+        if np.array_equal(stored, in_order) or not np.array_equal(np.sort(stored), in_order):
+            return None
+        return np.argsort(stored)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -165,6 +208,7 @@ class CaptureReader:
     ) -> Float32[np.ndarray, "rows classes"]:
         """Return the logits of `rows` (a slice, or ascending integers), the largest of each row 0, in nats.
 
+        `classes` names the columns: all classes of the store in order, or those that the capture has.
         The constant that was subtracted from each row is its `peak`; a softmax does not depend on it.
         temperature: that of the softmax. Only a top-k capture needs it: the logits of its other classes follow
         from their stored moments at that temperature.
@@ -172,6 +216,18 @@ class CaptureReader:
         """
         self.check_temperature(temperature)
         return self.encoding.decode(self.read_stored(rows, view), self.shape[2], temperature)
+
+    def read_ranked(
+        self, rows: Any, view: int = 0, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Return `read`, for whoever sorts the classes of a row: equal logits are told apart where their order is stored.
+
+        A top-k capture stores it, also of logits that float16 made equal. In other encodings equal logits stay equal.
+        """
+        self.check_temperature(temperature)
+        stored = self.read_stored(rows, view)
+        logits = self.encoding.decode(stored, self.shape[2], temperature)
+        return tell_apart(logits, stored["index"]) if "index" in stored else logits
 
     def check_temperature(self, temperature: float | None) -> None:
         """Refuse to decode a top-k capture without a temperature. Raises ConfigError."""
@@ -186,21 +242,32 @@ class CaptureReader:
     def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
         """Return the arrays from which `rows` are decoded: "logits"; "index" and "tail" of a top-k capture.
 
-        Raises ManifestInvalid for an index that is no column.
+        Columns are in the order of `classes`. Raises ManifestInvalid for an index that is no column.
         """
         stored = {name: self.reader.read(name, rows, view) for name in self.encoding.decoded_from}
-        if "index" in stored:
-            self._check_index(stored["index"])
+        for name, values in stored.items():
+            self._put_in_order(name, values)
         return stored
 
     def read_stored_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
         """Read one of the arrays of `read_stored` into `out`."""
         self.reader.read_into(array, rows, view, out)
-        if array == "index":
-            self._check_index(out)
+        self._put_in_order(array, out)
 
-    def _check_index(self, index: NDArray[Any]) -> None:
-        in_range(index, 0, self.shape[2], f"{self.part.folder.path}/index")
+    def _put_in_order(self, array: str, stored: NDArray[Any]) -> None:
+        """Move the columns of stored rows to their places in `classes`, in `stored` itself."""
+        if array == "index":
+            in_range(stored, 0, self.shape[2], f"{self.part.folder.path}/index")
+        places = self._places
+        if places is None:
+            return
+        if array == "index":
+            stored[...] = self._stored_classes.astype(stored.dtype)[stored]
+        elif array == "logits" and self.encoding.is_dense:
+            step = max(1, _MOVED // len(places))
+            for first in range(0, len(stored), step):
+                part = stored[first : first + step]
+                part[...] = part[:, places]
 
     def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
         """Return KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as measured on writing.
@@ -227,7 +294,8 @@ class CaptureReader:
 
 
 def sets_of(part: SealedPart, num_classes: int) -> Int64[np.ndarray, "sets members"]:
-    """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class."""
+    """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class or shape."""
+    check_shapes(part, num_classes)
     return in_range(part.small("sets"), 0, num_classes, f"{part.folder.path}/sets")
 
 
@@ -242,20 +310,8 @@ def check_values(root: Root, name: str) -> None:
         _ = samples.spec, samples.class_names
     elif group == "teachers":
         _ = CaptureReader(root, short).classes
-    elif "sets" in root.part(name).layouts:
-        sets_of(root.part(name), root.attributes.num_classes)
-
-
-def in_range(values: NDArray[Any], least: int, end: int, where: str) -> NDArray[Any]:
-    """Return `values`. Raises ManifestInvalid if one is not in least … end - 1: no writer stored it.
-
-    >>> in_range(np.array([-1, 2]), -1, 3, "label").tolist()
-    [-1, 2]
-    """
-    if values.size and (int(values.min()) < least or int(values.max()) >= end):
-        found = f"{int(values.min())} to {int(values.max())}"
-        raise invalid(where, f"classes from {least} to {end - 1}", found)
-    return values
+    else:
+        ClusteringReader(root, short).check()
 
 
 def texts_of(rows: NDArray[np.uint8], where: str) -> list[str]:

@@ -4,17 +4,19 @@
    removed, and its block has no record.
 2. A block without a record is adopted if its shards are all there and whole: its record is written, as its killed
    writer did not. Torn shards are removed; the block is then made again.
+3. A block of another part counts as torn, with all its shards: an intact record of another spec or of other arrays, or
+   rows other than those of the store. A writer of a store that was deleted, and begun anew here, may have left it.
 
 No acknowledged block is ever removed, unless a disk has lost or changed what it had promised to keep.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..backends.local import Folder
 from ..backends.place import Place
-from ..errors import ManifestInvalid, ShardCorrupt
+from ..errors import ManifestInvalid, RowMismatch, ShardCorrupt, StoreCorrupt
 from ..format.constants import SPEC
 from ..format.grid import Grid
 from ..format.metadata import ArrayLayout
@@ -99,9 +101,12 @@ def stored_shard(folder: Place, layout: ArrayLayout, view: int, block: int, rows
     return StoredShard.of(encoder)
 
 
-def recover(folder: Folder, plan: Plan) -> Recovery:
+def recover(
+    folder: Folder, plan: Plan, check_rows: Callable[[int, int], None] = lambda view, block: None
+) -> Recovery:
     """Remove torn files of an unsealed part, and write the lost records of whole blocks. A second call changes nothing.
 
+    check_rows: function of (view, block) that raises RowMismatch for a block of other rows than the store's.
     Only for a caller that is alone with the part.
     """
     folder.sweep()
@@ -110,16 +115,20 @@ def recover(folder: Folder, plan: Plan) -> Recovery:
     wanted = set(plan.blocks())
     _check_spec(folder, plan)
     for view, block in sorted(committed_blocks(folder)):
-        intact = False
-        with contextlib.suppress(ManifestInvalid):
-            intact = (view, block) in wanted and has_shards(
-                folder, read_commit(folder, view, block, plan), plan.layouts
-            )
-        if intact:
+        intact = foreign = False
+        try:
+            commit = read_commit(folder, view, block, plan)
+            intact = (view, block) in wanted and has_shards(folder, commit, plan.layouts)
+            foreign = intact and _is_foreign(check_rows, view, block)
+        except ManifestInvalid:
+            foreign = _is_of_another(folder, view, block)
+        if intact and not foreign:
             committed.add((view, block))
-        else:
-            folder.remove(commit_key(view, block))
-            dropped.append(commit_key(view, block))
+            continue
+        # The shards before the record: without it they would be adopted if this recovery is killed in between.
+        for key in [*(_there(folder, plan, view, block) if foreign else ()), commit_key(view, block)]:
+            folder.remove(key)
+            dropped.append(key)
     names = {layout.name: set(folder.names(layout.name)) for layout in plan.layouts}
     adopted = []
     for view, block in plan.blocks():
@@ -135,13 +144,43 @@ def recover(folder: Folder, plan: Plan) -> Recovery:
             except ShardCorrupt:
                 folder.remove(key)
                 dropped.append(key)
-        if len(objects) == len(plan.layouts):
+        if len(objects) == len(plan.layouts) and _is_foreign(check_rows, view, block):
+            for key in _there(folder, plan, view, block):
+                folder.remove(key)
+                dropped.append(key)
+        elif len(objects) == len(plan.layouts):
             for layout in plan.layouts:
                 folder.sync(layout.name)  # the killed writer may have linked a name without syncing it
             record = Commit(view, block, plan.grid.rows(block), plan.spec, objects)
             folder.put_new(record.key, record.to_bytes())
             adopted.append((view, block))
     return Recovery(tuple(adopted), tuple(dropped))
+
+
+def _is_foreign(check_rows: Callable[[int, int], None], view: int, block: int) -> bool:
+    """Return whether the shards of a block are of other rows than those of the store."""
+    try:
+        # A damaged shard tells nothing of its rows: it is found where it is read.
+        with contextlib.suppress(StoreCorrupt, FileNotFoundError):
+            check_rows(view, block)
+    except RowMismatch:
+        return True
+    return False
+
+
+def _is_of_another(folder: Place, view: int, block: int) -> bool:
+    """Return whether a record that is not one of this part is intact in itself: then it was made for another."""
+    key = commit_key(view, block)
+    with contextlib.suppress(FileNotFoundError, ManifestInvalid):
+        Commit.from_bytes(folder.read(key), key)
+        return True
+    return False
+
+
+def _there(folder: Place, plan: Plan, view: int, block: int) -> list[str]:
+    """Return the keys of the shards of a block that are there."""
+    keys = [layout.shard_key(view, block) for layout in plan.layouts]
+    return [key for key in keys if folder.exists(key)]
 
 
 def _check_spec(folder: Place, plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """An opened store: attributes, log and parts, sealed or unfinished."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -8,9 +9,17 @@ from typing import Any
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, writable
 from ..backends.place import Place
-from ..errors import NameTaken, NotAStoreError, PartNotFound, StoreIncomplete, WrongStore
+from ..errors import (
+    ManifestInvalid,
+    NameTaken,
+    NotAStoreError,
+    PartNotFound,
+    StoreCorrupt,
+    StoreIncomplete,
+    WrongStore,
+)
 from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
-from ..format.documents import parse_spec
+from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
 from .journal import (
@@ -54,26 +63,52 @@ class Root:
         self.expect = expect
         self.later: Sequence[str] = ()
         """Parts that were sealed after the expected digest; they are hidden."""
+        self.digest = ""
+        """Digest of the store as it was opened."""
         self._parts: dict[str, SealedPart] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the log again. Parts that other processes have sealed appear."""
+        """Read the log again. Parts that other processes have sealed appear.
+
+        Raises WrongStore if the log does not go on from the one that was read before.
+        """
         empty, records = read_log(self.folder)
         digests = [empty, *(record.digest for record in records)]
+        known = self.expect or self.digest
+        if known and known not in digests:
+            remedy = "ask where the store came from, or open it without expecting a digest"
+            if self.digest:
+                remedy = "open the store again: another one is at this path by now"
+            raise WrongStore(
+                str(self.folder.path),
+                expected=f"the store {known}",
+                found=f"{digests[-1]}, which never was that one",
+                remedy=remedy,
+            )
         if self.expect is not None:
-            if self.expect not in digests:
-                raise WrongStore(
-                    str(self.folder.path),
-                    expected=f"the store {self.expect}",
-                    found=f"{digests[-1]}, which never was that one",
-                    remedy="ask where the store came from, or open it without expecting a digest",
-                )
             kept = digests.index(self.expect)
             records, self.later = records[:kept], [record.part for record in records[kept:]]
         self.records: Sequence[LogRecord] = records
-        self.digest: str = records[-1].digest if records else empty
-        """Digest of the store as it was opened."""
+        self.digest = records[-1].digest if records else empty
+
+    def check_log(self, folder: Place) -> None:
+        """Refuse a folder of a store whose log does not go on from the one that was read. Raises WrongStore.
+
+        The record that was the last one holds, by its sha256, all records before it.
+        """
+        key, found = log_key(len(self.records)), "a log without it"
+        with contextlib.suppress(FileNotFoundError):
+            digest = f"sha256:{sha256_hex(folder.read(key))}"
+            if digest == self.digest:
+                return
+            found = digest
+        raise WrongStore(
+            str(folder.path / key),
+            expected=f"the record {self.digest} of the store that was opened",
+            found=found,
+            remedy="open the store again: another one is at this path by now; if it is the same, run `logitstore verify`",
+        )
 
     @property
     def path(self) -> PurePath:
@@ -92,8 +127,22 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """Return a sealed part. Raises StoreIncomplete if it is unfinished, PartNotFound if it is absent."""
         if name not in self._parts:
-            self._parts[name] = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
+            part = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
+            self._check_samples(part)
+            self._parts[name] = part
         return self._parts[name]
+
+    def _check_samples(self, part: SealedPart) -> None:
+        """Refuse a part that was sealed for the rows of another store. Raises ManifestInvalid."""
+        samples = next((record.seal for record in self.records if record.part == SAMPLES), None)
+        expected = None if part.name == SAMPLES else samples
+        if part.seal.samples != expected:
+            raise ManifestInvalid(
+                str(part.folder.path / SEAL),
+                expected=f"a part of the samples {_short(expected)}",
+                found=f"a part of the samples {_short(part.seal.samples)}",
+                remedy="do not read this part: its rows are those of another store; restore it from a copy",
+            )
 
     def is_whole(self, name: str) -> bool:
         """Return whether a part is sealed and none of its files is missing, by name alone.
@@ -165,31 +214,66 @@ class Root:
         )
 
 
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}…"
+
+
 def create_root(path: Path, attributes: RootAttributes) -> Root:
-    """Make an empty store, or finish an interrupted creation. Raises NameTaken if the path is not free."""
+    """Make an empty store, or finish an interrupted creation. Raises NameTaken if the path is not free.
+
+    Processes that make one of the same sizes at the same moment make it together.
+    """
     folder = Folder(path)
     groups = {f"{group}/zarr.json": group_metadata() for group in GROUPS}
     files = {ROOT_METADATA: attributes.to_bytes(), **groups}
 
-    def taken(found: str) -> NameTaken:
-        remedy = "choose another path, or move it away"
+    def taken(found: str, remedy: str = "choose another path") -> NameTaken:
         return NameTaken(str(path), expected="a path that is free", found=found, remedy=remedy)
 
+    # Never "move it away": another process may be at work on it.
+    join = "pass exist_ok=True to resume a store of the same rows, or choose another path"
     if (kind := folder.kind()) not in ("nothing", "a folder"):
         raise taken(kind)
     if folder.exists(log_key(0)):
-        raise taken("a store")
+        raise taken("a store", join)
     if folder.exists(ROOT_METADATA) and folder.read(ROOT_METADATA) != files[ROOT_METADATA]:
-        raise taken("another Zarr group")
+        raise taken("another Zarr group, or a store of other sizes that is being made")
     strangers = set(folder.names()) - {ROOT_METADATA, *GROUPS, PRIVATE}
     if strangers:
         raise taken(f"a folder with other things in it ({min(strangers)!r})")
     with lease(folder):
         folder.prove_exclusive()
-        for key, data in files.items():
-            put_same(folder, key, data)
-        put_same(folder, log_key(0), root_record(files))
+        try:
+            for key, data in files.items():
+                put_same(folder, key, data)
+            put_same(folder, log_key(0), root_record(files))
+        except (
+            StoreCorrupt
+        ):  # another process was faster; the root's own metadata, with its sizes, come first
+            raise taken("a store of other sizes, which another process has just made") from None
     return Root(folder, attributes)
+
+
+def join_root(path: Path, num_rows: int, num_classes: int, block_rows: int | None) -> Root | None:
+    """Open the store at a path to resume it; None if there is none. Raises NameTaken if it has other sizes.
+
+    block_rows: None for those that the store has.
+    """
+    if not Folder(path).exists(log_key(0)):
+        return None
+    root = open_root(path)
+    found = root.attributes
+    there = (found.num_rows, found.num_classes, found.block_rows)
+    wanted = (num_rows, num_classes, block_rows or found.block_rows)
+    if wanted != there:
+        sizes = "a store of {} rows and {} classes, in blocks of {} rows"
+        raise NameTaken(
+            str(path),
+            expected=f"{sizes.format(*wanted)}, or a free path",
+            found=sizes.format(*there),
+            remedy="choose another path",
+        )
+    return root
 
 
 def open_root(place: Path | Place, expect: str | None = None) -> Root:

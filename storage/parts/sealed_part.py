@@ -85,6 +85,7 @@ class SealedPart:
         self.digest = f"sha256:{record.seal}"
         """sha256 of its seal."""
         where = str(folder.path / SEAL)
+        self._table: SealTable | None = None
         self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
         features = self._check_attributes()
         arrays = [
@@ -150,10 +151,13 @@ class SealedPart:
         """The identity and the notes of the part."""
         return Spec(*parse_spec(self._file(SPEC), str(self.folder.path / SPEC)))
 
-    @cached_property
+    @property
     def table(self) -> SealTable:
         """Sizes and checksums of the shards, read on first use."""
-        return read_table(self.folder, self.seal)
+        # No cached_property: in Python 3.11 a thread that reads one would stop all threads that read another.
+        if self._table is None:
+            self._table = read_table(self.folder, self.seal)
+        return self._table
 
     def absent_blocks(self) -> set[tuple[int, int]]:
         """Return (view, block) of every block that lacks a shard, by name alone.

@@ -14,15 +14,25 @@ from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
 from ..encodings.encoding import ArraySpec, Encoding
-from ..errors import BadDataError, BadLogitsError, ConfigError, PartSealed, RowMismatch, ShardMissing
-from ..format.constants import INPUT_DTYPES, SAMPLES
+from ..errors import (
+    BadDataError,
+    BadLogitsError,
+    ConfigError,
+    ManifestInvalid,
+    PartSealed,
+    RowMismatch,
+    SpecMismatch,
+    StoreCorrupt,
+)
+from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
-from ..format.layouts import DTYPES_OF, block_array, small_array
+from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
-from ..format.shard import decode_shard, shard_bytes
+from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
 from .part_writer import PartWriter
 from .root import Root
+from .same_rows import check_ids, check_row_labels, check_seen, check_sources, is_augmented
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +57,8 @@ def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
 
 class SamplesWriter(PartWriter):
     """A writer of `samples`: source, digest and label of each row, and optionally id and input."""
+
+    is_exact = True
 
     def __init__(
         self,
@@ -92,9 +104,10 @@ class SamplesWriter(PartWriter):
         id: Sequence[str] | None = None,
         input: NDArray[Any] | None = None,
     ) -> None:
-        """Commit a block, or check that a committed one has the same inputs.
+        """Commit a block, or compare it with the committed one.
 
-        Raises BadDataError for labels out of range, RowMismatch if a committed block holds other inputs.
+        Raises BadDataError for labels out of range, RowMismatch if a committed block holds other inputs, indices,
+        labels or ids.
         """
         block = self.block_of(rows)
         block_rows = self.root.grid.rows(block)
@@ -107,12 +120,12 @@ class SamplesWriter(PartWriter):
                 found=str(int(label[bad[0]])),
                 remedy="correct the labels or the number of classes",
             )
-        if self.has_block(0, block):
-            self._check_same(block, digest, source)
-            return
         arrays: dict[str, Any] = {"source": source, "digest": digest, "label": label}
         if "id" in self.layouts:
             arrays["id"] = text_rows(id or [""] * len(block_rows), self._id_width)
+        if self.has_block(0, block):
+            self._check_same(block, arrays)
+            return
         if "input" in self.layouts:
             arrays["input"] = input
         for name in self.layouts:
@@ -121,26 +134,58 @@ class SamplesWriter(PartWriter):
             self.commit(0, block, lambda part: {name: arrays[name][part] for name in self.layouts})
         except PartSealed:
             # Samples depend on the transfer set alone: another writer of the same rows was faster.
-            self._check_same(block, digest, source)
+            self._check_same(block, arrays)
+        except RowMismatch:
+            # A killed run left some arrays of this block: name the first row that differs.
+            self._check_same(block, {name: arrays[name] for name in self._arrays_there(block)})
+            raise
 
-    def _check_same(
-        self, block: int, digest: UInt64[np.ndarray, " rows"], source: Int64[np.ndarray, " rows"]
-    ) -> None:
-        """Compare the digests of a committed block. Raises RowMismatch, ShardMissing."""
-        layout = self.layouts["digest"]
-        key = layout.shard_key(0, block)
-        rows = self.root.grid.rows(block)
-        where = str(self.folder.path / key)
-        try:
-            data, _ = self.folder.read_range(key, 0, shard_bytes(layout, len(rows)) + 1)
-        except FileNotFoundError:
-            raise ShardMissing(
-                where,
-                expected="the shard of a committed block",
-                found="no file",
-                remedy="restore the file from a copy, or make a new store",
-            ) from None
-        check_digests(rows, digest, decode_shard(layout, data, len(rows), where), source)
+    def compare_arrays(self) -> None:
+        listed = self._files if self.sealed else [f"{name}/{ROOT_METADATA}" for name in self.folder.names()]
+        keys = [key for key in listed if self.sealed or self.folder.exists(key)]
+        known = {*DIMENSIONS[SAMPLES], "input"}  # a later minor version may add others
+        there = {
+            name for name, _, file in (key.rpartition("/") for key in keys) if file == ROOT_METADATA
+        } & known
+        # The first record follows the metadata of all arrays; before it, a killed writer may have put a part of them.
+        begun = there if self.sealed else self._recorded_arrays()
+        ours = {key.rpartition("/")[0] for key in self._metadata}
+        missing, more = sorted(there - ours), sorted(set(self.layouts) - begun) if begun else []
+        if missing or more:
+            name = (missing or more)[0]
+            raise SpecMismatch(
+                self._where,
+                expected=f"{'' if missing else 'no '}{name}, as it was begun",
+                found=f"{'no ' if missing else ''}{name}",
+                remedy="pass the arrays with which the store was made, or make a new store",
+            )
+
+    def _recorded_arrays(self) -> set[str]:
+        """Return the arrays of the first intact record; none before there is one."""
+        for view, block in sorted(committed_blocks(self.folder)):
+            with contextlib.suppress(FileNotFoundError, ManifestInvalid):
+                key = commit_key(view, block)
+                return set(Commit.from_bytes(self.folder.read(key), key).objects)
+        return set()
+
+    def _arrays_there(self, block: int) -> list[str]:
+        return [
+            name for name, layout in self.layouts.items() if self.folder.exists(layout.shard_key(0, block))
+        ]
+
+    def _check_same(self, block: int, arrays: Mapping[str, Any]) -> None:
+        """Compare arrays with those of a block that is there. Raises RowMismatch, ShardMissing.
+
+        An input is compared by its digest.
+        """
+        rows, source = self.root.grid.rows(block), arrays["source"]
+        if "digest" in arrays:
+            check_digests(rows, arrays["digest"], self.stored("digest", 0, block), source)
+        for name, compare in (("source", check_sources), ("label", check_row_labels)):
+            if name in arrays:
+                compare(rows, arrays[name], self.stored(name, 0, block), source)
+        if "id" in arrays:
+            check_ids(rows, arrays["id"], self.stored("id", 0, block), source)
 
 
 def check_digests(
@@ -175,13 +220,13 @@ class CaptureWriter(PartWriter):
         identity: Mapping[str, Any],
         views: int,
         encoding: Encoding,
-        classes: Int64[np.ndarray, " classes"] | None = None,
+        classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin or resume a capture.
 
         classes: the store's class of each column, -1 the dustbin class; None for all in order.
-        Raises SpecMismatch if the name was begun with another identity.
+        Raises ConfigError for other columns, SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
         if views < 1:
@@ -192,15 +237,16 @@ class CaptureWriter(PartWriter):
                 remedy="capture at least 1 view",
             )
         num_classes = root.attributes.num_classes
-        columns = np.arange(num_classes, dtype=np.int64) if classes is None else classes
-        if columns.ndim != 1 or not len(columns) or ((columns < -1) | (columns >= num_classes)).any():
+        columns = np.asarray(range(num_classes) if classes is None else classes)
+        is_named = columns.ndim == 1 and len(columns) and columns.dtype.kind in "iu"
+        if not is_named or ((columns < -1) | (columns >= num_classes)).any():
             raise ConfigError(
                 f"capture {name!r}: classes",
                 expected=f"for each column a class from 0 to {num_classes - 1}, or -1 for the dustbin class",
                 found=str(columns.tolist())[:80],
                 remedy="name classes of this store",
             )
-        self.columns = columns
+        columns = self.columns = columns.astype(np.int64)
         self.encoding = encoding
         self.teacher = name
         layouts = [
@@ -217,6 +263,8 @@ class CaptureWriter(PartWriter):
             for spec in [*encoding.arrays(len(columns)), ArraySpec("seen", DTYPES_OF["seen"], ())]
         ]
         layouts.append(small_array(encoding.form, "classes", columns.shape))
+        self._augmentation = self._checked_augmentation(name, identity.get("augmentation"))
+        self._digests: PartReader | None = None
         super().__init__(
             root,
             f"teachers/{name}",
@@ -226,7 +274,21 @@ class CaptureWriter(PartWriter):
             layouts=layouts,
             small={"classes": columns},
         )
-        self._augmented = identity.get("augmentation") is not None
+
+    @staticmethod
+    def _checked_augmentation(name: str, augmentation: Any) -> Mapping[str, Any] | None:
+        """Return an augmentation that readers understand. Raises ConfigError."""
+        if augmentation is None:
+            return None
+        first = augmentation.get("first_view", 0) if isinstance(augmentation, Mapping) else None
+        if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+            raise ConfigError(
+                f"capture {name!r}: augmentation",
+                expected="a table, whose first_view, if it has one, is an integer from 0",
+                found=repr(augmentation)[:80],
+                remedy="describe the augmentation in a table: {'name': …, 'first_view': 0}",
+            )
+        return dict(augmentation)
 
     def __enter__(self) -> "CaptureWriter":
         return self
@@ -257,10 +319,12 @@ class CaptureWriter(PartWriter):
 
         rows: the rows of one block, from missing_blocks().
         logits: (len(rows), classes), floating, nats, any additive constant per row.
-        seen: `digest_rows` of the teacher's inputs; None if nothing is augmented.
+        seen: `digest_rows` of the teacher's inputs; None if nothing is augmented. A view that is not augmented shows the
+        rows as they are, and is compared with the samples.
         peak: of centred logits (the largest of each row is 0), the constant that was subtracted from each row. It is
         stored as given, since adding it to the logits would cost digits.
-        Raises ConfigError for other rows, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
+        Raises ConfigError for other rows, RowMismatch for other inputs, WrongStore if the path leads to another store by
+        now, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
         """
         block = self.block_of(rows)
         if not 0 <= view < self.views:
@@ -289,6 +353,9 @@ class CaptureWriter(PartWriter):
                 values = values.astype(np.float32)
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
+        if seen is not None and self._compares(view):
+            remedy = "show the rows of this store to the teacher; or name the augmentation in the provenance"
+            check_seen(f"{self.name}, view {view}", block_rows, digests, self._digests_of(block_rows), remedy)
         given: dict[str, NDArray[Any]] = {"seen": digests}
         if peak is not None:
             self._check_peak(peak, values, block_rows, where)
@@ -324,14 +391,40 @@ class CaptureWriter(PartWriter):
     def _seen(self, rows: range, seen: UInt64[np.ndarray, " rows"] | None) -> UInt64[np.ndarray, " rows"]:
         if seen is not None:
             return seen
-        if self._augmented:
+        if self._augmentation is not None:
             raise ConfigError(
                 f"{self.name}: seen",
                 expected="the digests of the augmented inputs",
                 found="None",
                 remedy="pass seen=digest_rows(inputs) with what the teacher was given",
             )
-        return PartReader(self.root.part(SAMPLES), self.root.grid).read("digest", rows)
+        return self._digests_of(rows)
+
+    def _digests_of(self, rows: range) -> UInt64[np.ndarray, " rows"]:
+        """Return the digests of the samples. Raises StoreIncomplete if they are not sealed."""
+        try:
+            if self._digests is None:
+                self._digests = PartReader(self.root.part(SAMPLES), self.root.grid)
+            return self._digests.read("digest", rows)
+        except StoreCorrupt:
+            self._check_bound()  # the samples of another store, which is at this path by now
+            raise
+
+    def _compares(self, view: int) -> bool:
+        """Return whether a view shows the rows as they are, to be compared with samples that are sealed."""
+        return self.root.has(SAMPLES) and not is_augmented(self._augmentation, view)
+
+    def check_rows(self, view: int, block: int) -> None:
+        if self._compares(view):
+            rows = self.root.grid.rows(block)
+            remedy = "end all writers and run the same command again: a writer that is alone makes these rows again"
+            check_seen(
+                f"{self.root.path}: {self.name}, view {view}",
+                rows,
+                self.stored("seen", view, block),
+                self._digests_of(rows),
+                remedy,
+            )
 
 
 def write_clustering(

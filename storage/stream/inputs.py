@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..digest import digest_rows
 from ..errors import ConfigError, RowMismatch, SpecMismatch
 from ..parts.reader import CaptureReader, Samples
+from ..parts.same_rows import is_augmented
 from .items import fetch_items, read_inputs
 from .options import StreamOptions
 from .order import ChunkRun
@@ -22,11 +23,6 @@ from .window import Field
 
 Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
 """(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
-
-
-def is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
-    """Return whether a teacher saw augmented inputs in a view."""
-    return augmentation is not None and view >= int(augmentation.get("first_view", 0))
 
 
 def common_augmentation(

@@ -35,6 +35,8 @@ class StreamOptions:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    reads_every_row: bool = False
+    """Whether neither ranks nor rows were given, so that each of several processes would read every row."""
     drop_last: bool = False
     window: int | None = None
     decode: bool = True

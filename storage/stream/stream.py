@@ -66,6 +66,11 @@ class Stream:
         self._every = (0, 1)
         self._buffers: list[Buffers] = []
 
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether neither ranks nor rows were given: each of several processes would read every row."""
+        return self._options.reads_every_row
+
     def __getstate__(self) -> dict[str, Any]:
         # Another process has windows of its own, and opens parts of its own.
         left_out = ("_fields", "_whole_plans")

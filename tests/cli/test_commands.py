@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def test_run_says_what_it_did_and_where_things_stand(whole: tuple[Path, Result])
     ]
     assert "±" in rows[2]
     assert "±" not in rows[0] + rows[1]
-    assert re.match(r"small is (not (clearly )?)?better than plain: ", verdict)
+    assert verdict == "small and plain are not compared: they differ in train.seeds ([0] and [0, 1])."
     assert sets.splitlines()[0] == "classes that line confuses (clusters/line-2x2)"
     for number, members in enumerate(store.clustering("line-2x2").small("sets").tolist()):
         assert sets.splitlines()[1 + number] == f"  {number}: {', '.join('abc'[c] for c in members)}"
@@ -123,7 +124,9 @@ def test_run_says_what_it_did_and_where_things_stand(whole: tuple[Path, Result])
 def test_run_again_has_nothing_to_do(done: Path) -> None:
     before = small.snapshot(done)
     first, *rest = call("run", done / "small.toml", "--out", done / "out").stdout.split("\n\n")
-    assert first == "nothing to do: everything is done and unchanged"
+    assert (
+        first == "nothing to do: everything is done and unchanged (fingerprint of the transfer set compared)"
+    )
     assert len(rest) == 4
     assert call("run", done / "small.toml", "--out", done / "out", "--dry-run").stdout == f"{first}\n"
     assert small.snapshot(done) == before
@@ -140,7 +143,7 @@ def test_run_again_has_nothing_to_do(done: Path) -> None:
         ),
         (("seeds = [0, 1]", "seeds = [0, 1, 2]"), "", ["train student plain-seed2"]),
         (("clusters = 2", "clusters = 1"), "", ["make clustering line-1x2"]),
-        (("[cache]", "[cache]"), small.SECOND_TEACHER, ["capture teacher second"]),
+        (("[cache]", "[cache]"), small.SECOND_TEACHER, ["capture teacher second", "evaluate second"]),
     ],
 )
 def test_a_change_does_what_follows_from_it_and_no_more(
@@ -231,11 +234,29 @@ def test_the_stages_one_by_one_make_what_run_makes(whole: tuple[Path, Result], t
         assert {**one, "facts": None} == {**other, "facts": None}
 
 
+@pytest.mark.parametrize("command", ["cache", "train", "evaluate"])
+def test_the_device_of_a_command_is_used(done: Path, command: str) -> None:
+    if command == "cache":
+        shutil.rmtree(done / "out" / "store.zarr")
+    elif command == "train":
+        shutil.rmtree(done / "out" / "models" / "students")
+    else:
+        (done / "out" / "evaluation.json").unlink()
+    arguments = (command, done / "small.toml", done / "out" / "store.zarr")
+    refused = CliRunner().invoke(cli, [*map(str, arguments), "--device", "xpu:3"])
+    assert refused.exit_code == ConfigError.exit_code
+    assert "device: expected a device that PyTorch can use here, such as cpu, found 'xpu:3'" in refused.stderr
+    call(*arguments, "--device", "cpu")
+
+
 def test_models_may_be_kept_elsewhere(done: Path) -> None:
     models, store = done / "elsewhere", done / "out" / "store.zarr"
     (done / "out" / "models").rename(models)
     arguments = (done / "small.toml", store, "--models", models)
-    assert call("train", *arguments).stdout == "nothing to do: every student is trained and unchanged\n"
+    assert call("train", *arguments).stdout == (
+        "nothing to do: every student is trained and unchanged "
+        "(the store holds the inputs; the transfer set was not read)\n"
+    )
     assert call("evaluate", *arguments, "--dry-run").stdout.startswith("nothing to do")
     assert call("train", *arguments[:2], "--dry-run").stdout.startswith("train student small-seed0\n")
 
@@ -247,6 +268,23 @@ def test_evaluate_prints_the_table_of_run(whole: tuple[Path, Result]) -> None:
     assert text.strip() in result.stdout
     of_run = printed("run", folder / "small.toml", "--out", folder / "out")
     assert printed(*arguments) == {key: of_run[key] for key in ("table", "verdicts")}
+
+
+def test_evaluate_looks_at_the_view_that_is_asked_for(tmp_path: Path) -> None:
+    """The second view knows every label, the first none."""
+    labels = np.arange(30) % 3
+    store = logitstore.create_store(
+        tmp_path / "s.zarr", num_classes=3, inputs=np.zeros((30, 2), np.uint8), labels=labels
+    )
+    right = np.eye(3, dtype=np.float32)[labels]
+    with store.capture("two", provenance={}, views=2) as capture:
+        for view, logits in enumerate((-right, right)):
+            for rows in capture.missing_blocks(view):
+                capture.write(rows, logits[rows.start : rows.stop], view=view)
+    for view, accuracy in ((None, 0.0), (0, 0.0), (1, 1.0)):
+        options = () if view is None else ("--view", view)
+        (found,) = printed("evaluate", tmp_path / "s.zarr", *options)["captures"]
+        assert found["accuracy"] == accuracy
 
 
 # cluster
@@ -760,6 +798,26 @@ def test_the_experiment_of_the_demo_is_what_was_promised() -> None:
     assert "# " in demo.DIGITS_TOML
 
 
+def test_the_demo_runs_no_file_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment names code; this one was put there by somebody else."""
+    (tmp_path / "logitstore-demo").mkdir()
+    file = tmp_path / "logitstore-demo" / "digits.toml"
+    factory = f'factory = "os:system"\nargs = {{ command = "touch {tmp_path}/ran" }}'
+    planted = re.sub(r'factory = "logitstore.pipeline.datasets:digits"', factory, demo.DIGITS_TOML, count=1)
+    assert planted != demo.DIGITS_TOML
+    file.write_text(planted)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["demo"])
+    assert result.exit_code == 64
+    assert result.stderr == (
+        "logitstore: logitstore-demo/digits.toml: expected the experiment of this demo, to the letter, found another text; "
+        "run it by `logitstore run logitstore-demo/digits.toml --out logitstore-demo` if you wrote it, or choose another "
+        "--out\n"
+    )
+    assert file.read_text() == planted
+    assert list(tmp_path.rglob("*")) == [file.parent, file]
+
+
 @pytest.fixture
 def quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a demo of one epoch and two seeds in the current folder."""
@@ -808,8 +866,7 @@ def test_the_demo(quick_demo: Callable[..., Result], tmp_path: Path) -> None:
     # A temperature that the user sets is kept, and only the student is trained again.
     file = folder / "digits.toml"
     file.write_text(re.sub(r"temperature = [\d.]+(?= +# try another)", "temperature = 2.5", file.read_text()))
-    changed = quick_demo()
-    assert "exists and is used unchanged" in changed.stderr
+    changed = call("run", "logitstore-demo/digits.toml", "--out", "logitstore-demo")
     head, _, _ = changed.stdout.partition("\n\n")
     soft = next(student.name for student in experiment.students if student.targets == "soft")
     assert head.splitlines() == [

@@ -23,6 +23,8 @@ from logitstore.cli.printing.text import print_json, print_records, print_table,
 from logitstore.pipeline.runtime.ranks import OtherRankFailed
 from logitstore.storage.errors import ConfigError, StorageFull
 
+SHARED = ("cache", "train", "plan", "inspect", "verify", "doctor")
+"""Commands that ranks share, or that only read: these need no refusal."""
 HEAVY = ("torch", "numpy", "zarr", "dask", "pydantic", "rich", "sklearn")
 
 
@@ -116,8 +118,58 @@ def test_a_full_disk_may_be_tried_again(invoke: Callable[..., Result]) -> None:
         "logitstore: student.safetensors: expected free space, found 0 bytes; free some space and "
         "run the same command again\n"
     )
-    # Another failure of the system is not swallowed as that.
-    assert invoke(raiser(OSError(errno.EIO, "Input/output error"))).exit_code == 70
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error", "a.npz"),
+            75,
+            "a.npz: expected a working disk, found input/output error; run the same command again",
+        ),
+        *(
+            (
+                OSError(number, os.strerror(number), "a.npz"),
+                65,
+                (
+                    f"a.npz: expected a path that can be used, found {os.strerror(number).lower()}; "
+                    "correct the path or its permissions"
+                ),
+            )
+            for number in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+        ),
+        *(
+            (
+                error,
+                75,
+                f"memory: expected enough for this command, found {type(error).__name__}: {error}".rstrip(
+                    ": "
+                )
+                + "; free memory, or lower batch_size and workers, and run the same command again",
+            )
+            for error in (
+                MemoryError(),
+                MemoryError("Unable to allocate 3 GiB"),
+                RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                RuntimeError("can't start new thread"),
+                ImportError("failed to map segment: Cannot allocate memory"),
+            )
+        ),
+        # Controls: errors of the program are reported as such.
+        (OSError(errno.EBADF, "Bad file descriptor"), 70, None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 70, None),
+        (ValueError("can't allocate memory"), 70, None),
+    ],
+    ids=lambda value: None if isinstance(value, int) else str(value)[:40],
+)
+def test_a_failure_of_the_system_is_one_line(
+    invoke: Callable[..., Result], error: Exception, code: int, line: str | None
+) -> None:
+    result = invoke(raiser(error))
+    assert result.exit_code == code
+    assert (result.stderr == f"logitstore: {line}\n") == (line is not None)
+    assert ("report this bug" in result.stderr) == (code == 70)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
@@ -440,6 +492,28 @@ def test_settings_reach_a_command(invoke: Callable[..., Result]) -> None:
 def test_the_environment_of_these_tests_is_no_terminal() -> None:
     """Else the lines above would be bars."""
     assert not os.isatty(2) or not sys.stderr.isatty()
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SHARED])
+def test_every_command_but_these_is_refused_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each process would do the whole of it: write the same store, or print everything once a rank."""
+    for variable, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    result = CliRunner().invoke(cli, [name])
+    assert result.exit_code == 64
+    assert result.stderr.startswith(f"logitstore: expected one process for '{name}', found 2 of torchrun")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_these_commands_may_run_under_torchrun(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Control: their own arguments are looked at."""
+    for variable, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    result = CliRunner().invoke(cli, [name])
+    assert result.exit_code == 64
+    assert "missing argument" in result.stderr
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])

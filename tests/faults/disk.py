@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from logitstore.storage.backends import lease
+from logitstore.storage.backends import lease, staged
 from logitstore.storage.backends import local as files
 from logitstore.storage.backends import posix as system
 
@@ -140,6 +140,7 @@ class Disk:
             "fsencode",
             "strerror",
             "PathLike",
+            "getpid",
         ):
             return getattr(os, name) if hasattr(os, name) else getattr(fcntl, name)
         raise AttributeError(f"os.{name} is not modelled")
@@ -148,12 +149,13 @@ class Disk:
     def mounted(self) -> Iterator[None]:
         """While this lasts, the storage code runs on this disk. It must close what it opens."""
         with contextlib.ExitStack() as stack:
-            for module in (files, system, lease):
+            for module in (files, staged, system, lease):
                 stack.enter_context(mock.patch.object(module, "os", self))
             stack.enter_context(mock.patch.object(lease, "fcntl", self))
             stack.enter_context(mock.patch.object(lease, "time", self))
-            stack.enter_context(mock.patch.object(files, "secrets", self))
-            stack.enter_context(mock.patch.object(files, "rename_noreplace", self.rename_noreplace))
+            for module in (files, staged):
+                stack.enter_context(mock.patch.object(module, "secrets", self))
+            stack.enter_context(mock.patch.object(staged, "rename_noreplace", self.rename_noreplace))
             yield
 
     # Time and chance: none.
@@ -256,7 +258,7 @@ class Disk:
         node = self.root if dir_fd is None else self._handle(dir_fd).node
         if dir_fd is None and not text.startswith("/"):
             raise _error(errno.ENOENT, path)
-        *above, name = text.strip("/").split("/")
+        *above, name = ("" if text == "." else text).strip("/").split("/")
         for part in above:
             if part not in self._parts(node, path):
                 raise _error(errno.ENOENT, path)

@@ -84,7 +84,7 @@ class Templates:
 
 def kill(writer: CaptureWriter) -> None:
     """End a writer as SIGKILL ends a process: its locks are gone, and nothing is tidied."""
-    lease = writer._lease
+    lease = writer._binding.lease
     handle, lease._handle = lease._handle, -1
     if handle >= 0:
         os.close(handle)

@@ -137,6 +137,7 @@ def steps(location: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     from logitstore.cli.main import cli
     from logitstore.storage.api import open_store
+    from logitstore.storage.parts.clusterings import ClusteringReader
     from logitstore.storage.parts.reader import sets_of
 
     def command(*arguments: str) -> Callable[[], Any]:
@@ -171,6 +172,7 @@ def steps(location: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"{name}: dask", lambda name=name: _dask(store.teachers[name])
     for name in store.clusterings:
         yield f"{name}: sets", lambda name=name: _digest(sets_of(store.clustering(name), store.num_classes))
+        yield f"{name}: all", lambda name=name: ClusteringReader(store.root, name).check() or ""
         for array in ("covariance", "assignment", "centres"):
             yield (
                 f"{name}: {array}",
@@ -260,7 +262,7 @@ def without(guard: str) -> Any:
     from logitstore.storage.format import constants, documents, layouts
     from logitstore.storage.format import metadata as format
     from logitstore.storage.format.metadata import ArrayLayout
-    from logitstore.storage.parts import journal, sealed_part
+    from logitstore.storage.parts import clusterings, journal, sealed_part
     from logitstore.storage.parts import root as store
 
     stack = contextlib.ExitStack()
@@ -296,6 +298,11 @@ def without(guard: str) -> Any:
     elif guard == "canonical JSON":
         for module in (documents, format, journal, store, sealed_part):
             patch(module, "parse_json", lambda data, where: json.loads(data))
+    elif guard == "clusterings":
+        patch(clusterings, "in_range", lambda values, *_: values)
+        patch(clusterings, "check_shapes", lambda *_: None)
+        for name in ("_number", "_count", "_text"):
+            patch(clusterings.ClusteringReader, name, lambda self, value, key: value)
     elif guard == "terminal":
         for module in ("errors", "printing.text"):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import stores
 
-from faults import hostile, hostile_files
+from faults import hostile, hostile_clusterings, hostile_files
 from faults.forge import HARMLESS, REFUSED, SECRET, SHOWN, UNREADABLE, Forge, Kind
 from faults.hostile_files import LOCATIONS
 from faults.sandbox import Sandbox
@@ -175,6 +175,28 @@ def test_a_hostile_store_does_no_harm(
         name: sum(kind.outcome == name for kind in kinds) for name in (REFUSED, UNREADABLE, HARMLESS, SHOWN)
     }
     tally.reached("hostile", len(kinds), "kinds", wrong, **outcomes)
+
+
+@pytest.mark.parametrize("part", range(2), ids="part {}".format)
+def test_a_hostile_clustering_does_no_harm(
+    sandbox: Sandbox, clean: Path, good: dict[str, Any], tmp_path: Path, tally: Tally, part: int
+) -> None:
+    kinds = hostile_clusterings.KINDS[part::2]
+    wrong = []
+    for number, kind in enumerate(kinds):
+        wrong += tried(kind, sandbox, clean, tmp_path / str(number), good)
+    tally.reached("clustering", len(kinds), "kinds", wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["assignment to cluster 10**9", "notes: inertia of 400 digits", "sets of class 5"]
+)
+def test_a_clustering_that_is_not_checked_is_missed(
+    sandbox: Sandbox, clean: Path, good: dict[str, Any], tmp_path: Path, tally: Tally, name: str
+) -> None:
+    (kind,) = [kind for kind in hostile_clusterings.KINDS if kind.name == name]
+    wrong = tried(kind, sandbox, clean, tmp_path / "unguarded", good, without="clusterings")
+    tally.control("clustering", name, bool(wrong))
 
 
 def test_a_hostile_location_is_refused(sandbox: Sandbox, good: dict[str, Any], tally: Tally) -> None:

@@ -43,6 +43,8 @@ class Plan:
     name: str = "wide"
     encoding: "str | Mapping[str, Any]" = "float16"
     seed: int = 0
+    key: int = 77
+    """The rows: their digests are its multiples."""
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
@@ -85,7 +87,7 @@ def work(
         path,
         num_classes=plan.classes,
         labels=np.arange(plan.rows) % plan.classes,
-        digests=np.arange(plan.rows, dtype=np.uint64) * 77,
+        digests=np.arange(plan.rows, dtype=np.uint64) * plan.key,
         block_rows=plan.block_rows,
         exist_ok=True,
     )

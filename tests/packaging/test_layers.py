@@ -24,11 +24,12 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
 )
 """The folders and files of storage/; each imports only those of earlier levels."""
 PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"augment", "datasets", "losses"}),
+    frozenset({"augment", "datasets", "local_code", "losses"}),
     frozenset({"factories"}),
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),
+    frozenset({"same_set"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),

@@ -7,7 +7,7 @@ from the outside, by bytes and times of files, and from what `run` says it did.
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,13 @@ from logitstore.pipeline.run import RunReport, pending
 from logitstore.pipeline.train import todo as training
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import begin_store, open_store
-from logitstore.storage.errors import BadLogitsError, ConfigError, NotAStoreError, SpecMismatch
+from logitstore.storage.errors import (
+    BadLogitsError,
+    ConfigError,
+    LogitStoreError,
+    NotAStoreError,
+    SpecMismatch,
+)
 
 Content = dict[str, Any]
 
@@ -63,7 +69,7 @@ def test_a_second_run_does_nothing_and_touches_no_file(done: Path) -> None:
     report, touched, made = again(done, document())
     assert (list(report.done), touched, made) == ([], set(), set())
     assert [row.name for row in report.table] == [
-        "wide", "deep", "wide + deep, arithmetic mean", "soft", "both", "hard",
+        "wide", "deep", "3 wide + deep, arithmetic mean", "soft", "both", "hard",
     ]  # fmt: skip
 
 
@@ -537,3 +543,109 @@ def test_stage_one_alone_tries_a_teacher_before_it_trains_it(tmp_path: Path) -> 
     with pytest.raises(BadLogitsError, match="teacher 'wide': expected logits of 4 classes"):
         train_teacher(work, work.experiment.teacher_members()[0])
     assert (recorder.calls, (tmp_path / "out").exists()) == ([], False)
+
+
+# Networks of one's own
+
+
+NETWORKS = """
+from collections import namedtuple
+
+from torch import nn
+
+Out = namedtuple("Out", "logits aux")
+
+
+class Lazy(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.LazyBatchNorm1d(), nn.LazyLinear(classes))
+
+    def forward(self, inputs):
+        return self.layers(inputs.float() / 255)
+
+
+class Auxiliary(Lazy):
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return Out(logits, logits) if self.training else logits
+
+
+def lazy(*, num_classes):
+    return Lazy(num_classes)
+
+
+def auxiliary(*, num_classes):
+    return Auxiliary(num_classes)
+
+
+def frozen(*, num_classes):
+    network = Lazy(num_classes)
+    network.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+    return network.requires_grad_(False)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with data and a module of networks."""
+    experiments.write_data(tmp_path)
+    (tmp_path / "ls_own_networks.py").write_text(NETWORKS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("ls_own_networks", None)
+
+
+def of_kinds(teacher: str, student: str) -> dict[str, Any]:
+    """A document whose teacher and student are of the module."""
+    document = experiments.document()
+    del document["cluster"]
+    seeds = experiments.train(seeds=[0], batch_size=149)  # the last row is alone
+    return document | {
+        "teacher": [experiments.teacher("wide", factory=f"ls_own_networks:{teacher}", args={})],
+        "student": [
+            experiments.student("s", factory=f"ls_own_networks:{student}", args={}, views=0, train=seeds)
+        ],
+    }
+
+
+def test_lazy_networks_are_trained_captured_loaded_and_scored(own: Path) -> None:
+    """Layers get their shapes before weights are loaded and counted; the row that is alone in a batch is left out."""
+    report = experiments.run_document(of_kinds("lazy", "lazy"), own, own / "out")
+    parameters = 16 * 7 + 7 + 2 * 7 + 7 * 4 + 4
+    assert [row.scores[0].parameters for row in report.table] == [parameters, parameters]
+    assert not experiments.run_document(of_kinds("lazy", "lazy"), own, own / "out").done
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "where", "found"),
+    [
+        ("lazy", "auxiliary", "student 's' in training mode", "a Out"),
+        ("auxiliary", "lazy", "teacher 'wide' in training mode", "a Out"),
+        ("lazy", "frozen", "student 's'", "nothing to train: 2 frozen ones"),
+        ("frozen", "lazy", "teacher 'wide'", "nothing to train: 2 frozen ones"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_found_before_anything_is_written(
+    own: Path, teacher: str, student: str, where: str, found: str
+) -> None:
+    with pytest.raises(LogitStoreError) as caught:
+        experiments.run_document(of_kinds(teacher, student), own, own / "out")
+    assert (caught.value.where, caught.value.found) == (where, found)
+    assert not (own / "out").exists()
+
+
+def test_what_a_killed_run_left_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    """Whether there is anything to do or not."""
+    folder = experiments.copy_finished(tmp_path)
+    out = folder / "out"
+    before = experiments.contents(out)
+    for name in (
+        "teachers/.wide.safetensors",
+        "students/.soft-seed0.json",
+        "students/.hard-seed1.metrics.jsonl",
+    ):
+        (out / "models" / f"{name}.0123456789ab").write_bytes(b"half")
+    (out / ".evaluation.json.0123456789ab").write_bytes(b"half")
+    assert not experiments.run_document(experiments.document(), folder, out).done
+    assert experiments.contents(out) == before

@@ -9,6 +9,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from logitstore.storage.errors import (
 from logitstore.storage.format import constants
 from logitstore.storage.format.constants import DTYPES
 from logitstore.storage.format.documents import canonical_json, check_name, parse_json, parse_spec
+from logitstore.storage.format.grid import Grid
+from logitstore.storage.format.layouts import block_array, check_layout
 from logitstore.storage.format.metadata import ArrayLayout, RootAttributes
 from logitstore.storage.integrity.verify import verify
 
@@ -466,6 +469,18 @@ def test_metadata_reads_back(arguments: tuple[Any, ...]) -> None:
     again = ArrayLayout.from_bytes("a", data, "x")
     assert again.to_bytes() == data
     assert repr(again) == repr(layout)
+
+
+def test_a_fill_value_of_nan_is_the_same_layout_on_every_python() -> None:
+    """Python 3.13 compares dataclasses field by field, so that a NaN differs from itself, as this NaN does in any."""
+    grid = Grid(10, 4)
+    layout = block_array("capture", "logits", "float16", grid, views=1, row_shape=(3,), where="x")
+    other = replace(layout, fill=float("nan"))
+    assert vars(other) != vars(layout)  # negative control: what a comparison of the fields says
+    check_layout(other, "capture", grid, 1, "x")
+    with pytest.raises(ManifestInvalid):
+        check_layout(replace(layout, fill=0), "capture", grid, 1, "x")
+    assert layout != block_array("capture", "logits", "float16", grid, views=1, row_shape=(3,), where="x")
 
 
 @given(layout_arguments(), st.data())

@@ -165,3 +165,17 @@ def test_every_float16_is_widened_as_numpy_widens_it() -> None:
     for numbers in (finite, finite.reshape(-1, 2)[::3], finite[:0], np.tile(finite, 3)):
         assert widened(numbers).tobytes() == numbers.astype(np.float32).tobytes()
     assert np.array_equal(widened(every), every.astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("encoding", ["float16", "float32", {"max_kl": 1e-3}, {"top_k": 3}])
+def test_the_layout_of_logits_in_memory_makes_no_difference(encoding: object) -> None:
+    """Columns picked by a list, and transposed arrays, lie column by column: once the largest of each row was lost."""
+    logits = stores.some_logits(1, 9, 8)[0]
+    encode = encoding_named(encoding).encode  # type: ignore[arg-type]
+    expected = encode(logits, 0, "")
+    wide = np.zeros((9, 16), np.float32)
+    wide[:, ::2] = logits
+    for other in (np.asfortranarray(logits), wide[:, ::2], logits[::-1][::-1], np.tile(logits.T, 2).T[:9]):
+        found = encode(other, 0, "")
+        for name, values in expected.items():
+            assert np.array_equal(found[name], values), name

@@ -296,3 +296,28 @@ def test_draws_that_are_forgotten_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         lambda interval, **new: real(interval, **{k: v for k, v in new.items() if k != "first_draw"}),
     )
     assert taken_twice()
+
+
+def test_rows_beyond_the_epoch_remain_for_the_next_one() -> None:
+    """A stratum of which more rows remain than this epoch takes keeps the others."""
+
+    def stratum(reached: int) -> Stratum:
+        orders = RepeatedOrder(lambda repetition: Order(Grid(10, 4), views=(0,), repetition=repetition))
+        return Stratum(orders, 1.0, (Interval(0, reached),), reached)
+
+    plans, reached = plan_strata([stratum(10), stratum(30)], 4, 1, False)
+    assert [plan.cut.total for plan in plans] == [10, 10] and reached == [10, 30]
+    rest = Remainder(plans[1].order, plans[1].after(plans[1].cut.count))
+    assert rest.total == 20
+    assert plans[0].after(plans[0].cut.count) == []
+
+
+def test_draws_that_were_taken_before_stay_taken() -> None:
+    """Two ranks had come to different draws of one window; the rows of the faster one do not come again."""
+    order = Order(Grid(16, 16), views=(0,), window=16, seed=1)
+    remainder = Remainder(order, [Interval(0, 8, first_draw=12), Interval(8, 16, first_draw=2)])
+    there = members(remainder, order)
+    for taken in range(1, remainder.total):
+        rest = members(remainder.after(taken), order)
+        assert len(rest) == remainder.total - taken
+        assert set(rest) <= set(there)

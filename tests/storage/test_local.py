@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.backends.posix import replace_file
+from logitstore.storage.backends.staged import NewObject
 from logitstore.storage.errors import (
+    CommitStateUnknown,
     ConfigError,
     LimitExceeded,
     LogitStoreError,
@@ -264,6 +267,61 @@ def test_a_name_that_was_had_although_the_call_failed(
     assert folder.read("x") == b"ours"
 
 
+def linking_a_snapshot(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every staged file a second name just before it gets its own, as `cp -al` and rsnapshot may."""
+    real = os.link
+
+    def link(source: Any, target: Any, **named: Any) -> None:
+        real(source, folder.path / f"snapshot-{source}", src_dir_fd=named["src_dir_fd"])
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_snapshot_of_hard_links_makes_no_loser_a_winner(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert not folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+    folder.prove_exclusive()
+
+
+def test_a_loser_that_counts_its_names_is_seen(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: it reports a name as its own that another file has."""
+
+    def has_name(self: NewObject, final: int) -> bool:
+        return os.stat(self._temporary, dir_fd=self._directory).st_nlink > 1
+
+    monkeypatch.setattr(NewObject, "_has_name", has_name)
+    linking_a_snapshot(folder, monkeypatch)
+    assert folder.put_new("x", b"ours")
+    assert folder.put_new("x", b"theirs")
+    assert folder.read("x") == b"ours"
+
+
+def test_a_name_that_cannot_be_looked_up_after_a_link_that_failed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def no_look(path: Any, **named: Any) -> os.stat_result:
+        if path == "x":
+            fails()
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "link", fails)
+    monkeypatch.setattr(os, "stat", no_look)
+    with pytest.raises(
+        CommitStateUnknown, match="expected the file that has this name, after a link that failed"
+    ):
+        folder.put_new("x", b"")
+
+
 def test_without_hard_links_a_rename_that_replaces_nothing(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +333,7 @@ def test_without_hard_links_a_rename_that_replaces_nothing(
     assert not folder.put_new("x", b"second")
     assert folder.read("x") == b"first"
     assert os.listdir(folder.path / TMP) == []
-    monkeypatch.setattr("logitstore.storage.backends.local.rename_noreplace", none)
+    monkeypatch.setattr("logitstore.storage.backends.staged.rename_noreplace", none)
     with pytest.raises(
         UnsafeFileSystem, match="expected a file system with hard links, or with renames that"
     ):
@@ -312,9 +370,99 @@ def test_removing_and_listing(folder: Folder) -> None:
     assert folder.put_new("a", b"")
 
 
+@pytest.mark.parametrize("moment", ["before it is opened", "once it is open"])
+def test_a_folder_that_becomes_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Names outside the store are never listed, whenever a link takes the place of a folder."""
+    folder = Folder(tmp_path / "store")
+    folder.put_new("inner/deeper/own", b"x")
+    folder.put_new("aside/z", b"x")
+    (tmp_path / "outside" / "deeper").mkdir(parents=True)
+    (tmp_path / "outside" / "deeper" / "secret").touch()
+    exchanged: list[bool] = []
+
+    def exchange() -> None:
+        inner = tmp_path / "store" / "inner"
+        inner.rename(tmp_path / "away")
+        inner.symlink_to(tmp_path / "outside")
+        exchanged.append(True)
+
+    real, calls = os.scandir, []
+
+    def scandir(place: Any) -> Any:
+        calls.append(place)
+        now = moment == "once it is open" and os.listdir(place) == ["deeper"]
+        if now and not exchanged:
+            exchange()
+        entries = list(real(place))
+        if moment == "before it is opened" and len(calls) == 1:
+            exchange()
+        return contextlib.nullcontext(iter(entries))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    keys = folder.files()
+    assert exchanged
+    assert keys == ["aside/z", "inner" if moment == "before it is opened" else "inner/deeper"]
+
+
+def test_folders_are_listed_to_a_depth(folder: Folder) -> None:
+    """Fifty levels cost no more than the levels of a store: the deepest that is listed is a key of its own."""
+    os.makedirs(Path(folder.path, *["d"] * 50))
+    assert folder.files() == ["/".join(["d"] * 33)]
+
+
 def test_locations(tmp_path: Path) -> None:
     assert local_path(tmp_path) == local_path(str(tmp_path)) == local_path(tmp_path.as_uri()) == tmp_path
     with pytest.raises(
         ConfigError, match=r"^s3://bucket/key: expected a local path, found a s3:// URL; copy the store"
     ):
         local_path("s3://bucket/key")
+
+
+# Files that are replaced
+
+
+def test_a_file_is_replaced_and_the_litter_of_killed_calls_is_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    litter = tmp_path / f".a.json.{'0' * 12}"
+    others = [tmp_path / f".b.json.{'0' * 12}", tmp_path / ".a.json.swp", tmp_path / ".a.json.0123"]
+    for file in (litter, *others):
+        file.write_bytes(b"half")
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+def test_a_file_that_another_process_is_replacing_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    real, calls = os.fsync, [0]
+
+    def fsync(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:  # in the middle of the first call, another one comes
+            replace_file(path, b"theirs")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull, match="expected room for 3 bytes"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

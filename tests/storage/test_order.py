@@ -149,6 +149,18 @@ def test_each_lap_is_another_permutation() -> None:
 # Negative controls
 
 
+def test_each_repetition_reads_its_runs_in_another_order() -> None:
+    """A stratum that is passed over again has other neighbours, unless a window holds all of it."""
+
+    def runs(repetition: int, window: int) -> list[int]:
+        order = Order(Grid(240, 8), views=(0,), window=window, seed=3, repetition=repetition)
+        return [int(run.rows[0]) for number in range(order.num_windows) for run in order.runs(number)]
+
+    assert sorted(runs(0, 24)) == sorted(runs(1, 24))
+    assert len({tuple(runs(repetition, 24)) for repetition in range(4)}) == 4
+    assert len({tuple(runs(repetition, 240)) for repetition in range(4)}) == 1
+
+
 def drop_a_row(items: list[Item]) -> list[Item]:
     return items[:-1]
 

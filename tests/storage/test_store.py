@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from support import stores
+from support.children import apart
 from support.stores import Teacher
 
 import logitstore
@@ -19,6 +21,8 @@ from logitstore.storage.errors import (
     NameTaken,
     NotAStoreError,
     PartNotFound,
+    RowMismatch,
+    SpecMismatch,
     StorageError,
     UnsupportedFeature,
     WrongStore,
@@ -108,16 +112,18 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "zarr").mkdir()
     (tmp_path / "zarr" / "zarr.json").write_bytes(b"{}")
     before = stores.tree_digest(tmp_path)
-    for name, found in (
-        ("file", "a file"),
-        ("full", "a folder with other things in it ('photo.jpg')"),
-        ("store", "a store"),
-        ("zarr", "another Zarr group"),
+    # None of them says "move it away": another process may be about to write there.
+    other = "choose another path"
+    for name, found, remedy in (
+        ("file", "a file", other),
+        ("full", "a folder with other things in it ('photo.jpg')", other),
+        ("store", "a store", f"pass exist_ok=True to resume a store of the same rows, or {other}"),
+        ("zarr", "another Zarr group, or a store of other sizes that is being made", other),
     ):
         with pytest.raises(NameTaken) as caught:
             create_store(tmp_path / name, num_classes=3, inputs=INPUTS)
         assert str(caught.value) == (
-            f"{tmp_path / name}: expected a path that is free, found {found}; choose another path, or move it away"
+            f"{tmp_path / name}: expected a path that is free, found {found}; {remedy}"
         )
     with pytest.raises(StorageError, match="expected folders at every level of the path, found a file"):
         create_store(tmp_path / "file" / "store", num_classes=3, inputs=INPUTS)
@@ -330,7 +336,7 @@ def test_a_script_that_is_run_again_resumes(tmp_path: Path) -> None:
         ({"inputs": INPUTS[::-1]}, r"row 0 .*expected an input with digest"),
         (
             {"inputs": INPUTS[:19], "labels": None},
-            "expected a store of 19 rows and 3 classes, or a free path",
+            "expected a store of 19 rows and 3 classes, in blocks of 8 rows, or a free path",
         ),
         ({"num_classes": 4}, "found a store of 20 rows and 3 classes"),
         ({"store_inputs": True}, "samples: expected"),
@@ -344,3 +350,148 @@ def test_another_transfer_set_is_refused(tmp_path: Path, changes: dict[str, Any]
     with pytest.raises(logitstore.LogitStoreError, match=message):
         again(path, **changes)
     assert logitstore.open_store(path).digest == digest
+
+
+LABELS = np.arange(20) % 3
+FULL: dict[str, Any] = {
+    "labels": LABELS,
+    "ids": [f"image {row:02d}" for row in range(20)],
+    "class_names": ["a", "b", "c"],
+    "store_inputs": True,
+}
+"""A call with everything that can be told of rows."""
+
+
+def one_other(values: Any, row: int, value: Any) -> Any:
+    """Values of which one is another."""
+    changed = list(values)
+    changed[row] = value
+    return np.array(changed) if isinstance(values, np.ndarray) else changed
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a label": (
+        {"labels": one_other(LABELS, 3, 1)},
+        r"row 3 \(index 3 of the transfer set\): label: expected 0, found 1 \(1 of 8 rows differ\); give the transfer set",
+    ),
+    "a label that is unknown": ({"labels": one_other(LABELS, 4, -1)}, r"row 4 .*label: expected 1, found -1"),
+    "no labels": ({"labels": None}, r"row 0 .*label: expected 0, found -1 \(8 of 8 rows differ\)"),
+    "an id": (
+        {"ids": one_other(FULL["ids"], 2, "image 99")},
+        r"row 2 .*id: expected 'image 02', found 'image 99' \(1 of 8",
+    ),
+    "a longer id": (
+        {"ids": one_other(FULL["ids"], 2, "image 002")},
+        "samples: expected the id with which it was",
+    ),
+    "no ids": ({"ids": None}, "samples: expected id, as it was begun, found no id; pass the arrays"),
+    "a class name": (
+        {"class_names": ["a", "c", "b"]},
+        "samples: expected the class_name with which it was begun",
+    ),
+    "no class names": (
+        {"class_names": None, "num_classes": 3},
+        "samples: expected class_name, as it was begun, found no class_name; pass the arrays",
+    ),
+    "an input": (
+        {"inputs": one_other(INPUTS, 5, INPUTS[0])},
+        r"row 5 \(index 5 of the transfer set\): expected an input with digest",
+    ),
+    "inputs that are not stored": (
+        {"store_inputs": False},
+        "samples: expected input, as it was begun, found no",
+    ),
+    "inputs of another dtype": (
+        {"inputs": INPUTS.astype(np.int64)},
+        "samples: expected the input with which it",
+    ),
+    "other blocks": (
+        {"block_rows": 16},
+        "found a store of 20 rows and 3 classes, in blocks of 8 rows; choose",
+    ),
+}
+
+
+@pytest.fixture(params=["whole", "half-written", "killed in a block"])
+def resumable(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Make a store with everything: its samples sealed, or interrupted after a block, or within one."""
+    path = tmp_path / "store.zarr"
+    again(path, **FULL)
+    if request.param != "whole":
+        part = path / "samples/__logitstore__"
+        for file in ("seal.json", "seal.bin", "../../__logitstore__/log/1.json", "commits/0-2.json"):
+            (part / file).unlink()
+    if request.param == "killed in a block":
+        for key in ("source", "digest"):
+            (path / f"samples/{key}/c.2").unlink()
+        (path / "samples/id/c.2.0").unlink()
+        (path / "samples/label/c.1").unlink()
+    return path
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_everything_that_is_passed_again_is_compared(resumable: Path, other: str) -> None:
+    changes, message = OTHERS[other]
+    before = stores.tree(resumable)
+    with pytest.raises((RowMismatch, SpecMismatch, NameTaken), match=message):
+        again(resumable, **FULL | changes)
+    after = stores.tree(resumable)
+    assert {key: after[key] for key in before if key in after} == {
+        key: data for key, data in before.items() if key in after
+    }
+    assert again(resumable, **FULL).samples.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("added", ["labels", "ids", "class_names", "store_inputs"])
+def test_a_store_without_them_is_not_given_more(tmp_path: Path, added: str) -> None:
+    path = tmp_path / "store.zarr"
+    least = {"labels": None, "num_classes": 3}
+    again(path, **least)
+    with pytest.raises((RowMismatch, SpecMismatch)):
+        again(path, **least | {added: FULL[added]})
+    assert again(path, **least).samples.labels.tolist() == [-1] * 20
+
+
+def test_a_label_that_a_killed_run_left_is_not_mixed_with_others(tmp_path: Path) -> None:
+    """The run was killed between two shards of a block: the block has no record, and nothing tells its labels."""
+    path = tmp_path / "store.zarr"
+    again(path, **FULL)
+    whole = stores.tree(path)
+    part = path / "samples/__logitstore__"
+    for file in ("seal.json", "seal.bin", "../../__logitstore__/log/1.json"):
+        (part / file).unlink()
+    for block in range(3):
+        (part / f"commits/0-{block}.json").unlink()
+        (path / f"samples/digest/c.{block}").unlink()
+    with pytest.raises(RowMismatch, match=r"row 3 .*label: expected 0, found 1"):
+        again(path, **FULL | {"labels": one_other(LABELS, 3, 1)})
+    again(path, **FULL)
+    assert stores.tree(path) == whole
+
+
+def test_samples_that_mix_without_the_comparison_are_seen(tmp_path: Path) -> None:
+    """Negative control: without it, the labels of two calls are sealed together."""
+    path = tmp_path / "store.zarr"
+    again(path, **FULL)
+    part = path / "samples/__logitstore__"
+    for file in ("seal.json", "seal.bin", "../../__logitstore__/log/1.json", "commits/0-2.json"):
+        (part / file).unlink()
+    for key in ("source/c.2", "digest/c.2", "label/c.2", "id/c.2.0", "input/c.2.0.0"):
+        (path / "samples" / key).unlink()
+    with mock.patch("logitstore.storage.parts.writer.check_row_labels", lambda *_: None):
+        mixed = again(path, **FULL | {"labels": (LABELS + 1) % 3})
+    assert mixed.samples.labels[:16].tolist() == LABELS[:16].tolist()
+    assert mixed.samples.labels[16:].tolist() == ((LABELS + 1) % 3)[16:].tolist()
+
+
+# Two starts at once
+
+
+def test_two_that_begin_one_store_at_once_join(tmp_path: Path) -> None:
+    assert apart("support.starts:starts", path=str(tmp_path), count=30, rows=[20, 20, 20]) == [[]] * 30
+
+
+def test_two_that_begin_different_stores_at_once_are_told_apart(tmp_path: Path) -> None:
+    for errors in apart("support.starts:starts", path=str(tmp_path), count=30, rows=[20, 21]):
+        (error,) = errors
+        assert "; choose another path" in error and "move it away" not in error

@@ -33,7 +33,7 @@ from logitstore.storage.errors import (
 from logitstore.storage.parts.reader import CaptureReader
 from logitstore.storage.stream.batch import Batch
 from logitstore.storage.stream.stream import Stream
-from logitstore.storage.stream.window import Buffers
+from logitstore.storage.stream.window import Buffers, Field
 
 VIEWS = 3
 
@@ -786,3 +786,14 @@ def test_iterating_is_lazy(made_store: Callable[[int, int], Made]) -> None:
     assert len(stream) == 8
     assert stream.epoch_rows == 37
     iterator.close()  # type: ignore[attr-defined]
+
+
+def test_memory_of_a_smaller_window_is_not_used_for_a_larger_one() -> None:
+    """Windows differ by a run. Rows beyond the end of the memory would be clipped to its last, without an error."""
+    buffers = Buffers([Field("rows", np.dtype(np.int64), (), lambda run, into: None)])
+    small = buffers.take(4)
+    buffers.give(small)
+    large = buffers.take(8)
+    assert len(large["rows"]) >= 8
+    buffers.give(large)
+    assert buffers.take(4)["rows"] is large["rows"]  # memory that is large enough is used again

@@ -12,7 +12,7 @@ from support import stores
 
 from logitstore.storage.encodings.divergence import divergence, kl_of_error
 from logitstore.storage.encodings.named import encoding_named
-from logitstore.storage.encodings.top_k import TopK, largest, tail_level
+from logitstore.storage.encodings.top_k import TopK, largest, tail_level, tell_apart
 from logitstore.storage.errors import BadLogitsError, ConfigError
 from logitstore.storage.format.constants import TEMPERATURES
 
@@ -364,3 +364,18 @@ def test_a_logit_that_would_be_kept_must_fit_into_float16() -> None:
     )
     with pytest.raises(BadLogitsError, match=expected):
         TopK(3).encode(logits, 7, "x")
+
+
+@given(st.integers(0, 2**32), st.integers(2, 9), st.data())
+def test_equal_logits_are_told_apart_as_they_were_given(seed: int, classes: int, data: st.DataObject) -> None:
+    """Logits so near each other that float16 makes some equal; the order of the k largest is that of the given ones."""
+    k = data.draw(st.integers(1, classes))
+    logits = (-5 + np.random.default_rng(seed).random((6, classes)) * 4e-3).astype(np.float32)
+    logits[:, seed % classes] = 0
+    stored = TopK(k).encode(logits, 0, "")
+    dense = TopK(k).decode(stored, classes, 1.0)
+    told = tell_apart(dense, stored["index"])
+    assert np.abs(told - dense).max() < 4e-3, "a step of float16"
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(np.argsort(-told, axis=1, kind="stable")[:, :k], order)
+    assert np.array_equal(told.argmax(axis=1), logits.argmax(axis=1))

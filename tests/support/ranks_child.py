@@ -5,7 +5,9 @@ As a script, one of two ranks that hang, started by torchrun.
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from unittest import mock
 import torch
 
 from logitstore.pipeline.runtime.ranks import joined
+from logitstore.pipeline.runtime.stopping import Stopped, handle_signals
 from logitstore.pipeline.train.loss import StudentLoss
 from logitstore.pipeline.trainer import loop as fit
 from logitstore.storage.api import open_store
@@ -94,6 +97,29 @@ def hang(folder: Path) -> None:
     except TransientIOError as error:
         (folder / "said").write_text(str(error))
         raise
+
+
+def signalled(folder: str) -> list[int]:
+    """Let rank 0 get a signal while it waits for rank 1; return the exit statuses."""
+    return ranks(2, wait_for_signal, Path(folder))
+
+
+def wait_for_signal(rank: int, folder: Path) -> int:
+    """Wait for a rank that works for long, and get SIGTERM."""
+    handle_signals()
+    started = time.monotonic()
+    try:
+        with joined() as joint:
+            if rank == 1:
+                time.sleep(8)
+            else:
+                started = time.monotonic()
+                threading.Timer(1.0, signal.raise_signal, [signal.SIGTERM]).start()
+            joint.wait()
+    except Stopped as stopped:
+        (folder / "seconds").write_text(str(time.monotonic() - started))
+        return stopped.exit_code
+    return 0
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def interruption(step: int) -> Iterator[None]:
     """Interrupt a training, on every rank, right after the checkpoint of a step."""
     genuine = StudentKeeper.after_step
 
-    def after_step(self: StudentKeeper, training: Training) -> None:
-        genuine(self, training)
+    def after_step(self: StudentKeeper, training: Training, *, is_last: bool) -> None:
+        genuine(self, training, is_last=is_last)
         if training.position.step == step:
             raise Interrupted
 

@@ -249,8 +249,8 @@ def workspace(experiment: Experiment, store: Store) -> Workspace:
 def test_the_experiments_own_students_get_them_too(base: Path) -> None:
     store, _ = store_and_set(base, "kept")
     experiment = parsed(mixed(views="all"), base)
-    stream, shape = open_stream(workspace(experiment, store), next(student_seeds(experiment)))
-    assert shape == experiments.SHAPE and sum(len(b.rows) for b in stream) == 450
+    stream, few = open_stream(workspace(experiment, store), next(student_seeds(experiment)))
+    assert few.shape == (2, *experiments.SHAPE) and sum(len(b.rows) for b in stream) == 450
     inputs = np.zeros((2, *experiments.SHAPE), np.uint8)
     rows = np.arange(2)
     alone = experiment_views(experiment)  # makes the transfer set by itself

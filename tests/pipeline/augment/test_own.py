@@ -3,8 +3,6 @@
 import pickle
 import re
 import runpy
-import sys
-import types
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -61,27 +59,6 @@ def test_the_augmentations_of_the_guide_can_be_replayed(
 def test_the_guides_version_stands_for_its_file(folder: Path) -> None:
     assert source_digest("ls_my_views:brightness", base=folder) == "brightness 1"
     assert source_digest("ls_my_views:noise", base=folder).startswith("sha256:")
-
-
-def test_functions_of_torchvision_are_called_with_numbers_drawn_here(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a stand-in, where torchvision is not installed."""
-
-    def resized_crop(
-        image: torch.Tensor, top: int, left: int, height: int, width: int, size: list[int]
-    ) -> torch.Tensor:
-        cut = image[None, :, top : top + height, left : left + width]
-        return torch.nn.functional.interpolate(cut, size=size, mode="bilinear", antialias=True)[0]
-
-    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    functional = types.SimpleNamespace(resized_crop=resized_crop)
-    monkeypatch.setattr(sys.modules[names[-1]], "functional", functional, raising=False)
-    crop = build_augmentation("ls_my_views:random_resized_crop", {"size": 6}, base=folder)
-    made = augment_rows(IMAGES, crop, 0, 1, ROWS, made_twice=True)
-    assert made.shape == IMAGES.shape and len({view.tobytes() for view in made}) == 20
 
 
 def test_the_guides_loop_gets_the_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,11 @@ from logitstore.pipeline.cache import stage
 from logitstore.pipeline.cache.capture import CapturePass
 from logitstore.pipeline.cache.commit_queue import CommitQueue
 from logitstore.pipeline.cache.device_logits import centred
-from logitstore.pipeline.cache.schedule import Shown
+from logitstore.pipeline.cache.schedule import BlockTodo, Shown
 from logitstore.pipeline.cache.stage import CacheReport, cache
 from logitstore.pipeline.experiment.document import load_experiment
 from logitstore.pipeline.runtime.inference import Runner, device_of, host_batch, is_placed, place, run_model
+from logitstore.pipeline.runtime.ranks import Ranks
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import NewObject
@@ -38,6 +39,7 @@ from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import (
     BadDataError,
     BadLogitsError,
+    RowMismatch,
     SpecMismatch,
     StorageFull,
     TransientIOError,
@@ -200,6 +202,102 @@ def test_blocks_whose_inputs_take_too_much_come_in_pieces_with_the_same_bytes(
         assert len(fetched) == tried_out + sweeps * 10
 
 
+REFETCHED = {
+    "inputs": (0, r"row 0 \(index 0 of the transfer set\): expected an input with digest"),
+    "labels": (1, r"row 0 \(index 0 of the transfer set\): label: expected \d, as in the store, found \d"),
+}
+
+
+@pytest.mark.parametrize("kind", REFETCHED)
+def test_rows_that_are_fetched_again_for_another_view_are_compared(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block in pieces is fetched once for each sweep: its views must be of the same rows."""
+    monkeypatch.setattr("logitstore.pipeline.cache.capture.PIECE_BYTES", 16 * 25)
+    monkeypatch.setattr("logitstore.pipeline.cache.capture.GATHERED_BYTES", 1)
+    changes = [
+        ("[transfer_set]", "[transfer_set]\nstore_inputs = false"),
+        ("[cache]", '[cache]\nviews = 2\naugment = { factory = "support.own_sets:jitter" }'),
+    ]
+    genuine, column = stage.TransferRows.rows, REFETCHED[kind][0]
+    times = 0
+
+    def rows(self: Any, which: range) -> Any:
+        nonlocal times
+        found = genuine(self, which)
+        times += which == range(32)
+        if which == range(32) and times == 3:  # after the trial and the first sweep
+            found[column][0] = found[column][0] + 1 if column == 0 else (found[column][0] + 1) % 3
+        return found
+
+    with (
+        mock.patch.object(stage.TransferRows, "rows", rows),
+        pytest.raises(RowMismatch, match=REFETCHED[kind][1]),
+    ):
+        captured(folder, *changes)
+    assert times == 3
+    assert commits(folder) == ["0-0"], "the second view of the block is of other rows"
+    captured(folder, *changes)  # control: without the change it goes through
+
+
+def test_labels_of_sealed_samples_are_compared_before_a_teacher_is_shown_the_rows(folder: Path) -> None:
+    """Of every row, also where the comparison at the beginning reads a part of them alone."""
+    captured(folder)
+    line = '[[teacher]]\nname = "line"'
+    second = (
+        (
+            line,
+            f'[[teacher]]\nname = "other"\nfactory = "faulty:linear"\nweights = "line.safetensors"\n\n{line}',
+        ),
+    )
+    genuine = stage.TransferRows.rows
+
+    def rows(self: Any, which: range) -> Any:
+        inputs, labels = genuine(self, which)
+        if 200 in which:
+            labels[200 - which.start] = (labels[200 - which.start] + 1) % 3
+        return inputs, labels
+
+    patch, shown = counted()
+    message = r"^row 200 \(index 200 of the transfer set\): label: expected \d, as in the store, found \d \(1 of 64 rows"
+    with (
+        patch,
+        mock.patch.object(stage.TransferRows, "rows", rows),
+        pytest.raises(RowMismatch, match=message),
+    ):
+        captured(folder, *second)
+    assert {block for block, _ in shown} == {0, 1, 2}
+    assert commits(folder, part="teachers/other") == ["0-0", "0-1", "0-2"]
+    assert captured(folder, *second).captured == ("other",)
+
+
+def test_mixtures_are_not_judged_by_a_label(folder: Path) -> None:
+    """A row of a mixture belongs to two classes: only the rows as they are count in "% right"."""
+    with np.load(folder / "data.npz") as held:
+        labelled = int((held["labels"] >= 0).sum())
+    mixed = '[cache]\nviews = 3\naugment = { factory = "logitstore.pipeline.augment:mixup" }'
+    assert captured(folder, ("[cache]", mixed)).quality["line"].rows == labelled
+    moved = '[cache]\nviews = 3\naugment = { factory = "support.own_sets:jitter" }'  # control: these keep their labels
+    report = captured(folder, ("[cache]", moved), out="moved.zarr")
+    assert report.quality["line"].rows == 3 * labelled
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_each_block_is_dealt_to_one_rank(size: int) -> None:
+    todo = [BlockTodo(block, {0: ("a",), 2: ("a", "b")}) for block in (0, 1, 4, 5, 9)]
+    said: list[str] = []
+
+    class Told(Ranks):
+        def first_says(self, text: str) -> str:
+            if self.is_first:
+                said.append(text)
+            return said[0]
+
+    dealt = [stage._dealt(Told(rank, size), todo if rank == 0 else []) for rank in range(size)]
+    assert sorted((one for mine in dealt for one in mine), key=lambda one: one.block) == todo
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
 def test_what_a_worker_raises_is_one_line_and_so_is_its_death(folder: Path) -> None:
     module = small.MODULE.replace(
         "        return self.inputs[index], int(self.labels[index])",
@@ -225,7 +323,7 @@ def test_what_a_worker_raises_is_one_line_and_so_is_its_death(folder: Path) -> N
     with pytest.raises(TransientIOError) as died:
         captured(folder, *changes, out="dies.zarr")
     assert str(died.value).startswith(
-        "transfer_set: expected 1 workers that prepare its inputs ([cache] workers), found DataLoader worker"
+        "transfer_set: expected 1 workers that prepare its inputs ([cache] workers), found a worker that was ended by "
     )
     assert "\n" not in str(died.value)
 
@@ -358,7 +456,7 @@ def test_a_store_that_was_begun_from_another_set_says_what_helps(folder: Path) -
 def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the 64 digests with which the inputs of the last block are compared."""
+    """But for the columns with which the rows of the last block are compared, and `seen`, which the seal compares."""
     genuine = capture_pass.teacher_logits
     last = 300 // 64
 
@@ -391,7 +489,8 @@ def test_resuming_reads_nothing_of_what_is_there_and_runs_no_teacher_on_it(
     assert read, "reads go by another call"
     shards = [(Path(name).parent.name, Path(name).name, size) for name, size in read if "/c." in name]
     of_blocks = [(array, name) for array, name, _ in shards if array not in ("classes", "class_name")]
-    assert set(of_blocks) <= {("digest", f"c.{last}")}
+    assert {array for array, name in of_blocks if name == f"c.{last}"} <= {"digest", "label", "source"}
+    assert {array for array, name in of_blocks if name != f"c.{last}"} <= {"seen"}
     assert runs == [32, 12]
 
 

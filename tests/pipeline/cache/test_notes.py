@@ -17,8 +17,11 @@ from click.testing import CliRunner
 from support import small_experiment as small
 
 from logitstore.cli.main import cli
+from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.cache.todo import find_todo
 from logitstore.pipeline.experiment.document import load_experiment
 from logitstore.pipeline.run import run
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from logitstore.storage.errors import LogitStoreError, SpecMismatch
 
@@ -182,7 +185,23 @@ def test_a_capture_that_is_begun_is_not_gone_on_with_from_other_source(folder: P
     make_begun(folder)
     module = folder / "faulty.py"
     module.write_text(module.read_text() + "\n# another line\n")
+    del sys.modules["faulty"]  # as in another process
     assert "teachers/line: expected source.faulty.py = 'sha256:" in run_without_teachers(folder)
+
+
+def test_nor_is_it_where_the_source_changes_after_it_was_looked_at(folder: Path) -> None:
+    """While other teachers were trained, say: the module is imported when the teacher is loaded."""
+    make_begun(folder)
+    work = Workspace.of_folder(load_experiment(folder / "small.toml"), folder / "out", device="cpu")
+    todo = find_todo(work)
+    before = small.files(folder / "out")
+    module = folder / "faulty.py"
+    module.write_text(module.read_text() + "\n# another line\n")
+    del sys.modules["faulty"]  # as in another process
+    with pytest.raises(SpecMismatch) as caught, mock.patch("os.fsync"):
+        cache(work, todo)
+    assert caught.value.expected.startswith("source.faulty.py = 'sha256:")
+    assert small.files(folder / "out") == before
 
 
 def test_of_a_sealed_capture_a_change_of_the_source_is_said(
@@ -225,6 +244,6 @@ def test_inspect_shows_all_of_it(whole: Path) -> None:
         assert f"  {key}" in text, key
     shown = json.loads(CliRunner().invoke(cli, ["inspect", store, "--json"]).output)
     made_by = shown["captures"][0]["provenance"]
-    assert made_by["source"] == {"faulty.py": made_by["source"]["faulty.py"]}
+    assert made_by["source"].keys() == {"faulty.py", "views_of_mine.py"}
     assert made_by["transfer_set"] == shown["samples"]["identity"]["transfer_set"]
     assert {"teacher", "augmentation", "precision", "device", "torch"} <= set(made_by)

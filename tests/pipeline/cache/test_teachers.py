@@ -1,7 +1,7 @@
 """Teachers from files of whole networks and by name, and the order of their classes.
 
-Linear networks of four inputs and three classes: the first columns are the largest. timm and torchvision are stubs
-of the two functions that are called, as neither is a dependency.
+Linear networks of four inputs and three classes: the first columns are the largest. Networks of timm and torchvision are
+tried in tests/integrations.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import logging
 import os
 import sys
 import types
+import unicodedata
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,9 +23,14 @@ from safetensors.torch import save_file
 from support import small_experiment as small
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
-from logitstore.pipeline.models.class_names import check_class_order, is_generic, stated_class_names
+from logitstore.pipeline.models.class_names import (
+    check_class_order,
+    is_generic,
+    module_class_names,
+    stated_class_names,
+)
 from logitstore.pipeline.models.exported import Exported, exported
-from logitstore.pipeline.models.libraries import timm_model, torchvision_model
+from logitstore.pipeline.models.libraries import timm_model
 from logitstore.pipeline.models.sources import model_files, source_digests, unchanged
 from logitstore.pipeline.run import run
 from logitstore.pipeline.runtime.inference import is_placed
@@ -156,6 +161,82 @@ def test_what_is_no_network_for_this_is_told_apart(tmp_path: Path) -> None:
     cut = tmp_path / "cut.pt2"
     cut.write_bytes(write_exported(tmp_path / "whole.pt2").read_bytes()[:-200])
     refused(cut, by=exported)
+
+
+class Scaled(torch.nn.Module):
+    """Converts its inputs by their dtype, as networks of pixels do: an exported graph keeps one of the two ways."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs / 255 if inputs.dtype == torch.uint8 else inputs * 1.0
+
+
+def test_an_exported_network_takes_inputs_of_the_dtype_that_it_was_exported_with(tmp_path: Path) -> None:
+    path, dynamic = tmp_path / "net.pt2", ({0: torch.export.Dim("batch")},)
+    pixels = torch.full((3, 4), 51, dtype=torch.uint8)
+    for given, other in (
+        (pixels, pixels.float()),
+        (pixels.float(), pixels),
+        (pixels.float(), pixels.double()),
+    ):
+        torch.export.save(torch.export.export(Scaled().eval(), (given,), dynamic_shapes=dynamic), path)
+        module = exported(path)
+        torch.testing.assert_close(module(given), Scaled()(given))
+        assert "with which the network was exported, found inputs of " in refused(other, by=module)
+        # Negative control: the graph itself takes them, and gives other numbers or none.
+        assert isinstance(module, Exported)
+        if {given.dtype, other.dtype} == {torch.uint8, torch.float32}:
+            assert not torch.allclose(module.graph(other), Scaled()(other))
+
+
+class Many(Net):
+    """Dropout and batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.nn.functional.dropout(self.norm(inputs), 0.5, self.training))
+
+
+@pytest.mark.parametrize("net", [Net, Many])
+def test_a_network_that_was_traced_in_training_is_refused(net: Any, tmp_path: Path) -> None:
+    """Its flag is a constant, and eval() changes nothing: each call gave other logits."""
+    path = tmp_path / "net.pt"
+    for training in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(net().train(training), INPUTS, check_trace=False)
+            torch.jit.save(traced, str(path))
+        if not training:
+            torch.testing.assert_close(exported(path)(INPUTS), net().eval()(INPUTS))
+            continue
+        said = refused(path, by=exported)
+        assert "in training mode; call .eval() on it before torch.jit.trace" in said
+        traced.eval()
+        if net is Net:
+            assert not torch.equal(traced(INPUTS), traced(INPUTS))
+
+
+def test_a_scripted_network_is_put_into_evaluation(tmp_path: Path) -> None:
+    """Negative control: its flag is an attribute, and it may be saved in either mode."""
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Many().train()), str(path))
+    torch.testing.assert_close(exported(path)(INPUTS), Many().eval()(INPUTS))
+
+
+def test_a_graph_of_core_operators_in_training_is_refused(tmp_path: Path) -> None:
+    """Decomposed, batch normalisation and dropout have other names."""
+    dynamic = ({0: torch.export.Dim("batch")},)
+    for net in (Net(), Many()):
+        program = torch.export.export(net.train(), (torch.zeros(2, 4),), dynamic_shapes=dynamic)
+        path = tmp_path / "net.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.export.save(program.run_decompositions(), path)
+        assert " in training mode; call .eval() on it" in refused(path, by=exported)
 
 
 # The experiment file
@@ -317,6 +398,24 @@ def test_the_first_difference_is_named(names: list[str] | None, said: str | None
         assert said in refused(names, wanted, "m", by=check_class_order)
 
 
+def test_numbers_are_compared_as_numbers() -> None:
+    """Folders by number are sorted as text, so "2" is class 4 of twelve; a model that counts from 0 has it as class 2."""
+    folders = sorted(str(number) for number in range(12))
+    check_class_order(folders, folders, "m")
+    check_class_order([f"{number:02}" for number in range(10)], folders[:2] + folders[4:], "m")
+    counted = [str(number) for number in range(12)]
+    assert (
+        "expected '10' as class 2, as in the transfer set, found '2', class 4 of the transfer set"
+        in refused(counted, folders, "m", by=check_class_order)
+    )
+    check_class_order([f"LABEL_{number}" for number in range(12)], folders, "m")  # these say nothing
+
+
+def test_a_letter_is_the_same_however_unicode_spells_it() -> None:
+    wanted = ["Äpfel", "né"]
+    check_class_order([unicodedata.normalize("NFD", name) for name in wanted], wanted, "m")
+
+
 def test_names_that_case_alone_tells_apart_are_compared_as_they_are() -> None:
     check_class_order(["A", "a"], ["A", "a"], "m")
     assert "found 'a', class 1 of the transfer set" in refused(
@@ -347,93 +446,7 @@ def test_another_order_of_classes_is_refused_before_the_teacher_is_loaded(folder
     )
 
 
-# timm and torchvision
-
-
-class Conv(torch.nn.Module):
-    """A network of one layer that says what it was shown."""
-
-    pretrained_cfg: dict[str, Any]
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(channels, num_classes, 1)
-        self.shown: list[torch.Tensor] = []
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.shown.append(inputs)
-        return self.conv(inputs).mean(dim=(2, 3))
-
-
-@pytest.fixture
-def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Stubs of both; what their functions were called with."""
-    calls: list[dict[str, Any]] = []
-
-    def create_model(name: str, **options: Any) -> Conv:
-        calls.append({"name": name, **options})
-        network = Conv(options["in_chans"], options["num_classes"])
-        network.pretrained_cfg = {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.5, 1.0)}
-        return network
-
-    def get_model(name: str, **options: Any) -> Conv:
-        calls.append({"name": name, **options})
-        return Conv(3, options["num_classes"])
-
-    timm, torchvision = types.ModuleType("timm"), types.ModuleType("torchvision")
-    models = types.SimpleNamespace(get_model=get_model, list_models=lambda: ["resnet18", "vit_b_16"])
-    monkeypatch.setattr(timm, "create_model", create_model, raising=False)
-    monkeypatch.setattr(timm, "list_models", lambda: ["resnet18", "vit_tiny"], raising=False)
-    monkeypatch.setattr(torchvision, "models", models, raising=False)
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
-    yield calls
-
-
-def test_a_network_by_name_is_made_without_weights_and_normalises_pixels(libraries: Any) -> None:
-    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    network = timm_model("resnet18", input_shape=(3, 4, 4), num_classes=5)
-    assert isinstance(network, Conv) and set(network.state_dict()) == {"conv.weight", "conv.bias"}
-    assert network(pixels).shape == (2, 5)
-    mean, std = torch.tensor([0.5, 0.25, 0.0]).view(-1, 1, 1), torch.tensor([0.5, 0.5, 1.0]).view(-1, 1, 1)
-    torch.testing.assert_close(network.shown[-1], (pixels / 255 - mean) / std)
-    floats = torch.randn(2, 3, 4, 4)
-    network(floats)
-    assert network.shown[-1] is floats
-    grey = timm_model("resnet18", input_shape=(4, 4), num_classes=5, options={"drop_rate": 0.1})
-    assert grey(pixels[:, 0]).shape == (2, 5)
-    other = torchvision_model("vit_b_16", input_shape=(4, 4), num_classes=5, mean=[0.1] * 3, std=[0.2] * 3)
-    assert other(pixels[:, 0]).shape == (2, 5)
-    assert isinstance(other, Conv)
-    torch.testing.assert_close(other.shown[-1][:, 2], (pixels[:, 0] / 255 - 0.1) / 0.2)
-    assert libraries == [
-        {"name": "resnet18", "pretrained": False, "num_classes": 5, "in_chans": 3},
-        {"name": "resnet18", "pretrained": False, "num_classes": 5, "in_chans": 1, "drop_rate": 0.1},
-        {"name": "vit_b_16", "weights": None, "num_classes": 5},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("model", "more", "said"),
-    [
-        ("resnet17", {}, "found 'resnet17'; did you mean 'resnet18'?"),
-        ("hf_hub:timm/x", {}, "found 'hf_hub:timm/x'; name a network of the library; nothing is downloaded"),
-        ("resnet18", {"options": {"pretrained": True}}, "args.options.pretrained: expected no weights from"),
-        ("resnet18", {"options": {"weights": "DEFAULT"}}, "args.options.weights: expected no weights from"),
-        (
-            "resnet18",
-            {"mean": [0.1, 0.2]},
-            "args.mean: expected 3 numbers, found 2 numbers; give one number per",
-        ),
-        ("resnet18", {"input_shape": (4,)}, "found inputs of shape (4,)"),
-    ],
-)
-@pytest.mark.parametrize("make", [timm_model, torchvision_model])
-def test_what_would_fetch_or_cannot_be_is_refused(
-    libraries: Any, make: Any, model: str, more: dict[str, Any], said: str
-) -> None:
-    arguments = {"input_shape": (3, 4, 4), "num_classes": 5, **more}
-    assert said in refused(by=lambda: make(model, **arguments))
+# Libraries
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,6 +518,27 @@ def test_class_names_of_a_module_are_compared_as_well(folder: Path) -> None:
     ):
         captured(load_experiment(path), folder / "out")
     assert not (folder / "out" / "store.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (types.SimpleNamespace(class_names=np.array(["a", "b"])), ["a", "b"]),
+        (types.SimpleNamespace(class_names=("a", "b")), ["a", "b"]),
+        (types.SimpleNamespace(class_names=[]), None),
+        (types.SimpleNamespace(class_names=None), None),
+        (types.SimpleNamespace(class_names="ab"), None),
+        (types.SimpleNamespace(class_names=lambda: ["a", "b"]), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a"})), ["a", "b"]),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={1: "b", 0: "a", 2: "c"})), None),
+        (types.SimpleNamespace(config=types.SimpleNamespace(id2label={"0": "a", "1": "b"})), None),
+        (types.SimpleNamespace(config={"id2label": {}}), None),
+        (types.SimpleNamespace(), None),
+    ],
+)
+def test_names_of_a_module(module: Any, names: list[str] | None) -> None:
+    """An array of names was no list, and so was not compared."""
+    assert module_class_names(module, 2) == names
 
 
 def test_a_module_that_has_its_places_is_known() -> None:

@@ -1,5 +1,6 @@
 """Laws of sequential k-means."""
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.pipeline.cluster.kmeans import KMeans, minibatch_kmeans, online_kmeans, seed_centres
+from logitstore.pipeline.cluster.kmeans import KMeans, _Centres, minibatch_kmeans, online_kmeans, seed_centres
 from logitstore.storage.errors import BadDataError, ConfigError
 
 
@@ -163,3 +164,76 @@ def test_points_that_are_not_finite() -> None:
 def test_counts_below_one(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}: expected 1 or more, found 0; raise it$"):
         online_kmeans(np.zeros((3, 2)), 2, **{key: 0})
+
+
+# Against the algorithm in its plainest form
+
+
+def macqueen(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Return the groups of sequential k-means, its means computed anew from their points after each move."""
+    generator = np.random.default_rng([seed, 0])
+    seeds = seed_centres(points, clusters, generator)
+    group = np.full(len(points), -1)
+    group[seeds] = np.arange(clusters)
+
+    def distances(index: int) -> np.ndarray:
+        means = np.stack([points[group == number].mean(axis=0) for number in range(clusters)])
+        return ((points[index] - means) ** 2).sum(axis=1)
+
+    for index in generator.permutation(np.flatnonzero(group < 0)):
+        group[index] = distances(index).argmin()
+    moved = True
+    while moved:
+        moved = False
+        for index in generator.permutation(len(points)):
+            found, old = distances(index), group[index]
+            if found.min() < found[old] * (1 - 1e-9) - 1e-12 and (group == old).sum() > 1:
+                group[index], moved = found.argmin(), True
+    return group
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_point_is_compared_with_the_means_of_that_moment(seed: int) -> None:
+    """The products with many points are computed ahead; a mean that has moved since must not be seen as it was.
+
+    Neither may a mean be off: that of n points is their sum over n. Both pass for k-means where groups lie far apart.
+    """
+    points = np.random.default_rng(seed).normal(size=(90, 3))
+    found = online_kmeans(points, 7, restarts=1, seed=seed)
+    assert same_partition(found.assignment, macqueen(points, 7, seed))
+
+
+def test_of_several_starts_the_one_that_leaves_the_least_is_taken() -> None:
+    """Greedy k-means++ leaves less inertia than k-means++, which takes the first draw."""
+
+    def left(points: np.ndarray, chosen: np.ndarray) -> float:
+        return float(((points[:, None] - points[chosen]) ** 2).sum(axis=2).min(axis=1).sum())
+
+    def plain(points: np.ndarray, clusters: int, generator: np.random.Generator) -> np.ndarray:
+        chosen = [int(generator.integers(len(points)))]
+        while len(chosen) < clusters:
+            odds = ((points[:, None] - points[chosen]) ** 2).sum(axis=2).min(axis=1)
+            chosen.append(int(generator.choice(len(points), p=odds / odds.sum())))
+        return np.array(chosen)
+
+    points = np.random.default_rng(8).normal(size=(120, 4))
+    greedy, first = (
+        np.mean([left(points, choose(points, 8, np.random.default_rng(seed))) for seed in range(60)])
+        for choose in (seed_centres, plain)
+    )
+    assert greedy < 0.9 * first
+
+
+def test_no_group_becomes_empty_whatever_rounding_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that is alone is its own mean; with distances this inexact another mean seems nearer."""
+    visit = _Centres.visit
+    noise = np.random.default_rng(0)
+
+    def inexact(self: _Centres, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for index, distances in visit(self, order):
+            yield index, distances + noise.uniform(0, 2, distances.shape)
+
+    monkeypatch.setattr(_Centres, "visit", inexact)
+    for seed in range(20):
+        points = np.random.default_rng(seed).normal(size=(9, 2))
+        assert len(online_kmeans(points, 6, passes=5, restarts=1, seed=seed).centres) == 6

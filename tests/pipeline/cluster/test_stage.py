@@ -13,9 +13,11 @@ from logitstore.pipeline.cluster.figure import draw_clustering
 from logitstore.pipeline.cluster.sets import confusable_sets
 from logitstore.pipeline.cluster.softened import softened_outputs
 from logitstore.pipeline.cluster.stage import cluster_store, errors_in_sets
+from logitstore.pipeline.cluster.todo import cluster_identity
 from logitstore.pipeline.experiment.tables import Cluster
 from logitstore.storage.api import Store, create_store, open_store
-from logitstore.storage.errors import BadDataError, ConfigError, PartNotFound, SpecMismatch
+from logitstore.storage.describe import clustering_record
+from logitstore.storage.errors import BadDataError, ConfigError, ManifestInvalid, PartNotFound, SpecMismatch
 
 SETTINGS: dict[str, Any] = {
     "teacher": "wide",
@@ -351,6 +353,60 @@ def test_memory_that_is_too_small_for_anything(wide_store: Store) -> None:
         ConfigError, match=r"^normalise: expected memory = 0.00604, for the whole matrix, found 0.006,"
     ):
         cluster_store(wide_store, Cluster(**settings, memory=0.006, normalise=True))
+
+
+# Clusterings of somebody else, with every digest right
+
+
+READY_MADE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "assignment beyond the sets": (
+        {"assignment": [0, 1, 0, 3 * 10**8]},
+        {},
+        r"assignment: expected clusters from 0 to 1, found 0 to 300000000; ",
+    ),
+    "covariance of other classes": (
+        {"covariance": np.eye(9)},
+        {},
+        r"covariance: expected 4 classes, found 9; ",
+    ),
+    "errors of text": (
+        {},
+        {"errors_inside": {"errors": "nine", "inside": 1, "random_share": 0.5}},
+        r"spec.json: errors_inside: errors: expected a number of at least 0, found 'nine'; ",
+    ),
+    "errors without figures": (
+        {},
+        {"errors_inside": {}},
+        r"spec.json: errors_inside: expected a number errors, found \[\]; ",
+    ),
+    "inertia of 400 digits": (
+        {},
+        {"inertia": 10**400},
+        r"spec.json: inertia: expected a number that a float64 holds, found an integer of 1329 bits; ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READY_MADE)
+def test_a_ready_made_clustering_is_checked_before_it_is_used(
+    store: Store, tmp_path: Path, kind: str
+) -> None:
+    changed, notes, message = READY_MADE[kind]
+    arrays: dict[str, Any] = {
+        "covariance": np.eye(CLASSES),
+        "centres": np.zeros((2, CLASSES)),
+        "assignment": [0, 1, 0, 1],
+        "sets": [[0, 1, 2], [1, 2, 3]],
+    } | changed
+    dtypes = {"assignment": np.int64, "sets": np.int64}
+    values = {name: np.asarray(one, dtypes.get(name, np.float32)) for name, one in arrays.items()}
+    table = cluster()
+    store.write_clustering(table.part_name, values, identity=cluster_identity(store, table), notes=notes)
+    cluster_store(store, table)  # it is there, of the very settings
+    with pytest.raises(ManifestInvalid, match=message):
+        errors_in_sets(store, table.part_name)
+        draw_clustering(store, table.part_name, tmp_path / "a.png")
+        clustering_record(store, table.part_name)
 
 
 # Figures

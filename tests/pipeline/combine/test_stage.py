@@ -275,7 +275,7 @@ def refused(made: Made, kind: type[LogitStoreError], said: str, **wish: Any) -> 
         (
             {"generalist": "s-0"},
             ConfigError,
-            "s-0: expected a generalist: all 9 classes, in order, found a dustbin",
+            "s-0: expected a generalist: all 9 classes, found a dustbin",
         ),
         ({"specialists": ["no"]}, PartNotFound, "teachers/no: expected one of the sealed parts"),
         (

@@ -789,3 +789,23 @@ def test_a_stream_of_all_teachers_does_not_count_one_twice(store: Store) -> None
     assert list(batch.logits) == teachers
     alone = next(iter(store.stream(4, teachers=["smaller"], inputs=False)))
     assert list(alone.logits) == ["smaller"]
+
+
+def test_codes_are_shifted_no_further_than_they_always_were() -> None:
+    """The shift is part of what a compressed capture is. Another range of shifts would give other bytes on a resumption."""
+    logits = np.linspace(0, -20, 64, dtype=np.float32).reshape(1, -1)
+    with pytest.MonkeyPatch.context() as patched:
+        # A codec that packs the better, the further the codes are shifted.
+        patched.setattr(choose_encoding, "compress", lambda _, codes: b" " * int(2**17 - int(codes.max())))
+        chosen = fit_budget(1e-6, spread=20.0, samples=[logits])
+    assert chosen.dtype == "uint16"
+    code = int(ErrorBudget(1e-6, 1.0, 0.0, "uint16").encode(logits, 0, "")["logits"].max())
+    assert 0 < chosen.shift == 15 - code.bit_length()
+
+
+def test_a_k_whose_logits_float16_does_not_hold_is_no_good() -> None:
+    """Stored as -inf they would be decoded as such, whatever is measured of the few that are left."""
+    row = np.array([[0.0, -1e5, -1e5, -1e5]], np.float32)
+    order = np.argsort(-row, axis=1, kind="stable")
+    assert choose_encoding._top_k_kl(row, order, 1, 1.0).tolist() == [0.0]
+    assert choose_encoding._top_k_kl(row, order, 2, 1.0).tolist() == [np.inf]

@@ -140,7 +140,7 @@ def test_specialists_have_no_metrics_of_their_own(
 ) -> None:
     store, _ = made
     assert scored_captures(store) == ["generalist", "combined", "student"]
-    with pytest.raises(ConfigError, match="teachers/expert-0: expected all 8 classes in order, found 4 col"):
+    with pytest.raises(ConfigError, match="teachers/expert-0: expected all 8 classes, found 4 col"):
         evaluate_captures(store, captures=["expert-0"])
 
 
@@ -258,3 +258,70 @@ def test_options_of_the_other_form_are_refused(arguments: list[str], line: str) 
     result = CliRunner().invoke(cli, ["evaluate", *arguments])
     assert (result.exit_code, result.stdout) == (64, "")
     assert line in result.stderr
+
+
+# Equal logits
+
+
+NEAR = np.array([-5.0015, -5.0010, 0.0, -9.0], np.float32)
+"""The first two are one number in float16; class 1 is the likelier."""
+
+
+def near_ties(path: Path) -> Store:
+    """A store of rows with the logits `NEAR` and the label 1, as a top-k capture and in codes so coarse that all tie."""
+    store = create_store(
+        path,
+        num_classes=4,
+        labels=np.ones(20, np.int64),
+        digests=np.arange(20, dtype=np.uint64),
+        block_rows=8,
+    )
+    rows = np.tile(NEAR, (20, 1))
+    for name, encoding in (("largest", {"top_k": 3}), ("codes", {"max_kl": 1e-2}), ("half", "float16")):
+        with store.capture(name, provenance={}, encoding=encoding) as capture:
+            for block in capture.missing_blocks():
+                capture.write(block, rows[block.start : block.stop])
+    return store
+
+
+def test_the_order_of_the_given_logits_counts_where_it_is_stored(tmp_path: Path) -> None:
+    """A top-k capture stores it. Other encodings do not, and of equal logits the lower class counts."""
+    found = evaluate_captures(near_ties(tmp_path / "s.zarr"), top_k=2).metrics
+    assert {name: metrics.top_k_errors for name, metrics in found.items()} == {
+        "largest": 0,
+        "codes": 20,
+        "half": 20,
+    }
+    assert {metrics.ties for metrics in found.values()} == {0}
+
+
+def test_without_the_stored_order_the_lower_class_would_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control."""
+    monkeypatch.setattr("logitstore.storage.parts.reader.tell_apart", lambda dense, _: dense)
+    assert evaluate_captures(near_ties(tmp_path / "s.zarr"), top_k=2).metrics["largest"].top_k_errors == 20
+
+
+def test_ties_are_shown(tmp_path: Path) -> None:
+    store = near_ties(tmp_path / "s.zarr")
+    shown = CliRunner().invoke(cli, ["evaluate", str(store.path)])
+    assert "ties" not in shown.output
+    with store.capture("tied", provenance={}, encoding={"max_kl": 1e-2}) as capture:
+        for block in capture.missing_blocks():
+            capture.write(block, np.tile(np.float32([-0.1, 0.0, -3.0, -9.0]), (len(block), 1)))
+    shown = CliRunner().invoke(cli, ["evaluate", str(store.path), "--json"])
+    tied = json.loads(shown.output)["captures"][-1]
+    assert (tied["name"], tied["ties"], tied["errors"]) == ("tied", 20, 20)
+    assert "ties" in CliRunner().invoke(cli, ["evaluate", str(store.path)]).output
+
+
+def test_a_capture_that_lacks_classes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = near_ties(tmp_path / "s.zarr")
+    for name, provenance in (("few", {}), ("special", {"head": {"kind": "specialist"}})):
+        with store.capture(name, provenance=provenance, classes=[2, 0]) as capture:
+            for block in capture.missing_blocks():
+                capture.write(block, np.zeros((len(block), 2), np.float32))
+    assert list(evaluate_captures(store).metrics) == ["largest", "codes", "half"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{store.path}: teachers/few is not scored: of the store it has 2 classes alone"]

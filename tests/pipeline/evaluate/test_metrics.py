@@ -164,3 +164,16 @@ def test_ensembles_that_cannot_be() -> None:
         ensemble_logits({**logits, "c": draw(7, 4, 2)[0]})
     with pytest.raises(ConfigError, match=r"^teachers: expected at least one, found none; "):
         ensemble_logits({})
+
+
+def test_of_equal_logits_the_lower_class_counts_and_ties_are_counted() -> None:
+    """Rows 0 and 1 are ties at the top, of which one is right; row 2 has its tie below; row 3 has no label."""
+    logits = np.array([[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, -1.0, -1.0], [0.0, 0.0, 0.0]])
+    labels = np.array([0, 1, 2, -1])
+    result = evaluate_logits(logits, labels, top_k=2)
+    assert (result.rows, result.errors, result.ties, result.top_k_errors) == (3, 2, 2, 1)
+    parts = [Accumulator(3, top_k=2), Accumulator(3, top_k=2)]
+    for part, rows in zip(parts, (slice(2), slice(2, 4)), strict=True):
+        part.update(logits[rows], labels[rows])
+    parts[0].merge(parts[1])
+    assert parts[0].result() == result

@@ -12,11 +12,12 @@ from support import experiments
 from support.experiments import document, parsed, run_document, student, teacher, train
 from torch import nn
 
+from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, TableRow
-from logitstore.pipeline.evaluate.stage import evaluation_examples
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import load_weights
-from logitstore.storage.errors import BadDataError, ConfigError
+from logitstore.pipeline.workspace import Workspace
+from logitstore.storage.errors import BadDataError
 
 TEST_ROWS = 70
 
@@ -90,7 +91,7 @@ def test_teachers_ensemble_and_students_are_scored_by_their_own_weights() -> Non
     check(row_of(table, "wide").scores[0], wide, WIDE)
     check(row_of(table, "deep").scores[0], deep, DEEP)
     # The ensemble that "both" learns from: three parts wide, one part deep.
-    check(row_of(table, "wide + deep, arithmetic mean").scores[0], 0.75 * wide + 0.25 * deep, WIDE + DEEP)
+    check(row_of(table, "3 wide + deep, arithmetic mean").scores[0], 0.75 * wide + 0.25 * deep, WIDE + DEEP)
     for seed, found in enumerate(row_of(table, "soft").scores):
         check(found, softmax(logits_of(models / "students" / f"soft-seed{seed}.safetensors", [6])), SMALL)
     assert not np.allclose(wide, deep, atol=0.02), "two models as alike as these would test nothing"
@@ -131,7 +132,7 @@ def test_a_geometric_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -
     models = folder / "out" / "models" / "teachers"
     wide, deep = (logits_of(models / f"{n}.safetensors", h) for n, h in (("wide", [12]), ("deep", [8, 8])))
     check(
-        row_of(table, "wide + deep, geometric mean").scores[0],
+        row_of(table, "3 wide + deep, geometric mean").scores[0],
         softmax(0.75 * wide + 0.25 * deep),
         WIDE + DEEP,
     )
@@ -153,24 +154,6 @@ def test_a_model_that_works_in_place_spoils_no_other_score(base: Path) -> None:
     clean = run_document(content, base, base / "clean").table
     for name in ("wide", "soft"):
         assert row_of(table, name).scores == row_of(clean, name).scores
-
-
-def test_without_an_evaluation_set_nothing_can_be_evaluated() -> None:
-    content = document()
-    del content["evaluation_set"]
-    with pytest.raises(
-        ConfigError, match=r"evaluation_set: expected the labelled examples .*; add \[evaluation_set\]"
-    ):
-        evaluation_examples(parsed(content, experiments.finished()), 4)
-
-
-def test_an_evaluation_set_of_more_classes_is_refused() -> None:
-    experiment = parsed(document(), experiments.finished())
-    assert len(evaluation_examples(experiment, 4)) == TEST_ROWS
-    with pytest.raises(
-        BadDataError, match="evaluation_set: expected the 3 classes of the transfer set, found 4"
-    ):
-        evaluation_examples(experiment, 3)
 
 
 class Unlabelled:
@@ -198,7 +181,8 @@ def test_an_evaluation_set_without_labels_is_refused_before_anything_is_trained(
     for labelled in (True, False):
         content["evaluation_set"] = own | {"args": {"labelled": labelled}}
         if labelled:
-            assert len(evaluation_examples(parsed(content, base), 4)) == 3
+            work = Workspace.of_folder(parsed(content, base), base)
+            assert len(EvaluationExamples(work.experiment, work.rows)) == 3
     arrays = {"factory": "logitstore.pipeline.datasets:arrays"}
     for table in (content["evaluation_set"], arrays | {"args": {"file": "test.npz", "labels": ""}}):
         content["evaluation_set"] = table

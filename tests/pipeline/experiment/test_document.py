@@ -1,6 +1,7 @@
 """Laws of the experiment file: what is right is kept, what is wrong is one line that says where."""
 
 import math
+import time
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -579,3 +580,51 @@ def test_no_document_escapes_as_another_error(data: st.DataObject) -> None:
     except ConfigError as error:
         assert "\n" not in str(error)
         assert str(error).startswith("a.toml: ")
+
+
+LARGE: dict[str, tuple[str, str]] = {
+    "lists without an end": ("x = " + "[" * 5000, "at most 32 levels of lists and tables, found more levels"),
+    "lists in lists": ("x = " + "[" * 100 + "]" * 100, "at most 32 levels of lists and tables"),
+    "tables in tables": ("x = " + "{a = " * 2000 + "1" + "}" * 2000, "at most 32 levels"),
+    "a key of 20,000 names": (
+        ".".join(["a"] * 20_000) + " = 1",
+        "keys of at most 32 names, found a longer key in line 1",
+    ),
+    "a heading of 20,000 names": (
+        "\n[" + " . ".join(["a", '"b"'] * 10_000) + "]",
+        "keys of at most 32 names",
+    ),
+    "quoted names": (".".join(['"a b"'] * 20_000) + " = 1", "keys of at most 32 names"),
+    "a number of 5,000 digits": ("x = " + "9" * 5000, "numbers of at most 4,300 digits"),
+    "2 MiB of comments": ("#" * (2 << 20), "at most 1,048,576 bytes, found 2,097,152 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_file_beyond_the_limits_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    text, message = LARGE[kind]
+    (tmp_path / "e.toml").write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(tmp_path / "e.toml")
+    assert message in str(caught.value)
+    assert time.perf_counter() - start < 2
+
+
+def test_counts_that_no_store_holds_are_refused(tmp_path: Path) -> None:
+    """They are refused by their number, before a name is made for each."""
+    base = '[transfer_set]\nfactory = "a:b"\n[[teacher]]\nname = "wide"\nfactory = "a:b"\nweights = "w"\n'
+    start = time.perf_counter()
+    for line, key in (
+        ("members = 100000000", "teacher[0].members: expected 4096 at most, found 100000000"),
+        ("[cache]\nviews = 100000000", "cache.views: expected 65536 at most"),
+        (
+            '[cluster]\nteacher = "wide"\nclusters = 100000000\nclasses_per_cluster = 2',
+            "cluster.clusters: expected 1048576",
+        ),
+    ):
+        (tmp_path / "e.toml").write_text(base + line)
+        with pytest.raises(ConfigError) as caught:
+            load_experiment(tmp_path / "e.toml")
+        assert key in str(caught.value)
+    assert time.perf_counter() - start < 2

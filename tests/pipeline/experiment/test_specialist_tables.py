@@ -389,7 +389,9 @@ train = { lr = 2e-2, epochs = 1 }
         f"trained   {models / 'students' / 'back-seed0.safetensors'}",
     ]
     again = CliRunner().invoke(cli, [*call, "-q"], catch_exceptions=False)
-    assert again.output == "nothing to do: everything is trained and unchanged\n"
+    assert again.output == (
+        "nothing to do: everything is trained and unchanged (the store holds the inputs; the transfer set was not read)\n"
+    )
 
 
 def test_a_whole_experiment_runs_from_teachers_to_the_student_of_the_combination(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Records of models: made from the same things, and still the same weights, or to be made again."""
 
 import errno
+import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.pipeline.models.records import Models, weights_digest
+from logitstore.storage.backends import posix
 from logitstore.storage.backends.posix import replace_file
 from logitstore.storage.errors import BadDataError, StorageError, StorageFull
+from logitstore.storage.format.documents import canonical_json
 from logitstore.storage.identity import as_json
 
 IDENTITY = {"factory": "a:b", "args": {"hidden": (3, 4)}, "lr": 1e-3, "seed": 2**63}
@@ -146,3 +150,134 @@ def test_what_is_renamed_was_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "replace", replace)
     replace_file(tmp_path / "file", b"content")
     assert steps == ["file", "rename", "folder"]
+
+
+# What a killed run leaves
+
+
+def leftovers(folder: Path) -> set[str]:
+    """Names of files and folders in the models."""
+    return {path.name for path in (folder / "students").iterdir()}
+
+
+def littered(models: Models) -> Path:
+    """A finished model, beside unfinished files of it and of another one; the folder."""
+    folder = made(models).parent
+    for name in (
+        ".small.safetensors.0123456789ab",
+        ".small.json.0123456789ab",
+        ".small.metrics.jsonl.0123456789ab",
+    ):
+        (folder / name).write_bytes(b"half")
+    for name in (".smaller.safetensors.0123456789ab", ".small.safetensors.mine", "small.txt"):
+        (folder / name).write_bytes(b"another's")
+    return folder
+
+
+def made(models: Models) -> Path:
+    """A model with its record; its weights."""
+    path = models.weights_path("students", "small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    models.put("students", "small", IDENTITY, weights_digest(path), {})
+    return path
+
+
+def checkpoint_of(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """A checkpoint of a training, beside its tensors; its folder."""
+    checkpoints = folder / "small.checkpoints"
+    checkpoints.mkdir()
+    record = {"format": 1, "step": 3, "identity": dict(identity)}
+    (checkpoints / "000000000003.json").write_bytes(canonical_json({"record": record, "sha256": "0"}))
+    (checkpoints / "000000000003-00.safetensors").write_bytes(b"tensors")
+    return checkpoints
+
+
+def test_unfinished_files_of_a_model_are_taken_away_and_no_others(tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    littered(models)
+    models.tidy("students", "small")
+    assert leftovers(tmp_path) == {
+        "small.safetensors", "small.json", "small.txt",
+        ".smaller.safetensors.0123456789ab", ".small.safetensors.mine",
+    }  # fmt: skip
+    assert models.find("students", "small", IDENTITY) is not None
+    Models(tmp_path / "nowhere").tidy("students", "small")
+
+
+def test_a_file_that_is_being_written_stays(tmp_path: Path) -> None:
+    """Another process holds its lock, and renames it when it is whole."""
+    models = Models(tmp_path)
+    folder = littered(models)
+    with (folder / ".small.safetensors.0123456789ab").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        models.tidy("students", "small")
+        assert ".small.safetensors.0123456789ab" in leftovers(tmp_path)
+    models.tidy("students", "small")
+    assert ".small.safetensors.0123456789ab" not in leftovers(tmp_path)
+
+
+def test_a_file_is_locked_as_long_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def sweeping(handle: int) -> None:
+        posix.remove_leftovers(tmp_path / "a.json")
+        seen.append([path.name[:8] for path in tmp_path.iterdir()])
+
+    monkeypatch.setattr("os.fsync", sweeping)
+    posix.replace_file(tmp_path / "a.json", b"content")
+    assert seen[0] == [".a.json."] and (tmp_path / "a.json").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("change", [{}, {"seed": 4}], ids=["of its training", "of another"])
+def test_checkpoints_go_with_the_training_that_has_ended(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Those of another training are hours of work, and stay."""
+    models = Models(tmp_path)
+    checkpoints = checkpoint_of(made(models).parent, {**IDENTITY, **change})
+    models.tidy("students", "small")
+    assert checkpoints.exists() is bool(change)
+
+
+def test_checkpoints_of_a_training_that_goes_on_stay(tmp_path: Path) -> None:
+    """No record was written, or its weights are gone."""
+    models = Models(tmp_path)
+    path = made(models)
+    checkpoints = checkpoint_of(path.parent, IDENTITY)
+    path.unlink()
+    models.tidy("students", "small")
+    path.with_suffix(".json").unlink()
+    models.tidy("students", "small")
+    assert checkpoints.exists()
+
+
+# Records of earlier versions
+
+
+def test_a_record_is_compared_by_what_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of before there was source in it; that nobody compared it is said once."""
+    models = Models(tmp_path)
+    made(models)
+    today = {**IDENTITY, "source": {"mine.py": "sha256:0"}}
+    for _ in range(2):
+        assert models.find("students", "small", today) is not None
+    assert caplog.text.count("students/small.json: written by a version that kept no source of a model") == 1
+    assert models.find("students", "small", {**today, "seed": 9}) is None
+
+
+def test_a_record_with_source_is_of_that_source_alone(tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    path, identity = made(models), {**IDENTITY, "source": {"mine.py": "sha256:0"}}
+    models.put("students", "small", identity, weights_digest(path), {})
+    assert models.find("students", "small", identity) is not None
+    assert models.find("students", "small", {**IDENTITY, "source": {"mine.py": "sha256:1"}}) is None
+    assert models.find("students", "small", IDENTITY) is None
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    models = Models(tmp_path)
+    path = made(models).with_suffix(suffix)
+    path.unlink()
+    os.mkfifo(path)
+    assert models.find("students", "small", IDENTITY) is None

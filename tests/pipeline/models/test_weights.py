@@ -76,7 +76,7 @@ def test_a_pickle_that_names_code_is_refused_even_then(tmp_path: Path) -> None:
     with pytest.raises(BadDataError) as caught:
         load_weights(model(), path, allow_pickle=True)
     assert str(caught.value).startswith(
-        f"{path}: expected a state dict of torch tensors, found UnpicklingError: "
+        f"{path}: expected a state dict of torch tensors, found a whole module, whose classes are code: logitstore."
     )
     assert "\n" not in str(caught.value)
 

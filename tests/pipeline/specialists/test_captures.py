@@ -179,7 +179,8 @@ def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
     field = ready(tmp_path, content())
     captured(field)
     inputs, labels = some_digits(40, seed=5)
-    np.savez(tmp_path / "more.npz", inputs=inputs, labels=labels, class_names=np.array(list("abcd")))
+    names = np.array([f"stroke {c}" for c in range(4)])
+    np.savez(tmp_path / "more.npz", inputs=inputs, labels=labels, class_names=names)
     document = content()
     del document["specialists"]
     document["transfer_set"]["args"]["file"] = "more.npz"
@@ -203,6 +204,29 @@ def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
         **at_home,
         "generalist": None,
     }  # its prior is that of its training
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["stroke 1", "stroke 0", "stroke 2", "stroke 3"],
+            "classes: expected those of the specialists' own store",
+        ),
+        (
+            ["stroke 0", "stroke 1", "stroke 2", "x"],
+            "class 'x': expected a class of the transfer set, such as",
+        ),
+    ],
+)
+def test_a_transfer_set_of_other_classes_is_refused(tmp_path: Path, names: list[str], said: str) -> None:
+    """The same weights in the generalist's capture say nothing of the order of the classes."""
+    field = ready(tmp_path, content())
+    shutil.copytree(tmp_path / "out", tmp_path / "more")
+    other = Workspace.of_folder(field.work.experiment, tmp_path / "more")
+    vars(other.store.samples)["class_names"] = names  # cached as it is read
+    with pytest.raises(BadDataError, match=said):
+        captured(field, onto=other)
 
 
 def test_another_generalist_is_not_taken_for_theirs(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """A specialist: the generalist with a head of its own, trained on half and half, and trained once."""
 
+import contextlib
 import math
+import multiprocessing
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,19 +264,23 @@ def test_labels_become_the_class_of_the_set_or_the_dustbin(tmp_path: Path) -> No
     assert torch.equal(loss(logits, fake_batch([0, 2, 1, 3])), expected)
 
 
-def test_of_the_full_variant_others_learn_from_the_generalist(tmp_path: Path) -> None:
-    """Section 6.1: hard labels for special rows, soft targets for all others."""
-    document = content(variant="full", temperature=2.0, train=train(batch_size=4))
+@pytest.mark.parametrize(("share", "special"), [(0.5, 2), (0.25, 1)])
+def test_of_the_full_variant_others_learn_from_the_generalist(
+    tmp_path: Path, share: float, special: int
+) -> None:
+    """Section 6.1: hard labels for special rows, soft targets for all others, and each row counts once."""
+    document = content(variant="full", temperature=2.0, share=share, train=train(batch_size=4))
     field = Field(grounds(tmp_path), document)
     loss = SpecialistLoss(table_of(field.experiment), "wide", special_rows(field.work, field.runs[0]), 4)
     logits, given = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
     batch = fake_batch([0, 2, 1, 3], given.float())
-    hard = -(logits[:2].log_softmax(1)[[0, 1], [0, 2]]).sum()
-    targets = (given[2:].float().double() / 2).softmax(1)
-    soft = -4 * (targets * (logits[2:] / 2).log_softmax(1)).sum()
+    hard = -(logits[:special].log_softmax(1)[range(special), [0, 2][:special]]).sum()
+    targets = (given[special:].float().double() / 2).softmax(1)
+    soft = -4 * (targets * (logits[special:] / 2).log_softmax(1)).sum()
     torch.testing.assert_close(loss(logits.float(), batch).double(), (hard + soft) / 4, rtol=1e-5, atol=1e-6)
     # The labels of the others have no say, nor have the generalist's logits of special rows.
-    again = fake_batch([0, 2, 3, 3], torch.cat([given[:2] + torch.randn(2, 4), given[2:]]).float())
+    others = torch.cat([given[:special] + torch.randn(special, 4), given[special:]])
+    again = fake_batch([0, 2][:special] + [3] * (4 - special), others.float())
     assert torch.equal(loss(logits.float(), batch), loss(logits.float(), again))
 
 
@@ -328,7 +336,7 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path, 
 
 
 def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
-    """On a cluster of two, each with one thread as here."""
+    """In two processes, each with one thread as here."""
     alone = Field(grounds(tmp_path / "alone"), content())
     shared = Field(grounds(tmp_path / "shared"), content(workers=2))
     told = []
@@ -341,6 +349,41 @@ def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
     assert told[-1][:4] == ("training 2 specialists", 2, 2, "specialists")
 
 
+def listening(pids: set[int]) -> set[str]:
+    """Return the addresses at which processes listen, as /proc has them."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(str(file.readlink()))
+    found = set()
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1])
+    return found
+
+
+def test_processes_that_train_open_no_port(tmp_path: Path) -> None:
+    """Any user of the machine could talk to one."""
+    field = Field(grounds(tmp_path), content(workers=2))
+    seen: list[set[str]] = []
+
+    def progress(*_: object) -> None:
+        children = {process.pid for process in multiprocessing.active_children()}
+        seen.append(listening({os.getpid(), *filter(None, children)}))
+
+    with mock.patch("os.fsync"):
+        train_specialists(replace(field.work, progress=progress))
+    assert len(seen) > 4
+    assert set().union(*seen) == set()
+    with socket.socket() as port:  # control
+        port.bind(("127.0.0.1", 0))
+        port.listen()
+        assert len(listening({os.getpid()})) == 1
+
+
 def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
     field = Field(grounds(tmp_path), content())
 
@@ -350,8 +393,11 @@ def test_ranks_deal_the_specialists_among_them(tmp_path: Path) -> None:
         def first_says(self, text: str) -> str:
             return text
 
-        def counts(self, number: int) -> list[int]:
-            return [number, number]
+        def agree(self, value: object) -> None:
+            pass
+
+        def wait(self) -> None:
+            pass
 
     done: list[str] = []
     with mock.patch.object(stage, "train_specialist", lambda work, run, *_: done.append(run.name)):

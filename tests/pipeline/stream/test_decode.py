@@ -8,6 +8,7 @@ import logitstore
 from logitstore.pipeline.losses import soft_targets
 from logitstore.pipeline.stream.batch import TopKTensors, decode_codes, decode_top_k
 from logitstore.pipeline.stream.torch_stream import TorchStream
+from logitstore.storage.encodings.top_k import TopK
 from logitstore.storage.errors import ConfigError
 
 ROWS, CLASSES = 300, 70
@@ -125,3 +126,23 @@ def test_every_float16_decodes_to_the_bits_of_numpy() -> None:
     halves = halves[~np.isnan(halves)][None]
     found = torch.from_numpy(halves).to(torch.float32).numpy()
     assert np.array_equal(found.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 9.0])
+def test_the_level_of_the_tail_is_within_its_bounds_whatever_its_figures(temperature: float) -> None:
+    """As on the host. Rounded figures, and those of a store that nobody vouches for, lead beyond the bounds."""
+    random = np.random.default_rng(7)
+    rows, k, classes = 400, 3, 12
+    kept = -np.sort(random.exponential(4, (rows, k)).astype(np.float16), axis=1)
+    figures = random.normal(0, 6, (rows, 3)).astype(np.float32)
+    figures[:, 2] = abs(figures[:, 2]) * 10
+    index = np.tile(np.arange(k, dtype=np.uint8), (rows, 1))
+    expected = TopK(k).decode({"index": index, "logits": kept, "tail": figures}, classes, temperature)
+    tensors = TopKTensors(*(torch.from_numpy(value) for value in (index, kept, figures)), classes)
+    found = decode_top_k(tensors, temperature).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    log_sum, mean, variance = figures.astype(np.float64).T
+    at_one = np.maximum(log_sum - np.log(classes - k), mean)
+    below = 2 * (at_one - mean) * (1 - 1 / temperature) + variance / temperature
+    free = mean + (at_one - mean) * variance / temperature / below
+    assert (abs(free - expected[:, -1]) > 0.1).any() or temperature == 1.0, "no bound would be needed"

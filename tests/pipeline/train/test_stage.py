@@ -14,6 +14,7 @@ from support import experiments
 from support.experiments import ROWS, VIEWS, document, parsed, student, train
 from torch import Tensor
 
+from logitstore.pipeline import transfer
 from logitstore.pipeline.augment import row_generator, shift
 from logitstore.pipeline.experiment.document import Experiment
 from logitstore.pipeline.losses import Distillation
@@ -64,8 +65,8 @@ def trained(content: Content, folder: Path) -> tuple[Record, dict[str, Tensor]]:
 def shown(content: Content, epochs: int) -> list[tuple[list[int], list[int], Any]]:
     """The rows, views and inputs that a student is shown, epoch by epoch."""
     experiment, (run, *_) = runs(content)
-    stream, shape = open_stream(workspace(experiment), run)
-    assert shape == experiments.SHAPE
+    stream, few = open_stream(workspace(experiment), run)
+    assert few.shape == (2, *experiments.SHAPE)
     found = []
     for epoch in range(epochs):
         stream.set_epoch(epoch)
@@ -171,8 +172,12 @@ def test_hard_targets_need_labels_among_the_rows_that_are_shown(tmp_path: Path) 
                 open_stream(Workspace.of_store(experiment, path), run)
 
 
-def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -> None:
-    """Inputs that are not stored are checked one by one against the digests."""
+def test_a_changed_transfer_set_stops_a_training_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs that are not stored are checked one by one against the digests, also those that no comparison has read."""
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(transfer, "SAMPLED_ROWS", 1)
     experiments.write_data(tmp_path)
     content = with_student(student("a", train=train(seeds=[0])))
     content["transfer_set"] |= {"factory": "support.experiments:no_fingerprint", "store_inputs": False}
@@ -184,6 +189,7 @@ def test_a_changed_transfer_set_stops_a_training_that_reads_it(tmp_path: Path) -
     arrays["inputs"][index] ^= 1
     np.savez(tmp_path / "train.npz", **arrays)
     experiment = parsed(content, tmp_path)
+    assert transfer.TransferRows(experiment).looked.indices.tolist() != [index]
     with pytest.raises(
         RowMismatch, match=rf"row 5 \(index {index} of the transfer set\): expected the input that"
     ):
@@ -340,6 +346,25 @@ def test_students_are_trained_once_and_by_name(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(stage, "train_student", never)
     assert train_students(work) == []
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_rows_are_decoded_for_the_temperature_of_the_student(
+    tmp_path: Path, temperature: float
+) -> None:
+    """The omitted classes share one level, which differs from temperature to temperature."""
+    made = create_store(
+        tmp_path / "store", num_classes=4, inputs=np.zeros((ROWS, 4, 4), np.uint8), store_inputs=True
+    )
+    logits = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32) * 3
+    with made.capture("wide", provenance={}, encoding={"top_k": 2}) as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, logits[rows])
+    experiment, (run, *_) = runs(with_student(student("a", temperature=temperature)))
+    stream, _ = open_stream(Workspace.of_store(experiment, tmp_path / "store"), run)
+    expected = open_store(tmp_path / "store").teachers["wide"].read(slice(None), temperature=temperature)
+    for batch in stream:
+        assert np.array_equal(batch.logits["wide"], expected[batch.rows])
 
 
 @pytest.fixture(autouse=True)

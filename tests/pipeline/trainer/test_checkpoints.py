@@ -145,6 +145,26 @@ def test_a_bad_one_makes_room_for_a_good_one_of_the_same_step(tmp_path: Path) ->
     assert same(made.newest(), checkpoint(2))
 
 
+def test_tensors_that_are_longer_than_any_of_the_training_are_not_read(tmp_path: Path) -> None:
+    """A sparse file of 8 GiB would be read whole, only to find that its digest is another."""
+    made = with_checkpoints(tmp_path, 1, 2)
+    (file,) = tmp_path.glob("*02-*.safetensors")
+    with file.open("r+b") as handle:
+        handle.truncate(8 << 30)
+    read = made._folder.read
+
+    def read_few(key: str, most: int) -> bytes:
+        assert most < 1 << 20, "it is read"
+        return read(key, most)
+
+    with mock.patch.object(made._folder, "read", lambda key, most=1 << 10: read_few(key, most)):
+        assert same(made.newest(1 << 20), checkpoint(1))
+        with pytest.raises(BadDataError, match="it is read"):  # negative control: without a limit
+            made.read(2)
+    with pytest.raises(BadDataError, match=r"found 8,589,934,592 bytes of tensors, above the 1,048,576"):
+        made.read(2, 1 << 20)
+
+
 def test_two_trainings_of_one_student_do_not_mix(tmp_path: Path) -> None:
     made = with_checkpoints(tmp_path, 1)
     with pytest.raises(WriterBusy, match=r"expected one process that trains this student"):

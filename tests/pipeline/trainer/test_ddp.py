@@ -4,6 +4,7 @@
 """
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from logitstore.pipeline.runtime.ranks import ALONE, Ranks, joined
 from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.train.loss import StudentLoss
 from logitstore.storage.api import Store, open_store
-from logitstore.storage.errors import ConfigError
+from logitstore.storage.errors import ConfigError, TransientIOError
 
 pytestmark = pytest.mark.xdist_group("ranks")  # one process of the tests at a time starts others
 
@@ -154,6 +155,51 @@ def test_a_rank_outside_its_world_is_refused_at_once(
         joined(),
     ):
         raise AssertionError("joined")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "many", ""])
+def test_a_port_that_is_none_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT: expected a port from 1 to 65535, found '"), joined():
+        raise AssertionError("joined")
+
+
+def test_a_port_that_is_taken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        world = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in world.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError) as caught, joined():
+            raise AssertionError("joined")
+    assert str(caught.value) == (
+        f"MASTER_PORT: expected a free port, at which the ranks meet, found 127.0.0.1:{port}, which another process uses; "
+        "set another MASTER_PORT, or start the processes with `torchrun --standalone`"
+    )
+
+
+def test_ranks_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at the port: the first rank was never started."""
+    monkeypatch.setattr("logitstore.pipeline.runtime.ranks.JOIN_SECONDS", 2.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
+    match = rf"expected all ranks at 127\.0\.0\.1:{port} within 2 s, found "
+    with pytest.raises(TransientIOError, match=match), joined():
+        raise AssertionError("joined")
+
+
+def test_a_signal_ends_the_wait_for_the_others(tmp_path: Path) -> None:
+    """A collective of gloo would be left at its end alone: Python handles no signal in it."""
+    statuses = apart("support.ranks_child:signalled", folder=str(tmp_path))
+    assert statuses[0] == 143
+    assert float((tmp_path / "seconds").read_text()) < 5
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:

@@ -328,3 +328,66 @@ def test_a_models_fault_is_its_own(fault: str, message: str) -> None:
     assert str(caught.value) == message
     assert fault == "returns a dict" or isinstance(caught.value.__cause__, KeyError)
     fit(Faulty(""), lambda _: batches_of(5), 20, 5, settings, squared_error, where="training teacher t")
+
+
+class Two(Ranks):
+    """The first of two ranks, in one process: the other has `others` rows in each step, and its gradients are 0."""
+
+    others = 3
+
+    def counts(self, number: int) -> list[int]:
+        return [number, self.others]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value / 2
+
+
+@pytest.mark.parametrize("of_all", [False, True], ids=["own rows", "rows of all"])
+def test_the_gradient_of_a_rank_counts_as_much_as_its_rows(of_all: bool) -> None:
+    """One row here, three there. DistributedDataParallel averages over ranks, so that each is multiplied by their number."""
+    module = nn.Linear(1, 1, bias=False)
+    before = module.weight.item()
+    batch = Examples(torch.ones(1, 1), torch.zeros(1, 1))
+    fit(
+        module,
+        lambda _: [batch],
+        4,
+        1,
+        Train(lr=1.0, epochs=1, optimizer="sgd"),
+        lambda outputs, _: outputs.sum(),
+        where="training s",
+        ranks=Two(0, 2),
+        loss_is_of_all_ranks=of_all,
+    )
+    # The loss has a gradient of 1: of this rank's rows it is a quarter of the step, of the rows of all the whole.
+    assert before - module.weight.item() == pytest.approx(2 * (1.0 if of_all else 0.25))
+
+
+@dataclass(frozen=True)
+class Sliced(Examples):
+    """A batch of which the first rows can be taken."""
+
+    def head(self, count: int) -> "Sliced":
+        return Sliced(self.inputs[:count], self.targets[:count])
+
+
+@pytest.mark.parametrize("normalised", [True, False], ids=["batch normalisation", "none"])
+def test_the_single_row_of_a_rank_is_left_out_where_it_cannot_be_normalised(normalised: bool) -> None:
+    """The rank joins the step without a row: its gradient is 0, and its statistics stay."""
+    module = nn.Sequential(nn.Linear(2, 2), *([nn.BatchNorm1d(2)] if normalised else []))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(
+        module,
+        lambda _: [Sliced(torch.ones(1, 2), torch.zeros(1, 2))],
+        4,
+        1,
+        Train(lr=1.0, epochs=1, optimizer="sgd"),
+        lambda outputs, batch: (outputs - batch.targets).square().mean(),
+        where="training s",
+        ranks=Two(0, 2),
+    )
+    same = all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert same is normalised

@@ -1,5 +1,6 @@
 """A training that was interrupted goes on as if nothing had happened, or says why it does not."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from support import experiments, trainings
 from support.trainings import STEPS_PER_EPOCH, content, curve, finished_store, interruption, trained, weights
 
@@ -16,7 +18,8 @@ from logitstore.pipeline.stream.torch_stream import TorchStream
 from logitstore.pipeline.trainer import resume as keep
 from logitstore.pipeline.trainer.checkpoints import Checkpoints
 from logitstore.pipeline.trainer.steps import Steps
-from logitstore.storage.errors import BadDataError, SpecMismatch
+from logitstore.storage.errors import BadDataError, LogitStoreError, SpecMismatch
+from logitstore.storage.format.documents import canonical_json
 
 STEPS = 2 * STEPS_PER_EPOCH
 
@@ -226,7 +229,7 @@ def test_checkpoints_of_a_finished_training_are_swept_away_by_the_next(tmp_path:
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    """The code of a model is in no identity: its tensors tell."""
+    """Installed code is in an identity by name alone: the tensors of another version tell."""
     with interruption(3):
         trained(content(), finished_store(), tmp_path)
     genuine = keep.StudentKeeper.find
@@ -245,3 +248,116 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
         ),
     ):
         trained(content(), finished_store(), tmp_path)
+
+
+def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path, whole: Path) -> None:
+    """Other labels alone: the seals of the captures may be the same."""
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    genuine = keep.StudentKeeper.__init__
+
+    def of_other_samples(self: keep.StudentKeeper, *arguments: Any) -> None:
+        genuine(self, *arguments)
+        self._identity = {**self._identity, "samples": "sha256:other"}
+
+    before = trainings.checkpoints(tmp_path)
+    names = sorted(path.name for path in before.iterdir())
+    with (
+        mock.patch.object(keep.StudentKeeper, "__init__", of_other_samples),
+        pytest.raises(SpecMismatch) as caught,
+    ):
+        trained(content(), finished_store(), tmp_path)
+    assert caught.value.where.endswith("store.zarr: samples") and caught.value.found == "'sha256:other'"
+    assert sorted(path.name for path in before.iterdir()) == names, "nothing is lost"
+
+
+def test_a_checkpoint_of_before_there_was_source_is_gone_on_with(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it does not hold is not compared, and that is said."""
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    with mock.patch("logitstore.pipeline.train.todo.local_source", return_value={"mine.py": "sha256:0"}):
+        trained(content(), finished_store(), tmp_path)
+    assert weights(tmp_path) == weights(whole)
+    assert "a-seed0.checkpoints: written by a version that kept no source of a model" in caplog.text
+
+
+# Checkpoints that somebody has changed, with digests that fit
+
+
+def tampered(folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]) -> None:
+    """Change the record and the tensors of every checkpoint."""
+    place = trainings.checkpoints(folder)
+    for path in place.glob("*.json"):
+        record = json.loads(path.read_bytes())["record"]
+        tensors = load_file(place / record["tensors"]["file"])
+        record = change(record, tensors) or record
+        content_of_tensors = save(tensors)
+        record["tensors"]["sha256"] = hashlib.sha256(content_of_tensors).hexdigest()
+        (place / record["tensors"]["file"]).write_bytes(content_of_tensors)
+        digest = hashlib.sha256(canonical_json(record)).hexdigest()
+        path.write_bytes(canonical_json({"record": record, "sha256": digest}))
+
+
+def of_state(**values: Any) -> Callable[..., Any]:
+    return lambda record, tensors: record["state"].update(values)
+
+
+def of_tensors(prefix: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def changed(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            tensors[name] = change(tensors[name])
+
+    return changed
+
+
+TAMPERED: dict[str, Callable[..., Any]] = {
+    "an identity that is a list": lambda record, _: record | {"identity": [1]},
+    "an identity that is a text": lambda record, _: record | {"identity": "a"},
+    "seals that are a text": lambda record, _: record["identity"].update(seals="a"),
+    "a state that is a list": lambda record, _: record | {"state": []},
+    "a state without anything": lambda record, _: record | {"state": {}},
+    "an epoch that is a text": of_state(epoch="a"),
+    "an epoch that is a list": of_state(epoch=[1]),
+    "an epoch below 0": of_state(epoch=-1),
+    "an epoch above all": of_state(epoch=1 << 62),
+    "rows below 0": of_state(rows=-3),
+    "more steps than there were": of_state(epoch_steps=99),
+    "no step": of_state(epoch_steps=0),
+    "seconds below 0": of_state(seconds=-1.0),
+    "seconds of a table": of_state(seconds={}),
+    "a stream that is a list": of_state(stream=[1]),
+    "a stream of another seed": of_state(stream={"seed": 9}),
+    "weights of another shape": of_tensors("model/", lambda t: t[:1]),
+    "an average of another shape": of_tensors("ema/", lambda t: t[..., None]),
+    "memory of another shape": of_tensors("optimizer/", lambda t: torch.ones(3, 3, 3)),
+    "memory of no parameter": lambda _, tensors: tensors.update({"optimizer/99/exp_avg": torch.ones(1)}),
+    "memory of no number": lambda _, tensors: tensors.update({"optimizer/a/exp_avg": torch.ones(1)}),
+    "random numbers of another length": of_tensors("random/", lambda t: t[:5].clone()),
+    "random numbers of another type": of_tensors("random/", lambda t: t.float()),
+    "a sum of many": of_tensors("loss_sum", lambda t: torch.ones(2, 2)),
+    "no sum": lambda _, tensors: tensors.pop("loss_sum") and None,
+    "more than a training has": lambda _, tensors: tensors.update(more=torch.zeros(20 << 20)),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED)
+def test_a_tampered_checkpoint_ends_in_one_line(
+    tmp_path: Path, whole: Path, change: Callable[..., Any]
+) -> None:
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    tampered(tmp_path, change)
+    with pytest.raises(LogitStoreError) as caught:
+        trained(content(), finished_store(), tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_checkpoint_that_was_only_written_again_is_gone_on_with(tmp_path: Path, whole: Path) -> None:
+    """Negative control: what is refused above is refused for what was changed."""
+    with interruption(3):
+        trained(content(), finished_store(), tmp_path)
+    tampered(tmp_path, lambda record, tensors: None)
+    trained(content(), finished_store(), tmp_path)
+    assert weights(tmp_path) == weights(whole)

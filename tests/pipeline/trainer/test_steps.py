@@ -126,6 +126,17 @@ def test_the_network_computes_in_the_precision_and_the_loss_in_float32(precision
     assert last != whole  # control: it was another precision
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_gradient_that_is_clipped_is_that_of_the_loss(precision: Any) -> None:
+    """Not the one that float16 scales up: clipped before it is unscaled, it would be all but nothing."""
+    module = nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+    settings = Train(lr=1.0, epochs=1, optimizer="sgd", clip_norm=0.5, precision=precision)
+    steps = Steps(module, settings, 1, CPU)
+    steps.take(0, (module.weight * torch.tensor([[30.0, 40.0]])).sum(), Tensor.backward)
+    assert torch.allclose(before - module.weight.detach(), torch.tensor([[0.3, 0.4]]), atol=1e-4)
+
+
 def test_small_gradients_survive_float16() -> None:
     """Scaled, a gradient of 1e-8 reaches the weights; as it is, it is below float16's smallest number."""
     moved = []

@@ -1,0 +1,219 @@
+"""Local code of a factory: the files that make a network or a view, and their digests.
+
+Code beside the experiment file, or anywhere else outside the installed packages, changes without a version. The digests of
+its files are therefore part of what a result is made from.
+
+1. The files are those of the factory's module and of the packages around it, of the local modules that these import, and so
+   on. Imports are read from the source; nothing is run. Modules that arguments name ("package.module:function") are among
+   them.
+2. Installed packages, the standard library and logitstore are known by their names alone.
+3. A module that this process has imported counts as it was then: a later edit of its file does not change what runs.
+
+Two things cannot be seen: a module whose name is computed, and what a compiled module imports. A compiled module itself is
+digested.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any, Final
+
+from ..storage.errors import FactoryError
+
+log = logging.getLogger(__name__)
+SOURCE: Final = "source"
+"""Key of an identity, or of a capture's notes: the digest of each local file."""
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders of installed packages."""
+_KNOWN_BY_NAME = frozenset({*sys.stdlib_module_names, *sys.builtin_module_names, "logitstore"})
+_IMPORTERS = frozenset({"import_module", "__import__"})
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A file of a module, as it was read."""
+
+    file: str
+    """Its name, from the folder where the search for modules found it."""
+    digest: str
+    imports: frozenset[str]
+    """Modules that it may import, local or not."""
+
+
+_imported: dict[str, tuple[ModuleSpec | None, _Code]] = {}
+"""By module that was imported: its spec, and its code at that time."""
+
+
+def local_source(
+    factories: Iterable[str], arguments: Iterable[Mapping[str, Any]] = (), *, base: Path | None
+) -> dict[str, str]:
+    """Return "sha256:…" of each local file that some factories come from, by its name; none for installed ones.
+
+    factories: "package.module:function". arguments: of the factories; their texts may name further modules. base: folder
+    of the experiment file.
+    """
+    names = {factory.partition(":")[0] for factory in factories}
+    names |= {name for given in arguments for name in _named(given)}
+    return {code.file: code.digest for code in sorted(_reached(names, base), key=lambda code: code.file)}
+
+
+@contextlib.contextmanager
+def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
+    """Note the local code of a factory that is imported in the block.
+
+    Raises FactoryError if a file changes meanwhile.
+    """
+    before = local_source([factory], base=base)
+    yield
+    after = local_source([factory], base=base)
+    for file in sorted(before.keys() | after.keys()):
+        if before.get(file) != after.get(file):
+            raise FactoryError(
+                f"factory {factory!r}",
+                expected=f"a file {file} that does not change while it is imported",
+                found="one that was written to",
+                remedy="run the same command again",
+            )
+
+
+def _named(value: Any) -> Iterator[str]:
+    """Yield the texts in an argument that may be names of modules, or of something in them."""
+    if isinstance(value, str):
+        name = value.partition(":")[0]
+        if (":" in value or "." in value) and all(part.isidentifier() for part in name.split(".")):
+            yield name
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _named(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _named(item)
+
+
+def _reached(names: Iterable[str], base: Path | None) -> set[_Code]:
+    """Return the code of some modules, and of all local modules that they reach."""
+    place = None if base is None else str(base.resolve())
+    # As in `factories.resolve`, the folder of the experiment file comes last.
+    search = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != place]
+    search += [] if place is None else [place]
+    waiting, seen, reached = list(names), set[str](), dict[str, _Code | None]()
+    while waiting:
+        if (module := waiting.pop()) in seen or module.partition(".")[0] in _KNOWN_BY_NAME:
+            continue
+        if not seen:
+            importlib.invalidate_caches()
+        seen.add(module)
+        for name, spec in _specs(module, search, place):
+            if name not in reached:
+                reached[name] = code = _code(name, spec)
+                waiting += () if code is None else code.imports
+    return {code for code in reached.values() if code is not None}
+
+
+def _specs(module: str, search: list[str], place: str | None) -> Iterator[tuple[str, ModuleSpec]]:
+    """Yield the local modules that an import of `module` runs: the packages around it, and itself."""
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        spec = PathFinder.find_spec(name, search)
+        if spec is None or (depth == 1 and not _is_local(spec, place)):
+            return
+        yield name, spec
+        if spec.submodule_search_locations is None:
+            return
+        search = list(spec.submodule_search_locations)
+
+
+def _is_local(spec: ModuleSpec, place: str | None) -> bool:
+    """Return whether a module is no installed one."""
+    where = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+    if where is None:
+        return False
+    path = Path(where)
+    if place is not None and path.is_relative_to(place):
+        path = path.relative_to(place)
+    return not _INSTALLED.intersection(path.parts)
+
+
+def _code(name: str, spec: ModuleSpec) -> _Code | None:
+    """Return the code of a module as it was imported, or as its file is now; None for a folder without a file."""
+    module = sys.modules.get(name)
+    if module is None:
+        return _read(name, spec)
+    imported_as = getattr(module, "__spec__", None)
+    if name in _imported and _imported[name][0] is imported_as:
+        return _imported[name][1]
+    code = _read(name, spec)
+    if code is not None:
+        _imported[name] = imported_as, code
+    return code
+
+
+def _read(name: str, spec: ModuleSpec) -> _Code | None:
+    get_data = getattr(spec.loader, "get_data", None)
+    if spec.origin is None or get_data is None:
+        return None
+    try:
+        content: bytes = get_data(spec.origin)
+    except OSError:  # its import tells the reason
+        return None
+    is_package = spec.submodule_search_locations is not None
+    folders = name.split(".") if is_package else name.split(".")[:-1]
+    file = "/".join([*folders, Path(spec.origin).name])
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if not spec.origin.endswith(".py"):
+        log.warning("%s: a compiled module; its file is digested, what it imports is not looked at", file)
+        return _Code(file, digest, frozenset())
+    return _Code(file, digest, _imports(content, name if is_package else name.rpartition(".")[0]))
+
+
+@lru_cache(maxsize=1024)
+def _imports(content: bytes, package: str) -> frozenset[str]:
+    """Return the names that a source imports, at any depth of its functions.
+
+    package: the package that its relative imports start from.
+
+    >>> sorted(_imports(b"import a.b\\nfrom . import c\\nfrom .d import e", "p"))
+    ['a.b', 'p.c', 'p.d.e']
+    """
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):  # its import tells the reason
+        return frozenset()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = _resolved("." * node.level + (node.module or ""), package)
+            # A name may be a module of the package, or something inside it.
+            names |= {f"{origin}.{alias.name}" for alias in node.names if origin}
+        elif isinstance(node, ast.Call) and _called(node.func) in _IMPORTERS and node.args:
+            given = node.args[0]
+            if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                names.add(_resolved(given.value, package))
+    return frozenset(names - {""})
+
+
+def _resolved(name: str, package: str) -> str:
+    """Return the full name of a relative import; empty for one that leads outside."""
+    try:
+        return importlib.util.resolve_name(name, package or None)
+    except ImportError:
+        return ""
+
+
+def _called(function: ast.expr) -> str:
+    """Return the last name of a called function."""
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""

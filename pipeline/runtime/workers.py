@@ -1,0 +1,135 @@
+"""Processes of this machine that work for this one, each over a pipe of its own.
+
+No port is opened and no shared memory is used: a pipe blocks where it is full, and ends with the process behind it. A worker
+ends with its parent, whatever ends that one. Ctrl-C reaches the parent alone, which ends its workers.
+"""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...storage.errors import TransientIOError
+
+ANSWER_SECONDS: Final = 1800.0
+"""Seconds that `Worker.receive` waits by default: more than a large data set takes to be opened."""
+_LOOK_SECONDS: Final = 1.0
+"""Seconds between two looks at a silent worker."""
+_END_SECONDS: Final = 20.0
+"""Seconds that a worker has to end by itself, for example to write a checkpoint."""
+
+
+class Worker:
+    """A process that runs a function with its end of a pipe."""
+
+    def __init__(self, where: str, expected: str, function: Callable[..., None], *arguments: Any) -> None:
+        """Start a process that calls `function(connection, *arguments)`, all of which are pickled.
+
+        where, expected: of the error that is raised if it ends early or does not answer.
+        """
+        self._where, self._expected = where, expected
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        """This end of the pipe."""
+        self.process = context.Process(
+            target=_run, args=(theirs, function, arguments), name="logitstore-worker", daemon=True
+        )
+        """The process."""
+        # A process that is started inherits the mask of blocked signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+
+    def receive(self, seconds: float | None = ANSWER_SECONDS) -> Any:
+        """Return the next object that it sends. seconds: the most to wait. Raises TransientIOError."""
+        self._wait(seconds)
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self.gone() from error
+
+    def receive_into(self, array: NDArray[Any]) -> None:
+        """Fill a contiguous array with the next bytes that it sends (`send_array`). Raises TransientIOError."""
+        view = array.reshape(-1).view(np.uint8).data
+        while len(view):
+            self._wait(ANSWER_SECONDS)
+            try:
+                count = os.readv(self.connection.fileno(), [view])
+            except OSError as error:
+                raise self.gone() from error
+            if not count:
+                raise self.gone()
+            view = view[count:]
+
+    def gone(self) -> TransientIOError:
+        """Return the error of a worker that has ended."""
+        self.process.join(_END_SECONDS)
+        code = self.process.exitcode
+        by = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        return self._error(f"a worker that was ended {by}")
+
+    def _wait(self, seconds: float | None) -> None:
+        started = time.monotonic()
+        while not self.connection.poll(_LOOK_SECONDS):
+            # A process that the worker has forked may hold its end of the pipe.
+            if not self.process.is_alive() and not self.connection.poll(0):
+                raise self.gone()
+            if seconds is not None and time.monotonic() - started > seconds:
+                raise self._error(f"a worker that is silent for {seconds:.0f} s")
+
+    def _error(self, found: str) -> TransientIOError:
+        remedy = "run the same command again, which goes on where it stopped; with fewer workers, where memory was short"
+        return TransientIOError(self._where, expected=self._expected, found=found, remedy=remedy)
+
+
+def end_all(workers: Sequence[Worker]) -> None:
+    """End processes: by SIGTERM, and by SIGKILL those that are still there after a while."""
+    for worker in workers:
+        worker.connection.close()
+        worker.process.terminate()
+    deadline = time.monotonic() + _END_SECONDS
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+        worker.process.kill()
+        worker.process.join()
+
+
+def send_array(connection: Connection, array: NDArray[Any]) -> None:
+    """Send the bytes of a contiguous array as they are, for `Worker.receive_into`."""
+    view = array.reshape(-1).view(np.uint8).data
+    while len(view):
+        view = view[os.write(connection.fileno(), view) :]
+
+
+def _run(connection: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run a worker's function, and end the worker with its parent."""
+    watch_parent()
+    with connection:
+        function(connection, *arguments)
+
+
+@functools.cache
+def watch_parent() -> None:
+    """Start a thread that ends this process when the one that has started it ends; once.
+
+    Torch's own watch looks at the direct parent. That is the fork server for a DataLoader with "forkserver", which stays.
+    """
+    threading.Thread(target=_end_with_parent, name="logitstore-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,168 @@
+"""Listings of object stores, in a process of its own whose memory, time and answers are bounded.
+
+obstore reads a page of a listing whole, however long the server says it is, and joins pages as long as there are more.
+Nothing in this process could stop it: a server that lies would take all memory, and Rust ends a process that has none.
+The child lists; when it is over its limits, it ends, and only it.
+
+    parent  ──["names", "teachers"]──▶  child: obstore
+            ◀──["wide","deep"]────────
+"""
+
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import errors
+from ..errors import LogitStoreError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+MEMORY_BYTES: Final = 4 << 30
+"""Address space of the child, of which it uses a tenth for a million names."""
+MOST_NAMES: Final = 1 << 20
+"""Names directly under a prefix: more than the seal of any part has shards."""
+MOST_KEYS: Final = 1 << 22
+"""Objects of a whole store."""
+_MOST_BYTES: Final = 512 << 20
+"""Bytes of an answer of the child."""
+_PIECE: Final = 1 << 20
+
+
+class ListingFailed(Exception):
+    """A listing that did not end within its limits."""
+
+
+class Lister:
+    """A child process that lists the objects of a store; started at the first listing."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def ask(self, what: str, prefix: str, where: str, seconds: float) -> list[str]:
+        """List the `names` directly under a prefix, or all `keys`; none if there is no such prefix.
+
+        where: the place in messages. Raises ListingFailed, StorageError.
+        """
+        with self._lock:
+            child = self._child or self._start()
+            try:
+                answer = _answer_of(child, json.dumps([what, prefix, where]).encode() + b"\n", seconds)
+            except BaseException:
+                self.close()
+                raise
+        if "error" in answer:
+            name, fields = answer["error"]
+            raise getattr(errors, name)(**fields)
+        return list(answer["names"])
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        import logitstore
+
+        # -P: a module of the working directory is not imported.
+        code = f"from {__name__} import serve; serve()"
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(logitstore.__file__)))
+        paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._child = child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        weakref.finalize(self, _end, child)
+        assert child.stdin is not None
+        data = pickle.dumps(self._store)
+        child.stdin.write(len(data).to_bytes(8, "little") + data)
+        child.stdin.flush()
+        return child
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            _end(child)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _answer_of(child: "subprocess.Popen[bytes]", request: bytes, seconds: float) -> Any:
+    """Send a request and return the answer: 8 bytes of length, then JSON."""
+    assert child.stdin is not None and child.stdout is not None
+    deadline = time.monotonic() + seconds
+    child.stdin.write(request)
+    child.stdin.flush()
+    size = int.from_bytes(_read(child, 8, deadline, seconds), "little")
+    if size > _MOST_BYTES:
+        raise ListingFailed(f"a listing of {size} bytes")
+    return json.loads(_read(child, size, deadline, seconds))
+
+
+def _read(child: "subprocess.Popen[bytes]", length: int, deadline: float, seconds: float) -> bytes:
+    assert child.stdout is not None
+    handle, pieces, missing = child.stdout.fileno(), [], length
+    while missing:
+        ready, _, _ = select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise ListingFailed(f"no end of the listing within {seconds:.0f} s")
+        piece = os.read(handle, min(missing, _PIECE))
+        if not piece:
+            raise ListingFailed("a listing that took more than the memory for it")
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+# The child
+
+
+def serve() -> None:
+    """Answer the requests of the parent, one after another, until it ends: the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory()
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    store = pickle.loads(requests.read(int.from_bytes(requests.read(8), "little")))
+    for line in requests:
+        data = json.dumps(_listed(store, *json.loads(line))).encode()
+        answers.write(len(data).to_bytes(8, "little") + data)
+        answers.flush()
+
+
+def _limit_memory() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def _listed(store: "Store", what: str, prefix: str, where: str) -> dict[str, Any]:
+    import asyncio
+
+    from .zarr_bytes import gathered, typed
+
+    most = MOST_NAMES if what == "names" else MOST_KEYS
+    try:
+        return {"names": asyncio.run(gathered(store, what, prefix, most))}
+    except Exception as error:  # noqa: BLE001 - of the library
+        found = typed(error, where)
+        if not isinstance(found, LogitStoreError):  # FileNotFoundError
+            return {"names": []}
+        fields = {key: getattr(found, key) for key in ("where", "expected", "found", "remedy")}
+        return {"error": [type(found).__name__, fields]}

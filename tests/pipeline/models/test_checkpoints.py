@@ -1,0 +1,158 @@
+"""Files of weights as training scripts leave them: a prefix is taken off, all else is named in a line."""
+
+import argparse
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.messages import Sentences
+from torch import nn
+
+from logitstore.pipeline.models.networks import mlp
+from logitstore.pipeline.models.weights import load_weights
+from logitstore.storage.errors import BadDataError
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return mlp([4], input_shape=(2, 2), num_classes=3)
+
+
+class Wrapped(nn.Module):
+    """A network as the attribute of another, as in a Lightning module."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.net = inner
+
+
+STATE = model(1).state_dict()
+LOGGER = "logitstore.pipeline.models.checkpoints"
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in STATE.items()}
+
+
+def loaded(tensors: dict[str, Any], path: Path) -> nn.Module:
+    """A network of other weights, with those of a file."""
+    save_file(tensors, path)
+    target = model(2)
+    load_weights(target, path)
+    return target
+
+
+def refused(content: object, path: Path) -> BadDataError:
+    """The error for a torch file; the network keeps its weights, and no colours are shown."""
+    torch.save(content, path)
+    return refused_file(path)
+
+
+def refused_file(path: Path) -> BadDataError:
+    target = model(2)
+    with pytest.raises(BadDataError) as caught:
+        load_weights(target, path, allow_pickle=True)
+    assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(one, other) for one, other in same(target, model(2).state_dict()))
+    return caught.value
+
+
+def same(module: nn.Module, state: dict[str, torch.Tensor]) -> Any:
+    return zip(module.state_dict().values(), state.values(), strict=True)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "a.b.c."]
+)
+def test_a_prefix_before_all_names_is_taken_off_and_logged(
+    prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger=LOGGER):
+        target = loaded(prefixed(prefix), tmp_path / "w.safetensors")
+    assert all(torch.equal(one, other) for one, other in same(target, STATE))
+    read = f"'{prefix}hidden.0.weight' is read as 'hidden.0.weight'"
+    assert read.replace("hidden.0.weight", "head.bias") in caplog.text or read in caplog.text
+
+
+def test_weights_of_the_real_wrappers_are_read(tmp_path: Path) -> None:
+    compiled: Any = torch.compile(model(1), backend="eager")
+    for number, wrapper in enumerate([nn.DataParallel(model(1)), compiled, Wrapped(compiled)]):
+        assert wrapper.state_dict().keys() != STATE.keys()
+        target = loaded(dict(wrapper.state_dict()), tmp_path / f"{number}.safetensors")
+        assert all(torch.equal(one, other) for one, other in same(target, STATE))
+
+
+def test_a_compiled_part_inside_a_network_is_read(tmp_path: Path) -> None:
+    """The prefix stands in the middle of some names."""
+    names = {name.replace("hidden.0.", "hidden.0._orig_mod."): tensor for name, tensor in STATE.items()}
+    assert all(
+        torch.equal(one, other) for one, other in same(loaded(names, tmp_path / "w.safetensors"), STATE)
+    )
+
+
+def test_names_that_fit_say_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Negative control of the line in the log."""
+    with caplog.at_level(logging.INFO, logger=LOGGER):
+        loaded(STATE, tmp_path / "w.safetensors")
+    assert caplog.text == ""
+
+
+def test_two_networks_in_a_file_are_not_chosen_between(tmp_path: Path, sentence: Sentences) -> None:
+    for number, tensors in enumerate(
+        [
+            {**prefixed("student."), **{name: tensor.clone() for name, tensor in prefixed("ema.").items()}},
+            {**prefixed("net."), "loss.weight": torch.zeros(3)},
+            {**prefixed("module."), "module.extra": torch.zeros(3)},
+            {name: tensor for name, tensor in prefixed("module.").items() if "head.bias" not in name},
+        ]
+    ):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(tensors, path)
+        sentence(refused_file(path))
+
+
+def test_a_shape_is_compared_behind_a_prefix(tmp_path: Path) -> None:
+    """Negative control: taking a prefix off is no licence for other tensors."""
+    names = prefixed("module.") | {"module.head.bias": torch.zeros(5)}
+    save_file(names, tmp_path / "w.safetensors")
+    assert refused_file(tmp_path / "w.safetensors").found == "shape (5,)"
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "state_dict_ema", "ema", "net"])
+def test_a_checkpoint_says_under_which_key_its_weights_are(key: str, tmp_path: Path) -> None:
+    error = refused(
+        {"epoch": 3, key: STATE, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "c.pth"
+    )
+    assert error.found == f"a checkpoint of 'epoch', '{key}', 'optimizer', with tensors under '{key}'"
+    assert f"torch.load('c.pth', weights_only=True)['{key}']" in error.remedy
+    # The remedy is the cure.
+    save_file(torch.load(tmp_path / "c.pth", weights_only=True)[key], tmp_path / "c.safetensors")
+    load_weights(model(2), tmp_path / "c.safetensors")
+
+
+def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) -> None:
+    lightning = {"epoch": 1, "global_step": 9, "pytorch-lightning_version": "2.6.6", "state_dict": STATE}
+    contents: list[object] = [
+        {"state_dict": STATE, "state_dict_ema": STATE, "arch": "mlp"},
+        {**lightning, "loops": {}, "callbacks": {}},
+        {"state_dict": STATE, "args": argparse.Namespace(lr=1)},
+        {"state_dict": STATE, "counts": defaultdict(dict)},
+        model(),
+        [STATE],
+        torch.zeros(3),
+        {},
+        {**STATE, "epoch": 3},
+        {"head.bias": torch.zeros(3).to_sparse()},
+    ]
+    for number, content in enumerate(contents):
+        sentence(refused(content, tmp_path / f"{number}.pth"))
+
+
+def test_a_file_in_the_older_format_names_its_classes_too(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    torch.save({"args": argparse.Namespace(lr=1)}, path, _use_new_zipfile_serialization=False)
+    assert refused_file(path).found.startswith("objects of argparse.Namespace")

@@ -1,0 +1,158 @@
+"""Local code: every file that makes a network is digested, as it was when it was imported."""
+
+import importlib
+import logging
+import py_compile
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from logitstore.pipeline import local_code
+from logitstore.pipeline.factories import resolve
+from logitstore.pipeline.local_code import local_source
+from logitstore.storage.errors import FactoryError
+
+FILES = {
+    "ls_nets.py": """
+import numpy
+import torch.nn
+from ls_parts import head
+from ls_pack.inner import Base
+
+def net():
+    from ls_late import later
+    return later
+""",
+    "ls_parts.py": "import ls_deep\n\ndef head():\n    return 1\n",
+    "ls_deep.py": "x = 1\n",
+    "ls_late.py": "import importlib\nother = importlib.import_module('ls_named')\n",
+    "ls_named.py": "y = 2\n",
+    "ls_unused.py": "z = 3\n",
+    "ls_pack/__init__.py": "from . import sibling\n",
+    "ls_pack/inner.py": "from .sibling import thing\n\nclass Base:\n    def f(self):\n        from ..ls_outside import x\n",
+    "ls_pack/sibling.py": "thing = 4\n",
+    "ls_pack/unused.py": "thing = 5\n",
+    "ls_space/member.py": "space = 6\n",
+}
+REACHED = set(FILES) - {"ls_unused.py", "ls_pack/unused.py", "ls_space/member.py"}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the modules, of which none is imported."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(local_code, "_imported", {})
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("ls_")]:
+        del sys.modules[name]
+
+
+def changed(base: Path, file: str, factory: str = "ls_nets:net") -> bool:
+    """Is a change of a file seen, before anything is imported?"""
+    before = local_source([factory], base=base)
+    (base / file).write_text(FILES[file] + "# more\n")
+    after = local_source([factory], base=base)
+    assert {name for name in before if before[name] != after[name]} <= {file}
+    return before != after
+
+
+def test_the_files_are_those_that_the_factory_reaches(base: Path) -> None:
+    assert set(local_source(["ls_nets:net"], base=base)) == REACHED
+    assert not {name for name in sys.modules if name.startswith("ls_")}, "nothing is imported"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_change_of_a_file_is_seen_if_it_is_reached(base: Path, file: str) -> None:
+    assert changed(base, file) == (file in REACHED)
+
+
+def test_what_arguments_name_is_reached_too(base: Path) -> None:
+    def files(args: object) -> set[str]:
+        return set(local_source(["ls_parts:head"], [{"args": args}], base=base))
+
+    plain = {"ls_parts.py", "ls_deep.py"}
+    assert files(["relu", 3, "data.npz", "not a name: at all"]) == plain
+    assert files([{"body": "ls_named:y"}]) == plain | {"ls_named.py"}
+    assert files("ls_pack.sibling.thing") == plain | {"ls_pack/__init__.py", "ls_pack/sibling.py"}
+    assert files("ls_space.member:space") == plain | {"ls_space/member.py"}
+
+
+def test_installed_modules_are_known_by_name(base: Path, tmp_path: Path) -> None:
+    """So are ours, and those of an environment that lies beside the experiment."""
+    factories = ["logitstore.pipeline.models:mlp", "torch.nn:Linear", "json:loads", "ls_absent:net"]
+    assert local_source(factories, base=base) == {}
+    installed = tmp_path / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "ls_installed.py").write_text("x = 1\n")
+    with mock.patch.object(sys, "path", [*sys.path, str(installed)]):
+        assert local_source(["ls_installed:x"], base=base) == {}
+
+
+def test_a_module_elsewhere_that_is_not_installed_is_local(base: Path, tmp_path: Path) -> None:
+    """As one of PYTHONPATH, or of the folder where the command was started. It comes before one beside the experiment."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "ls_deep.py").write_text("x = 'another'\n")
+    before = local_source(["ls_deep:x"], base=base)
+    with mock.patch.object(sys, "path", [str(elsewhere), *sys.path]):
+        after = local_source(["ls_deep:x"], base=base)
+    assert after.keys() == before.keys() == {"ls_deep.py"} and after != before
+
+
+def test_what_is_no_text_is_digested_and_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A compiled module, and one in a zip file."""
+    py_compile.compile(str(base / "ls_deep.py"), cfile=str(base / "ls_compiled.pyc"))
+    with caplog.at_level(logging.WARNING):
+        assert set(local_source(["ls_compiled:x"], base=base)) == {"ls_compiled.pyc"}
+    assert "ls_compiled.pyc: a compiled module; its file is digested, what it imports is not" in caplog.text
+    archive = base / "more.zip"
+    digests = []
+    for text in ("a = 1\n", "a = 2\n"):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("ls_zipped.py", "import ls_named\n" + text)
+        sys.path_importer_cache.clear()
+        with mock.patch.object(sys, "path", [*sys.path, str(archive)]):
+            digests.append(local_source(["ls_zipped:a"], base=base))
+    assert digests[0].keys() == {"ls_zipped.py", "ls_named.py"} and digests[0] != digests[1]
+
+
+def test_a_file_that_is_edited_after_its_import_counts_as_it_was(base: Path) -> None:
+    """It is the code that runs. In another process, the edited file runs."""
+    before = local_source(["ls_nets:net"], base=base)
+    resolve("ls_nets:net", base=base)
+    for file in ("ls_nets.py", "ls_parts.py", "ls_pack/sibling.py"):
+        (base / file).write_text(FILES[file] + "# later\n")
+    assert local_source(["ls_nets:net"], base=base) == before
+    sys.modules.pop("ls_parts")
+    seen = local_source(["ls_nets:net"], base=base)
+    assert {file for file in seen if seen[file] != before[file]} == {"ls_parts.py"}
+
+
+def test_a_module_that_was_reloaded_counts_as_it_is_now(base: Path) -> None:
+    resolve("ls_parts:head", base=base)
+    before = local_source(["ls_parts:head"], base=base)
+    (base / "ls_parts.py").write_text(FILES["ls_parts.py"] + "# later, and longer\n")
+    importlib.reload(sys.modules["ls_parts"])
+    assert local_source(["ls_parts:head"], base=base)["ls_parts.py"] != before["ls_parts.py"]
+
+
+def test_a_file_that_changes_while_it_is_imported_is_refused(base: Path) -> None:
+    (base / "ls_parts.py").write_text(
+        "from pathlib import Path\nPath(__file__).write_text('x = 1')\n\ndef head():\n    return 1\n"
+    )
+    with pytest.raises(FactoryError) as caught:
+        resolve("ls_parts:head", base=base)
+    assert caught.value.expected == "a file ls_parts.py that does not change while it is imported"
+
+
+def test_a_broken_module_is_digested_all_the_same(base: Path) -> None:
+    (base / "ls_deep.py").write_text("import ls_named\nthis is no Python\n")
+    assert set(local_source(["ls_parts:head"], base=base)) == {"ls_parts.py", "ls_deep.py"}
