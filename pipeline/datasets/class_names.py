@@ -69,12 +69,8 @@ def as_ids(given: Any, rows: int, where: str) -> list[str]:
     try:
         ids = [one.decode() if isinstance(one, bytes) else str(one) for one in given]
         "".join(ids).encode()
-    except (TypeError, UnicodeError) as error:
-        found = (
-            ascii(error.object)[:60]
-            if isinstance(error, UnicodeEncodeError | UnicodeDecodeError)
-            else f"a {type(given).__name__}"
-        )
+    except (TypeError, UnicodeDecodeError, UnicodeEncodeError) as error:
+        found = f"a {type(given).__name__}" if isinstance(error, TypeError) else ascii(error.object)[:60]
         raise BadDataError(
             where, expected="texts in UTF-8, one a row", found=found, remedy="correct ids of the data set"
         ) from None

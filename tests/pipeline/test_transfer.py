@@ -84,7 +84,7 @@ class Given:
         return self.items[index]
 
 
-def examples_of(items: list[Any], class_names: list[str] | None = None) -> Examples:
+def examples_of(items: list[Any], class_names: Any = None) -> Examples:
     """`Examples` over a data set of a test's own."""
     examples = Examples.__new__(Examples)
     examples.dataset, examples.where = Given(items, class_names), "transfer_set"
@@ -174,6 +174,30 @@ def test_labels_are_checked_against_stated_classes() -> None:
         BadDataError, match=r"example 2: expected a label from -1 to 1 \(2 classes\), found 2"
     ):
         examples.fetch([0, 2])
+
+
+def test_names_and_ids_of_a_set_are_checked_when_they_are_asked_for() -> None:
+    examples = examples_of([np.zeros(3, np.uint8)] * 2, ["ant", "bee"])
+    examples.dataset.ids = ["0.png", b"1.png"]
+    assert (examples.class_names, examples.ids) == (["ant", "bee"], ["0.png", "1.png"])
+    wrong = examples_of([np.zeros(3, np.uint8)] * 2, "ant")
+    wrong.dataset.ids = ["0.png"]
+    with pytest.raises(BadDataError, match=r"^transfer_set: class_names: expected a list of texts"):
+        _ = wrong.class_names
+    with pytest.raises(
+        BadDataError, match=r"^transfer_set: ids: expected 2 ids, one a row, found a list of 1"
+    ):
+        _ = wrong.ids
+
+
+def test_names_of_torchvision_are_compared_with_a_stated_number() -> None:
+    examples = examples_of([(np.zeros(3, np.uint8), "bee")])
+    examples.dataset.classes = ["ant", "bee"]
+    assert examples.num_classes == 2
+    with pytest.raises(
+        BadDataError, match=r"example 0: expected a class number .* found 'bee'; return .*, 1$"
+    ):
+        examples.fetch([0])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int32", "bool"])
