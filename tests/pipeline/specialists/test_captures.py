@@ -174,13 +174,10 @@ def test_a_specialist_that_is_not_trained_is_not_captured(tmp_path: Path) -> Non
     )
 
 
-def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
-    """As a generalist and its specialists are scored together on examples that they did not learn from."""
-    field = ready(tmp_path, content())
-    captured(field)
+def elsewhere(field: Field, folder: Path, names: list[str]) -> Workspace:
+    """A workspace of the same generalist on another transfer set, whose classes have these names."""
     inputs, labels = some_digits(40, seed=5)
-    names = np.array([f"stroke {c}" for c in range(4)])
-    np.savez(tmp_path / "more.npz", inputs=inputs, labels=labels, class_names=names)
+    np.savez(folder / "more.npz", inputs=inputs, labels=labels, class_names=np.array(names))
     document = content()
     del document["specialists"]
     document["transfer_set"]["args"]["file"] = "more.npz"
@@ -190,8 +187,15 @@ def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
     }
     document["cache"] = {"batch_size": 16, "encoding": "float32"}
     del document["evaluation_set"]
-    run_document(document, tmp_path, tmp_path / "more")
-    other = Workspace.of_folder(parsed(document, tmp_path), tmp_path / "more", device="cpu")
+    run_document(document, folder, folder / "more")
+    return Workspace.of_folder(parsed(document, folder), folder / "more", device="cpu")
+
+
+def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
+    """As a generalist and its specialists are scored together on examples that they did not learn from."""
+    field = ready(tmp_path, content())
+    captured(field)
+    other = elsewhere(field, tmp_path, [f"stroke {c}" for c in range(4)])
     assert captured(field, onto=other) == ["pairs-0", "pairs-1"]
     assert captured(field, onto=other) == []
     there = other.store
@@ -222,9 +226,7 @@ def test_they_are_run_over_another_transfer_set_too(tmp_path: Path) -> None:
 def test_a_transfer_set_of_other_classes_is_refused(tmp_path: Path, names: list[str], said: str) -> None:
     """The same weights in the generalist's capture say nothing of the order of the classes."""
     field = ready(tmp_path, content())
-    shutil.copytree(tmp_path / "out", tmp_path / "more")
-    other = Workspace.of_folder(field.work.experiment, tmp_path / "more")
-    vars(other.store.samples)["class_names"] = names  # cached as it is read
+    other = elsewhere(field, tmp_path, names)
     with pytest.raises(BadDataError, match=said):
         captured(field, onto=other)
 
