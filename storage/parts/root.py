@@ -247,9 +247,8 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
             for key, data in files.items():
                 put_same(folder, key, data)
             put_same(folder, log_key(0), root_record(files))
-        except (
-            StoreCorrupt
-        ):  # another process was faster; the root's own metadata, with its sizes, come first
+        except StoreCorrupt:
+            # Another process was faster. The root's own metadata, with the sizes, come first.
             raise taken("a store of other sizes, which another process has just made") from None
     return Root(folder, attributes)
 

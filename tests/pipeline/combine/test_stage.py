@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from logitstore.storage.errors import (
 )
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.part_reader import PartReader
+from logitstore.storage.parts.writer import CaptureWriter
 
 
 @pytest.fixture(scope="session")
@@ -383,7 +385,9 @@ def test_a_specialist_that_saw_other_views_is_refused(made: Made) -> None:
 def test_a_specialist_that_saw_other_inputs_is_refused(made: Made) -> None:
     shown = made.inputs.copy()
     shown[19] += 1
-    write(made, "odd", (0, 3, -1), {"head": head(made.store, 9)}, shown=shown)
+    # As a store of an earlier version may hold it: today its writer compares what a teacher saw.
+    with mock.patch.object(CaptureWriter, "_compares", lambda self, view: False):
+        write(made, "odd", (0, 3, -1), {"head": head(made.store, 9)}, shown=shown)
     with pytest.raises(
         RowMismatch, match=r"teachers/odd, view [01], row 19: expected the input that wide saw"
     ):
@@ -393,7 +397,7 @@ def test_a_specialist_that_saw_other_inputs_is_refused(made: Made) -> None:
 def test_a_specialist_that_is_not_sealed_is_refused(made: Made) -> None:
     provenance = {"augmentation": dict(stores.AUGMENTATION), "head": head(made.store, 9)}
     writer = made.store.capture("odd", provenance=provenance, views=VIEWS, classes=(0, 3, -1))
-    writer.write(range(8), np.zeros((8, 3), np.float32), seen=np.zeros(8, np.uint64))
+    writer.write(range(8), np.zeros((8, 3), np.float32), seen=made.store.samples.digests[:8])
     writer.close()
     refused(made, StoreIncomplete, "odd: expected a sealed part", specialists=["odd"])
 
