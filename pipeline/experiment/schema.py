@@ -211,7 +211,7 @@ _EXPECTED = {
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "{ge:g} or more",
     "less_than": "a number below {lt:g}",
-    "less_than_equal": "{le} at most",
+    "less_than_equal": "{le:.15g} at most",
 }
 
 

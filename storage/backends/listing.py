@@ -41,7 +41,7 @@ class Lister:
     """A child process that lists the objects of a store; started at the first listing."""
 
     def __init__(self, url: str, serve: str) -> None:
-        """url: the store, which the child opens itself. serve: "module:function" of the child, which calls `serve`."""
+        """Name the store by its URL, which the child opens itself. serve: its "module:function", which calls `serve`."""
         self._url, self._serve = url, serve
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
