@@ -29,6 +29,7 @@ from logitstore.pipeline.evaluate.scores import (
     verdicts,
 )
 from logitstore.pipeline.experiment.document import Experiment, TeacherMember
+from logitstore.pipeline.transfer import Examples, TransferRows
 from logitstore.pipeline.workspace import Workspace
 
 SCORES = st.builds(
@@ -220,9 +221,14 @@ def test_a_score_is_that_of_the_local_code_and_of_the_way_it_was_measured(
 
 
 def test_a_score_is_that_of_the_classes_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys(document())
-    monkeypatch.setattr(EvaluationExamples, "class_names", ["stroke 0", "stroke 1", "stroke 3", "stroke 2"])
-    assert not set(keys(document()).values()) & set(before.values())
+    before, names = keys(document()), [f"stroke {number}" for number in range(4)]
+    for of_evaluation, of_transfer in ((names[::-1], names), (names, names[::-1])):
+        monkeypatch.setattr(Examples, "class_names", of_evaluation)
+        monkeypatch.setattr(TransferRows, "class_names", of_transfer)
+        assert not set(keys(document()).values()) & set(before.values())
+    monkeypatch.setattr(TransferRows, "class_names", names)
+    monkeypatch.setattr(Examples, "class_names", names)
+    assert keys(document()) == before
 
 
 def test_a_model_that_would_be_another_is_not_there() -> None:
