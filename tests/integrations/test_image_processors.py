@@ -90,6 +90,30 @@ def test_the_default_settings_of_each_classifier_are_obeyed(name: str, tmp_path:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "rescale_factor": 1 / 127.5}),
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "do_normalize": False}),
+        ("EfficientNetImageProcessor", {"include_top": False}),
+        ("MobileViTImageProcessor", {"do_flip_channel_order": False}),
+        ("ViTImageProcessor", {"do_rescale": False, "image_mean": [99.0, 120.0, 30.0]}),
+        ("ViTImageProcessor", {"do_normalize": False}),
+        ("BeitImageProcessor", {"do_reduce_labels": True}),
+    ],
+)
+def test_each_setting_is_obeyed_and_matters_where_it_should(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    processor, images = processor_of(name, **settings), pixels()
+    processor.save_pretrained(tmp_path)
+    values = pixel_values(transformers, tmp_path, CONFIG, 3)(torch.from_numpy(images))
+    torch.testing.assert_close(values, theirs(processor, images), rtol=1e-4, atol=1e-4)
+    # Negative control: by its default settings the class gives other numbers, but for settings of labels.
+    difference = (values - theirs(processor_of(name), images)).abs().max()
+    assert (difference > 0.1) == ("do_reduce_labels" not in settings)
+
+
 def drawn(draw: random.Random, known: set[str]) -> dict[str, Any]:
     """Settings at random, of those that a class knows and now and then of those that it does not."""
     numbers = [

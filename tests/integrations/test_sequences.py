@@ -190,6 +190,12 @@ def test_xlnet_reads_the_last_token_and_refuses_padding_there(tmp_path: Path, se
     sentence(refused(tmp_path, padded()), tmp=tmp_path)
 
 
+def test_a_model_without_an_attention_mask_is_given_none(tmp_path: Path) -> None:
+    model = make("FNet", tmp_path, {key: NAMED[key] for key in NAMED if key != "num_attention_heads"})
+    with torch.no_grad():
+        assert torch.equal(logits(tmp_path, padded()), model(input_ids=padded()).logits)
+
+
 def test_a_pad_id_of_args_is_part_of_newer_identities(tmp_path: Path) -> None:
     make("GPT2", tmp_path, GPT2)
 

@@ -218,6 +218,22 @@ def test_a_network_that_was_traced_in_training_is_refused(net: Any, tmp_path: Pa
             assert not torch.equal(traced(INPUTS), traced(INPUTS))
 
 
+class Always(Net):
+    """Dropout that no mode turns off, in a branch."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.shape[0] > 1:
+            inputs = torch.nn.functional.dropout(inputs, 0.5, True)
+        return self.layer(inputs)
+
+
+def test_dropout_that_is_always_on_is_found_in_a_branch(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Always().eval()), str(tmp_path / "net.pt"))
+    assert "found aten.dropout_ in training mode" in refused(tmp_path / "net.pt", by=exported)
+
+
 def test_a_scripted_network_is_put_into_evaluation(tmp_path: Path) -> None:
     """Negative control: its flag is an attribute, and it may be saved in either mode."""
     path = tmp_path / "net.pt"
