@@ -30,6 +30,7 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
     Raises WriterBusy if another process holds the lock and `waits` is false.
     """
     path, waited = weights.with_name(f".{weights.stem}.lock"), False
+    made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, _FLAGS, 0o666)
     try:
@@ -50,8 +51,10 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
         try:
             yield waited
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # folders stay if a model is in them
                 path.unlink()
+                for folder in made:
+                    folder.rmdir()
     finally:
         os.close(handle)
 
