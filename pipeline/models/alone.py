@@ -31,8 +31,7 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
     """
     path, waited = weights.with_name(f".{weights.stem}.lock"), False
     made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, _FLAGS, 0o666)
+    handle = _open(path)
     try:
         while not _lock(handle) or not _is_there(path, handle):
             if not waits:
@@ -46,7 +45,7 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
                 log.warning("%s: another process trains this model; waiting until it has ended", where)
             waited = True
             time.sleep(_POLL_S)
-            handle, before = os.open(path, _FLAGS, 0o666), handle  # the holder may have removed the file
+            handle, before = _open(path), handle  # the holder may have removed the file
             os.close(before)
         try:
             yield waited
@@ -57,6 +56,14 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
                     folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """Open the lock's file, and make it and its folders; a process that ends may remove them at any moment."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, _FLAGS, 0o666)
 
 
 def _lock(handle: int) -> bool:
