@@ -30,8 +30,8 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
     Raises WriterBusy if another process holds the lock and `waits` is false.
     """
     path, waited = weights.with_name(f".{weights.stem}.lock"), False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, _FLAGS, 0o666)
+    made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
+    handle = _open(path)
     try:
         while not _lock(handle) or not _is_there(path, handle):
             if not waits:
@@ -45,15 +45,25 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
                 log.warning("%s: another process trains this model; waiting until it has ended", where)
             waited = True
             time.sleep(_POLL_S)
-            handle, before = os.open(path, _FLAGS, 0o666), handle  # the holder may have removed the file
+            handle, before = _open(path), handle  # the holder may have removed the file
             os.close(before)
         try:
             yield waited
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # folders stay if a model is in them
                 path.unlink()
+                for folder in made:
+                    folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """Open the lock's file, and make it and its folders; a process that ends may remove them at any moment."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, _FLAGS, 0o666)
 
 
 def _lock(handle: int) -> bool:

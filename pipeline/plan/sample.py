@@ -25,7 +25,7 @@ from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
 from ...storage.stream.inputs import Augment
 from ..cache.teachers import build_teacher, load_teacher
-from ..cache.todo import capture_identity, find_teacher
+from ..cache.todo import agreed, capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
 from ..models.loaders import with_stable_names
 from ..runtime.inference import check_classes, run_model
@@ -158,7 +158,9 @@ def usable_capture(
     if isinstance(made_by, dict):
         theirs["teacher"] = {**made_by, "weights": ""}
     theirs.pop("encoding", None)
-    is_same = ours == theirs and capture.has_all_classes and capture.shape[2] == rows.num_classes
+    is_same = (
+        agreed(ours, theirs) == theirs and capture.has_all_classes and capture.shape[2] == rows.num_classes
+    )
     return capture if is_same and isinstance(capture.encoding, FloatEncoding) else None
 
 
