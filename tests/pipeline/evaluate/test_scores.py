@@ -171,7 +171,7 @@ def test_a_pipe_in_the_place_of_the_scores_is_not_waited_for(
 ) -> None:
     os.mkfifo(tmp_path / "evaluation.json")
     assert Scores(tmp_path / "evaluation.json").get(subject("x", "a")) is None
-    assert "no scores (OSError: [Errno 22] no regular file" in caplog.text
+    assert "no scores (OSError: [Errno 22] a pipe in the place of a file" in caplog.text
 
 
 def test_one_entry_that_is_no_score_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
