@@ -3,7 +3,8 @@
 1. Its logits must have the classes of the transfer set, in a form that can be stored.
 2. A batch that does not fit the device is halved until it does. The batch is part of a capture's identity: a capture that
    has blocks keeps its own, and is not tried again.
-3. Outputs that look like probabilities are stored as they are, with a warning that shows the evidence.
+3. A second run of the same batch must give the same logits: a random layer that is active makes no capture.
+4. Outputs that look like probabilities are stored as they are, with a warning that shows the evidence.
 """
 
 import logging
@@ -15,7 +16,7 @@ from torch import OutOfMemoryError
 from ...storage.encodings.encoding import Encoding
 from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
-from ..runtime.inference import Runner, check_classes
+from ..runtime.inference import Runner, check_classes, check_steady
 
 log = logging.getLogger(__name__)
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
@@ -50,7 +51,9 @@ def try_out(
         break
     check_classes(logits, columns, runner.where)
     encoding.encode(logits, 0, runner.where)
-    _warn_of_probabilities(logits, runner.where, _SUM_ERROR[experiment.cache.precision])
+    precision = experiment.cache.precision
+    check_steady(logits, runner.logits(inputs), runner.where, precision)
+    _warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])
 
 
 def out_of_memory(error: BadLogitsError) -> bool:

@@ -6,7 +6,7 @@ checks its output. `check_model` tries a network on a few rows before a long run
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -106,6 +106,28 @@ def check_classes(logits: Shaped[Any, "rows classes"], num_classes: int, where: 
         )
 
 
+_UNSTEADY: Final = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference of a row's logits in two runs, in deviations of the logits, by the precision of the computation."""
+
+
+def check_steady(
+    logits: Shaped[Any, "rows classes"],
+    again: Shaped[Any, "rows classes"],
+    where: str,
+    precision: Precision = "float32",
+) -> None:
+    """Refuse a network that gives other logits when it is run on the same rows again. Raises BadLogitsError."""
+    one, other = (np.asarray(each, dtype=np.float64) for each in (logits, again))
+    difference, scale = float(np.abs(one - other).max(initial=0.0)), float(one.std())
+    if difference > _UNSTEADY[precision] * max(scale, 1e-6):  # NaN is refused elsewhere
+        raise BadLogitsError(
+            where,
+            expected="the same logits for the same rows in evaluation mode",
+            found=f"logits that differ by {difference:.3g} in a second run, where their deviation is {scale:.3g}",
+            remedy="switch off dropout and other random layers where module.training is False",
+        )
+
+
 def check_model(
     module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], num_classes: int, where: str
 ) -> None:
@@ -119,11 +141,14 @@ def check_model(
     try:
         # no_grad, not inference_mode: a lazy module makes parameters in its first call, which are trained later
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            logits = forward(module.eval(), torch.from_numpy(inputs.copy()).to(device), where)
+            batch = torch.from_numpy(inputs.copy()).to(device)
+            logits = forward(module.eval(), batch.clone(), where)
+            again = forward(module, batch, where)
     finally:
         for part, training in modes:
             part.training = training
     check_classes(logits, num_classes, where)
+    check_steady(logits.float().cpu(), again.float().cpu(), where)
 
 
 def run_model(

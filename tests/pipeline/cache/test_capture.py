@@ -489,11 +489,11 @@ def test_resuming_reads_no_logits_of_what_is_there_and_runs_no_teacher_on_it(
     assert read, "reads go by another call"
     shards = [(Path(name).parent.name, Path(name).name, size) for name, size in read if "/c." in name]
     of_blocks = {(array, name) for array, name, _ in shards if array not in ("classes", "class_name")}
-    # Eight bytes a row tell that each block is of these rows. Of the block that has samples already, what they hold.
+    # Columns of eight bytes a row tell that each block is of these rows.
     compared = {("seen", f"c.0.{block}") for block in range(last + 1)} | {
-        ("digest", f"c.{block}") for block in range(last + 1)
+        (array, f"c.{block}") for array in ("digest", "label", "source") for block in range(last + 1)
     }
-    assert of_blocks <= compared | {(array, f"c.{last}") for array in ("source", "label")}
+    assert of_blocks <= compared
     assert runs == [32, 12]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logitstore.pipeline.runtime.inference import check_model, forward, run_model
+from logitstore.pipeline.runtime.inference import check_model, check_steady, forward, run_model
 from logitstore.storage.errors import BadLogitsError, ConfigError
 
 INPUTS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -100,7 +100,8 @@ def traces(module: nn.Module, inputs: Any) -> Any:
 
 def draws_and_spoils(inputs: Tensor) -> Tensor:
     """Uses random numbers, and works in place."""
-    return inputs.mul_(torch.rand(()))
+    torch.rand(())
+    return inputs.mul_(2)
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -125,3 +126,19 @@ def test_a_lazy_model_can_be_trained_after_it_was_tried() -> None:
     check_model(module, INPUTS, 3, "teacher 't'")
     module(torch.from_numpy(INPUTS)).sum().backward()
     assert module.weight.grad is not None
+
+
+@pytest.mark.parametrize("inside", [torch.nn.functional.dropout, torch.randn_like], ids=["dropout", "noise"])
+def test_a_network_that_is_random_in_evaluation_mode_is_refused(inside: Any) -> None:
+    with pytest.raises(BadLogitsError) as caught:
+        check_model(Own(inside), INPUTS, 4, "teacher 't'")
+    assert caught.value.expected == "the same logits for the same rows in evaluation mode"
+    assert caught.value.remedy == "switch off dropout and other random layers where module.training is False"
+
+
+@pytest.mark.parametrize(("precision", "noise"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_rounding_is_no_random_layer(precision: Any, noise: float) -> None:
+    """Negative control: kernels of a GPU may differ in the last bits from run to run."""
+    check_steady(INPUTS, INPUTS * (1 + noise), "teacher 't'", precision)
+    with pytest.raises(BadLogitsError, match="in a second run"):
+        check_steady(INPUTS, INPUTS * (1 + 50 * noise if precision == "bfloat16" else 1.1), "t", precision)
