@@ -264,7 +264,9 @@ def test_torn_orphans_that_are_adopted_blindly_do_harm(tally: Tally) -> None:
     states = [windows.sample(rng.randint(end - 12, end), rng) for _ in range(100)]
 
     def kinds() -> set[str]:
-        judge = Judge(traces.begin)  # samples alone: a capture would compare its rows with their digests once more
+        judge = Judge(
+            traces.begin
+        )  # samples alone: a capture would compare its rows with their digests once more
         harm = {what.partition(":")[0] for state in states for what in judge(state).harm}
         return harm - {"torn"}  # the states themselves
 
