@@ -147,7 +147,8 @@ def killed(number: int) -> Run:
 
     def strike(call: str, node: Node | None) -> None:
         left[0] -= 1
-        if left[0] < 0:
+        # Python still closes what the writer held, in finalizers too, where nothing may be raised; it changes nothing.
+        if left[0] < 0 and call != "close":
             raise Killed
 
     with disk.mounted(), watched(disk.say):
