@@ -173,7 +173,7 @@ def shown_names(names: Sequence[str]) -> list[str]:
     """Shorten names that are longer than any that people give.
 
     >>> shown_names(["oak", "x" * 1000])[1][-27:]
-    'xxx… (1,000 characters)'
+    'xxxxxxx… (1,000 characters)'
     """
     most = _MOST_NAME
     return [name if len(name) <= most else f"{name[:most]}… ({len(name):,} characters)" for name in names]

@@ -49,8 +49,8 @@ def _steering_in(text: str) -> set[str]:
 def shorten_names(names: Sequence[str]) -> str:
     """List the first names, and the number of the rest; a long one is cut.
 
-    >>> shorten_names(["oak", "x" * 100]), shorten_names([str(n) for n in range(1000)])[-17:]
-    ('oak, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…', '18, 19, … 980 more')
+    >>> shorten_names(["oak", "x" * 100]), shorten_names([str(n) for n in range(1000)])[-18:]
+    ('oak, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…', '18, 19, … 980 more')
     """
     cut = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names[:_NAMES]]
     more = [f"… {len(names) - _NAMES:,} more"] if len(names) > _NAMES else []

@@ -35,10 +35,10 @@ def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> lis
 
     examples: the evaluation set, if the caller has opened it.
     """
-    if examples is None:
-        examples = EvaluationExamples(work.experiment, work.rows)
     if (store := work.find_store()) is not None:
         check_samples(store, work.rows)
+    if examples is None:
+        examples = EvaluationExamples(work.experiment, work.rows)
     remove_leftovers(work.scores)
     scores, found = Scores(work.scores), list(subjects(work, examples))
     missing = scores.missing(found)

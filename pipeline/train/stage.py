@@ -38,7 +38,7 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
     missing = missing_students(work) if missing is None else missing
     # The first rank decides: one that looks later would miss the students that are finished by then.
     names = json.loads(work.ranks.first_says(json.dumps([run.name for run in missing])))
-    runs = student_seeds(work.experiment)
+    runs = list(student_seeds(work.experiment))
     todo = [run for run in runs if run.name in names]
     if work.ranks.is_first:
         for run in runs:

@@ -18,10 +18,11 @@ from ..encodings.named import encoding_described
 from ..encodings.top_k import tell_apart
 from ..errors import ConfigError
 from ..format.constants import MAX_NAMES_BYTES, SAMPLES, SPEC
-from ..format.documents import beyond, integer, invalid, shorten, table
+from ..format.documents import beyond, invalid, shorten, table
 from .clusterings import ClusteringReader, check_shapes
 from .part_reader import LazyRows, PartReader
 from .root import Root
+from .same_rows import augmentation_of
 from .sealed_part import SealedPart, Spec
 from .values import in_range
 
@@ -33,8 +34,13 @@ class Samples:
     """The examples of the transfer set, in the order of the store."""
 
     def __init__(self, root: Root) -> None:
+        """Open the samples. Raises ManifestInvalid for a store of another number of classes than they name."""
         self._part = root.part(SAMPLES)
         self._num_classes = root.attributes.num_classes
+        names = self._part.layouts.get("class_name")
+        if names is not None and names.shape[0] != self._num_classes:
+            where = f"{self._part.folder.path}/class_name"
+            raise invalid(where, f"{self._num_classes} names", names.shape[0])
         self.reader = PartReader(self._part, root.grid)
         """Reads rows of the arrays below."""
 
@@ -93,10 +99,7 @@ class Samples:
         if "class_name" not in self._part.layouts:
             return [str(c) for c in range(self._num_classes)]
         where = f"{self._part.folder.path}/class_name"
-        named = self._part.layouts["class_name"].shape[0]
-        if named != self._num_classes:
-            raise invalid(where, f"{self._num_classes} names", named)
-        size = named * self._part.layouts["class_name"].row_bytes
+        size = self._num_classes * self._part.layouts["class_name"].row_bytes
         if size > MAX_NAMES_BYTES:
             raise beyond(where, MAX_NAMES_BYTES, "bytes of names", size)
         return texts_of(self._part.small("class_name"), where)
@@ -120,12 +123,8 @@ class CaptureReader:
         self.encoding: Encoding = encoding_described(encoding, self.part.name)
         """The encoding of its logits."""
         self._check_arrays(where)
-        augmentation = self.part.spec.identity.get(
-            "augmentation"
-        )  # checked here, before the property states its type
-        if augmentation is not None:
-            first = table(augmentation, where, "augmentation").get("first_view", 0)
-            integer(first, 0, where, "augmentation: first_view")
+        self.augmentation: dict[str, Any] | None = augmentation_of(self.part.spec.identity, where)
+        """The augmentation of its views; None if every view is the row itself."""
 
     def _check_arrays(self, where: str) -> None:
         """Refuse arrays that are not those of the encoding. Raises ManifestInvalid."""
@@ -197,11 +196,6 @@ class CaptureReader:
     def provenance(self) -> dict[str, Any]:
         """Teacher, weights, augmentation, encoding, precision, versions …"""
         return {**self.part.spec.notes, **self.part.spec.identity}
-
-    @property
-    def augmentation(self) -> dict[str, Any] | None:
-        """The augmentation of its views; None if every view is the row itself."""
-        return self.part.spec.identity.get("augmentation")
 
     def read(
         self, rows: Any, view: int = 0, temperature: float | None = None

@@ -13,8 +13,8 @@ from jaxtyping import Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
 from ..errors import RowMismatch, StoreCorrupt
-from ..format.constants import CAPTURE, SAMPLES
-from ..format.documents import shorten
+from ..format.constants import CAPTURE, SAMPLES, SPEC
+from ..format.documents import integer, shorten, table
 from .part_reader import PartReader
 from .root import Root
 
@@ -84,9 +84,27 @@ def _check_values(
         )
 
 
+def augmentation_of(identity: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """Return the augmentation in the identity of a capture, None without one. Raises ManifestInvalid.
+
+    >>> augmentation_of({"augmentation": {"first_view": "x"}}, "spec.json")
+    Traceback (most recent call last):
+    logitstore.storage.errors.ManifestInvalid: spec.json: augmentation: first_view: expected an integer of at least 0, \
+found 'x'; run `logitstore verify` and restore the file from a copy
+    """
+    if identity.get("augmentation") is None:
+        return None
+    augmentation = table(identity["augmentation"], where, "augmentation")
+    integer(augmentation.get("first_view", 0), 0, where, "augmentation: first_view")
+    return augmentation
+
+
 def is_augmented(augmentation: Mapping[str, Any] | None, view: int) -> bool:
-    """Return whether a teacher saw augmented inputs in a view."""
-    return augmentation is not None and view >= int(augmentation.get("first_view", 0))
+    """Return whether a teacher saw augmented inputs in a view.
+
+    augmentation: of `augmentation_of`.
+    """
+    return augmentation is not None and view >= augmentation.get("first_view", 0)
 
 
 def check_seen(
@@ -109,14 +127,15 @@ def check_seen(
 
 
 def check_capture(root: Root, name: str) -> None:
-    """Compare every row that the teacher of a sealed capture saw as it is with the samples. Raises RowMismatch.
+    """Compare every row that the teacher of a sealed capture saw as it is with the samples.
 
     name: "teachers/wide"; other parts pass, and blocks that are damaged or missing: these are other faults.
+    Raises RowMismatch, or ManifestInvalid for a spec that tells of no augmentation.
     """
     part = root.part(name)
     if part.kind != CAPTURE:
         return
-    augmentation = part.spec.identity.get("augmentation")
+    augmentation = augmentation_of(part.spec.identity, f"{part.folder.path}/{SPEC}")
     remedy = "do not use this capture: capture this teacher again under another name"
     for view in range(part.seal.views):
         for block in () if is_augmented(augmentation, view) else range(root.grid.num_blocks):

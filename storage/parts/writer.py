@@ -32,7 +32,7 @@ from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
 from .part_writer import PartWriter
 from .root import Root
-from .same_rows import check_ids, check_row_labels, check_seen, check_sources, is_augmented
+from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
 
 log = logging.getLogger(__name__)
 
@@ -278,17 +278,16 @@ class CaptureWriter(PartWriter):
     @staticmethod
     def _checked_augmentation(name: str, augmentation: Any) -> Mapping[str, Any] | None:
         """Return an augmentation that readers understand. Raises ConfigError."""
-        if augmentation is None:
-            return None
-        first = augmentation.get("first_view", 0) if isinstance(augmentation, Mapping) else None
-        if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        found = dict(augmentation) if isinstance(augmentation, Mapping) else augmentation
+        try:
+            return augmentation_of({"augmentation": found}, "provenance")
+        except ManifestInvalid:
             raise ConfigError(
                 f"capture {name!r}: augmentation",
                 expected="a table, whose first_view, if it has one, is an integer from 0",
                 found=repr(augmentation)[:80],
                 remedy="describe the augmentation in a table: {'name': …, 'first_view': 0}",
-            )
-        return dict(augmentation)
+            ) from None
 
     def __enter__(self) -> "CaptureWriter":
         return self

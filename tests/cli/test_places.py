@@ -150,4 +150,5 @@ def test_a_folder_that_vanishes_in_the_middle_of_a_call_is_one_too(place: Path) 
         repair(place / "s")
     with mock.patch("logitstore.storage.integrity.verify.verify", side_effect=gone):
         result = call("verify", place / "s")
-    assert result.exit_code == 75 and "samples: expected a path that stays" in result.stderr
+    assert result.exit_code == 65
+    assert "samples: expected a path that can be used, found no such file or directory" in result.stderr

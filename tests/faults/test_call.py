@@ -2,7 +2,8 @@
 
 SQLite's method, on the modelled disk: the making of a store and a capture from its first block to its seal are run once
 for each call that they make, and that call (or it and all after it) raises. The error must be typed and allow
-another try; nothing that was acknowledged is gone; and the same work, run again, ends in the same bytes.
+another try, or tell of a place that refuses; nothing that was acknowledged is gone; and the same work, run again, ends in
+the same bytes.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from logitstore.storage.backends import lease
 from logitstore.storage.backends import local as files
 from logitstore.storage.backends import posix as system
 from logitstore.storage.backends.local import Folder
-from logitstore.storage.errors import EX_TEMPFAIL, StorageError, StorageFull
+from logitstore.storage.errors import EX_TEMPFAIL, REFUSED, StorageError, StorageFull, StorageRefused
 from logitstore.storage.format.constants import STAGING
 
 pytestmark = pytest.mark.timeout(3600)
@@ -105,7 +106,7 @@ def harm_of(phase: Phase, fault: Fault, judge: Judge) -> Iterator[str]:
     where = f"{phase.name}, {fault}, {failed[0] if failed else 'no call'}"
     if error is None and phase.sealed not in verdict.sealed:
         yield f"{where}: silent, and the part is not there"
-    if error is not None and not (isinstance(error, StorageError) and error.exit_code == EX_TEMPFAIL):
+    if error is not None and not is_fit(error, fault):
         yield f"{where}: {type(error).__name__}: {error}"
     if not fault.for_good and failed != ["unlink"]:
         left = [path for path in tree if f"{STAGING}/" in path and not path.endswith("/")]
@@ -113,6 +114,13 @@ def harm_of(phase: Phase, fault: Fault, judge: Judge) -> Iterator[str]:
     if phase.disk.num_open:
         yield f"{where}: {phase.disk.num_open} descriptors are left open"
     yield from (f"{where}: {what}" for what in verdict.after(phase.said()))
+
+
+def is_fit(error: BaseException, fault: Fault) -> bool:
+    """Whether an error tells of its fault: the same work may be tried again, or the place refuses it at each try."""
+    if isinstance(error, StorageRefused):
+        return fault.error in REFUSED
+    return isinstance(error, StorageError) and error.exit_code == EX_TEMPFAIL
 
 
 def faults_of(phase: Phase, every: bool) -> Iterator[Fault]:
@@ -165,6 +173,17 @@ def test_an_error_that_is_not_typed_is_seen(tally: Tally) -> None:
         phase = Phase("capture")
         _, harm = try_all(phase, faults_of(phase, False), enough=1)
     tally.control("call", "typed errors", any("OSError" in what for what in harm))
+
+
+def test_a_fault_that_passes_but_is_told_as_a_refusal_is_seen(tally: Tally) -> None:
+    with (
+        mock.patch.object(system, "TRANSIENT", frozenset()),
+        mock.patch.object(system, "REFUSED", REFUSED | {errno.EIO}),
+    ):
+        phase = Phase("capture")
+        only = (Fault(number, errno.EIO, False) for number in range(phase.num_calls))
+        _, harm = try_all(phase, only, enough=1)
+    tally.control("call", "refusals told apart", any("StorageRefused" in what for what in harm))
 
 
 def test_a_full_disk_that_is_passed_over_is_seen(tally: Tally) -> None:

@@ -580,7 +580,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "seed -1": ({"seed": -1}, "seed", "an integer of at least 0", "-1"),
     "seed 2**64": ({"seed": 2**64}, "seed", "less than 2**64", str(2**64)),
     "no seed": ({"seed": None}, "seed", "an integer of at least 0", "None"),
-    "no world": ({"world_size": None}, "world_size", WHOLE, "None"),
+    "no world": ({"world_size": 0}, "world_size", WHOLE, "0"),
     "rank 2 of 2": ({"rank": 2, "world_size": 2}, "rank", RANK, "2"),
     "rank -1": ({"rank": -1, "world_size": 2}, "rank", RANK, "-1"),
     "rank as text": ({"rank": "0"}, "rank", "0 to 0 (world_size 1)", "'0'"),

@@ -163,8 +163,8 @@ def test_an_epoch_asks_for_its_own_batches_and_empty_ones_are_passed_over() -> N
 class WithoutRows(Ranks):
     """A rank of two that has no rows in a step in which the other has four."""
 
-    def counts(self, number: int) -> list[int]:
-        return [number, 4]
+    def numbers(self, *numbers: int) -> list[tuple[int, ...]]:
+        return [numbers, (4, *(0 for _ in numbers[1:]))]
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
@@ -335,8 +335,8 @@ class Two(Ranks):
 
     others = 3
 
-    def counts(self, number: int) -> list[int]:
-        return [number, self.others]
+    def numbers(self, *numbers: int) -> list[tuple[int, ...]]:
+        return [numbers, (self.others, *(0 for _ in numbers[1:]))]
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
