@@ -138,25 +138,14 @@ def check_alone(context: click.Context) -> None:
     )
 
 
-def open_streams() -> None:
-    """Open streams that the caller closed, so that no file of a store gets their numbers; their text is discarded."""
-    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(handle)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
-
-
 def main() -> None:
     """Run the `logitstore` script."""
-    open_streams()
+    open_closed_streams()
     # Threads that spin while they wait take the core that others need: on two cores, one of them busy, small
     # networks train fifty times slower. OpenMP reads this when torch is imported; a user's own value stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..pipeline.runtime.stopping import handle_signals
 
-    open_closed_streams()
     handle_signals()
     try:
         try:
@@ -164,10 +153,12 @@ def main() -> None:
         except KeyboardInterrupt as error:  # before click looks for it, or after
             sys.exit(report(error, Settings()))
     except SystemExit as leaving:
-        if "RANK" not in os.environ or not isinstance(leaving.code, int | None):
+        has_threads = "RANK" in os.environ or "obstore" in sys.modules
+        if not has_threads or not isinstance(leaving.code, int | None):
             raise
-        # Threads of gloo outlive their process group, and Python ends a thread that asks for its lock while it
-        # finalises; torch then aborts. A rank leaves without finalising: its files are closed by now.
+        # Threads of gloo outlive their process group, those of obstore a request that was given up. Python ends a thread
+        # that asks for its lock while it finalises, and the process then aborts. So it leaves without finalising: its
+        # files are closed by now.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(leaving.code or 0)
