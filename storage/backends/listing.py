@@ -35,6 +35,7 @@ MEMORY_BYTES: Final = 4 << 30
 _MOST_BYTES: Final = 512 << 20
 """Bytes of an answer of the child."""
 _PIECE: Final = 1 << 20
+_POLL_SECONDS: Final = 0.2
 
 
 class Lister:
@@ -132,6 +133,7 @@ def _read(child: "subprocess.Popen[bytes]", length: int, deadline: float, second
 def serve(open_store: "Callable[[str], Store]") -> None:
     """Answer the requests of the parent, one after another, until it ends: the child. open_store: opens its URL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -140,6 +142,13 @@ def serve(open_store: "Callable[[str], Store]") -> None:
         data = json.dumps(_listed(store, *json.loads(line))).encode()
         answers.write(len(data).to_bytes(8, "little") + data)
         answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, however that ended: a listing that never ends reads no request."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
 
 
 def _limit_memory() -> None:

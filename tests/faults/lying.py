@@ -271,6 +271,7 @@ def harm_of(found: dict[str, Any], liar: Liar, most_seconds: float = MOST_SECOND
         harm.append(f"{found['growth'] >> 20} MiB of memory")
     if found["seconds"] > most_seconds:
         harm.append(f"{found['seconds']:.0f} s")
+    time.sleep(0.5)  # a child notices in that time that its parent has ended
     pages = liar.pages
     time.sleep(0.5)
     if liar.pages > pages + 4:  # those that were under way
