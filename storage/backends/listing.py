@@ -148,7 +148,7 @@ def _end_with(parent: int) -> None:
     """End this process soon after its parent, however that ended: a listing that never ends reads no request."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _limit_memory() -> None:
