@@ -319,8 +319,8 @@ def nan_teacher(base: Path, call: int) -> Content:
 
 
 def test_a_nan_in_a_later_block_keeps_the_blocks_before_it_and_not_that_one(base: Path) -> None:
-    content = captures_of(nan_teacher(base, call=1 + VIEWS + 2))
-    content["cache"]["batch_size"] = BLOCK_ROWS  # a call a block and view, after the trying out
+    content = captures_of(nan_teacher(base, call=2 + VIEWS + 2))
+    content["cache"]["batch_size"] = BLOCK_ROWS  # a call a block and view, after two to try it out
     with pytest.raises(
         BadLogitsError,
         match=r"teacher 'nan', view 1, row 64 \(index \d+ of the transfer set\), class 1: expected finite logits",
@@ -348,7 +348,7 @@ def test_a_teacher_that_is_refused_at_its_first_block_leaves_no_trace_in_a_finis
     folder = experiments.copy_finished(tmp_path)
     before = contents(folder / "out")
     content = document()
-    content["teacher"].append(nan_teacher(folder, call=2))
+    content["teacher"].append(nan_teacher(folder, call=3))
     with pytest.raises(BadLogitsError, match="view 0, row 0"):
         captured(content, folder, folder / "out")
     assert contents(folder / "out") == before
