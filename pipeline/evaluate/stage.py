@@ -1,5 +1,6 @@
 """Evaluation of an experiment's models, each once for its weights; ensembles from their members' logits."""
 
+import logging
 from collections.abc import Mapping
 from typing import Literal, cast
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from ...storage.backends.posix import remove_leftovers
 from ...storage.parts.reader import sets_of
 from ..cache.teachers import load_teacher
+from ..cache.todo import find_teacher, missing_captures
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
@@ -20,23 +22,30 @@ from ..models.weights import load_weights
 from ..runtime.inference import run_model
 from ..same_set import check_repeatable, check_samples
 from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
+from ..specialists.todo import find_todo as find_specialists_todo
 from ..specialists.training import load_specialist
 from ..train.stage import build_student
+from ..train.todo import missing_students
 from ..workspace import Workspace
 from .examples import EvaluationExamples
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 
+log = logging.getLogger(__name__)
 Logits = Float[np.ndarray, "rows classes"]
 
 
 def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> list[TableRow]:
-    """Score every model that is there and has no score yet; the whole table.
+    """Score every model that is there and has no score yet; the whole table. Models that are not there are named in a warning.
 
-    examples: the evaluation set, if the caller has opened it.
+    examples: the evaluation set, if the caller has opened it. Raises as `left_out`.
     """
     if (store := work.find_store()) is not None:
         check_samples(store, work.rows)
+        if absent := left_out(work):
+            log.warning(
+                "not in the table, as they are not made: %s; `logitstore run` makes them", ", ".join(absent)
+            )
     if examples is None:
         examples = EvaluationExamples(work.experiment, work.rows)
     remove_leftovers(work.scores)
@@ -49,6 +58,18 @@ def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> lis
             scores.put(subject, scorer.score(subject))
             work.progress("evaluating", number + 1, len(missing), "models", subject.name)
     return table(found, scores)
+
+
+def left_out(work: Workspace) -> list[str]:
+    """List the models of an experiment that are not made, or were made otherwise, so that no score can show them.
+
+    Raises SpecMismatch if something in the store has the name of one and another identity.
+    """
+    missing_captures(work)  # for its comparisons: a teacher that is not captured can be scored
+    specialists, members = find_specialists_todo(work), work.experiment.teacher_members()
+    lines = [f"teacher {member.name}" for member in members if find_teacher(work, member) is None]
+    lines += [f"specialist {run.name}" for run in specialists.train]
+    return lines + [f"student {run.name}" for run in missing_students(work)]
 
 
 class _Scorer:

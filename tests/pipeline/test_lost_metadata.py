@@ -4,12 +4,11 @@ import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 from support import experiments
-from support.experiments import contents, document, parsed, run_document
+from support.experiments import contents, document, parsed, run_document, whole_document
 
 from logitstore.pipeline.run import pending
 from logitstore.pipeline.workspace import Workspace
@@ -63,15 +62,6 @@ def test_a_part_without_its_metadata_is_not_whole(done: Path) -> None:
 
 
 # Every stage, with encoded captures
-
-
-def whole_document() -> dict[str, Any]:
-    """A document with specialists and their combination; captures within an error budget."""
-    content = document()
-    content["cache"]["encoding"] = {"max_kl": 1e-2}
-    content["teacher"], content["student"] = content["teacher"][:1], content["student"][:1]
-    train = experiments.train(epochs=1, batch_size=16)
-    return content | {"specialists": {"train": train, "name": "spec"}, "combine": {"name": "all"}}
 
 
 @functools.cache

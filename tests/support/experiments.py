@@ -94,6 +94,15 @@ def document() -> dict[str, Any]:
     }
 
 
+def whole_document() -> dict[str, Any]:
+    """A document with specialists and their combination; captures within an error budget."""
+    content = document()
+    content["cache"]["encoding"] = {"max_kl": 1e-2}
+    content["teacher"], content["student"] = content["teacher"][:1], content["student"][:1]
+    specialists = {"train": train(epochs=1, batch_size=16), "name": "spec"}
+    return content | {"specialists": specialists, "combine": {"name": "all"}}
+
+
 def parsed(content: dict[str, Any], base: Path) -> Experiment:
     """Return the experiment of a document."""
     return parse_experiment(content, where="tiny.toml", base=base)

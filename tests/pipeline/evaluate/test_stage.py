@@ -1,5 +1,6 @@
 """Evaluation: the figures of the table are those of the models, counted by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import nn
 
 from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, TableRow
+from logitstore.pipeline.evaluate.stage import evaluate
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import load_weights
 from logitstore.pipeline.workspace import Workspace
-from logitstore.storage.errors import BadDataError
+from logitstore.storage.errors import BadDataError, SpecMismatch
 
 TEST_ROWS = 70
 
@@ -95,6 +97,42 @@ def test_teachers_ensemble_and_students_are_scored_by_their_own_weights() -> Non
     for seed, found in enumerate(row_of(table, "soft").scores):
         check(found, softmax(logits_of(models / "students" / f"soft-seed{seed}.safetensors", [6])), SMALL)
     assert not np.allclose(wide, deep, atol=0.02), "two models as alike as these would test nothing"
+
+
+def of_folder(content: dict[str, Any], folder: Path) -> Workspace:
+    """A workspace of a folder in which a run has ended."""
+    return Workspace.of_folder(parsed(content, folder), folder / "out", device="cpu")
+
+
+def test_models_that_are_not_made_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A table without a row looks like a whole one."""
+    folder, content = experiments.copy_finished(tmp_path), document()
+    evaluate(of_folder(content, folder))
+    assert caplog.text == ""  # control
+    changed = next(one for one in content["student"] if one["name"] == "soft")
+    changed["temperature"] = 7.0
+    table = evaluate(of_folder(content, folder))
+    assert "soft" not in {row.name for row in table}
+    (line,) = caplog.messages
+    assert line == (
+        "not in the table, as they are not made: student soft-seed0, student soft-seed1; `logitstore run` makes them"
+    )
+
+
+def test_a_teacher_that_was_captured_otherwise_is_not_left_out_but_refused(tmp_path: Path) -> None:
+    folder, content = experiments.copy_finished(tmp_path), document()
+    content["teacher"][0]["train"]["epochs"] += 1
+    with pytest.raises(SpecMismatch, match=r"teachers/wide: expected .*epochs"):
+        evaluate(of_folder(content, folder))
+
+
+def test_a_combination_of_other_settings_than_the_stores_is_refused(tmp_path: Path) -> None:
+    content = experiments.whole_document()
+    shutil.copytree(experiments.kept_run(content), tmp_path, dirs_exist_ok=True)
+    evaluate(of_folder(content, tmp_path))  # control
+    content["combine"]["top"] = 2
+    with pytest.raises(SpecMismatch, match="teachers/all: expected top = 1, with which it was combined, found 2"):
+        evaluate(of_folder(content, tmp_path))
 
 
 def test_the_errors_of_all_clustered_teachers_are_counted_in_the_sets(tmp_path: Path) -> None:
