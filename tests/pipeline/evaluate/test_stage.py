@@ -131,7 +131,9 @@ def test_a_combination_of_other_settings_than_the_stores_is_refused(tmp_path: Pa
     shutil.copytree(experiments.kept_run(content), tmp_path, dirs_exist_ok=True)
     evaluate(of_folder(content, tmp_path))  # control
     content["combine"]["top"] = 2
-    with pytest.raises(SpecMismatch, match="teachers/all: expected top = 1, with which it was combined, found 2"):
+    with pytest.raises(
+        SpecMismatch, match="teachers/all: expected top = 1, with which it was combined, found 2"
+    ):
         evaluate(of_folder(content, tmp_path))
 
 
