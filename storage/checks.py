@@ -1,5 +1,6 @@
 """Checks of arguments and of logits that several modules share, and their messages."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from .errors import BadLogitsError, ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def _wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
@@ -78,6 +81,74 @@ def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
     return rows
 
 
+def hidden_by_mask(values: Any) -> str | None:
+    """Return in words how many values a mask hides, None if none: `np.asarray` returns what lies behind the mask.
+
+    >>> hidden_by_mask(np.ma.masked_equal([1, 2, 3], 2))
+    'a masked array that hides 1 of 3 values'
+    """
+    number = int(np.ma.getmaskarray(values).sum()) if isinstance(values, np.ma.MaskedArray) else 0
+    return f"a masked array that hides {number} of {values.size} values" if number else None
+
+
+def as_logits(
+    logits: Any, expected: tuple[int, int], where: str
+) -> tuple[Float32[np.ndarray, "rows classes"], Float32[np.ndarray, " rows"] | None]:
+    """Return logits as float32; of wider ones, also the constant that was subtracted from each row.
+
+    float32 has no room for the digits of a row beside a large constant, so wider logits are centred before the cast.
+    logits: floating, a NumPy array or a torch tensor. expected: (rows, classes).
+    Raises BadLogitsError for another shape or dtype, and for values that a mask hides.
+    """
+    if hasattr(logits, "detach"):  # a torch tensor, by duck typing: storage imports no torch
+        tensor = logits.detach()
+        # NumPy has no bfloat16.
+        logits = (tensor if tensor.element_size() > 4 else tensor.float()).cpu()
+    if found := hidden_by_mask(logits):
+        raise BadLogitsError(
+            where,
+            expected="a logit of each class",
+            found=found,
+            remedy="pass every logit; a capture of fewer classes is begun with classes=[…]",
+        )
+    values = np.asarray(logits)
+    if values.shape != expected or values.dtype.kind != "f":
+        raise BadLogitsError(
+            where,
+            expected=f"floating logits of shape {expected} (rows, classes)",
+            found=f"{values.dtype} of shape {values.shape}",
+            remedy="use a teacher with the classes of this store, and write whole blocks",
+        )
+    if values.dtype.itemsize <= 4:
+        return values.astype(np.float32, copy=False), None
+    peak = values.max(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the encoding
+        constant, centred = peak.astype(np.float32), (values - peak[:, None]).astype(np.float32)
+        lost = ~np.isfinite(constant)
+        centred[lost] = values[lost].astype(np.float32)
+    return centred, constant
+
+
+def warn_of_probabilities(logits: Float32[np.ndarray, "rows classes"], where: str, error: float) -> None:
+    """Warn if every row looks like probabilities, from which no softmax at another temperature follows.
+
+    error: the largest distance of a row's sum from 1.
+    """
+    sums = logits.sum(axis=1)
+    if logits.min() < 0 or logits.max() > 1 or abs(sums - 1).max() > error:
+        return
+    log.warning(
+        "%s: all %d rows tried lie in 0…1 (from %.3g to %.3g) and sum to 1 (from %.6f to %.6f): these look like "
+        "probabilities; let it return its logits, what goes into the softmax",
+        where,
+        len(logits),
+        logits.min(),
+        logits.max(),
+        sums.min(),
+        sums.max(),
+    )
+
+
 def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
     """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
     # The maximum of a row with a NaN is NaN.
@@ -109,6 +180,8 @@ def bad_logits(
 
 def as_labels(labels: Sequence[int] | NDArray[Any]) -> Int64[np.ndarray, " rows"]:
     """Return labels as int64. Raises ConfigError unless they are one integer a row that int64 holds."""
+    if found := hidden_by_mask(labels):
+        raise _no_labels(found)
     try:
         values = np.asarray(labels)
     except (TypeError, ValueError, RuntimeError) as error:

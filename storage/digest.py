@@ -12,6 +12,7 @@ import xxhash
 from jaxtyping import UInt64
 from numpy.typing import NDArray
 
+from .checks import hidden_by_mask
 from .errors import BadDataError
 
 
@@ -24,12 +25,21 @@ def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndar
     >>> digest_rows(np.zeros((2, 3), np.uint8)).tolist() == digest_rows([np.zeros(3, np.uint8)] * 2).tolist()
     True
     """
+    _refuse_masked([inputs] if isinstance(inputs, np.ndarray) else inputs)
     if isinstance(inputs, np.ndarray):
         return _digests(inputs)
     rows = [np.asarray(value) for value in inputs]
     if len({(row.dtype.str, row.shape) for row in rows}) == 1:
         return _digests(np.stack(rows))
     return np.concatenate([np.zeros(0, np.uint64), *(_digests(row[None], at) for at, row in enumerate(rows))])
+
+
+def _refuse_masked(inputs: Sequence[Any]) -> None:
+    """Refuse arrays with hidden values, of which a digest would see what lies behind. Raises BadDataError."""
+    if found := next(filter(None, map(hidden_by_mask, inputs)), None):
+        raise BadDataError(
+            "inputs", expected="arrays without masked values", found=found, remedy="fill the hidden values"
+        )
 
 
 def _digests(inputs: NDArray[Any], first_row: int = 0) -> UInt64[np.ndarray, " rows"]:

@@ -7,18 +7,16 @@
 4. Outputs that look like probabilities are stored as they are, with a warning that shows the evidence.
 """
 
-import logging
-
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Shaped
 from torch import OutOfMemoryError
 
+from ...storage.checks import warn_of_probabilities
 from ...storage.encodings.encoding import Encoding
 from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
 from ..runtime.inference import Runner, check_classes, check_steady
 
-log = logging.getLogger(__name__)
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest distance of the sum of a softmax from 1, by the precision of its computation."""
 
@@ -53,7 +51,7 @@ def try_out(
     encoding.encode(logits, 0, runner.where)
     precision = experiment.cache.precision
     check_steady(logits, runner.logits(inputs), runner.where, precision)
-    _warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])
+    warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])
 
 
 def out_of_memory(error: BadLogitsError) -> bool:
@@ -77,21 +75,4 @@ def no_room(runner: Runner, error: BadLogitsError, begun: str | None) -> BadLogi
         expected=f"room on the device for a batch of {runner.batch_size} rows",
         found=error.found,
         remedy=remedy,
-    )
-
-
-def _warn_of_probabilities(logits: Float32[np.ndarray, "rows classes"], where: str, error: float) -> None:
-    """Warn if every row looks like probabilities, from which no softmax at another temperature follows."""
-    sums = logits.sum(axis=1)
-    if logits.min() < 0 or logits.max() > 1 or abs(sums - 1).max() > error:
-        return
-    log.warning(
-        "%s: all %d rows tried lie in 0…1 (from %.3g to %.3g) and sum to 1 (from %.6f to %.6f): these look like "
-        "probabilities; let it return its logits, what goes into the softmax",
-        where,
-        len(logits),
-        logits.min(),
-        logits.max(),
-        sums.min(),
-        sums.max(),
     )

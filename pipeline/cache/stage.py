@@ -362,7 +362,7 @@ def _identity(work: Workspace, teacher: ReadyTeacher) -> dict[str, Any]:
 
 
 def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
-    return work.store.capture(
+    writer = work.store.capture(
         teacher.name,
         provenance=_identity(work, teacher),
         views=work.experiment.cache.views,
@@ -370,3 +370,5 @@ def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
         classes=teacher.columns,
         notes=teacher.notes,
     )
+    writer.warns_of_probabilities = False  # its trial did
+    return writer

@@ -214,10 +214,17 @@ class Runner:
         return (slice(start, min(start + self.batch_size, rows)) for start in range(0, rows, self.batch_size))
 
     def forward(self, batch: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch classes"]:
-        """Return the logits of one batch on the device of the inputs, inside `mode`. Raises BadLogitsError."""
+        """Return the logits of one batch on the device of the inputs, inside `mode`. Raises BadLogitsError.
+
+        Those of float64 are centred: the largest of a row is 0.
+        """
         if self._channels_last and batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        return forward(self._run, batch, self.where)
+        logits = forward(self._run, batch, self.where)
+        if logits.dtype == torch.float64:
+            # float32, in which they leave, has no room for their digits beside a large constant.
+            logits = logits - logits.amax(dim=1, keepdim=True)
+        return logits
 
     def logits(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
+from ..checks import as_logits, warn_of_probabilities
 from ..encodings.encoding import ArraySpec, Encoding
 from ..errors import (
     BadDataError,
@@ -35,6 +36,8 @@ from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
 
 log = logging.getLogger(__name__)
+_SUM_ERROR = 2e-2
+"""Largest distance of the sum of a softmax from 1, if bfloat16 computed it."""
 
 
 def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint8]:
@@ -249,6 +252,8 @@ class CaptureWriter(PartWriter):
         columns = self.columns = columns.astype(np.int64)
         self.encoding = encoding
         self.teacher = name
+        self.warns_of_probabilities = True
+        """Whether the first block is looked at; False where that was done before."""
         layouts = [
             block_array(
                 encoding.form,
@@ -336,20 +341,13 @@ class CaptureWriter(PartWriter):
         if self.has_block(view, block):
             return
         block_rows = self.root.grid.rows(block)
-        # A torch tensor, by duck typing: storage imports no torch. NumPy has no bfloat16.
-        values = np.asarray(logits.detach().float().cpu() if hasattr(logits, "detach") else logits)
         where = f"teacher {self.teacher!r}, view {view}"
-        expected = (len(block_rows), len(self.columns))
-        if values.shape != expected or values.dtype.kind != "f":
-            raise BadLogitsError(
-                f"{where}, rows {block_rows.start} to {block_rows.stop - 1}",
-                expected=f"floating logits of shape {expected} (rows, classes)",
-                found=f"{values.dtype} of shape {values.shape}",
-                remedy="use a teacher with the classes of this store, and write whole blocks",
-            )
-        if values.dtype != np.float32:
-            with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused
-                values = values.astype(np.float32)
+        named = f"{where}, rows {block_rows.start} to {block_rows.stop - 1}"
+        values, constant = as_logits(logits, (len(block_rows), len(self.columns)), named)
+        if self.warns_of_probabilities:
+            self.warns_of_probabilities = False
+            given_logits = values if constant is None else values + constant[:, None]
+            warn_of_probabilities(given_logits, named, _SUM_ERROR)
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
         if seen is not None and self._compares(view):
@@ -357,8 +355,10 @@ class CaptureWriter(PartWriter):
             check_seen(f"{self.name}, view {view}", block_rows, digests, self._digests_of(block_rows), remedy)
         given: dict[str, NDArray[Any]] = {"seen": digests}
         if peak is not None:
-            self._check_peak(peak, values, block_rows, where)
-            given["peak"] = peak
+            self._check_peak(peak, values if constant is None else constant[:, None], block_rows, where)
+            constant = peak
+        if constant is not None:
+            given["peak"] = constant
 
         def encoded(part: slice) -> dict[str, NDArray[Any]]:
             try:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import hidden_by_mask
 from ..errors import BadDataError, LogitStoreError
 
 UNKNOWN = -1
@@ -105,12 +106,9 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
             found=f"{describe(value)} ({' '.join(str(error).split())[:100]})",
             remedy="convert it in the data set, to float32 for example",
         ) from error
-    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
+    if found := hidden_by_mask(value):
         raise BadDataError(
-            where,
-            expected="an input without masked values",
-            found=f"{int(np.ma.getmaskarray(value).sum())} masked values",
-            remedy="fill them in the data set",
+            where, expected="an input without masked values", found=found, remedy="fill them in the data set"
         )
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

@@ -13,7 +13,8 @@ from support.tree import IMPORT_NAME, ROOT, module_name, module_names, python_fi
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "progress"}),
-    frozenset({"digest", "checks", "random"}),
+    frozenset({"checks", "random"}),
+    frozenset({"digest"}),
     frozenset({"format"}),
     frozenset({"identity"}),
     frozenset({"encodings", "backends"}),

@@ -66,3 +66,12 @@ def test_what_is_no_number_is_refused() -> None:
     assert str(caught.value) == (
         "row 1: expected an input of a numeric dtype, found dtype <U3; let the transfer set return numeric numpy arrays"
     )
+
+
+def test_values_that_a_mask_hides_are_refused() -> None:
+    row = np.ma.masked_array([1.0, 2.0])
+    assert (digest_rows(row[None]) == digest_rows(np.array([[1.0, 2.0]]))).all()  # control: nothing is hidden
+    row[1] = np.ma.masked
+    for values in (row[None], [row], [np.zeros(2), row]):
+        with pytest.raises(BadDataError, match=r"inputs: .* found a masked array that hides 1 of 2 values"):
+            digest_rows(values)

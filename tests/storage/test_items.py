@@ -160,7 +160,7 @@ def test_an_item_of_another_form_is_refused(item: Any, found: str) -> None:
         (torch.zeros(3).to_sparse(), "float32 tensor of shape (3,) ("),
         (torch.zeros(3, device="meta"), "float32 tensor of shape (3,) ("),
         ([[1, 2], [3]], "a list of 2 ("),
-        (np.ma.masked_array([1.0, 2.0], mask=[True, False]), "1 masked values"),
+        (np.ma.masked_array([1.0, 2.0], mask=[True, False]), "a masked array that hides 1 of 2 values"),
     ],
     ids=["bfloat16", "sparse", "meta", "ragged", "masked"],
 )
@@ -206,8 +206,9 @@ def test_a_set_that_returns_fewer_items_is_named() -> None:
         np.array([True, False]),
         np.array([None, 1]),
         np.array(["0"]),
+        np.ma.masked_array([0, 1], mask=[False, True]),
     ],
-    ids=["beyond int64", "floats", "booleans", "objects", "texts"],
+    ids=["beyond int64", "floats", "booleans", "objects", "texts", "hidden by a mask"],
 )
 def test_labels_of_a_store_are_integers(labels: Any) -> None:
     """2⁶⁴ - 1 as int64 would be -1, "unknown"."""

@@ -8,11 +8,13 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support import stores
 from support.children import apart
 from support.killed_writers import BLOCK_ROWS, CLASSES, ROWS, TEACHER, empty_store, write
@@ -302,11 +304,63 @@ def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
         with made.store.capture(dtype, provenance={}, encoding="float32") as capture:
             for rows in capture.missing_blocks():
                 capture.write(rows, logits[rows.start : rows.stop].astype(dtype))
-        given = logits.astype(dtype).astype(np.float32)
+        given = logits.astype(dtype).astype(np.result_type(dtype, np.float32))
         wanted = given - given.max(axis=1, keepdims=True)
-        assert np.array_equal(made.store.teachers[dtype].read(slice(None)), wanted)
+        assert np.array_equal(made.store.teachers[dtype].read(slice(None)), wanted.astype(np.float32))
     with pytest.raises(BadLogitsError, match="expected finite logits, found inf"):
         made.store.capture("huge", provenance={}).write(range(8), np.full((8, 5), 1e39))
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e6, -1e9])
+@pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy, lambda z: z.astype(">f8")])
+def test_float64_logits_keep_their_digits_beside_a_large_constant(
+    tmp_path: Path, constant: float, as_given: Callable[[Any], Any]
+) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = stores.some_logits(1, ROWS, CLASSES)[0].astype(np.float64) + constant
+    with made.store.capture("wide", provenance={}, encoding="float32") as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, as_given(logits[rows.start : rows.stop].copy()))
+    wanted = logits - logits.max(axis=1, keepdims=True)
+    read = made.store.teachers["wide"].read(slice(None))
+    np.testing.assert_allclose(read, wanted, rtol=1e-7, atol=0)
+    assert np.array_equal(
+        made.store.teachers["wide"].peak(slice(None)), logits.max(axis=1).astype(np.float32)
+    )
+    if constant:  # control: the cast alone loses them
+        assert (
+            abs(logits.astype(np.float32) - logits.astype(np.float32).max(1)[:, None] - wanted).max() > 1e-3
+        )
+
+
+def test_values_that_a_mask_hides_are_refused(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = np.ma.masked_array(stores.some_logits(1, 8, CLASSES)[0])
+    with made.store.capture("whole", provenance={}) as capture:
+        capture.write(range(8), logits)  # control: nothing is hidden
+        assert capture.num_missing == 7
+    logits[3, 2] = np.ma.masked
+    capture = made.store.capture("wide", provenance={})
+    with pytest.raises(BadLogitsError, match="a masked array that hides 1 of 40 values"):
+        capture.write(range(8), logits)
+
+
+def test_probabilities_from_ones_own_loop_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = np.exp(stores.some_logits(1, ROWS, CLASSES)[0].astype(np.float64))
+    probabilities = logits / logits.sum(axis=1, keepdims=True)
+    for name, values in (("float64", probabilities), ("float32", probabilities.astype(np.float32))):
+        caplog.clear()
+        with made.store.capture(name, provenance={}) as capture:
+            for rows in capture.missing_blocks():
+                capture.write(rows, values[rows.start : rows.stop])
+        assert caplog.text.count("these look like probabilities") == 1
+    caplog.clear()
+    with made.store.capture("logs", provenance={}) as capture:  # control
+        capture.write(range(8), np.log(probabilities[:8]))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

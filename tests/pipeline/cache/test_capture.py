@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from logitstore.cli.main import cli
 from logitstore.pipeline.cache import capture as capture_pass
 from logitstore.pipeline.cache import monitor as quality
-from logitstore.pipeline.cache import preflight as trying_out
 from logitstore.pipeline.cache import stage
 from logitstore.pipeline.cache.capture import CapturePass
 from logitstore.pipeline.cache.commit_queue import CommitQueue
@@ -35,6 +34,7 @@ from logitstore.pipeline.runtime.ranks import Ranks
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import NewObject
+from logitstore.storage.checks import warn_of_probabilities
 from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import (
     BadDataError,
@@ -707,9 +707,9 @@ def test_compile_and_channels_last_are_what_the_network_gets() -> None:
 def test_probabilities_are_warned_of_with_the_evidence(caplog: pytest.LogCaptureFixture) -> None:
     z = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     for outputs in (z, z.log_softmax(dim=1), torch.sigmoid(z)):
-        trying_out._warn_of_probabilities(outputs.numpy(), "teacher 't'", 1e-4)
+        warn_of_probabilities(outputs.numpy(), "teacher 't'", 1e-4)
     assert not caplog.records
-    trying_out._warn_of_probabilities(z.softmax(dim=1).numpy(), "teacher 't'", 1e-4)
+    warn_of_probabilities(z.softmax(dim=1).numpy(), "teacher 't'", 1e-4)
     (record,) = caplog.records
     assert record.getMessage().startswith("teacher 't': all 50 rows tried lie in 0…1 (from ")
     assert "and sum to 1 (from 1.0" in record.getMessage() or "sum to 1 (from 0.9999" in record.getMessage()
