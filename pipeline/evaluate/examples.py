@@ -1,9 +1,11 @@
 """The evaluation set, whose labels are classes of the transfer set. Imports no torch.
 
 Classes are matched by name, so a set that lacks one, or has them in another order, is scored rightly. A set without names is
-taken by number.
+taken by number. Its inputs are held against those of the transfer set, as a network gives wrong logits for another scale of
+numbers without a word.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,14 @@ from ...storage.stream.items import fetch_items, split_item
 from ..experiment.document import Experiment
 from ..models.class_names import match_classes
 from ..transfer import Examples
+
+log = logging.getLogger(__name__)
+_COMPARED = 64
+"""Examples of either set whose numbers are compared."""
+_SPREAD = 3.0
+"""Factor between the deviations of two sets from which they are of different scales."""
+_APART = 1.0
+"""Distance of the means of two sets, in deviations of the transfer set, from which they are of different scales."""
 
 
 class EvaluationExamples(Examples):
@@ -37,6 +47,13 @@ class EvaluationExamples(Examples):
             )
         self._num_classes = rows.num_classes
         super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
+        if _kind(self.first) != _kind(rows.first):
+            raise BadDataError(
+                self.where,
+                expected=f"inputs of {rows.first.dtype}, as in the transfer set",
+                found=f"{self.first.dtype}",
+                remedy="prepare both sets alike: networks divide uint8 by 255, and nothing else",
+            )
         (first,) = fetch_items(self.dataset, [0])
         if (
             not split_item(first, f"{self.where}, example 0").is_labelled
@@ -66,3 +83,39 @@ class EvaluationExamples(Examples):
                 remedy="evaluate on examples of the same classes",
             )
         return inputs, labels
+
+
+def _kind(inputs: Shaped[np.ndarray, "..."]) -> str:
+    """Return what networks tell apart in a dtype: uint8, which they divide by 255, integers, fractions, booleans."""
+    return "uint8" if inputs.dtype == np.uint8 else inputs.dtype.kind.replace("u", "i")
+
+
+def warn_if_unlike(examples: Examples, rows: Examples) -> None:
+    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set."""
+    if examples.first.shape != rows.first.shape:
+        log.warning(
+            "%s: inputs of shape %s, those of the transfer set have %s",
+            examples.where,
+            examples.first.shape,
+            rows.first.shape,
+        )
+    (mean, deviation), (expected, usual) = _moments(examples), _moments(rows)
+    if not (0 < usual < np.inf and np.isfinite(mean)) or examples.first.dtype.kind not in "fu":
+        return
+    if not 1 / _SPREAD <= deviation / usual <= _SPREAD or abs(mean - expected) > _APART * usual:
+        log.warning(
+            "%s: the numbers of its inputs (mean %.3g, deviation %.3g) are unlike those of the transfer set (mean %.3g, "
+            "deviation %.3g); prepare both sets alike",
+            examples.where,
+            mean,
+            deviation,
+            expected,
+            usual,
+        )
+
+
+def _moments(examples: Examples) -> tuple[float, float]:
+    """Return mean and deviation of all numbers in a few examples, spread over the set."""
+    indices = np.unique(np.linspace(0, len(examples) - 1, _COMPARED).astype(np.int64))
+    inputs, _ = examples.fetch(indices.tolist())
+    return float(inputs.mean(dtype=np.float64)), float(inputs.std(dtype=np.float64))

@@ -27,7 +27,7 @@ from ..specialists.training import load_specialist
 from ..train.stage import build_student
 from ..train.todo import missing_students
 from ..workspace import Workspace
-from .examples import EvaluationExamples
+from .examples import EvaluationExamples, warn_if_unlike
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 
@@ -53,6 +53,7 @@ def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> lis
     missing = scores.missing(found)
     if missing:
         check_repeatable(examples)
+        warn_if_unlike(examples, work.rows)
         scorer = _Scorer(work, examples)
         for number, subject in enumerate(missing):
             scores.put(subject, scorer.score(subject))

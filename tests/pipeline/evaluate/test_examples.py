@@ -13,7 +13,7 @@ from PIL import Image
 from support import experiments
 from support.experiments import document, parsed, run_document, student, train
 
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
+from logitstore.pipeline.evaluate.examples import EvaluationExamples, warn_if_unlike
 from logitstore.pipeline.models.class_names import match_classes
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, ConfigError
@@ -229,3 +229,51 @@ def test_folders_of_images_are_matched_by_name(tmp_path: Path) -> None:
         BadDataError, match=r"evaluation_set: expected labelled examples, .* found a set without"
     ):
         opened(tmp_path, content)
+
+
+def with_inputs(base: Path, change: Any, dtype: str) -> dict[str, Any]:
+    """A document whose transfer set is of float32, and whose evaluation set is changed and of a dtype."""
+    content = document()
+    for table, name in (("transfer_set", "train"), ("evaluation_set", "test")):
+        with np.load(base / f"{name}.npz") as arrays:
+            inputs, labels = arrays["inputs"] / np.float32(255), arrays["labels"]
+        if name == "test":
+            inputs = change(inputs).astype(dtype)
+        np.savez(base / f"{name}_float.npz", inputs=inputs, labels=labels, class_names=NAMES)
+        content[table]["args"] = {"file": f"{name}_float.npz"}
+    return content
+
+
+def test_inputs_of_another_kind_than_the_transfer_sets_are_refused(base: Path) -> None:
+    opened(base, with_inputs(base, lambda x: x, "float16"))  # control: fractions of another size
+    with pytest.raises(
+        BadDataError, match="expected inputs of float32, as in the transfer set, found uint8; prepare both"
+    ):
+        opened(base, with_inputs(base, lambda x: x * 255, "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x, ""),
+        (lambda x: x * 0.8, ""),
+        (lambda x: x * 255, "are unlike those of the transfer set"),
+        (lambda x: x / 255, "are unlike those of the transfer set"),
+        (lambda x: x + 2 * x.std(), "are unlike those of the transfer set"),
+        (lambda x: x[..., None], "those of the transfer set have"),
+    ],
+)
+def test_inputs_of_another_scale_or_shape_than_the_transfer_sets_are_warned_of(
+    base: Path, caplog: pytest.LogCaptureFixture, change: Any, said: str
+) -> None:
+    work = Workspace.of_folder(parsed(with_inputs(base, change, "float32"), base), base / "out")
+    warn_if_unlike(EvaluationExamples(work.experiment, work.rows), work.rows)
+    assert (said in caplog.text) if said else not caplog.records
+
+
+def test_an_evaluation_of_inputs_of_another_scale_says_so(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = with_inputs(base, lambda x: x * 255, "float32")
+    run_document(content | {"student": content["student"][2:]}, base, base / "out")
+    assert caplog.text.count("are unlike those of the transfer set") == 1
