@@ -35,6 +35,15 @@ def whole_number(name: str, value: Any, least: int, below: int = 1 << 63) -> int
     return int(value)
 
 
+def check_view(view: Any, num_views: int, where: str, remedy: str) -> int:
+    """Return the number of a view. where: the part in messages. Raises ConfigError for what is no integer in range."""
+    if not _is_integer(view) or not 0 <= view < num_views:
+        raise ConfigError(
+            f"{where}: view", expected=f"0 to {num_views - 1}", found=repr(view)[:80], remedy=remedy
+        )
+    return int(view)
+
+
 def check_flags(**flags: Any) -> None:
     """Refuse flags other than True and False, which Python would take for one of them. Raises ConfigError."""
     for name, value in flags.items():

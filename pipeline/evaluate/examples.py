@@ -46,6 +46,7 @@ class EvaluationExamples(Examples):
                 remedy="add [evaluation_set] to the experiment",
             )
         self._num_classes = rows.num_classes
+        self._made_of = experiment, rows
         super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
         if _kind(self.first) != _kind(rows.first):
             raise BadDataError(
@@ -66,6 +67,10 @@ class EvaluationExamples(Examples):
                 remedy="evaluate on a labelled set, or drop [evaluation_set]",
             )
         self._class_of = match_classes(self.class_names, rows.class_names, rows.num_classes, self.where)
+
+    def again(self) -> "EvaluationExamples":
+        """Return the set of a second call of the factory, its labels in the same numbers."""
+        return EvaluationExamples(*self._made_of)
 
     def fetch(
         self, indices: Sequence[int]

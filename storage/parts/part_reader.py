@@ -8,12 +8,13 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_view
 from ..errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
 from ..format.codec import RAW
 from ..format.grid import Grid
@@ -121,7 +122,7 @@ class PartReader:
             )
         return layout
 
-    def read(self, array: str, rows: Any, view: int = 0) -> NDArray[Any]:
+    def read(self, array: str, rows: Any, view: SupportsIndex = 0) -> NDArray[Any]:
         """Return rows of one view of an array as stored, (len(rows), *row shape).
 
         Raises ConfigError for rows or a view out of range, LimitExceeded for rows that exceed the memory,
@@ -141,7 +142,7 @@ class PartReader:
             ) from None
         return out
 
-    def read_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
+    def read_into(self, array: str, rows: Any, view: SupportsIndex, out: NDArray[Any]) -> None:
         """Read rows into `out`: contiguous, (len(rows), *row shape), of the array's dtype.
 
         Whole chunks of an uncompressed array are read straight into their place.
@@ -149,13 +150,7 @@ class PartReader:
         layout = self.layout(array)
         rows = check_rows(rows, self.grid.num_rows)
         views = max(1, self.part.seal.views) if layout.row_axis else 1
-        if not 0 <= view < views:
-            raise ConfigError(
-                f"{self.part.name}: view",
-                expected=f"0 to {views - 1}",
-                found=str(view),
-                remedy="choose a view that was captured",
-            )
+        view = check_view(view, views, self.part.name, "choose a view that was captured")
         if isinstance(rows, range):
             for block, span in self.grid.split(rows.start, rows.stop):
                 into = out[span.start - rows.start : span.stop - rows.start]

@@ -15,7 +15,7 @@ those blocks, and only with the sealed bytes.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..backends.background import Background
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder
+from ..checks import check_view
 from ..errors import (
     BadDataError,
     ConfigError,
@@ -266,8 +267,9 @@ class PartWriter:
         """Return whether a block was committed when the part was opened, or since by this writer."""
         return (view, block) in self._committed
 
-    def missing_blocks(self, view: int = 0) -> Iterator[range]:
-        """Yield the rows of each block of a view that no writer has committed yet."""
+    def missing_blocks(self, view: SupportsIndex = 0) -> Iterator[range]:
+        """Yield the rows of each block of a view that no writer has committed yet. Raises ConfigError for no such view."""
+        view = check_view(view, self.views, self.name, "begin with more views")
         for block in range(self.root.grid.num_blocks):
             if self.has_block(view, block):
                 continue

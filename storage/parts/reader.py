@@ -6,7 +6,7 @@ values that mean nothing, such as a label that is no class.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt64
@@ -28,6 +28,12 @@ from .values import in_range
 
 _MOVED: Final = 1 << 18
 """Logits that are moved to other columns at a time, so that little is held twice."""
+
+
+def _frozen(values: NDArray[Any]) -> NDArray[Any]:
+    """Make an array read-only, which several callers share."""
+    values.setflags(write=False)
+    return values
 
 
 class Samples:
@@ -56,8 +62,8 @@ class Samples:
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " rows"]:
-        """The class of each row, -1 if unknown."""
-        return self.labels_of(slice(None))
+        """The class of each row, -1 if unknown. Read-only, as all arrays here are: copy what you change."""
+        return _frozen(self.labels_of(slice(None)))
 
     def labels_of(self, rows: Any) -> Int64[np.ndarray, " rows"]:
         """Return the labels of `rows` (a slice, or ascending integers). Raises ManifestInvalid for a false class."""
@@ -74,28 +80,36 @@ class Samples:
     @cached_property
     def source(self) -> Int64[np.ndarray, " rows"]:
         """Index of each row in the transfer set."""
-        return self.reader.read("source", slice(None))
+        return _frozen(self.reader.read("source", slice(None)))
 
     @cached_property
     def digests(self) -> UInt64[np.ndarray, " rows"]:
         """`digest_rows` of each row's input before augmentation."""
-        return self.reader.read("digest", slice(None))
+        return _frozen(self.reader.read("digest", slice(None)))
 
     @property
     def inputs(self) -> LazyRows | None:
         """The inputs, read on indexing; None if the store does not keep them."""
         return LazyRows(self.reader, "input") if "input" in self._part.layouts else None
 
-    @cached_property
+    @property
     def ids(self) -> list[str] | None:
-        """The id of each row; None if rows have none."""
+        """The id of each row; None if rows have none. A new list at each access."""
+        return None if self._ids is None else list(self._ids)
+
+    @cached_property
+    def _ids(self) -> list[str] | None:
         if "id" not in self._part.layouts:
             return None
         return texts_of(self.reader.read("id", slice(None)), f"{self._part.folder.path}/id")
 
-    @cached_property
+    @property
     def class_names(self) -> list[str]:
-        """The name of each class; its number if classes have no names."""
+        """The name of each class; its number if classes have no names. A new list at each access."""
+        return list(self._class_names)
+
+    @cached_property
+    def _class_names(self) -> list[str]:
         if "class_name" not in self._part.layouts:
             return [str(c) for c in range(self._num_classes)]
         where = f"{self._part.folder.path}/class_name"
@@ -198,7 +212,7 @@ class CaptureReader:
         return {**self.part.spec.notes, **self.part.spec.identity}
 
     def read(
-        self, rows: Any, view: int = 0, temperature: float | None = None
+        self, rows: Any, view: SupportsIndex = 0, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
         """Return the logits of `rows` (a slice, or ascending integers), the largest of each row 0, in nats.
 
@@ -212,7 +226,7 @@ class CaptureReader:
         return self.encoding.decode(self.read_stored(rows, view), self.shape[2], temperature)
 
     def read_ranked(
-        self, rows: Any, view: int = 0, temperature: float | None = None
+        self, rows: Any, view: SupportsIndex = 0, temperature: float | None = None
     ) -> Float32[np.ndarray, "rows classes"]:
         """Return `read`, for whoever sorts the classes of a row: equal logits are told apart where their order is stored.
 
@@ -233,7 +247,7 @@ class CaptureReader:
                 remedy="pass temperature=…, or read the rows as they are stored",
             )
 
-    def read_stored(self, rows: Any, view: int = 0) -> dict[str, NDArray[Any]]:
+    def read_stored(self, rows: Any, view: SupportsIndex = 0) -> dict[str, NDArray[Any]]:
         """Return the arrays from which `rows` are decoded: "logits"; "index" and "tail" of a top-k capture.
 
         Columns are in the order of `classes`. Raises ManifestInvalid for an index that is no column.
@@ -243,7 +257,7 @@ class CaptureReader:
             self._put_in_order(name, values)
         return stored
 
-    def read_stored_into(self, array: str, rows: Any, view: int, out: NDArray[Any]) -> None:
+    def read_stored_into(self, array: str, rows: Any, view: SupportsIndex, out: NDArray[Any]) -> None:
         """Read one of the arrays of `read_stored` into `out`."""
         self.reader.read_into(array, rows, view, out)
         self._put_in_order(array, out)
@@ -263,7 +277,9 @@ class CaptureReader:
                 part = stored[first : first + step]
                 part[...] = part[:, places]
 
-    def divergence(self, rows: Any = slice(None), view: int = 0) -> Float64[np.ndarray, "rows temperatures"]:
+    def divergence(
+        self, rows: Any = slice(None), view: SupportsIndex = 0
+    ) -> Float64[np.ndarray, "rows temperatures"]:
         """Return KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as measured on writing.
 
         Given: the teacher's logits; for a capture made by `logitstore compress`, those of its source.
@@ -278,11 +294,11 @@ class CaptureReader:
             )
         return kl_of_error(self.reader.read("error", rows, view))
 
-    def peak(self, rows: Any, view: int = 0) -> Float32[np.ndarray, " rows"]:
-        """Return max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the teacher's raw logits."""
+    def peak(self, rows: Any, view: SupportsIndex = 0) -> Float32[np.ndarray, " rows"]:
+        """Return max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the raw logits, up to the rounding of float32."""
         return self.reader.read("peak", rows, view)
 
-    def seen(self, rows: Any, view: int = 0) -> UInt64[np.ndarray, " rows"]:
+    def seen(self, rows: Any, view: SupportsIndex = 0) -> UInt64[np.ndarray, " rows"]:
         """Return `digest_rows` of the teacher's inputs."""
         return self.reader.read("seen", rows, view)
 

@@ -7,13 +7,13 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
-from ..checks import as_logits, warn_of_probabilities
+from ..checks import as_logits, check_view, warn_of_probabilities
 from ..encodings.encoding import ArraySpec, Encoding
 from ..errors import (
     BadDataError,
@@ -315,7 +315,7 @@ class CaptureWriter(PartWriter):
         self,
         rows: "range | slice",
         logits: Any,
-        view: int = 0,
+        view: SupportsIndex = 0,
         seen: UInt64[np.ndarray, " rows"] | None = None,
         peak: Float32[np.ndarray, " rows"] | None = None,
     ) -> None:
@@ -331,13 +331,7 @@ class CaptureWriter(PartWriter):
         now, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
         """
         block = self.block_of(rows)
-        if not 0 <= view < self.views:
-            raise ConfigError(
-                f"{self.name}: view",
-                expected=f"0 to {self.views - 1}",
-                found=str(view),
-                remedy="begin with more views",
-            )
+        view = check_view(view, self.views, self.name, "begin with more views")
         if self.has_block(view, block):
             return
         block_rows = self.root.grid.rows(block)

@@ -131,6 +131,21 @@ def test_the_attributes_of_a_store(made: Made) -> None:
     assert repr(wide) == "<Capture 'wide' (view, row, class) = (2, 37, 5), float16>"
 
 
+def test_what_a_caller_changes_is_not_what_the_next_one_reads(made: Made) -> None:
+    """Arrays that callers share are read-only, lists are their own."""
+    samples = made.store.samples
+    for shared in (samples.labels, samples.source, samples.digests):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = 1
+    names, ids = list(made.store.class_names), samples.ids
+    assert ids is not None
+    made.store.class_names.sort(reverse=True)
+    ids.clear()
+    assert made.store.class_names == names and samples.ids
+    own = samples.labels.copy()  # control: a copy is free
+    own[0] = -1
+
+
 def test_inputs_are_lazy_and_behave_as_an_array(made: Made) -> None:
     inputs = made.store.samples.inputs
     assert inputs is not None

@@ -23,6 +23,7 @@ from support.stores import Made, Teacher
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.backends.lease import lease
 from logitstore.storage.backends.local import Folder
+from logitstore.storage.checks import check_view
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import (
     BadDataError,
@@ -255,6 +256,8 @@ WRONG_BLOCKS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "half a block": ({"rows": slice(0, 7)}, "teachers/wide: rows", BLOCK, "0 to 7"),
     "before the start": ({"rows": range(-8, 0)}, "teachers/wide: rows", BLOCK, "-8 to 0"),
     "view 1 of 1": ({"view": 1}, "teachers/wide: view", "0 to 0", "1"),
+    # Names of files would come of them, which no reader looks for.
+    "a truth as a view": ({"view": False}, "teachers/wide: view", "0 to 0", "False"),
     "too few classes": (
         {"logits": np.zeros((8, 4), np.float32)},
         "teacher 'wide', view 0, rows 0 to 7",
@@ -331,6 +334,24 @@ def test_float64_logits_keep_their_digits_beside_a_large_constant(
         assert (
             abs(logits.astype(np.float32) - logits.astype(np.float32).max(1)[:, None] - wanted).max() > 1e-3
         )
+
+
+def test_a_view_may_be_an_integer_of_numpy(tmp_path: Path) -> None:
+    made = empty_store(tmp_path / "store.zarr")
+    logits = stores.some_logits(2, ROWS, CLASSES)
+    with made.store.capture("wide", provenance={"augmentation": {"name": "two"}}, views=2) as capture:
+        for view in np.arange(2):
+            for rows in capture.missing_blocks(view):
+                seen = digest_rows(logits[view, rows.start : rows.stop])
+                capture.write(rows, logits[view, rows.start : rows.stop], view=view, seen=seen)
+    read = made.store.teachers["wide"].read(slice(None), np.int64(1))
+    assert read.argmax(axis=1).tolist() == logits[1].argmax(axis=1).tolist()
+    with pytest.raises(ConfigError, match="teachers/wide: view: expected 0 to 1, found True"):
+        made.store.teachers["wide"].read(slice(None), True)
+    with pytest.raises(ConfigError, match="view: expected 0 to 1, found True"):
+        list(made.store.capture("other", provenance={}, views=2).missing_blocks(True))
+    with pytest.raises(ConfigError, match=r"part: view: expected 0 to 1, found 1\.0; begin"):
+        check_view(1.0, 2, "part", "begin with more views")
 
 
 def test_values_that_a_mask_hides_are_refused(tmp_path: Path) -> None:

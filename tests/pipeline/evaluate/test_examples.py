@@ -231,6 +231,36 @@ def test_folders_of_images_are_matched_by_name(tmp_path: Path) -> None:
         opened(tmp_path, content)
 
 
+class Reversed:
+    """A set of one's own, without a fingerprint, whose classes stand in another order."""
+
+    class_names = NAMES[::-1]
+
+    def __init__(self, file: Path) -> None:
+        with np.load(file) as arrays:
+            self._inputs, self._labels = arrays["inputs"], arrays["labels"]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._inputs[index], len(NAMES) - 1 - int(self._labels[index])
+
+
+def reversed_set(folder: str) -> Reversed:
+    """Factory of an experiment."""
+    return Reversed(Path(folder) / "test.npz")
+
+
+def test_a_set_without_a_fingerprint_may_have_its_classes_in_another_order(base: Path) -> None:
+    """A second call of the factory is compared with the first in the same numbers."""
+    content = document()
+    plain = run_document(content, base, base / "out")
+    content["evaluation_set"] = {"factory": f"{__name__}:reversed_set", "args": {"folder": str(base)}}
+    own = run_document(content, base, base / "out")
+    assert own.table == plain.table and any(line.startswith("evaluate") for line in own.done)
+
+
 def with_inputs(base: Path, change: Any, dtype: str) -> dict[str, Any]:
     """A document whose transfer set is of float32, and whose evaluation set is changed and of a dtype."""
     content = document()
