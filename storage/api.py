@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt64
 from numpy.typing import NDArray
 
-from .backends.local import local_path, writable
+from .backends.local import Folder, local_path, writable
 from .backends.obstacles import check_folder
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
@@ -31,7 +31,7 @@ from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ran
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
 from .stream.stream import Stream
-from .stream.teachers import choose_captures
+from .stream.teachers import choose_captures, warn_of_unfinished
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -315,6 +315,10 @@ class Store:
         if reads_every_row:
             warn_of_forgotten_ranks(processes_of_torchrun())
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
+        if teachers is None and isinstance(
+            self._root.folder, Folder
+        ):  # a remote store would have to be listed
+            warn_of_unfinished(self.unsealed(), str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,
             num_views=min((capture.num_views for capture in captures.values()), default=1),

@@ -22,7 +22,16 @@ def difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str] |
             if inner:
                 return inner
         return None
-    return None if ours == theirs else (path, _shown(ours), _shown(theirs))
+    return None if _equal(ours, theirs) else (path, _shown(ours), _shown(theirs))
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    """Compare two JSON values; unlike Python's, true is not 1."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return difference(ours, theirs) is None
+    return isinstance(ours, bool) == isinstance(theirs, bool) and bool(ours == theirs)
 
 
 def _shown(value: Any) -> str:

@@ -62,6 +62,8 @@ class TorchBatch:
     """By teacher: float32 (batch, classes), the largest of each row 0; as stored if the stream does not decode."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """By teacher, if the stream does not decode: the factor from stored integers to logits."""
+    decoded_for: Mapping[str, float] = field(default_factory=dict)
+    """By teacher, if its rows are decoded for one temperature of the softmax, as top-k rows are: that temperature."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,6 +78,7 @@ class TorchBatch:
             torch.from_numpy(batch.labels),
             {name: _tensors(logits) for name, logits in batch.logits.items()},
             batch.scale,
+            batch.decoded_for,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "TorchBatch":
@@ -95,7 +98,7 @@ class TorchBatch:
         }
         inputs = None if self.inputs is None else self.inputs[:count]
         rows, views, labels = self.rows[:count], self.views[:count], self.labels[:count]
-        return TorchBatch(rows, views, inputs, labels, logits, self.scale)
+        return replace(self, rows=rows, views=views, inputs=inputs, labels=labels, logits=logits)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TorchBatch":
         """Move the batch to a device; rows and views stay on the host."""
@@ -116,12 +119,16 @@ class TorchBatch:
 
     def decoded(self, temperature: float | None = None) -> "TorchBatch":
         """Decode the logits to float32 on the device of the batch: see `teacher_logits`."""
-        return replace(self, logits=self.teacher_logits(temperature), scale={})
+        top_k = [name for name, z in self.logits.items() if isinstance(z, TopKTensors)]
+        logits = self.teacher_logits(temperature)
+        once = {} if temperature is None else dict.fromkeys(top_k, temperature)
+        return replace(self, logits=logits, scale={}, decoded_for={**self.decoded_for, **once})
 
     def teacher_logits(self, temperature: float | None = None) -> dict[str, Float32[Tensor, "batch _"]]:
         """Return float32 logits by teacher, the largest of each row 0; stored codes are decoded on the device.
 
-        temperature: that of the softmax; only top-k rows need it. Raises ConfigError if it is missing.
+        temperature: that of the softmax; only top-k rows need it. Raises ConfigError if it is missing, or another than
+        that for which such rows are decoded already.
         """
         return {name: self._decoded(name, temperature) for name in self.logits}
 
@@ -136,6 +143,13 @@ class TorchBatch:
                     remedy="pass temperature=…, or read the rows as they are stored",
                 )
             return decode_top_k(stored, temperature)
+        if temperature not in (None, before := self.decoded_for.get(name, temperature)):
+            raise ConfigError(
+                f"teacher {name!r}: temperature",
+                expected=f"{before:g}, for which these top-k rows are decoded",
+                found=f"{temperature:g}",
+                remedy="stream with decode=False, which leaves the rows as they are stored",
+            )
         return decode_codes(stored, self.scale[name]) if name in self.scale else stored.to(torch.float32)
 
 

@@ -249,6 +249,20 @@ class CaptureWriter(PartWriter):
                 found=str(columns.tolist())[:80],
                 remedy="name classes of this store",
             )
+        if len(twice := columns[np.flatnonzero(np.bincount(columns + 1)[columns + 1] > 1)]):
+            raise ConfigError(
+                f"capture {name!r}: classes",
+                expected="each class once",
+                found=f"{twice[0]} {int((columns == twice[0]).sum())} times",
+                remedy="name the class of each column",
+            )
+        if reserved := {"encoding", "views"} & identity.keys():
+            raise ConfigError(
+                f"capture {name!r}: provenance",
+                expected="no key of the writer's own, encoding and views",
+                found=", ".join(sorted(reserved)),
+                remedy="give it another name",
+            )
         columns = self.columns = columns.astype(np.int64)
         self.encoding = encoding
         self.teacher = name

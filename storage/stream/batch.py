@@ -39,6 +39,8 @@ class Batch:
     """By teacher: float32 (batch, classes), the largest of each row 0; as stored with decode=False."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """By teacher, with decode=False: the factor of stored integers; floats have none."""
+    decoded_for: Mapping[str, float] = field(default_factory=dict)
+    """By teacher, if its rows are decoded for one temperature of the softmax, as top-k rows are: that temperature."""
 
     def __len__(self) -> int:
         return len(self.rows)

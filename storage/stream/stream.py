@@ -323,7 +323,15 @@ class Stream:
     def _batch(self, arrays: Arrays, decode: bool) -> Batch:
         logits = {name: self._logits(name, arrays, decode) for name in self._captures}
         scale = {} if decode else self._scale
-        return Batch(arrays["rows"], arrays["views"], arrays.get("inputs"), arrays["labels"], logits, scale)
+        return Batch(
+            arrays["rows"],
+            arrays["views"],
+            arrays.get("inputs"),
+            arrays["labels"],
+            logits,
+            scale,
+            self._decoded_for if decode else {},
+        )
 
     def _logits(self, name: str, arrays: Arrays, decode: bool) -> "NDArray[Any] | TopKRows":
         """Return the logits of a batch of one teacher, decoded or as stored."""
@@ -340,6 +348,12 @@ class Stream:
         """The factor of each teacher's stored integers."""
         scales = {name: capture.encoding.scale for name, capture in self._captures.items()}
         return {name: scale for name, scale in scales.items() if scale is not None}
+
+    @cached_property
+    def _decoded_for(self) -> dict[str, float]:
+        """Return the temperature of the softmax by teacher, of those whose rows are decoded for one."""
+        names = [name for name, capture in self._captures.items() if not capture.encoding.is_dense]
+        return {} if self.temperature is None else dict.fromkeys(names, self.temperature)
 
 
 def _read_rows(run: ChunkRun, out: NDArray[Any]) -> None:

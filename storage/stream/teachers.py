@@ -46,6 +46,13 @@ def choose_captures(
     return captures
 
 
+def warn_of_unfinished(parts: Iterable[str], where: str) -> None:
+    """Warn of captures that are not streamed because they are not complete. parts: the unfinished parts of the store."""
+    for part in parts:
+        if part.startswith("teachers/"):
+            log.warning("%s: %s is not streamed: it is unfinished", where, part)
+
+
 def _check_columns(captures: Mapping[str, CaptureReader], num_classes: int, where: str) -> None:
     """Refuse captures whose columns would be mistaken for those of others. Raises ConfigError.
 

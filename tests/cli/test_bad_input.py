@@ -265,7 +265,12 @@ def test_an_image_that_does_not_decode(folder: Path) -> None:
     torn = folder / "images" / "b" / "1.png"
     torn.write_bytes(torn.read_bytes()[:45])
     change = ('arrays"\nargs = { file = "data.npz" }', 'image_folder"\nargs = { root = "images" }')
-    line = refused_run(folder, DATA, change, TRAINED)
+    # The evaluation set would be refused first: its inputs are fractions.
+    alone = (
+        '[evaluation_set]\nfactory = "logitstore.pipeline.datasets:arrays"\nargs = { file = "data.npz" }\n',
+        "",
+    )
+    line = refused_run(folder, DATA, alone, change, TRAINED)
     assert line.where == f"{folder / 'images'}: b/1.png"
     assert line.found.startswith("45 bytes")
     assert line.remedy.startswith("replace or remove")

@@ -45,7 +45,8 @@ def printed(result: Result) -> Any:
 def test_it_says_how_many_specialists_were_asked(store: Path) -> None:
     result = run(store)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
+    # On a busy machine a task that lasts has lines of progress.
+    assert all(line.startswith("combine combined: ") for line in result.stderr.splitlines())
     first, heading, *rows, last = result.stdout.splitlines()
     assert first == "teachers/combined: wide with 3 specialists"
     assert heading.split("  ")[0] == "active specialists"

@@ -4,6 +4,7 @@ Real processes write small blocks, are killed with SIGKILL at random puts, and a
 capture at once. The tree must equal that of an uninterrupted writer, name for name and byte for byte.
 """
 
+import copy
 import re
 import shutil
 import signal
@@ -314,6 +315,17 @@ def test_other_float_types_are_taken_as_they_are(tmp_path: Path) -> None:
         made.store.capture("huge", provenance={}).write(range(8), np.full((8, 5), 1e39))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(True, 1), (False, 0), ([1, True], [True, True]), ({"a": [{"b": 1}]}, {"a": [{"b": True}]})],
+)
+def test_a_truth_is_no_number_in_an_identity(ours: Any, theirs: Any) -> None:
+    """Python's are: a capture of `flip = 1` was resumed by one of `flip = true`."""
+    assert difference({"flip": ours}, {"flip": theirs}) is not None
+    assert difference({"flip": ours}, {"flip": copy.deepcopy(ours)}) is None
+    assert difference({"rate": 1}, {"rate": 1.0}) is None  # control: the same number
+
+
 @pytest.mark.parametrize("constant", [0.0, 1e6, -1e9])
 @pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy, lambda z: z.astype(">f8")])
 def test_float64_logits_keep_their_digits_beside_a_large_constant(
@@ -400,6 +412,12 @@ def test_probabilities_from_ones_own_loop_are_warned_of_once(
             "capture 'wide': classes: expected for each column a class from 0 to 4, or -1 for",
         ),
         ({"classes": []}, "found []; name classes of this store"),
+        ({"classes": [0, 1, 1]}, "capture 'wide': classes: expected each class once, found 1 2 times"),
+        ({"classes": [0, -1, -1, -1]}, "capture 'wide': classes: expected each class once, found -1 3 times"),
+        (
+            {"provenance": {"views": 5, "encoding": "my own"}},
+            "capture 'wide': provenance: expected no key of the writer's own, encoding and views, found encoding, views",
+        ),
     ],
 )
 def test_wrong_captures_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

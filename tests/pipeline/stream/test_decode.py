@@ -97,6 +97,20 @@ def test_top_k_rows_are_not_decoded_without_a_temperature(store: logitstore.Stor
         decode_top_k(batch.logits["largest"], 0.0)
 
 
+def test_top_k_rows_that_are_decoded_serve_no_other_temperature(store: logitstore.Store) -> None:
+    arguments = {"batch_size": 50, "teachers": ["codes", "largest"]}
+    streamed = next(iter(TorchStream(store.stream(**arguments, temperature=4.0))))
+    once = next(iter(TorchStream(store.stream(**arguments, decode=False)))).decoded(4.0)
+    for batch in (streamed, once, once.head(7), streamed.to("cpu"), once.decoded(4.0)):
+        assert torch.equal(batch.teacher_logits(4.0)["largest"], batch.teacher_logits()["largest"])  # control
+        with pytest.raises(
+            ConfigError, match="expected 4, for which these top-k rows are decoded, found 1; stream"
+        ):
+            batch.teacher_logits(1.0)
+    dense = next(iter(TorchStream(store.stream(50, teachers=["codes"], temperature=4.0))))
+    assert torch.equal(dense.teacher_logits(1.0)["codes"], dense.teacher_logits()["codes"])
+
+
 def test_a_batch_as_stored_moves_to_a_device_whole(store: logitstore.Store) -> None:
     batch = next(iter(TorchStream(store.stream(50, decode=False, teachers=["codes", "largest"]))))
     moved = batch.to("cpu")
