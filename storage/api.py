@@ -8,14 +8,13 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt64
 from numpy.typing import NDArray
 
 from .backends.local import Folder, local_path, writable
 from .backends.obstacles import check_folder
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
-from .digest import digest_rows
+from .digest import given_digests
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
 from .errors import ConfigError, ManifestInvalid, NameTaken
@@ -403,7 +402,7 @@ def create_store(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     labels: Sequence[int] | NDArray[Any] | None = None,
-    digests: UInt64[np.ndarray, " rows"] | None = None,
+    digests: NDArray[Any] | None = None,
     inputs: NDArray[Any] | None = None,
     store_inputs: bool = False,
     ids: Sequence[str] | None = None,
@@ -414,12 +413,13 @@ def create_store(
 
     num_rows: may be left out if labels, digests or inputs are given. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
-    given instead. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
+    given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
     would make, for a script that is run again after it was killed, or in several processes at once. Labels, ids,
     digests, class names and inputs are compared with those of the store; what you leave out must be absent there, too.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
     first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
-    has, ConfigError for lengths that differ and labels out of range; nothing is then left behind.
+    has, ConfigError for lengths that differ, labels out of range and digests that are none; nothing is then left
+    behind.
     """
     lengths = {
         name: len(value)
@@ -432,13 +432,6 @@ def create_store(
             raise ConfigError(
                 name, expected=f"{rows} rows", found=str(length), remedy="pass arrays of one length"
             )
-    if digests is None and inputs is None:
-        raise ConfigError(
-            "digests",
-            expected="digests or inputs",
-            found="neither",
-            remedy="pass digests=logitstore.digest_rows(inputs), or inputs=…",
-        )
     classes = num_classes if num_classes is not None else len(class_names or ())
     if class_names is not None and len(class_names) != classes:
         raise ConfigError(
@@ -446,7 +439,14 @@ def create_store(
         )
     label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
-    digest = digest_rows(inputs) if digests is None and inputs is not None else digests
+    digest = given_digests(digests, inputs)
+    if store_inputs and inputs is None:
+        raise ConfigError(
+            "inputs",
+            expected="the inputs to keep",
+            found="None",
+            remedy="pass inputs=…, or store_inputs=False",
+        )
     kept = inputs if store_inputs else None
     if kept is not None:
         check_input_dtype(kept.dtype)
@@ -481,7 +481,7 @@ def create_store(
             writer.write(
                 block,
                 source=np.arange(block.start, block.stop, dtype=np.int64),
-                digest=np.asarray(digest, dtype=np.uint64)[part],
+                digest=digest[part],
                 label=label[part],
                 id=None if ids is None else list(ids[part]),
                 input=None if kept is None else kept[part],

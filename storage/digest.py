@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
 from .checks import hidden_by_mask
-from .errors import BadDataError
+from .errors import BadDataError, ConfigError, RowMismatch
 
 
 def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndarray, " rows"]:
@@ -32,6 +32,51 @@ def digest_rows(inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> UInt64[np.ndar
     if len({(row.dtype.str, row.shape) for row in rows}) == 1:
         return _digests(np.stack(rows))
     return np.concatenate([np.zeros(0, np.uint64), *(_digests(row[None], at) for at, row in enumerate(rows))])
+
+
+def given_digests(given: NDArray[Any] | None, inputs: NDArray[Any] | None) -> UInt64[np.ndarray, " rows"]:
+    """Return the digests of a store's inputs. Raises ConfigError for none, RowMismatch for those of other inputs."""
+    if given is None and inputs is None:
+        raise ConfigError(
+            "digests",
+            expected="digests or inputs",
+            found="neither",
+            remedy="pass digests=logitstore.digest_rows(inputs), or inputs=…",
+        )
+    own = None if inputs is None else digest_rows(inputs)
+    if given is None:
+        assert own is not None
+        return own
+    digests = np.asarray(given)
+    # Fractions have no room for 64 bits, and a signed integer may be a hash of something else.
+    if digests.ndim != 1 or digests.dtype != np.uint64 or hidden_by_mask(given):
+        raise ConfigError(
+            "digests",
+            expected="uint64, one a row",
+            found=f"{digests.dtype} of shape {digests.shape}",
+            remedy="pass digests=logitstore.digest_rows(inputs), or inputs=…",
+        )
+    if own is not None:
+        check_digests(range(len(own)), digests, own, np.arange(len(own)))
+    return digests
+
+
+def check_digests(
+    rows: range,
+    found: UInt64[np.ndarray, " rows"],
+    expected: UInt64[np.ndarray, " rows"],
+    source: Int64[np.ndarray, " rows"],
+) -> None:
+    """Refuse inputs other than those of the store. Raises RowMismatch with the first."""
+    bad = np.flatnonzero(found != expected)
+    if len(bad):
+        first = int(bad[0])
+        raise RowMismatch(
+            f"row {rows.start + first} (index {int(source[first])} of the transfer set)",
+            expected=f"an input with digest {int(expected[first]):016x}",
+            found=f"{int(found[first]):016x} ({len(bad)} of {len(rows)} rows of this block differ)",
+            remedy="use the transfer set that the store was made from, or make a new store",
+        )
 
 
 def _refuse_masked(inputs: Sequence[Any]) -> None:

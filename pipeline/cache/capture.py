@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from ...storage.digest import check_digests
 from ...storage.encodings.encoding import Encoding
 from ...storage.errors import BadLogitsError, PartSealed
 from ...storage.format.grid import Grid
-from ...storage.parts.writer import CaptureWriter, SamplesWriter, check_digests
+from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
 from ..runtime.ahead import run_ahead
 from ..runtime.inference import Runner

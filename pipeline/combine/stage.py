@@ -71,7 +71,9 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
         def write(view: int, rows: range) -> Counter[int]:
             seen = chief.seen(rows, view)
             logits = chief.read(rows, view, temperature=1.0)
-            ranked = logits if plan.top == 1 else chief.read_ranked(rows, view, temperature=1.0)
+            # Decoded top-k rows may tie where the stored order tells them apart.
+            is_dense = chief.encoding.is_dense
+            ranked = logits if is_dense else chief.read_ranked(rows, view, temperature=1.0)
             active = active_specialists(ranked, experts, plan.top)
             logits_of_each = []
             for one, asked in zip(plan.specialists, active.T, strict=True):

@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
 from ..checks import as_logits, check_view, warn_of_probabilities
+from ..digest import check_digests
 from ..encodings.encoding import ArraySpec, Encoding
 from ..errors import (
     BadDataError,
@@ -191,24 +192,6 @@ class SamplesWriter(PartWriter):
             check_ids(rows, arrays["id"], self.stored("id", 0, block), source)
 
 
-def check_digests(
-    rows: range,
-    found: UInt64[np.ndarray, " rows"],
-    expected: UInt64[np.ndarray, " rows"],
-    source: Int64[np.ndarray, " rows"],
-) -> None:
-    """Refuse inputs other than those of the store. Raises RowMismatch with the first."""
-    bad = np.flatnonzero(found != expected)
-    if len(bad):
-        first = int(bad[0])
-        raise RowMismatch(
-            f"row {rows.start + first} (index {int(source[first])} of the transfer set)",
-            expected=f"an input with digest {int(expected[first]):016x}",
-            found=f"{int(found[first]):016x} ({len(bad)} of {len(rows)} rows of this block differ)",
-            remedy="use the transfer set that the store was made from, or make a new store",
-        )
-
-
 class CaptureWriter(PartWriter):
     """A writer of the logits of one teacher; a context manager that seals a complete capture on leaving.
 
@@ -228,7 +211,8 @@ class CaptureWriter(PartWriter):
     ) -> None:
         """Begin or resume a capture.
 
-        classes: the store's class of each column, -1 the dustbin class; None for all in order.
+        classes: the store's class of each column that `write` is given, -1 the dustbin class; None for all in order. A
+        top-k capture keeps them in order of the class, as that decides which of equal logits is kept.
         Raises ConfigError for other columns, SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
@@ -263,7 +247,9 @@ class CaptureWriter(PartWriter):
                 found=", ".join(sorted(reserved)),
                 remedy="give it another name",
             )
-        columns = self.columns = columns.astype(np.int64)
+        columns = columns.astype(np.int64)
+        self._order = self._order_kept(encoding, columns)
+        columns = self.columns = columns if self._order is None else columns[self._order]
         self.encoding = encoding
         self.teacher = name
         self.warns_of_probabilities = True
@@ -293,6 +279,18 @@ class CaptureWriter(PartWriter):
             layouts=layouts,
             small={"classes": columns},
         )
+
+    @staticmethod
+    def _order_kept(
+        encoding: Encoding, columns: Int64[np.ndarray, " columns"]
+    ) -> Int64[np.ndarray, " columns"] | None:
+        """Return the order in which columns are encoded; None for that in which they are given.
+
+        Of equal logits, top-k rows keep that in the earlier column, which is thus to be the class of the lower number.
+        """
+        if encoding.is_dense:
+            return None
+        return np.argsort(np.where(columns < 0, columns.max() + 1, columns), kind="stable")
 
     @staticmethod
     def _checked_augmentation(name: str, augmentation: Any) -> Mapping[str, Any] | None:
@@ -356,6 +354,8 @@ class CaptureWriter(PartWriter):
             self.warns_of_probabilities = False
             given_logits = values if constant is None else values + constant[:, None]
             warn_of_probabilities(given_logits, named, _SUM_ERROR)
+        if self._order is not None:
+            values = values[:, self._order]
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
         if seen is not None and self._compares(view):

@@ -24,6 +24,7 @@ from logitstore.pipeline.stream.torch_stream import TorchStream
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import ConfigError, SpecMismatch
 from logitstore.storage.parts.reader import CaptureReader
+from logitstore.storage.parts.writer import CaptureWriter
 
 ROWS, VIEWS, TEMPERATURE = 21, 2, 2.0
 KINDS = {**ENCODINGS, "bits": "float32"}
@@ -32,12 +33,15 @@ number = itertools.count()
 
 
 def written(folder: Path, logits: NDArray[np.float32], order: list[int], kinds: list[str]) -> Store:
-    """Make a store of the same logits twice for each kind: in order, and with the columns of `order`."""
+    """Make a store of the same logits twice for each kind: in order, and with the columns of `order`.
+
+    Top-k captures are written as other writers of the format may, their columns as they are given.
+    """
     store = stores.make(
         folder / f"{next(number)}.zarr", rows=ROWS, classes=logits.shape[2], teachers={}, names=False
     ).store
     inputs = stores.some_inputs(ROWS)
-    with mock.patch("os.fsync"):
+    with mock.patch("os.fsync"), mock.patch.object(CaptureWriter, "_order_kept", lambda *_: None):
         for kind in kinds:
             for name, classes in ((f"{kind}-plain", None), (f"{kind}-moved", tuple(order))):
                 teacher = Teacher(VIEWS, KINDS[kind], classes=classes)
@@ -137,6 +141,24 @@ def good_teachers(folder: Path, **captures: list[int] | None) -> Store:
                 for rows in capture.missing_blocks():
                     capture.write(rows, logits[rows.start : rows.stop, columns])
     return open_store(store.path)
+
+
+def test_of_equal_logits_a_top_k_capture_keeps_the_class_of_the_lower_number(tmp_path: Path) -> None:
+    """Whatever the order of the columns: teachers of half precision have many equal logits."""
+    rng = np.random.default_rng(3)
+    logits = rng.integers(0, 3, (40, 6)).astype(np.float32)
+    store = create_store(tmp_path / "s.zarr", num_classes=6, digests=np.arange(40, dtype=np.uint64))
+    for name, classes in (("plain", range(6)), ("moved", [3, 1, 4, 5, 0, 2])):
+        with store.capture(name, provenance={}, encoding={"top_k": 2}, classes=list(classes)) as capture:
+            for rows in capture.missing_blocks():
+                capture.write(rows, logits[rows.start : rows.stop, list(classes)])
+    plain, moved = store.teachers["plain"], store.teachers["moved"]
+    assert moved.classes.tolist() == [0, 1, 2, 3, 4, 5]
+    ranked = [one.read_ranked(slice(None), temperature=1.0) for one in (plain, moved)]
+    assert np.array_equal(*ranked)
+    assert (ranked[1].argmax(axis=1) == logits.argmax(axis=1)).all()
+    # Control: there are rows with several largest logits.
+    assert ((logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1).any()
 
 
 def test_targets_of_one_teacher_and_of_the_mean_meet_their_labels(tmp_path: Path) -> None:

@@ -52,6 +52,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "too many inputs": ({"num_rows": 19}, "inputs", "19 rows", "20"),
     "too few ids": ({"ids": ["a"]}, "ids", "20 rows", "1"),
     "too few digests": ({"digests": np.zeros(3, np.uint64), "num_rows": 20}, "digests", "20 rows", "3"),
+    "fractions as digests": (
+        {"digests": digest_rows(INPUTS).astype(np.float64)},
+        "digests",
+        "uint64, one a row",
+        "float64 of shape (20,)",
+    ),
+    "signed digests": (
+        {"digests": digest_rows(INPUTS).astype(np.int64), "inputs": None},
+        "digests",
+        "uint64, one a row",
+        "int64 of shape (20,)",
+    ),
+    "nothing to keep": (
+        {"digests": digest_rows(INPUTS), "inputs": None, "store_inputs": True},
+        "inputs",
+        "the inputs to keep",
+        "None",
+    ),
     "no inputs": ({"inputs": None, "num_rows": 20}, "digests", "digests or inputs", "neither"),
     "no classes": ({"num_classes": None}, "num_classes", "at least 2", "0"),
     "one class": ({"num_classes": 1}, "num_classes", "at least 2", "1"),
@@ -103,6 +121,14 @@ def test_a_store_from_digests_alone(tmp_path: Path) -> None:
     assert store.samples.labels.tolist() == [-1] * 20
     assert store.samples.inputs is None
     assert np.array_equal(store.samples.digests, digest_rows(INPUTS))
+
+
+def test_digests_of_other_inputs_than_those_given_are_refused(tmp_path: Path) -> None:
+    digests = digest_rows(INPUTS)
+    create_store(tmp_path / "good", num_classes=3, digests=digests, inputs=INPUTS)  # control
+    with pytest.raises(RowMismatch, match="row 0 "):
+        create_store(tmp_path / "bad", num_classes=3, digests=digests[::-1], inputs=INPUTS, store_inputs=True)
+    assert not (tmp_path / "bad").exists()
 
 
 def test_a_path_that_is_taken(tmp_path: Path) -> None:
