@@ -23,7 +23,7 @@ from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
 from ..storage.stream.items import class_number, fetch_items, read_inputs, split_item
-from .datasets.class_names import as_ids, names_of
+from .datasets.class_names import as_ids, is_numbered, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
 from .factories import build, expect_dataset
@@ -108,7 +108,7 @@ class Examples:
                 "class_names of the data set",
                 "remove num_classes, or give the data set all class_names",
             )
-            if getattr(self.dataset, "is_numbered", False):
+            if is_numbered(self.dataset):
                 source = f"classes from 0 to {names[-1]}, the largest label"
                 remedy = "remove num_classes, set first_label = 1 in args for labels that count from 1, or give the data set class_names"
             raise ConfigError(

@@ -11,23 +11,28 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from ..datasets.class_names import is_numbered
 from ..transfer import TransferRows, listed_labels
 
 log = logging.getLogger(__name__)
 _SHOWN = 8
 """Classes that a warning names."""
 _CHANNELS = (1, 3, 4)
+_TRIED = 16
+"""Examples whose label is compared with the list of labels."""
 
 
 def warn_of_set(rows: TransferRows) -> None:
     """Warn of a transfer set that looks like a mistake, as far as its labels are at hand and its first inputs tell."""
-    if (labels := listed_labels(rows.dataset)) is not None:
+    labels, first = listed_labels(rows.dataset), range(min(_TRIED, len(rows)))
+    # A list other than the labels of the items, before a target_transform for example, tells nothing of them.
+    if labels is not None and (labels[first] == rows.fetch(first)[1]).all():
         warn_of_absent_classes(
             labels,
             rows.num_classes,
             rows.class_names,
             omitted=getattr(rows.dataset, "omitted", ()),
-            is_numbered=getattr(rows.dataset, "is_numbered", False),
+            is_numbered=is_numbered(rows.dataset),
         )
     for text in odd_inputs(rows.a_few):
         log.warning("transfer_set: %s", text)

@@ -3,6 +3,7 @@
     class_names            ours
     classes                torchvision: texts, or a tuple of synonyms a class
     features               Hugging Face datasets: the names of the one ClassLabel
+    dataset, datasets      torch's Subset and ConcatDataset: the names of the sets within
 
 Names of another form are refused if they are `class_names`, which only means them, and ignored elsewhere.
 """
@@ -38,7 +39,43 @@ def names_of(dataset: Any, where: str) -> list[str] | None:
         named = [list(feature.names) for feature in features.values() if hasattr(feature, "names")]
         if len(named) == 1 and named[0] and all_texts(named[0]):
             return named[0]
-    return None
+    return _names_within(dataset, where)
+
+
+def _names_within(dataset: Any, where: str) -> list[str] | None:
+    """Return the class names of the sets that a subset or a concatenation is made of.
+
+    Labels go through such sets as they are, so that all must have the same names in one order. Raises BadDataError.
+    """
+    joined = getattr(dataset, "datasets", None)
+    if isinstance(joined, list | tuple):
+        within = list(joined)
+    elif hasattr(dataset, "indices") and (inner := getattr(dataset, "dataset", None)) is not None:
+        within = [inner]
+    else:
+        return None
+    # Names that only number the labels of a part say nothing of the others.
+    named = [(part, names_of(one, where)) for part, one in enumerate(within) if not is_numbered(one)]
+    known = [(part, names) for part, names in named if names]
+    for part, names in known[1:]:
+        first, expected = known[0]
+        if names != expected:
+            place = next((i for i, (a, b) in enumerate(zip(expected, names, strict=False)) if a != b), None)
+            raise BadDataError(
+                f"{where}: class_names",
+                expected=f"the same classes in part {part} as in part {first}"
+                + ("" if place is None else f", where class {place} is {expected[place]!r}"),
+                found=f"{len(names)} classes" if place is None else repr(names[place]),
+                remedy="number the labels of all parts alike",
+            )
+    if known and len(known) < len(within):
+        log.warning("%s: only some of its %d parts name their classes; taken for all", where, len(within))
+    return known[0][1] if known else None
+
+
+def is_numbered(dataset: Any) -> bool:
+    """Return whether the class names of a data set only number its labels, up to the largest one."""
+    return bool(getattr(dataset, "is_numbered", False))
 
 
 def as_names(given: Any, where: str) -> list[str]:

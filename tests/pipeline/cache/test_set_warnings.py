@@ -45,6 +45,38 @@ def rows_of(
     return TransferRows(parsed(content, base))
 
 
+class Corrected:
+    """A set whose list of labels counts from 1, and whose items count from 0, as by a `target_transform`."""
+
+    class_names = ("ant", "bee", "cow")
+    targets = (1, 2, 3)
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros((4, 4), np.uint8), self.targets[index] - self._first
+
+
+def corrected() -> Corrected:
+    """Factory of an experiment."""
+    return Corrected(1)
+
+
+def test_labels_that_the_items_correct_are_not_warned_of(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = document()
+    content["transfer_set"] = {"factory": f"{__name__}:corrected"}
+    warn_of_set(TransferRows(parsed(content, tmp_path)))
+    assert warnings_of(caplog) == []
+    warn_of_absent_classes(np.array(Corrected.targets), 3, Corrected.class_names)  # control
+    assert warnings_of(caplog)
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "args", "said"),
     [

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.datasets.class_names import as_ids, as_names, names_of
@@ -42,6 +43,56 @@ PLAIN = SimpleNamespace(dtype="uint8")
 )
 def test_names_come_from_where_the_set_has_them(attributes: dict[str, Any], names: list[str] | None) -> None:
     assert names_of(SimpleNamespace(**attributes), "transfer_set") == names
+
+
+class Named(Dataset[Any]):
+    """A set of one's own with these class names."""
+
+    def __init__(self, *names: str, numbered: bool = False) -> None:
+        self.class_names, self.is_numbered = list(names) or None, numbered
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros(2, np.uint8), 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        (Subset(Named("ant", "bee"), [0, 2]), ["ant", "bee"]),
+        (Subset(Subset(Named("ant", "bee"), [0, 2]), [1]), ["ant", "bee"]),
+        (ConcatDataset([Named("ant", "bee"), Subset(Named("ant", "bee"), [1])]), ["ant", "bee"]),
+        (ConcatDataset([Named(), Named("ant", "bee")]), ["ant", "bee"]),
+        (Subset(Named("0", "1", numbered=True), [0]), None),
+        (Subset(Named(), [0]), None),
+    ],
+)
+def test_names_go_through_the_sets_of_torch(dataset: Any, names: list[str] | None) -> None:
+    """Dropped, orders of classes would be taken for equal."""
+    assert names_of(dataset, "transfer_set") == names
+
+
+def test_parts_that_name_their_classes_in_part_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    names_of(ConcatDataset([Named("ant", "bee"), Named("ant", "bee")]), "transfer_set")
+    assert not caplog.records  # control
+    names_of(ConcatDataset([Named("ant", "bee"), Named()]), "transfer_set")
+    assert "transfer_set: only some of its 2 parts name their classes; taken for all" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (("bee", "ant"), "part 1 as in part 0, where class 0 is 'ant', found 'bee'"),
+        (("ant", "bee", "cow"), "part 1 as in part 0, found 3 classes"),
+    ],
+)
+def test_parts_that_number_their_classes_otherwise_are_refused(other: tuple[str, ...], message: str) -> None:
+    with pytest.raises(
+        BadDataError, match=f"transfer_set: class_names: expected the same classes in {message}"
+    ):
+        names_of(ConcatDataset([Named("ant", "bee"), Named(*other)]), "transfer_set")
 
 
 @pytest.mark.parametrize(
