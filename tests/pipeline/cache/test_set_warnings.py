@@ -67,7 +67,7 @@ def corrected() -> Corrected:
 
 
 def test_labels_that_the_items_correct_are_not_warned_of(
-    base: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = document()
     content["transfer_set"] = {"factory": f"{__name__}:corrected"}
