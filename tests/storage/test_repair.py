@@ -4,6 +4,7 @@ Torn shards by the hundred, and orders of events by the thousand, are tried in f
 faults/test_machine.py.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from support.stores import Teacher
 
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
+from logitstore.storage.backends.lease import Lease
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.errors import NotAStoreError, TransientIOError, UntrustedStoreError, WriterBusy
 from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
@@ -228,8 +230,9 @@ def test_what_killed_writers_staged_is_swept(case: Case) -> None:
 def begin_half(case: Case) -> Any:
     """A writer that has written two blocks of three."""
     writer = open_store(case.path).capture("half", provenance={})
+    logits = stores.some_logits(1, 8, 5)[0]
     for rows in (range(4), range(4, 8)):
-        writer.write(rows, stores.some_logits(1, 4, 5)[0])
+        writer.write(rows, logits[rows.start : rows.stop])
     return writer
 
 
@@ -302,6 +305,52 @@ def test_metadata_of_an_unsealed_part_that_no_reader_follows_are_removed(case: C
         writer.write(range(8, 11), stores.some_logits(1, 3, 5)[0])
     assert metadata.read_bytes() == whole["logits/zarr.json"]
     assert verify(case.path, deep=True).exit_code == CLEAN
+
+
+def test_a_file_that_another_writer_makes_again_meanwhile_is_not_removed(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is held alone only once its fault was found."""
+    shard, table = "teachers/wide/peak/c.1.2", "samples/__logitstore__/seal.bin"
+    genuine = Lease.take_alone
+
+    def take_alone(self: Lease) -> None:
+        for key in (shard, table):
+            (case.path / key).write_bytes(case.whole[key])
+        genuine(self)
+
+    for key in (shard, table):
+        (case.path / key).write_bytes(b"torn")
+    monkeypatch.setattr(Lease, "take_alone", take_alone)
+    done = repair(case.path)
+    assert (done.removed, done.rebuilt, done.beyond) == ([], [], [])
+    assert stores.tree(case.path) == case.whole
+
+
+@pytest.mark.parametrize("removals", [0, 1, 2, 3])
+def test_a_repair_that_is_killed_in_between_adopts_no_exchanged_shard(case: Case, removals: int) -> None:
+    """Shards of the other block are whole in themselves: the record alone tells that they are none of its own."""
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    whole = stores.tree(half)
+    exchanged = [("logits/c.0.0.0", "logits/c.0.1.0"), ("peak/c.0.0", "peak/c.0.1")]
+    for other, mine in exchanged:
+        assert whole[other] != whole[mine]
+        (half / mine).write_bytes(whole[other])
+    genuine, left = Folder.remove, [removals]
+
+    def remove(self: Folder, key: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        genuine(self, key)
+
+    killed = pytest.raises(KeyboardInterrupt) if removals < 3 else contextlib.nullcontext()
+    with mock.patch.object(Folder, "remove", remove), killed:
+        repair(case.path)
+    if removals:  # a writer looks at sizes alone: with none removed, `verify` finds the block
+        begin_half(case).close()
+        assert stores.tree(half) == whole
 
 
 def test_a_link_is_not_removed(case: Case) -> None:
