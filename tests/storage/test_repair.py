@@ -273,6 +273,23 @@ def test_a_part_that_is_not_sealed_is_mended_by_its_records(case: Case) -> None:
     assert stores.tree(half) == whole
 
 
+def test_a_dry_run_changes_no_file_of_an_unfinished_part(case: Case) -> None:
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    (half / "__logitstore__/commits/0-0.json").unlink()  # of whole shards, to be adopted
+    (half / "logits/c.0.2.0").write_bytes(b"torn, and without a record")
+    stores.flip(half / "peak/c.0.1", 3)
+    before = stores.tree(case.path)
+    assert repair(case.path, dry_run=True).removed == [
+        "teachers/half/peak/c.0.1",
+        "teachers/half/__logitstore__/commits/0-1.json",
+    ]
+    assert stores.tree(case.path) == before
+    done = repair(case.path)
+    assert done.adopted == ["teachers/half/__logitstore__/commits/0-0.json"]
+    assert "teachers/half/logits/c.0.2.0" in done.removed
+
+
 def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_have_changed(case: Case) -> None:
     """Otherwise one flipped bit would have every block thrown away."""
     begin_half(case).close()
