@@ -172,6 +172,17 @@ def test_a_seal_table_is_rebuilt_from_shards_where_a_record_is_lost(case: Case) 
     assert done.exit_code == BEYOND
 
 
+def test_a_seal_table_of_an_exchanged_shard_is_not_put(case: Case) -> None:
+    """The shard is whole in itself and its record is lost: only the sha256 in the seal tells that it is another's."""
+    part = case.path / "teachers/wide/__logitstore__"
+    (part / "seal.bin").write_bytes(b"")
+    (part / "commits/0-1.json").write_bytes(b"{}")
+    (case.path / "teachers/wide/peak/c.0.1").write_bytes(case.whole["teachers/wide/peak/c.0.0"])
+    before = stores.tree(case.path)
+    assert what(repair(case.path)) == {"beyond": [str(part / "seal.bin")]}
+    assert stores.tree(case.path) == before
+
+
 def test_what_can_be_made_again_is_thrown_away(case: Case) -> None:
     torn = ["teachers/wide/logits/c.1.2.0", "teachers/wide/peak/c.1.2", "teachers/wide/seen/c.0.0"]
     for key in torn:
