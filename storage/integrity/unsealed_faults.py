@@ -9,6 +9,7 @@ The next run of the part's writer makes everything but the spec again.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ..errors import LimitExceeded, LogitStoreError, ManifestInvalid, StoreCorrupt
 from ..format.constants import MAX_SEAL_TABLE_BYTES, PRIVATE, ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
@@ -126,15 +127,17 @@ class UnsealedDiagnosis(PartDiagnosis):
                 shards = [] if commit is None else [self.shard_key(name, *place) for name in commit.objects]
                 yield Fault(self.name, key, error, Remake((*shards, key)))
             return
+        faults: list[Fault] = []
         for array, stored in commit.objects.items():
             shard = self.shard_key(array, view, block)
             self.search.objects += 1
             self.search.bytes += stored.size
-            # The record is removed before the shard: it is never without its shards.
-            cure = Remake((key, shard))
-            yield from self.compare(
-                shard, checks.check_shard, self.folder, shard, stored, self.deep, cure=cure
-            )
+            check = (checks.check_shard, self.folder, shard, stored, self.deep)
+            faults += self.compare(shard, *check, cure=Remake((shard,)))
+        # Every shard before the record: a whole one, of another block, would be adopted without it.
+        shards = [fault.key for fault in faults if fault.cure is not None]
+        for fault in faults:
+            yield fault if fault.cure is None else replace(fault, cure=Remake((*shards, key)))
 
     def _metadata_faults(
         self, views: int, commits: Sequence[Commit], layouts: list[ArrayLayout], *, complete: bool

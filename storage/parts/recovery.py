@@ -1,7 +1,8 @@
 """Recovery of an unsealed part by a writer that is alone with it, before it writes.
 
 1. A commit record is kept if it is intact and its shards are there, of the sizes that it states; otherwise it is
-   removed, and its block has no record.
+   removed, and its block has no record. Before that, shards that are left and differ from it are removed: whole ones
+   of another block would be adopted.
 2. A block without a record is adopted if its shards are all there and whole: its record is written, as its killed
    writer did not. Torn shards are removed; the block is then made again.
 3. A block of another part counts as torn, with all its shards: an intact record of another spec or of other arrays, or
@@ -116,17 +117,20 @@ def recover(
     _check_spec(folder, plan)
     for view, block in sorted(committed_blocks(folder)):
         intact = foreign = False
+        others: list[str] = []
         try:
             commit = read_commit(folder, view, block, plan)
             intact = (view, block) in wanted and has_shards(folder, commit, plan.layouts)
             foreign = intact and _is_foreign(check_rows, view, block)
+            if (view, block) in wanted and not intact:
+                others = _other_shards(folder, plan, commit)
         except ManifestInvalid:
             foreign = _is_of_another(folder, view, block)
         if intact and not foreign:
             committed.add((view, block))
             continue
         # The shards before the record: without it they would be adopted if this recovery is killed in between.
-        for key in [*(_there(folder, plan, view, block) if foreign else ()), commit_key(view, block)]:
+        for key in [*(_there(folder, plan, view, block) if foreign else others), commit_key(view, block)]:
             folder.remove(key)
             dropped.append(key)
     names = {layout.name: set(folder.names(layout.name)) for layout in plan.layouts}
@@ -175,6 +179,17 @@ def _is_of_another(folder: Place, view: int, block: int) -> bool:
         Commit.from_bytes(folder.read(key), key)
         return True
     return False
+
+
+def _other_shards(folder: Place, plan: Plan, commit: Commit) -> list[str]:
+    """Return the keys of whole shards that differ from the record of their block."""
+    others = []
+    for layout in plan.layouts:
+        with contextlib.suppress(FileNotFoundError, ShardCorrupt):  # a torn one is removed as such
+            stored = stored_shard(folder, layout, commit.view, commit.block, len(commit.rows))
+            if stored != commit.objects[layout.name]:
+                others.append(layout.shard_key(commit.view, commit.block))
+    return others
 
 
 def _there(folder: Place, plan: Plan, view: int, block: int) -> list[str]:

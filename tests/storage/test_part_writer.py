@@ -48,7 +48,7 @@ def whole(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("array", ["logits", "peak", "seen"])
-@pytest.mark.parametrize("change", ["lost", "cut"])
+@pytest.mark.parametrize("change", ["lost", "cut", "longer"])
 def test_a_part_is_not_sealed_without_its_shards(tmp_path: Path, array: str, change: str) -> None:
     """A record vouches for shards that a disk, or somebody, has taken away since."""
     writer = capture(tmp_path / "store")
@@ -56,13 +56,19 @@ def test_a_part_is_not_sealed_without_its_shards(tmp_path: Path, array: str, cha
     (shard,) = (tmp_path / "store/teachers/t" / array).glob("c.0.1*")
     data = shard.read_bytes()
     shard.unlink()
-    if change == "cut":
-        shard.write_bytes(data[:-1])
+    if change != "lost":
+        shard.write_bytes(data[:-1] if change == "cut" else data + b"\0")
     with pytest.raises(
         ShardCorrupt, match="expected the shards that were committed, found other files, or none"
     ):
         writer.seal()
     assert list(open_store(tmp_path / "store").teachers) == []
+    writer.close()
+    # The next writer that is alone makes the block again.
+    with capture(tmp_path / "store") as again:
+        assert list(again.missing_blocks()) == [range(8, 16)]
+        write(again, 1)
+    assert stores.tree(tmp_path / "store") == stores.tree(whole(tmp_path / "whole"))
 
 
 def test_a_sealed_part_never_gets_other_bytes_not_even_under_a_free_name(tmp_path: Path) -> None:

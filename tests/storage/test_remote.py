@@ -111,6 +111,20 @@ def test_other_answers_are_not_taken_for_a_missing_file(web: Web) -> None:
     assert not isinstance(caught.value, TransientIOError)
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+def test_a_record_of_the_log_that_a_server_refuses_is_not_taken_for_the_end(web: Web, status: int) -> None:
+    """Otherwise the store would open without the parts that were sealed last, as an earlier one."""
+    web.answers["/log/2.json"] = status
+    with pytest.raises(StorageError) as caught:
+        open_store(url_of(web))
+    in_one_line(caught.value)
+    assert isinstance(caught.value, TransientIOError) is (status >= 429)
+    web.answers["/log/2.json"] = 404
+    assert list(open_store(url_of(web)).teachers) == []
+    web.answers.clear()
+    assert list(open_store(url_of(web)).teachers) == ["wide"]
+
+
 def test_an_answer_that_is_cut_off_is_asked_for_again(web: Web, whole: Path) -> None:
     capture = open_store(url_of(web)).teachers["wide"]
     capture.read(slice(0, 1))

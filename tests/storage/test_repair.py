@@ -4,6 +4,7 @@ Torn shards by the hundred, and orders of events by the thousand, are tried in f
 faults/test_machine.py.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from support.stores import Teacher
 
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
+from logitstore.storage.backends.lease import Lease
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.errors import NotAStoreError, TransientIOError, UntrustedStoreError, WriterBusy
 from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
@@ -170,6 +172,17 @@ def test_a_seal_table_is_rebuilt_from_shards_where_a_record_is_lost(case: Case) 
     assert done.exit_code == BEYOND
 
 
+def test_a_seal_table_of_an_exchanged_shard_is_not_put(case: Case) -> None:
+    """The shard is whole in itself and its record is lost: only the sha256 in the seal tells that it is another's."""
+    part = case.path / "teachers/wide/__logitstore__"
+    (part / "seal.bin").write_bytes(b"")
+    (part / "commits/0-1.json").write_bytes(b"{}")
+    (case.path / "teachers/wide/peak/c.0.1").write_bytes(case.whole["teachers/wide/peak/c.0.0"])
+    before = stores.tree(case.path)
+    assert what(repair(case.path)) == {"beyond": [str(part / "seal.bin")]}
+    assert stores.tree(case.path) == before
+
+
 def test_what_can_be_made_again_is_thrown_away(case: Case) -> None:
     torn = ["teachers/wide/logits/c.1.2.0", "teachers/wide/peak/c.1.2", "teachers/wide/seen/c.0.0"]
     for key in torn:
@@ -228,8 +241,9 @@ def test_what_killed_writers_staged_is_swept(case: Case) -> None:
 def begin_half(case: Case) -> Any:
     """A writer that has written two blocks of three."""
     writer = open_store(case.path).capture("half", provenance={})
+    logits = stores.some_logits(1, 8, 5)[0]
     for rows in (range(4), range(4, 8)):
-        writer.write(rows, stores.some_logits(1, 4, 5)[0])
+        writer.write(rows, logits[rows.start : rows.stop])
     return writer
 
 
@@ -270,6 +284,23 @@ def test_a_part_that_is_not_sealed_is_mended_by_its_records(case: Case) -> None:
     assert stores.tree(half) == whole
 
 
+def test_a_dry_run_changes_no_file_of_an_unfinished_part(case: Case) -> None:
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    (half / "__logitstore__/commits/0-0.json").unlink()  # of whole shards, to be adopted
+    (half / "logits/c.0.2.0").write_bytes(b"torn, and without a record")
+    stores.flip(half / "peak/c.0.1", 3)
+    before = stores.tree(case.path)
+    assert repair(case.path, dry_run=True).removed == [
+        "teachers/half/peak/c.0.1",
+        "teachers/half/__logitstore__/commits/0-1.json",
+    ]
+    assert stores.tree(case.path) == before
+    done = repair(case.path)
+    assert done.adopted == ["teachers/half/__logitstore__/commits/0-0.json"]
+    assert "teachers/half/logits/c.0.2.0" in done.removed
+
+
 def test_records_that_agree_are_believed_rather_than_a_spec_or_metadata_that_have_changed(case: Case) -> None:
     """Otherwise one flipped bit would have every block thrown away."""
     begin_half(case).close()
@@ -302,6 +333,52 @@ def test_metadata_of_an_unsealed_part_that_no_reader_follows_are_removed(case: C
         writer.write(range(8, 11), stores.some_logits(1, 3, 5)[0])
     assert metadata.read_bytes() == whole["logits/zarr.json"]
     assert verify(case.path, deep=True).exit_code == CLEAN
+
+
+def test_a_file_that_another_writer_makes_again_meanwhile_is_not_removed(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is held alone only once its fault was found."""
+    shard, table = "teachers/wide/peak/c.1.2", "samples/__logitstore__/seal.bin"
+    genuine = Lease.take_alone
+
+    def take_alone(self: Lease) -> None:
+        for key in (shard, table):
+            (case.path / key).write_bytes(case.whole[key])
+        genuine(self)
+
+    for key in (shard, table):
+        (case.path / key).write_bytes(b"torn")
+    monkeypatch.setattr(Lease, "take_alone", take_alone)
+    done = repair(case.path)
+    assert (done.removed, done.rebuilt, done.beyond) == ([], [], [])
+    assert stores.tree(case.path) == case.whole
+
+
+@pytest.mark.parametrize("removals", [0, 1, 2, 3])
+def test_a_repair_that_is_killed_in_between_adopts_no_exchanged_shard(case: Case, removals: int) -> None:
+    """Shards of the other block are whole in themselves: the record alone tells that they are none of its own."""
+    begin_half(case).close()
+    half = case.path / "teachers" / "half"
+    whole = stores.tree(half)
+    exchanged = [("logits/c.0.0.0", "logits/c.0.1.0"), ("peak/c.0.0", "peak/c.0.1")]
+    for other, mine in exchanged:
+        assert whole[other] != whole[mine]
+        (half / mine).write_bytes(whole[other])
+    genuine, left = Folder.remove, [removals]
+
+    def remove(self: Folder, key: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        genuine(self, key)
+
+    killed = pytest.raises(KeyboardInterrupt) if removals < 3 else contextlib.nullcontext()
+    with mock.patch.object(Folder, "remove", remove), killed:
+        repair(case.path)
+    if removals:  # a writer looks at sizes alone: with none removed, `verify` finds the block
+        begin_half(case).close()
+        assert stores.tree(half) == whole
 
 
 def test_a_link_is_not_removed(case: Case) -> None:

@@ -32,6 +32,7 @@ from logitstore.storage.errors import (
     ConfigError,
     LimitExceeded,
     RowMismatch,
+    ShardCorrupt,
     ShardMissing,
     SpecMismatch,
     StoreIncomplete,
@@ -527,6 +528,21 @@ def test_a_committed_block_that_vanished_is_said(half: Store) -> None:
         pytest.raises(ShardMissing, match="expected the shard of a committed block, found no file"),
     ):
         write_samples(samples_writer(half), range(8))  # another writer is at work: nothing is recovered
+
+
+def test_a_committed_block_with_bytes_beyond_its_end_is_said(half: Store) -> None:
+    """Read to its size alone it would be compared, and found the same."""
+    for key in ("digest", "source", "label"):
+        with lease(Folder(half.path / "samples")):  # another writer is at work: nothing is recovered
+            writer = samples_writer(half)
+            write_samples(writer, range(8))
+            shard = half.path / f"samples/{key}/c.0"
+            whole = shard.read_bytes()
+            shard.write_bytes(whole + b"\0")
+            with pytest.raises(ShardCorrupt, match=rf"{key}/c\.0: expected a whole shard of \d+ bytes"):
+                write_samples(writer, range(8))
+            shard.write_bytes(whole)
+            writer.close()
 
 
 def test_a_writer_that_is_alone_makes_a_block_again_that_vanished(half: Store) -> None:
