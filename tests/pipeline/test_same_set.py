@@ -459,7 +459,9 @@ def test_what_the_trial_misses_is_found_in_the_rows_that_the_teachers_are_shown(
         run_all(base, own_set("rare"))
 
 
-def test_a_label_that_changes_after_the_trial_is_found_before_it_becomes_that_of_the_samples(base: Path) -> None:
+def test_a_label_that_changes_after_the_trial_is_found_before_it_becomes_that_of_the_samples(
+    base: Path,
+) -> None:
     """The input is the same: only the label tells, and every later comparison would be with the new one."""
     rows = TransferRows(parsed(own_set(), base))
     assert rows.looked.is_whole

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from support import idle_workers
 from support.experiments import ROWS, run_document, train
 from support.special import SETS, Field, content, grounds
 from support.trainings import interruption
@@ -32,6 +33,7 @@ from logitstore.pipeline.specialists.heads import (
     replace_head,
     specialist_layer,
 )
+from logitstore.pipeline.specialists.parallel import train_in_processes
 from logitstore.pipeline.specialists.todo import special_rows, table_of
 from logitstore.pipeline.specialists.training import (
     ShortEpochs,
@@ -347,6 +349,21 @@ def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
         assert not train_specialists(field.work)
     assert [alone.weights(n) for n in (0, 1)] == [shared.weights(n) for n in (0, 1)]
     assert told[-1][:4] == ("training 2 specialists", 2, 2, "specialists")
+
+
+def test_a_process_that_trains_may_write_its_checkpoint_when_the_command_is_stopped(tmp_path: Path) -> None:
+    """Else Ctrl-C of the parent, or a failure of another specialist, would cost hours of its work."""
+    field = Field(grounds(tmp_path), content())
+
+    def progress(task: str, *_: object) -> None:
+        if task == "begun":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_processes(
+            replace(field.work, progress=progress), field.runs[:1], 1, idle_workers.keeps_when_stopped
+        )
+    assert (field.models.folder / "pairs-0.stopped").exists()
 
 
 def listening(pids: set[int]) -> set[str]:
