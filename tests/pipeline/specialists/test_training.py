@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from support import idle_workers
-from support.experiments import ROWS, run_document, train
-from support.special import SETS, Field, content, grounds
+from support.experiments import ROWS, run_document, train, write_data
+from support.special import SETS, Field, content, grounds, write_pairs
 from support.trainings import interruption
 from torch import nn
 
@@ -335,6 +335,26 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path, 
     assert checkpoints.is_dir()
     assert trained(Field(tmp_path / "cut", document)) == whole
     assert not checkpoints.exists()
+
+
+def test_rows_without_a_label_are_no_rows_of_other_classes(tmp_path: Path) -> None:
+    """As such they would be taught as the dustbin, and π, the share of special rows, would be too small."""
+    write_data(tmp_path)
+    with np.load(tmp_path / "train.npz") as archive:
+        arrays = dict(archive)
+    arrays["labels"][::3] = -1
+    np.savez(tmp_path / "train.npz", **arrays)
+    document = content()
+    store = run_document(
+        {k: v for k, v in document.items() if k != "specialists"}, tmp_path, tmp_path / "out"
+    ).store
+    write_pairs(store)
+    field, labels = Field(tmp_path, document), store.samples.labels
+    for run, classes in zip(field.runs, SETS, strict=True):
+        rows = special_rows(field.work, run)
+        assert set(labels[rows.special]) == set(classes)
+        assert set(labels[rows.others]) == {0, 1, 2, 3} - set(classes)
+        assert rows.prior == np.isin(labels, classes).sum() / (labels >= 0).sum()
 
 
 def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
