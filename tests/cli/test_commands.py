@@ -31,6 +31,7 @@ from logitstore.storage.errors import (
     ConfigError,
     LogitStoreError,
     ShardCorrupt,
+    SpecMismatch,
     TransientIOError,
     UnsupportedFeature,
     UntrustedStoreError,
@@ -233,6 +234,18 @@ def test_the_stages_one_by_one_make_what_run_makes(whole: tuple[Path, Result], t
     for name in records:  # they say how long the training took
         one, other = (json.loads(data[name]) for data in (ours, theirs))
         assert {**one, "facts": None} == {**other, "facts": None}
+
+
+@pytest.mark.parametrize("command", ["cache", "evaluate"])
+def test_a_dry_run_refuses_another_transfer_set_as_the_command_does(done: Path, command: str) -> None:
+    """It would list scores of another set's classes as work to be done, or say that all is done and unchanged."""
+    arguments = [command, str(done / "small.toml"), str(done / "out" / "store.zarr")]
+    call(*arguments, "--dry-run")  # control
+    small.write_data(done / "data.npz", wrong_label=2)
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(cli, [*arguments, *more])
+        assert result.exit_code == SpecMismatch.exit_code
+        assert "store.zarr: samples: expected transfer_set = 'sha256:" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["cache", "train", "evaluate"])

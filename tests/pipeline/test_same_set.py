@@ -21,6 +21,7 @@ from logitstore.pipeline.same_set import check_repeatable, check_samples
 from logitstore.pipeline.train.stage import train_students
 from logitstore.pipeline.transfer import Examples, TransferRows, listed_labels, set_identity
 from logitstore.pipeline.workspace import Workspace
+from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from logitstore.storage.parts.writer import SamplesWriter
 
@@ -458,6 +459,24 @@ def test_what_the_trial_misses_is_found_in_the_rows_that_the_teachers_are_shown(
         run_all(base, own_set("rare"))
 
 
+def test_a_label_that_changes_after_the_trial_is_found_before_it_becomes_that_of_the_samples(
+    base: Path,
+) -> None:
+    """The input is the same: only the label tells, and every later comparison would be with the new one."""
+    rows = TransferRows(parsed(own_set(), base))
+    assert rows.looked.is_whole
+    which = range(40, 50)
+    inputs, labels = rows.rows(which)
+    same_set.check_read_again(rows, which, digest_rows(inputs), labels)  # control
+    before = int(labels[3])
+    labels[3] = (before + 1) % 4
+    with pytest.raises(BadDataError) as caught:
+        same_set.check_read_again(rows, which, digest_rows(inputs), labels)
+    assert caught.value.where == f"transfer_set, example {rows.source[43]}"
+    assert caught.value.expected == f"the same each time: label {before}"
+    assert caught.value.found == f"label {labels[3]} when it is fetched again"
+
+
 @pytest.mark.parametrize("factory", ["noisy", "split"])
 def test_without_the_trial_it_would_be_found_when_the_teachers_have_run(base: Path, factory: str) -> None:
     """Negative control."""
@@ -485,18 +504,31 @@ def test_an_evaluation_set_is_tried_too(base: Path) -> None:
         run_all(base, content)
 
 
-def test_the_content_of_an_evaluation_set_holds_names_and_every_label(base: Path) -> None:
-    def content() -> str:
-        experiment = parsed(
-            own_set()
-            | {"evaluation_set": {"factory": "support.own_sets:own", "args": {"file": "train.npz"}}},
-            base,
-        )
-        assert experiment.evaluation_set is not None
-        return Examples(experiment.evaluation_set, base, "evaluation_set").content
+def evaluation_set(base: Path) -> Examples:
+    """Open a set without a fingerprint or a list of labels, as an evaluation set."""
+    content = own_set()
+    content["evaluation_set"] = {"factory": "support.own_sets:own", "args": {"file": "train.npz"}}
+    experiment = parsed(content, base)
+    assert experiment.evaluation_set is not None
+    return Examples(experiment.evaluation_set, base, "evaluation_set")
 
-    seen = {content()}
+
+def test_the_content_of_an_evaluation_set_holds_names_and_every_label(base: Path) -> None:
+    seen = {evaluation_set(base).content}
     for alter in (label(60), pixel(61), names_exchanged, exchanged):
         change(base, alter)
-        seen.add(content())
+        seen.add(evaluation_set(base).content)
     assert len(seen) == 5
+
+
+@pytest.mark.usefixtures("sampled")
+def test_a_score_is_of_every_example_of_a_large_set_not_of_a_sample_of_them(base: Path) -> None:
+    """A score is kept by the content of its set: after a change of any example it is measured again."""
+    before = evaluation_set(base)
+    row = int(np.setdiff1d(np.arange(ROWS), before.looked.labelled)[0])  # which no comparison would read
+    seen = {before.content}
+    for alter in (label(row), pixel(row)):
+        change(base, alter)
+        assert before.digest(evaluation_set(base).looked) == before.digest(before.looked)
+        seen.add(evaluation_set(base).content)
+    assert len(seen) == 3

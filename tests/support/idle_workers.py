@@ -1,4 +1,4 @@
-"""Functions of workers and their parents, for tests/pipeline/runtime/test_workers.py.
+"""Functions of workers and their parents, for tests of processes of this machine.
 
 As a script, a parent that starts a process which does nothing, prints its number, and waits to be killed.
 """
@@ -14,8 +14,11 @@ from unittest import mock
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
+from logitstore.pipeline.runtime.stopping import asked, held
 from logitstore.pipeline.runtime.workers import Worker, send_array
+from logitstore.pipeline.specialists.todo import SpecialistRun
 from logitstore.pipeline.stream.torch_stream import TorchStream
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 from support.trainings import plain_store
 
@@ -37,6 +40,15 @@ def begins(connection: Connection) -> None:
     """Send half of an array."""
     send_array(connection, np.zeros(5, np.int64))
     time.sleep(120)
+
+
+def keeps_when_stopped(work: Workspace, run: SpecialistRun) -> None:
+    """Train nothing until a signal comes, and then write a file, as a training writes its checkpoint."""
+    with held():
+        work.progress("begun", 0, 1)
+        while not asked():
+            time.sleep(0.01)
+        (work.models.folder / f"{run.name}.stopped").touch()
 
 
 def loaded(folder: Path, *, watched: bool) -> int:

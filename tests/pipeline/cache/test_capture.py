@@ -724,6 +724,19 @@ def test_a_teacher_of_probabilities_is_warned_of_once(folder: Path, caplog: pyte
     assert caplog.text.count("these look like probabilities") == 1
 
 
+def test_probabilities_are_recognised_by_the_precision_that_they_were_computed_in(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In bfloat16 they sum to 1 within 2 %: a bound of float32 would let them pass as logits."""
+    module = small.MODULE.replace(
+        "return torch.where(marked, torch.tensor(float(self.spoilt)), logits)",
+        "return logits.softmax(dim=1).to(torch.bfloat16)",
+    )
+    (folder / "faulty.py").write_text(module)
+    captured(folder, ("[cache]", '[cache]\nprecision = "bfloat16"'))
+    assert caplog.text.count("these look like probabilities") == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_outputs_that_are_no_floats_are_refused(dtype: torch.dtype) -> None:
     class Typed(nn.Module):

@@ -9,6 +9,8 @@ import pytest
 from support import experiments
 from support.experiments import document, parsed, run_document, train
 
+from logitstore.pipeline.cache import teachers
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
 
 MEMBERS = 10
@@ -48,9 +50,26 @@ def test_ten_members_train_and_are_captured_in_one_run(base: Path) -> None:
     np.testing.assert_array_equal(lone.read(slice(None)), logits[4])
 
 
-def test_members_that_are_trained_are_not_trained_again(base: Path) -> None:
-    from logitstore.pipeline.cache import teachers
+def test_every_epoch_of_a_teacher_has_an_order_of_its_own(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One order for all epochs would make the same batches again and again: a worse teacher, and no error."""
+    work = Workspace.of_folder(parsed(ten(), base), base / "out", device="cpu")
+    orders: list[list[bytes]] = []
 
+    def fit(module: Any, batches: Any, *settings: Any, **more: Any) -> float:
+        for epoch in (0, 1, 2, 1):
+            orders.append([row.numpy().tobytes() for batch in batches(epoch) for row in batch.inputs])
+        return 0.0
+
+    monkeypatch.setattr(teachers, "fit", fit)
+    with mock.patch("os.fsync"):
+        teachers.train_teacher(work, work.experiment.teacher_members()[0])
+    assert len({tuple(order) for order in orders}) == 3 and orders[1] == orders[3]
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+def test_members_that_are_trained_are_not_trained_again(base: Path) -> None:
     fit, calls = teachers.fit, []
 
     def killed(*arguments: Any, **more: Any) -> float:

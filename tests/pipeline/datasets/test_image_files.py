@@ -319,6 +319,21 @@ def test_transparent_pixels_need_a_background(
         assert set(pixels[:, 3, 3].tolist()) == {255}
 
 
+@pytest.mark.parametrize("alpha", [254, 128, 1])
+def test_a_pixel_that_is_transparent_in_part_needs_a_background_as_well(tmp_path: Path, alpha: int) -> None:
+    """Its colour without a ground is none that anybody has seen: shadows and soft edges are such pixels."""
+    rgba = np.full((4, 4, 4), 255, np.uint8)
+    rgba[1, 1] = (200, 200, 200, alpha)
+    save(tmp_path / "set/a/0.png", Image.fromarray(rgba))
+    with pytest.raises(BadDataError) as caught:
+        image_folder(tmp_path / "set")[0]
+    assert caught.value.found == "1 of 16 that are (mode RGBA)"
+    for background in (0, 255):
+        pixels = image_folder(tmp_path / "set", background=background)[0][0]
+        blended = (200 * alpha + background * (255 - alpha)) / 255
+        assert abs(int(pixels[1, 1]) - blended) <= 1 and pixels[0, 0] == 255
+
+
 def test_opaque_images_need_none_and_are_the_same(tmp_path: Path) -> None:
     """Negative control: an alpha channel alone changes nothing, and the fingerprint is that of earlier versions."""
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -13,6 +13,7 @@ from support.experiments import contents, document, parsed
 
 from logitstore.pipeline.cache import stage, teachers
 from logitstore.pipeline.cache.stage import cache
+from logitstore.pipeline.models import alone as alone_module
 from logitstore.pipeline.models.alone import alone
 from logitstore.pipeline.run import run
 from logitstore.pipeline.train.stage import train_students
@@ -72,6 +73,29 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     with alone(weights, "training teacher t", waits=False) as waited:
         assert not waited
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "made anew by a third"])
+def test_the_lock_of_a_file_that_was_removed_meanwhile_keeps_nobody_out(
+    tmp_path: Path, is_replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes would train the same model at once, and write over each other."""
+    weights, lock = tmp_path / "t.safetensors", tmp_path / ".t.lock"
+    genuine, calls = alone_module._lock, list[int]()
+
+    def late(handle: int) -> bool:
+        calls.append(handle)
+        if len(calls) == 1:  # since the file was opened
+            lock.unlink()
+            if is_replaced:
+                lock.touch()
+        return genuine(handle)
+
+    monkeypatch.setattr(alone_module, "_lock", late)
+    with alone(weights, "training teacher t") as waited:
+        assert waited and len(calls) == 2
+        with pytest.raises(WriterBusy), alone(weights, "training teacher t", waits=False):
+            pass
 
 
 def _run(base: str, out: str) -> None:

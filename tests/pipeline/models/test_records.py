@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,26 @@ def test_the_digest_of_a_missing_file_says_where(tmp_path: Path) -> None:
 
 
 # Writing
+
+
+def test_a_file_that_is_written_again_within_a_tick_of_the_clock_has_the_digest_of_its_new_bytes(
+    tmp_path: Path,
+) -> None:
+    """Place, size and time of a young file may be those of before. Of an older one they tell: it is hashed once."""
+    path, seen, now = tmp_path / "a.safetensors", [], time.time()
+    for age, content in (
+        (0.0, b"old weights"),
+        (0.0, b"new weights"),
+        (60.0, b"older bytes"),
+        (60.0, b"hashed once"),
+    ):
+        path.write_bytes(content)
+        then = int((now - age) * 1e9)
+        os.utime(path, ns=(then, then))
+        seen.append(weights_digest(path))
+    digest = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in (b"old weights", b"new weights")]
+    assert seen[:2] == digest
+    assert seen[2] == seen[3]  # control: the digest is known by place, size and time
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +258,19 @@ def test_checkpoints_go_with_the_training_that_has_ended(tmp_path: Path, change:
     checkpoints = checkpoint_of(made(models).parent, {**IDENTITY, **change})
     models.tidy("students", "small")
     assert checkpoints.exists() is bool(change)
+
+
+def test_checkpoints_stay_if_one_among_them_is_of_another_training(tmp_path: Path) -> None:
+    """The folder goes as a whole, and hours of that training with it."""
+    models = Models(tmp_path)
+    checkpoints = checkpoint_of(made(models).parent, IDENTITY)
+    other = {"record": {"format": 1, "step": 4, "identity": {**IDENTITY, "seed": 4}}, "sha256": "0"}
+    (checkpoints / "000000000004.json").write_bytes(canonical_json(other))
+    models.tidy("students", "small")
+    assert checkpoints.exists()
+    (checkpoints / "000000000004.json").unlink()
+    models.tidy("students", "small")  # control
+    assert not checkpoints.exists()
 
 
 def test_checkpoints_of_a_training_that_goes_on_stay(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from logitstore.pipeline.models import weights
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.records import weights_digest
 from logitstore.pipeline.models.weights import load_weights, save_weights
@@ -52,6 +54,28 @@ def test_buffers_and_tied_weights_are_kept(tmp_path: Path) -> None:
     save_weights(source, tmp_path / "tied.safetensors")
     load_weights(target, tmp_path / "tied.safetensors")
     assert same_weights(source, target)
+
+
+def test_weights_never_have_the_digest_of_a_file_that_came_while_they_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the one file and the digest of the other would make a capture that states a teacher it is not of."""
+    path, module = tmp_path / "wide.safetensors", model(seed=3)
+    save_weights(model(seed=1), path)
+    save_weights(model(seed=2), tmp_path / "other.safetensors")
+    genuine = weights._check_tensors
+
+    def exchanging(*arguments: Any) -> None:
+        genuine(*arguments)
+        os.replace(tmp_path / "other.safetensors", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_check_tensors", exchanging)
+        with pytest.raises(BadDataError, match="expected a file that does not change while it is read"):
+            load_weights(module, path)
+    assert same_weights(module, model(seed=3))
+    assert load_weights(module, path) == weights_digest(path)  # control: afterwards it is a file like another
+    assert same_weights(module, model(seed=2))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])

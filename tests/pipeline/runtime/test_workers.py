@@ -65,6 +65,23 @@ def test_a_worker_that_is_killed_or_stopped_is_not_waited_for() -> None:
     assert killed.value.found == "a worker that was ended by SIGKILL"
 
 
+def test_ctrl_c_is_for_the_parent_alone_which_ends_its_workers_in_order() -> None:
+    """A terminal sends it to all processes: a worker that died of it first would be reported as an error."""
+    worker = Worker(WHERE, EXPECTED, idle_workers.begins)
+    try:
+        assert signal.SIGINT not in signal.pthread_sigmask(
+            signal.SIG_BLOCK, set()
+        )  # this process has it again
+        worker.receive_into(np.empty(5, np.int64))
+        assert worker.process.pid is not None
+        os.kill(worker.process.pid, signal.SIGINT)
+        assert is_alive(worker.process.pid, 1)
+        os.kill(worker.process.pid, signal.SIGTERM)  # control
+        assert not is_alive(worker.process.pid, 15)
+    finally:
+        end_all([worker])
+
+
 @pytest.mark.parametrize(
     ("whose", "number"),
     [
@@ -93,8 +110,8 @@ def test_a_worker_ends_with_its_parent(whose: str, number: int, tmp_path: Path) 
     try:
         time.sleep(3)  # it may still be importing: the lines above are all that it does
         parent.send_signal(number)
-        parent.wait(10)
-        stays = is_alive(pid, 3 if is_control else 15)
+        parent.wait(60)
+        stays = is_alive(pid, 3 if is_control else 60)
     finally:
         parent.kill()
         parent.stdout.close()

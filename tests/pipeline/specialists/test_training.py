@@ -13,8 +13,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from support.experiments import ROWS, run_document, train
-from support.special import SETS, Field, content, grounds
+from support import idle_workers
+from support.experiments import ROWS, run_document, train, write_data
+from support.special import SETS, Field, content, grounds, write_pairs
 from support.trainings import interruption
 from torch import nn
 
@@ -32,6 +33,7 @@ from logitstore.pipeline.specialists.heads import (
     replace_head,
     specialist_layer,
 )
+from logitstore.pipeline.specialists.parallel import train_in_processes
 from logitstore.pipeline.specialists.todo import special_rows, table_of
 from logitstore.pipeline.specialists.training import (
     ShortEpochs,
@@ -335,6 +337,26 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path, 
     assert not checkpoints.exists()
 
 
+def test_rows_without_a_label_are_no_rows_of_other_classes(tmp_path: Path) -> None:
+    """As such they would be taught as the dustbin, and π, the share of special rows, would be too small."""
+    write_data(tmp_path)
+    with np.load(tmp_path / "train.npz") as archive:
+        arrays = dict(archive)
+    arrays["labels"][::3] = -1
+    np.savez(tmp_path / "train.npz", **arrays)
+    document = content()
+    store = run_document(
+        {k: v for k, v in document.items() if k != "specialists"}, tmp_path, tmp_path / "out"
+    ).store
+    write_pairs(store)
+    field, labels = Field(tmp_path, document), store.samples.labels
+    for run, classes in zip(field.runs, SETS, strict=True):
+        rows = special_rows(field.work, run)
+        assert set(labels[rows.special]) == set(classes)
+        assert set(labels[rows.others]) == {0, 1, 2, 3} - set(classes)
+        assert rows.prior == np.isin(labels, classes).sum() / (labels >= 0).sum()
+
+
 def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
     """In two processes, each with one thread as here."""
     alone = Field(grounds(tmp_path / "alone"), content())
@@ -347,6 +369,21 @@ def test_several_processes_train_what_one_trains(tmp_path: Path) -> None:
         assert not train_specialists(field.work)
     assert [alone.weights(n) for n in (0, 1)] == [shared.weights(n) for n in (0, 1)]
     assert told[-1][:4] == ("training 2 specialists", 2, 2, "specialists")
+
+
+def test_a_process_that_trains_may_write_its_checkpoint_when_the_command_is_stopped(tmp_path: Path) -> None:
+    """Else Ctrl-C of the parent, or a failure of another specialist, would cost hours of its work."""
+    field = Field(grounds(tmp_path), content())
+
+    def progress(task: str, *_: object) -> None:
+        if task == "begun":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_processes(
+            replace(field.work, progress=progress), field.runs[:1], 1, idle_workers.keeps_when_stopped
+        )
+    assert (field.models.folder / "pairs-0.stopped").exists()
 
 
 def listening(pids: set[int]) -> set[str]:
