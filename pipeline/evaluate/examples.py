@@ -13,6 +13,7 @@ from jaxtyping import Int64, Shaped
 
 from ...storage.errors import BadDataError, ConfigError
 from ...storage.stream.items import fetch_items, split_item
+from ..datasets.class_names import is_numbered
 from ..experiment.document import Experiment
 from ..models.class_names import match_classes
 from ..transfer import Examples
@@ -117,6 +118,20 @@ def warn_if_unlike(examples: Examples, rows: Examples) -> None:
             expected,
             usual,
         )
+
+
+def warn_of_first_class(examples: EvaluationExamples, labels: Int64[np.ndarray, " rows"]) -> None:
+    """Warn of labels that seem to count from 1, where they are taken by number. labels: of all examples."""
+    known = labels[labels >= 0]
+    has_names = bool(examples.class_names) and not is_numbered(examples.dataset)
+    if has_names or not len(known) or int(known.min()) != 1:
+        return
+    log.warning(
+        "%s: no example of class 0: the labels run from 1 to %d, and labels count from 0; if yours count from 1, set "
+        "first_label = 1 in args, or subtract 1 from them",
+        examples.where,
+        int(known.max()),
+    )
 
 
 def _moments(examples: Examples) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from ..specialists.training import load_specialist
 from ..train.stage import build_student
 from ..train.todo import missing_students
 from ..workspace import Workspace
-from .examples import EvaluationExamples, warn_if_unlike
+from .examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 
@@ -79,6 +79,7 @@ class _Scorer:
     def __init__(self, work: Workspace, examples: EvaluationExamples) -> None:
         self._work = work
         self._inputs, self._labels = examples.fetch(range(len(examples)))
+        warn_of_first_class(examples, self._labels)
         self._teachers: dict[str, tuple[Logits, int]] = {}
 
     def score(self, subject: Subject) -> Score | ErrorsInside:

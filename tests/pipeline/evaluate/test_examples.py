@@ -13,7 +13,7 @@ from PIL import Image
 from support import experiments
 from support.experiments import document, parsed, run_document, student, train
 
-from logitstore.pipeline.evaluate.examples import EvaluationExamples, warn_if_unlike
+from logitstore.pipeline.evaluate.examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from logitstore.pipeline.models.class_names import match_classes
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, ConfigError
@@ -307,3 +307,26 @@ def test_an_evaluation_of_inputs_of_another_scale_says_so(
     content = with_inputs(base, lambda x: x * 255, "float32")
     run_document(content | {"student": content["student"][2:]}, base, base / "out")
     assert caplog.text.count("are unlike those of the transfer set") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "is_said"),
+    [(None, [1, 2, 3, -1], True), (None, [0, 2, 3], False), (None, [2, 3], False), (NAMES, [1, 2, 3], False)],
+)
+def test_labels_that_seem_to_count_from_one_are_warned_of(
+    base: Path, caplog: pytest.LogCaptureFixture, names: list[str] | None, labels: list[int], is_said: bool
+) -> None:
+    own = np.resize(labels, len(np.load(base / "test.npz")["labels"]))
+    examples = opened(base, with_test_set(base, names, own))
+    caplog.clear()
+    warn_of_first_class(examples, examples.fetch(range(len(examples)))[1])
+    assert ("evaluation_set: no example of class 0: the labels run from 1 to 3" in caplog.text) == is_said
+
+
+def test_an_evaluation_by_labels_that_count_from_one_says_so(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.maximum(np.load(base / "test.npz")["labels"], 1)
+    content = with_test_set(base, None, labels)
+    run_document(content | {"student": content["student"][2:]}, base, base / "out")
+    assert caplog.text.count("if yours count from 1, set first_label = 1 in args") == 1
