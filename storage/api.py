@@ -411,7 +411,7 @@ def create_store(
 ) -> Store:
     """Make a store for a transfer set whose logits come from your own loop.
 
-    num_rows: may be left out if labels, digests or inputs are given. labels: -1 if unknown.
+    num_rows: compared with the length of what is given; may be left out. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
     given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
     would make, for a script that is run again after it was killed, or in several processes at once. Labels, ids,
