@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 FORMAT_VERSION: Final = "1.0"
-CAPTURE, ERROR_BUDGET, TOP_K = "capture", "error-budget", "top-k"
+CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM = "capture", "error-budget", "top-k", "transform"
 FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K})
 """The `required_features` that this version of logitstore can read."""
 ROOT_METADATA: Final = "zarr.json"
