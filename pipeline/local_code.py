@@ -19,11 +19,13 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import os
+import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,13 +126,36 @@ def _specs(module: str, search: list[str], place: str | None) -> Iterator[tuple[
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        spec = PathFinder.find_spec(name, search)
+        spec = _find(name, search)
         if spec is None or (depth == 1 and not _is_local(spec, place)):
             return
         yield name, spec
         if spec.submodule_search_locations is None:
             return
         search = list(spec.submodule_search_locations)
+
+
+def _find(name: str, search: Iterable[str]) -> ModuleSpec | None:
+    """Find a module in some folders. A package without `__init__.py` is all folders of its name.
+
+    This is the search of `PathFinder`, which looks up the packages around a namespace package in `sys.modules`. Here nothing
+    needs to be imported.
+    """
+    portions = list[str]()
+    for entry in search:
+        finder = pkgutil.get_importer(entry or os.getcwd())
+        find_spec = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find_spec is None else find_spec(name)
+        if spec is None:
+            continue
+        if spec.loader is not None:
+            return spec
+        portions += spec.submodule_search_locations or []
+    if not portions:
+        return None
+    namespace = ModuleSpec(name, None, is_package=True)
+    namespace.submodule_search_locations = portions
+    return namespace
 
 
 def _is_local(spec: ModuleSpec, place: str | None) -> bool:

@@ -37,8 +37,12 @@ def net():
     "ls_pack/sibling.py": "thing = 4\n",
     "ls_pack/unused.py": "thing = 5\n",
     "ls_space/member.py": "space = 6\n",
+    "ls_space/deep/nets.py": "import ls_space.member as member\nfrom .near import x\n\ndef net():\n    return member.space\n",
+    "ls_space/deep/near.py": "x = 7\n",
 }
-REACHED = set(FILES) - {"ls_unused.py", "ls_pack/unused.py", "ls_space/member.py"}
+SPACE = {"ls_space/member.py", "ls_space/deep/nets.py", "ls_space/deep/near.py"}
+"""Of packages without `__init__.py`."""
+REACHED = set(FILES) - {"ls_unused.py", "ls_pack/unused.py"} - SPACE
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the modules, of which none is imported."""
     for name, text in FILES.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(local_code, "_imported", {})
@@ -72,6 +76,29 @@ def test_the_files_are_those_that_the_factory_reaches(base: Path) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_a_change_of_a_file_is_seen_if_it_is_reached(base: Path, file: str) -> None:
     assert changed(base, file) == (file in REACHED)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_packages_without_a_file_of_their_own_are_followed(base: Path, file: str) -> None:
+    """Before the import, after it, and with a change in between."""
+    factory = "ls_space.deep.nets:net"
+    assert changed(base, file, factory) == (file in SPACE)
+    before = local_source([factory], base=base)
+    resolve(factory, base=base)
+    assert local_source([factory], base=base) == before
+    assert set(before) == SPACE
+
+
+def test_a_package_in_several_folders_is_that_of_its_import(base: Path) -> None:
+    """A folder with `__init__.py` hides those without one, also where it comes later."""
+    for name, text in {"more/ls_space/other.py": "x = 1\n", "whole/ls_space/__init__.py": ""}.items():
+        (base / name).parent.mkdir(parents=True)
+        (base / name).write_text(text)
+    with mock.patch.object(sys, "path", [*sys.path, str(base / "more")]):
+        assert set(local_source(["ls_space.other:x"], base=base)) == {"ls_space/other.py"}
+        assert set(local_source(["ls_space.deep.nets:net"], base=base)) == SPACE
+    with mock.patch.object(sys, "path", [*sys.path, str(base / "more"), str(base / "whole")]):
+        assert set(local_source(["ls_space.other:x"], base=base)) == {"ls_space/__init__.py"}
 
 
 def test_what_arguments_name_is_reached_too(base: Path) -> None:
