@@ -22,7 +22,7 @@ from ..storage.stream.items import describe
 from .augment import Augmentation, PairAugmentation
 from .augment.versions import stated_version
 from .datasets.arrays import TransferSet
-from .local_code import noted_import
+from .local_code import noted_import, watched_path
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,8 @@ def build(
         for name, value in arguments.items()
     }
     try:
-        return function(**arguments)
+        with watched_path():
+            return function(**arguments)
     except LogitStoreError:
         raise
     except Exception as error:

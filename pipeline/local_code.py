@@ -8,6 +8,8 @@ its files are therefore part of what a result is made from.
    them.
 2. Installed packages, the standard library and logitstore are known by their names alone.
 3. A module that this process has imported counts as it was then: a later edit of its file does not change what runs.
+4. A folder that local code adds to `sys.path` (`search_path`) is searched if it lies in the folder of the experiment or in
+   the current one. Modules of any other such folder are known by their names alone, as installed ones.
 
 Two things cannot be seen: a module whose name is computed, and what a compiled module imports. A compiled module itself is
 digested.
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..storage.errors import FactoryError
+from .search_path import Additions, path_additions
 
 log = logging.getLogger(__name__)
 SOURCE: Final = "source"
@@ -49,10 +52,16 @@ class _Code:
     digest: str
     imports: frozenset[str]
     """Modules that it may import, local or not."""
+    additions: Additions
+    """Folders that it adds to `sys.path`."""
 
 
 _imported: dict[str, tuple[ModuleSpec | None, _Code]] = {}
 """By module that was imported: its spec, and its code at that time."""
+_added: set[str] = set()
+"""Entries of `sys.path` that code of a factory has added: a process that has not run it yet lacks them."""
+_unread: set[str] = set()
+"""Files of which `_warn_of_unread` has warned."""
 
 
 def local_source(
@@ -75,7 +84,8 @@ def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
     Raises FactoryError if a file changes meanwhile.
     """
     before = local_source([factory], base=base)
-    yield
+    with watched_path():
+        yield
     after = local_source([factory], base=base)
     for file in sorted(before.keys() | after.keys()):
         if before.get(file) != after.get(file):
@@ -85,6 +95,16 @@ def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
                 found="one that was written to",
                 remedy="run the same command again",
             )
+
+
+@contextlib.contextmanager
+def watched_path() -> Iterator[None]:
+    """Note the entries that code of a factory, run in the block, adds to `sys.path`."""
+    before = set(sys.path)
+    try:
+        yield
+    finally:
+        _added.update(set(sys.path) - before)
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -107,18 +127,56 @@ def _reached(names: Iterable[str], base: Path | None) -> set[_Code]:
     # As in `factories.resolve`, the folder of the experiment file comes last.
     search = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != place]
     search += [] if place is None else [place]
+    _added.intersection_update(sys.path)
+    search = [entry for entry in search if entry not in _added or entry == place]
+    importlib.invalidate_caches()
+    names, whole = list(names), search
+    while True:
+        reached = _walk(names, whole, place)
+        # A folder may be added by a module that is read after one that needs it: all are then searched again.
+        added = [code.additions for code in sorted(reached, key=lambda code: code.file)]
+        before = [entry for one in added for entry in one.before if _is_beside(entry, place)]
+        behind = [entry for one in added for entry in one.behind if _is_beside(entry, place)]
+        wider = list(dict.fromkeys([*before, *search, *behind]))
+        if wider == list(dict.fromkeys(whole)):
+            _warn_of_unread(reached)
+            return reached
+        if set(wider) <= set(whole):  # two modules that hide each other
+            return reached
+        whole = wider
+
+
+def _walk(names: Iterable[str], search: list[str], place: str | None) -> set[_Code]:
+    """Return the code of some modules, and of all local modules that they reach. search: folders of modules."""
     waiting, seen, reached = list(names), set[str](), dict[str, _Code | None]()
     while waiting:
         if (module := waiting.pop()) in seen or module.partition(".")[0] in _KNOWN_BY_NAME:
             continue
-        if not seen:
-            importlib.invalidate_caches()
         seen.add(module)
         for name, spec in _specs(module, search, place):
             if name not in reached:
                 reached[name] = code = _code(name, spec)
                 waiting += () if code is None else code.imports
     return {code for code in reached.values() if code is not None}
+
+
+def _is_beside(entry: str, place: str | None) -> bool:
+    """Return whether a folder lies in that of the experiment file, or in the current one."""
+    folder = Path(entry).resolve()
+    return any(folder.is_relative_to(one) for one in (place, Path.cwd().resolve()) if one is not None)
+
+
+def _warn_of_unread(reached: Iterable[_Code]) -> None:
+    """Warn once of a folder of modules that is known only when the code runs."""
+    for code in reached:
+        if code.additions.unread and code.file not in _unread:
+            _unread.add(code.file)
+            log.warning(
+                "%s, line %d: adds a folder to sys.path that is known only when it runs; changes of modules in that "
+                "folder are not seen. Write the folder as Path(__file__).parent / …",
+                code.file,
+                code.additions.unread[0],
+            )
 
 
 def _specs(module: str, search: list[str], place: str | None) -> Iterator[tuple[str, ModuleSpec]]:
@@ -178,7 +236,8 @@ def _code(name: str, spec: ModuleSpec) -> _Code | None:
     if name in _imported and _imported[name][0] is imported_as:
         return _imported[name][1]
     code = _read(name, spec)
-    if code is not None:
+    # A file of the same name in another folder, searched before all folders are known, is not the one that was imported.
+    if code is not None and getattr(imported_as, "origin", spec.origin) == spec.origin:
         _imported[name] = imported_as, code
     return code
 
@@ -197,8 +256,9 @@ def _read(name: str, spec: ModuleSpec) -> _Code | None:
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if not spec.origin.endswith(".py"):
         log.warning("%s: a compiled module; its file is digested, what it imports is not looked at", file)
-        return _Code(file, digest, frozenset())
-    return _Code(file, digest, _imports(content, name if is_package else name.rpartition(".")[0]))
+        return _Code(file, digest, frozenset(), Additions())
+    imports = _imports(content, name if is_package else name.rpartition(".")[0])
+    return _Code(file, digest, imports, path_additions(content, spec.origin))
 
 
 @lru_cache(maxsize=1024)

@@ -25,6 +25,7 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
 )
 """The folders and files of storage/; each imports only those of earlier levels."""
 PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
+    frozenset({"search_path"}),
     frozenset({"augment", "datasets", "local_code", "losses"}),
     frozenset({"factories"}),
     frozenset({"experiment"}),
