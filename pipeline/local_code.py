@@ -54,6 +54,8 @@ class _Code:
     """Modules that it may import, local or not."""
     additions: Additions
     """Folders that it adds to `sys.path`."""
+    takes_paths: bool
+    """Whether a function or class in it has a parameter that is a path by its annotation or default."""
 
 
 _imported: dict[str, tuple[ModuleSpec | None, _Code]] = {}
@@ -75,6 +77,11 @@ def local_source(
     names = {factory.partition(":")[0] for factory in factories}
     names |= {name for given in arguments for name in _named(given)}
     return {code.file: code.digest for code in sorted(_reached(names, base), key=lambda code: code.file)}
+
+
+def may_take_paths(factory: str, *, base: Path | None) -> bool:
+    """Return whether the local code of a factory has parameters that are paths; no for an installed factory."""
+    return any(code.takes_paths for code in _reached({factory.partition(":")[0]}, base))
 
 
 @contextlib.contextmanager
@@ -256,9 +263,9 @@ def _read(name: str, spec: ModuleSpec) -> _Code | None:
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if not spec.origin.endswith(".py"):
         log.warning("%s: a compiled module; its file is digested, what it imports is not looked at", file)
-        return _Code(file, digest, frozenset(), Additions())
+        return _Code(file, digest, frozenset(), Additions(), takes_paths=True)
     imports = _imports(content, name if is_package else name.rpartition(".")[0])
-    return _Code(file, digest, imports, path_additions(content, spec.origin))
+    return _Code(file, digest, imports, path_additions(content, spec.origin), _takes_paths(content))
 
 
 @lru_cache(maxsize=1024)
@@ -287,6 +294,27 @@ def _imports(content: bytes, package: str) -> frozenset[str]:
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
                 names.add(_resolved(given.value, package))
     return frozenset(names - {""})
+
+
+@lru_cache(maxsize=1024)
+def _takes_paths(content: bytes) -> bool:
+    """Return whether a parameter, or a field of a class, is a path by its annotation or default.
+
+    >>> _takes_paths(b"def net(stats: Path | None): ..."), _takes_paths(b"def net(width: int): return Path('a')")
+    (True, False)
+    """
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    told: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            given = (*node.posonlyargs, *node.args, *node.kwonlyargs)
+            told += [*(one.annotation for one in given), *node.defaults, *node.kw_defaults]
+        elif isinstance(node, ast.AnnAssign):
+            told += [node.annotation, node.value]
+    return any("Path" in ast.dump(one) for one in told if one is not None)
 
 
 def _resolved(name: str, package: str) -> str:

@@ -173,13 +173,9 @@ def _value(node: ast.expr, file: str, values: Mapping[str, ast.expr], depth: int
     ):
         return path.parent
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        of = node.value
-        if (
-            isinstance(of, ast.Attribute)
-            and of.attr == "parents"
-            and isinstance(path := inner(of.value), Path)
-        ):
-            return path.parents[node.slice.value]
+        of, number = node.value, node.slice.value
+        if isinstance(of, ast.Attribute) and of.attr == "parents" and isinstance(number, int):
+            return Path(inner(of.value)).parents[number]
     if isinstance(node, ast.BinOp):
         left, right = inner(node.left), inner(node.right)
         if isinstance(node.op, ast.Div) and isinstance(left, Path):
