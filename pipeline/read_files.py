@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ..storage.errors import FactoryError
 from .factories import argument_paths
@@ -27,6 +27,7 @@ _LONGEST: Final = 4096
 _warned: set[str] = set()
 
 
+@runtime_checkable
 class Made(Protocol):
     """A table of an experiment file with a factory."""
 
