@@ -27,6 +27,7 @@ from ..experiment.tables import Combine, Specialists
 from ..local_code import SOURCE
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
+from ..read_files import READ
 from ..workspace import Workspace
 from .dustbin import CORRECTED, DUSTBIN
 
@@ -240,6 +241,8 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
         optional |= {"temperature": table.temperature}
     if source := member.source:
         optional |= {SOURCE: source}
+    if files := member.files_read:
+        optional |= {READ: files}
     return {
         "variant": table.variant,
         "generalist": {
