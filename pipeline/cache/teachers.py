@@ -15,7 +15,7 @@ from ...storage.random import philox_permutation
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
-from ..factories import build, build_augmentation, expect_module
+from ..factories.call import build, build_augmentation, expect_module
 from ..models.alone import alone
 from ..models.build import build_model
 from ..models.class_names import check_class_order, module_class_names

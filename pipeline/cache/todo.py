@@ -25,13 +25,13 @@ from ...storage.identity import as_json, check_same
 from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
-from ..local_code import SOURCE
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ, files_read
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept, warn_of_missing_keys
 from ..models.rules import loader_rules
 from ..models.sources import source_digests
-from ..read_files import READ, files_read
 from ..same_set import check_samples
 from ..transfer import TransferRows, input_bytes, set_identity
 from ..views import augmentation_identity

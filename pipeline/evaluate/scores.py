@@ -23,10 +23,10 @@ from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..experiment.training import Factory
-from ..factories import describe_exception
-from ..local_code import SOURCE, local_source
+from ..factories.call import describe_exception
+from ..factories.local_code import SOURCE, local_source
+from ..factories.read_files import READ, files_read
 from ..models.loaders import stable_name
-from ..read_files import READ, files_read
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
 from ..workspace import Workspace

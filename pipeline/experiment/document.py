@@ -9,9 +9,9 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_PARTS
-from ..factories import suggest
-from ..local_code import local_source
-from ..read_files import files_read
+from ..factories.call import suggest
+from ..factories.local_code import local_source
+from ..factories.read_files import files_read
 from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (

@@ -4,8 +4,8 @@ from torch import nn
 
 from ..experiment.document import Experiment
 from ..experiment.training import Factory
-from ..factories import build, expect_module
-from ..read_files import unchanged_files
+from ..factories.call import build, expect_module
+from ..factories.read_files import unchanged_files
 
 
 def build_model(

@@ -16,9 +16,9 @@ from ...storage.backends.posix import read_plain, remove_leftovers, replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
-from ..file_digest import file_digest
-from ..local_code import SOURCE
-from ..read_files import READ
+from ..factories.file_digest import file_digest
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ
 from .loaders import with_stable_names
 
 log = logging.getLogger(__name__)

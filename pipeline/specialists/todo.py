@@ -24,10 +24,10 @@ from ..combine.todo import check_combined_names, needs_combination
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Combine, Specialists
-from ..local_code import SOURCE
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
-from ..read_files import READ
 from ..workspace import Workspace
 from .dustbin import CORRECTED, DUSTBIN
 

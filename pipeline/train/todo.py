@@ -14,9 +14,9 @@ from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
-from ..local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE, local_source
+from ..factories.read_files import READ, files_read
 from ..models.records import Record
-from ..read_files import READ, files_read
 from ..workspace import Workspace
 
 _ROWS_STREAM = 1 << 63

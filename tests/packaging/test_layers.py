@@ -25,10 +25,8 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
 )
 """The folders and files of storage/; each imports only those of earlier levels."""
 PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"file_digest", "search_path"}),
-    frozenset({"augment", "datasets", "local_code", "losses"}),
+    frozenset({"augment", "datasets", "losses"}),
     frozenset({"factories"}),
-    frozenset({"read_files"}),
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),

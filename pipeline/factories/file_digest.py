@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..storage.backends.posix import open_plain
-from ..storage.format.documents import canonical_json
+from ...storage.backends.posix import open_plain
+from ...storage.format.documents import canonical_json
 
 _SETTLED_SECONDS: Final = 2.0
 """Age of a file from which a new write changes its modification time, on any file system."""

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from ..storage.errors import FactoryError, LogitStoreError
-from ..storage.stream.items import describe
-from .augment import Augmentation, PairAugmentation
-from .augment.versions import stated_version
-from .datasets.arrays import TransferSet
+from ...storage.errors import FactoryError, LogitStoreError
+from ...storage.stream.items import describe
+from ..augment import Augmentation, PairAugmentation
+from ..augment.versions import stated_version
+from ..datasets.arrays import TransferSet
 from .local_code import local_source, noted_import, watched_path
 
 if TYPE_CHECKING:

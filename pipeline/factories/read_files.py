@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from ..storage.errors import FactoryError
-from .factories import argument_paths
+from ...storage.errors import FactoryError
+from .call import argument_paths
 from .file_digest import file_digest, folder_digest
 from .local_code import may_take_paths
 

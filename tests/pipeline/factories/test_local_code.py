@@ -12,9 +12,9 @@ from unittest import mock
 import pytest
 from support.messages import Sentences
 
-from logitstore.pipeline import local_code
-from logitstore.pipeline.factories import build, resolve
-from logitstore.pipeline.local_code import local_source
+from logitstore.pipeline.factories import local_code
+from logitstore.pipeline.factories.call import build, resolve
+from logitstore.pipeline.factories.local_code import local_source
 from logitstore.storage.errors import FactoryError
 
 FILES = {

@@ -31,7 +31,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
-from ..storage.errors import FactoryError
+from ...storage.errors import FactoryError
 from .search_path import Additions, path_additions
 
 log = logging.getLogger(__name__)

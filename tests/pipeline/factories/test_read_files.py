@@ -14,14 +14,14 @@ import pytest
 from support import experiments
 from support.messages import Sentences
 
-from logitstore.pipeline import file_digest, read_files
 from logitstore.pipeline.cache import todo as caching
 from logitstore.pipeline.evaluate import scores as scoring
 from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import subjects
 from logitstore.pipeline.experiment import document as experiment_file
 from logitstore.pipeline.experiment.training import Factory
-from logitstore.pipeline.file_digest import folder_digest
+from logitstore.pipeline.factories import file_digest, read_files
+from logitstore.pipeline.factories.file_digest import folder_digest
 from logitstore.pipeline.models.build import build_model
 from logitstore.pipeline.specialists.todo import find_specialists
 from logitstore.pipeline.train import todo as students
