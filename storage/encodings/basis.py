@@ -134,7 +134,9 @@ def _span(spread: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "a
     return np.ascontiguousarray(axes[::-1])
 
 
-def _softmax(logits: Float32[np.ndarray, "rows classes"], temperature: float) -> Float64[np.ndarray, "rows classes"]:
+def _softmax(
+    logits: Float32[np.ndarray, "rows classes"], temperature: float
+) -> Float64[np.ndarray, "rows classes"]:
     powers = np.exp(logits.astype(np.float64) / temperature)
     powers /= powers.sum(axis=1, keepdims=True)
     return powers

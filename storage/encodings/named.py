@@ -1,17 +1,20 @@
 """Encodings by the name that a user gives, or by the description in a spec."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..checks import check_flags, whole_number
 from ..errors import ConfigError, LogitStoreError, UnsupportedFeature
-from ..format.constants import ERROR_BUDGET, TOP_K
+from ..format.constants import ERROR_BUDGET, TOP_K, TRANSFORM
 from .encoding import Encoding
 from .error_budget import ErrorBudget
 from .half import FLOATS
 from .top_k import TopK, bad_k
+from .transform import CALIBRATION_ROWS, TEMPERATURES, Transform
 
 EXPECTED: Final = (
-    "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
+    "'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), "
+    "{ max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
 )
 """The names that a user may give."""
 
@@ -31,6 +34,8 @@ def encoding_named(name: object) -> Encoding:
     if isinstance(name, Mapping):
         if set(name) == {"top_k"}:
             return _top_k(name["top_k"])
+        if set(name) == {"transform"} and isinstance(name["transform"], Mapping):
+            return _transform(name["transform"])
         if "max_kl" in name and set(name) <= {"max_kl", "min_temperature"}:
             return ErrorBudget(
                 _number(name["max_kl"], "max_kl"),
@@ -46,7 +51,10 @@ def encoding_described(description: object, where: str) -> Encoding:
         if isinstance(kind, str) and kind in FLOATS:
             return FLOATS[kind]
         try:
-            encoding = _top_k(description["k"]) if kind == TOP_K else _budget(description)
+            if kind == TRANSFORM:
+                encoding: Encoding | None = _transform_described(description)
+            else:
+                encoding = _top_k(description["k"]) if kind == TOP_K else _budget(description)
         except (KeyError, LogitStoreError, TypeError, ValueError, OverflowError):
             encoding = None
         if encoding is not None and dict(description).items() >= encoding.describe().items():
@@ -69,6 +77,44 @@ def _budget(description: Mapping[str, Any]) -> Encoding | None:
         return None
     max_kl, min_temperature, source_error, _ = map(float, numbers)
     return ErrorBudget(max_kl, min_temperature, source_error, dtype, shift)
+
+
+_TRANSFORM_KEYS: Final = ("max_kl", "temperatures", "rows", "seed", "peak")
+
+
+def _transform(given: Mapping[str, Any]) -> Transform:
+    """Return the transform encoding of a user's table. Raises ConfigError."""
+    wrong = [str(key) for key in given if key not in _TRANSFORM_KEYS]
+    if wrong or "max_kl" not in given:
+        raise ConfigError(
+            "encoding: transform",
+            expected=f"max_kl, and of {', '.join(_TRANSFORM_KEYS[1:])} what is to differ",
+            found=", ".join(wrong) or "no max_kl",
+            remedy="write { transform = { max_kl = 1e-2 } }",
+        )
+    temperatures = given.get("temperatures", TEMPERATURES)
+    if isinstance(temperatures, str | Mapping) or not isinstance(temperatures, Sequence):
+        raise ConfigError(
+            "encoding: temperatures",
+            expected="a list",
+            found=repr(temperatures)[:40],
+            remedy="write [1, 2, 4, 8]",
+        )
+    keeps_peak = given.get("peak", False)
+    check_flags(peak=keeps_peak)
+    return Transform(
+        _number(given["max_kl"], "max_kl"),
+        tuple(_number(t, "temperatures") for t in temperatures),
+        whole_number("encoding: rows", given.get("rows", CALIBRATION_ROWS), 2, 1 << 20),
+        whole_number("encoding: seed", given.get("seed", 0), 0),
+        keeps_peak,
+    )
+
+
+def _transform_described(description: Mapping[str, Any]) -> Encoding:
+    calibration = description["calibration"]
+    table = {key: description[key] for key in ("max_kl", "temperatures", "peak")}
+    return _transform({**table, "rows": calibration["rows"], "seed": calibration["seed"]})
 
 
 def _top_k(k: object) -> Encoding:

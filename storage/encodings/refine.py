@@ -96,7 +96,9 @@ def refine_rows(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             halves = np.log2(np.maximum(worst, budget * 2.0**-60) / budget)
         go = np.where(good, np.ceil(halves), np.maximum(np.ceil(halves), 1))
-        following = np.clip(tried[left] + np.nan_to_num(go, nan=16, posinf=16), 0, MOST_REFINED).astype(np.int64)
+        following = np.clip(tried[left] + np.nan_to_num(go, nan=16, posinf=16), 0, MOST_REFINED).astype(
+            np.int64
+        )
         following = np.clip(following, fails[left] + 1, np.maximum(passes[left] - 1, 0))
         is_done = (good & (go >= 0)) | (passes[left] - fails[left] <= 1) | (fails[left] >= MOST_REFINED)
         tried[left] = following
@@ -119,7 +121,10 @@ class Softened:
     """Rows of logits as probabilities at several temperatures, against which decoded rows are compared."""
 
     def __init__(
-        self, logits: Float32[np.ndarray, "rows classes"], temperatures: Sequence[float], dtype: type[np.floating]
+        self,
+        logits: Float32[np.ndarray, "rows classes"],
+        temperatures: Sequence[float],
+        dtype: type[np.floating],
     ) -> None:
         """Compute the probabilities. logits: centred. dtype: in which errors are computed."""
         self._logits, self._temperatures, self._dtype = logits, temperatures, dtype

@@ -70,7 +70,12 @@ class Transform:
         """Refuse a budget that cannot be kept. Raises ConfigError."""
         _ = self._escape  # its own checks of the budget
         good = [math.isfinite(t) and t >= 1 for t in self.temperatures]
-        if not good or len(good) > _MOST_TEMPERATURES or not all(good) or list(self.temperatures) != sorted(set(self.temperatures)):
+        if (
+            not good
+            or len(good) > _MOST_TEMPERATURES
+            or not all(good)
+            or list(self.temperatures) != sorted(set(self.temperatures))
+        ):
             raise ConfigError(
                 "encoding: temperatures",
                 expected=f"1 to {_MOST_TEMPERATURES} ascending temperatures of at least 1",
@@ -79,7 +84,10 @@ class Transform:
             )
         if self.rows < 2:
             raise ConfigError(
-                "encoding: rows", expected="at least 2 calibration rows", found=str(self.rows), remedy="leave it out"
+                "encoding: rows",
+                expected="at least 2 calibration rows",
+                found=str(self.rows),
+                remedy="leave it out",
             )
 
     @cached_property
@@ -136,7 +144,9 @@ class Transform:
         return (
             ArraySpec("codes", "uint16", (basis.num_components,)),
             ArraySpec("refine", "uint8", ()),
-            ArraySpec("error", "float16", (len(self.temperatures),), {"temperature": list(self.temperatures)}),
+            ArraySpec(
+                "error", "float16", (len(self.temperatures),), {"temperature": list(self.temperatures)}
+            ),
             replace(escape, name="escape"),
             *peak,
         )
@@ -218,7 +228,10 @@ def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
 
 
 def _threads() -> int:
-    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        _MOST_THREADS,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
 
 
 def zigzag(codes: Int32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
