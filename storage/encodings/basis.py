@@ -110,9 +110,7 @@ def make_basis(
         _, axes = np.linalg.eigh(coordinates.T @ coordinates)
         axes = axes[:, ::-1]
         rows = axes.T @ ((directions / root) @ directions.T) @ span
-        used = np.abs(coordinates @ axes).max(axis=0) > step / 8
         weight = np.maximum(mean / mean.sum(), 1e-3 / len(mean))
-    rows = rows[used] if used.any() else rows[:1]
     return Basis(
         np.ascontiguousarray(rows, np.float32),
         centre.astype(np.float32),

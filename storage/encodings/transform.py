@@ -11,14 +11,14 @@ Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that smal
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int32, UInt8, UInt16
+from jaxtyping import Float32, Int32, UInt16
 from numpy.typing import NDArray
 
 from ..checks import check_finite
@@ -39,6 +39,8 @@ _MOST_TEMPERATURES: Final = 16
 _PIECE: Final = 2 * TILE
 """Rows that a thread encodes at a time."""
 _MOST_THREADS: Final = 8
+_SPARE: Final = 1 / 32
+"""Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
 _DIGITS: Final = 5
 """Significant bits of a recorded error: more would cost more than they tell."""
 
@@ -131,7 +133,11 @@ class Transform:
         fine = tried.refine[tried.refine != ESCAPED]
         # Half of the rows need no more than GUESS; and only axes on which a row has a code are kept.
         step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
-        used = tried.codes.any(axis=0)
+        with one_thread:
+            reach = np.abs(tiled_product(centred - whole.centre, whole.forward)).max(axis=0)
+        used = (
+            reach > _SPARE * step_factor(tried.refine[tried.refine != ESCAPED]).min(initial=1.0) * whole.step
+        )
         used[0] = True
         return self.with_basis(
             Basis(whole.basis[used], whole.centre, np.full(int(used.sum()), step, np.float32), whole.weight)
