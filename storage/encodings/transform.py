@@ -1,0 +1,240 @@
+"""The transform encoding: whole rows in the principal axes of the loss's metric, a guarantee for each row.
+
+A row is projected on the axes of a basis (`basis`), rounded there, and refined until its recomputed KL is within the budget
+at every temperature (`refine`). So the guarantee never depends on the calibration rows: they decide about bytes alone. A row
+that no refinement serves is escaped: it is stored in the codes of the error budget, which need no basis.
+
+    z̃ = (codes · step · 2^(−refine/2)) · basis + centre        up to a constant a row
+
+Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that small ones have few bits.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float16, Float32, Float64, Int32, UInt8, UInt16
+from numpy.typing import NDArray
+
+from ..checks import check_finite
+from ..errors import BadLogitsError, ConfigError
+from ..format.constants import TRANSFORM
+from .basis import Basis, make_basis
+from .divergence import coarser_up, divergence, error_of_kl
+from .encoding import ArraySpec
+from .error_budget import ErrorBudget
+from .products import TILE, one_thread, tiled_product
+from .refine import ESCAPED, GUESS, refine_rows, step_factor
+
+TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0)
+"""Temperatures of the guarantee, unless others are given."""
+CALIBRATION_ROWS: Final = 2048
+"""Calibration rows, unless another number is given."""
+_MOST_TEMPERATURES: Final = 16
+_PIECE: Final = 2 * TILE
+"""Rows that a thread encodes at a time."""
+_MOST_THREADS: Final = 8
+_DIGITS: Final = 5
+"""Significant bits of a recorded error: more would cost more than they tell."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Codes in the axes of a basis; every row within a KL of `max_kl` nats at each of `temperatures`."""
+
+    max_kl: float
+    """The budget: KL(teacher ‖ decoded), nats."""
+    temperatures: tuple[float, ...] = TEMPERATURES
+    """Where it is kept, ascending."""
+    rows: int = CALIBRATION_ROWS
+    """Calibration rows that are drawn; all if there are fewer."""
+    seed: int = 0
+    """Seed of the draw."""
+    keeps_peak: bool = False
+    """Whether the constant of each row is stored."""
+    basis: Basis | None = None
+    """The axes; None before the calibration."""
+
+    form = TRANSFORM
+    kind = TRANSFORM
+    decoded_from = ("codes", "refine")
+    scale = None
+    is_dense = True
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that cannot be kept. Raises ConfigError."""
+        _ = self._escape  # its own checks of the budget
+        good = [math.isfinite(t) and t >= 1 for t in self.temperatures]
+        if not good or len(good) > _MOST_TEMPERATURES or not all(good) or list(self.temperatures) != sorted(set(self.temperatures)):
+            raise ConfigError(
+                "encoding: temperatures",
+                expected=f"1 to {_MOST_TEMPERATURES} ascending temperatures of at least 1",
+                found=str(list(self.temperatures))[:80],
+                remedy="leave them out for 1, 2, 4 and 8, or use { max_kl = …, min_temperature = … }",
+            )
+        if self.rows < 2:
+            raise ConfigError(
+                "encoding: rows", expected="at least 2 calibration rows", found=str(self.rows), remedy="leave it out"
+            )
+
+    @cached_property
+    def _escape(self) -> ErrorBudget:
+        """The encoding of escaped rows, whose bound holds at every temperature from the lowest."""
+        # Half of the step that the budget allows: see `_keep_largest`.
+        return ErrorBudget(self.max_kl / 4, min(self.temperatures, default=1.0))
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "kind": self.kind,
+            "max_kl": self.max_kl,
+            "temperatures": list(self.temperatures),
+            "calibration": {"rows": self.rows, "seed": self.seed},
+            "peak": self.keeps_peak,
+        }
+
+    def with_basis(self, basis: Basis) -> "Transform":
+        """Return this encoding with a basis, so that it encodes and decodes."""
+        return replace(self, basis=basis)
+
+    def calibrated(self, logits: Float32[np.ndarray, "rows classes"], where: str) -> "Transform":
+        """Return this encoding with a basis made of calibration rows.
+
+        logits: of the teacher, any additive constant a row. Raises BadLogitsError for rows that are not finite, or are all
+        the same.
+        """
+        check_finite(logits, 0, where)
+        centred = logits - logits.max(axis=1, keepdims=True)
+        if len(logits) < 2 or not (centred != centred[0]).any():
+            raise BadLogitsError(
+                where,
+                expected="calibration rows that differ",
+                found=f"{len(logits)} rows of the same logits",
+                remedy="check the teacher and its weights, or store its logits as float16",
+            )
+        step = 4 * math.sqrt(2 * self.max_kl)
+        whole = make_basis(centred, self.temperatures, step)
+        with one_thread:
+            tried = refine_rows(centred, whole, self.max_kl, self.temperatures)
+        fine = tried.refine[tried.refine != ESCAPED]
+        # Half of the rows need no more than GUESS; and only axes on which a row has a code are kept.
+        step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
+        used = tried.codes.any(axis=0)
+        used[0] = True
+        return self.with_basis(
+            Basis(whole.basis[used], whole.centre, np.full(int(used.sum()), step, np.float32), whole.weight)
+        )
+
+    def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
+        basis = self._basis
+        escape, *_ = self._escape.arrays(num_classes)
+        peak = (ArraySpec("peak", "float32", ()),) if self.keeps_peak else ()
+        return (
+            ArraySpec("codes", "uint16", (basis.num_components,)),
+            ArraySpec("refine", "uint8", ()),
+            ArraySpec("error", "float16", (len(self.temperatures),), {"temperature": list(self.temperatures)}),
+            replace(escape, name="escape"),
+            *peak,
+        )
+
+    @property
+    def _basis(self) -> Basis:
+        if self.basis is None:
+            raise ConfigError(
+                "encoding: transform",
+                expected="calibration rows, from which the basis is made",
+                found="none",
+                remedy="pass calibration=…, logits of some 2,000 rows of the teacher",
+            )
+        return self.basis
+
+    def encode(
+        self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
+    ) -> dict[str, NDArray[Any]]:
+        """Encode rows as `codes`, `refine`, `error` and `escape`: see `Encoding.encode`."""
+        check_finite(logits, first_row, where)
+        peak = logits.max(axis=1)
+        basis, codes = self._basis, np.empty((len(logits), self._basis.num_components), np.uint16)
+        refine = np.empty(len(logits), np.uint8)
+        error = np.empty((len(logits), len(self.temperatures)), np.float16)
+        escape = np.full(logits.shape, self._escape.fill, np.uint16)
+
+        def piece(first: int) -> None:
+            part = slice(first, first + _PIECE)
+            centred = logits[part] - peak[part, None]
+            found = refine_rows(centred, basis, self.max_kl, self.temperatures)
+            codes[part], refine[part] = zigzag(found.codes), found.refine
+            error[part] = coarser_up(error_of_kl(list(found.kl.T), self.temperatures), _DIGITS)
+            if (out := np.flatnonzero(found.refine == ESCAPED)).size:
+                escaped = self._escape.encode(logits[part][out], first_row + first, where)
+                _keep_largest(escaped["logits"], centred[out].argmax(axis=1))
+                escape[first + out] = escaped["logits"]
+                decoded = self._escape.decode(escaped)
+                kl = [divergence(centred[out], decoded, t) for t in self.temperatures]
+                error[first + out] = coarser_up(error_of_kl(kl, self.temperatures), _DIGITS)
+
+        with one_thread, ThreadPoolExecutor(_threads()) as pool:
+            list(pool.map(piece, range(0, len(logits), _PIECE)))
+        arrays = {"codes": codes, "refine": refine, "error": error, "escape": escape}
+        return arrays | ({"peak": peak} if self.keeps_peak else {})
+
+    def decode(
+        self, stored: Mapping[str, NDArray[Any]], num_classes: int = 0, temperature: float | None = None
+    ) -> Float32[np.ndarray, "rows classes"]:
+        """Decode stored rows to centred logits: the largest of a row is 0.
+
+        stored: `codes` and `refine`; `escape`, the rows of those with refine 255 alone, in order.
+        """
+        basis, refine = self._basis, stored["refine"]
+        codes = stored["codes"]
+        alive = np.flatnonzero(codes.any(axis=0))
+        factor = step_factor(refine)
+        values = unzigzag(codes[:, alive]).astype(np.float32)
+        values *= basis.step[alive]
+        values *= factor[:, None]
+        decoded = values @ basis.basis[alive]
+        decoded += basis.centre
+        decoded -= decoded.max(axis=1, keepdims=True)
+        if (escaped := refine == ESCAPED).any():
+            decoded[escaped] = self._escape.decode({"logits": stored["escape"]})
+        return decoded
+
+    def bound(self, temperature: float) -> float | None:
+        """Return the budget at the temperatures where it is kept; None between them, where it is measured."""
+        return self.max_kl if temperature in self.temperatures else None
+
+
+def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
+    """Let the largest class of each row stay the first of the smallest code, in place.
+
+    Classes of equal codes before it get the next code: an error of at most a step, which is half of what is allowed.
+    """
+    before = np.arange(codes.shape[1]) < largest[:, None]
+    codes[before & (codes == 0)] = 1
+
+
+def _threads() -> int:
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def zigzag(codes: Int32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """Map signed codes to unsigned ones, small to small.
+
+    >>> zigzag(np.array([0, -1, 1, -2], np.int32)).tolist()
+    [0, 1, 2, 3]
+    """
+    return ((codes << 1) ^ (codes >> 31)).astype(np.uint16)
+
+
+def unzigzag(codes: UInt16[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape"]:
+    """Map unsigned codes back: see `zigzag`.
+
+    >>> unzigzag(np.array([0, 1, 2, 65535], np.uint16)).tolist()
+    [0, -1, 1, -32768]
+    """
+    wide = codes.astype(np.int32)
+    return (wide >> 1) ^ -(wide & 1)
