@@ -48,6 +48,8 @@ MAX_BASIS_BYTES: Final = 1 << 30
 """Of the basis of a capture in the transform encoding: a reader holds it whole."""
 MAX_TEMPERATURES: Final = 16
 """Of a capture in the transform encoding: those at which its error is recorded."""
+MAX_REFINED: Final = 120
+"""Of a row in the transform encoding that is not escaped: halvings of its squared step."""
 MAX_BLOCKS: Final = 1 << 20
 """Of one view."""
 MAX_VIEWS: Final = 1 << 16
