@@ -26,8 +26,8 @@ from ..storage.stream.items import class_number, fetch_items, read_inputs, split
 from .datasets.class_names import as_ids, is_numbered, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
-from .factories import build, expect_dataset
-from .local_code import SOURCE, local_source
+from .factories.call import build, expect_dataset
+from .factories.local_code import SOURCE, local_source
 
 SAMPLED_ROWS = 64
 """Examples of a large set that are read to compare it."""

@@ -22,7 +22,7 @@ from ..storage.stream.inputs import Augment
 from ..storage.stream.items import fetch_items, read_inputs
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment
-from .factories import build_augmentation, source_digest
+from .factories.call import build_augmentation, source_digest
 from .transfer import TransferRows
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..experiment.document import Experiment, TeacherMember
-from ..local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE, local_source
 
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 

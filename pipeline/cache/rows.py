@@ -21,7 +21,7 @@ from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitS
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
 from ..experiment.document import Experiment
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from ..runtime.ahead import run_ahead
 from ..runtime.workers import Worker, end_all, send_array
 from ..transfer import TransferRows

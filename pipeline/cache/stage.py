@@ -30,7 +30,7 @@ from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
 from ..experiment.document import TeacherMember
-from ..local_code import SOURCE
+from ..factories.local_code import SOURCE
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import check_repeatable, check_samples, samples_identity

@@ -15,7 +15,7 @@ from ...storage.random import philox_permutation
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
-from ..factories import build, build_augmentation, expect_module
+from ..factories.call import build, build_augmentation, expect_module
 from ..models.alone import alone
 from ..models.build import build_model
 from ..models.class_names import check_class_order, module_class_names
@@ -115,6 +115,8 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     augmentation = None
     if (augment := settings.augment) is not None:
         augmentation = build_augmentation(augment.factory, augment.args, base=work.experiment.base)
+    # After the build: the identity is that of the code that runs, and of the files that it has read.
+    identity = teacher_identity(member, rows)
 
     def batches(epoch: int) -> Iterator[LabelledBatch]:
         order = philox_permutation(len(rows), member.seed, stream=epoch, counter=0)
@@ -156,4 +158,4 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
         "seconds": round(time.monotonic() - started, 1),
     }
     weights = save_weights(module, work.models.weights_path("teachers", member.name))
-    return work.models.put("teachers", member.name, teacher_identity(member, rows), weights, facts)
+    return work.models.put("teachers", member.name, identity, weights, facts)

@@ -25,10 +25,11 @@ from ...storage.identity import as_json, check_same
 from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
-from ..local_code import SOURCE
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ, files_read
 from ..models.class_names import check_class_order, stated_class_names
 from ..models.loaders import stable_name
-from ..models.records import Record, as_kept
+from ..models.records import Record, as_kept, warn_of_missing_keys
 from ..models.rules import loader_rules
 from ..models.sources import source_digests
 from ..same_set import check_samples
@@ -93,6 +94,7 @@ def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any
         "transfer_set": set_identity(rows),
         "num_examples": len(rows),
         **({SOURCE: source} if source else {}),
+        **({READ: files} if (files := member.files_read) else {}),
         **loader_rules(teacher, member.weights),
     }
 
@@ -150,7 +152,9 @@ def capture_identity(
 
     weights: digest of the teacher's weights. Of a model that is a folder, the digest of each file is in it as well.
     """
-    files = None
+    files, augment = None, experiment.cache.augment
+    tables = [member.teacher, *([augment] if augment is not None else [])]
+    read = files_read(tables, base=experiment.base)
     if member.weights is not None and member.teacher.is_whole:
         files = source_digests(member.weights)[1]
     return {
@@ -168,6 +172,7 @@ def capture_identity(
         "transfer_set": rows.fingerprint,
         # Keys that came later: at their defaults they are left out, and an older capture is the same.
         **{key: True for key in ("compile", "channels_last") if getattr(experiment.cache, key)},
+        **({READ: read} if read else {}),
         **({} if (threads := experiment.cache.threads) is None else {"threads": threads}),
     }
 
@@ -175,7 +180,8 @@ def capture_identity(
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Return our identity of a capture as the one that is there states it: its halved batch, threads, name of a loader.
 
-    A capture of a GPU, or of an earlier version, states no threads; then ours are left out.
+    A capture of a GPU, or of an earlier version, states no threads; then ours are left out. So are the digests of the files
+    that its factories read.
 
     >>> agreed({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 64, 'batch_size_asked': 256}
@@ -195,6 +201,8 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
         identity.pop("threads", None)
     else:
         identity.setdefault("threads", theirs["threads"])
+    if READ not in theirs:
+        identity.pop(READ, None)
     teacher, written = ours.get("teacher"), theirs.get("teacher")
     if isinstance(teacher, Mapping) and isinstance(written, Mapping):
         factory = str(written.get("factory"))
@@ -240,6 +248,7 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
         _check_training(work, member, store)
     settings = work.experiment.cache
     ours = capture_identity(work.experiment, member, work.rows, "" if record is None else record.weights)
+    warn_of_missing_keys(ours, spec.identity, f"{store.path}: {part_name}")
     ours = stated_identity(ours, spec.identity, settings.chosen_encoding, settings.views)
     where = f"{store.path}: {part_name}"
     if begun is not None:

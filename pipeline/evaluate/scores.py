@@ -23,8 +23,9 @@ from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..experiment.training import Factory
-from ..factories import describe_exception
-from ..local_code import SOURCE, local_source
+from ..factories.call import describe_exception
+from ..factories.local_code import SOURCE, local_source
+from ..factories.read_files import READ, files_read
 from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
@@ -124,7 +125,11 @@ def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]
 
     teachers = {
         member.name: _Network.of(
-            record.weights, member.teacher, member.source, class_names=member.teacher.check_class_names
+            record.weights,
+            member.teacher,
+            member.source,
+            **_read(member.files_read),
+            class_names=member.teacher.check_class_names,
         )
         for member in experiment.teacher_members()
         if (record := find_teacher(work, member)) is not None
@@ -142,7 +147,8 @@ def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]
     for run in student_seeds(experiment):
         if (student := find_student(work, run)) is not None:
             source = local_source([run.student.factory], [run.student.args], base=experiment.base)
-            network = _Network.of(student.weights, run.student, source)
+            files = files_read([run.student], base=experiment.base)
+            network = _Network.of(student.weights, run.student, source, **_read(files))
             yield subject("student", run.student.name, {run.name: network}, run=run.name)
     cluster = experiment.cluster
     if cluster is not None and teachers.keys() >= cluster.shares.keys():
@@ -167,6 +173,11 @@ class _Network:
         """Return the network that a table of the experiment makes."""
         made_by = {"factory": stable_name(table.factory), "args": table.args, SOURCE: source, **more}
         return cls(weights, {"weights": weights, **made_by})
+
+
+def _read(files: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    """Return the files that a network reads as part of its identity; nothing where it reads none."""
+    return {READ: files} if files else {}
 
 
 def _combined_networks(work: Workspace, teachers: Mapping[str, _Network]) -> dict[str, _Network]:

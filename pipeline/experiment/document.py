@@ -9,8 +9,9 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_PARTS
-from ..factories import suggest
-from ..local_code import local_source
+from ..factories.call import suggest
+from ..factories.local_code import local_source
+from ..factories.read_files import files_read
 from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, problem, show
 from .tables import (
@@ -24,6 +25,7 @@ from .tables import (
     TransferSet,
     among_members,
 )
+from .training import Factory
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,18 @@ class TeacherMember:
     @property
     def source(self) -> dict[str, str]:
         """Digests of the local code that makes it, and of that which changes its inputs in training."""
-        teacher, augment = self.teacher, self.teacher.train and self.teacher.train.augment
-        tables = [teacher, *([augment] if augment else [])]
+        tables = self._tables
         return local_source((t.factory for t in tables), (t.args for t in tables), base=self.base)
+
+    @property
+    def files_read(self) -> dict[str, str]:
+        """Digests of the files that this code is given as arguments."""
+        return files_read(self._tables, base=self.base)
+
+    @property
+    def _tables(self) -> list[Factory]:
+        teacher, augment = self.teacher, self.teacher.train and self.teacher.train.augment
+        return [teacher, *([augment] if augment else [])]
 
 
 class Experiment(Table):

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ...storage.errors import ConfigError
-from ..factories import suggest
+from ..factories.call import suggest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of parts, teachers and students."""

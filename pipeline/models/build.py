@@ -4,7 +4,8 @@ from torch import nn
 
 from ..experiment.document import Experiment
 from ..experiment.training import Factory
-from ..factories import build, expect_module
+from ..factories.call import build, expect_module
+from ..factories.read_files import unchanged_files
 
 
 def build_model(
@@ -12,6 +13,6 @@ def build_model(
 ) -> nn.Module:
     """Build the freshly initialised module of a table of the experiment. Raises FactoryError."""
     offered = {"input_shape": input_shape, "num_classes": num_classes}
-    return expect_module(
-        build(table.factory, table.args, offered=offered, base=experiment.base), table.factory
-    )
+    with unchanged_files(table, base=experiment.base):
+        made = build(table.factory, table.args, offered=offered, base=experiment.base)
+    return expect_module(made, table.factory)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...storage.errors import BadDataError
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 
 log = logging.getLogger(__name__)
 _COMPILED: Final = "_orig_mod."

@@ -18,7 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from ...storage.errors import BadDataError, ConfigError, LogitStoreError
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from .sources import check_file, unchanged
 
 _EXPORTED, _SCRIPTED = "a torch.export file", "a TorchScript file"

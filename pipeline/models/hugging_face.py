@@ -25,7 +25,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ...storage.errors import BadDataError, ConfigError, LogitStoreError
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from .libraries import import_library
 from .networks import with_channels
 from .preprocessing import PixelValues, pixel_values

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.errors import ConfigError
-from ..factories import describe_exception, suggest
+from ..factories.call import describe_exception, suggest
 from .networks import with_channels
 
 log = logging.getLogger(__name__)

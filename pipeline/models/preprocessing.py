@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from ...storage.errors import BadDataError
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from .sources import PREPROCESSOR, read_json
 
 log = logging.getLogger(__name__)

@@ -5,34 +5,27 @@ made if its record has the wanted identity and the digest of its weights. No tor
 is recognised at once.
 """
 
-import errno
-import hashlib
 import logging
-import os
 import shutil
-import stat
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...storage.backends.posix import open_plain, read_plain, remove_leftovers, replace_file
+from ...storage.backends.posix import read_plain, remove_leftovers, replace_file
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.format.documents import canonical_json, parse_json
 from ...storage.identity import as_json
-from ..local_code import SOURCE
+from ..factories.file_digest import file_digest
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ
 from .loaders import with_stable_names
 
 log = logging.getLogger(__name__)
 WRONG_NAME = "correct the file name (relative ones start at the experiment file's folder)"
 """The remedy for a missing file."""
-_SETTLED_SECONDS = 2.0
-"""Age of a file from which a new write changes its modification time, on any file system."""
-YOUNGER_KEYS = (SOURCE,)
-"""Keys of identities that records and checkpoints of earlier versions lack."""
-_known: dict[tuple[str, int, int, int, int], str] = {}
-"""Digests of files by place, size and time."""
+YOUNGER_KEYS = {SOURCE: "source", READ: "digests of files"}
+"""Keys of identities that records, captures and checkpoints of earlier versions lack, with their words."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ _told: set[str] = set()
 
 def warn_of_missing_keys(ours: Mapping[str, Any], kept: Mapping[str, Any], where: str) -> None:
     """Warn once of what an older record or checkpoint does not hold, so that nobody compared it."""
-    missing = sorted(ours.keys() - as_kept(ours, kept).keys())
+    missing = sorted(YOUNGER_KEYS[key] for key in ours.keys() - as_kept(ours, kept).keys())
     if missing and where not in _told:
         _told.add(where)
         log.warning(
@@ -158,14 +151,7 @@ def weights_digest(path: Path) -> str:
     Raises BadDataError for a file that cannot be read.
     """
     try:
-        before = path.stat()
-        if not stat.S_ISREG(before.st_mode):  # a pipe would wait for ever
-            raise OSError(errno.EINVAL, "no regular file")
-        key = (os.path.realpath(path), before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
-        if key in _known:
-            return _known[key]
-        with open_plain(path) as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return file_digest(path)
     except OSError as error:
         raise BadDataError(
             str(path),
@@ -173,7 +159,3 @@ def weights_digest(path: Path) -> str:
             found=error.strerror or str(error),
             remedy=WRONG_NAME,
         ) from error
-    # A younger file may be written again without a change of its modification time.
-    if time.time() - before.st_mtime >= _SETTLED_SECONDS:
-        _known[key] = digest
-    return digest

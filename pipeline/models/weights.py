@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...storage.backends.posix import open_plain, replace_file
 from ...storage.errors import BadDataError, ConfigError
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from .checkpoints import check_state_dict, refused_pickle, renamed
 from .records import weights_digest
 from .sources import check_file, unchanged

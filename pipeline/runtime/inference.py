@@ -14,7 +14,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
 from ...storage.errors import BadLogitsError, LogitStoreError, is_short_of_memory
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
@@ -45,6 +46,8 @@ class Worker:
             target=_run, args=(theirs, function, arguments), name="logitstore-worker", daemon=True
         )
         """The process."""
+        # The first start of a process starts the tracker as well, after which some versions of Python unblock SIGINT.
+        resource_tracker.ensure_running()
         # A process that is started inherits the mask of blocked signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

@@ -16,7 +16,7 @@ import torch
 
 from ...storage.errors import LogitStoreError
 from ...storage.progress import silent
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from ..models.records import Models
 from ..runtime.dask_tasks import cancel, completed, result_of
 from ..runtime.stopping import Stopped, handle_signals

@@ -24,7 +24,8 @@ from ..combine.todo import check_combined_names, needs_combination
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Combine, Specialists
-from ..local_code import SOURCE
+from ..factories.local_code import SOURCE
+from ..factories.read_files import READ
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
 from ..workspace import Workspace
@@ -240,6 +241,8 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
         optional |= {"temperature": table.temperature}
     if source := member.source:
         optional |= {SOURCE: source}
+    if files := member.files_read:
+        optional |= {READ: files}
     return {
         "variant": table.variant,
         "generalist": {

@@ -14,7 +14,8 @@ from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
-from ..local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE, local_source
+from ..factories.read_files import READ, files_read
 from ..models.records import Record
 from ..workspace import Workspace
 
@@ -70,6 +71,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         "samples": store.digest_of(SAMPLES),
         "seals": {name: store.digest_of(f"teachers/{name}") for name in shown_captures(experiment, student)},
         **({SOURCE: source} if source else {}),
+        **({READ: files} if (files := files_read([student], base=experiment.base)) else {}),
     }
 
 

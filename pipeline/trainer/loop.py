@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
-from ..factories import describe_exception
+from ..factories.call import describe_exception
 from ..runtime import stopping
 from ..runtime.inference import device_of, forward, refusing_failures
 from ..runtime.ranks import ALONE, Ranks

@@ -110,9 +110,7 @@ def make_basis(
         _, axes = np.linalg.eigh(coordinates.T @ coordinates)
         axes = axes[:, ::-1]
         rows = axes.T @ ((directions / root) @ directions.T) @ span
-        used = np.abs(coordinates @ axes).max(axis=0) > step / 8
         weight = np.maximum(mean / mean.sum(), 1e-3 / len(mean))
-    rows = rows[used] if used.any() else rows[:1]
     return Basis(
         np.ascontiguousarray(rows, np.float32),
         centre.astype(np.float32),
@@ -134,7 +132,9 @@ def _span(spread: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "a
     return np.ascontiguousarray(axes[::-1])
 
 
-def _softmax(logits: Float32[np.ndarray, "rows classes"], temperature: float) -> Float64[np.ndarray, "rows classes"]:
+def _softmax(
+    logits: Float32[np.ndarray, "rows classes"], temperature: float
+) -> Float64[np.ndarray, "rows classes"]:
     powers = np.exp(logits.astype(np.float64) / temperature)
     powers /= powers.sum(axis=1, keepdims=True)
     return powers

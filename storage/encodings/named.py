@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..checks import check_flags, whole_number
 from ..errors import ConfigError, LogitStoreError, UnsupportedFeature
 from ..format.constants import ERROR_BUDGET, TOP_K, TRANSFORM
 from .encoding import Encoding
 from .error_budget import ErrorBudget
 from .half import FLOATS
 from .top_k import TopK, bad_k
-from .transform import CALIBRATION_ROWS, Transform
-from .transform import TEMPERATURES as TRANSFORM_TEMPERATURES
+from .transform import CALIBRATION_ROWS, TEMPERATURES, Transform
 
 EXPECTED: Final = (
-    "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given), { top_k = 64 } or "
-    "{ transform = { max_kl = 1e-2 } } (with temperatures, rows, seed and peak)"
+    "'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), "
+    "{ max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }"
 )
 """The names that a user may give."""
 
@@ -79,33 +79,42 @@ def _budget(description: Mapping[str, Any]) -> Encoding | None:
     return ErrorBudget(max_kl, min_temperature, source_error, dtype, shift)
 
 
-def _transform(options: Mapping[str, Any]) -> Transform:
-    """Return the transform encoding of a user's table."""
-    known = ("max_kl", "temperatures", "rows", "seed", "peak")
-    if "max_kl" not in options or not set(options) <= set(known):
+_TRANSFORM_KEYS: Final = ("max_kl", "temperatures", "rows", "seed", "peak")
+
+
+def _transform(given: Mapping[str, Any]) -> Transform:
+    """Return the transform encoding of a user's table. Raises ConfigError."""
+    wrong = [str(key) for key in given if key not in _TRANSFORM_KEYS]
+    if wrong or "max_kl" not in given:
         raise ConfigError(
             "encoding: transform",
-            expected="max_kl, and perhaps temperatures, rows, seed and peak",
-            found=", ".join(map(str, options))[:80] or "nothing",
+            expected=f"max_kl, and of {', '.join(_TRANSFORM_KEYS[1:])} what is to differ",
+            found=", ".join(wrong) or "no max_kl",
             remedy="write { transform = { max_kl = 1e-2 } }",
         )
-    temperatures = options.get("temperatures", TRANSFORM_TEMPERATURES)
-    if not isinstance(temperatures, Sequence) or isinstance(temperatures, str):
-        raise _wrong("temperatures", temperatures, "a list of numbers")
-    whole = {"rows": options.get("rows", CALIBRATION_ROWS), "seed": options.get("seed", 0)}
-    for key, value in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-            raise _wrong(key, value, "an integer from 0")
-    if not isinstance(peak := options.get("peak", False), bool):
-        raise _wrong("peak", peak, "true or false")
-    numbers = tuple(_number(value, "temperatures") for value in temperatures)
-    return Transform(_number(options["max_kl"], "max_kl"), numbers, whole["rows"], whole["seed"], peak)
+    temperatures = given.get("temperatures", TEMPERATURES)
+    if isinstance(temperatures, str | Mapping) or not isinstance(temperatures, Sequence):
+        raise ConfigError(
+            "encoding: temperatures",
+            expected="a list",
+            found=repr(temperatures)[:40],
+            remedy="write [1, 2, 4, 8]",
+        )
+    keeps_peak = given.get("peak", False)
+    check_flags(peak=keeps_peak)
+    return Transform(
+        _number(given["max_kl"], "max_kl"),
+        tuple(_number(t, "temperatures") for t in temperatures),
+        whole_number("encoding: rows", given.get("rows", CALIBRATION_ROWS), 2, 1 << 20),
+        whole_number("encoding: seed", given.get("seed", 0), 0),
+        keeps_peak,
+    )
 
 
-def _transform_described(description: Mapping[str, Any]) -> Transform:
-    options = {key: description[key] for key in ("max_kl", "temperatures", "peak")}
+def _transform_described(description: Mapping[str, Any]) -> Encoding:
     calibration = description["calibration"]
-    return _transform({**options, "rows": calibration["rows"], "seed": calibration["seed"]})
+    table = {key: description[key] for key in ("max_kl", "temperatures", "peak")}
+    return _transform({**table, "rows": calibration["rows"], "seed": calibration["seed"]})
 
 
 def _top_k(k: object) -> Encoding:
@@ -116,11 +125,10 @@ def _top_k(k: object) -> Encoding:
 
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, value, "a positive number")
+        raise ConfigError(
+            f"encoding: {name}",
+            expected="a positive number",
+            found=repr(value)[:40],
+            remedy=f"correct {name}",
+        )
     return float(value)
-
-
-def _wrong(name: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(
-        f"encoding: {name}", expected=expected, found=repr(value)[:40], remedy=f"correct {name}"
-    )

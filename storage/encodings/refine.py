@@ -78,7 +78,7 @@ def refine_rows(
     )
     tried = np.full(rows, GUESS)
     fails, passes = np.full(rows, -1), np.full(rows, MOST_REFINED + 1)
-    left = np.arange(rows)
+    left, lost = np.arange(rows), np.zeros(rows, np.int64)
     for _ in range(_TRIALS):
         factor = step_factor(tried[left])[:, None] * basis.step
         codes = np.rint(projected[left] / factor)
@@ -92,13 +92,18 @@ def refine_rows(
         found.codes[better], found.refine[better], found.kl[better] = codes[good], tried[better], kl[good]
         passes[better] = tried[better]
         fails[left[~good]] = tried[left[~good]]
-        # Halves of the budget that are left (or missing): the steps to go.
+        # Halves of the budget that are left (or missing): the steps to go. A row that only lost its largest class has a
+        # step of its own to find, by steps that double.
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            halves = np.log2(np.maximum(worst, budget * 2.0**-60) / budget)
-        go = np.where(good, np.ceil(halves), np.maximum(np.ceil(halves), 1))
-        following = np.clip(tried[left] + np.nan_to_num(go, nan=16, posinf=16), 0, MOST_REFINED).astype(np.int64)
-        following = np.clip(following, fails[left] + 1, np.maximum(passes[left] - 1, 0))
-        is_done = (good & (go >= 0)) | (passes[left] - fails[left] <= 1) | (fails[left] >= MOST_REFINED)
+            halves = np.ceil(np.log2(np.maximum(worst, budget * 2.0**-60) / budget))
+        lost[left] += ~good & (worst <= budget)
+        go = np.where(
+            good, halves, np.maximum(np.nan_to_num(halves, nan=16, posinf=16), 1 << np.minimum(lost[left], 4))
+        )
+        following = np.clip(tried[left] + go, 0, MOST_REFINED).astype(np.int64)
+        between = (fails[left] + passes[left]) // 2
+        following = np.where((following <= fails[left]) | (following >= passes[left]), between, following)
+        is_done = (good & (go >= 0)) | (passes[left] - fails[left] <= 1)
         tried[left] = following
         left = left[~is_done]
         if not len(left):
@@ -119,7 +124,10 @@ class Softened:
     """Rows of logits as probabilities at several temperatures, against which decoded rows are compared."""
 
     def __init__(
-        self, logits: Float32[np.ndarray, "rows classes"], temperatures: Sequence[float], dtype: type[np.floating]
+        self,
+        logits: Float32[np.ndarray, "rows classes"],
+        temperatures: Sequence[float],
+        dtype: type[np.floating],
     ) -> None:
         """Compute the probabilities. logits: centred. dtype: in which errors are computed."""
         self._logits, self._temperatures, self._dtype = logits, temperatures, dtype

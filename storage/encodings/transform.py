@@ -11,14 +11,14 @@ Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that smal
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int32, UInt8, UInt16
+from jaxtyping import Float32, Int32, UInt16
 from numpy.typing import NDArray
 
 from ..checks import check_finite
@@ -39,6 +39,8 @@ _MOST_TEMPERATURES: Final = 16
 _PIECE: Final = 2 * TILE
 """Rows that a thread encodes at a time."""
 _MOST_THREADS: Final = 8
+_SPARE: Final = 1 / 32
+"""Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
 _DIGITS: Final = 5
 """Significant bits of a recorded error: more would cost more than they tell."""
 
@@ -70,7 +72,12 @@ class Transform:
         """Refuse a budget that cannot be kept. Raises ConfigError."""
         _ = self._escape  # its own checks of the budget
         good = [math.isfinite(t) and t >= 1 for t in self.temperatures]
-        if not good or len(good) > _MOST_TEMPERATURES or not all(good) or list(self.temperatures) != sorted(set(self.temperatures)):
+        if (
+            not good
+            or len(good) > _MOST_TEMPERATURES
+            or not all(good)
+            or list(self.temperatures) != sorted(set(self.temperatures))
+        ):
             raise ConfigError(
                 "encoding: temperatures",
                 expected=f"1 to {_MOST_TEMPERATURES} ascending temperatures of at least 1",
@@ -79,7 +86,10 @@ class Transform:
             )
         if self.rows < 2:
             raise ConfigError(
-                "encoding: rows", expected="at least 2 calibration rows", found=str(self.rows), remedy="leave it out"
+                "encoding: rows",
+                expected="at least 2 calibration rows",
+                found=str(self.rows),
+                remedy="leave it out",
             )
 
     @cached_property
@@ -123,7 +133,11 @@ class Transform:
         fine = tried.refine[tried.refine != ESCAPED]
         # Half of the rows need no more than GUESS; and only axes on which a row has a code are kept.
         step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
-        used = tried.codes.any(axis=0)
+        with one_thread:
+            reach = np.abs(tiled_product(centred - whole.centre, whole.forward)).max(axis=0)
+        used = (
+            reach > _SPARE * step_factor(tried.refine[tried.refine != ESCAPED]).min(initial=1.0) * whole.step
+        )
         used[0] = True
         return self.with_basis(
             Basis(whole.basis[used], whole.centre, np.full(int(used.sum()), step, np.float32), whole.weight)
@@ -136,7 +150,9 @@ class Transform:
         return (
             ArraySpec("codes", "uint16", (basis.num_components,)),
             ArraySpec("refine", "uint8", ()),
-            ArraySpec("error", "float16", (len(self.temperatures),), {"temperature": list(self.temperatures)}),
+            ArraySpec(
+                "error", "float16", (len(self.temperatures),), {"temperature": list(self.temperatures)}
+            ),
             replace(escape, name="escape"),
             *peak,
         )
@@ -218,7 +234,10 @@ def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
 
 
 def _threads() -> int:
-    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        _MOST_THREADS,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
 
 
 def zigzag(codes: Int32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:

@@ -651,6 +651,21 @@ def test_inspect_shows_the_error_of_encoded_captures(done: Path) -> None:
     assert CliRunner().invoke(cli, ["inspect", str(path)]).exit_code == 65
 
 
+@pytest.mark.parametrize("kinds", [[ShardCorrupt, TransientIOError], [TransientIOError, ShardCorrupt]])
+def test_inspect_says_try_again_if_one_of_several_parts_could_not_be_read(
+    whole: tuple[Path, Result], kinds: list[type[LogitStoreError]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever repairs a store after 65 would remove a part that was only out of reach."""
+    path = whole[0] / "out" / "store.zarr"
+    record, _ = describe(path)
+    for some, code in (([kinds[0]], kinds[0].exit_code), (kinds, 75), ([], 0)):
+        errors = [_problem(kind) for kind in some]
+        monkeypatch.setattr(
+            "logitstore.cli.commands.inspect.describe", lambda *_, e=errors, **__: (record, e)
+        )
+        assert CliRunner().invoke(cli, ["inspect", str(path)]).exit_code == code
+
+
 # verify
 
 

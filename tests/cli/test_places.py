@@ -94,12 +94,13 @@ def test_a_look_ahead_leaves_no_trace(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_is_not_written_may_be_read_only(place: Path) -> None:
-    """The look ahead of a stage that writes a part finds its folder."""
+@pytest.mark.parametrize("right", [os.W_OK, os.X_OK], ids=["write", "search"])
+def test_a_store_that_is_not_written_may_be_read_only(place: Path, right: int) -> None:
+    """The look ahead of a stage that writes a part finds its folder, by either right that it lacks."""
     folder = Folder(place / "s")
     check_folder(folder)
     with (
-        mock.patch("os.access", return_value=False),
+        mock.patch("os.access", lambda path, mode, **others: not mode & right),
         pytest.raises(StorageRefused, match="can be written to"),
     ):
         check_folder(folder)

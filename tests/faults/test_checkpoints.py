@@ -29,7 +29,7 @@ from faults.checkpoints import (
 )
 from faults.json_faults import resident_bytes
 from faults.tally import Tally
-from logitstore.pipeline.factories import build, resolve
+from logitstore.pipeline.factories.call import build, resolve
 from logitstore.pipeline.models import sources, weights
 from logitstore.pipeline.models.weights import load_weights, save_weights
 from logitstore.storage.errors import BadDataError, ConfigError, FactoryError
@@ -235,7 +235,7 @@ def test_a_string_of_another_form_is_refused_and_nothing_imported(folder: Path, 
         "module": text.strip(" .").partition(":")[0],
         "function": text.partition(":")[2],
     }
-    with mock.patch("logitstore.pipeline.factories._FACTORY", form):
+    with mock.patch("logitstore.pipeline.factories.call._FACTORY", form):
         tally.control("checkpoint", "form of factory strings", refusal(" os:system", folder) is not None)
 
 

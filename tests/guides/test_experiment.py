@@ -22,7 +22,7 @@ from support.tree import ROOT
 from logitstore.pipeline.experiment import document, tables, training
 from logitstore.pipeline.experiment.document import load_experiment, parse_experiment
 from logitstore.pipeline.experiment.schema import Table
-from logitstore.pipeline.factories import resolve
+from logitstore.pipeline.factories.call import resolve
 from logitstore.pipeline.run import run
 from logitstore.storage.errors import ConfigError
 

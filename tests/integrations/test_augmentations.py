@@ -8,7 +8,7 @@ from support.tree import ROOT
 from torchvision.transforms.v2 import functional
 
 from logitstore.pipeline.augment import augment_rows
-from logitstore.pipeline.factories import build_augmentation
+from logitstore.pipeline.factories.call import build_augmentation
 
 IMAGES = np.random.default_rng(0).normal(size=(20, 1, 6, 6)).astype(np.float32)
 ROWS = np.arange(len(IMAGES))

@@ -25,7 +25,7 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
 )
 """The folders and files of storage/; each imports only those of earlier levels."""
 PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"augment", "datasets", "local_code", "losses"}),
+    frozenset({"augment", "datasets", "losses"}),
     frozenset({"factories"}),
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),

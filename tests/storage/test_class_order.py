@@ -220,6 +220,24 @@ def test_specialists_of_equally_many_classes_are_streamed_apart(tmp_path: Path) 
     assert len(next(iter(store.stream(16, teachers=["one", "two"], columns="own"))).logits) == 2
 
 
+def test_a_capture_is_left_out_only_where_its_origin_is_in_the_store(tmp_path: Path) -> None:
+    """One whose origin was left behind, in another store, is the teacher itself here."""
+    store = good_teachers(tmp_path, plain=None)
+    made = {
+        "smaller": {"derived_from": {"capture": "plain", "seal": "a"}},
+        "alone": {"derived_from": {"capture": "elsewhere", "seal": "a"}},
+        "combined": {"combination": {"generalist": "plain"}},
+        "special": {"head": {"kind": "specialist"}},
+        "other": {"head": {"kind": "linear"}, "combination": "no table"},
+    }
+    with mock.patch("os.fsync"):
+        for name, provenance in made.items():
+            with store.capture(name, provenance=provenance) as capture:
+                for rows in capture.missing_blocks():
+                    capture.write(rows, np.zeros((len(rows), 5), np.float32))
+    assert list(next(iter(store.stream(16))).logits) == ["plain", "alone", "other"]
+
+
 # Writing
 
 

@@ -3,6 +3,7 @@
 Every digest of these stores fits: only what a reader knows of the format stands in the way.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,30 @@ def test_arrays_that_are_not_those_of_the_encoding_are_refused(
 
 
 STEP = ErrorBudget(1e-3, 1.5).step
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("codes", []),
+        ("codes", ["top-k"]),
+        ("codes", ["error-budget", "top-k"]),
+        ("codes", ["error-budget", "error-budget"]),
+        ("largest", []),
+        ("largest", ["error-budget"]),
+    ],
+)
+def test_features_other_than_those_of_the_arrays_are_refused(
+    forge: Forge, name: str, features: list[str]
+) -> None:
+    """A reader without the feature would take such a part for one that it can read."""
+    key = f"teachers/{name}/zarr.json"
+    ours = json.loads(forge.file(key).read_bytes())["attributes"]["logitstore"]
+    forge.edit(key, attributes={"logitstore": ours | {"required_features": features}})
+    forge.sign()
+    with pytest.raises(ManifestInvalid, match=r"zarr\.json: expected the features of its arrays"):
+        _ = open_store(forge.path).teachers[name]
+    assert verify(forge.path).exit_code != CLEAN
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,24 @@ def test_the_layout_of_an_input_does_not_matter(value: Any) -> None:
     np.testing.assert_array_equal(inputs, [X, X])
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (X.astype(np.float64), r"float64 of shape \(3,\)"),
+        (X.astype(np.int32), r"int32 of shape \(3,\)"),
+        (X[:2], r"float32 of shape \(2,\)"),
+        (X[None], r"float32 of shape \(1, 3\)"),
+    ],
+    ids=["wider", "integer", "shorter", "axis"],
+)
+def test_inputs_of_another_dtype_or_shape_are_named_and_never_converted(value: Any, found: str) -> None:
+    """NumPy stacks dtypes to a common one; every row would then have another digest."""
+    with pytest.raises(
+        BadDataError, match=rf"set, example 7: expected float32 .* in example 4, found {found}"
+    ):
+        read_inputs([X, X, value], [4, 5, 7], "set")
+
+
 def test_a_set_that_returns_fewer_items_is_named() -> None:
     class Short(list[Any]):
         def __getitems__(self, indices: list[int]) -> list[Any]:

@@ -381,6 +381,21 @@ def test_a_repair_that_is_killed_in_between_adopts_no_exchanged_shard(case: Case
         assert stores.tree(half) == whole
 
 
+@pytest.mark.parametrize("change", ["cut", "longer", "flipped"])
+def test_a_damaged_small_array_of_an_unfinished_part_is_removed(case: Case, change: str) -> None:
+    """Its crc32c may be right as far as it is read."""
+    begin_half(case).close()
+    key = "teachers/half/classes/c.0"
+    data = (case.path / key).read_bytes()
+    changed = {"cut": data[:-1], "longer": data + b"\0", "flipped": bytes([data[0] ^ 1]) + data[1:]}
+    (case.path / key).write_bytes(changed[change])
+    assert [problem.where for problem in verify(case.path).problems] == [str(case.path / key)]
+    assert repair(case.path).removed == [key]
+    with begin_half(case) as writer:
+        writer.write(range(8, 11), stores.some_logits(1, 3, 5)[0])
+    assert (case.path / key).read_bytes() == data
+
+
 def test_a_link_is_not_removed(case: Case) -> None:
     """It may lead to the intact file."""
     key = "teachers/wide/peak/c.1.2"

@@ -446,6 +446,20 @@ def test_the_first_difference_is_named() -> None:
     assert difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == ("a", "[1, {'b': 2}]", "[1, {'b': 3}]")
     assert difference({"a": 1}, {"a": 1, "b": None}) is None
     assert difference({"a": {"b": 1}}, {"a": None}) == ("a", "{'b': 1}", "nothing")
+    # A key of one side alone: an augmentation that was left out on resuming, say.
+    assert difference({"a": 1}, {"a": 1, "b": 2}) == ("b", "nothing", "2")
+    assert difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {}}) == ("b.c", "2", "nothing")
+
+
+@pytest.mark.parametrize("begun_with_more", [True, False])
+def test_a_capture_is_not_resumed_with_a_setting_more_or_less(tmp_path: Path, begun_with_more: bool) -> None:
+    store = empty_store(tmp_path / "store.zarr").store
+    least, most = {"teacher": "t"}, {"teacher": "t", "precision": "float16"}
+    first, second = (most, least) if begun_with_more else (least, most)
+    store.capture("wide", provenance=first).write(range(8), np.zeros((8, 5), np.float32))
+    with pytest.raises(SpecMismatch, match="precision = ") as caught:
+        store.capture("wide", provenance=second)
+    assert caught.value.found == ("nothing" if begun_with_more else "'float16'")
 
 
 # Samples

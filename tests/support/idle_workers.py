@@ -4,6 +4,8 @@ As a script, a parent that starts a process which does nothing, prints its numbe
 """
 
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -15,11 +17,12 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from logitstore.pipeline.runtime.stopping import asked, held
-from logitstore.pipeline.runtime.workers import Worker, send_array
+from logitstore.pipeline.runtime.workers import Worker, end_all, send_array
 from logitstore.pipeline.specialists.todo import SpecialistRun
 from logitstore.pipeline.stream.torch_stream import TorchStream
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import open_store
+from logitstore.storage.errors import TransientIOError
 from support.trainings import plain_store
 
 WHERE, EXPECTED = "transfer_set", "2 workers"
@@ -40,6 +43,33 @@ def begins(connection: Connection) -> None:
     """Send half of an array."""
     send_array(connection, np.zeros(5, np.int64))
     time.sleep(120)
+
+
+def echoes(connection: Connection) -> None:
+    """Send back each object."""
+    while True:
+        connection.send(connection.recv())
+
+
+def after_signal(number: int) -> list[str]:
+    """Send a signal to the first worker of this process, and to its second; return the answer of each, or its end."""
+    found = []
+    for _ in range(2):
+        worker = Worker(WHERE, EXPECTED, echoes)
+        try:
+            worker.connection.send("begun")
+            worker.receive()
+            assert worker.process.pid is not None
+            os.kill(worker.process.pid, number)
+            worker.connection.send("still there")
+            found.append(worker.receive())
+        except (TransientIOError, BrokenPipeError) as error:
+            worker.process.join()
+            found.append(f"{type(error).__name__}, exit code {worker.process.exitcode}")
+        finally:
+            end_all([worker])
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()), "this process takes signals as before"
+    return found
 
 
 def keeps_when_stopped(work: Workspace, run: SpecialistRun) -> None:

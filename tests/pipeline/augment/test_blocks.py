@@ -25,7 +25,7 @@ from logitstore.pipeline.augment import (
     source_version,
 )
 from logitstore.pipeline.augment.versions import stated_version
-from logitstore.pipeline.factories import source_digest
+from logitstore.pipeline.factories.call import source_digest
 from logitstore.storage.errors import ConfigError, FactoryError
 
 STORE = np.random.default_rng(0).integers(1, 256, size=(40, 2, 6, 7), dtype=np.uint8)

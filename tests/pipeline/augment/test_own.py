@@ -16,7 +16,7 @@ from support.tree import ROOT
 
 from logitstore.pipeline.augment import augment_rows, mixup, row_generator, torch_seeded
 from logitstore.pipeline.cache.stage import cache
-from logitstore.pipeline.factories import build_augmentation, expect_augmentation, source_digest
+from logitstore.pipeline.factories.call import build_augmentation, expect_augmentation, source_digest
 from logitstore.pipeline.views import replay, rows_of_store
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import create_store

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.datasets.class_names import as_ids, as_names, names_of
-from logitstore.pipeline.factories import build
+from logitstore.pipeline.factories.call import build
 from logitstore.storage.errors import BadDataError, FactoryError
 
 

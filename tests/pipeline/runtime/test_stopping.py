@@ -13,7 +13,8 @@ from logitstore.pipeline.runtime.stopping import SIGNALS, Stopped, asked, handle
 def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Handle the signals for the time of a test."""
     monkeypatch.setattr(stopping, "_asked", 0)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # The tests themselves may run under nohup, where SIGHUP stays ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     handle_signals()
     yield
     for number, handler in before.items():

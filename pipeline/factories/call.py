@@ -4,6 +4,8 @@ A factory runs code. Its name comes from the command line or a local TOML file, 
 are only printed and compared.
 """
 
+import contextlib
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -11,18 +13,18 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from ..storage.errors import FactoryError, LogitStoreError
-from ..storage.stream.items import describe
-from .augment import Augmentation, PairAugmentation
-from .augment.versions import stated_version
-from .datasets.arrays import TransferSet
-from .local_code import noted_import
+from ...storage.errors import FactoryError, LogitStoreError
+from ...storage.stream.items import describe
+from ..augment import Augmentation, PairAugmentation
+from ..augment.versions import stated_version
+from ..datasets.arrays import TransferSet
+from .local_code import local_source, noted_import, watched_path
 
 if TYPE_CHECKING:
     import torch
@@ -120,13 +122,58 @@ def build(
         for name, value in arguments.items()
     }
     try:
-        return function(**arguments)
+        with watched_path():
+            return function(**arguments)
     except LogitStoreError:
         raise
     except Exception as error:
         expected = f"a result when called with ({_shown(arguments)})"
         remedy = _path_hint(arguments, base) or "correct the factory or its args"
         raise _refuse(factory, expected, describe_exception(error), remedy) from error
+
+
+def argument_paths(factory: str, args: Mapping[str, object], *, base: Path) -> list[Path]:
+    """Return the paths that a factory is called with: its arguments, and defaults that lie beside local code.
+
+    Raises FactoryError as `resolve`. An argument that does not fit is left to `build`.
+    """
+    function = resolve(factory, base=base)
+    signature, hints = _signature_of(function)
+    found: list[Path] = []
+    for name in args.keys() & hints.keys():
+        with contextlib.suppress(FactoryError):
+            found += _inner_paths(_fit(factory, name, args[name], hints[name], base))
+    parameters = {} if signature is None else signature.parameters
+    defaults = [one.default for name, one in parameters.items() if name not in args]
+    if given := [path for value in defaults for path in _inner_paths(value)]:
+        folders = [Path(file).parent for file in _files_of(function)] + [base, Path.cwd()]
+        local = bool(local_source([factory], base=base))
+        found += [p for p in given if local and any(_is_below(p, folder) for folder in folders)]
+    return found
+
+
+def _files_of(function: Factory) -> list[str]:
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    return [] if file is None else [file]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    path, folder = path.resolve(), folder.resolve()
+    return path != folder and path.is_relative_to(folder)
+
+
+def _inner_paths(value: object) -> Iterator[Path]:
+    """Yield the paths in a value: in lists, tables, and the fields of an object that pydantic or dataclasses made."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _inner_paths(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _inner_paths(item)
+    elif dataclasses.is_dataclass(value) or isinstance(value, BaseModel):
+        yield from _inner_paths(vars(value))
 
 
 def source_digest(factory: str, *, base: Path | None = None) -> str:

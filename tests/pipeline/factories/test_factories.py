@@ -13,7 +13,7 @@ from support.tree import ROOT
 
 from logitstore.pipeline import augment, datasets
 from logitstore.pipeline.augment import Shift
-from logitstore.pipeline.factories import (
+from logitstore.pipeline.factories.call import (
     build,
     expect_augmentation,
     expect_dataset,

@@ -8,6 +8,8 @@ its files are therefore part of what a result is made from.
    them.
 2. Installed packages, the standard library and logitstore are known by their names alone.
 3. A module that this process has imported counts as it was then: a later edit of its file does not change what runs.
+4. A folder that local code adds to `sys.path` (`search_path`) is searched if it lies in the folder of the experiment or in
+   the current one. Modules of any other such folder are known by their names alone, as installed ones.
 
 Two things cannot be seen: a module whose name is computed, and what a compiled module imports. A compiled module itself is
 digested.
@@ -19,15 +21,18 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import os
+import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
-from ..storage.errors import FactoryError
+from ...storage.errors import FactoryError
+from .search_path import Additions, path_additions
 
 log = logging.getLogger(__name__)
 SOURCE: Final = "source"
@@ -47,10 +52,18 @@ class _Code:
     digest: str
     imports: frozenset[str]
     """Modules that it may import, local or not."""
+    additions: Additions
+    """Folders that it adds to `sys.path`."""
+    takes_paths: bool
+    """Whether a function or class in it has a parameter that is a path by its annotation or default."""
 
 
 _imported: dict[str, tuple[ModuleSpec | None, _Code]] = {}
 """By module that was imported: its spec, and its code at that time."""
+_added: set[str] = set()
+"""Entries of `sys.path` that code of a factory has added: a process that has not run it yet lacks them."""
+_unread: set[str] = set()
+"""Files of which `_warn_of_unread` has warned."""
 
 
 def local_source(
@@ -66,6 +79,11 @@ def local_source(
     return {code.file: code.digest for code in sorted(_reached(names, base), key=lambda code: code.file)}
 
 
+def may_take_paths(factory: str, *, base: Path | None) -> bool:
+    """Return whether the local code of a factory has parameters that are paths; no for an installed factory."""
+    return any(code.takes_paths for code in _reached({factory.partition(":")[0]}, base))
+
+
 @contextlib.contextmanager
 def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
     """Note the local code of a factory that is imported in the block.
@@ -73,7 +91,8 @@ def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
     Raises FactoryError if a file changes meanwhile.
     """
     before = local_source([factory], base=base)
-    yield
+    with watched_path():
+        yield
     after = local_source([factory], base=base)
     for file in sorted(before.keys() | after.keys()):
         if before.get(file) != after.get(file):
@@ -83,6 +102,16 @@ def noted_import(factory: str, *, base: Path | None) -> Iterator[None]:
                 found="one that was written to",
                 remedy="run the same command again",
             )
+
+
+@contextlib.contextmanager
+def watched_path() -> Iterator[None]:
+    """Note the entries that code of a factory, run in the block, adds to `sys.path`."""
+    before = set(sys.path)
+    try:
+        yield
+    finally:
+        _added.update(set(sys.path) - before)
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -105,12 +134,31 @@ def _reached(names: Iterable[str], base: Path | None) -> set[_Code]:
     # As in `factories.resolve`, the folder of the experiment file comes last.
     search = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != place]
     search += [] if place is None else [place]
+    _added.intersection_update(sys.path)
+    search = [entry for entry in search if entry not in _added or entry == place]
+    importlib.invalidate_caches()
+    names, whole = list(names), search
+    while True:
+        reached = _walk(names, whole, place)
+        # A folder may be added by a module that is read after one that needs it: all are then searched again.
+        added = [code.additions for code in sorted(reached, key=lambda code: code.file)]
+        before = [entry for one in added for entry in one.before if _is_beside(entry, place)]
+        behind = [entry for one in added for entry in one.behind if _is_beside(entry, place)]
+        wider = list(dict.fromkeys([*before, *search, *behind]))
+        if wider == list(dict.fromkeys(whole)):
+            _warn_of_unread(reached)
+            return reached
+        if set(wider) <= set(whole):  # two modules that hide each other
+            return reached
+        whole = wider
+
+
+def _walk(names: Iterable[str], search: list[str], place: str | None) -> set[_Code]:
+    """Return the code of some modules, and of all local modules that they reach. search: folders of modules."""
     waiting, seen, reached = list(names), set[str](), dict[str, _Code | None]()
     while waiting:
         if (module := waiting.pop()) in seen or module.partition(".")[0] in _KNOWN_BY_NAME:
             continue
-        if not seen:
-            importlib.invalidate_caches()
         seen.add(module)
         for name, spec in _specs(module, search, place):
             if name not in reached:
@@ -119,18 +167,60 @@ def _reached(names: Iterable[str], base: Path | None) -> set[_Code]:
     return {code for code in reached.values() if code is not None}
 
 
+def _is_beside(entry: str, place: str | None) -> bool:
+    """Return whether a folder lies in that of the experiment file, or in the current one."""
+    folder = Path(entry).resolve()
+    return any(folder.is_relative_to(one) for one in (place, Path.cwd().resolve()) if one is not None)
+
+
+def _warn_of_unread(reached: Iterable[_Code]) -> None:
+    """Warn once of a folder of modules that is known only when the code runs."""
+    for code in reached:
+        if code.additions.unread and code.file not in _unread:
+            _unread.add(code.file)
+            log.warning(
+                "%s, line %d: adds a folder to sys.path that is known only when it runs; changes of modules in that "
+                "folder are not seen. Write the folder as Path(__file__).parent / …",
+                code.file,
+                code.additions.unread[0],
+            )
+
+
 def _specs(module: str, search: list[str], place: str | None) -> Iterator[tuple[str, ModuleSpec]]:
     """Yield the local modules that an import of `module` runs: the packages around it, and itself."""
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        spec = PathFinder.find_spec(name, search)
+        spec = _find(name, search)
         if spec is None or (depth == 1 and not _is_local(spec, place)):
             return
         yield name, spec
         if spec.submodule_search_locations is None:
             return
         search = list(spec.submodule_search_locations)
+
+
+def _find(name: str, search: Iterable[str]) -> ModuleSpec | None:
+    """Find a module in some folders. A package without `__init__.py` is all folders of its name.
+
+    This is the search of `PathFinder`, which looks up the packages around a namespace package in `sys.modules`. Here nothing
+    needs to be imported.
+    """
+    portions = list[str]()
+    for entry in search:
+        finder = pkgutil.get_importer(entry or os.getcwd())
+        find_spec = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find_spec is None else find_spec(name)
+        if spec is None:
+            continue
+        if spec.loader is not None:
+            return spec
+        portions += spec.submodule_search_locations or []
+    if not portions:
+        return None
+    namespace = ModuleSpec(name, None, is_package=True)
+    namespace.submodule_search_locations = portions
+    return namespace
 
 
 def _is_local(spec: ModuleSpec, place: str | None) -> bool:
@@ -153,7 +243,8 @@ def _code(name: str, spec: ModuleSpec) -> _Code | None:
     if name in _imported and _imported[name][0] is imported_as:
         return _imported[name][1]
     code = _read(name, spec)
-    if code is not None:
+    # A file of the same name in another folder, searched before all folders are known, is not the one that was imported.
+    if code is not None and getattr(imported_as, "origin", spec.origin) == spec.origin:
         _imported[name] = imported_as, code
     return code
 
@@ -172,8 +263,9 @@ def _read(name: str, spec: ModuleSpec) -> _Code | None:
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if not spec.origin.endswith(".py"):
         log.warning("%s: a compiled module; its file is digested, what it imports is not looked at", file)
-        return _Code(file, digest, frozenset())
-    return _Code(file, digest, _imports(content, name if is_package else name.rpartition(".")[0]))
+        return _Code(file, digest, frozenset(), Additions(), takes_paths=True)
+    imports = _imports(content, name if is_package else name.rpartition(".")[0])
+    return _Code(file, digest, imports, path_additions(content, spec.origin), _takes_paths(content))
 
 
 @lru_cache(maxsize=1024)
@@ -202,6 +294,27 @@ def _imports(content: bytes, package: str) -> frozenset[str]:
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
                 names.add(_resolved(given.value, package))
     return frozenset(names - {""})
+
+
+@lru_cache(maxsize=1024)
+def _takes_paths(content: bytes) -> bool:
+    """Return whether a parameter, or a field of a class, is a path by its annotation or default.
+
+    >>> _takes_paths(b"def net(stats: Path | None): ..."), _takes_paths(b"def net(width: int): return Path('a')")
+    (True, False)
+    """
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    told: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            given = (*node.posonlyargs, *node.args, *node.kwonlyargs)
+            told += [*(one.annotation for one in given), *node.defaults, *node.kw_defaults]
+        elif isinstance(node, ast.AnnAssign):
+            told += [node.annotation, node.value]
+    return any("Path" in ast.dump(one) for one in told if one is not None)
 
 
 def _resolved(name: str, package: str) -> str:
