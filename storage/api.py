@@ -228,14 +228,18 @@ class Store:
         encoding: "str | Mapping[str, Any] | Encoding" = "float16",
         classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
+        calibration: Any = None,
     ) -> CaptureWriter:
         """Begin or resume the capture of a teacher; a context manager that seals a complete capture on leaving.
 
         provenance: model, weights sha256, preprocessing …; compared on resuming. A key "augmentation" describes how
         views differ from the rows. notes: not compared.
-        encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0} or {"top_k": 64} (docs/encodings.md).
+        encoding: "float16", "float32", {"max_kl": 1e-3, "min_temperature": 1.0}, {"top_k": 64} or
+        {"transform": {"max_kl": 1e-2}} (docs/encodings.md).
         classes: the store's class of each column that is written, -1 the dustbin class; None for all in order. All
         classes may come in any order, and are read in that of the store.
+        calibration: for the transform encoding: logits of some 2,000 rows of the teacher (rows, classes), from which its
+        basis is made, or a function that returns them. A capture that is begun has a basis, and needs none.
         Raises ConfigError for columns that are no classes of the store, SpecMismatch if the name was begun with another
         provenance, views, classes or encoding.
         """
@@ -248,6 +252,7 @@ class Store:
             encoding=encoding_named(encoding),
             classes=classes,
             notes=notes,
+            calibration=calibration,
         )
 
     def write_clustering(

@@ -1,6 +1,6 @@
 """Descriptions of a store and its parts, from metadata alone, as records that JSON can hold.
 
-Log, seals and specs are read and checked, and the recorded error of encoded captures; no other shard is opened.
+Log, seals and specs are read and checked, and the recorded error and refinement of encoded captures; no other shard is opened.
 Libraries are imported on use: the command line imports this module for its help.
 """
 
@@ -31,7 +31,7 @@ def describe(
     """
     from .api import Store, open_store
     from .errors import LogitStoreError, UnsupportedFeature
-    from .format.constants import FORMAT_VERSION, SAMPLES
+    from .format.constants import FORMAT_VERSION, SAMPLES, VERSIONS
 
     store = store if isinstance(store, Store) else open_store(store, expect=expect)
     samples: dict[str, Any] | None = None
@@ -47,8 +47,10 @@ def describe(
                 samples = {**about, **_samples(part)}
                 class_names = shown_names(store.class_names)
             elif group == "teachers":
-                captures.append({"name": name, **about, **_capture(store, name), "divergence": None})
+                unread = {"divergence": None, "transform": None}
+                captures.append({"name": name, **about, **_capture(store, name), **unread})
                 captures[-1]["divergence"] = _divergence(store, name)
+                captures[-1]["transform"] = _transform(store, name)
             else:
                 clusterings.append({**clustering_record(store, name), **about})
         except LogitStoreError as error:
@@ -66,7 +68,7 @@ def describe(
                 unsealed.append({"part": name, "blocks_done": begun.blocks_done, "blocks": begun.blocks})
     description = {
         "path": store.path,
-        "format_version": FORMAT_VERSION,
+        "format_version": max([FORMAT_VERSION, *(VERSIONS.get(one["encoding"], "") for one in captures)]),
         "digest": store.digest,
         "num_rows": store.num_rows,
         "num_classes": store.num_classes,
@@ -90,13 +92,15 @@ def _samples(part: "SealedPart") -> dict[str, Any]:
 
 
 def _capture(store: "Store", name: str) -> dict[str, Any]:
+    from .format.constants import TRANSFORM
+
     capture = store.teachers[name]
     views, _, columns = capture.shape
     return {
         "views": views,
         "classes": columns,
         "encoding": capture.encoding.kind,
-        "dtype": capture.part.layouts["logits"].dtype,
+        "dtype": capture.part.layouts["codes" if capture.part.form == TRANSFORM else "logits"].dtype,
         "derived_from": capture.provenance.get("derived_from"),
         "provenance": capture.provenance,
     }
@@ -107,6 +111,16 @@ def _divergence(store: "Store", name: str) -> list[dict[str, Any]] | None:
     from .parts.fidelity import fidelity
 
     return fidelity_records(fidelity(store.teachers[name])) or None
+
+
+def _transform(store: "Store", name: str) -> dict[str, Any] | None:
+    """Return the components and refinements of a capture in the transform encoding; None for another one."""
+    from dataclasses import asdict
+
+    from .parts.refinement import refinement
+
+    found = refinement(store.teachers[name])
+    return None if found is None else asdict(found)
 
 
 def part_bytes(part: "SealedPart") -> int:

@@ -1,11 +1,16 @@
-"""Constants of format 1.0: names, limits and dtypes."""
+"""Constants of formats 1.0 and 1.1: names, limits and dtypes."""
 
 from collections.abc import Mapping
 from typing import Final
 
 FORMAT_VERSION: Final = "1.0"
+"""Version of the root, and of every part but those of `VERSIONS`: their bytes are those of format 1.0."""
+NEWEST_VERSION: Final = "1.1"
+"""The last version of the format that is known here."""
 CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM = "capture", "error-budget", "top-k", "transform"
-FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K})
+VERSIONS: Final[Mapping[str, str]] = {TRANSFORM: "1.1"}
+"""Version of the parts of a form that format 1.0 does not have."""
+FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K, TRANSFORM})
 """The `required_features` that this version of logitstore can read."""
 ROOT_METADATA: Final = "zarr.json"
 GROUPS: Final = ("teachers", "clusters")
@@ -39,6 +44,12 @@ MAX_NAMES_BYTES: Final = 64 << 20
 """Of the names of all classes, as wide as the longest."""
 MAX_SET_MEMBERS: Final = 1 << 22
 """Of a clustering: classes of all its sets together."""
+MAX_BASIS_BYTES: Final = 1 << 30
+"""Of the basis of a capture in the transform encoding: a reader holds it whole."""
+MAX_TEMPERATURES: Final = 16
+"""Of a capture in the transform encoding: those at which its error is recorded."""
+MAX_REFINED: Final = 120
+"""Of a row in the transform encoding that is not escaped: halvings of its squared step."""
 MAX_BLOCKS: Final = 1 << 20
 """Of one view."""
 MAX_VIEWS: Final = 1 << 16
@@ -67,6 +78,6 @@ DTYPES: Final[Mapping[str, str]] = {
 }
 """Dtypes that a store may hold: Zarr's name -> numpy's."""
 TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0, 20.0)
-"""Temperatures at which an encoded capture records its error."""
+"""Temperatures at which an encoded capture records its error; one in the transform encoding has its own."""
 INPUT_DTYPES: Final = ("uint8", "int64", "float16", "float32")
 """Dtypes of the inputs in `samples`."""

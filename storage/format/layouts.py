@@ -7,26 +7,30 @@ makes layouts here. A reader makes them again and compares: it believes no size 
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from ..errors import LimitExceeded, ManifestInvalid
-from .codec import BLOSC, RAW, ZSTD
+from .codec import BLOSC, COLUMNS, RAW, ZSTD
 from .constants import (
     CAPTURE,
     ERROR_BUDGET,
     FEATURES,
     INPUT_DTYPES,
     MAX_ARRAYS,
+    MAX_BASIS_BYTES,
     MAX_CHUNK_BYTES,
     MAX_SEAL_TABLE_BYTES,
     MAX_SHARD_BYTES,
+    MAX_TEMPERATURES,
     MAX_VIEWS,
     PRIVATE,
     ROOT_METADATA,
     TEMPERATURES,
     TOP_K,
+    TRANSFORM,
 )
 from .documents import beyond, invalid
 from .grid import Grid, plan_chunk_rows
@@ -53,6 +57,17 @@ DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         **_MEASURED,
         **_EVERY_CAPTURE,
     },
+    TRANSFORM: {
+        "codes": ("view", "row", "component"),
+        "refine": ("view", "row"),
+        **_MEASURED,
+        "escape": ("view", "row", "class"),
+        **_EVERY_CAPTURE,
+        "basis": ("component", "class"),
+        "centre": ("class",),
+        "step": ("component",),
+        "weight": ("class",),
+    },
     "clustering": {
         "covariance": ("class", "other_class"),
         "assignment": ("class",),
@@ -76,6 +91,13 @@ DTYPES_OF: Final[Mapping[str, str]] = {
     "seen": "uint64",
     "error": "float16",
     "tail": "float32",
+    "codes": "uint16",
+    "refine": "uint8",
+    "escape": "uint16",
+    "basis": "float32",
+    "centre": "float32",
+    "step": "float32",
+    "weight": "float32",
     "classes": "int64",
     "covariance": "float32",
     "assignment": "int64",
@@ -99,13 +121,34 @@ _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (TOP_K, "index", "uint16"): BLOSC,
     (TOP_K, "index", "uint32"): BLOSC,
     (TOP_K, "logits", "float16"): BLOSC,
+    (TRANSFORM, "codes", "uint16"): COLUMNS,
+    (TRANSFORM, "error", "float16"): COLUMNS,
+    (TRANSFORM, "refine", "uint8"): ZSTD,
+    # Most chunks hold the fill value alone, of which zstd makes a third of the bytes that blosc makes.
+    (TRANSFORM, "escape", "uint16"): ZSTD,
 }
 """Codecs of inner chunks, by form, name and dtype; raw by default."""
-_FEW_ROWS: Final[Mapping[str, tuple[int, ...]]] = {"error": (len(TEMPERATURES),), "tail": (3,)}
-"""Row shapes of the arrays that may have one only."""
+_LARGEST_FILLS: Final = frozenset(
+    {
+        (ERROR_BUDGET, "logits"),
+        (TOP_K, "index"),
+        (TRANSFORM, "refine"),
+        (TRANSFORM, "escape"),
+    }
+)
+"""Arrays of unsigned integers, by form and name, whose fill value is the largest: 0 has a meaning in them."""
+_ROW_SHAPES: Final[Mapping[tuple[str, str], tuple[int, ...]]] = {
+    (ERROR_BUDGET, "error"): (len(TEMPERATURES),),
+    (TOP_K, "error"): (len(TEMPERATURES),),
+    (TOP_K, "tail"): (3,),
+}
+"""Row shapes, by form and name, of the arrays that may have one only."""
+BASIS: Final = ("basis", "centre", "step", "weight")
+"""The small arrays that a capture in the transform encoding is decoded and encoded by."""
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     "samples": frozenset({"source", "digest", "label"}),
     "clustering": frozenset(),
+    TRANSFORM: frozenset(DIMENSIONS[TRANSFORM]) - {"peak"},
 } | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
 """Arrays that every part of a form has."""
 _CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
@@ -119,6 +162,8 @@ def form_of(kind: str, arrays: Collection[str]) -> str:
     >>> form_of("capture", ["logits", "error"]), form_of("clustering", ["sets"])
     ('error-budget', 'clustering')
     """
+    if kind == CAPTURE and "codes" in arrays:
+        return TRANSFORM
     if kind != CAPTURE or "error" not in arrays:
         return kind
     return TOP_K if "index" in arrays else ERROR_BUDGET
@@ -148,16 +193,14 @@ def dimensions_of(form: str, name: str, num_dimensions: int) -> tuple[str, ...] 
 
 
 def fill_value(form: str, name: str, dtype: str) -> float | int:
-    """Return the fill value of an array: NaN, -1, or 0 for unsigned integers.
-
-    Codes and classes of an encoded capture may be 0; their fill value is the largest one.
+    """Return the fill value of an array: NaN, -1, or for unsigned integers 0; the largest where 0 has a meaning.
 
     >>> [fill_value("capture", name, dtype) for name, dtype in (("logits", "float16"), ("seen", "uint64"))]
     [nan, 0]
     >>> fill_value("error-budget", "logits", "uint8")
     255
     """
-    if form in FEATURES and name in ("logits", "index") and np.dtype(dtype).kind == "u":
+    if (form, name) in _LARGEST_FILLS:
         return int(np.iinfo(dtype).max)
     return {"f": math.nan, "i": -1}.get(np.dtype(dtype).kind, 0)
 
@@ -257,18 +300,46 @@ def check_part(
     _check_files(layouts, files, where)
     for name, layout in layouts.items():
         check_layout(layout, form, grid, views, f"{where}/{name}/zarr.json")
-    if "logits" in REQUIRED[form]:
+    if "classes" in REQUIRED[form]:
         _check_columns(form, layouts, where)
 
 
 def _check_columns(form: str, layouts: Mapping[str, ArrayLayout], where: str) -> None:
     """Refuse a capture whose arrays differ in their classes."""
-    (width,), (classes,) = layouts["logits"].row_shape, layouts["classes"].shape
+    (classes,) = layouts["classes"].shape
+    if form == TRANSFORM:
+        check_basis(layouts, classes, where)
+        (width,) = layouts["escape"].row_shape
+    else:
+        (width,) = layouts["logits"].row_shape
     if form == TOP_K:
         if width > classes or layouts["index"].row_shape != (width,):
             raise invalid(where, f"an index and a logit of at most {classes} classes a row", f"{width} a row")
     elif width != classes:
         raise invalid(where, f"{width} classes, one a column of logits", f"{classes} classes")
+
+
+def check_basis(layouts: Mapping[str, ArrayLayout], classes: int, where: str) -> None:
+    """Refuse a basis of other classes or components than the capture has, before it is read.
+
+    layouts: of `BASIS`, and of "codes" if it is known. Raises ManifestInvalid or LimitExceeded.
+    """
+    components, columns = layouts["basis"].shape
+    if components * columns * layouts["basis"].numpy_dtype.itemsize > MAX_BASIS_BYTES:
+        found = f"{components} components of {columns} classes"
+        raise beyond(f"{where}/basis", MAX_BASIS_BYTES, "bytes", found)
+    shapes = {"centre": (classes,), "weight": (classes,), "step": (components,)}
+    found_shapes = {name: layouts[name].shape for name in shapes}
+    if columns != classes or found_shapes != shapes:
+        found = ", ".join(
+            f"{name} {shape}" for name, shape in [("basis", (components, columns)), *found_shapes.items()]
+        )
+        raise invalid(where, f"a basis of {classes} classes, one length of components", found)
+    if components > classes:
+        raise invalid(f"{where}/basis", f"at most {classes} components, one a class", components)
+    codes = layouts["codes"].row_shape if "codes" in layouts else (components,)
+    if codes != (components,):
+        raise invalid(where, f"codes of {components} components, as the basis has", f"{codes[0]} a row")
 
 
 def _check_files(layouts: Mapping[str, ArrayLayout], files: Collection[str], where: str) -> None:
@@ -304,7 +375,7 @@ def check_layout(layout: ArrayLayout, form: str, grid: Grid, views: int, where: 
     if (
         layout.dimensions == dimensions
         and dtype in dtypes_of(form, name)
-        and layout.row_shape == _FEW_ROWS.get(name, layout.row_shape)
+        and layout.row_shape == _ROW_SHAPES.get((form, name), layout.row_shape)
         and _are_attributes(layout, form)
     ):
         if layout.is_block_array:
@@ -334,9 +405,13 @@ def check_layout(layout: ArrayLayout, form: str, grid: Grid, views: int, where: 
 def _are_attributes(layout: ArrayLayout, form: str) -> bool:
     """Return whether an array has the attributes of the format; a scale may be any negative float32."""
     attributes = dict(layout.attributes)
+    if (form, layout.name) == (TRANSFORM, "error"):
+        return set(attributes) == {"temperature"} and _are_temperatures(
+            attributes["temperature"], layout.row_shape
+        )
     if layout.name == "error" and form in FEATURES:
         return attributes == {"temperature": list(TEMPERATURES)}
-    if layout.name != "logits" or form != ERROR_BUDGET:
+    if (form, layout.name) not in ((ERROR_BUDGET, "logits"), (TRANSFORM, "escape")):
         return not attributes
     scale = attributes.pop("scale_factor", None)
     return (
@@ -345,4 +420,19 @@ def _are_attributes(layout: ArrayLayout, form: str) -> bool:
         and math.isfinite(scale)
         and scale < 0
         and float(np.float32(scale)) == scale
+    )
+
+
+def _are_temperatures(value: object, row_shape: tuple[int, ...]) -> bool:
+    """Return whether a value is a list of temperatures, ascending, one an element of a row.
+
+    >>> [_are_temperatures(value, (2,)) for value in ([1.0, 4.0], [4.0, 1.0], [1.0], [0.0, 1.0], [1, 4], 4.0)]
+    [True, False, False, False, False, False]
+    """
+    if not isinstance(value, list) or not all(type(t) is float and 0 < t < math.inf for t in value):
+        return False
+    return (
+        (len(value),) == row_shape
+        and 1 <= len(value) <= MAX_TEMPERATURES
+        and all(low < high for low, high in pairwise(value))
     )

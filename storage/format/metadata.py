@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, NotAStoreError, UntrustedStoreError
-from .codec import BLOSC, RAW, ZSTD, codec_metadata
+from .codec import RAW, codec_metadata, codec_of, transpose_metadata
 from .constants import (
     DTYPES,
     FORMAT_VERSION,
@@ -21,6 +21,7 @@ from .constants import (
     MAX_ROWS,
     MAX_SHARD_BYTES,
     MAX_SMALL_CHUNKS,
+    NEWEST_VERSION,
 )
 from .documents import (
     DISTRUST,
@@ -205,7 +206,8 @@ class ArrayLayout:
         endian: dict[str, object] = {"name": "bytes", "configuration": {"endian": "little"}}
         checksum: dict[str, object] = {"name": "crc32c"}
         compression = codec_metadata(self.codec, self.numpy_dtype.itemsize)
-        codecs = [endian, *compression, checksum]
+        transpose = transpose_metadata(self.codec, self.row_axis, len(self.shape))
+        codecs = [*transpose, endian, *compression, checksum]
         if self.is_block_array:
             sharding = {
                 "chunk_shape": self._grid_shape(self.chunk_rows),
@@ -248,7 +250,7 @@ class ArrayLayout:
         if layout is None or not known:
             raise UntrustedStoreError(
                 where,
-                expected="an array of format 1.0 (its dtypes, codecs and chunk grids)",
+                expected=f"an array of format {NEWEST_VERSION} (its dtypes, codecs and chunk grids)",
                 found=f"{str(value.get('data_type'))[:40]!r} with metadata of another form",
                 remedy="do not read it with logitstore; inspect it with zarr.open(..., zarr_format=3)",
             )
@@ -267,8 +269,7 @@ class ArrayLayout:
         grid = value["chunk_grid"]["configuration"]["chunk_shape"]
         codec = value["codecs"][0]
         inner = codec["configuration"]["chunk_shape"][axis] if "row" in dimensions else 0
-        chain = [c["name"] for c in codec["configuration"]["codecs"]] if "row" in dimensions else []
-        compression = next((name for name in (ZSTD, BLOSC) if name in chain), RAW)
+        compression = codec_of(codec["configuration"]["codecs"]) if "row" in dimensions else RAW
         fill = math.nan if value["fill_value"] == "NaN" else value["fill_value"]
         numbers = [*shape, grid[axis], inner]
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):

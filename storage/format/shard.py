@@ -148,7 +148,8 @@ class ShardEncoder:
         buffers = []
         if self._layout.codec != RAW:
             whole = np.concatenate(self._open) if len(self._open) > 1 else self._open[0]
-            data = compress(self._layout.codec, whole.view(self._layout.numpy_dtype))
+            rows = whole.view(self._layout.numpy_dtype).reshape(self._layout.chunk_rows, -1)
+            data = compress(self._layout.codec, rows)
             compressed = np.frombuffer(data, np.uint8)
             self._undecoded.append((compressed, crc32c(whole)))
             self._open = []

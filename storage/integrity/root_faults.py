@@ -126,7 +126,7 @@ def _root_file(folder: Place, key: str, digest: str) -> bytes | None:
 
 def _sizes(folder: Place) -> set[tuple[int, int]]:
     """Return (rows, rows a block) as one array of each part has them."""
-    arrays = {SAMPLES: "source", GROUPS[0]: "peak"}
+    arrays = {SAMPLES: "source", GROUPS[0]: "seen"}
     sizes = set()
     for part in _parts(folder)[:16]:
         with contextlib.suppress(

@@ -12,14 +12,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import LimitExceeded, LogitStoreError, ManifestInvalid, StoreCorrupt
-from ..format.constants import MAX_SEAL_TABLE_BYTES, PRIVATE, ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
+from ..format.constants import (
+    MAX_SEAL_TABLE_BYTES,
+    PRIVATE,
+    ROOT_METADATA,
+    SEAL,
+    SEAL_TABLE,
+    SPEC,
+    TRANSFORM,
+)
 from ..format.documents import parse_spec, sha256_hex
-from ..format.layouts import REQUIRED, check_layout, features_of, form_of
+from ..format.layouts import BASIS, REQUIRED, check_layout, features_of, form_of
 from ..format.metadata import ArrayLayout
 from ..format.shard import REMAKE, is_shard_size
 from ..parts.journal import Commit, Seal, commit_key, committed_blocks, read_checked
 from ..parts.recovery import Plan
 from ..parts.sealed_part import begun_form, part_metadata, part_metadatas, small_keys
+from ..parts.stored_basis import check_held
 from . import checks
 from .faults import Cure, Fault, Rebuild, Remake
 from .part_diagnosis import PartDiagnosis
@@ -168,6 +177,17 @@ class UnsealedDiagnosis(PartDiagnosis):
                 yield from self._small_faults(layouts[-1], complete)
             else:  # also metadata that ask for a feature which no reader has: one flipped bit does that
                 yield Fault(self.name, key, error, Remake((key,)))
+        if form == TRANSFORM and not self._lacks_basis(layouts):
+            # No cure: each of the arrays may be the one that was exchanged, and is intact in itself.
+            yield from self.compare(f"basis/{ROOT_METADATA}", check_held, self.folder, self.root.grid)
+
+    def _lacks_basis(self, layouts: Sequence[ArrayLayout]) -> bool:
+        """Return whether an array of the basis is lost or damaged, which is a fault of its own."""
+        found = {layout.name: layout for layout in layouts}
+        if not found.keys() >= set(BASIS):
+            return True
+        keys = [(found[name], key) for name in BASIS for key in small_keys(found[name])]
+        return any(checks.error_of(key, checks.check_small, self.folder, layout, key) for layout, key in keys)
 
     def _small_faults(self, layout: ArrayLayout, complete: bool) -> Iterator[Fault]:
         """Check the chunks of a small array."""

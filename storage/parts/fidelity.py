@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..encodings.divergence import kl_of_error
 from ..encodings.error_budget import ErrorBudget
-from ..format.constants import TEMPERATURES
+from ..format.constants import TRANSFORM
 from ..format.documents import invalid
 from .reader import CaptureReader
 
@@ -47,17 +47,18 @@ def fidelity(capture: CaptureReader) -> tuple[Fidelity, ...]:
 
     Raises ShardMissing, ShardCorrupt, or ManifestInvalid for an error that is negative or NaN.
     """
-    if "error" not in capture.part.layouts:
+    temperatures = capture.temperatures
+    if not temperatures:
         return ()
     counts = _counts(capture)
     values = np.arange(_INFINITY + 1, dtype=np.uint16).view(np.float16)
-    kl = kl_of_error(np.repeat(values[:, None], len(TEMPERATURES), axis=1))
-    return tuple(_summary(capture, counts[i], kl[:, i], t) for i, t in enumerate(TEMPERATURES))
+    kl = kl_of_error(np.repeat(values[:, None], len(temperatures), axis=1), temperatures)
+    return tuple(_summary(capture, counts[i], kl[:, i], t) for i, t in enumerate(temperatures))
 
 
 def _counts(capture: CaptureReader) -> Int64[np.ndarray, "temperatures numbers"]:
     """Count each float16 in `error`, by temperature."""
-    counts = np.zeros((len(TEMPERATURES), _INFINITY + 1), np.int64)
+    counts = np.zeros((len(capture.temperatures), _INFINITY + 1), np.int64)
     grid = capture.reader.grid
     for view, block in product(range(capture.num_views), range(grid.num_blocks)):
         bits = capture.reader.read("error", grid.rows(block), view).view(np.uint16)
@@ -76,9 +77,11 @@ def _summary(
     rows = np.cumsum(counts[occurring])
     p999 = kl[occurring[np.searchsorted(rows, _rank(int(rows[-1])))]]
     mean = (counts[occurring] * kl[occurring]).sum() / rows[-1]
-    encoding = capture.encoding
-    given = bound_to_source(encoding, temperature) if isinstance(encoding, ErrorBudget) else None
-    bound, largest = encoding.bound(temperature), float(kl[occurring[-1]])
+    encoding, largest = capture.encoding, float(kl[occurring[-1]])
+    bound = encoding.bound(temperature)
+    given = bound_to_source(encoding, temperature) if isinstance(encoding, ErrorBudget) else bound
+    if encoding.kind == TRANSFORM and "derived_from" in capture.provenance:
+        bound = None  # its budget counts from the rows that were compressed
     return Fidelity(temperature, bound, given, largest, float(p999), float(mean))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encodings.encoding import ArraySpec, Encoding
+from ..encodings.transform import Transform
 from ..format.codec import RAW
 from ..format.constants import GROUPS, ROOT_METADATA, SAMPLES, SPEC
 from ..format.documents import canonical_json
@@ -83,13 +84,19 @@ def capture_footprint(
 ) -> Footprint:
     """Estimate the part of one teacher.
 
-    sample: some rows as `encoding` stores them, by array; arrays without a codec may be left out. identity: of its spec.
+    encoding: with its basis, if it has one. sample: some rows as `encoding` stores them, by array; arrays without a codec
+    may be left out. identity: of its spec.
     Raises ConfigError or LimitExceeded where no store has such arrays.
     """
     layouts = _capture_layouts(encoding, num_classes, grid, views)
-    small = small_array(encoding.form, "classes", (num_classes,))
+    shapes: dict[str, tuple[int, ...]] = {"classes": (num_classes,)}
+    notes = {}
+    if isinstance(encoding, Transform) and encoding.basis is not None:
+        shapes |= {name: values.shape for name, values in encoding.basis.arrays().items()}
+        notes["basis"] = f"sha256:{_ZEROS}"
+    small = [small_array(encoding.form, name, shape) for name, shape in shapes.items()]
     spec = {"encoding": encoding.describe(), **identity}
-    return _part("teachers", encoding.form, [*layouts, small], sample, grid, views, spec)
+    return _part("teachers", encoding.form, [*layouts, *small], sample, grid, views, spec, notes)
 
 
 def plain_bytes(encoding: Encoding, columns: int, grid: Grid, views: int) -> int:
@@ -136,6 +143,7 @@ def _part(
     grid: Grid,
     views: int,
     identity: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
 ) -> Footprint:
     """Estimate a part with everything that stands beside its shards."""
     blocks = views * grid.num_blocks
@@ -144,7 +152,7 @@ def _part(
     chunks_of = tuple((layout.name, layout.chunks_per_shard) for layout in sharded)
     files = {
         ROOT_METADATA: part_metadata(KINDS[group], features_of(form)),
-        SPEC: canonical_json({"identity": {**identity, "views": views}, "notes": {}}),
+        SPEC: canonical_json({"identity": {**identity, "views": views}, "notes": notes or {}}),
     }
     for layout in layouts:
         files[layout.metadata_key] = layout.to_bytes()

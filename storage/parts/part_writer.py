@@ -14,7 +14,7 @@ those blocks, and only with the sealed bytes.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..backends.background import Background
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder
+from ..backends.place import Place
 from ..checks import check_view
 from ..errors import (
     BadDataError,
@@ -34,8 +35,8 @@ from ..errors import (
     ShardMissing,
     SpecMismatch,
 )
-from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
-from ..format.documents import canonical_json, parse_json, sha256_hex
+from ..format.constants import COMMITS, DTYPES, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
+from ..format.documents import canonical_json, parse_json, parse_spec, sha256_hex
 from ..format.layouts import features_of, form_of
 from ..format.metadata import ArrayLayout
 from ..format.shard import ShardEncoder, decode_shard, encode_small, shard_bytes
@@ -60,7 +61,6 @@ log = logging.getLogger(__name__)
 _OVERLAP_BYTES = 16 << 10
 """Blocks of this size or more are written by a thread; for smaller ones it costs more than it saves."""
 _PIECE_BYTES = 1 << 20
-"""Bytes of the widest array that are encoded at a time."""
 _RECORD_BYTES = 4096
 """Approximate size of a commit record on a disk."""
 
@@ -81,6 +81,36 @@ def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         ) from None
 
 
+def spec_bytes(identity: Mapping[str, Any], views: int, notes: Mapping[str, Any], where: str) -> bytes:
+    """Spell the spec of a part. Raises ConfigError for values that JSON cannot hold."""
+    return canonical_json(plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, where))
+
+
+def compare_identity(folder: Place, where: str, ours: bytes, begun: bytes, *, sealed: bool) -> None:
+    """Refuse to resume a part with another identity. Raises SpecMismatch.
+
+    ours, begun: the specs of the writer and of the part.
+    """
+    key = str(folder.path / SPEC)
+    mine, theirs = (parse_json(spec, key).get("identity") for spec in (ours, begun))
+    remedy = "change it back, or choose another name (or another store)"
+    if not sealed:
+        remedy += f"; to begin it anew, delete {folder.path}"
+    check_same(where, mine, theirs, made="with which it was begun", remedy=remedy)
+
+
+def check_rows_of(where: str, values: Any, dtype: str, wanted: tuple[int, ...]) -> None:
+    """Refuse values of another shape, or of a dtype that another does not hold. Raises BadDataError."""
+    array = np.asarray(values)
+    if array.shape != wanted or not np.can_cast(array.dtype, np.dtype(DTYPES[dtype]), "safe"):
+        raise BadDataError(
+            where,
+            expected=f"{dtype} of shape {wanted}",
+            found=f"{array.dtype} of shape {array.shape}",
+            remedy="pass an item a row, of the dtype with which it was begun",
+        )
+
+
 class PartWriter:
     """A writer of one part, the base of `SamplesWriter` and `CaptureWriter`.
 
@@ -90,6 +120,12 @@ class PartWriter:
 
     is_exact = False
     """Whether every writer makes the same arrays with the same bytes: those of rows, not those of a teacher."""
+    piece_bytes = _PIECE_BYTES
+    """Bytes of the widest array that are encoded at a time."""
+    tile = 1
+    """Rows of which pieces are multiples, where an encoding has such tiles."""
+    rare: Collection[str] = ()
+    """Arrays of hardly any bytes behind their codec, whatever their size before it."""
 
     def __init__(
         self,
@@ -109,8 +145,7 @@ class PartWriter:
         self._binding = Binding(root, name)
         self.layouts = {layout.name: layout for layout in layouts if layout.is_block_array}
         self._where = f"{root.path}: {name}"
-        spec = plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, self._where)
-        self._spec = canonical_json(spec)
+        self._spec = spec_bytes(identity, views, notes, self._where)
         kind = KINDS[name.partition("/")[0]]
         form = form_of(kind, [layout.name for layout in layouts])
         self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
@@ -195,7 +230,8 @@ class PartWriter:
         for block in range(self.root.grid.num_blocks):
             missing = sum(not self.has_block(view, block) for view in range(self.views))
             rows = len(self.root.grid.rows(block))
-            needed += missing * sum(shard_bytes(layout, rows) for layout in self.layouts.values())
+            layouts = [layout for name, layout in self.layouts.items() if name not in self.rare]
+            needed += missing * sum(shard_bytes(layout, rows) for layout in layouts)
         if needed and needed > (free := self.folder.free_bytes()):
             log.warning(
                 "%s: %s bytes remain to be written and %s are free; blocks that fit are kept, and the rest can be "
@@ -246,12 +282,11 @@ class PartWriter:
 
     def _compare_spec(self, begun: bytes) -> None:
         """Refuse to resume with another identity. Raises SpecMismatch."""
-        where = str(self.folder.path / SPEC)
-        ours, theirs = (parse_json(spec, where).get("identity") for spec in (self._spec, begun))
-        remedy = "change it back, or choose another name (or another store)"
-        if not self.sealed:
-            remedy += f"; to begin it anew, delete {self.folder.path}"
-        check_same(self._where, ours, theirs, made="with which it was begun", remedy=remedy)
+        compare_identity(self.folder, self._where, self._spec, begun, sealed=self.sealed)
+        self.compare_notes(parse_spec(begun, str(self.folder.path / SPEC))[1])
+
+    def compare_notes(self, begun: Mapping[str, Any]) -> None:
+        """Refuse to resume with other notes, where blocks depend on them. Raises SpecMismatch."""
 
     @property
     def sealed(self) -> bool:
@@ -318,7 +353,7 @@ class PartWriter:
     def _pieces(self, rows: int) -> Iterator[slice]:
         """Return the slices of a block that are encoded one at a time."""
         widest = max((layout.row_bytes for layout in self.layouts.values()), default=1)
-        step = max(1, _PIECE_BYTES // max(1, widest))
+        step = max(1, self.piece_bytes // max(1, widest) // self.tile) * self.tile
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def _put_shards(
@@ -410,15 +445,7 @@ class PartWriter:
     def check_array(self, name: str, values: Any, rows: int) -> None:
         """Refuse values that are no block of an array, before a byte is written. Raises BadDataError."""
         layout = self.layouts[name]
-        array = np.asarray(values)
-        wanted = (rows, *layout.row_shape)
-        if array.shape != wanted or not np.can_cast(array.dtype, layout.numpy_dtype, "safe"):
-            raise BadDataError(
-                f"{self._where}/{name}",
-                expected=f"{layout.dtype} of shape {wanted}",
-                found=f"{array.dtype} of shape {array.shape}",
-                remedy="pass an item a row, of the dtype with which it was begun",
-            )
+        check_rows_of(f"{self._where}/{name}", values, layout.dtype, (rows, *layout.row_shape))
 
     def seal(self) -> bool:
         """Seal the part if it is complete, and release it; return whether it is sealed.

@@ -6,24 +6,27 @@ values that mean nothing, such as a label that is no class.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, SupportsIndex, cast
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt64
+from jaxtyping import Float32, Float64, Int64, UInt16, UInt64
 from numpy.typing import NDArray
 
 from ..encodings.divergence import kl_of_error
 from ..encodings.encoding import Encoding
 from ..encodings.named import encoding_described
+from ..encodings.refine import ESCAPED
 from ..encodings.top_k import tell_apart
+from ..encodings.transform import Transform
 from ..errors import ConfigError
-from ..format.constants import MAX_NAMES_BYTES, SAMPLES, SPEC
+from ..format.constants import MAX_NAMES_BYTES, MAX_REFINED, SAMPLES, SPEC, TRANSFORM
 from ..format.documents import beyond, invalid, shorten, table
 from .clusterings import ClusteringReader, check_shapes
-from .part_reader import LazyRows, PartReader
+from .part_reader import LazyRows, PartReader, check_rows
 from .root import Root
 from .same_rows import augmentation_of
 from .sealed_part import SealedPart, Spec
+from .stored_basis import StoredBasis
 from .values import in_range
 
 _MOVED: Final = 1 << 18
@@ -135,7 +138,9 @@ class CaptureReader:
         if not isinstance(encoding.get("kind"), str):
             raise invalid(f"{where}: encoding", "a kind", shorten(encoding.get("kind")))
         self.encoding: Encoding = encoding_described(encoding, self.part.name)
-        """The encoding of its logits."""
+        """The encoding of its logits; of one with a basis, that is read with the first row."""
+        if isinstance(self.encoding, Transform) and self.part.form == TRANSFORM:
+            self.encoding = self.encoding.with_basis(StoredBasis(self.part, lambda: self._places))
         self._check_arrays(where)
         self.augmentation: dict[str, Any] | None = augmentation_of(self.part.spec.identity, where)
         """The augmentation of its views; None if every view is the row itself."""
@@ -151,6 +156,8 @@ class CaptureReader:
             form = layout and (layout.dtype, layout.row_shape, dict(layout.attributes))
             if form != (spec.dtype, spec.row_shape, dict(spec.attributes)):
                 raise invalid(where, f"{spec.name} in {spec.dtype} {spec.row_shape}", shorten(form))
+        if "peak" in self.part.layouts and "peak" not in {spec.name for spec in specs}:
+            raise invalid(where, "no peak, as the encoding has it", "an array peak")
 
     @property
     def digest(self) -> str:
@@ -165,7 +172,7 @@ class CaptureReader:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(views, rows, classes)."""
-        views, rows = self.part.layouts["peak"].shape
+        views, rows = self.part.layouts["seen"].shape
         return views, rows, self.part.layouts["classes"].shape[0]
 
     @cached_property
@@ -250,28 +257,51 @@ class CaptureReader:
     def read_stored(self, rows: Any, view: SupportsIndex = 0) -> dict[str, NDArray[Any]]:
         """Return the arrays from which `rows` are decoded: "logits"; "index" and "tail" of a top-k capture.
 
-        Columns are in the order of `classes`. Raises ManifestInvalid for an index that is no column.
+        "codes" and "refine" of a capture in the transform encoding, and "escape" of those rows alone whose refine is 255.
+        Columns are in the order of `classes`. Raises ManifestInvalid for an index that is no column, and for a refine or
+        an escaped row that no writer stores.
         """
         stored = {name: self.reader.read(name, rows, view) for name in self.encoding.decoded_from}
         for name, values in stored.items():
             self._put_in_order(name, values)
+        if "refine" in stored and (escaped := stored["refine"] == ESCAPED).any():
+            numbers = np.asarray(check_rows(rows, self.shape[1]))
+            stored["escape"] = self.read_escaped(numbers[escaped], view)
         return stored
 
     def read_stored_into(self, array: str, rows: Any, view: SupportsIndex, out: NDArray[Any]) -> None:
-        """Read one of the arrays of `read_stored` into `out`."""
+        """Read one of the arrays of `read_stored` but "escape" into `out`."""
         self.reader.read_into(array, rows, view, out)
         self._put_in_order(array, out)
+
+    def read_escaped(self, rows: Any, view: SupportsIndex = 0) -> UInt16[np.ndarray, "rows classes"]:
+        """Return "escape" of `rows`, all of which have a refine of 255 in the transform encoding.
+
+        Raises ManifestInvalid for a row that is not escaped.
+        """
+        codes = self.reader.read("escape", rows, view)
+        where = f"{self.part.folder.path}/escape"
+        in_range(codes, 0, int(np.iinfo(codes.dtype).max), where, "codes of escaped rows")
+        if len(codes) and codes.min(axis=1).any():
+            raise invalid(
+                where, "a code of 0 in each escaped row, of its largest logit", int(codes.min(axis=1).max())
+            )
+        self._put_in_order("escape", codes)
+        return codes
 
     def _put_in_order(self, array: str, stored: NDArray[Any]) -> None:
         """Move the columns of stored rows to their places in `classes`, in `stored` itself."""
         if array == "index":
             in_range(stored, 0, self.shape[2], f"{self.part.folder.path}/index")
+        elif array == "refine":
+            refined = stored[stored != ESCAPED]
+            in_range(refined, 0, MAX_REFINED + 1, f"{self.part.folder.path}/refine", "refinements, or 255,")
         places = self._places
         if places is None:
             return
         if array == "index":
             stored[...] = self._stored_classes.astype(stored.dtype)[stored]
-        elif array == "logits" and self.encoding.is_dense:
+        elif array == "escape" or (array == "logits" and self.encoding.is_dense):
             step = max(1, _MOVED // len(places))
             for first in range(0, len(stored), step):
                 part = stored[first : first + step]
@@ -280,23 +310,47 @@ class CaptureReader:
     def divergence(
         self, rows: Any = slice(None), view: SupportsIndex = 0
     ) -> Float64[np.ndarray, "rows temperatures"]:
-        """Return KL(given ‖ stored) of `rows` at T = 1, 2, 4, 8 and 20, in nats, as measured on writing.
+        """Return KL(given ‖ stored) of `rows` at each of `temperatures`, in nats, as measured on writing.
 
         Given: the teacher's logits; for a capture made by `logitstore compress`, those of its source.
         Raises ConfigError for float16 and float32, which are not measured.
         """
-        if "error" not in self.part.layouts:
+        if not self.temperatures:
             raise ConfigError(
                 f"{self.part.name}: divergence",
                 expected="an encoded capture, which records its error",
                 found=f"a capture in {self.encoding.kind}",
                 remedy="leave it out: float32 has no error, and float16 rounds to 11 bits",
             )
-        return kl_of_error(self.reader.read("error", rows, view))
+        return kl_of_error(self.reader.read("error", rows, view), self.temperatures)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperatures at which the error of each row is recorded; () for float16 and float32, which record none.
+
+        1, 2, 4, 8 and 20; in the transform encoding those at which its guarantee holds.
+        """
+        error = self.part.layouts.get("error")
+        return () if error is None else tuple(cast(list[float], error.attributes["temperature"]))
 
     def peak(self, rows: Any, view: SupportsIndex = 0) -> Float32[np.ndarray, " rows"]:
-        """Return max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the raw logits, up to the rounding of float32."""
+        """Return max(z) of `rows`: `read(rows) + peak(rows)[:, None]` are the raw logits, up to the rounding of float32.
+
+        Raises ConfigError for a capture in the transform encoding that was made without it.
+        """
+        if not self.has_peak:
+            raise ConfigError(
+                f"{self.part.name}: peak",
+                expected="a capture that keeps the constant of each row",
+                found="one in the transform encoding without peak",
+                remedy="use the logits as they are read, since a softmax sees no constant; or capture with peak = true",
+            )
         return self.reader.read("peak", rows, view)
+
+    @property
+    def has_peak(self) -> bool:
+        """Whether `peak` is stored; always but in the transform encoding, which keeps it on request."""
+        return "peak" in self.part.layouts
 
     def seen(self, rows: Any, view: SupportsIndex = 0) -> UInt64[np.ndarray, " rows"]:
         """Return `digest_rows` of the teacher's inputs."""
@@ -319,7 +373,10 @@ def check_values(root: Root, name: str) -> None:
         samples = Samples(root)
         _ = samples.spec, samples.class_names
     elif group == "teachers":
-        _ = CaptureReader(root, short).classes
+        capture = CaptureReader(root, short)
+        _ = capture.classes
+        if isinstance(encoding := capture.encoding, Transform) and isinstance(encoding.basis, StoredBasis):
+            encoding.basis.check()
     else:
         ClusteringReader(root, short).check()
 

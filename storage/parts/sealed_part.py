@@ -22,10 +22,13 @@ from ..format.constants import (
     FEATURES,
     FORMAT_VERSION,
     MAX_JSON_BYTES,
+    NEWEST_VERSION,
     ROOT_METADATA,
     SEAL,
     SPEC,
     TOP_K,
+    TRANSFORM,
+    VERSIONS,
 )
 from ..format.documents import invalid, parse_spec, texts
 from ..format.grid import Grid
@@ -49,15 +52,16 @@ class Spec:
 
 
 def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
-    """Return the `zarr.json` of a part."""
-    attributes = {"format_version": FORMAT_VERSION, "kind": kind, "required_features": list(features)}
+    """Return the `zarr.json` of a part, of the version of the format that has its features."""
+    version = next((VERSIONS[feature] for feature in features if feature in VERSIONS), FORMAT_VERSION)
+    attributes = {"format_version": version, "kind": kind, "required_features": list(features)}
     return group_metadata(attributes)
 
 
 def part_metadatas(name: str) -> list[bytes]:
     """Return every `zarr.json` that a part of this name may have: one for each form of its kind."""
     kind = KINDS[name.partition("/")[0]]
-    forms = (CAPTURE, ERROR_BUDGET, TOP_K) if kind == CAPTURE else (kind,)
+    forms = (CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM) if kind == CAPTURE else (kind,)
     return [part_metadata(kind, features_of(form)) for form in forms]
 
 
@@ -125,7 +129,7 @@ class SealedPart:
         if lacking:
             raise UnsupportedFeature(
                 where,
-                expected=f"features that logitstore's format {FORMAT_VERSION} has here",
+                expected=f"features that logitstore's format {NEWEST_VERSION} has here",
                 found=", ".join(lacking),
                 remedy="open this part with a newer logitstore; the other parts can be read",
             )

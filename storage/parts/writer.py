@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ..checks import as_logits, check_view, warn_of_probabilities
 from ..digest import check_digests
 from ..encodings.encoding import ArraySpec, Encoding
+from ..encodings.products import TILE
+from ..encodings.transform import Transform
 from ..errors import (
     BadDataError,
     BadLogitsError,
@@ -30,13 +32,16 @@ from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
+from .calibration import held_basis, with_basis
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
-from .part_writer import PartWriter
+from .part_writer import PartWriter, check_rows_of, compare_identity, spec_bytes
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
 
 log = logging.getLogger(__name__)
+_TRANSFORM_PIECE_BYTES = 16 << 20
+"""Bytes of the widest array that are encoded at a time by threads of the encoding."""
 _SUM_ERROR = 2e-2
 """Largest distance of the sum of a softmax from 1, if bfloat16 computed it."""
 
@@ -208,11 +213,13 @@ class CaptureWriter(PartWriter):
         encoding: Encoding,
         classes: "Sequence[int] | NDArray[Any] | None" = None,
         notes: Mapping[str, Any] | None = None,
+        calibration: Any = None,
     ) -> None:
         """Begin or resume a capture.
 
         classes: the store's class of each column that `write` is given, -1 the dustbin class; None for all in order. A
         top-k capture keeps them in order of the class, as that decides which of equal logits is kept.
+        calibration: of the transform encoding: see `calibration.with_basis`.
         Raises ConfigError for other columns, SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
@@ -250,7 +257,28 @@ class CaptureWriter(PartWriter):
         columns = columns.astype(np.int64)
         self._order = self._order_kept(encoding, columns)
         columns = self.columns = columns if self._order is None else columns[self._order]
-        self.encoding = encoding
+        where = f"{root.path}: teachers/{name}"
+        identity, notes = {"encoding": encoding.describe(), **identity}, dict(notes or {})
+        small: dict[str, NDArray[Any]] = {"classes": columns}
+        if isinstance(encoding, Transform):
+            if "basis" in notes:
+                raise ConfigError(
+                    f"capture {name!r}: notes",
+                    expected="no key of the writer's own, basis",
+                    found="basis",
+                    remedy="give it another name",
+                )
+            held = held_basis(root, f"teachers/{name}")
+            if held is not None:
+                ours = spec_bytes(identity, views, notes, where)
+                part = root.folder.sub(f"teachers/{name}")
+                compare_identity(part, where, ours, held.spec, sealed=root.has(f"teachers/{name}"))
+            encoding = with_basis(encoding, held, len(columns), calibration, where)
+            assert encoding.basis is not None
+            small |= encoding.basis.arrays()
+            notes["basis"] = encoding.basis.digest
+            self.piece_bytes, self.tile, self.rare = _TRANSFORM_PIECE_BYTES, TILE, ("escape",)
+        self.encoding: Encoding = encoding
         self.teacher = name
         self.warns_of_probabilities = True
         """Whether the first block is looked at; False where that was done before."""
@@ -262,22 +290,22 @@ class CaptureWriter(PartWriter):
                 root.grid,
                 views=views,
                 row_shape=spec.row_shape,
-                where=f"{root.path}: teachers/{name}",
+                where=where,
                 attributes=spec.attributes,
             )
             for spec in [*encoding.arrays(len(columns)), ArraySpec("seen", DTYPES_OF["seen"], ())]
         ]
-        layouts.append(small_array(encoding.form, "classes", columns.shape))
+        layouts += [small_array(encoding.form, array, values.shape) for array, values in small.items()]
         self._augmentation = self._checked_augmentation(name, identity.get("augmentation"))
         self._digests: PartReader | None = None
         super().__init__(
             root,
             f"teachers/{name}",
             views=views,
-            identity={"encoding": encoding.describe(), **identity},
-            notes=notes or {},
+            identity=identity,
+            notes=notes,
             layouts=layouts,
-            small={"classes": columns},
+            small=small,
         )
 
     @staticmethod
@@ -382,7 +410,7 @@ class CaptureWriter(PartWriter):
         self, peak: Float32[np.ndarray, " rows"], logits: NDArray[np.float32], rows: range, where: str
     ) -> None:
         """Refuse a peak of logits that are not centred. Raises BadLogitsError, BadDataError."""
-        self.check_array("peak", peak, len(rows))
+        check_rows_of(f"{self._where}/peak", peak, DTYPES_OF["peak"], (len(rows),))
         largest = logits.max(axis=1)
         # The encoding refuses rows that are not finite.
         bad = np.flatnonzero((np.isfinite(largest) & (largest != 0)) | ~np.isfinite(peak))
@@ -394,6 +422,18 @@ class CaptureWriter(PartWriter):
                 found=f"{peak[first]} and {largest[first]}",
                 remedy="pass centred logits, or leave the peak out",
             )
+
+    def compare_notes(self, begun: Mapping[str, Any]) -> None:
+        """Refuse a basis other than that of the part, which another writer may just have begun. Raises SpecMismatch."""
+        if isinstance(self.encoding, Transform) and self.encoding.basis is not None:
+            ours, theirs = self.encoding.basis.digest, str(begun.get("basis"))
+            if ours != theirs:
+                raise SpecMismatch(
+                    self._where,
+                    expected=f"the basis with which another writer has begun it, {theirs[:19]}…",
+                    found=f"{ours[:19]}…, of other calibration rows, versions or another machine",
+                    remedy="run the same command again: it uses the basis that is there",
+                )
 
     def _seen(self, rows: range, seen: UInt64[np.ndarray, " rows"] | None) -> UInt64[np.ndarray, " rows"]:
         if seen is not None:

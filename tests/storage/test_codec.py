@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
-from logitstore.storage.format.codec import BLOSC, RAW, ZSTD, codec_metadata, compress, decompress, most_bytes
+from logitstore.storage.format.codec import (
+    BLOSC,
+    COLUMNS,
+    RAW,
+    ZSTD,
+    codec_metadata,
+    codec_of,
+    compress,
+    decompress,
+    most_bytes,
+    transpose_metadata,
+)
 
-CODECS = [(ZSTD, "|u1"), (BLOSC, "<u2"), (BLOSC, "<u4"), (BLOSC, "<f2")]
+CODECS = [(ZSTD, "|u1"), (BLOSC, "<u2"), (BLOSC, "<u4"), (BLOSC, "<f2"), (COLUMNS, "<u2"), (COLUMNS, "<f2")]
 
 
 def whole(codec: str, data: bytes, like: NDArray[Any]) -> NDArray[Any]:
@@ -56,19 +67,43 @@ def test_the_settings_are_those_of_the_metadata() -> None:
     """zarr.json promises them; numcodecs is asked for the same."""
     assert codec_metadata(RAW, 4) == []
     values = codes("<u2", 500_000)
-    ((described),) = codec_metadata(BLOSC, 2)
-    settings: Any = described["configuration"]
-    assert compress(BLOSC, values) == blosc.compress(
-        values,
-        settings["cname"].encode(),
-        settings["clevel"],
-        {"shuffle": blosc.SHUFFLE}[settings["shuffle"]],
-        settings["blocksize"],
-        settings["typesize"],
-    )
+    for codec in (BLOSC, COLUMNS):
+        ((described),) = codec_metadata(codec, 2)
+        settings: Any = described["configuration"]
+        assert compress(codec, values) == blosc.compress(
+            values,
+            settings["cname"].encode(),
+            settings["clevel"],
+            {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}[settings["shuffle"]],
+            settings["blocksize"],
+            settings["typesize"],
+        )
     assert compress(ZSTD, values) == zstd.compress(
         values, codec_metadata(ZSTD, 1)[0]["configuration"]["level"]
     )  # type: ignore[index]
+
+
+@pytest.mark.parametrize("codec", [RAW, ZSTD, BLOSC, COLUMNS])
+def test_a_codec_is_recognised_by_its_metadata(codec: str) -> None:
+    chain = [
+        *transpose_metadata(codec, 1, 3),
+        {"name": "bytes"},
+        *codec_metadata(codec, 2),
+        {"name": "crc32c"},
+    ]
+    assert codec_of(chain) == codec
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (24, 5), (1024, 177), (6, 2, 3)])
+def test_columns_lie_one_behind_the_other(shape: tuple[int, ...]) -> None:
+    """The order that `transpose` names is that of the bytes: all rows of the first column first."""
+    values = codes("<u2", int(np.prod(shape))).reshape(shape)
+    data = compress(COLUMNS, values)
+    behind = np.frombuffer(blosc.decompress(data), "<u2")
+    ((transpose),) = transpose_metadata(COLUMNS, 0, len(shape))
+    order: Any = transpose["configuration"]
+    assert behind.tobytes() == values.transpose(order["order"]).tobytes()
+    assert whole(COLUMNS, data, values).tobytes() == values.tobytes()
 
 
 # Lies
@@ -141,7 +176,7 @@ def blosc_buffers() -> dict[str, bytes]:
 
 
 LIES = [(ZSTD, "|u1", *lie) for lie in zstd_frames().items()] + [
-    (BLOSC, "<u2", *lie) for lie in blosc_buffers().items()
+    (codec, "<u2", *lie) for codec in (BLOSC, COLUMNS) for lie in blosc_buffers().items()
 ]
 
 
@@ -205,7 +240,7 @@ BOMBS = """
 import resource, sys
 import numpy as np
 from numcodecs import blosc, zstd
-from logitstore.storage.format.codec import BLOSC, ZSTD, compress, decompress
+from logitstore.storage.format.codec import BLOSC, COLUMNS, ZSTD, compress, decompress
 out8, out16 = np.zeros(1000, np.uint8), np.zeros(500, np.uint16)
 decompress(ZSTD, np.frombuffer(compress(ZSTD, out8), np.uint8), out8)
 decompress(BLOSC, np.frombuffer(compress(BLOSC, out16), np.uint8), out16)
@@ -217,7 +252,7 @@ held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = held + (16 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for codec, data, out in ((ZSTD, bomb8, out8), (ZSTD, said, out8), (BLOSC, bomb16, out16), (BLOSC, blocks, out16),
-                         (BLOSC, whole, out16)):
+                         (BLOSC, whole, out16), (COLUMNS, bomb16, out16), (COLUMNS, blocks, out16.reshape(100, 5))):
     try:
         decompress(codec, np.frombuffer(data, np.uint8), out)
         print("decoded")
@@ -238,7 +273,7 @@ def test_a_bomb_takes_no_more_memory_than_its_size_allows() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     *tried, limited = done.stdout.split()
     assert limited == "limited"
-    assert tried[0] == tried[1] == tried[2] == "refused"
+    assert tried[0] == tried[1] == tried[2] == tried[5] == "refused"
     assert set(tried) <= {"refused", "decoded"}
 
 

@@ -33,6 +33,7 @@ from logitstore.storage.errors import (
     UntrustedStoreError,
 )
 from logitstore.storage.format import constants
+from logitstore.storage.format.codec import BLOSC, COLUMNS, RAW, ZSTD
 from logitstore.storage.format.constants import DTYPES
 from logitstore.storage.format.documents import canonical_json, check_name, parse_json, parse_spec
 from logitstore.storage.format.grid import Grid
@@ -457,9 +458,10 @@ def layout_arguments(draw: st.DrawFn) -> tuple[Any, ...]:
     names = [f"d{axis}" for axis in range(len(after))]
     if kind == "small":
         return "a", (rows, *after), dtype, ("class", *names), shard_rows, 0, fill
+    codec = draw(st.sampled_from([RAW, ZSTD, BLOSC, COLUMNS]))
     if kind == "block":
-        return "a", (rows, *after), dtype, ("row", *names), shard_rows, chunk_rows, fill
-    return "a", (views, rows, *after), dtype, ("view", "row", *names), shard_rows, chunk_rows, fill
+        return "a", (rows, *after), dtype, ("row", *names), shard_rows, chunk_rows, fill, codec
+    return "a", (views, rows, *after), dtype, ("view", "row", *names), shard_rows, chunk_rows, fill, codec
 
 
 @given(layout_arguments())
@@ -514,11 +516,11 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     ("change", "error", "message"),
     [
         ({"data_type": "float64"}, UntrustedStoreError, "found 'float64' with metadata of another form"),
-        ({"data_type": "string"}, UntrustedStoreError, "an array of format 1.0"),
-        ({"codecs": [{"name": "numcodecs.pickle"}]}, UntrustedStoreError, "an array of format 1.0"),
-        ({"storage_transformers": [{"name": "x"}]}, UntrustedStoreError, "an array of format 1.0"),
-        ({"node_type": "group"}, UntrustedStoreError, "an array of format 1.0"),
-        ({"zarr_format": 2}, UntrustedStoreError, "an array of format 1.0"),
+        ({"data_type": "string"}, UntrustedStoreError, "an array of format 1.1"),
+        ({"codecs": [{"name": "numcodecs.pickle"}]}, UntrustedStoreError, "an array of format 1.1"),
+        ({"storage_transformers": [{"name": "x"}]}, UntrustedStoreError, "an array of format 1.1"),
+        ({"node_type": "group"}, UntrustedStoreError, "an array of format 1.1"),
+        ({"zarr_format": 2}, UntrustedStoreError, "an array of format 1.1"),
     ],
 )
 def test_another_form_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from logitstore.storage.errors import ShardCorrupt
 from logitstore.storage.format import shard as shard_module
-from logitstore.storage.format.codec import BLOSC, RAW, ZSTD
+from logitstore.storage.format.codec import BLOSC, COLUMNS, RAW, ZSTD
 from logitstore.storage.format.metadata import ArrayLayout
 from logitstore.storage.format.shard import (
     ABSENT,
@@ -150,7 +150,7 @@ def test_small_arrays_read_back(rows: int, chunk: int, width: int) -> None:
 
 
 def coded_layout(codec: str = BLOSC, rows: int = 7, chunk_rows: int = 2, shard_rows: int = 8) -> ArrayLayout:
-    dtype = {ZSTD: "uint8", BLOSC: "uint16"}[codec]
+    dtype = {ZSTD: "uint8", BLOSC: "uint16", COLUMNS: "uint16"}[codec]
     fill = int(np.iinfo(dtype).max)
     return ArrayLayout("a", (rows, 40), dtype, ("row", "class"), shard_rows, chunk_rows, fill, codec)
 
@@ -167,7 +167,7 @@ def coded_blocks(draw: st.DrawFn) -> tuple[str, int, int, int, int]:
     """What a layout with a codec is made from, and a seed for up to a shard of rows."""
     chunk_rows = 1 << draw(st.integers(0, 3))
     shard_rows = chunk_rows << draw(st.integers(0, 3))
-    codec, rows = draw(st.sampled_from([ZSTD, BLOSC])), draw(st.integers(1, shard_rows))
+    codec, rows = draw(st.sampled_from([ZSTD, BLOSC, COLUMNS])), draw(st.integers(1, shard_rows))
     return codec, rows, chunk_rows, shard_rows, draw(st.integers(0, 2**32))
 
 
@@ -235,7 +235,7 @@ def test_a_coded_shard_is_the_same_however_its_rows_come(
     assert encoder.size == len(whole.data)
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 def test_every_bit_of_a_coded_shard_counts(codec: str) -> None:
     layout = coded_layout(codec)
     values = coded(layout)
@@ -276,7 +276,7 @@ LIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 @pytest.mark.parametrize("lie", LIES)
 def test_an_index_that_lies_is_refused(codec: str, lie: str) -> None:
     """Its checksum is right: only the chunks, one after another to the end, are believed."""
@@ -307,7 +307,7 @@ def test_an_index_of_another_length_or_checksum_is_refused() -> None:
         chunk_ends(layout, index, 7, len(data) + 1, "x")
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 def test_a_checksum_that_is_not_the_seals_is_refused_before_anything_is_decoded(
     codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,7 +323,7 @@ def test_a_checksum_that_is_not_the_seals_is_refused_before_anything_is_decoded(
         decode_chunks(layout, body, wrong, "a/c.0.0", 4, ends)
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 def test_a_chunk_of_another_size_that_was_sealed_is_refused(codec: str) -> None:
     """Its checksum is the seal's: what it decodes to is not."""
     layout = coded_layout(codec)
@@ -359,7 +359,7 @@ def test_the_sizes_that_a_coded_shard_can_have() -> None:
 # Memory that changes under the writer
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 def test_a_codec_that_errs_is_noticed_before_the_block_is_committed(
     codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,7 +389,7 @@ def test_a_codec_that_errs_is_noticed_before_the_block_is_committed(
     assert found == {"a chunk that can be decompressed", "crc32c … of the decompressed chunk"}
 
 
-@pytest.mark.parametrize("codec", [ZSTD, BLOSC])
+@pytest.mark.parametrize("codec", [ZSTD, BLOSC, COLUMNS])
 def test_a_bit_that_flips_in_what_was_handed_out_is_noticed(codec: str) -> None:
     layout = coded_layout(codec)
     encoder = ShardEncoder(layout)
