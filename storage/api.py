@@ -305,14 +305,12 @@ class Store:
         inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
-        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Without both,
-        this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and selects no rows.
+        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Pass both or
+        neither. Without them this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and
+        selects no rows.
         Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for
         absent teachers, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
         """
-        reads_every_row = rank is None and world_size is None and rows is None and strata is None
-        if reads_every_row:
-            warn_of_forgotten_ranks(processes_of_torchrun())
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         if teachers is None and isinstance(
             self._root.folder, Folder
@@ -328,9 +326,8 @@ class Store:
             shares=shares,
             shuffle=shuffle,
             seed=seed,
-            rank=0 if rank is None else rank,
-            world_size=1 if world_size is None else world_size,
-            reads_every_row=reads_every_row,
+            rank=rank,
+            world_size=world_size,
             drop_last=drop_last,
             window=window,
             decode=decode,
@@ -339,7 +336,10 @@ class Store:
             transfer_set=transfer_set,
             augment=augment,
         )
-        return Stream(self._root, captures, options)
+        stream = Stream(self._root, captures, options)
+        if stream.reads_every_row:
+            warn_of_forgotten_ranks(processes_of_torchrun())
+        return stream
 
 
 def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:
