@@ -309,7 +309,8 @@ class Store:
         neither. Without them this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and
         selects no rows.
         Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for
-        absent teachers, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        absent teachers, SpecMismatch or RowMismatch for teachers that saw different inputs; while reading, RowMismatch and
+        StoreCorrupt.
         """
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         if teachers is None and isinstance(

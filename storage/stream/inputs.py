@@ -5,7 +5,7 @@ augmented view are made again from these and checked against the digest of what 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..digest import digest_rows
-from ..errors import ConfigError, RowMismatch, SpecMismatch
+from ..errors import ConfigError, RowMismatch
 from ..parts.reader import CaptureReader, Samples
+from ..parts.same_inputs import check_same_inputs
 from ..parts.same_rows import is_augmented
 from .items import fetch_items, read_inputs
 from .options import StreamOptions
@@ -25,43 +26,23 @@ Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
 """(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
 
 
-def common_augmentation(
-    captures: Mapping[str, CaptureReader], views: Iterable[int], where: str
-) -> Mapping[str, Any] | None:
-    """Return the augmentation of all captures in some views. Raises SpecMismatch if their inputs differed."""
-    streamed = list(views)
-    by_name: dict[str, Any] = {
-        name: c.augmentation if any(is_augmented(c.augmentation, view) for view in streamed) else None
-        for name, c in captures.items()
-    }
-    names = list(by_name)
-    for name in names[1:]:
-        if by_name[name] != by_name[names[0]]:
-            raise SpecMismatch(
-                f"{where}: teachers {names[0]!r} and {name!r}",
-                expected="captures of the same augmented inputs",
-                found=f"{by_name[names[0]]} and {by_name[name]}"[:200],
-                remedy="stream them one at a time, or capture one of them again",
-            )
-    return by_name[names[0]] if names else None
-
-
 class Inputs:
     """The inputs of a stream."""
 
     def __init__(
         self, samples: Samples, captures: Mapping[str, CaptureReader], options: StreamOptions, where: str
     ) -> None:
-        """Check the transfer set and the augmentation; reads no block. where: the store, for messages.
+        """Check the transfer set and the inputs of the teachers; where: the store, for messages.
 
-        Raises SpecMismatch if the teachers saw different inputs, ConfigError for an unfit transfer set or augment.
+        Reads no block, except of digests whose checksums differ between teachers. Raises SpecMismatch or RowMismatch if
+        the teachers saw different inputs, ConfigError for an unfit transfer set or augment.
         """
         self._samples = samples
         self._transfer_set = options.transfer_set
         self._augment = options.augment
         self._view = options.streamed_views[0]
         self._shown = next(iter(captures.values()), None)
-        self._augmentation = common_augmentation(captures, options.streamed_views, where)
+        self._augmentation = check_same_inputs(captures, options.streamed_views, where)
         self.available = options.inputs and (self._transfer_set is not None or samples.inputs is not None)
         """Whether batches have inputs."""
         self._one_at_a_time = threading.Lock()

@@ -46,7 +46,7 @@ class Stream:
     def __init__(self, root: Root, captures: Mapping[str, CaptureReader], options: StreamOptions) -> None:
         """Plan the stream; reads metadata, and the source of each row if there is a transfer set.
 
-        Raises StoreIncomplete, ConfigError or SpecMismatch as `Store.stream` does.
+        Raises StoreIncomplete, ConfigError, SpecMismatch or RowMismatch as `Store.stream` does.
         """
         self._root = root
         self._samples = Samples(root)
