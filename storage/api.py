@@ -260,7 +260,8 @@ class Store:
     ) -> str:
         """Write and seal `clusters/<name>` ("covariance", "assignment", "centres", "sets" …); return its digest.
 
-        identity: its source and options. notes: figures that are not compared.
+        identity: its source and options. notes: figures that are not compared. Sets ascend (`np.sort(sets, axis=1)`).
+        Raises BadDataError for arrays or figures that no reader takes, SpecMismatch if the name is taken.
         """
         writable(self._root.folder)
         return write_clustering(self._root, name, arrays, identity=identity, notes=notes)
