@@ -303,7 +303,8 @@ class Store:
         columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
         specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
         `classes` name; a label is then no number of a column.
-        inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
+        inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest
+        and, where both have them, by label.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
         Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Pass both or

@@ -59,7 +59,7 @@ class Stream:
     """
 
     def __init__(self, root: Root, captures: Mapping[str, CaptureReader], options: StreamOptions) -> None:
-        """Plan the stream; reads metadata, and the source of each row if there is a transfer set.
+        """Plan the stream; reads metadata, and source and label of each row if there is a transfer set.
 
         Raises StoreIncomplete, ConfigError, SpecMismatch or RowMismatch as `Store.stream` does.
         """

@@ -441,8 +441,8 @@ def test_a_stratum_that_fits_into_its_window_is_read_once(
 class Examples:
     """A transfer set that records the examples it is asked for."""
 
-    def __init__(self, inputs: NDArray[Any]) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: NDArray[Any], label: int = -1) -> None:
+        self.inputs, self.label = inputs, label
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -450,7 +450,7 @@ class Examples:
 
     def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
         self.asked.append(index)
-        return self.inputs[index], 0
+        return self.inputs[index], self.label
 
 
 @pytest.fixture
@@ -635,7 +635,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a short transfer set": (
         {"transfer_set": [1, 2]},
         "transfer_set",
-        "at least 37 examples, as in the transfer set of the store",
+        "37 examples, as in the transfer set of the store",
         "2",
     ),
 }
