@@ -27,6 +27,7 @@ from timing import seconds
 import logitstore
 from logitstore.storage.api import Capture
 from logitstore.storage.encodings import transform
+from logitstore.storage.encodings.products import one_thread
 from logitstore.storage.encodings.transform import Transform
 from logitstore.storage.random import philox_permutation
 
@@ -59,7 +60,8 @@ def data(names: list[str], files: list[str]) -> Iterator[tuple[str, NDArray[np.f
 def drawn(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Draw calibration rows."""
     rows = np.sort(philox_permutation(len(logits), 0, stream=0, counter=0)[:CALIBRATION_ROWS])
-    return logits[rows]
+    sample: NDArray[np.float32] = logits[rows]
+    return sample
 
 
 def store_of(folder: Path, logits: NDArray[np.float32], encodings: Mapping[str, Any]) -> logitstore.Store:
@@ -152,7 +154,7 @@ def show_speed(logits: NDArray[np.float32]) -> None:
         with mock.patch.object(transform, "_threads", lambda threads=threads: threads):
             taken = median(seconds(lambda: encoding.encode(rows, 0, "benchmark")) for _ in range(ROUNDS))
         rates[f"encode, {threads} core{'s' * (threads > 1)}"] = len(rows) / taken
-    with transform.one_thread:
+    with one_thread:
         rates["decode to dense rows, 1 core"] = len(rows) / median(
             seconds(lambda: encoding.decode(given)) for _ in range(ROUNDS)
         )
