@@ -194,4 +194,5 @@ class Inputs:
 
 
 def _contradicts(found: NDArray[np.int64], stored: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (found != stored) & (found != UNKNOWN) & (stored != UNKNOWN)
+    differs: NDArray[np.bool_] = (found != stored) & (found != UNKNOWN) & (stored != UNKNOWN)
+    return differs
