@@ -23,7 +23,8 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
-from .transfer import Examples, Looked, TransferRows, listed_labels
+from ..storage.stream.items import listed_labels
+from .transfer import Examples, Looked, TransferRows
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -265,7 +265,8 @@ class Store:
     ) -> str:
         """Write and seal `clusters/<name>` ("covariance", "assignment", "centres", "sets" …); return its digest.
 
-        identity: its source and options. notes: figures that are not compared.
+        identity: its source and options. notes: figures that are not compared. Sets ascend (`np.sort(sets, axis=1)`).
+        Raises BadDataError for arrays or figures that no reader takes, SpecMismatch if the name is taken.
         """
         writable(self._root.folder)
         return write_clustering(self._root, name, arrays, identity=identity, notes=notes)
@@ -307,17 +308,17 @@ class Store:
         columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
         specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
         `classes` name; a label is then no number of a column.
-        inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest.
+        inputs: False leaves them out. transfer_set: their source instead of the store, checked by digest
+        and, where both have them, by label.
         augment: makes the inputs of a view from those of the rows, checked against the teacher's.
 
-        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Without both,
-        this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and selects no rows.
+        Every rank of `world_size` gets equally many batches; together they are the epoch, each row once. Pass both or
+        neither. Without them this process reads every row; a warning follows if it is one of several (WORLD_SIZE) and
+        selects no rows.
         Raises ConfigError for arguments out of range and captures that lack classes, PartNotFound or StoreIncomplete for
-        absent teachers, SpecMismatch for teachers that saw different inputs; while reading, RowMismatch and StoreCorrupt.
+        absent teachers, SpecMismatch or RowMismatch for teachers that saw different inputs; while reading, RowMismatch and
+        StoreCorrupt.
         """
-        reads_every_row = rank is None and world_size is None and rows is None and strata is None
-        if reads_every_row:
-            warn_of_forgotten_ranks(processes_of_torchrun())
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         if teachers is None and isinstance(
             self._root.folder, Folder
@@ -333,9 +334,8 @@ class Store:
             shares=shares,
             shuffle=shuffle,
             seed=seed,
-            rank=0 if rank is None else rank,
-            world_size=1 if world_size is None else world_size,
-            reads_every_row=reads_every_row,
+            rank=rank,
+            world_size=world_size,
             drop_last=drop_last,
             window=window,
             decode=decode,
@@ -344,7 +344,10 @@ class Store:
             transfer_set=transfer_set,
             augment=augment,
         )
-        return Stream(self._root, captures, options)
+        stream = Stream(self._root, captures, options)
+        if stream.reads_every_row:
+            warn_of_forgotten_ranks(processes_of_torchrun())
+        return stream
 
 
 def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:

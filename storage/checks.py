@@ -59,12 +59,32 @@ def check_temperature(temperature: Any) -> float:
     return float(temperature)
 
 
-def check_rank(rank: Any, world_size: int) -> int:
-    """Return the rank of a process if it is in its world. Raises ConfigError."""
+def check_ranks(rank: Any, world_size: Any) -> tuple[int, int]:
+    """Return rank and world size of a process; rank 0 of 1 where both are None. Raises ConfigError for one without the other.
+
+    A default for either would give every process the same rows.
+
+    >>> check_ranks(None, None), check_ranks(1, 2)
+    ((0, 1), (1, 2))
+    """
+    if rank is None and world_size is None:
+        return 0, 1
+    for absent, value, given, other in (
+        ("rank", rank, "world_size", world_size),
+        ("world_size", world_size, "rank", rank),
+    ):
+        if value is None:
+            raise ConfigError(
+                absent,
+                expected=f"an integer, as {given}={other!r} is given"[:100],
+                found="None",
+                remedy=f"pass {absent}=…, too, or leave out {given}",
+            )
+    world_size = whole_number("world_size", world_size, 1)
     if not _is_integer(rank) or not 0 <= rank < world_size:
         limit = f"0 to {world_size - 1} (world_size {world_size})"
         raise _wrong("rank", rank, limit, "pass the rank of this process")
-    return int(rank)
+    return int(rank), world_size
 
 
 def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:

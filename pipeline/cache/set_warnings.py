@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from ...storage.stream.items import listed_labels
 from ..datasets.class_names import is_numbered
-from ..transfer import TransferRows, listed_labels
+from ..transfer import TransferRows
 
 log = logging.getLogger(__name__)
 _SHOWN = 8

@@ -31,12 +31,13 @@ from ...storage.encodings.widths import expected_bytes, row_widths
 from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
+from ...storage.stream.items import listed_labels
 from ..experiment.document import TeacherMember
 from ..factories.local_code import SOURCE
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import check_repeatable, check_samples, samples_identity
-from ..transfer import TransferRows, input_bytes, listed_labels
+from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits

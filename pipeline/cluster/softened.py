@@ -9,7 +9,7 @@ sent to another process, which opens the captures anew.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -17,8 +17,11 @@ from jaxtyping import Float32, Float64
 from ...storage.api import Capture, Store
 from ...storage.checks import check_temperature
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
+from ...storage.parts.same_inputs import check_same_inputs
 from ..runtime.dask_tasks import Block
 from .moments import pieces, slice_rows
+
+_REMEDY: Final = "cluster teachers that saw the same inputs"
 
 
 @runtime_checkable
@@ -146,7 +149,7 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
 
     weights: of each capture, above 0, any scale. temperature: above 0.
     Raises PartNotFound or StoreIncomplete for a missing capture, BadDataError for one without all classes of the store (a
-    specialist's), SpecMismatch where views or augmentations differ, ConfigError for weights or a temperature out of range.
+    specialist's), SpecMismatch where views or augmentations differ, RowMismatch where inputs do, ConfigError for weights or a temperature out of range.
     """
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights.values()):
         raise ConfigError(
@@ -171,8 +174,9 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
                     f"teachers/{name}: {what}",
                     expected=f"{repr(ours)[:120]}, as teachers/{first[0]} has",
                     found=repr(theirs)[:120],
-                    remedy="cluster teachers that saw the same inputs",
+                    remedy=_REMEDY,
                 )
+    check_same_inputs(captures, range(first[1].num_views), str(store.path), _REMEDY)
     check_temperature(temperature)
     return Softened(sources, float(temperature), store.block_rows)
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...storage.api import Capture, Store
-from ...storage.errors import RowMismatch
+from ...storage.api import Store
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import over_blocks
 from .experts import active_specialists
@@ -69,7 +68,6 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
     ) as capture:
 
         def write(view: int, rows: range) -> Counter[int]:
-            seen = chief.seen(rows, view)
             logits = chief.read(rows, view, temperature=1.0)
             # Decoded top-k rows may tie where the stored order tells them apart.
             is_dense = chief.encoding.is_dense
@@ -77,7 +75,6 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
             active = active_specialists(ranked, experts, plan.top)
             logits_of_each = []
             for one, asked in zip(plan.specialists, active.T, strict=True):
-                _check_seen(chief, one, rows, view, seen)
                 logits_of_each.append(one.read(rows.start + np.flatnonzero(asked), view, temperature=1.0))
             combine_rows(
                 logits,
@@ -88,28 +85,10 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
                 method=plan.method,
                 out=logits,
             )
-            capture.write(rows, logits, view, seen=seen)
+            capture.write(rows, logits, view, seen=chief.seen(rows, view))
             return Counter(active.sum(axis=1).tolist())
 
         missing = [(view, rows) for view in range(views) for rows in capture.missing_blocks(view)]
         done = views * store.num_rows - sum(len(rows) for _, rows in missing)
         counts = over_blocks(f"combine {plan.name}", missing, write, progress=progress, done=done)
     return sum(counts, Counter[int]())
-
-
-def _check_seen(generalist: Capture, one: Capture, rows: range, view: int, seen: Any) -> None:
-    """Compare the inputs of a specialist with those of the generalist. Raises RowMismatch with the first row."""
-    block = rows.start // generalist.reader.grid.block_rows
-    sealed = [capture.part.table.shard("seen", view, block).sha256 for capture in (generalist, one)]
-    if sealed[0] == sealed[1]:  # the same shard, as nearly always: none is read
-        return
-    theirs = one.seen(rows, view)
-    bad = np.flatnonzero(theirs != seen)
-    if len(bad):
-        first = int(bad[0])
-        raise RowMismatch(
-            f"teachers/{one.name}, view {view}, row {rows.start + first}",
-            expected=f"the input that {generalist.name} saw, with digest {int(seen[first]):016x}",
-            found=f"{int(theirs[first]):016x}",
-            remedy="capture the specialist again, with the same views",
-        )

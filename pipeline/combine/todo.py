@@ -15,7 +15,7 @@ from ...storage.encodings.named import encoding_named
 from ...storage.errors import ConfigError, NameTaken, SpecMismatch
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
-from ...storage.stream.inputs import common_augmentation
+from ...storage.parts.same_inputs import check_same_inputs
 from ..experiment.tables import Combine
 from .experts import Experts, check_columns
 from .solve import check_settings
@@ -104,8 +104,8 @@ def plan_combination(
     KL(p, q) as in the paper, or "qp" for KL(q, p), which needs disjoint sets and `top` 1. method: "fixed_point", or, with
     "pq" alone, "gradient_descent" as in the paper, which is slow. encoding: as of any capture.
     Raises PartNotFound or StoreIncomplete for a capture that is not sealed, ConfigError for settings or captures that do
-    not fit, SpecMismatch for specialists of another generalist or store, NameTaken or SpecMismatch for a name that is
-    another capture's.
+    not fit, SpecMismatch for specialists of another generalist or store, SpecMismatch or RowMismatch for those that saw other
+    inputs, NameTaken or SpecMismatch for a name that is another capture's.
     """
     check_name(name, "the name of the new capture")
     check_settings(direction, method)
@@ -197,7 +197,7 @@ def _check_generalist(store: Store, generalist: Capture) -> None:
 
 
 def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
-    """Refuse a capture that is no specialist of this generalist. Raises ConfigError, SpecMismatch."""
+    """Refuse a capture that is no specialist of this generalist. Raises ConfigError, SpecMismatch, RowMismatch."""
     where = f"{store.path}: teachers/{one.name}"
     head = one.part.spec.identity.get("head")
     check_columns(one.classes, store.num_classes, where)
@@ -226,7 +226,8 @@ def _check_specialist(store: Store, generalist: Capture, one: Capture) -> None:
             remedy="add log(s(1-π)/((1-s)π)) to the dustbin's logit, and say so in the head",
         )
     views = range(min(generalist.num_views, one.num_views))
-    common_augmentation({generalist.name: generalist, one.name: one}, views, str(store.path))
+    remedy = "capture the specialist again, with the same views"
+    check_same_inputs({generalist.name: generalist, one.name: one}, views, str(store.path), remedy)
 
 
 def _sealed(capture: Capture) -> dict[str, str]:

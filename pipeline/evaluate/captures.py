@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...storage.api import Store
 from ...storage.errors import BadDataError, ConfigError, SpecMismatch
 from ...storage.parts.reader import sets_of
+from ...storage.parts.same_inputs import check_same_inputs
 from ...storage.progress import Progress, silent
 from ..runtime.dask_tasks import every_block, over_blocks
 from .coverage import Conditional, Coverage, conditional, coverage, covers_of, special_classes
@@ -191,7 +192,7 @@ def evaluate_captures(
     compare: as of `comparisons`. captures: the captures that get metrics; by default all of all classes. rows: the rows that
     count; by default all. view: the view that is scored. top_k, temperature: as of `metrics.Accumulator`.
     Raises BadDataError if no row that counts has a label, ConfigError for a view that a capture does not have, PartNotFound
-    for an unknown name.
+    for an unknown name, SpecMismatch or RowMismatch for captures that are compared and saw different inputs.
     """
     names = scored_captures(store) if captures is None else list(captures)
     for name, capture in store.teachers.items() if captures is None else ():
@@ -222,6 +223,10 @@ def evaluate_captures(
                 found=f"{store.teachers[name].shape[2]} columns",
                 remedy="leave it out: a specialist is scored as part of its combination",
             )
+    for comparison in compare:
+        compared_names = (comparison.generalist, comparison.combined, *comparison.specialists)
+        pairs = {name: store.teachers[name] for name in compared_names}
+        check_same_inputs(pairs, [view], str(store.path), "compare captures that saw the same inputs")
     covers = [covers_of(comparison.sets, store.num_classes) for comparison in compare]
 
     def read(name: str, rows: range) -> NDArray[np.float32]:

@@ -5,14 +5,13 @@ stream reads the stored logits; torch decodes them on the device.
 
 The position between two batches is known in three ways:
 
-- In this process, `_Pass` reads one batch ahead on request, which distinguishes the end of an epoch from its middle.
-- With a thread that copies ahead of the loop, each batch carries a copy of the stream after it.
+- In this process, the stream counts the batches that the loop has.
+- So it does where a thread reads and copies ahead of the loop: reading moves no position.
 - In the workers of a DataLoader, each worker has a share of the batches and its own state, for `StatefulDataLoader`.
 """
 
-import copy
 import multiprocessing.context
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
@@ -23,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ...storage.errors import ConfigError
 from ...storage.stream.forgotten_ranks import warn_of_forgotten_ranks
-from ...storage.stream.stream import Stream
+from ...storage.stream.stream import Iteration, Stream
 from ..runtime.ahead import run_ahead
 from ..runtime.device import named_device
 from ..runtime.workers import watch_parent
@@ -34,8 +33,6 @@ __all__ = ["MAX_WORKERS", "StoredLogits", "TopKTensors", "TorchBatch", "TorchStr
 MAX_WORKERS = 1024
 """Maximum number of workers of one DataLoader."""
 State = dict[str, Any]
-_Located = tuple[TorchBatch, Stream]
-"""A batch, and the stream after it: a copy if a thread reads ahead."""
 
 
 class TorchStream(IterableDataset[TorchBatch]):
@@ -67,8 +64,6 @@ class TorchStream(IterableDataset[TorchBatch]):
             warn_of_forgotten_ranks(distributed.get_world_size())
         self.stream = stream
         self.device = None if device is None else named_device(device)
-        self._pass: _Pass | None = None
-        self._left: State | None = None  # position of an interrupted iteration
         # Shared with all workers: the epoch that was set (-1 for none), the next epoch of each worker (-1 for the one
         # that it was started with), and the number of loaded states.
         self._set = torch.full((1,), -1, dtype=torch.int64).share_memory_()
@@ -102,7 +97,6 @@ class TorchStream(IterableDataset[TorchBatch]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch as `Stream.set_epoch` does; running workers follow."""
         self.stream.set_epoch(epoch)
-        self._left = None
         self._set[0] = self.stream.epoch
 
     def state_dict(self) -> State:
@@ -121,10 +115,7 @@ class TorchStream(IterableDataset[TorchBatch]):
                 found="a stream that DataLoader workers have read",
                 remedy="use num_workers=0, or torchdata's StatefulDataLoader and its state_dict",
             )
-        state = self._left
-        if self._pass is not None:
-            state = self._pass.state(look_ahead=int(self._set[0]) < 0)
-        return self.stream.state_dict() if state is None else state
+        return self.stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the position of `state`: see `Stream.load_state_dict`; in a worker, a state of that worker."""
@@ -133,7 +124,6 @@ class TorchStream(IterableDataset[TorchBatch]):
             self._resume = _checked(state, worker.num_workers)
             return
         self.stream.load_state_dict(state)
-        self._left = None
         self._next.fill_(-1)
         self._loads += 1
         self._loads_then = int(self._loads[0])
@@ -143,38 +133,33 @@ class TorchStream(IterableDataset[TorchBatch]):
     # In this process
 
     def _here(self) -> Iterator[TorchBatch]:
-        self._left = None
-        current = self._pass = _Pass(self._located(), self.stream)
-        try:
-            yield from current
-        finally:
-            self._left = current.leave()
-            self._pass = None
+        iteration = self.stream.begin()
+        with closing(self._on_device(iteration)) as batches:
+            for batch in batches:
+                self.stream.hand_out(iteration)
+                yield batch
+        self.stream.end(iteration)
 
-    def _located(self) -> Iterator[_Located]:
-        """Yield the batches on their device, each with the stream after it."""
+    def _on_device(self, iteration: Iteration) -> Generator[TorchBatch, None, None]:
+        """Yield the batches of an iteration on their device; the position of the stream stays."""
+
+        def stored() -> Iterator[TorchBatch]:
+            with closing(self.stream.read(iteration, decode=False)) as batches:
+                yield from map(TorchBatch.of, batches)
+
         copier = None if self.device is None else copier_for(self.device, self._decode)
         if copier is None:
-            for batch in self._tensors(self.stream):
-                yield batch, self.stream
+            yield from map(self._converted, stored())
             return
-
-        def stored() -> Iterator[_Located]:
-            for batch in self.stream.batches(decode=False):
-                yield TorchBatch.of(batch), copy.copy(self.stream)  # microseconds; a state takes longer
-
-        def send(located: _Located) -> tuple[tuple[TorchBatch, Any], Stream]:
-            return copier.send(located[0]), located[1]
-
-        with closing(run_ahead(stored(), send)) as ahead:
-            for sent, after in ahead:
-                yield copier.receive(sent), after
+        with closing(run_ahead(stored(), copier.send)) as ahead:
+            yield from map(copier.receive, ahead)
 
     def _tensors(self, stream: Stream) -> Iterator[TorchBatch]:
-        """Yield the batches of `stream` as tensors."""
-        for batch in stream.batches(decode=False):
-            tensors = TorchBatch.of(batch)
-            yield self._decode(tensors if self.device is None else tensors.to(self.device))
+        """Return the batches of `stream` as tensors."""
+        return map(self._converted, map(TorchBatch.of, stream.batches(decode=False)))
+
+    def _converted(self, batch: TorchBatch) -> TorchBatch:
+        return self._decode(batch if self.device is None else batch.to(self.device))
 
     def _decode(self, batch: TorchBatch) -> TorchBatch:
         return batch.decoded(self.stream.temperature) if self.stream.decode else batch
@@ -237,51 +222,7 @@ class TorchStream(IterableDataset[TorchBatch]):
                     found=f"{type(error).__name__}: {' '.join(str(error).split())}",
                     remedy="open files in `__getitem__`, define functions at the top of a module, or use num_workers=0",
                 ) from error
-        return {**self.__dict__, "_pass": None, "_left": None, "_share": None, "_resume": None}
-
-
-class _Pass(Iterator[TorchBatch]):
-    """One iteration, which takes a batch in advance to find out whether the epoch is over."""
-
-    def __init__(self, batches: Iterator[_Located], stream: Stream) -> None:
-        self._batches, self._after = batches, stream
-        self._state: State | None = None  # after the last batch, once it was requested
-        self._coming: _Located | Exception | None = None  # the batch that was taken in advance
-        self._over = False
-
-    def __next__(self) -> TorchBatch:
-        coming, self._coming = self._coming, None
-        if isinstance(coming, Exception):
-            raise coming
-        if coming is None:
-            try:
-                coming = next(self._batches)
-            except StopIteration:
-                self._over = True
-                raise
-        self._state = None
-        batch, self._after = coming
-        return batch
-
-    def state(self, look_ahead: bool = True) -> State | None:
-        """Return the state after the last returned batch, or None if the epoch is over."""
-        if self._coming is None and not self._over:
-            if self._state is None:
-                self._state = self._after.state_dict()
-            if look_ahead:
-                try:
-                    self._coming = next(self._batches)
-                except StopIteration:
-                    self._over = True
-                except Exception as error:  # noqa: BLE001 - raised with the next batch
-                    self._coming = error
-        return None if self._over else self._state
-
-    def leave(self) -> State | None:
-        """End the iteration; return its state, or None if the epoch was over."""
-        state = self.state()
-        del self._batches, self._coming
-        return state
+        return {**self.__dict__, "_share": None, "_resume": None}
 
 
 @dataclass

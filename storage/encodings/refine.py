@@ -80,7 +80,7 @@ def refine_rows(
     fails, passes = np.full(rows, -1), np.full(rows, MOST_REFINED + 1)
     left, lost = np.arange(rows), np.zeros(rows, np.int64)
     for _ in range(_TRIALS):
-        factor = step_factor(tried[left])[:, None] * basis.step
+        factor = step_factor(tried[left].astype(np.uint8))[:, None] * basis.step
         codes = np.rint(projected[left] / factor)
         decoded = tiled_product(codes * factor, basis.basis)
         decoded += basis.centre
@@ -131,6 +131,7 @@ class Softened:
     ) -> None:
         """Compute the probabilities. logits: centred. dtype: in which errors are computed."""
         self._logits, self._temperatures, self._dtype = logits, temperatures, dtype
+        self._lost = float(np.finfo(dtype).eps)
         self._p = []
         for temperature in temperatures:
             p = np.exp(logits.astype(dtype, copy=False) * dtype(1 / temperature))
@@ -140,7 +141,10 @@ class Softened:
     def divergence(
         self, rows: NDArray[np.int64], decoded: Float32[np.ndarray, "some classes"]
     ) -> Float64[np.ndarray, "some temperatures"]:
-        """Compute the KL of some rows at each temperature, nats: ln(1 + E[exp(−d) − 1 + d]) of the centred error d/T."""
+        """Compute the KL of some rows at each temperature, nats: ln(1 + E[exp(−d) − 1 + d]) of the centred error d/T.
+
+        What rounding may have lost is added, so that none comes out too small.
+        """
         kl = np.empty((len(rows), len(self._temperatures)))
         step = max(1, _CACHED // decoded.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):
@@ -156,5 +160,5 @@ class Softened:
                     powers -= 1
                     powers += d
                     sums = np.einsum("ij,ij->i", p, powers).astype(np.float64)
-                    kl[first : first + step, column] = np.log1p(np.maximum(sums, 0))
+                    kl[first : first + step, column] = np.log1p(np.maximum(sums, 0) + self._lost)
         return np.where(np.isnan(kl), math.inf, kl)

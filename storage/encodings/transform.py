@@ -186,7 +186,7 @@ class Transform:
             codes[part], refine[part] = zigzag(found.codes), found.refine
             error[part] = coarser_up(error_of_kl(list(found.kl.T), self.temperatures), _DIGITS)
             if (out := np.flatnonzero(found.refine == ESCAPED)).size:
-                escaped = self._escape.encode(logits[part][out], first_row + first, where)
+                escaped = self._escaped(logits[part][out], first_row + first + int(out[0]), where)
                 _keep_largest(escaped["logits"], centred[out].argmax(axis=1))
                 escape[first + out] = escaped["logits"]
                 decoded = self._escape.decode(escaped)
@@ -197,6 +197,19 @@ class Transform:
             list(pool.map(piece, range(0, len(logits), _PIECE)))
         arrays = {"codes": codes, "refine": refine, "error": error, "escape": escape}
         return arrays | ({"peak": peak} if self.keeps_peak else {})
+
+    def _escaped(self, logits: NDArray[np.float32], first_row: int, where: str) -> dict[str, NDArray[Any]]:
+        """Encode rows that the basis does not serve. Raises BadLogitsError."""
+        try:
+            return self._escape.encode(logits, first_row, where)
+        except BadLogitsError as error:
+            raise BadLogitsError(
+                error.where,
+                expected=f"logits within {self._escape.most_codes * self._escape.step:.6g} of the row's maximum, "
+                f"the reach of max_kl {self.max_kl:g}",
+                found=error.found,
+                remedy="raise max_kl, or store these logits as float32; nothing of this block was kept",
+            ) from None
 
     def decode(
         self, stored: Mapping[str, NDArray[Any]], num_classes: int = 0, temperature: float | None = None

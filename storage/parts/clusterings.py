@@ -1,7 +1,8 @@
 """A clustering as it is read: sets of classes, assignment, covariance and figures, each checked before it is used.
 
 A store may come from somebody else, with every digest right. A class that does not exist, a matrix of another shape or a
-figure of another type is an error here, with the file that states it.
+figure of another type is an error here, with the file that states it. `check_clustering` applies the same checks to a
+clustering that is to be sealed.
 """
 
 import math
@@ -13,10 +14,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
+from ..checks import hidden_by_mask
+from ..errors import BadDataError, LimitExceeded, ManifestInvalid
 from ..format.constants import MAX_SET_MEMBERS, SPEC
 from ..format.documents import beyond, invalid, shorten, table
+from ..format.layouts import DIMENSIONS, DTYPES_OF
 from .root import Root
-from .sealed_part import SealedPart
+from .sealed_part import SealedPart, Spec
 from .values import in_range
 
 _CLASS_AXES: Final[Mapping[str, tuple[int, ...]]] = {
@@ -30,10 +34,8 @@ _MOST_TEXT: Final = 1000
 """Characters of a text that a clustering states about itself."""
 
 
-def check_shapes(part: SealedPart, num_classes: int) -> None:
-    """Refuse arrays of a clustering that do not fit the classes, or each other. Raises ManifestInvalid, LimitExceeded."""
-    where = str(part.folder.path)
-    shapes = {name: layout.shape for name, layout in part.layouts.items()}
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], num_classes: int, where: str) -> None:
+    """Refuse shapes of arrays that do not fit the classes, or each other. Raises ManifestInvalid, LimitExceeded."""
     for name, shape in shapes.items():
         wrong = [shape[axis] for axis in _CLASS_AXES.get(name, ()) if shape[axis] != num_classes]
         if wrong:
@@ -49,6 +51,94 @@ def check_shapes(part: SealedPart, num_classes: int) -> None:
         raise invalid(where, "as many sets as centres", counts)
 
 
+def shapes_of(part: SealedPart) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a part."""
+    return {name: layout.shape for name, layout in part.layouts.items()}
+
+
+def check_sets(sets: NDArray[Any], num_classes: int, where: str) -> NDArray[Any]:
+    """Return sets of classes (set, member). Raises ManifestInvalid unless each ascends and holds a class once.
+
+    Searches in a set halve it: in another order they would miss classes.
+    """
+    in_range(sets, 0, num_classes, where)
+    falls = np.flatnonzero((sets[:, 1:] <= sets[:, :-1]).any(axis=1))
+    if len(falls):
+        first = int(falls[0])
+        raise invalid(f"{where}: set {first}", "ascending classes, each once", sets[first].tolist())
+    return sets
+
+
+def check_assignment(
+    assignment: NDArray[Any], shapes: Mapping[str, tuple[int, ...]], num_classes: int, where: str
+) -> NDArray[Any]:
+    """Return the cluster of each class. shapes: of the clustering. Raises ManifestInvalid for a false cluster."""
+    num_sets = _num_sets(shapes)
+    return in_range(assignment, 0, num_classes if num_sets is None else num_sets, where, "clusters")
+
+
+def check_finite(values: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return numbers. Raises ManifestInvalid for NaN and infinity."""
+    if not np.isfinite(values).all():
+        raise invalid(where, "finite numbers", "NaN or infinity")
+    return values
+
+
+def _num_sets(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    named = (name for name in ("sets", "centres", "projected_centres") if name in shapes)
+    return next((shapes[name][0] for name in named), None)
+
+
+def check_clustering(
+    arrays: Mapping[str, NDArray[Any]], spec: Spec, num_classes: int, where: str
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a clustering in the dtypes of the format; `spec` is what it states about itself.
+
+    Raises BadDataError for whatever a reader would refuse, and for values that a cast would change.
+    """
+    try:
+        cast = {name: _cast(name, values, f"{where}/{name}") for name, values in arrays.items()}
+        shapes = {name: values.shape for name, values in cast.items()}
+        check_shapes(shapes, num_classes, where)
+        for name, values in cast.items():
+            place = f"{where}/{name}"
+            if name == "sets":
+                check_sets(values, num_classes, place)
+            elif name == "assignment":
+                check_assignment(values, shapes, num_classes, place)
+            else:
+                check_finite(values, place)
+        stated = Stated(spec, where)
+        _ = stated.about, stated.errors_inside
+    except (ManifestInvalid, LimitExceeded) as error:
+        remedy = "correct the clustering; nothing was written"
+        raise BadDataError(error.where, expected=error.expected, found=error.found, remedy=remedy) from None
+    return cast
+
+
+def _cast(name: str, given: Any, where: str) -> NDArray[Any]:
+    """Return an array in its dtype of the format. Raises ManifestInvalid for another name, form or kind of numbers."""
+    dimensions = DIMENSIONS["clustering"].get(name)
+    if dimensions is None:
+        raise invalid(where, f"one of the arrays {', '.join(DIMENSIONS['clustering'])}", repr(name))
+    try:
+        values = np.asarray(given)
+    except ValueError:  # rows of several lengths
+        raise invalid(where, f"an array ({', '.join(dimensions)})", shorten(given)) from None
+    dtype = np.dtype(DTYPES_OF[name])
+    if (hidden := hidden_by_mask(given)) is not None:
+        raise invalid(where, "values without a mask", hidden)
+    if values.dtype.kind not in ("iu" if dtype.kind == "i" else "iuf"):
+        kind = "integers" if dtype.kind == "i" else "real numbers"
+        raise invalid(where, kind, values.dtype)
+    if values.ndim != len(dimensions) or 0 in values.shape:
+        raise invalid(where, f"an array ({', '.join(dimensions)}) with elements", f"shape {values.shape}")
+    if values.dtype == np.uint64 and dtype.kind == "i":
+        in_range(values, 0, 1 << 63, where, "numbers")
+    with np.errstate(over="ignore"):  # infinity is refused
+        return values.astype(dtype)
+
+
 class ClusteringReader:
     """The sets of a clustering, and what they were made from."""
 
@@ -60,41 +150,59 @@ class ClusteringReader:
         """The sealed part."""
         self._classes = root.attributes.num_classes
         self._where = str(self.part.folder.path)
-        self._spec = f"{self._where}/{SPEC}"
-        check_shapes(self.part, self._classes)
+        self._shapes = shapes_of(self.part)
+        check_shapes(self._shapes, self._classes, self._where)
 
     @property
     def num_sets(self) -> int | None:
         """Number of its clusters; None if it has neither sets nor centres."""
-        shapes = (self.part.layouts[name].shape for name in ("sets", "centres") if name in self.part.layouts)
-        return next((shape[0] for shape in shapes), None)
+        return _num_sets(self._shapes)
 
     @cached_property
     def sets(self) -> Int64[np.ndarray, "sets members"]:
-        """The classes of each set. Raises PartNotFound, ManifestInvalid for a false class."""
-        return in_range(self.part.small("sets"), 0, self._classes, f"{self._where}/sets")
+        """The classes of each set, ascending. Raises PartNotFound, ManifestInvalid for false classes."""
+        return check_sets(self.part.small("sets"), self._classes, f"{self._where}/sets")
 
     @cached_property
     def assignment(self) -> Int64[np.ndarray, " classes"]:
         """The cluster of each class. Raises PartNotFound, ManifestInvalid for a false cluster."""
-        end = self._classes if self.num_sets is None else self.num_sets
         where = f"{self._where}/assignment"
-        return in_range(self.part.small("assignment"), 0, end, where, "clusters")
+        return check_assignment(self.part.small("assignment"), self._shapes, self._classes, where)
 
     @cached_property
     def covariance(self) -> Float32[np.ndarray, "classes classes"]:
         """The covariance of the softened predictions. Raises PartNotFound, ManifestInvalid for no numbers."""
-        matrix: NDArray[np.float32] = self.part.small("covariance")
-        if not np.isfinite(matrix).all():
-            raise invalid(f"{self._where}/covariance", "finite numbers", "NaN or infinity")
-        return matrix
+        return check_finite(self.part.small("covariance"), f"{self._where}/covariance")
 
     def check(self) -> None:
         """Read everything. Raises ManifestInvalid for values that mean nothing."""
-        for name in ("sets", "assignment", "covariance"):
-            if name in self.part.layouts:
+        for name in self.part.layouts:
+            if name in ("sets", "assignment", "covariance"):
                 getattr(self, name)
+            else:
+                check_finite(self.part.small(name), f"{self._where}/{name}")
         _ = self.about, self.errors_inside
+
+    @cached_property
+    def _stated(self) -> "Stated":
+        return Stated(self.part.spec, f"{self._where}/{SPEC}")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Teachers, options and figures, as of `Stated`. Raises ManifestInvalid for a value of another type."""
+        return self._stated.about
+
+    @property
+    def errors_inside(self) -> dict[str, Any] | None:
+        """The counts of errors inside sets, as noted; None if none are. Raises ManifestInvalid for other values."""
+        return self._stated.errors_inside
+
+
+class Stated:
+    """The teachers, options and figures in the spec of a clustering."""
+
+    def __init__(self, spec: Spec, where: str) -> None:
+        self._spec, self._where = spec, where
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -102,7 +210,7 @@ class ClusteringReader:
 
         Raises ManifestInvalid for a value of another type.
         """
-        identity, notes = self.part.spec.identity, self.part.spec.notes
+        identity, notes = self._spec.identity, self._spec.notes
         capture, captures = identity.get("capture"), identity.get("captures")
         named = capture.get("name") if isinstance(capture, Mapping) else None
         teacher = self._text(named, "capture: name")
@@ -133,7 +241,7 @@ class ClusteringReader:
         noted = self._figures("errors_inside", ("errors", "inside"), ("random_share",))
         if noted is None:
             return None
-        more = self.part.spec.notes["errors_inside"]
+        more = self._spec.notes["errors_inside"]
         for key in ("draws", "random_deviation"):
             if key in more:
                 check = self._count if key == "draws" else self._number
@@ -142,13 +250,13 @@ class ClusteringReader:
 
     def _figures(self, key: str, counts: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any] | None:
         """Return a table of figures in the notes; None without it."""
-        noted = self.part.spec.notes.get(key)
+        noted = self._spec.notes.get(key)
         if noted is None:
             return None
-        noted = table(noted, self._spec, key)
+        noted = table(noted, self._where, key)
         for name in (*counts, *numbers):
             if noted.get(name) is None:
-                raise invalid(f"{self._spec}: {key}", f"a number {name}", shorten(sorted(noted)))
+                raise invalid(f"{self._where}: {key}", f"a number {name}", shorten(sorted(noted)))
         found: dict[str, Any] = {name: self._count(noted[name], f"{key}: {name}") for name in counts}
         return found | {name: self._number(noted[name], f"{key}: {name}") for name in numbers}
 
@@ -159,16 +267,16 @@ class ClusteringReader:
                 return number
         except OverflowError:  # an integer beyond float64
             pass
-        raise invalid(f"{self._spec}: {key}", "a number that a float64 holds", shorten(value))
+        raise invalid(f"{self._where}: {key}", "a number that a float64 holds", shorten(value))
 
     def _count(self, value: Any, key: str) -> int | None:
         if value is not None and not (type(value) is int and 0 <= value < 1 << 63):
-            raise invalid(f"{self._spec}: {key}", "a number of at least 0", shorten(value))
+            raise invalid(f"{self._where}: {key}", "a number of at least 0", shorten(value))
         return value
 
     def _text(self, value: Any, key: str) -> str | None:
         if value is not None and not (isinstance(value, str) and len(value) <= _MOST_TEXT):
             raise invalid(
-                f"{self._spec}: {key}", f"a text of at most {_MOST_TEXT} characters", shorten(value)
+                f"{self._where}: {key}", f"a text of at most {_MOST_TEXT} characters", shorten(value)
             )
         return value

@@ -213,6 +213,17 @@ class SealTable:
         checksums: NDArray[np.uint32] = self._table[view, block][array]["crc32c"]
         return checksums
 
+    def differing_blocks(self, array: str, view: int, other: "SealTable") -> list[int]:
+        """Return the blocks of a view whose shards of an array have another size or checksum in `other`.
+
+        other: of another part of the same store, which has as many blocks.
+        """
+        records = [np.ascontiguousarray(table._table[array][view]) for table in (self, other)]
+        ours, theirs = (record.view(np.uint8).reshape(len(record), -1) for record in records)
+        if ours.shape != theirs.shape:  # other chunks
+            return list(range(len(ours)))
+        return [int(block) for block in np.flatnonzero((ours != theirs).any(axis=1))]
+
     def total_bytes(self) -> int:
         """Return the bytes of all shards."""
         return sum(int(self._table[name]["size"].sum()) for name, _ in self.arrays)

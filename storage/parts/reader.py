@@ -21,7 +21,7 @@ from ..encodings.transform import Transform
 from ..errors import ConfigError
 from ..format.constants import MAX_NAMES_BYTES, MAX_REFINED, SAMPLES, SPEC, TRANSFORM
 from ..format.documents import beyond, invalid, shorten, table
-from .clusterings import ClusteringReader, check_shapes
+from .clusterings import ClusteringReader, check_sets, check_shapes, shapes_of
 from .part_reader import LazyRows, PartReader, check_rows
 from .root import Root
 from .same_rows import augmentation_of
@@ -359,8 +359,8 @@ class CaptureReader:
 
 def sets_of(part: SealedPart, num_classes: int) -> Int64[np.ndarray, "sets members"]:
     """Return the sets of classes of a clustering, (set, member). Raises ManifestInvalid for a false class or shape."""
-    check_shapes(part, num_classes)
-    return in_range(part.small("sets"), 0, num_classes, f"{part.folder.path}/sets")
+    check_shapes(shapes_of(part), num_classes, str(part.folder.path))
+    return check_sets(part.small("sets"), num_classes, f"{part.folder.path}/sets")
 
 
 def check_values(root: Root, name: str) -> None:

@@ -33,11 +33,13 @@ from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
 from .calibration import held_basis, with_basis
+from .clusterings import check_clustering
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
 from .part_writer import PartWriter, check_rows_of, compare_identity, spec_bytes
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
+from .sealed_part import Spec
 
 log = logging.getLogger(__name__)
 _TRANSFORM_PIECE_BYTES = 16 << 20
@@ -485,12 +487,14 @@ def write_clustering(
     """Write and seal a part without blocks, `clusters/<name>`; return its digest. Repeating it changes nothing.
 
     arrays: by name, of the dimensions in `layouts.DIMENSIONS`. notes: figures that are not compared.
-    Raises SpecMismatch if the name is taken.
+    Raises SpecMismatch if the name is taken, BadDataError for a clustering that a reader would refuse.
     """
     check_name(name, "clustering")
-    layouts = [small_array("clustering", array, values.shape) for array, values in arrays.items()]
+    where = f"{root.path}: clusters/{name}"
+    small = check_clustering(arrays, Spec(identity, notes or {}), root.attributes.num_classes, where)
+    layouts = [small_array("clustering", array, values.shape) for array, values in small.items()]
     part = PartWriter(
-        root, f"clusters/{name}", views=0, identity=identity, notes=notes or {}, layouts=layouts, small=arrays
+        root, f"clusters/{name}", views=0, identity=identity, notes=notes or {}, layouts=layouts, small=small
     )
     with contextlib.closing(part):
         part.seal()

@@ -2,10 +2,13 @@
 
 They come from the store, which keeps them, or from a transfer set, which is checked by digest. The inputs of an
 augmented view are made again from these and checked against the digest of what the teacher was shown.
+
+The labels of a batch are the store's. Those of a transfer set are compared with them, all at once if the set lists them,
+otherwise with each example that is fetched; an unknown label, on either side, contradicts none.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..digest import digest_rows
-from ..errors import ConfigError, RowMismatch, SpecMismatch
+from ..errors import ConfigError, RowMismatch
 from ..parts.reader import CaptureReader, Samples
+from ..parts.same_inputs import check_same_inputs
 from ..parts.same_rows import is_augmented
-from .items import fetch_items, read_inputs
+from .items import UNKNOWN, Item, class_number, fetch_items, listed_labels, read_inputs, split_item
 from .options import StreamOptions
 from .order import ChunkRun
 from .window import Field
@@ -25,43 +29,24 @@ Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
 """(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
 
 
-def common_augmentation(
-    captures: Mapping[str, CaptureReader], views: Iterable[int], where: str
-) -> Mapping[str, Any] | None:
-    """Return the augmentation of all captures in some views. Raises SpecMismatch if their inputs differed."""
-    streamed = list(views)
-    by_name: dict[str, Any] = {
-        name: c.augmentation if any(is_augmented(c.augmentation, view) for view in streamed) else None
-        for name, c in captures.items()
-    }
-    names = list(by_name)
-    for name in names[1:]:
-        if by_name[name] != by_name[names[0]]:
-            raise SpecMismatch(
-                f"{where}: teachers {names[0]!r} and {name!r}",
-                expected="captures of the same augmented inputs",
-                found=f"{by_name[names[0]]} and {by_name[name]}"[:200],
-                remedy="stream them one at a time, or capture one of them again",
-            )
-    return by_name[names[0]] if names else None
-
-
 class Inputs:
     """The inputs of a stream."""
 
     def __init__(
         self, samples: Samples, captures: Mapping[str, CaptureReader], options: StreamOptions, where: str
     ) -> None:
-        """Check the transfer set and the augmentation; reads no block. where: the store, for messages.
+        """Check the transfer set and the inputs of the teachers; where: the store, for messages.
 
-        Raises SpecMismatch if the teachers saw different inputs, ConfigError for an unfit transfer set or augment.
+        Reads no block, except of digests whose checksums differ between teachers. Raises SpecMismatch or RowMismatch if
+        the teachers saw different inputs, RowMismatch for labels that the set lists and the store has otherwise, ConfigError
+        for an unfit transfer set or augment.
         """
         self._samples = samples
         self._transfer_set = options.transfer_set
         self._augment = options.augment
         self._view = options.streamed_views[0]
         self._shown = next(iter(captures.values()), None)
-        self._augmentation = common_augmentation(captures, options.streamed_views, where)
+        self._augmentation = check_same_inputs(captures, options.streamed_views, where)
         self.available = options.inputs and (self._transfer_set is not None or samples.inputs is not None)
         """Whether batches have inputs."""
         self._one_at_a_time = threading.Lock()
@@ -86,13 +71,56 @@ class Inputs:
                 remedy="pass the transfer set of this store",
             )
         needed = int(self._samples.source.max(initial=-1)) + 1
-        if len(self._transfer_set) < needed:
+        found = len(self._transfer_set)
+        is_whole = needed == len(self._samples.source)  # not a selection of a larger set
+        if found < needed or (is_whole and found > needed):
             raise ConfigError(
                 "transfer_set",
-                expected=f"at least {needed} examples, as in the transfer set of the store",
-                found=str(len(self._transfer_set)),
+                expected=f"{'' if is_whole else 'at least '}{needed} examples, as in the transfer set of the store",
+                found=str(found),
                 remedy="pass the whole transfer set of this store",
             )
+        self._check_listed_labels()
+
+    def _check_listed_labels(self) -> None:
+        """Compare the labels that the set lists, if it does. Raises RowMismatch."""
+        listed = listed_labels(self._transfer_set)
+        if listed is None:
+            return
+        source, ours = self._samples.source, self._samples.labels
+        bad = np.flatnonzero(_contradicts(listed[source], ours))
+        if not len(bad):
+            return
+        # The items decide: they have other labels than the list where the set has a `target_transform`.
+        wanted = [int(source[bad[0]])]
+        item = split_item(fetch_items(self._transfer_set, wanted)[0], f"transfer set, example {wanted[0]}")
+        if not item.is_labelled:
+            self._refuse_label(
+                int(bad[0]), int(listed[wanted[0]]), f" ({len(bad)} of {len(ours)} rows differ)"
+            )
+        self._check_labels(bad[:1], wanted, [item])
+
+    def _check_labels(self, rows: NDArray[np.int64], indices: list[int], items: Sequence[Any]) -> None:
+        """Compare the labels of fetched items with those of the store. Raises RowMismatch, BadDataError."""
+        for row, index, label, item in zip(
+            rows.tolist(), indices, self._samples.labels[rows].tolist(), items, strict=True
+        ):
+            if label == UNKNOWN:
+                continue
+            place = f"transfer set, example {index}"
+            part = item if isinstance(item, Item) else split_item(item, place)
+            if part.is_labelled:
+                found = class_number(part.label, place)
+                if found not in (label, UNKNOWN):
+                    self._refuse_label(row, found)
+
+    def _refuse_label(self, row: int, found: int, more: str = "") -> None:
+        raise RowMismatch(
+            f"row {row} (index {int(self._samples.source[row])} of the transfer set): label",
+            expected=str(int(self._samples.labels[row])),
+            found=f"{found}{more}",
+            remedy="give the transfer set the labels of the store, or make a new store",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_one_at_a_time"}
@@ -133,7 +161,7 @@ class Inputs:
             inputs = self._samples.reader.read("input", rows)
         else:
             with self._one_at_a_time:  # A data set need not be safe for threads.
-                inputs = self._fetch(self._samples.source[numbers])
+                inputs = self._fetch(numbers)
             self._check(inputs, self._samples.reader.read("digest", rows), numbers, view=None)
         if self._is_remade(view) and self._augment is not None:
             with self._one_at_a_time:
@@ -142,9 +170,12 @@ class Inputs:
             self._check(inputs, self._shown.seen(rows, view), numbers, view=view)
         return inputs
 
-    def _fetch(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        wanted = indices.tolist()
-        return read_inputs(fetch_items(self._transfer_set, wanted), wanted, "transfer set")
+    def _fetch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        wanted = self._samples.source[rows].tolist()
+        items = fetch_items(self._transfer_set, wanted)
+        inputs = read_inputs(items, wanted, "transfer set")
+        self._check_labels(rows, wanted, items)
+        return inputs
 
     def _check(
         self, inputs: NDArray[Any], expected: NDArray[Any], rows: NDArray[np.int64], view: int | None
@@ -160,3 +191,7 @@ class Inputs:
                 found=f"{int(digests[bad[0]]):016x} from {origin}",
                 remedy="use the transfer set and the augmentation that the store was made from",
             )
+
+
+def _contradicts(found: NDArray[np.int64], stored: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (found != stored) & (found != UNKNOWN) & (stored != UNKNOWN)

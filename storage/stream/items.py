@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ..checks import hidden_by_mask
@@ -167,6 +168,34 @@ def read_inputs(items: Sequence[Any], indices: Sequence[int], where: str) -> NDA
             )
         inputs.append(value)
     return np.stack(inputs)
+
+
+def listed_labels(dataset: Any) -> Int64[np.ndarray, " rows"] | None:
+    """Return the labels that a set lists beside its items, so that no input is decoded; None if it lists none.
+
+    They are `labels` or `targets`, as data sets of torchvision have them. A subset (`dataset`, `indices`) and a concatenation
+    (`datasets`) of such sets, as torch makes them, have those of their sets.
+    """
+    try:
+        inner, indices, joined = (getattr(dataset, name, None) for name in ("dataset", "indices", "datasets"))
+        if inner is not None and indices is not None:
+            of_inner = listed_labels(inner)
+            listed: Any = None if of_inner is None else of_inner[np.asarray(indices, dtype=np.int64)]
+        elif isinstance(joined, (list, tuple)):
+            of_each = [labels for one in joined if (labels := listed_labels(one)) is not None]
+            listed = np.concatenate(of_each) if of_each else None
+        else:
+            listed = next(
+                (v for n in ("labels", "targets") if (v := getattr(dataset, n, None)) is not None), None
+            )
+        if listed is None or isinstance(listed, str) or callable(listed):
+            return None
+        labels = np.asarray(listed)
+    except Exception:  # noqa: BLE001 - attributes of a user's set may be anything
+        return None
+    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu":
+        return None
+    return labels.astype(np.int64)
 
 
 def describe(value: Any) -> str:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flags, check_rank, check_temperature, rows_by_share, whole_number
+from ..checks import check_flags, check_ranks, check_temperature, rows_by_share, whole_number
 from ..digest import digest_rows
 from ..errors import ConfigError
 from ..parts.part_reader import check_rows
@@ -33,9 +33,11 @@ class StreamOptions:
     """Share of each stratum; empty without strata."""
     shuffle: bool = True
     seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    reads_every_row: bool = False
+    rank: Any = None
+    """Rank of this process, an integer once checked."""
+    world_size: Any = None
+    """Processes that divide an epoch, an integer once checked; None, as of `rank`, if this one reads all of it."""
+    reads_every_row: bool = field(init=False)
     """Whether neither ranks nor rows were given, so that each of several processes would read every row."""
     drop_last: bool = False
     window: int | None = None
@@ -48,7 +50,8 @@ class StreamOptions:
     def __post_init__(self) -> None:
         check_flags(shuffle=self.shuffle, drop_last=self.drop_last, decode=self.decode, inputs=self.inputs)
         batch_size = whole_number("batch_size", self.batch_size, 1)
-        world_size = whole_number("world_size", self.world_size, 1)
+        reads_every_row = self.rank is None and self.world_size is None
+        rank, world_size = check_ranks(self.rank, self.world_size)
         strata, shares = self._checked_strata(batch_size)
         if self.augment is not None and not callable(self.augment):
             raise ConfigError(
@@ -62,7 +65,8 @@ class StreamOptions:
             world_size=world_size,
             strata=strata,
             shares=shares,
-            rank=check_rank(self.rank, world_size),
+            rank=rank,
+            reads_every_row=reads_every_row and self.rows is None and self.strata is None,
             seed=whole_number("seed", self.seed, 0, below=1 << 64),
             window=None if self.window is None else whole_number("window", self.window, 1),
             temperature=None if self.temperature is None else check_temperature(self.temperature),

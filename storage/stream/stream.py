@@ -10,8 +10,10 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
@@ -36,17 +38,30 @@ Remaining = tuple[tuple[tuple[Interval, ...], int], ...]
 """Of each order (one, or one a stratum) the rows that remain, and the positions that belong to the epoch so far."""
 
 
+@dataclass(eq=False)
+class Iteration:
+    """One pass over an epoch, or over the rest of one."""
+
+    plans: list[EpochPlan]
+    """Its batches, of each order."""
+    numbers: range
+    """Numbers of the batches that this process reads."""
+    handed_out: int = 0
+    """Number of them that the loop has."""
+
+
 class Stream:
     """Batches of a store. An iteration is one epoch.
 
-    `state_dict` and `load_state_dict` resume it at any batch, in this process or another. An iteration that is
-    abandoned without them begins the epoch anew.
+    An epoch ends with its last batch, even if a loop that counts its steps never reaches `StopIteration`. `state_dict`
+    and `load_state_dict` resume it at any batch, in this process or another. An iteration that is abandoned without them
+    begins the epoch anew.
     """
 
     def __init__(self, root: Root, captures: Mapping[str, CaptureReader], options: StreamOptions) -> None:
-        """Plan the stream; reads metadata, and the source of each row if there is a transfer set.
+        """Plan the stream; reads metadata, and source and label of each row if there is a transfer set.
 
-        Raises StoreIncomplete, ConfigError or SpecMismatch as `Store.stream` does.
+        Raises StoreIncomplete, ConfigError, SpecMismatch or RowMismatch as `Store.stream` does.
         """
         self._root = root
         self._samples = Samples(root)
@@ -64,6 +79,8 @@ class Stream:
         self._batches = 0
         self._resumed = False
         self._every = (0, 1)
+        self._is_share = False
+        self._iteration: Iteration | None = None  # the latest, which alone moves the position
         self._buffers: list[Buffers] = []
 
     @property
@@ -75,7 +92,7 @@ class Stream:
         # Another process has windows of its own, and opens parts of its own.
         left_out = ("_fields", "_whole_plans")
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
-        return kept | {"_buffers": [], "_plans": None}
+        return kept | {"_buffers": [], "_plans": None, "_iteration": None}
 
     # Epochs and positions
 
@@ -166,10 +183,11 @@ class Stream:
     def every(self, parts: int, first: int) -> "Stream":
         """Return a stream of batches `first`, `first + parts` … of each epoch, for one of several processes.
 
-        The batches of all processes, taken in turn, are those of this stream, in its order.
+        The batches of all processes, taken in turn, are those of this stream, in its order. The epoch of such a share
+        ends with its iteration, as its last batch is not the last of all.
         """
         other = copy.copy(self)
-        other._every = (first, parts)
+        other._every, other._is_share = (first, parts), True
         return other
 
     @property
@@ -191,14 +209,20 @@ class Stream:
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch and discard a loaded state."""
         self._pinned = True
+        unchanged = self._iteration if epoch == self._epoch else None
         self._go_to(epoch)
+        self._iteration = unchanged
 
     def _go_to(self, epoch: int) -> None:
         self._epoch, self._batches, self._resumed = epoch, 0, False
+        self._iteration = None
         self._loaded = self._plans = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two batches; the same on every rank that has taken equally many."""
+        """Return the state between two batches; the same on every rank that has taken equally many.
+
+        After the last batch of an epoch that was not set, it is the beginning of the next epoch.
+        """
         plans, reached = self._plans_from_here()
         left = [[[i.start, i.stop, i.first_draw] for i in plan.after(self._batches)] for plan in plans]
         return {"epoch": self._epoch, "left": left, "reached": reached, **self._order_state()}
@@ -260,33 +284,68 @@ class Stream:
         return self.batches(self.decode)
 
     def batches(self, decode: bool) -> Iterator[Batch]:
-        """Iterate, decoding or not whatever the stream's own option; `TorchStream` decodes on the device."""
+        """Iterate, decoding or not whatever the stream's own option."""
+        iteration = self.begin()
+        with closing(self.read(iteration, decode)) as batches:
+            for batch in batches:
+                self.hand_out(iteration)
+                yield batch
+        self.end(iteration)
+
+    def begin(self) -> Iteration:
+        """Begin an iteration, of which `hand_out` and `end` move the position until another begins.
+
+        `TorchStream` reads it in a thread, ahead of the loop: the position is that of the loop.
+        """
         if not self._resumed:
             self._loaded = self._plans = None
         self._resumed, self._batches = False, 0
         plans = self._plans_from_here()[0]
-        ranks = [plan.rank(self._options.rank) for plan in plans]
         first, parts = self._every
-        numbers = range(first, plans[0].cut.count, parts)
+        self._iteration = Iteration(plans, range(first, plans[0].cut.count, parts))
+        return self._iteration
+
+    def hand_out(self, iteration: Iteration) -> None:
+        """Move the position behind the next batch of an iteration: after the last, to the next epoch."""
+        iteration.handed_out += 1
+        if self._iteration is iteration:
+            self._batches = iteration.numbers[iteration.handed_out - 1] + 1
+            is_last = iteration.handed_out == len(iteration.numbers)
+            if is_last and not self._pinned and not self._is_share:
+                self._go_to(self._epoch + 1)
+
+    def end(self, iteration: Iteration) -> None:
+        """Set the next epoch, or the one that was set, unless `hand_out` has."""
+        if self._iteration is iteration:
+            self._go_to(self._epoch if self._pinned else self._epoch + 1)
+
+    def read(self, iteration: Iteration, decode: bool) -> Generator[Batch, None, None]:
+        """Read the batches of an iteration; the position stays. The threads have ended when the last batch is yielded."""
+        plans, numbers = iteration.plans, iteration.numbers
+        ranks = [plan.rank(self._options.rank) for plan in plans]
         while len(self._buffers) < len(plans):  # kept from epoch to epoch
             self._buffers.append(Buffers(self._fields))
         process = os.getpid()
         threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="logitstore-read-ahead")
         readers: list[ReadAhead] = []
+        last: Batch | None = None
         try:
             for plan, rank, buffers in zip(plans, ranks, self._buffers, strict=True):
                 windows = _windows(rank, numbers)
                 readers.append(ReadAhead(plan.order, rank.remainder, windows, self._fields, buffers, threads))
             for number in numbers:
-                picked = self._pick([rank.batch(number) for rank in ranks], readers)
-                self._batches = number + 1
-                yield self._batch(picked, decode)
+                batch = self._batch(self._pick([rank.batch(number) for rank in ranks], readers), decode)
+                if number == numbers[-1]:
+                    last = batch
+                else:
+                    yield batch
         finally:
             if os.getpid() == process:  # A fork has no threads to wait for.
                 threads.shutdown(wait=True, cancel_futures=True)
                 for reader in readers:
                     reader.close()
-        self._go_to(self._epoch if self._pinned else self._epoch + 1)
+        if last is not None:
+            yield last
 
     @cached_property
     def _fields(self) -> list[Field]:

@@ -19,11 +19,12 @@ from logitstore.pipeline.plan.stage import plan
 from logitstore.pipeline.run import pending, run
 from logitstore.pipeline.same_set import check_repeatable, check_samples
 from logitstore.pipeline.train.stage import train_students
-from logitstore.pipeline.transfer import Examples, TransferRows, listed_labels, set_identity
+from logitstore.pipeline.transfer import Examples, TransferRows, set_identity
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from logitstore.storage.parts.writer import SamplesWriter
+from logitstore.storage.stream.items import listed_labels
 
 Content = dict[str, Any]
 

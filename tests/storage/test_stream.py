@@ -441,8 +441,8 @@ def test_a_stratum_that_fits_into_its_window_is_read_once(
 class Examples:
     """A transfer set that records the examples it is asked for."""
 
-    def __init__(self, inputs: NDArray[Any]) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: NDArray[Any], label: int = -1) -> None:
+        self.inputs, self.label = inputs, label
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -450,7 +450,7 @@ class Examples:
 
     def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
         self.asked.append(index)
-        return self.inputs[index], 0
+        return self.inputs[index], self.label
 
 
 @pytest.fixture
@@ -580,10 +580,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "seed -1": ({"seed": -1}, "seed", "an integer of at least 0", "-1"),
     "seed 2**64": ({"seed": 2**64}, "seed", "less than 2**64", str(2**64)),
     "no seed": ({"seed": None}, "seed", "an integer of at least 0", "None"),
-    "no world": ({"world_size": 0}, "world_size", WHOLE, "0"),
+    "no world": ({"rank": 0, "world_size": 0}, "world_size", WHOLE, "0"),
+    "a world without a rank": ({"world_size": 2}, "rank", "an integer, as world_size=2 is given", "None"),
+    "a world of one without a rank": (
+        {"world_size": 1},
+        "rank",
+        "an integer, as world_size=1 is given",
+        "None",
+    ),
+    "rank 0 of no world": ({"rank": 0}, "world_size", "an integer, as rank=0 is given", "None"),
+    "rank 1 of no world": ({"rank": 1}, "world_size", "an integer, as rank=1 is given", "None"),
     "rank 2 of 2": ({"rank": 2, "world_size": 2}, "rank", RANK, "2"),
     "rank -1": ({"rank": -1, "world_size": 2}, "rank", RANK, "-1"),
-    "rank as text": ({"rank": "0"}, "rank", "0 to 0 (world_size 1)", "'0'"),
+    "rank as text": ({"rank": "0", "world_size": 1}, "rank", "0 to 0 (world_size 1)", "'0'"),
     "shuffle as text": ({"shuffle": "no"}, "shuffle", "True or False", "'no'"),
     "drop_last 1": ({"drop_last": 1}, "drop_last", "True or False", "1"),
     "temperature as text": ({"temperature": "2"}, "temperature", "a finite number above 0", "'2'"),
@@ -626,11 +635,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a short transfer set": (
         {"transfer_set": [1, 2]},
         "transfer_set",
-        "at least 37 examples, as in the transfer set of the store",
+        "37 examples, as in the transfer set of the store",
         "2",
     ),
 }
 REMEDIES = {
+    "a world without a rank": "pass rank=…, too, or leave out world_size",
+    "rank 0 of no world": "pass world_size=…, too, or leave out rank",
     "rank -1": "pass the rank of this process",
     "views as another word": "choose a view that every teacher of this stream has",
     "row 37 of 37": "sort them, and leave out those that the store does not have",
@@ -671,7 +682,7 @@ def test_a_transfer_set_that_fails_is_named_with_the_example(made_store: Callabl
 def test_numbers_may_be_those_of_numpy(made_store: Callable[[int, int], Made]) -> None:
     with unchecked():
         stream = made_store(37, 8).store.stream(
-            np.int64(5), rank=np.int64(0), seed=np.uint8(0), views=np.int8(1)
+            np.int64(5), rank=np.int64(0), world_size=np.int64(1), seed=np.uint8(0), views=np.int8(1)
         )
     assert [bits(b) for b in stream] == [bits(b) for b in made_store(37, 8).store.stream(5, views=1)]
 
