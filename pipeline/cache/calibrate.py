@@ -15,6 +15,7 @@ from jaxtyping import Float32
 
 from ...storage.checks import check_finite
 from ...storage.encodings.transform import Transform
+from ...storage.errors import BadLogitsError
 from ...storage.stream.inputs import Augment
 from ..calibration import drawn
 from ..runtime.inference import check_classes
@@ -28,8 +29,8 @@ def calibrate_teachers(
 ) -> list[ReadyTeacher]:
     """Return teachers whose encodings can encode: on the first rank, those of new captures with their basis.
 
-    Called by all ranks, after the trial of the teachers. Raises BadLogitsError for a teacher whose logits are not finite, or
-    are the same in all rows; nothing is written.
+    Called by all ranks, after the trial of the teachers. Raises BadLogitsError for a teacher whose logits are not finite, are
+    the same in all rows, or spread too far for the budget; nothing is written.
     """
     ready = list(teachers)
     if work.ranks.is_first:
@@ -37,10 +38,25 @@ def calibrate_teachers(
             encoding = teacher.encoding
             if isinstance(encoding, Transform) and encoding.basis is None and not teacher.is_begun:
                 logits = calibration_logits(work, teacher, make_view)
-                where = f"{teacher.runner.where}, its calibration rows"
-                ready[number] = replace(teacher, encoding=encoding.calibrated(logits, where))
+                calibrated = encoding.calibrated(logits, f"{teacher.runner.where}, its calibration rows")
+                _try_encoding(work, teacher, calibrated, logits)
+                ready[number] = replace(teacher, encoding=calibrated)
     work.ranks.wait()  # for hours, if the teachers are slow
     return ready
+
+
+def _try_encoding(
+    work: Workspace, teacher: ReadyTeacher, encoding: Transform, logits: Float32[np.ndarray, "rows classes"]
+) -> None:
+    """Encode the calibration rows, so that a budget out of reach is found before the store is written to."""
+    where = f"{teacher.runner.where}, view 0"
+    try:
+        encoding.encode(logits, 0, where)
+    except BadLogitsError:
+        with naming_indices(work.rows.source):
+            for row, one in zip(drawn(len(work.rows), encoding).tolist(), logits, strict=True):
+                encoding.encode(one[None], row, where)  # raises with the row's number in the store
+        raise
 
 
 def calibration_logits(

@@ -22,7 +22,7 @@ from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.encodings.transform import Transform
 from logitstore.storage.encodings.widths import row_widths
-from logitstore.storage.errors import BadLogitsError, LogitStoreError, SpecMismatch
+from logitstore.storage.errors import BadLogitsError, SpecMismatch
 from logitstore.storage.format.constants import SPEC
 from logitstore.storage.integrity.verify import verify
 
@@ -30,6 +30,8 @@ Content = dict[str, Any]
 CALIBRATION_ROWS = 100
 ENCODING = {"transform": {"max_kl": 1e-2, "rows": CALIBRATION_ROWS, "seed": 3}}
 DRAWN = drawn(ROWS, Transform(1e-2, rows=CALIBRATION_ROWS, seed=3))
+
+DRAWN_BY_DEFAULT = drawn(ROWS, Transform(1e-2, rows=CALIBRATION_ROWS))
 
 
 def with_encoding(encoding: Any, *teachers: Content) -> Content:
@@ -220,12 +222,13 @@ def test_a_teacher_that_cannot_be_calibrated_leaves_nothing_behind(
     assert contents(folder).keys() - before.keys() == {"faulty.safetensors"}
 
 
-def test_a_budget_beyond_the_reach_of_codes_is_one_line(folder: Path, sentence: Any) -> None:
+def test_a_budget_beyond_the_reach_of_codes_leaves_nothing_behind(folder: Path, sentence: Any) -> None:
     bad = faulty(folder, f"{__name__}:steep")
-    with pytest.raises(LogitStoreError) as caught:
+    with pytest.raises(BadLogitsError) as caught:
         captured(with_encoding({"transform": {"max_kl": 1e-12, "rows": CALIBRATION_ROWS}}, bad), folder)
+    assert caught.value.where.startswith(f"teacher 'bad', view 0, row {DRAWN_BY_DEFAULT[0]} (index")
     sentence(caught.value)
-    assert not (folder / "store.zarr" / "teachers" / "bad").exists()
+    assert not (folder / "store.zarr").exists()
 
 
 # The same bytes
