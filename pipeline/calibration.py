@@ -42,4 +42,6 @@ def drawn_of_views(
 def capture_rows(source: Capture, encoding: Transform) -> Float32[np.ndarray, "rows classes"]:
     """Read calibration rows of a capture, as `read` decodes them."""
     views, rows, _ = source.shape
-    return np.concatenate([source.read(of_view, view) for view, of_view in drawn_of_views(views, rows, encoding)])
+    return np.concatenate(
+        [source.read(of_view, view) for view, of_view in drawn_of_views(views, rows, encoding)]
+    )

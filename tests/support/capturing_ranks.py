@@ -36,7 +36,11 @@ def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> No
     NewObject.publish = puts.counted(NewObject.publish)  # type: ignore[method-assign]
     os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
     with joined(60.0) as joint:
-        cache(Workspace.of_folder(experiments.parsed(document(encoding), base), folder, device="cpu", ranks=joint))
+        cache(
+            Workspace.of_folder(
+                experiments.parsed(document(encoding), base), folder, device="cpu", ranks=joint
+            )
+        )
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
 
 

@@ -49,7 +49,9 @@ def _run(base: Path, folder: Path, point: Point | None = None) -> int:
     return Child(lambda: capture(base, folder, **(point or {}))).wait()
 
 
-def killed(base: str, folder: str, encoding: Any = "float16", puts: list[int] | None = None) -> dict[str, Any]:
+def killed(
+    base: str, folder: str, encoding: Any = "float16", puts: list[int] | None = None
+) -> dict[str, Any]:
     """Capture whole twice, then killed at points that are spread over the work; return a report.
 
     Args:
@@ -68,8 +70,7 @@ def killed(base: str, folder: str, encoding: Any = "float16", puts: list[int] | 
     expected = experiments.contents(whole / "store.zarr")
     same_twice = expected == experiments.contents(fresh / "store.zarr")
     points: list[Point] = [
-        {"put": n, "after": bool(n % 2)}
-        for n in puts or (1, 2, 4, *range(9, total["put"], 13), total["put"])
+        {"put": n, "after": bool(n % 2)} for n in puts or (1, 2, 4, *range(9, total["put"], 13), total["put"])
     ]
     points += [] if puts else [{"logits": n} for n in (0, 1, 3, total["logits"] // 2, total["logits"])]
     results = []
