@@ -444,6 +444,64 @@ def test_a_sealed_basis_that_was_changed_is_refused(tmp_path: Path) -> None:
         stores.flip(chunk, 77)
 
 
+def everything(path: Path) -> list[bytes]:
+    """Every number of the store, as a user reads it."""
+    store, found = open_store(path), []
+    for name, capture in store.teachers.items():
+        found += [repr(sorted(capture.provenance)).encode(), name.encode(), capture.classes.tobytes()]
+        for view in range(known.VIEWS):
+            arrays = (
+                capture.read(slice(None), view),
+                capture.divergence(slice(None), view),
+                capture.seen([3], view),
+            )
+            found += [array.tobytes() for array in arrays]
+    return found
+
+
+def test_every_file_whose_bit_flips_is_found_and_read_by_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    store = known.begin(path)
+    known.write(store, "turned", columns=known.ORDER, encoding=known.turned())
+    whole_bytes = everything(path)
+    for number, key in enumerate(stores.files_of(path)):
+        bit = number * 7919 % (8 * (path / key).stat().st_size)
+        stores.flip(path / key, bit)
+        assert verify(path, deep=True).problems, key
+        try:
+            assert everything(path) == whole_bytes, key
+        except LogitStoreError as error:
+            assert str(error).count("\n") == 0
+        stores.flip(path / key, bit)
+    assert verify(path, deep=True).exit_code == CLEAN
+
+
+def test_the_table_of_a_seal_is_rebuilt_from_the_shards(tmp_path: Path) -> None:
+    """Also where the commit records are lost with it: encoding the decoded rows gives the same bytes."""
+    path = tmp_path / "s"
+    store = known.begin(path)
+    known.write(store, "t")
+    before = files(path)
+    private = path / "teachers/t/__logitstore__"
+    (private / "seal.bin").unlink()
+    shutil.rmtree(private / "commits")
+    assert repair(path).beyond == []
+    assert files(path) == before
+
+
+def test_a_lost_shard_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    known.begin(path)
+    write_some(path)
+    before = files(path)
+    for array in ("codes", "refine", "error", "escape", "seen"):
+        next((path / "teachers/t" / array).glob("c.1.2*")).unlink()
+    with pytest.raises(LogitStoreError, match="found no file"):
+        open_store(path).teachers["t"].read(slice(None), 1)
+    known.write(open_store(path), "t", encoding=RAW)  # its basis is there: no calibration is needed
+    assert files(path) == before
+
+
 def test_a_disk_is_not_said_to_be_full_for_rows_that_are_hardly_ever_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
