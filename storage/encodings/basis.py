@@ -1,8 +1,8 @@
 """The basis of the transform encoding: the principal axes of a teacher's logits, in the metric of the loss.
 
 The KL of a small error δ of the logits at temperature T is ½ δᵀF δ / T², with F = diag(p) − ppᵀ the Fisher information of
-the softmax p of row z/T. With M the mean of F over calibration rows and temperatures, and R = M^½, an error of equal length
-in any direction of zR costs the same KL on average. So logits are rotated into the principal axes V of zR and rounded there:
+the softmax p of row z/T. With M the mean of F / T² over calibration rows and temperatures, and R = M^½, an error of equal
+length in any direction of zR costs the same KL on average. So logits are rotated into the principal axes V of zR and rounded there:
 
     y = (z − centre) · forward          forward = R V        (class, component)
     z̃ = ŷ · basis + centre              basis   = Vᵀ R⁻¹     (component, class)
@@ -44,7 +44,7 @@ class Basis:
     step: Float32[np.ndarray, " components"]
     """Step of a component in a row that is not refined."""
     weight: Float32[np.ndarray, " classes"]
-    """Mean probability of each class in calibration: the metric in which logits are projected on the axes."""
+    """Mean probability of each class in calibration, by 1/T²: the metric in which logits are projected on the axes."""
 
     @property
     def num_components(self) -> int:
@@ -100,9 +100,9 @@ def make_basis(
             for first in range(0, len(logits), _PIECE):
                 p = _softmax(logits[first : first + _PIECE], temperature)
                 inside = p @ span.T
-                metric += (span * p.sum(axis=0)) @ span.T - inside.T @ inside
-                mean += p.sum(axis=0)
-        metric /= len(logits) * len(temperatures)
+                metric += ((span * p.sum(axis=0)) @ span.T - inside.T @ inside) / temperature**2
+                mean += p.sum(axis=0) / temperature**2
+        metric /= len(logits) * sum(1 / t**2 for t in temperatures)
         metric += _RIDGE * np.trace(metric) / len(metric) * np.eye(len(metric))
         lengths, directions = np.linalg.eigh(metric)
         root = np.sqrt(np.maximum(lengths, 1e-14))

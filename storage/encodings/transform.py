@@ -41,6 +41,8 @@ _PIECE: Final = 2 * TILE
 _MOST_THREADS: Final = 8
 _SPARE: Final = 1 / 32
 """Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
+_MOSTLY: Final = 7 / 8
+"""Share of components with a code from which all are multiplied."""
 _DIGITS: Final = 5
 """Significant bits of a recorded error: more would cost more than they tell."""
 
@@ -97,6 +99,11 @@ class Transform:
         """The encoding of escaped rows, whose bound holds at every temperature from the lowest."""
         # Half of the step that the budget allows: see `_keep_largest`.
         return ErrorBudget(self.max_kl / 4, min(self.temperatures, default=1.0))
+
+    @property
+    def escape_scale(self) -> float:
+        """The factor of the codes of escaped rows, natural-log units a code, negative."""
+        return self._escape.scale
 
     def describe(self) -> dict[str, object]:
         return {
@@ -220,7 +227,9 @@ class Transform:
         """
         basis, refine = self._basis, stored["refine"]
         codes = stored["codes"]
-        alive = np.flatnonzero(codes.any(axis=0))
+        used = codes.any(axis=0)
+        # A copy of nearly all of the basis would take longer than products by zero.
+        alive = slice(None) if used.mean() > _MOSTLY else np.flatnonzero(used)
         factor = step_factor(refine)
         values = unzigzag(codes[:, alive]).astype(np.float32)
         values *= basis.step[alive]

@@ -140,7 +140,7 @@ class CaptureReader:
         self.encoding: Encoding = encoding_described(encoding, self.part.name)
         """The encoding of its logits; of one with a basis, that is read with the first row."""
         if isinstance(self.encoding, Transform) and self.part.form == TRANSFORM:
-            self.encoding = self.encoding.with_basis(StoredBasis(self.part, lambda: self._places))
+            self.encoding = self.encoding.with_basis(StoredBasis(self.part, self._stored_places))
         self._check_arrays(where)
         self.augmentation: dict[str, Any] | None = augmentation_of(self.part.spec.identity, where)
         """The augmentation of its views; None if every view is the row itself."""
@@ -212,6 +212,10 @@ class CaptureReader:
         if np.array_equal(stored, in_order) or not np.array_equal(np.sort(stored), in_order):
             return None
         return np.argsort(stored)
+
+    def _stored_places(self) -> Int64[np.ndarray, " classes"] | None:
+        # A method and no lambda: workers of a DataLoader and dask receive captures as pickles.
+        return self._places
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class StoredBasis(Basis):
         self._places = places
         self._held: Mapping[str, NDArray[Any]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads the arrays itself, once, and only if it decodes.
+        return {"_part": self._part, "_places": self._places, "_held": None}
+
     @property
     def basis(self) -> Float32[np.ndarray, "components classes"]:
         """Logits of a component's unit."""
