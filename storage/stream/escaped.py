@@ -8,7 +8,7 @@ rows beyond that are read with their batch.
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt16

@@ -51,7 +51,9 @@ def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stream_of(made: Transformed, **settings: Any) -> Stream:
-    return made.store.stream(**{"batch_size": 16, "teachers": TEACHERS, "inputs": False, "seed": 3} | settings)
+    return made.store.stream(
+        **{"batch_size": 16, "teachers": TEACHERS, "inputs": False, "seed": 3} | settings
+    )
 
 
 def rows_of(batch: Batch, name: str) -> TransformRows:
@@ -125,7 +127,9 @@ def test_escaped_rows_of_others_are_noticed(
         monkeypatch.setattr(escaped.EscapedField, "most_rows", lambda *_: 0)
         read = escaped.EscapedField.read
         monkeypatch.setattr(
-            escaped.EscapedField, "read", lambda self, rows, views: read(self, (rows // 10) * 10 + 3, views * 0)
+            escaped.EscapedField,
+            "read",
+            lambda self, rows, views: read(self, (rows // 10) * 10 + 3, views * 0),
         )
     else:
         add = EscapedRows.read
