@@ -18,6 +18,7 @@ process or a thread. So:
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -56,8 +57,9 @@ class TransformTensors:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TransformTensors":
         """Apply `function` to each tensor, for another device or pinned memory; the basis stays."""
-        tensors = map(function, (self.codes, self.refine, self.escaped, self.escape))
-        return TransformTensors(*tensors, self.basis, self.num_classes)
+        codes, refine = function(self.codes), function(self.refine)
+        escaped, escape = function(self.escaped), function(self.escape)
+        return TransformTensors(codes, refine, escaped, escape, self.basis, self.num_classes)
 
     def head(self, count: int) -> "TransformTensors":
         """Return the first rows."""
@@ -86,11 +88,9 @@ class _OnDevice:
         factor = step_factor(np.arange(ESCAPED + 1, dtype=np.uint8))
         with torch.inference_mode(False):  # They outlive the mode of the first batch.
             # Blocking: other streams of the device use them as well.
-            moved = [
-                torch.tensor(values, device=device)
-                for values in (basis.basis, basis.centre, basis.step, factor)
-            ]
-        return cls(*moved, shared.encoding.escape_scale)
+            arrays = (basis.basis, basis.centre, basis.step, factor)
+            axes, centre, step, factors = (torch.tensor(values, device=device) for values in arrays)
+        return cls(axes, centre, step, factors, shared.encoding.escape_scale)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.basis, self.centre, self.step, self.factor
@@ -154,9 +154,10 @@ def multiplies_in_full(device: torch.device) -> bool:
         return True
     if device.type not in ("cpu", "cuda", "xpu"):
         return False
-    backend = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    products = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
     try:
-        settings = {str(backend.fp32_precision), str(torch.backends.fp32_precision)}
+        settings = {products.fp32_precision, backends.fp32_precision}
         settings.add("ieee" if torch.get_float32_matmul_precision() == "highest" else "lower")
     except (AttributeError, RuntimeError):
         return False

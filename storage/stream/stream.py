@@ -191,10 +191,11 @@ class Stream:
         are not counted.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
-        widest = max(field.row_bytes for field in (*self._fields, *self._escaped_fields))
+        whole_rows = [field.row_bytes for field in self._escaped_fields]
+        widest = max([*whole_rows, *(field.row_bytes for field in self._fields)])
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
         batch_rows = min(self._options.batch_size, self.epoch_rows)
-        batch_row = self.row_bytes + sum(field.row_bytes for field in self._escaped_fields) + 4 * classes
+        batch_row = self.row_bytes + sum(whole_rows) + 4 * classes
         return 2 * (self.window_bytes + batch_rows * batch_row) + reading
 
     @property
