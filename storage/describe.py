@@ -123,7 +123,7 @@ def _transform(store: "Store", name: str) -> dict[str, Any] | None:
     found = refinement(store.teachers[name])
     if found is None:
         return None
-    least, median, most = (quantile(found.refine, share) for share in (0, 0.5, 1))
+    least, median, most = (quantile(found.refine, share) for share in (0.0, 0.5, 1.0))
     return {**asdict(found), "refine_min": least, "refine_median": median, "refine_max": most}
 
 
