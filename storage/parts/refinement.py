@@ -79,7 +79,7 @@ def basis_bytes(capture: CaptureReader) -> int:
 def quantile(refine: dict[int, int], share: float) -> int | None:
     """Return the refinement that a share of the rows do not exceed; None without rows.
 
-    >>> [quantile({4: 10, 8: 89, 30: 1}, share) for share in (0, 0.5, 1)], quantile({}, 0.5)
+    >>> [quantile({4: 10, 8: 89, 30: 1}, share) for share in (0.0, 0.5, 1.0)], quantile({}, 0.5)
     ([4, 8, 30], None)
     """
     rows, below = sum(refine.values()), 0
