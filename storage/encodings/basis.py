@@ -54,7 +54,7 @@ class Basis:
     @property
     def num_classes(self) -> int:
         """Columns of the logits."""
-        return self.basis.shape[1]
+        return int(self.basis.shape[1])
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return the arrays by the names that a capture stores."""

@@ -21,7 +21,8 @@ class _OneThread:
     """A limit of NumPy's BLAS to the calling thread, which lasts while any thread is inside."""
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._limit = threading.Lock(), 0, None
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
 
     def __enter__(self) -> None:
         with self._lock:

@@ -202,7 +202,12 @@ class Transform:
 
         with one_thread, ThreadPoolExecutor(_threads()) as pool:
             list(pool.map(piece, range(0, len(logits), _PIECE)))
-        arrays = {"codes": codes, "refine": refine, "error": error, "escape": escape}
+        arrays: dict[str, NDArray[Any]] = {
+            "codes": codes,
+            "refine": refine,
+            "error": error,
+            "escape": escape,
+        }
         return arrays | ({"peak": peak} if self.keeps_peak else {})
 
     def _recorded(self, kl: Sequence[NDArray[np.float64]]) -> NDArray[np.float16]:
@@ -211,7 +216,8 @@ class Transform:
         most = np.array(self.temperatures) * math.sqrt(2 * self.max_kl)
         budget = most.astype(np.float16)
         budget = np.where(budget > most, np.nextafter(budget, np.float16(0)), budget)
-        return np.maximum(exact, np.minimum(coarser_up(exact, _DIGITS), budget))
+        recorded: NDArray[np.float16] = np.maximum(exact, np.minimum(coarser_up(exact, _DIGITS), budget))
+        return recorded
 
     def _escaped(self, logits: NDArray[np.float32], first_row: int, where: str) -> dict[str, NDArray[Any]]:
         """Encode rows that the basis does not serve. Raises BadLogitsError."""
@@ -247,7 +253,7 @@ class Transform:
         decoded -= decoded.max(axis=1, keepdims=True)
         if (escaped := refine == ESCAPED).any():
             decoded[escaped] = self._escape.decode({"logits": stored["escape"]})
-        return decoded
+        return np.asarray(decoded)
 
     def bound(self, temperature: float) -> float | None:
         """Return the budget at the temperatures where it is kept; None between them, where it is measured."""

@@ -404,7 +404,7 @@ def test_probabilities_from_ones_own_loop_are_warned_of_once(
         ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture at least 1 view"),
         (
             {"encoding": "float8"},
-            "encoding: expected 'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
+            "encoding: expected 'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
         ),
         ({"provenance": {"a": object()}}, "expected text, finite numbers, lists and tables"),
         ({"provenance": {"a": float("nan")}}, "expected text, finite numbers, lists and tables"),

@@ -248,7 +248,7 @@ def test_an_experiment_survives_its_own_dump() -> None:
             "views = 4",
             "views = 4\nencoding = { top_p = 0.9 }",
             "cache.encoding",
-            "'float16', 'float32', { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }",
+            "'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }",
             "{ top_p = … }",
             "choose one of these",
             id="unknown encoding",
