@@ -114,9 +114,10 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
             find_head(network, rows.num_classes, where=where, name=special.head)
         if any(True for _ in network.parameters()):
             check_training(network.requires_grad_(True), rows.a_few, rows.num_classes, where)
-    for student in experiment.students if todo.students else ():
+    first = {run.student.name: run for run in reversed(list(student_seeds(experiment)))}
+    for name, student in first.items() if todo.students else ():
         module = build_student(work, student, rows.a_few, rows.num_classes)
-        check_training(module, rows.a_few, rows.num_classes, f"student {student.name!r}")
+        check_training(module, rows.a_few, rows.num_classes, f"student {name!r}")
 
 
 def _tidy(work: Workspace) -> None:

@@ -60,7 +60,11 @@ def _build(work: Workspace, member: TeacherMember) -> tuple[nn.Module, str | Non
     teacher, rows, path = member.teacher, work.rows, member.weights
     if not teacher.is_whole or path is None:
         module = build_model(
-            teacher, work.experiment, input_shape=rows.first.shape, num_classes=rows.num_classes
+            teacher,
+            work.experiment,
+            input_shape=rows.first.shape,
+            num_classes=rows.num_classes,
+            seed=member.seed,
         )
         where = f"teacher {member.name!r}"
         return make_lazy_layers(module, rows.a_few, rows.num_classes, where), None
@@ -109,7 +113,6 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     """Train a teacher; as `train_teacher`."""
     rows, started = work.rows, time.monotonic()
     target = work.choose_device()
-    torch.manual_seed(member.seed)
     module = build_teacher(work, member).to(target)
     check_training(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     augmentation = None

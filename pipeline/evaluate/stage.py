@@ -25,7 +25,7 @@ from ..specialists.todo import columns_of, special_rows, specialist_runs, table_
 from ..specialists.todo import find_todo as find_specialists_todo
 from ..specialists.training import load_specialist
 from ..train.stage import build_student
-from ..train.todo import missing_students
+from ..train.todo import missing_students, student_seeds
 from ..workspace import Workspace
 from .examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from .metrics import ensemble_logits, evaluate_logits
@@ -134,8 +134,8 @@ class _Scorer:
 
     def _student(self, subject: Subject) -> tuple[Logits, int]:
         work = self._work
-        student = next(s for s in work.experiment.students if s.name == subject.name)
-        module = build_student(work, student, self._inputs[:2], work.rows.num_classes)
+        run = next(run for run in student_seeds(work.experiment) if run.name == subject.run)
+        module = build_student(work, run, self._inputs[:2], work.rows.num_classes)
         loaded = load_weights(module, work.models.weights_path("students", subject.run))
         check_loaded(f"student {subject.run!r}", subject.networks[subject.run], loaded)
         module.to(work.choose_device()).eval()

@@ -4,9 +4,12 @@ A factory that keeps a layer for its next call would give two networks one set o
 the other, and a second training would begin where the first ended.
 """
 
+import random
 import weakref
 from collections.abc import Iterator
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -21,13 +24,18 @@ _made: list[weakref.ref[Tensor]] = []
 
 
 def build_model(
-    table: Factory, experiment: Experiment, *, input_shape: tuple[int, ...], num_classes: int
+    table: Factory, experiment: Experiment, *, input_shape: tuple[int, ...], num_classes: int, seed: int
 ) -> nn.Module:
     """Build the freshly initialised module of a table of the experiment.
 
+    seed: of the generators of PyTorch, NumPy and Python, which are set: tensors that no file holds, such as fixed random
+    projections, are thus those of the training whenever the network is built.
     Raises FactoryError, also for a network with parameters of one that was made before.
     """
     offered = {"input_shape": input_shape, "num_classes": num_classes}
+    torch.manual_seed(seed)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
     with unchanged_files(table, base=experiment.base):
         made = build(table.factory, table.args, offered=offered, base=experiment.base)
     module = expect_module(made, table.factory)

@@ -117,7 +117,6 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     """
     table, special = table_of(work.experiment), special_rows(work, run)
     generalist = generalist or check_specialists(work)
-    torch.manual_seed(run.seed)
     module = specialist_network(work, run, special, generalist.weights)
     # After the build, which has imported the generalist's code: the identity is that of the code that runs.
     identity = specialist_identity(work, run, generalist)
@@ -147,6 +146,7 @@ def specialist_network(
     columns = len(columns_of(table, special.classes, num_classes))
     where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
     module = load_teacher(work, experiment.generalist, weights)
+    torch.manual_seed(run.seed)  # after the generalist, whose network has the generalist's seed
     if not any(True for _ in module.parameters()):
         raise BadDataError(
             where,

@@ -9,14 +9,12 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Int64, Shaped
 from torch import nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
 from ...storage.stream.stream import Stream
-from ..experiment.tables import Student
 from ..models.build import build_model
 from ..models.records import Record
 from ..same_set import compared_inputs
@@ -61,8 +59,7 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     student_identity(work.experiment, run, store)  # raises for a part that is not sealed
     stream, few = open_stream(work, run)
     target = work.choose_device()
-    torch.manual_seed(run.seed)
-    module = build_student(work, student, few, store.num_classes).to(target)
+    module = build_student(work, run, few, store.num_classes).to(target)
     check_training(module, few, store.num_classes, f"student {student.name!r}")
     # After the build, which has imported the student's code: the identity is that of the code that runs.
     identity = student_identity(work.experiment, run, store)
@@ -88,10 +85,11 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
 
 
 def build_student(
-    work: Workspace, student: Student, few: Shaped[np.ndarray, "few ..."], num_classes: int
+    work: Workspace, run: StudentSeed, few: Shaped[np.ndarray, "few ..."], num_classes: int
 ) -> nn.Module:
-    """Build the freshly initialised network of a student. few: one or two inputs. Raises FactoryError."""
-    module = build_model(student, work.experiment, input_shape=few.shape[1:], num_classes=num_classes)
+    """Build the freshly initialised network of a student of one seed. few: one or two inputs. Raises FactoryError."""
+    student, shape = run.student, few.shape[1:]
+    module = build_model(student, work.experiment, input_shape=shape, num_classes=num_classes, seed=run.seed)
     return make_lazy_layers(module, few, num_classes, f"student {student.name!r}")
 
 

@@ -285,6 +285,15 @@ class PartWriter:
     def compare_arrays(self) -> None:
         """Refuse to resume with more arrays, or fewer, in a part whose spec does not tell them. Raises SpecMismatch."""
 
+    def _meet(self) -> None:
+        """Refuse a part that another writer began, with another identity, after this one had opened it. Raises SpecMismatch."""
+        if self._files:
+            return
+        self._compare_spec(self.folder.read(SPEC))
+        if self.sealed:
+            self._files = dict(self.root.seal(self.name).files)
+        self._compare_metadata()
+
     def _compare_spec(self, begun: bytes) -> None:
         """Refuse to resume with another identity. Raises SpecMismatch."""
         compare_identity(self.folder, self._where, self._spec, begun, sealed=self.sealed)
@@ -314,6 +323,7 @@ class PartWriter:
             if self.has_block(view, block):
                 continue
             if self._table is None and self.folder.exists(commit_key(view, block)):
+                self._meet()
                 self._committed.add((view, block))  # by another writer, meanwhile
             else:
                 yield self.root.grid.rows(block)
@@ -467,6 +477,7 @@ class PartWriter:
             with self._binding.checked(self._files.get(SPEC)):
                 self._seal()
             self.root.refresh()
+        self._meet()
         self._binding.store.sync(LOG)  # also where another writer's record is there
         self.close()
         self.root.tidy_up()

@@ -182,7 +182,7 @@ class CaptureReader:
         A capture of all classes has them in order, whatever order it was written in; one of some has its own columns.
         """
         stored = self._stored_classes
-        return stored if self._places is None else stored[self._places]
+        return _frozen(stored.copy() if self._places is None else stored[self._places])
 
     @property
     def has_all_classes(self) -> bool:

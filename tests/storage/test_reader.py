@@ -134,7 +134,7 @@ def test_the_attributes_of_a_store(made: Made) -> None:
 def test_what_a_caller_changes_is_not_what_the_next_one_reads(made: Made) -> None:
     """Arrays that callers share are read-only, lists are their own."""
     samples = made.store.samples
-    for shared in (samples.labels, samples.source, samples.digests):
+    for shared in (samples.labels, samples.source, samples.digests, made.store.teachers["wide"].classes):
         with pytest.raises(ValueError, match="read-only"):
             shared[0] = 1
     names, ids = list(made.store.class_names), samples.ids

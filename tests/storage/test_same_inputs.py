@@ -62,7 +62,7 @@ def refused(call: Callable[[], Any], names: list[str], view: int) -> None:
         {"views": "cycle", "inputs": False},
         {"views": 2, "inputs": False},
     ],
-    ids=str,
+    ids=["all", "augmented", "cycle", "one view"],
 )
 def test_a_stream_refuses_teachers_of_other_inputs(
     made: Made, names: list[str], arguments: dict[str, Any]

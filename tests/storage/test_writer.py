@@ -349,6 +349,44 @@ def test_float64_logits_keep_their_digits_beside_a_large_constant(
         )
 
 
+MEANWHILE: dict[str, dict[str, Any]] = {
+    "provenance": {"provenance": {"teacher": "other"}},
+    "encoding": {"encoding": "float32"},
+    "classes": {"classes": [1, 0, 2, 3, 4]},
+    "views": {"views": 2},
+}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("other", MEANWHILE)
+def test_a_name_that_another_teacher_took_meanwhile_is_refused(
+    tmp_path: Path, other: str, is_whole: bool
+) -> None:
+    """Otherwise the loop finds nothing missing, and its own logits are nowhere."""
+    made = empty_store(tmp_path / "store.zarr")
+    arguments: dict[str, Any] = {"provenance": {"teacher": "own"}} | MEANWHILE[other]
+    logits = stores.some_logits(1, ROWS, CLASSES)[0]
+
+    def fill(capture: Any, views: int, number: int) -> None:
+        for view in range(views):
+            for rows in list(capture.missing_blocks(view))[:number]:
+                capture.write(rows, logits[rows.start : rows.stop], view=view)
+
+    with (
+        pytest.raises(SpecMismatch, match="teachers/wide: expected"),
+        made.store.capture("wide", provenance={"teacher": "own"}) as capture,
+    ):
+        with open_store(made.path).capture("wide", **arguments) as theirs:
+            fill(theirs, arguments.get("views", 1), ROWS if is_whole else 3)
+        fill(capture, 1, ROWS)
+    # Control: another process of the same teacher is no other.
+    with made.store.capture("deep", provenance={"teacher": "own"}) as capture:
+        with open_store(made.path).capture("deep", provenance={"teacher": "own"}) as same:
+            fill(same, 1, ROWS if is_whole else 3)
+        fill(capture, 1, ROWS)
+    assert made.store.is_whole("teachers/deep") or open_store(made.path).is_whole("teachers/deep")
+
+
 def test_a_view_may_be_an_integer_of_numpy(tmp_path: Path) -> None:
     made = empty_store(tmp_path / "store.zarr")
     logits = stores.some_logits(2, ROWS, CLASSES)

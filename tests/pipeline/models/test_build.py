@@ -1,9 +1,11 @@
 """Networks of a factory: each is one of its own, or it is refused."""
 
 import functools
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.experiments import document, parsed, teacher, write_data
@@ -66,11 +68,32 @@ def test_a_network_of_an_earlier_call_is_refused(tmp_path: Path, factory: str) -
     assert first is not None and len(networks) == 3
 
 
-def built(folder: Path, factory: str) -> nn.Module:
+class Projected(Net):
+    """A network with a random projection that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 4))
+        self.projection = torch.randn(16, 8) + float(np.random.rand()) + random.random()
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.layer(inputs.flatten(1).float() @ self.projection)
+
+
+def test_tensors_that_no_file_holds_are_the_same_at_each_build(tmp_path: Path) -> None:
+    """Otherwise the network that is scored is not the one that was trained."""
+    write_data(tmp_path)
+    one, again, other = (built(tmp_path, "Projected", seed) for seed in (3, 3, 4))
+    assert torch.equal(one.projection, again.projection)
+    assert not torch.equal(one.projection, other.projection)  # control
+
+
+def built(folder: Path, factory: str, seed: int = 0) -> Any:
     """Build the network of a factory of this module."""
     content = document()
     content["teacher"] = [teacher("wide", factory=f"{__name__}:{factory}", args={})]
     content["cluster"]["teacher"] = "wide"
     content["student"] = content["student"][:1]
     experiment = parsed(content, folder)
-    return build_model(experiment.teacher_members()[0].teacher, experiment, input_shape=(4, 4), num_classes=4)
+    return build_model(
+        experiment.teacher_members()[0].teacher, experiment, input_shape=(4, 4), num_classes=4, seed=seed
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logitstore.pipeline.runtime.inference import check_model, check_steady, forward, run_model
+from logitstore.pipeline.runtime.inference import check_alone, check_model, check_steady, forward, run_model
 from logitstore.storage.errors import BadLogitsError, ConfigError
 
 INPUTS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -142,3 +142,17 @@ def test_rounding_is_no_random_layer(precision: Any, noise: float) -> None:
     check_steady(INPUTS, INPUTS * (1 + noise), "teacher 't'", precision)
     with pytest.raises(BadLogitsError, match="in a second run"):
         check_steady(INPUTS, INPUTS * (1 + 50 * noise if precision == "bfloat16" else 1.1), "t", precision)
+
+
+@pytest.mark.parametrize("is_tracked", [True, False])
+def test_a_row_does_not_depend_on_its_batch(is_tracked: bool) -> None:
+    module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=is_tracked)).eval()
+    rows = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    whole, half = (run_model(module, part, 8, where="teacher 't'") for part in (rows, rows[:4]))
+    if is_tracked:  # control
+        check_alone(whole[:4], half, "teacher 't'")
+        return
+    with pytest.raises(
+        BadLogitsError, match="expected logits of a row that do not depend on the batch around it"
+    ):
+        check_alone(whole[:4], half, "teacher 't'")
