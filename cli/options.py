@@ -101,6 +101,34 @@ def choose_one(
     return given
 
 
+def transform_named(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an encoding of given options, with `transform_kl` and `temperatures` as the table of an experiment.
+
+    >>> transform_named("compress", {"transform_kl": 1e-2, "temperatures": "1,4"})
+    {'transform': {'max_kl': 0.01, 'temperatures': [1.0, 4.0]}}
+    >>> transform_named("compress", {"max_kl": 1e-2})
+    {'max_kl': 0.01}
+
+    Raises ConfigError for temperatures that are no numbers.
+    """
+    from ..storage.errors import ConfigError
+
+    if "transform_kl" not in given:
+        return dict(given)
+    table: dict[str, Any] = {"max_kl": given["transform_kl"]}
+    if (temperatures := given.get("temperatures")) is not None:
+        try:
+            table["temperatures"] = [float(t) for t in temperatures.split(",")]
+        except ValueError:
+            raise ConfigError(
+                f"{command} --temperatures",
+                expected="numbers with commas between them",
+                found=repr(temperatures)[:80],
+                remedy="write --temperatures 1,2,4,8",
+            ) from None
+    return {"transform": table}
+
+
 def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a file in the place of a folder, before anything is computed for it."""
     try:
@@ -155,6 +183,19 @@ min_temperature_option = click.option(
     help="Lowest temperature at which --max-kl holds; 1 by default.",
 )
 """min_temperature: float | None."""
+transform_kl_option = click.option(
+    "--transform-kl",
+    type=float,
+    metavar="NATS",
+    help="Maximum KL of every row at --temperatures, by a transform: the fewest bytes for 100 classes or more.",
+)
+"""transform_kl: float | None."""
+temperatures_option = click.option(
+    "--temperatures",
+    metavar="T,T,…",
+    help="Temperatures at which --transform-kl holds; 1,2,4,8 by default.",
+)
+"""temperatures: str | None, for `transform_named`."""
 new_name_option = click.option(
     "--name", required=True, metavar="NEW", help="Name of the new capture in the store."
 )

@@ -95,8 +95,9 @@ def _capture(store: "Store", name: str) -> dict[str, Any]:
     from .format.constants import TRANSFORM
 
     capture = store.teachers[name]
-    views, _, columns = capture.shape
+    views, rows, columns = capture.shape
     return {
+        "row_bytes": capture.part.table.total_bytes() / (views * rows),
         "views": views,
         "classes": columns,
         "encoding": capture.encoding.kind,
@@ -117,10 +118,13 @@ def _transform(store: "Store", name: str) -> dict[str, Any] | None:
     """Return the components and refinements of a capture in the transform encoding; None for another one."""
     from dataclasses import asdict
 
-    from .parts.refinement import refinement
+    from .parts.refinement import quantile, refinement
 
     found = refinement(store.teachers[name])
-    return None if found is None else asdict(found)
+    if found is None:
+        return None
+    least, median, most = (quantile(found.refine, share) for share in (0.0, 0.5, 1.0))
+    return {**asdict(found), "refine_min": least, "refine_median": median, "refine_max": most}
 
 
 def part_bytes(part: "SealedPart") -> int:

@@ -8,6 +8,9 @@ from .. import options
 from ..printing.progress import show_progress
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
 
+_KINDS = {"encoding": (), "transform_kl": ("temperatures",), "max_kl": ("min_temperature",)}
+"""The encodings, each with the options that refine it."""
+
 
 @options.subcommand(
     "combine",
@@ -47,6 +50,8 @@ from ..printing.text import pick, print_json, print_table, print_text, print_tod
     type=click.Choice(["float16", "float32"]),
     help="Encoding of the new capture; float16 by default.",
 )
+@options.transform_kl_option
+@options.temperatures_option
 @click.option(
     "--max-kl", type=float, metavar="NATS", help="Store codes instead, with a KL that no row exceeds."
 )
@@ -59,6 +64,8 @@ def command(
     dry_run: bool,
     as_json: bool,
     encoding: str | None,
+    transform_kl: float | None,
+    temperatures: str | None,
     max_kl: float | None,
     min_temperature: float | None,
     **given: Any,
@@ -74,8 +81,9 @@ def command(
     from ...storage.api import open_store
     from ...storage.backends.local import local_path
 
-    budget = {"encoding": encoding, "max_kl": max_kl, "min_temperature": min_temperature}
-    chosen = options.choose_one("combine", {"encoding": (), "max_kl": ("min_temperature",)}, budget)
+    asked = {"encoding": encoding, "transform_kl": transform_kl, "temperatures": temperatures}
+    asked |= {"max_kl": max_kl, "min_temperature": min_temperature}
+    chosen = options.transform_named("combine", options.choose_one("combine", _KINDS, asked))
     wish: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     wish |= {"specialists": list(specialists), "encoding": encoding or chosen or "float16"}
     opened = open_store(local_path(store))  # it will be written to

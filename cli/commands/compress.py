@@ -7,22 +7,30 @@ import click
 from ...storage.describe import fidelity_records
 from .. import options
 from ..printing.progress import show_progress
-from ..printing.stores import print_fidelity
+from ..printing.stores import format_bytes, print_fidelity
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
 
-_KINDS = {"max_kl": ("min_temperature",), "top_k": (), "top_k_kl": ("temperature", "statistic")}
+_KINDS = {
+    "transform_kl": ("temperatures",),
+    "max_kl": ("min_temperature",),
+    "top_k": (),
+    "top_k_kl": ("temperature", "statistic"),
+}
 """The requests, each with the options that refine it."""
 
 
 @options.subcommand(
     "compress",
+    "logitstore compress runs/mnist/store.zarr --teacher wide --transform-kl 1e-2 --name wide-small",
     "logitstore compress runs/mnist/store.zarr --teacher wide --max-kl 1e-3 --name wide-kl1e-3",
     "logitstore compress runs/mnist/store.zarr --teacher wide --top-k 4 --name wide-top4",
     "logitstore compress runs/mnist/store.zarr --teacher wide --top-k-kl 0.01 --temperature 4 --name wide-top",
 )
 @options.store_argument
 @options.teacher_option
-@click.option("--max-kl", type=float, metavar="NATS", help="Guaranteed maximum of the KL of every row.")
+@options.transform_kl_option
+@options.temperatures_option
+@click.option("--max-kl", type=float, metavar="NATS", help="Maximum KL of every row, at any temperature.")
 @options.min_temperature_option
 @click.option(
     "--top-k", type=int, metavar="K", help="Keep the K largest logits of a row and the figures of its tail."
@@ -42,14 +50,15 @@ _KINDS = {"max_kl": ("min_temperature",), "top_k": (), "top_k_kl": ("temperature
 def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
     """Make an encoded capture NEW from a capture in the STORE, which is not changed.
 
-    Give one of --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the source is
+    Give one of --transform-kl, --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the source is
     measured, recorded and printed. If the command is killed, run it again to resume.
     """
     from ...pipeline.compress.stage import compress, plan_compression, say
     from ...storage.api import open_store
     from ...storage.backends.local import local_path
 
-    wish = options.choose_one("compress", _KINDS, wishes, required=True)
+    chosen = options.choose_one("compress", _KINDS, wishes, required=True)
+    wish = options.transform_named("compress", chosen)
     opened = open_store(local_path(store))  # it will be written to
     plan = plan_compression(opened, teacher, name, wish)
     if dry_run:
@@ -59,7 +68,7 @@ def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, *
         report = compress(opened, teacher, name, wish, progress=progress)
     divergence, sizes = fidelity_records(report.fidelity), (report.source_row_bytes, report.row_bytes)
     if as_json:
-        record = pick(report, "name", "source", "made", "row_bytes", "source_row_bytes")
+        record = pick(report, "name", "source", "made", "row_bytes", "source_row_bytes", "basis_bytes")
         encoding = report.encoding.describe()
         print_json({**record, "encoding": encoding, "divergence": divergence, "store": report.digest})
         return
@@ -73,6 +82,8 @@ def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, *
             for capture, size in zip((teacher, name), sizes, strict=True)
         ],
     )
+    if report.basis_bytes:
+        print_text(f"and {format_bytes(report.basis_bytes)} of its basis, once for all rows")
     print_text("")
     print_fidelity(divergence, source=f"teachers/{teacher}")
     print_text(f"digest  {report.digest}")

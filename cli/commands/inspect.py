@@ -49,6 +49,8 @@ def _print(record: Mapping[str, Any]) -> None:
     for capture in record["captures"]:
         print_text("", f"teachers/{capture['name']}")
         print_text(*(f"  {key} = {value}" for key, value in _flat(capture["provenance"])))
+        if capture["transform"] is not None:
+            print_text("", *_transform(capture["transform"], capture["row_bytes"]))
         if capture["divergence"] is not None:
             origin = capture["derived_from"]
             print_text("")
@@ -100,6 +102,23 @@ def _origin(clustering: Mapping[str, Any]) -> str:
         f"inertia {inertia:.4g}" if isinstance(inertia, int | float) else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+def _transform(found: Mapping[str, Any], row_bytes: float) -> list[str]:
+    """Return the figures of a capture in the transform encoding, as lines."""
+    refined = "no row is in the basis"
+    if found["refine"]:
+        refined = (
+            "{refine_min} to {refine_max}, median {refine_median}: how often a row's step is divided by √2"
+        )
+        refined = refined.format_map(found)
+    alive = "unknown" if found["alive"] is None else f"{found['alive']:.4g}"
+    return [
+        f"  bytes a row      {row_bytes:.4g}, and {format_bytes(found['basis_bytes'])} of the basis",
+        f"  components       {found['components']:,}, of which a chunk of rows uses {alive} on average",
+        f"  refinement       {refined}",
+        f"  escaped rows     {found['escaped']:,} of {found['rows']:,} ({found['escaped'] / found['rows']:.2%})",
+    ]
 
 
 def _inputs(stored: Mapping[str, Any] | None) -> str:

@@ -36,7 +36,8 @@ def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) 
     bounds: dict[str, str] = {}
     if any(record["bound"] is not None for record in records):
         bounds = {"bound to the teacher": "bound:.2e"}
-        bounds |= {} if source is None else {f"bound to {source}": "bound_to_source:.2e"}
+    if source is not None and any(record["bound_to_source"] is not None for record in records):
+        bounds[f"bound to {source}"] = "bound_to_source:.2e"
     measured = {"max": "max:.2e", "99.9th percentile": "p99.9:.2e", "mean": "mean:.2e"}
     print_records(
         {"T": "temperature:g", **bounds, **measured},

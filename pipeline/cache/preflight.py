@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import OutOfMemoryError
 
-from ...storage.checks import warn_of_probabilities
+from ...storage.checks import check_finite, warn_of_probabilities
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
 from ..runtime.inference import Runner, check_classes, check_steady
@@ -48,7 +49,10 @@ def try_out(
             continue
         break
     check_classes(logits, columns, runner.where)
-    encoding.encode(logits, 0, runner.where)
+    if isinstance(encoding, Transform) and encoding.basis is None:
+        check_finite(logits, 0, runner.where)  # its calibration finds the rest
+    else:
+        encoding.encode(logits, 0, runner.where)
     precision = experiment.cache.precision
     check_steady(logits, runner.logits(inputs), runner.where, precision)
     warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])

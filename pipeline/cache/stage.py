@@ -25,7 +25,9 @@ from torch import nn
 
 from ...storage.api import begin_store
 from ...storage.backends.local import Folder
-from ...storage.encodings.encoding import Encoding, encoded_widths
+from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.transform import Transform
+from ...storage.encodings.widths import expected_bytes, row_widths
 from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
@@ -38,6 +40,7 @@ from ..same_set import check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
+from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
 from .monitor import Quality, Tally
 from .notes import capture_notes
@@ -101,6 +104,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     teachers = [_prepare(work, member) for member in missing]
     make_view = experiment_views(work.experiment, rows)
     try_teachers_out(work, teachers, make_view)
+    teachers = calibrate_teachers(work, teachers, make_view)
     if stop_below is not None and ranks.is_first:
         _warn_without_labels(rows)
     if work.find_store() is None and ranks.is_first:
@@ -116,7 +120,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
 def _begin_store(work: Workspace) -> None:
     """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
     rows = work.rows
-    widths = encoded_widths(work.experiment.cache.chosen_encoding, rows.num_classes)
+    widths = row_widths(work.experiment.cache.chosen_encoding, rows.num_classes).values()
     store = begin_store(
         work.path,
         num_rows=len(rows),
@@ -143,10 +147,16 @@ def capture_teachers(
         samples = None
         if not store.is_whole(SAMPLES):
             samples = stack.enter_context(contextlib.closing(_samples_writer(work)))
+        if not ranks.is_first:
+            ranks.wait()
         writers = {
-            teacher.name: stack.enter_context(contextlib.closing(_capture_writer(work, teacher)))
+            teacher.name: stack.enter_context(contextlib.closing(_capture_writer(work, teacher, make_view)))
             for teacher in teachers
         }
+        if ranks.is_first:
+            if ranks.size > 1:
+                _share_bases(writers)
+            ranks.wait()
         # Nobody writes before all have opened: mending an unfinished part takes a writer that is alone.
         ranks.wait()
         todo = _dealt(ranks, _missing_blocks(work, samples, writers) if ranks.is_first else [])
@@ -189,7 +199,7 @@ def _warn_of_space(work: Workspace, missing: Sequence[TeacherMember]) -> None:
     needed = 0.0
     if store is None or not store.is_sealed(SAMPLES):
         needed += len(rows) * (_SAMPLE_BYTES + input_bytes(work.experiment, rows))
-    logits = sum(encoded_widths(settings.chosen_encoding, rows.num_classes))
+    logits = expected_bytes(row_widths(settings.chosen_encoding, rows.num_classes))
     for member in missing:
         begun = None if store is None else store.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
@@ -362,7 +372,8 @@ def _identity(work: Workspace, teacher: ReadyTeacher) -> dict[str, Any]:
     return identity
 
 
-def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
+def _capture_writer(work: Workspace, teacher: ReadyTeacher, make_view: Augment | None) -> CaptureWriter:
+    """Open a capture. Ranks but the first find its basis, if it has one, in the store."""
     writer = work.store.capture(
         teacher.name,
         provenance=_identity(work, teacher),
@@ -370,6 +381,15 @@ def _capture_writer(work: Workspace, teacher: ReadyTeacher) -> CaptureWriter:
         encoding=teacher.encoding,
         classes=teacher.columns,
         notes=teacher.notes,
+        # Called where files of a basis are lost.
+        calibration=(lambda: calibration_logits(work, teacher, make_view)) if work.ranks.is_first else None,
     )
     writer.warns_of_probabilities = False  # its trial did
     return writer
+
+
+def _share_bases(writers: Mapping[str, CaptureWriter]) -> None:
+    """Put the bases of captures into the store, where the other ranks read them."""
+    for writer in writers.values():
+        if isinstance(writer.encoding, Transform):
+            writer.begin()

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...storage.api import Store
-from ...storage.encodings.encoding import Encoding, encoded_widths
+from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.widths import row_widths
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
 from ...storage.format.grid import Grid, plan_block_rows
@@ -329,7 +330,7 @@ def _warn_of_changed_source(experiment: Experiment, member: TeacherMember, notes
 
 def plan_grid(experiment: Experiment, rows: TransferRows, encoding: Encoding) -> Grid:
     """Plan the blocks of a new store in an encoding. Raises ConfigError for a block_rows that makes none."""
-    widest = max([input_bytes(experiment, rows), *encoded_widths(encoding, rows.num_classes)])
+    widest = max([input_bytes(experiment, rows), *row_widths(encoding, rows.num_classes).values()])
     block_rows = experiment.cache.block_rows or plan_block_rows(len(rows), widest)
     if block_rows & (block_rows - 1) or block_rows * widest > MAX_SHARD_BYTES:
         raise ConfigError(

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int64
 
 from ...storage.api import Store
+from ...storage.encodings.transform import Transform
 from ...storage.progress import Progress, silent
+from ..calibration import drawn_of_views
 from ..runtime.dask_tasks import over_blocks
-from .experts import active_specialists
+from .experts import Experts, active_specialists
 from .solve import combine_rows
 from .todo import CombinePlan, plan_combination
 
@@ -58,33 +61,24 @@ def combine(store: Store, *, progress: Progress = silent, **settings: Any) -> Co
 
 def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
     """Write the missing blocks of the new capture and seal it; rows by number of active specialists."""
-    chief, experts, views = plan.generalist, plan.experts, plan.views
+    chief, experts, encoding, views = plan.generalist, plan.experts, plan.encoding, plan.views
+
+    def calibration() -> Float32[np.ndarray, "rows classes"]:
+        assert isinstance(encoding, Transform)
+        chosen = drawn_of_views(views, store.num_rows, encoding)
+        return np.concatenate([_combined(plan, experts, view, rows)[0] for view, rows in chosen])
+
     with store.capture(
         plan.name,
         provenance=plan.identity,
         views=views,
-        encoding=plan.encoding,
+        encoding=encoding,
         notes={"python": platform.python_version(), "numpy": np.__version__},
+        calibration=calibration if isinstance(encoding, Transform) else None,
     ) as capture:
 
         def write(view: int, rows: range) -> Counter[int]:
-            logits = chief.read(rows, view, temperature=1.0)
-            # Decoded top-k rows may tie where the stored order tells them apart.
-            is_dense = chief.encoding.is_dense
-            ranked = logits if is_dense else chief.read_ranked(rows, view, temperature=1.0)
-            active = active_specialists(ranked, experts, plan.top)
-            logits_of_each = []
-            for one, asked in zip(plan.specialists, active.T, strict=True):
-                logits_of_each.append(one.read(rows.start + np.flatnonzero(asked), view, temperature=1.0))
-            combine_rows(
-                logits,
-                experts,
-                active,
-                logits_of_each,
-                direction=plan.direction,
-                method=plan.method,
-                out=logits,
-            )
+            logits, active = _combined(plan, experts, view, np.arange(rows.start, rows.stop))
             capture.write(rows, logits, view, seen=chief.seen(rows, view))
             return Counter(active.sum(axis=1).tolist())
 
@@ -92,3 +86,22 @@ def _write(store: Store, plan: CombinePlan, progress: Progress) -> Counter[int]:
         done = views * store.num_rows - sum(len(rows) for _, rows in missing)
         counts = over_blocks(f"combine {plan.name}", missing, write, progress=progress, done=done)
     return sum(counts, Counter[int]())
+
+
+def _combined(
+    plan: CombinePlan, experts: Experts, view: int, rows: Int64[np.ndarray, " rows"]
+) -> tuple[Float32[np.ndarray, "rows classes"], Bool[np.ndarray, "rows specialists"]]:
+    """Combine some rows of a view, ascending; return their logits, and the specialists that are active in each."""
+    chief = plan.generalist
+    logits = chief.read(rows, view, temperature=1.0)
+    # Decoded top-k rows may tie where the stored order tells them apart.
+    ranked = logits if chief.encoding.is_dense else chief.read_ranked(rows, view, temperature=1.0)
+    active = active_specialists(ranked, experts, plan.top)
+    logits_of_each = [
+        one.read(rows[np.flatnonzero(asked)], view, temperature=1.0)
+        for one, asked in zip(plan.specialists, active.T, strict=True)
+    ]
+    combine_rows(
+        logits, experts, active, logits_of_each, direction=plan.direction, method=plan.method, out=logits
+    )
+    return logits, active

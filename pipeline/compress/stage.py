@@ -3,7 +3,8 @@
 1. The request is checked against the store: a name that is taken, a source that is encoded already.
 2. The encoding is chosen from the source's own rows (`choose`). An unfinished capture keeps the encoding that it was begun
    with.
-3. Block by block, on all cores, the source's rows are read and written again as a part that names the source and its seal.
+3. The basis of a transform is made of a draw of the source's rows, of all its views (`calibration`).
+4. Block by block, on all cores, the source's rows are read and written again as a part that names the source and its seal.
 
 Killed anywhere and started again, it ends with the same bytes. The source is not changed.
 """
@@ -23,16 +24,19 @@ from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_described, encoding_named
 from ...storage.encodings.top_k import TopK
+from ...storage.encodings.transform import Transform
 from ...storage.errors import ConfigError, NameTaken
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
+from ...storage.parts.refinement import basis_bytes
 from ...storage.progress import Progress, silent
+from ..calibration import capture_rows
 from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
 
 log = logging.getLogger(__name__)
-Wish: TypeAlias = ErrorBudget | TopK | SmallestTopK
+Wish: TypeAlias = ErrorBudget | TopK | SmallestTopK | Transform
 """A user's request; of an error budget, `max_kl` and `min_temperature` alone."""
 DERIVED: Final = "derived_from"
 """Key of an identity: the source capture, its seal, and the request for the smallest k."""
@@ -55,6 +59,8 @@ class CompressReport:
     """Bytes of all arrays of the source, a row of a view."""
     row_bytes: float
     """The same of the new capture."""
+    basis_bytes: int
+    """Bytes of its basis, once a capture; 0 without one."""
     fidelity: tuple[Fidelity, ...]
     """KL to the source, by temperature."""
     digest: str
@@ -90,7 +96,12 @@ def say(wish: Encoding | Wish) -> str:
 
     >>> say(ErrorBudget(1e-3, 2.0)), say(TopK(64)), say(SmallestTopK(0.1, 4.0))
     ('KL at most 0.001 at T >= 2', 'the 64 largest logits', 'the smallest k with max KL at most 0.1 at T = 4')
+    >>> say(Transform(1e-2, (1.0, 4.0)))
+    'KL at most 0.01 at T = 1, 4, by a transform'
     """
+    if isinstance(wish, Transform):
+        temperatures = ", ".join(f"{t:g}" for t in wish.temperatures)
+        return f"KL at most {wish.max_kl:g} at T = {temperatures}, by a transform"
     if isinstance(wish, ErrorBudget):
         return f"KL at most {wish.max_kl:g} at T >= {wish.min_temperature:g}"
     if isinstance(wish, SmallestTopK):
@@ -116,12 +127,12 @@ def wish_named(wish: "str | Mapping[str, Any] | Wish") -> Wish:
     named = encoding_named(wish)
     if isinstance(named, ErrorBudget):
         return ErrorBudget(named.max_kl, named.min_temperature)
-    if isinstance(named, TopK):
+    if isinstance(named, TopK | Transform):
         return named
     raise ConfigError(
         "encoding",
-        expected="{ max_kl = 1e-3 } (with min_temperature, 1 unless given), { top_k = 64 } or "
-        "{ top_k_kl = 0.1, temperature = 4.0 }",
+        expected="{ transform = { max_kl = 1e-2 } } (with temperatures, 1, 2, 4 and 8 unless given), { max_kl = 1e-3 } "
+        "(with min_temperature, 1 unless given), { top_k = 64 } or { top_k_kl = 0.1, temperature = 4.0 }",
         found=named.kind,
         remedy="choose one of these; a teacher is captured in float16 or float32 by `cache`",
     )
@@ -137,8 +148,9 @@ def compress(
 ) -> CompressReport:
     """Make and seal `teachers/<name>`, an encoded copy of `teachers/<teacher>`, or resume it.
 
-    encoding: {"max_kl": 1e-3} (with "min_temperature"), {"top_k": 64}, or {"top_k_kl": 0.1, "temperature": 4.0} (with
-    "statistic": "mean", "max" or "p99.9") for the smallest k that keeps it over all rows.
+    encoding: {"transform": {"max_kl": 1e-2}} (with "temperatures"), {"max_kl": 1e-3} (with "min_temperature"), {"top_k": 64},
+    or {"top_k_kl": 0.1, "temperature": 4.0} (with "statistic": "mean", "max" or "p99.9") for the smallest k that keeps it
+    over all rows. The KL of a transform is to the rows of the source as they are decoded.
     Raises PartNotFound or StoreIncomplete where the source is missing or not sealed, ConfigError for a source that is
     encoded already and for a request that cannot be met, NameTaken or SpecMismatch for the name of another capture.
     """
@@ -154,16 +166,21 @@ def compress(
         capture.encoding,
         row_bytes(source),
         row_bytes(capture),
+        basis_bytes(capture),
         fidelity(capture),
         store.digest,
     )
-    if report.made and report.row_bytes >= report.source_row_bytes:
+    views, rows, _ = capture.shape
+    with_basis = report.row_bytes + report.basis_bytes / (views * rows)
+    if report.made and with_basis >= report.source_row_bytes:
         log.warning(
-            "%s: %.1f bytes a row, %s has %.1f: compression gains nothing with so few classes",
+            "%s: %.1f bytes a row%s, %s has %.1f: compression gains nothing with so few %s",
             f"{store.path}: teachers/{name}",
-            report.row_bytes,
+            with_basis,
+            " with its share of the basis" if report.basis_bytes else "",
             teacher,
             report.source_row_bytes,
+            "classes" if report.row_bytes >= report.source_row_bytes else "rows",
         )
     return report
 
@@ -175,12 +192,16 @@ def plan_compression(
     wish = wish_named(encoding)
     check_name(name, "the name of the new capture")
     source = store.teachers[teacher]
-    if not isinstance(source.encoding, FloatEncoding):
+    # A transform measures the KL of each row to whatever is decoded; the other encodings count their source's error in.
+    if not isinstance(
+        source.encoding, (FloatEncoding, ErrorBudget) if isinstance(wish, Transform) else FloatEncoding
+    ):
         origin = source.provenance.get(DERIVED)
         instead = origin.get("capture") if isinstance(origin, Mapping) else None
         raise ConfigError(
             f"{store.path}: teachers/{teacher}",
-            expected="a capture in float16 or float32",
+            expected="a capture in float16 or float32"
+            + (", or of an error budget" if isinstance(wish, Transform) else ""),
             found=f"a capture that is encoded already ({source.encoding.kind})",
             remedy=f"compress {instead}, which it was made from"
             if instead
@@ -294,6 +315,7 @@ def _write(store: Store, plan: CompressPlan, encoding: Encoding, progress: Progr
             "numpy": np.__version__,
             "numcodecs": numcodecs.__version__,
         },
+        calibration=(lambda: capture_rows(source, encoding)) if isinstance(encoding, Transform) else None,
     ) as capture:
 
         def write(view: int, rows: range) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ...storage.errors import BadDataError
+from ..cache.calibrate import calibrate_teachers
 from ..cache.capture import ReadyTeacher
 from ..cache.monitor import Quality
 from ..cache.stage import agree_on_set, capture_teachers, ready_teacher, try_teachers_out
@@ -60,6 +61,7 @@ def capture_specialists(
     for start in range(0, len(missing), TOGETHER):
         ready = [_prepare(work, run, records[run], onto) for run in missing[start : start + TOGETHER]]
         try_teachers_out(onto, ready, make_view)
+        ready = calibrate_teachers(onto, ready, make_view)
         quality = SpecialistQuality({one.name: one.columns for one in ready}, onto.store.num_classes)
         capture_teachers(onto, ready, make_view, quality)
     return names_of(missing)

@@ -121,7 +121,7 @@ class TorchStream(IterableDataset[TorchBatch]):
         """Resume at the position of `state`: see `Stream.load_state_dict`; in a worker, a state of that worker."""
         worker = get_worker_info()
         if worker is not None:
-            self._resume = _checked(state, worker.num_workers)
+            self._resume = _checked(state, worker.num_workers, self.stream.cut)
             return
         self.stream.load_state_dict(state)
         self._next.fill_(-1)
@@ -252,16 +252,29 @@ class _Share:
             "stream": self.stream.state_dict(),
             "first": self.first,
             "workers": self.workers,
+            "cut": self.stream.cut,
             "next": self.next_epoch,
             "over": self.over,
         }
 
 
-def _checked(state: Mapping[str, Any], workers: int) -> State | None:
-    """Check the state of a worker; return None for one that had not begun. Raises ConfigError."""
+def _checked(state: Mapping[str, Any], workers: int, cut: Mapping[str, int]) -> State | None:
+    """Check the state of a worker; return None for one that had not begun. Raises ConfigError.
+
+    cut: that of the stream. Each worker knows the rows of its own share alone, so that the batches must be cut as before.
+    """
     if not state:
         return None
-    if set(state) != {"stream", "first", "workers", "next", "over"} or state["workers"] != workers:
+    before = state.get("cut")
+    for key, value in cut.items():
+        if isinstance(before, Mapping) and before.get(key) != value:
+            raise ConfigError(
+                f"load_state_dict in a worker of a DataLoader: {key}",
+                expected=f"{before.get(key)}, with which the state was saved",
+                found=str(value),
+                remedy=f"resume with the {key} of the state, or read with num_workers=0, which resumes with any",
+            )
+    if set(state) != {"stream", "first", "workers", "cut", "next", "over"} or state["workers"] != workers:
         raise ConfigError(
             "load_state_dict in a worker of a DataLoader",
             expected=f"a state of StatefulDataLoader with num_workers={workers}",

@@ -1,9 +1,9 @@
 """The interface of an encoding of logits, and the errors that encodings share.
 
-There are four (`named`): float16 and float32 (`half`), by error budget (`error_budget`), and the k largest (`top_k`).
+There are five (`named`): float16 and float32 (`half`), by error budget (`error_budget`), the k largest (`top_k`), and whole rows
+in the axes of a basis (`transform`).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -73,10 +73,3 @@ class Encoding(Protocol):
 
     def bound(self, temperature: float) -> float | None:
         """Return a bound of KL(teacher ‖ decoded) of every row, in nats; None if it is measured instead."""
-
-
-def encoded_widths(encoding: Encoding, num_classes: int) -> list[int]:
-    """Return the bytes a row of each array of an encoding, before the codec. Raises ConfigError for too large a k."""
-    return [
-        math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in encoding.arrays(num_classes)
-    ]

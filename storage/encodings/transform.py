@@ -11,7 +11,7 @@ Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that smal
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -191,19 +191,27 @@ class Transform:
             centred = logits[part] - peak[part, None]
             found = refine_rows(centred, basis, self.max_kl, self.temperatures)
             codes[part], refine[part] = zigzag(found.codes), found.refine
-            error[part] = coarser_up(error_of_kl(list(found.kl.T), self.temperatures), _DIGITS)
+            error[part] = self._recorded(list(found.kl.T))
             if (out := np.flatnonzero(found.refine == ESCAPED)).size:
                 escaped = self._escaped(logits[part][out], first_row + first + int(out[0]), where)
                 _keep_largest(escaped["logits"], centred[out].argmax(axis=1))
                 escape[first + out] = escaped["logits"]
                 decoded = self._escape.decode(escaped)
                 kl = [divergence(centred[out], decoded, t) for t in self.temperatures]
-                error[first + out] = coarser_up(error_of_kl(kl, self.temperatures), _DIGITS)
+                error[first + out] = self._recorded(kl)
 
         with one_thread, ThreadPoolExecutor(_threads()) as pool:
             list(pool.map(piece, range(0, len(logits), _PIECE)))
         arrays = {"codes": codes, "refine": refine, "error": error, "escape": escape}
         return arrays | ({"peak": peak} if self.keeps_peak else {})
+
+    def _recorded(self, kl: Sequence[NDArray[np.float64]]) -> NDArray[np.float16]:
+        """Return the KL at each temperature as it is recorded: rounded up, but to no more than the budget."""
+        exact = error_of_kl(kl, self.temperatures)
+        most = np.array(self.temperatures) * math.sqrt(2 * self.max_kl)
+        budget = most.astype(np.float16)
+        budget = np.where(budget > most, np.nextafter(budget, np.float16(0)), budget)
+        return np.maximum(exact, np.minimum(coarser_up(exact, _DIGITS), budget))
 
     def _escaped(self, logits: NDArray[np.float32], first_row: int, where: str) -> dict[str, NDArray[Any]]:
         """Encode rows that the basis does not serve. Raises BadLogitsError."""

@@ -241,6 +241,11 @@ class PartWriter:
                 f"{free:,}",
             )
 
+    def begin(self) -> None:
+        """Put the spec and the metadata before the first block, for writers that are to share them."""
+        if not self.sealed:
+            self._begin()
+
     def _begin(self) -> None:
         """Put the spec and the metadata, once the first block is ready.
 

@@ -120,7 +120,7 @@ def check_numbers(arrays: Mapping[str, NDArray[Any]], where: str) -> None:
         if (least := float(arrays[name].min())) <= 0:
             raise invalid(f"{where}/{name}", "numbers above 0", least)
     furthest = np.abs(arrays["basis"]).max(axis=1).astype(np.float64) * arrays["step"] * _MOST_CODE
-    most = max(furthest.sum() + np.abs(arrays["centre"]).max(), arrays["step"].max() * float(_MOST_CODE))
+    most = max(furthest.sum() + np.abs(arrays["centre"]).max(), float(arrays["step"].max()) * _MOST_CODE)
     if most > _MOST_LOGIT:
         raise invalid(f"{where}/basis", f"logits of magnitudes up to {_MOST_LOGIT:g}", f"{most:.3g}")
 

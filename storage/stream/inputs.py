@@ -78,7 +78,7 @@ class Inputs:
                 "transfer_set",
                 expected=f"{'' if is_whole else 'at least '}{needed} examples, as in the transfer set of the store",
                 found=str(found),
-                remedy="pass the whole transfer set of this store",
+                remedy="pass the transfer set that this store was made from",
             )
         self._check_listed_labels()
 
@@ -194,4 +194,5 @@ class Inputs:
 
 
 def _contradicts(found: NDArray[np.int64], stored: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (found != stored) & (found != UNKNOWN) & (stored != UNKNOWN)
+    differs: NDArray[np.bool_] = (found != stored) & (found != UNKNOWN) & (stored != UNKNOWN)
+    return differs

@@ -158,6 +158,17 @@ class Stream:
         return self._whole_plans[0].cut.count
 
     @property
+    def cut(self) -> dict[str, int]:
+        """What decides which rows are a batch here: batch_size, rank, world_size and drop_last."""
+        options = self._options
+        return {
+            "batch_size": options.batch_size,
+            "rank": options.rank,
+            "world_size": options.world_size,
+            "drop_last": int(options.drop_last),
+        }
+
+    @property
     def epoch_rows(self) -> int:
         """Rows of a whole epoch of all ranks, each view counted."""
         return sum(plan.cut.total for plan in self._whole_plans)

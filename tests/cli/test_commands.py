@@ -180,7 +180,9 @@ def test_run_as_json_is_what_the_table_rounds(whole: tuple[Path, Result]) -> Non
     assert plain["errors"] == np.mean(errors)
     assert plain["spread"]["errors"] == pytest.approx(np.std(errors, ddof=1))
     assert small_student["spread"]["errors"] is None
-    assert found["verdicts"][0] in result.stdout
+    (why_not,) = found["uncompared"]
+    assert not found["verdicts"]
+    assert why_not in result.stdout
     inside = found["errors_inside"]
     assert f"line makes {inside['errors']} errors on the evaluation set" in result.stdout
     assert inside["share"] == inside["inside"] / inside["errors"]
@@ -281,7 +283,7 @@ def test_evaluate_prints_the_table_of_run(whole: tuple[Path, Result]) -> None:
     text = call(*arguments).stdout
     assert text.strip() in result.stdout
     of_run = printed("run", folder / "small.toml", "--out", folder / "out")
-    assert printed(*arguments) == {key: of_run[key] for key in ("table", "verdicts")}
+    assert printed(*arguments) == {key: of_run[key] for key in ("table", "verdicts", "uncompared")}
 
 
 def test_evaluate_looks_at_the_view_that_is_asked_for(tmp_path: Path) -> None:
@@ -565,13 +567,43 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
     assert small.snapshot(done) == before
 
 
+def test_compress_by_a_transform_and_inspect_show_its_use(done: Path) -> None:
+    path = done / "out" / "store.zarr"
+    options = ("--teacher", "line", "--transform-kl", "1e-2", "--temperatures", "1,4", "--name", "few")
+    text = call("compress", path, *options).stdout
+    assert text.startswith("teachers/few: KL at most 0.01 at T = 1, 4, by a transform\n")
+    capture = logitstore.open_store(path).teachers["few"]
+    basis = sum(values.nbytes for values in capture.encoding.basis.arrays().values())
+    assert f"and {basis} bytes of its basis, once for all rows\n" in text
+    assert re.search(r"\nT  bound to teachers/line  max ", text)
+    found = printed("compress", path, *options)
+    assert (found["basis_bytes"], found["encoding"]["temperatures"]) == (basis, [1.0, 4.0])
+    (shown,) = (one for one in printed("inspect", path)["captures"] if one["name"] == "few")
+    refine = capture.reader.read("refine", slice(None))
+    inside = np.sort(refine[refine < 255])
+    assert shown["transform"]["components"] == capture.encoding.basis.num_components
+    assert shown["transform"]["refine_min"] == inside[0] <= inside[-1] == shown["transform"]["refine_max"]
+    assert shown["transform"]["refine_median"] == inside[(len(inside) - 1) // 2]
+    assert shown["transform"]["escaped"] == (refine == 255).sum()
+    assert 0 < shown["transform"]["alive"] <= shown["transform"]["components"]
+    assert shown["row_bytes"] == found["row_bytes"]
+    assert printed("inspect", path)["captures"][0]["transform"] is None
+    text = call("inspect", path).stdout
+    for line in ("  bytes a row      ", "  components       ", "  refinement       ", "  escaped rows     "):
+        assert text.count(f"\n{line}") == 1
+    # Damaged codes are reported by verify; inspect shows the rest.
+    for shard in path.rglob("codes/c.*"):
+        shard.unlink()
+    assert "uses unknown on average" in call("inspect", path).stdout
+
+
 @pytest.mark.parametrize(
     ("options", "code", "line"),
     [
         (
             (),
             64,
-            "logitstore: compress: expected one of --max-kl, --top-k, --top-k-kl, found no such option; give one",
+            "logitstore: compress: expected one of --transform-kl, --max-kl, --top-k, --top-k-kl, found no such option; give",
         ),
         (("--max-kl", "1", "--top-k", "2"), 64, "found --max-kl and --top-k; give one of them"),
         (
@@ -588,6 +620,22 @@ def test_compress_prints_what_a_row_takes_and_how_far_it_is(done: Path) -> None:
             ("--top-k-kl", "0.1"),
             64,
             "temperature: expected a positive number, found no such key",
+        ),
+        (
+            ("--max-kl", "1", "--temperatures", "1,2"),
+            64,
+            "--temperatures with --transform-kl alone, found --temperatures with --max-kl",
+        ),
+        (("--transform-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
+        (
+            ("--transform-kl", "1", "--temperatures", "warm"),
+            64,
+            "--temperatures: expected numbers with commas between them, found 'warm'",
+        ),
+        (
+            ("--transform-kl", "1", "--temperatures", "0.5,1"),
+            64,
+            "temperatures: expected 1 to 16 ascending temperatures of at least 1, found [0.5, 1.0]",
         ),
         (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),

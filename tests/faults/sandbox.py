@@ -302,7 +302,7 @@ def without(guard: str) -> Any:
         patch(clusterings, "in_range", lambda values, *_: values)
         patch(clusterings, "check_shapes", lambda *_: None)
         for name in ("_number", "_count", "_text"):
-            patch(clusterings.ClusteringReader, name, lambda self, value, key: value)
+            patch(clusterings.Stated, name, lambda self, value, key: value)
     elif guard == "terminal":
         for module in ("errors", "printing.text"):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))

@@ -30,7 +30,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),
-    frozenset({"same_set"}),
+    frozenset({"same_set", "calibration"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),

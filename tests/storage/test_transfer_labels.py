@@ -1,5 +1,6 @@
 """Labels and length of a transfer set that gives the inputs of a stream: they are those of the store."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from support import stores
 from support.stores import Made, Teacher
 
-from logitstore.storage.api import create_store
+from logitstore.storage.api import begin_store, create_store
+from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import BadDataError, ConfigError, RowMismatch
 
 ROWS, ODD = 37, 20
@@ -122,3 +124,19 @@ def test_a_longer_set_is_refused(made: Made, more: int) -> None:
         made.store.stream(**STREAM, transfer_set=inputs)
     assert caught.value.expected == f"{ROWS} examples, as in the transfer set of the store"
     assert caught.value.found == str(ROWS + more)
+    assert caught.value.remedy == "pass the transfer set that this store was made from"
+
+
+def test_a_selection_of_a_larger_set_takes_the_whole_of_it(tmp_path: Path) -> None:
+    """Take the inputs of every other example, as a store of a selection does."""
+    inputs = stores.some_inputs(8)
+    store = begin_store(tmp_path / "s.zarr", num_rows=4, num_classes=2, block_rows=4)
+    writer = store.samples_writer(identity={"transfer_set": None})
+    with contextlib.closing(writer):
+        source = np.arange(0, 8, 2)
+        writer.write(range(4), source=source, digest=digest_rows(inputs[source]), label=np.zeros(4, np.int64))
+        writer.seal()
+    (batch,) = store.stream(batch_size=4, shuffle=False, transfer_set=inputs)
+    assert np.array_equal(batch.inputs, inputs[::2])
+    with pytest.raises(ConfigError, match="transfer_set: expected at least 7 examples"):
+        store.stream(transfer_set=inputs[:6])

@@ -23,27 +23,33 @@ from support.children import Countdown, ranks
 BLOCK_ROWS = 16
 
 
-def document() -> dict[str, Any]:
+def document(encoding: Any = "float16") -> dict[str, Any]:
     """Return a document of ten blocks of three views, and two teachers."""
     content = experiments.document()
-    content["cache"]["block_rows"] = BLOCK_ROWS
+    content["cache"] |= {"block_rows": BLOCK_ROWS, "encoding": encoding}
     return content
 
 
-def captured(base: Path, folder: Path, kill_at: int | None) -> None:
+def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> None:
     """Run stage one as the rank of the environment; die before put number `kill_at`."""
     puts = Countdown(kill_at)
     NewObject.publish = puts.counted(NewObject.publish)  # type: ignore[method-assign]
     os.fsync = lambda descriptor: None  # a killed process takes nothing of the page cache with it
     with joined(60.0) as joint:
-        cache(Workspace.of_folder(experiments.parsed(document(), base), folder, device="cpu", ranks=joint))
+        cache(
+            Workspace.of_folder(
+                experiments.parsed(document(encoding), base), folder, device="cpu", ranks=joint
+            )
+        )
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
 
 
-def rank_status(rank: int, base: Path, folder: Path, victim: int | None, kill_at: int | None) -> int:
+def rank_status(
+    rank: int, base: Path, folder: Path, victim: int | None, kill_at: int | None, encoding: Any
+) -> int:
     """Run a rank in a fork; return its exit status, and keep the line of its error."""
     try:
-        captured(base, folder, kill_at if rank == victim else None)
+        captured(base, folder, kill_at if rank == victim else None, encoding)
     except LogitStoreError as error:
         (folder / f"said-{rank}").write_text(str(error))
         return error.exit_code
@@ -54,19 +60,27 @@ def rank_status(rank: int, base: Path, folder: Path, victim: int | None, kill_at
 
 
 def run(
-    base: Path, folder: Path, number: int, victim: int | None = None, kill_at: int | None = None
+    base: Path,
+    folder: Path,
+    number: int,
+    victim: int | None = None,
+    kill_at: int | None = None,
+    encoding: Any = "float16",
 ) -> list[int]:
     """Capture in some ranks, of which one may be killed; return the exit status of each, negative for a signal."""
-    return ranks(number, rank_status, base, folder, victim, kill_at)
+    return ranks(number, rank_status, base, folder, victim, kill_at, encoding)
 
 
-def killed(base: str, work: str, plan: list[tuple[int, int, float, int]]) -> dict[str, Any]:
+def killed(
+    base: str, work: str, plan: list[tuple[int, int, float, int]], encoding: Any = "float16"
+) -> dict[str, Any]:
     """Capture whole by each number of ranks, then with one of them killed; return a report.
 
     Args:
         base: folder of `experiments.finished()`.
         work: an empty folder.
         plan: for each capture: ranks, which of them is killed, the share of its puts before that, ranks that resume.
+        encoding: of the captures.
     """
     torch.set_num_threads(1)
     here, there = Path(base), Path(work)
@@ -75,17 +89,17 @@ def killed(base: str, work: str, plan: list[tuple[int, int, float, int]]) -> dic
     for number in sorted({number for number, *_ in plan}):
         folder = there / f"whole-{number}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, number)
+        statuses = run(here, folder, number, encoding=encoding)
         puts[number] = [int((folder / f"puts-{rank}").read_text()) for rank in range(number)]
         report["whole"][number] = [statuses, experiments.contents(folder / "store.zarr")]
     reference = report["whole"][1][1]
     for index, (number, victim, share, resuming) in enumerate(plan):
         folder = there / f"killed-{index}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, number, victim, max(1, int(puts[number][victim] * share)))
+        statuses = run(here, folder, number, victim, max(1, int(puts[number][victim] * share)), encoding)
         left = len(experiments.contents(folder / "store.zarr"))
         said = {path.name: path.read_text() for path in folder.glob("said-*")}
-        ended = run(here, folder, resuming)
+        ended = run(here, folder, resuming, encoding=encoding)
         after = experiments.contents(folder / "store.zarr")
         differing = sorted(key for key in {*after, *reference} if after.get(key) != reference.get(key))
         report["killed"].append([statuses, said, left, ended, differing])

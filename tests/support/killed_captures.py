@@ -23,7 +23,12 @@ Point = dict[str, Any]
 
 
 def capture(
-    base: Path, folder: Path, put: int | None = None, logits: int | None = None, after: bool = False
+    base: Path,
+    folder: Path,
+    put: int | None = None,
+    logits: int | None = None,
+    after: bool = False,
+    encoding: Any = "float16",
 ) -> None:
     """Run stage one in this process and note the number of puts and of a teacher's calls; die at a point of it."""
     puts, runs = Countdown(put), Countdown(logits)
@@ -32,7 +37,9 @@ def capture(
     capture_pass.teacher_logits = runs.counted(capture_pass.teacher_logits)
     if logits == 0:
         stage.try_out = lambda *arguments: die()
-    experiment = experiments.parsed(experiments.document(), base)
+    content = experiments.document()
+    content["cache"]["encoding"] = encoding
+    experiment = experiments.parsed(content, base)
     stage.cache(Workspace.of_store(experiment, folder / "store.zarr", folder / "models", device="cpu"))
     (folder / "counts.json").write_text(json.dumps({"put": puts.count, "logits": runs.count}))
 
@@ -42,35 +49,39 @@ def _run(base: Path, folder: Path, point: Point | None = None) -> int:
     return Child(lambda: capture(base, folder, **(point or {}))).wait()
 
 
-def killed(base: str, folder: str) -> dict[str, Any]:
+def killed(
+    base: str, folder: str, encoding: Any = "float16", puts: list[int] | None = None
+) -> dict[str, Any]:
     """Capture whole twice, then killed at points that are spread over the work; return a report.
 
     Args:
         base: folder of `experiments.finished()`.
         folder: an empty folder to work in.
+        encoding: of the captures.
+        puts: the puts at which they are killed, before and after in turn; by default some, and while teachers run.
     """
     torch.set_num_threads(1)
     here, work = Path(base), Path(folder)
     whole, fresh = work / "whole", work / "fresh"
     shutil.copytree(here / "out" / "models" / "teachers", whole / "models" / "teachers")
     shutil.copytree(whole, fresh)
-    statuses = [_run(here, whole), _run(here, fresh)]
+    statuses = [_run(here, whole, {"encoding": encoding}), _run(here, fresh, {"encoding": encoding})]
     total = json.loads((whole / "counts.json").read_text())
     expected = experiments.contents(whole / "store.zarr")
     same_twice = expected == experiments.contents(fresh / "store.zarr")
     points: list[Point] = [
-        {"put": n, "after": bool(n % 2)} for n in (1, 2, 4, *range(9, total["put"], 13), total["put"])
+        {"put": n, "after": bool(n % 2)} for n in puts or (1, 2, 4, *range(9, total["put"], 13), total["put"])
     ]
-    points += [{"logits": n} for n in (0, 1, 3, total["logits"] // 2, total["logits"])]
+    points += [] if puts else [{"logits": n} for n in (0, 1, 3, total["logits"] // 2, total["logits"])]
     results = []
     for number, point in enumerate(points):
         again = work / f"killed-{number}"
         shutil.copytree(whole / "models", again / "models")
-        status = _run(here, again, point)
+        status = _run(here, again, {**point, "encoding": encoding})
         left = experiments.contents(again / "store.zarr")
         if number % 2:  # killed once more on the way
-            _run(here, again, {"put": 5})
-        resumed = _run(here, again)
+            _run(here, again, {"put": 5, "encoding": encoding})
+        resumed = _run(here, again, {"encoding": encoding})
         after = experiments.contents(again / "store.zarr")
         differing = sorted(k for k in {*after, *expected} if after.get(k) != expected.get(k))
         results.append([point, status, len(left), resumed, differing])

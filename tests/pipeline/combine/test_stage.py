@@ -17,7 +17,7 @@ from logitstore.pipeline.combine.stage import combine
 from logitstore.pipeline.combine.todo import plan_combination
 from logitstore.pipeline.compress.stage import compress
 from logitstore.storage.api import open_store
-from logitstore.storage.encodings.error_budget import ErrorBudget
+from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import (
     ConfigError,
     LogitStoreError,
@@ -30,6 +30,9 @@ from logitstore.storage.errors import (
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.part_reader import PartReader
 from logitstore.storage.parts.writer import CaptureWriter
+
+TRANSFORM = {"transform": {"max_kl": 1e-2, "rows": 60}}
+"""Calibrated with fewer rows than the views have together."""
 
 
 @pytest.fixture(scope="session")
@@ -107,12 +110,11 @@ def test_its_identity_names_what_it_was_made_from(made: Made) -> None:
     assert set(spec.notes) == {"python", "numpy"}
 
 
-@pytest.mark.parametrize("encoding", ["float16", "float32", {"max_kl": 1e-2}])
+@pytest.mark.parametrize("encoding", ["float16", "float32", {"max_kl": 1e-2}, TRANSFORM])
 def test_any_encoding_can_be_asked_for(made: Made, encoding: Any) -> None:
     combined(made, encoding=encoding)
     capture = made.store.teachers["combined"]
-    kind = encoding if isinstance(encoding, str) else ErrorBudget.kind
-    assert capture.encoding.kind == kind
+    assert capture.encoding.kind == encoding_named(encoding).kind
     q = stores.softmax(capture.read(slice(None)), 1.0)
     p = made.expected(SETS)
     divergence = (p * (np.log(p) - np.log(q))).sum(axis=1)
@@ -351,7 +353,7 @@ def test_a_capture_that_says_nothing_of_its_head_is_refused(made: Made) -> None:
     refused(made, ConfigError, remedy, specialists=["odd"])
 
 
-@pytest.mark.parametrize("classes", [(0, 3), tuple(range(9)), (*range(9), -1), (3, 3, -1)])
+@pytest.mark.parametrize("classes", [(0, 3), tuple(range(9)), (*range(9), -1)])
 def test_columns_that_are_no_specialists_are_refused(made: Made, classes: tuple[int, ...]) -> None:
     write(made, "odd", classes, {"head": head(made.store, 9)})
     refused(made, ConfigError, "odd: expected columns for some of the classes", specialists=["odd"])

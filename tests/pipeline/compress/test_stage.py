@@ -434,9 +434,13 @@ WRONG: list[tuple[Any, str]] = [
         {"top_k_kl": 0.1, "temperature": 1.0, "statistic": "median"},
         "encoding: statistic: expected one of mean, max, p99.9, found 'median'",
     ),
-    ({"max_kl": 1e-3, "top_k": 4}, "encoding: expected 'float16', 'float32', { max_kl"),
-    ({}, "encoding: expected 'float16', 'float32', { max_kl"),
-    ("float16", r"encoding: expected { max_kl = 1e-3 } .* found float16"),
+    ({"max_kl": 1e-3, "top_k": 4}, "encoding: expected 'float16', 'float32', { transform"),
+    ({}, "encoding: expected 'float16', 'float32', { transform"),
+    ("float16", r"encoding: expected { transform = .* found float16"),
+    ({"transform": {"max_kl": 0.0}}, "encoding: max_kl: expected a positive number"),
+    ({"transform": {"max_kl": 1e-2, "temperatures": [0.5, 1]}}, "temperatures of at least 1, found"),
+    ({"transform": {"max_kl": 1e-2, "temperatures": []}}, "temperatures of at least 1, found"),
+    ({"transform": {"max_kl": 1e-2, "rank": 3}}, "encoding: transform: expected max_kl, and of"),
 ]
 
 
@@ -555,6 +559,7 @@ def test_a_teacher_with_a_row_beyond_the_codes_is_told_the_smallest_budget(store
 WISHES: dict[str, dict[str, Any]] = {
     "budget": {"max_kl": 1e-3},
     "top": {"top_k_kl": 0.05, "temperature": 2.0},
+    "transform": {"transform": {"max_kl": 1e-2, "rows": 50}},
 }
 
 

@@ -83,10 +83,37 @@ def test_a_state_that_is_ignored_would_be_noticed(store: Store) -> None:
 
 def test_a_state_of_another_number_of_workers_is_refused(store: Store) -> None:
     state, _ = begun(lambda: tensor_stream(store), 1)
-    worker_state = {"stream": state.state_dict(), "first": 0, "workers": 2, "next": 1, "over": False}
-    assert _checked(worker_state, 2) == worker_state
+    cut = state.stream.cut
+    worker_state = {
+        "stream": state.state_dict(),
+        "first": 0,
+        "workers": 2,
+        "cut": cut,
+        "next": 1,
+        "over": False,
+    }
+    assert _checked(worker_state, 2, cut) == worker_state
     for wrong, workers in ((worker_state, 3), (state.state_dict(), 2)):
         with pytest.raises(
             ValueError, match=r"found a state with num_workers=[20]; resume with the num_workers"
         ):
-            _checked(wrong, workers)
+            _checked(wrong, workers, cut)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch_size": 5}, {"rank": 0, "world_size": 2}, {"drop_last": True}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_state_of_workers_is_of_batches_that_are_cut_alike(store: Store, changed: dict[str, Any]) -> None:
+    """A worker's share is every n-th batch: of other batches, rows would be lost and others come twice."""
+    _, states = run(store, 2, 1)
+    loader = loader_of(tensor_stream(store, **SETTINGS | changed), 2)
+    loader.load_state_dict(states[1])
+    with pytest.raises(
+        Exception, match=r"in a worker of a DataLoader: (batch_size|world_size|drop_last): expected"
+    ):
+        list(loader)
+    # Control: without workers any cut resumes.
+    _, states = run(store, 0, 1)
+    assert rest(store, 0, states[1], 1) is not None

@@ -1,0 +1,83 @@
+"""Calibration of the transform encoding in stage one: each teacher is run over a draw of the transfer set.
+
+    first rank     runs each new teacher over view 0 of the drawn rows, and makes its basis, before the store is written to
+                   begins the captures: their spec, and the basis
+    other ranks    wait, and read the basis from the store
+
+A capture that is begun keeps the basis that is there. Its teacher is run again only where files of the basis are lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float32
+
+from ...storage.checks import check_finite
+from ...storage.encodings.transform import Transform
+from ...storage.errors import BadLogitsError
+from ...storage.stream.inputs import Augment
+from ..calibration import drawn
+from ..runtime.inference import check_classes
+from ..workspace import Workspace
+from .capture import ReadyTeacher
+from .rows import naming_indices
+
+
+def calibrate_teachers(
+    work: Workspace, teachers: Sequence[ReadyTeacher], make_view: Augment | None
+) -> list[ReadyTeacher]:
+    """Return teachers whose encodings can encode: on the first rank, those of new captures with their basis.
+
+    Called by all ranks, after the trial of the teachers. Raises BadLogitsError for a teacher whose logits are not finite, are
+    the same in all rows, or spread too far for the budget; nothing is written.
+    """
+    ready = list(teachers)
+    if work.ranks.is_first:
+        for number, teacher in enumerate(ready):
+            encoding = teacher.encoding
+            if isinstance(encoding, Transform) and encoding.basis is None and not teacher.is_begun:
+                logits = calibration_logits(work, teacher, make_view)
+                calibrated = encoding.calibrated(logits, f"{teacher.runner.where}, its calibration rows")
+                _try_encoding(work, teacher, calibrated, logits)
+                ready[number] = replace(teacher, encoding=calibrated)
+    work.ranks.wait()  # for hours, if the teachers are slow
+    return ready
+
+
+def _try_encoding(
+    work: Workspace, teacher: ReadyTeacher, encoding: Transform, logits: Float32[np.ndarray, "rows classes"]
+) -> None:
+    """Encode the calibration rows, so that a budget out of reach is found before the store is written to."""
+    where = f"{teacher.runner.where}, view 0"
+    try:
+        encoding.encode(logits, 0, where)
+    except BadLogitsError:
+        with naming_indices(work.rows.source):
+            for row, one in zip(drawn(len(work.rows), encoding).tolist(), logits, strict=True):
+                encoding.encode(one[None], row, where)  # raises with the row's number in the store
+        raise
+
+
+def calibration_logits(
+    work: Workspace, teacher: ReadyTeacher, make_view: Augment | None
+) -> Float32[np.ndarray, "rows classes"]:
+    """Run a teacher over view 0 of its calibration rows, in its batches and precision. Raises BadLogitsError."""
+    assert isinstance(teacher.encoding, Transform)
+    runner, rows = teacher.runner, work.rows
+    chosen = drawn(len(rows), teacher.encoding)
+    logits = np.empty((len(chosen), len(teacher.columns)), np.float32)
+    task = f"calibrating {teacher.name}"
+    work.progress(task, 0, len(chosen), "rows")
+    with naming_indices(rows.source):
+        for batch in runner.batches(len(chosen)):
+            numbers = chosen[batch]
+            inputs, _ = rows.fetch(rows.source[numbers].tolist())
+            values = runner.logits(inputs if make_view is None else make_view(inputs, 0, numbers))
+            check_classes(values, len(teacher.columns), runner.where)
+            # Rows of a batch are no neighbours: the message names the first that is not finite.
+            first = int(np.argmin(np.isfinite(values).all(axis=1)))
+            check_finite(values[first:], int(numbers[first]), f"{runner.where}, view 0")
+            logits[batch] = values
+            work.progress(task, batch.stop, len(chosen), "rows")
+    return logits
