@@ -4,8 +4,8 @@ The logits are of a linear head with 132 features and 964 classes, as Omniglot's
 power of their number, and rows of noise, one in a thousand, are stored whole. Rows/s, medians of five rounds in turn:
 
 1. Codes to a tensor: `TorchStream` of `decode=False`, shuffled batches of 256.
-2. Dense rows: the same stream, decoded to float32.
-3. `read` of blocks, and the same blocks of a float16 capture of the same logits beside it.
+2. Dense rows: the same stream, decoded to float32. Beside both, streams of a float16 capture of the same logits.
+3. `read` of 4,096 rows at a time, of both captures.
 4. Codes and dense rows of a store in which one row in ten is stored whole: the cost of rows unlike the calibration.
 
 The process is bound to one core, and products have one thread. Each decoded batch of the first epoch is compared with the
@@ -148,8 +148,10 @@ def ways(store: logitstore.Store) -> Mapping[str, Callable[[], None]]:
     return {
         "codes": epoch("rare", False),
         "dense": epoch("rare", True),
+        "float16, as stored": epoch("float16", False),
+        "float16, dense": epoch("float16", True),
         "read": blocks("rare"),
-        "read float16": blocks("float16"),
+        "read, float16": blocks("float16"),
         "codes, a tenth whole": epoch("often", False),
         "dense, a tenth whole": epoch("often", True),
     }

@@ -146,7 +146,7 @@ def decode_on_device(rows: TransformTensors, basis: _OnDevice) -> Float32[Tensor
 
 
 def multiplies_in_full(device: torch.device) -> bool:
-    """Whether torch is set to multiply float32 on a device in full precision; False if that is not known.
+    """Return whether torch is set to multiply float32 on a device in full precision; False if that is not known.
 
     torch has two names of the setting, and refuses to read the old one where the new one was set.
     """

@@ -248,7 +248,7 @@ class Transform:
         values = unzigzag(codes[:, alive]).astype(np.float32)
         values *= basis.step[alive]
         values *= factor[:, None]
-        decoded = values @ basis.basis[alive]
+        decoded: NDArray[np.float32] = values @ basis.basis[alive]
         decoded += basis.centre
         decoded -= decoded.max(axis=1, keepdims=True)
         if (escaped := refine == ESCAPED).any():

@@ -22,6 +22,17 @@ HELD_BYTES: Final = 16 << 20
 """Bytes of escaped rows that a window may hold of one teacher, if its components take less."""
 
 
+def most_held(window_rows: int, row_bytes: int, component_bytes: int) -> int:
+    """Return the escaped rows that a window of some rows holds at most.
+
+    row_bytes: of an escaped row. component_bytes: of the components of any row.
+
+    >>> most_held(1_000_000, 2000, 200), most_held(100, 2000, 200), most_held(32_768, 20_000, 60)
+    (100000, 100, 838)
+    """
+    return min(window_rows, max(HELD_BYTES, window_rows * component_bytes) // row_bytes)
+
+
 @dataclass(frozen=True)
 class EscapedField:
     """The array `escape` of a teacher, of which a window holds only the escaped rows."""
@@ -59,13 +70,8 @@ class EscapedField:
         return np.empty((rows, self.num_classes), np.uint16)
 
     def most_rows(self, window_rows: int) -> int:
-        """Return the escaped rows that a window of some rows holds at most.
-
-        >>> EscapedField("escape/wide", "refine/wide", None, 1000, 200).most_rows(1_000_000)
-        100000
-        """
-        bytes_held = max(HELD_BYTES, window_rows * self.component_bytes)
-        return min(window_rows, bytes_held // self.row_bytes)
+        """Return the escaped rows that a window of some rows holds at most."""
+        return most_held(window_rows, self.row_bytes, self.component_bytes)
 
     def read(
         self, rows: Int64[np.ndarray, " rows"], views: Int64[np.ndarray, " rows"]

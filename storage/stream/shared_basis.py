@@ -23,7 +23,7 @@ class SharedBasis:
     """A basis that many batches refer to; its arrays are read with the first row that is decoded."""
 
     def __init__(self, key: str, encoding: Transform | None) -> None:
-        """Refer to a basis. key: its name. encoding: of the capture; None if no stream of this process has it."""
+        """Name a basis. encoding: of the capture; None if no stream of this process has it."""
         self._key, self._encoding = key, encoding
 
     def __reduce__(self) -> tuple[object, tuple[str]]:

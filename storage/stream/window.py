@@ -94,7 +94,7 @@ class Window:
         index = self.index[start:stop]
         for name, array in self.arrays.items():
             # Every index is valid. "clip" saves a copy that NumPy makes in order to raise.
-            np.take(array, index, axis=0, out=into[name], mode="clip")
+            array.take(index, axis=0, out=into[name], mode="clip")
 
     def pick_escaped(self, start: int, stop: int, of: Mapping[str, NDArray[Any]]) -> Arrays:
         """Return the codes of the escaped rows among rows number start … stop - 1, by field, if there are any.

@@ -32,7 +32,7 @@ from logitstore.storage.encodings.transform import Transform
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Transformed:
-    """A store with "wide" in the transform encoding, and "decoded", its decoded rows as float32."""
+    """Make a store with "wide" in the transform encoding, and "decoded", its decoded rows as float32."""
     path = tmp_path_factory.mktemp("transform") / "store.zarr"
     made = transform_stores.make(path, {"wide": ENCODINGS["wide"]})
     capture = made.store.teachers["wide"]
@@ -120,7 +120,7 @@ def test_the_sets_of_classes_are_those_of_the_decoded_rows(made: Transformed) ->
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store of an experiment's inputs with "wide" in the transform encoding, some rows of which are escaped."""
+    """Make a store of an experiment's inputs with "wide" in the transform encoding, some rows of which are escaped."""
     inputs, labels = experiments.some_digits(experiments.ROWS, 1)
     random = np.random.default_rng(4)
     logits = inputs.reshape(len(inputs), -1) @ random.normal(size=(16, experiments.CLASSES)) / 40
@@ -198,7 +198,7 @@ def test_a_student_learns_what_it_learns_from_float32(
 
 
 def test_a_student_of_other_logits_is_another(taught: Store, tmp_path: Path) -> None:
-    """Negative control of the test above."""
+    """Train on reversed classes, as a negative control."""
     wide = type(taught.teachers["wide"])
     read = wide.read
     with mock.patch.object(wide, "read", lambda self, rows, *more: read(self, rows, *more)[:, ::-1]):

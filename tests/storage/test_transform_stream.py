@@ -34,19 +34,19 @@ Truth = dict[str, NDArray[np.float64]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Transformed:
-    """The store of these tests."""
+    """Make the store of these tests."""
     return transform_stores.make(tmp_path_factory.mktemp("transform") / "store.zarr")
 
 
 @pytest.fixture(scope="module")
 def truth(made: Transformed) -> Truth:
-    """By teacher: (view, row, class), decoded by hand."""
+    """Return the rows by teacher, (view, row, class), decoded by hand."""
     return {name: np.stack([decoded_by_hand(made, name, view) for view in range(VIEWS)]) for name in TEACHERS}
 
 
 @pytest.fixture
 def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Escaped rows are read with their batch."""
+    """Leave windows no room for escaped rows, which are then read with their batch."""
     monkeypatch.setattr(escaped.EscapedField, "most_rows", lambda *_: 0)
 
 
@@ -119,7 +119,7 @@ def test_some_escaped_rows_are_held_and_others_are_not(
 def test_escaped_rows_of_others_are_noticed(
     made: Transformed, truth: Truth, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
-    """Negative control of the tests above."""
+    """Run the tests above on three mistakes."""
     if mistake == "order":
         pick = EscapedRows.pick
         monkeypatch.setattr(EscapedRows, "pick", lambda self, *of: pick(self, *of)[::-1])

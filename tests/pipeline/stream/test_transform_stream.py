@@ -30,7 +30,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a product 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Transformed:
-    """The store of these tests."""
+    """Make the store of these tests."""
     return transform_stores.make(tmp_path_factory.mktemp("transform") / "store.zarr")
 
 
@@ -129,7 +129,7 @@ def test_a_batch_moves_as_codes(made: Transformed) -> None:
 
 @needs_gpu
 def test_a_gpu_decodes_the_rows_of_the_reader(made: Transformed, settings_of_torch: None) -> None:
-    """Pinned, copied and decoded on a side stream, with TensorFloat32 allowed to others."""
+    """Pin, copy and decode on a side stream, with TensorFloat32 allowed to others."""
     torch.set_float32_matmul_precision("high")
     for one, other in zip(tensors(made, "cuda"), tensors(made), strict=True):
         for name, logits in one.teacher_logits().items():
@@ -199,7 +199,7 @@ def test_a_lower_precision_of_products_leaves_the_rows_as_they_are(
 def test_products_of_lower_precision_would_be_noticed(
     made: Transformed, settings_of_torch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Negative control: were the setting not looked at, the rows would be others."""
+    """Ignore the setting, as a negative control: the rows are others."""
     monkeypatch.setattr(transform, "multiplies_in_full", lambda *_: True)
     with pytest.raises(AssertionError):
         test_a_lower_precision_of_products_leaves_the_rows_as_they_are(made, settings_of_torch)
