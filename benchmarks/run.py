@@ -19,6 +19,7 @@ import startup
 import stream
 import torch
 import training_step
+import transform_read
 import variety
 import views
 
@@ -29,7 +30,7 @@ def main() -> None:
     print(
         f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}, torch {torch.__version__}"
     )
-    streaming = (stream, training_step, live_teacher, checked_inputs, ranks, memory, variety)
+    streaming = (stream, transform_read, training_step, live_teacher, checked_inputs, ranks, memory, variety)
     caching = (stage_one, resume, capture_memory, views, capture, device_teacher)
     for benchmark in (startup, *streaming, *caching, encoding, covariance, combine):
         benchmark.main()

@@ -85,7 +85,7 @@ def _evaluate_experiment(
     experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
     from ...pipeline.evaluate.examples import EvaluationExamples
-    from ...pipeline.evaluate.scores import Scores, subjects, verdicts
+    from ...pipeline.evaluate.scores import Scores, subjects, uncompared, verdicts
     from ...pipeline.evaluate.stage import evaluate
     from ...pipeline.same_set import check_samples
 
@@ -98,10 +98,10 @@ def _evaluate_experiment(
             print_todo(lines, compared=compared, as_json=as_json)
             return
         table = evaluate(work, examples)
-    sentences = verdicts(work.experiment, table)
+    sentences, unlike = verdicts(work.experiment, table), uncompared(work.experiment, table)
     if as_json:
-        print_json({"table": score_records(table), "verdicts": sentences})
+        print_json({"table": score_records(table), "verdicts": sentences, "uncompared": unlike})
     elif table:
-        print_scores(table, sentences)
+        print_scores(table, [*sentences, *unlike])
     else:
         print_text(f"no model of the experiment is in {work.models.folder}; make them with cache and train")

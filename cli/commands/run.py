@@ -47,19 +47,21 @@ def command(experiment: Path, out: Path | None, device: str | None, dry_run: boo
 
 def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, as_json: bool = False) -> None:
     """Run an experiment in a folder; print the work that was done, the scores and the store."""
-    from ...pipeline.evaluate.scores import verdicts
+    from ...pipeline.evaluate.scores import uncompared, verdicts
     from ...pipeline.run import run
 
     with show_progress(quiet=options.settings().quiet) as progress:
         report = run(experiment, out, device=device, progress=progress)
-    sentences, errors, cluster = verdicts(experiment, report.table), report.errors_inside, experiment.cluster
+    compared, unlike = verdicts(experiment, report.table), uncompared(experiment, report.table)
+    errors, cluster = report.errors_inside, experiment.cluster
     clustering = None if cluster is None else clustering_record(report.store, cluster.part_name)
     if as_json:
         print_json(
             {
                 "done": report.done,
                 "table": score_records(report.table),
-                "verdicts": sentences,
+                "verdicts": compared,
+                "uncompared": unlike,
                 "clustering": clustering,
                 "errors_inside": error_record(errors),
                 "store": store_record(report.store),
@@ -71,7 +73,7 @@ def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, a
     else:
         print_text(nothing_to_do("everything is done and unchanged", report.compared), "")
     if report.table:
-        print_scores(report.table, sentences)
+        print_scores(report.table, [*compared, *unlike])
     else:
         print_text("no table of scores: the experiment has no [evaluation_set]")
     if clustering is not None:

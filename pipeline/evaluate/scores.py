@@ -308,22 +308,39 @@ def verdicts(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
     """Compare each distilled student with the same one on hard labels: a sentence each.
 
     Two students are compared if they were trained alike: same rows, views and seeds, and the same settings of the training
-    but for those of their targets (`label_smoothing`). For a student without any such counterpart, a sentence says what
-    differs.
+    but for those of their targets (`label_smoothing`).
     """
+    return [
+        _verdict(ours, theirs)
+        for twins in _twins(experiment, rows)
+        for ours, theirs, differences in twins
+        if not differences
+    ]
+
+
+def uncompared(experiment: Experiment, rows: Sequence[TableRow]) -> list[str]:
+    """Explain why a distilled student has no verdict: a sentence for each one whose counterparts were trained otherwise."""
+    return [
+        f"{ours.name} and {theirs.name} are not compared: {differences}."
+        for twins in _twins(experiment, rows)
+        if all(differences for _, _, differences in twins)
+        for ours, theirs, differences in twins
+    ]
+
+
+def _twins(
+    experiment: Experiment, rows: Sequence[TableRow]
+) -> Iterator[list[tuple[TableRow, TableRow, str]]]:
+    """Yield each distilled student beside its counterparts on hard labels, and the differences of their trainings."""
     students = {row.name: row for row in rows if row.kind == "student"}
-    sentences = []
-    for soft in experiment.students:
-        compared, unlike = list[str](), list[str]()
-        for hard in experiment.students:
-            if _are_twins(soft, hard) and soft.name in students and hard.name in students:
-                ours, theirs = students[soft.name], students[hard.name]
-                if differences := _differences(soft, hard, ours, theirs):
-                    unlike.append(f"{soft.name} and {hard.name} are not compared: {differences}.")
-                else:
-                    compared.append(_verdict(ours, theirs))
-        sentences += compared or unlike
-    return sentences
+    scored = [student for student in experiment.students if student.name in students]
+    for soft in scored:
+        yield [
+            (ours, theirs, _differences(soft, hard, ours, theirs))
+            for hard in scored
+            if _are_twins(soft, hard)
+            for ours, theirs in [(students[soft.name], students[hard.name])]
+        ]
 
 
 _UNCOMPARED: Final = {"label_smoothing", "checkpoint_every", "compile"}

@@ -194,10 +194,33 @@ def _specs(module: str, search: list[str], place: str | None) -> Iterator[tuple[
         spec = _find(name, search)
         if spec is None or (depth == 1 and not _is_local(spec, place)):
             return
+        if depth == 1 and place is not None:
+            _check_not_hidden(name, spec, place)
         yield name, spec
         if spec.submodule_search_locations is None:
             return
         search = list(spec.submodule_search_locations)
+
+
+def _check_not_hidden(name: str, spec: ModuleSpec, place: str) -> None:
+    """Refuse a local module that hides one of the same name beside the experiment file. Raises FactoryError.
+
+    It may come from the current folder, which `python -m` searches first, or from PYTHONPATH.
+    """
+    found, beside = spec.origin, _find(name, [place])
+    if (
+        found is None
+        or beside is None
+        or beside.origin is None
+        or Path(found).resolve().is_relative_to(place)
+    ):
+        return
+    raise FactoryError(
+        f"module {name!r}",
+        expected=f"the one beside the experiment file, {beside.origin}",
+        found=f"{found}, which Python searches first",
+        remedy="run the command from another folder, or rename one of the two",
+    )
 
 
 def _find(name: str, search: Iterable[str]) -> ModuleSpec | None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...storage.checks import check_temperature
 from ...storage.errors import ConfigError
-from ...storage.stream.batch import Batch, TopKRows
+from ...storage.stream.batch import Batch, TopKRows, TransformRows
+from .transform import TransformTensors, decode_transform
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class TopKTensors:
         """Apply `function` to each tensor, for another device or pinned memory."""
         return TopKTensors(function(self.index), function(self.logits), function(self.tail), self.num_classes)
 
+    def head(self, count: int) -> "TopKTensors":
+        """Return the first rows."""
+        return self.map(lambda tensor: tensor[:count])
+
 
 StoredLogits = (
     Float32[Tensor, "batch _"]
@@ -42,6 +47,7 @@ StoredLogits = (
     | UInt8[Tensor, "batch _"]
     | UInt16[Tensor, "batch _"]
     | TopKTensors
+    | TransformTensors
 )
 """The logits of one teacher: decoded to float32, or as stored."""
 
@@ -84,8 +90,7 @@ class TorchBatch:
     def _map(self, function: Callable[[Tensor], Tensor]) -> "TorchBatch":
         """Apply `function` to all tensors but rows and views, which stay on the host."""
         logits = {
-            name: z.map(function) if isinstance(z, TopKTensors) else function(z)
-            for name, z in self.logits.items()
+            name: function(z) if isinstance(z, Tensor) else z.map(function) for name, z in self.logits.items()
         }
         inputs = None if self.inputs is None else function(self.inputs)
         return replace(self, inputs=inputs, labels=function(self.labels), logits=logits)
@@ -93,8 +98,7 @@ class TorchBatch:
     def head(self, count: int) -> "TorchBatch":
         """Return the first rows."""
         logits = {
-            name: z.map(lambda tensor: tensor[:count]) if isinstance(z, TopKTensors) else z[:count]
-            for name, z in self.logits.items()
+            name: z[:count] if isinstance(z, Tensor) else z.head(count) for name, z in self.logits.items()
         }
         inputs = None if self.inputs is None else self.inputs[:count]
         rows, views, labels = self.rows[:count], self.views[:count], self.labels[:count]
@@ -150,11 +154,15 @@ class TorchBatch:
                 found=f"{temperature:g}",
                 remedy="stream with decode=False, which leaves the rows as they are stored",
             )
+        if isinstance(stored, TransformTensors):
+            return decode_transform(stored)
         return decode_codes(stored, self.scale[name]) if name in self.scale else stored.to(torch.float32)
 
 
-def _tensors(stored: NDArray[Any] | TopKRows) -> StoredLogits:
+def _tensors(stored: NDArray[Any] | TopKRows | TransformRows) -> StoredLogits:
     """Wrap the arrays of one teacher as tensors that share memory."""
+    if isinstance(stored, TransformRows):
+        return TransformTensors.of(stored)
     if isinstance(stored, TopKRows):
         index, logits, tail = map(torch.from_numpy, (stored.index, stored.logits, stored.tail))
         return TopKTensors(index, logits, tail, stored.num_classes)

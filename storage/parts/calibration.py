@@ -13,46 +13,71 @@ from ..encodings.basis import Basis
 from ..encodings.transform import Transform
 from ..errors import ConfigError, SpecMismatch
 from ..format.constants import MAX_BASIS_BYTES, SPEC
+from ..format.documents import parse_spec
+from .part_writer import compare_identity
 from .root import Root
 from .stored_basis import HeldBasis
 
 
-def held_basis(root: Root, name: str) -> HeldBasis | None:
+def with_basis(
+    root: Root, name: str, encoding: Transform, columns: int, spec: bytes, calibration: Any
+) -> tuple[Transform, Basis]:
+    """Return an encoding with the basis of the capture `name` if it is begun, or one of calibration rows; and the basis.
+
+    encoding: with a basis of its own, or without. columns: of the capture. spec: as the writer would begin it.
+    calibration: logits of some rows of the teacher, (rows, columns), or a function that returns them, called if needed.
+    Raises ConfigError without rows, BadLogitsError for rows of another shape or without a basis, SpecMismatch for another
+    identity or for rows of another basis than the capture was begun with, ManifestInvalid for a damaged basis.
+    """
+    part = f"teachers/{name}"
+    where = f"{root.path}: {part}"
+    if "basis" in parse_spec(spec, where)[1]:
+        raise ConfigError(
+            f"capture {name!r}: notes",
+            expected="no key of the writer's own, basis",
+            found="basis",
+            remedy="give it another name",
+        )
+    held, basis = _held_basis(root, part), None
+    if held is not None:
+        folder = root.folder.sub(part)
+        compare_identity(folder, where, spec, held.spec, sealed=root.has(part))
+        basis = held.read()
+    if basis is None:
+        basis = _new_basis(encoding, columns, calibration, where)
+        if held is not None and basis.digest != held.digest:
+            raise SpecMismatch(
+                where,
+                expected=f"the basis with which it was begun, {held.digest[:19]}…, whose files are not all there",
+                found=f"{basis.digest[:19]}… of these calibration rows",
+                remedy="restore basis, centre, step and weight from a copy, or begin the capture under another name",
+            )
+    _check_columns(basis, columns, where)
+    return encoding.with_basis(basis), basis
+
+
+def _held_basis(root: Root, part: str) -> HeldBasis | None:
     """Return the basis of a capture that is begun or sealed; None for a free name. Raises ManifestInvalid."""
-    folder = root.folder.sub(name)
-    if root.has(name):
-        return HeldBasis(folder, root.grid, root.seal(name))
+    folder = root.folder.sub(part)
+    if root.has(part):
+        return HeldBasis(folder, root.grid, root.seal(part))
     return HeldBasis(folder, root.grid) if folder.exists(SPEC) else None
 
 
-def with_basis(
-    encoding: Transform, held: HeldBasis | None, columns: int, calibration: Any, where: str
-) -> Transform:
-    """Return an encoding with the basis that is held, or one of calibration rows.
-
-    encoding: with a basis of its own, or without. columns: of the capture. calibration: logits of some rows of the teacher,
-    (rows, columns), or a function that returns them, called if they are needed. where: the capture.
-    Raises ConfigError without rows, BadLogitsError for rows of another shape or without a basis, SpecMismatch for rows of
-    another basis than the capture was begun with, ManifestInvalid for a basis in the store that is damaged.
-    """
-    basis = None if held is None else held.read()
-    if basis is not None:
-        _check_columns(basis, columns, where)
-        return encoding.with_basis(basis)
+def _new_basis(encoding: Transform, columns: int, calibration: Any, where: str) -> Basis:
+    """Return the basis that an encoding brings along, or one of calibration rows."""
     if encoding.basis is None:
         encoding = encoding.calibrated(_rows(calibration, columns, where), f"{where}: calibration")
     assert encoding.basis is not None
     basis = Basis(**encoding.basis.arrays())  # one of another capture is read now
-    _check_columns(basis, columns, where)
-    _check_size(basis, where)
-    if held is not None and basis.digest != held.digest:
-        raise SpecMismatch(
-            where,
-            expected=f"the basis with which it was begun, {held.digest[:19]}…, whose files are not all there",
-            found=f"{basis.digest[:19]}… of these calibration rows",
-            remedy="restore basis, centre, step and weight from a copy, or begin the capture under another name",
+    if basis.basis.nbytes > MAX_BASIS_BYTES:
+        raise ConfigError(
+            f"{where}: basis",
+            expected=f"at most {MAX_BASIS_BYTES} bytes, the limit of readers",
+            found=f"{basis.num_components} components of {basis.num_classes} classes",
+            remedy="calibrate with fewer rows, or keep the largest logits: encoding { top_k = 64 }",
         )
-    return encoding.with_basis(basis)
+    return basis
 
 
 def _rows(calibration: Any, columns: int, where: str) -> Any:
@@ -77,14 +102,4 @@ def _check_columns(basis: Basis, columns: int, where: str) -> None:
             expected=f"the columns of its basis, {basis.num_classes}",
             found=f"{columns} columns",
             remedy="name the classes with which the basis was made, or choose another name",
-        )
-
-
-def _check_size(basis: Basis, where: str) -> None:
-    if basis.basis.nbytes > MAX_BASIS_BYTES:
-        raise ConfigError(
-            f"{where}: basis",
-            expected=f"at most {MAX_BASIS_BYTES} bytes, the limit of readers",
-            found=f"{basis.num_components} components of {basis.num_classes} classes",
-            remedy="calibrate with fewer rows, or keep the largest logits: encoding { top_k = 64 }",
         )

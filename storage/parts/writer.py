@@ -32,11 +32,11 @@ from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
-from .calibration import held_basis, with_basis
+from .calibration import with_basis
 from .clusterings import check_clustering
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
-from .part_writer import PartWriter, check_rows_of, compare_identity, spec_bytes
+from .part_writer import PartWriter, check_rows_of, spec_bytes
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
 from .sealed_part import Spec
@@ -263,22 +263,10 @@ class CaptureWriter(PartWriter):
         identity, notes = {"encoding": encoding.describe(), **identity}, dict(notes or {})
         small: dict[str, NDArray[Any]] = {"classes": columns}
         if isinstance(encoding, Transform):
-            if "basis" in notes:
-                raise ConfigError(
-                    f"capture {name!r}: notes",
-                    expected="no key of the writer's own, basis",
-                    found="basis",
-                    remedy="give it another name",
-                )
-            held = held_basis(root, f"teachers/{name}")
-            if held is not None:
-                ours = spec_bytes(identity, views, notes, where)
-                part = root.folder.sub(f"teachers/{name}")
-                compare_identity(part, where, ours, held.spec, sealed=root.has(f"teachers/{name}"))
-            encoding = with_basis(encoding, held, len(columns), calibration, where)
-            assert encoding.basis is not None
-            small |= encoding.basis.arrays()
-            notes["basis"] = encoding.basis.digest
+            ours = spec_bytes(identity, views, notes, where)
+            encoding, basis = with_basis(root, name, encoding, len(columns), ours, calibration)
+            small |= basis.arrays()
+            notes["basis"] = basis.digest
             self.piece_bytes, self.tile, self.rare = _TRANSFORM_PIECE_BYTES, TILE, ("escape",)
         self.encoding: Encoding = encoding
         self.teacher = name

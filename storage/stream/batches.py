@@ -35,7 +35,7 @@ class BatchCut:
     drop_last: bool = False
     """Whether batches that are not full on every rank are left out."""
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Batches of each rank.
 
@@ -62,9 +62,9 @@ class BatchCut:
         >>> [cut.consumed(0, n) for n in range(3)], [cut.consumed(1, n) for n in range(3)]
         ([0, 3, 4], [0, 4, 5])
         """
-        first, last = self.rank_rows(rank)
-        if self.drop_last:
+        if self.drop_last or batches <= self.count - 2:
             return batches * self.batch_size
+        first, last = self.rank_rows(rank)
         done = min(batches, max(0, self.count - 2)) * self.batch_size
         for batch in range(max(0, self.count - 2), batches):
             later = self.count - batch - 1

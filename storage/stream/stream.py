@@ -26,12 +26,14 @@ from ..checks import whole_number
 from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.root import Root
-from .batch import Batch, TopKRows
+from .batch import Batch, TopKRows, TransformRows
 from .batches import BatchSlice, EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
+from .escaped import EscapedField
 from .inputs import Inputs
 from .intervals import Interval
 from .options import StreamOptions
 from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
+from .shared_basis import share_basis
 from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
 
 Remaining = tuple[tuple[tuple[Interval, ...], int], ...]
@@ -82,6 +84,12 @@ class Stream:
         self._is_share = False
         self._iteration: Iteration | None = None  # the latest, which alone moves the position
         self._buffers: list[Buffers] = []
+        self._share_bases()
+
+    def _share_bases(self) -> None:
+        """Register the basis of each capture that has one, for the batches of this process and of its workers."""
+        shared = {name: share_basis(capture) for name, capture in self._captures.items()}
+        self._bases = {name: basis for name, basis in shared.items() if basis is not None}
 
     @property
     def reads_every_row(self) -> bool:
@@ -90,9 +98,13 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process has windows of its own, and opens parts of its own.
-        left_out = ("_fields", "_whole_plans")
+        left_out = ("_fields", "_escaped_fields", "_whole_plans", "_bases")
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
         return kept | {"_buffers": [], "_plans": None, "_iteration": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._share_bases()
 
     # Epochs and positions
 
@@ -169,8 +181,17 @@ class Stream:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the largest window, all strata together; a stream holds at most two."""
-        return sum(plan.order.window_rows for plan in self._whole_plans) * self.row_bytes
+        """Bytes of the largest window, all strata together; a stream holds at most two.
+
+        Rows of the transform encoding count as codes, and beside them the few escaped rows that a window may hold.
+        """
+        windows = [plan.order.window_rows for plan in self._whole_plans]
+        escaped = sum(
+            field.most_rows(rows) * (field.row_bytes + 8)
+            for field in self._escaped_fields
+            for rows in windows
+        )
+        return sum(windows) * self.row_bytes + escaped
 
     @property
     def memory_bytes(self) -> int:
@@ -181,10 +202,12 @@ class Stream:
         are not counted.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
-        widest = max(field.row_bytes for field in self._fields)
+        whole_rows = [field.row_bytes for field in self._escaped_fields]
+        widest = max([*whole_rows, *(field.row_bytes for field in self._fields)])
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
         batch_rows = min(self._options.batch_size, self.epoch_rows)
-        return 2 * (self.window_bytes + batch_rows * (self.row_bytes + 4 * classes)) + reading
+        batch_row = self.row_bytes + sum(whole_rows) + 4 * classes
+        return 2 * (self.window_bytes + batch_rows * batch_row) + reading
 
     @property
     def row_bytes(self) -> int:
@@ -343,7 +366,10 @@ class Stream:
         try:
             for plan, rank, buffers in zip(plans, ranks, self._buffers, strict=True):
                 windows = _windows(rank, numbers)
-                readers.append(ReadAhead(plan.order, rank.remainder, windows, self._fields, buffers, threads))
+                reader = ReadAhead(
+                    plan.order, rank.remainder, windows, self._fields, buffers, threads, self._escaped_fields
+                )
+                readers.append(reader)
             for number in numbers:
                 batch = self._batch(self._pick([rank.batch(number) for rank in ranks], readers), decode)
                 if number == numbers[-1]:
@@ -376,18 +402,30 @@ class Stream:
                 fields.append(Field(f"{array}/{name}", layout.numpy_dtype, layout.row_shape, read))
         return fields
 
+    @cached_property
+    def _escaped_fields(self) -> list[EscapedField]:
+        """The arrays of a window that hold few rows."""
+        return [EscapedField.of(name, self._captures[name]) for name in self._bases]
+
     def _pick(self, slices: Sequence[Sequence[BatchSlice]], readers: Sequence[ReadAhead]) -> Arrays:
         """Copy the rows of a batch out of the windows of each stratum."""
         count = sum(part.stop - part.start for parts in slices for part in parts)
         picked = {field.name: field.empty(count) for field in self._fields}
+        escaped: dict[str, list[NDArray[Any]]] = {}
         done = 0
         for reader, parts in zip(readers, slices, strict=True):
             for part in parts:
                 # Picked before the next window is asked for: only two are ever held.
                 end = done + part.stop - part.start
                 into = {name: array[done:end] for name, array in picked.items()}
-                reader.get(part.share).pick(part.start, part.stop, into)
+                window = reader.get(part.share)
+                window.pick(part.start, part.stop, into)
+                for name, codes in window.pick_escaped(part.start, part.stop, into).items():
+                    escaped.setdefault(name, []).append(codes)
                 done = end
+        for field in self._escaped_fields:
+            found = escaped.get(field.name)
+            picked[field.name] = field.empty(0) if found is None else np.concatenate(found)
         return picked
 
     def _batch(self, arrays: Arrays, decode: bool) -> Batch:
@@ -403,10 +441,14 @@ class Stream:
             self._decoded_for if decode else {},
         )
 
-    def _logits(self, name: str, arrays: Arrays, decode: bool) -> "NDArray[Any] | TopKRows":
+    def _logits(self, name: str, arrays: Arrays, decode: bool) -> "NDArray[Any] | TopKRows | TransformRows":
         """Return the logits of a batch of one teacher, decoded or as stored."""
         capture = self._captures[name]
         stored = {array: arrays[f"{array}/{name}"] for array in capture.encoding.decoded_from}
+        if name in self._bases:
+            codes, refine, escape = (arrays[f"{array}/{name}"] for array in ("codes", "refine", "escape"))
+            rows = TransformRows(codes, refine, escape, self._bases[name], capture.shape[2])
+            return rows.decode() if decode else rows
         if decode:
             return capture.encoding.decode(stored, capture.shape[2], self.temperature)
         if capture.encoding.is_dense:

@@ -2,6 +2,7 @@
 
     fields      rows, views, labels, inputs, logits/wide …     one array each, the rows by position
     window      n in use: batches are picked out of it    |    n + 1: read meanwhile by a few threads
+    escaped     the rows of a teacher in the transform encoding that are stored whole: few, by themselves
 
 Memory of two windows is allocated and used again. Nothing forks, and nothing is shared between processes.
 """
@@ -18,7 +19,9 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from ..encodings.refine import ESCAPED
 from ..errors import ConfigError
+from .escaped import EscapedField, EscapedRows
 from .intervals import Remainder, WindowShare
 from .order import ChunkRun, WindowedOrder
 
@@ -83,6 +86,8 @@ class Window:
     """Its rows, by position."""
     index: Int64[np.ndarray, " rows"]
     """Index in the arrays of each row that a rank takes, by draw."""
+    escaped: Sequence[EscapedRows] = ()
+    """Rows of teachers in the transform encoding that are stored whole."""
 
     def pick(self, start: int, stop: int, into: Mapping[str, NDArray[Any]]) -> None:
         """Copy rows number start … stop - 1, by draw."""
@@ -90,6 +95,21 @@ class Window:
         for name, array in self.arrays.items():
             # Every index is valid. "clip" saves a copy that NumPy makes in order to raise.
             np.take(array, index, axis=0, out=into[name], mode="clip")
+
+    def pick_escaped(self, start: int, stop: int, of: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Return the codes of the escaped rows among rows number start … stop - 1, by field, if there are any.
+
+        of: the arrays that `pick` gave for these rows.
+        """
+        picked = {}
+        for escaped in self.escaped:
+            is_escaped = of[escaped.field.refine] == ESCAPED
+            if is_escaped.any():
+                here = np.flatnonzero(is_escaped)
+                picked[escaped.field.name] = escaped.pick(
+                    self.index[start:stop][here], of["rows"][here], of["views"][here]
+                )
+        return picked
 
 
 class _Layout:
@@ -143,8 +163,12 @@ class ReadAhead:
         fields: Sequence[Field],
         buffers: Buffers,
         threads: ThreadPoolExecutor,
+        escaped: Sequence[EscapedField] = (),
     ) -> None:
-        """Begin to read; `numbers` are indices in `remainder.shares`, in the order in which `get` is called."""
+        """Begin to read; `numbers` are indices in `remainder.shares`, in the order in which `get` is called.
+
+        escaped: arrays of which a window holds few rows.
+        """
         self._order = order
         self._remainder = remainder
         self._numbers = numbers
@@ -158,6 +182,9 @@ class ReadAhead:
         self._window: Window | None = None
         self._arrays: Arrays | None = None  # of the window in use
         self._filling: Arrays | None = None  # of the next
+        self._escaped_fields = escaped
+        self._escaped: list[EscapedRows] = []  # of the window in use
+        self._escaped_next: list[EscapedRows] = []
         self._reading: list[Future[None]] = []
         self._layout: _Layout | None = None  # of the next
         self._begin_next()
@@ -171,13 +198,18 @@ class ReadAhead:
         if self._order.repeats and self._arrays is not None:
             return  # The same rows are at the same positions already.
         self._filling = self._buffers.take(self._rows)
+        self._escaped_next = [EscapedRows(field, self._rows) for field in self._escaped_fields]
         self._reading = [
-            self._threads.submit(self._read, run, begin, self._filling) for run, begin in self._layout.runs()
+            self._threads.submit(self._read, run, begin, self._filling, self._escaped_next)
+            for run, begin in self._layout.runs()
         ]
 
-    def _read(self, run: ChunkRun, begin: int, arrays: Arrays) -> None:
+    def _read(self, run: ChunkRun, begin: int, arrays: Arrays, escaped: Sequence[EscapedRows]) -> None:
+        part = slice(begin, begin + len(run.rows))
         for field in self._fields:
-            field.read(run, arrays[field.name][begin : begin + len(run.rows)])
+            field.read(run, arrays[field.name][part])
+        for rows in escaped:
+            rows.read(run, begin, arrays[rows.field.refine][part])
 
     def get(self, number: int) -> Window:
         """Return the window in use, or the next one, which frees the former and begins the one after."""
@@ -197,8 +229,9 @@ class ReadAhead:
                 if self._arrays is not None:
                     self._buffers.give(self._arrays)
                 self._arrays, self._filling = self._filling, None
+                self._escaped, self._escaped_next = self._escaped_next, []
             assert self._arrays is not None
-            self._number, self._window = number, Window(self._arrays, self._layout.index())
+            self._number, self._window = number, Window(self._arrays, self._layout.index(), self._escaped)
             self._begin_next()
         return self._window
 
@@ -208,3 +241,4 @@ class ReadAhead:
             if arrays is not None:
                 self._buffers.give(arrays)
         self._arrays = self._filling = self._window = None
+        self._escaped, self._escaped_next = [], []

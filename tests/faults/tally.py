@@ -43,7 +43,7 @@ ROWS: Final = {
     "interleave": "two writers, every interleaving of their steps",
     "ranks": "ranks that differ",
     "memory": "small shared memory",
-    "golden": "golden stores of format 1.0",
+    "golden": "golden stores",
 }
 """Key of each row -> its title, in the order in which they are printed."""
 

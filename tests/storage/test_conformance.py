@@ -4,10 +4,12 @@ Five readers that know nothing of logitstore, and a sixth, below, made of json, 
 (crc32c, and zstd and blosc for codes) and written from docs/format-v1.md.
 """
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from support.tree import ROOT
 
 from logitstore.storage.api import open_store
 from logitstore.storage.digest import digest_rows
+from logitstore.storage.encodings.basis import Basis
 from logitstore.storage.encodings.error_budget import ErrorBudget
 from logitstore.storage.encodings.named import encoding_named
+from logitstore.storage.encodings.transform import Transform
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at __logitstore__ is not recognized")
 
@@ -55,19 +59,22 @@ def read_array(folder: Path) -> NDArray[Any]:
     for place in np.ndindex(*(-(-n // c) for n, c in zip(out.shape, outer, strict=True))):
         data = (folder / f"c.{'.'.join(map(str, place))}").read_bytes()
         spots = [tuple(o * c for o, c in zip(place, outer, strict=True))]
-        pieces = [checked(data)] if inner is outer else []
+        pieces, order = [checked(data)] if inner is outer else [], list(range(len(inner)))
         if inner is not outer:
             parts = [o // i for o, i in zip(outer, inner, strict=True)]
             size = int(np.prod(parts))
             index = np.frombuffer(checked(data[-16 * size - 4 :]), "<u8").reshape(size, 2).tolist()
             here = [(s, o, n) for s, (o, n) in zip(np.ndindex(*parts), index, strict=True) if n != 2**64 - 1]
-            smaller = {c["name"] for c in codec["configuration"]["codecs"]} - {"bytes", "crc32c"}
+            chain = {c["name"]: c.get("configuration", {}) for c in codec["configuration"]["codecs"]}
+            smaller = set(chain) - {"transpose", "bytes", "crc32c"}
+            order = chain.get("transpose", {}).get("order", list(range(len(inner))))
             whole = {"zstd": Zstd().decode, "blosc": Blosc().decode}[smaller.pop()] if smaller else bytes
             pieces = [bytes(whole(checked(data[offset : offset + length]))) for _, offset, length in here]
             spots = [tuple(b + i * c for b, i, c in zip(spots[0], s, inner, strict=True)) for s, _, _ in here]
         for spot, piece in zip(spots, pieces, strict=True):
             target = out[tuple(slice(b, b + c) for b, c in zip(spot, inner, strict=True))]
-            target[...] = np.frombuffer(piece, dtype).reshape(inner)[tuple(map(slice, target.shape))]
+            lying = np.frombuffer(piece, dtype).reshape([inner[axis] for axis in order])
+            target[...] = lying.transpose(np.argsort(order))[tuple(map(slice, target.shape))]
     return out
 
 
@@ -91,6 +98,7 @@ ENCODED: dict[str, Any] = {
     "bytes": ErrorBudget(1e-1, dtype="uint8"),
     "shifted": ErrorBudget(1e-4, shift=2),
     "largest": {"top_k": 2},
+    "components": Transform(1e-2, (1.0, 4.0)).calibrated(stores.some_logits(1, 3, 5)[0], "components"),
 }
 TEACHERS = {
     "wide": stores.Teacher(views=2),
@@ -128,9 +136,18 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             arrays[f"teachers/{name}/{array}"] = np.stack([view[array] for view in views])
         arrays[f"teachers/{name}/seen"] = arrays["teachers/wide/seen"]
         arrays[f"teachers/{name}/classes"] = arrays["teachers/wide/classes"]
+    for name, values in components().arrays().items():
+        arrays[f"teachers/components/{name}"] = values
     for name, array in stores.add_clustering(made.store).items():
         arrays[f"clusters/wide-2x2/{name}"] = array
     return path, arrays
+
+
+def components() -> Basis:
+    """The basis of the capture in the transform encoding."""
+    basis = ENCODED["components"].basis
+    assert isinstance(basis, Basis)
+    return basis
 
 
 def padded(names: list[str]) -> NDArray[np.uint8]:
@@ -240,6 +257,62 @@ def test_codes_times_scale_are_the_logits(case: tuple[Path, Arrays]) -> None:
         for view in (0, 1):
             ours = store.teachers[name].read(slice(None), view)
             assert decoded[view].tobytes() == ours.tobytes()
+
+
+def by_zarr(part: Path, name: str) -> NDArray[Any]:
+    return np.asarray(zarr.open_array(part / name, mode="r", zarr_format=3)[...])
+
+
+def by_dask(part: Path, name: str) -> NDArray[Any]:
+    return np.asarray(dask.array.from_zarr(str(part), component=name).compute(scheduler="synchronous"))
+
+
+def by_xarray(part: Path, name: str) -> NDArray[Any]:
+    with xarray.open_zarr(part, consolidated=False, chunks=None, mask_and_scale=False) as dataset:
+        return np.asarray(dataset[name].values)
+
+
+def by_tensorstore(part: Path, name: str) -> NDArray[Any]:
+    kvstore = {"driver": "file", "path": str(part / name)}
+    opened = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+    return np.asarray(opened.read().result())
+
+
+def by_thirty_lines(part: Path, name: str) -> NDArray[Any]:
+    return read_array(part / name)
+
+
+READERS = (by_zarr, by_dask, by_xarray, by_tensorstore, by_thirty_lines)
+
+
+def three_lines(codes: Any, refine: Any, step: Any, basis: Any, centre: Any) -> NDArray[np.float32]:
+    code = (codes.astype("i4") >> 1) ^ -(codes.astype("i4") & 1)
+    scale = step * np.exp2(refine / -2.0)[..., None]
+    logits = (code * scale).astype("f4") @ basis + centre
+    return np.asarray(logits)
+
+
+def test_the_three_lines_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "format-v1.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(code = .*?)```", page, re.DOTALL)
+    assert lines == textwrap.dedent("".join(inspect.getsource(three_lines).splitlines(keepends=True)[1:4]))
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_three_lines_decode_components(case: tuple[Path, Arrays], reader: Any) -> None:
+    """By any reader and the page alone: the logits of ours, up to a constant a row, and its escaped rows by their scale."""
+    path, _ = case
+    part, capture = path / "teachers/components", open_store(path).teachers["components"]
+    codes, refine, escape = (reader(part, name) for name in ("codes", "refine", "escape"))
+    decoded = three_lines(codes, refine, *(reader(part, name) for name in ("step", "basis", "centre")))
+    attributes = json.loads((part / "escape/zarr.json").read_bytes())["attributes"]
+    escaped = refine == 255
+    logits = np.where(escaped[..., None], escape * attributes["scale_factor"], decoded)
+    logits -= logits.max(axis=2, keepdims=True)
+    for view in (0, 1):
+        assert np.allclose(logits[view], capture.read(slice(None), view), rtol=0, atol=1e-5)
+    if logits.shape[1] > 1:
+        assert escaped.any() and not escaped.all()
 
 
 def test_tensorstore(case: tuple[Path, Arrays]) -> None:

@@ -21,10 +21,13 @@ from logitstore.storage.api import begin_store, open_store
 from logitstore.storage.backends import remote
 from logitstore.storage.backends.remote import folder_at
 from logitstore.storage.errors import (
+    EX_DATAERR,
+    EX_TEMPFAIL,
     ConfigError,
     LogitStoreError,
     NotAStoreError,
     StorageError,
+    StorageRefused,
     TransientIOError,
 )
 
@@ -61,9 +64,8 @@ def in_one_line(error: BaseException) -> str:
 
 def test_a_server_without_ranges_is_named_as_one(web: Web) -> None:
     web.ranges = False
-    with pytest.raises(StorageError, match="HTTP range requests") as caught:
+    with pytest.raises(StorageRefused, match="HTTP range requests") as caught:
         open_store(url_of(web))
-    assert not isinstance(caught.value, TransientIOError)
     in_one_line(caught.value)
 
 
@@ -84,12 +86,12 @@ def test_a_store_that_ignores_ranges_never_gives_wrong_bytes(whole: Path) -> Non
         open_store(Deaf(whole, read_only=True)).teachers["wide"].read(slice(70, 71))
 
 
-@pytest.mark.parametrize(("status", "kind"), [(403, StorageError), (401, StorageError)])
-def test_no_leave_to_read_is_told_from_not_there(web: Web, status: int, kind: type[Exception]) -> None:
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_leave_to_read_is_told_from_not_there(web: Web, status: int) -> None:
     web.answers["/zarr.json"] = status
-    with pytest.raises(kind, match="expected permission to read the object") as caught:
+    with pytest.raises(StorageRefused, match="expected permission to read the object") as caught:
         open_store(url_of(web))
-    assert not isinstance(caught.value, TransientIOError)
+    assert caught.value.exit_code == EX_DATAERR
     assert f"status code: {status}" in in_one_line(caught.value)
 
 
@@ -108,7 +110,7 @@ def test_other_answers_are_not_taken_for_a_missing_file(web: Web) -> None:
     web.answers["/c.0.1.0"] = 400
     with pytest.raises(StorageError, match="HTTP status 200, or 404 for a missing object") as caught:
         open_store(url_of(web)).teachers["wide"].read(slice(None))
-    assert not isinstance(caught.value, TransientIOError)
+    assert isinstance(caught.value, StorageRefused)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
@@ -118,7 +120,8 @@ def test_a_record_of_the_log_that_a_server_refuses_is_not_taken_for_the_end(web:
     with pytest.raises(StorageError) as caught:
         open_store(url_of(web))
     in_one_line(caught.value)
-    assert isinstance(caught.value, TransientIOError) is (status >= 429)
+    later = isinstance(caught.value, TransientIOError)
+    assert (later, caught.value.exit_code) == ((True, EX_TEMPFAIL) if status >= 429 else (False, EX_DATAERR))
     web.answers["/log/2.json"] = 404
     assert list(open_store(url_of(web)).teachers) == []
     web.answers.clear()

@@ -79,12 +79,16 @@ def turned(columns: Any = ORDER) -> Transform:
     )
 
 
-def make(path: Path) -> Store:
-    """Make a store with three captures: `plain`, `peaked`, which keeps its constants, and `turned`."""
+def make(path: Path, names: tuple[str, ...] = ("plain", "peaked", "turned")) -> Store:
+    """Make a store with captures: `plain`, `peaked`, which keeps its constants, and `turned`."""
     store = begin(path)
-    write(store, "plain")
-    write(store, "peaked", encoding=encoding(keeps_peak=True))
-    write(store, "turned", columns=ORDER, encoding=turned())
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "peaked": {"encoding": encoding(keeps_peak=True)},
+        "turned": {"columns": ORDER, "encoding": turned()},
+    }
+    for name in names:
+        write(store, name, **options[name])
     return store
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,6 +27,7 @@ from logitstore.pipeline.evaluate.scores import (
     errors_in_sets,
     subjects,
     table,
+    uncompared,
     verdicts,
 )
 from logitstore.pipeline.experiment.document import Experiment, TeacherMember
@@ -286,14 +288,19 @@ def test_ensembles_of_other_shares_are_rows_of_their_own(tmp_path: Path) -> None
 # Verdicts
 
 
-def verdict_of(soft: dict[str, Any], hard: dict[str, Any], errors: tuple[int, int] = (3, 5)) -> list[str]:
-    """The verdicts on two students with two seeds each."""
+def verdict_of(
+    soft: dict[str, Any],
+    hard: dict[str, Any],
+    errors: tuple[int, int] = (3, 5),
+    says: Callable[[Experiment, Sequence[TableRow]], list[str]] = verdicts,
+) -> list[str]:
+    """The verdicts on two students with two seeds each, or with `says=uncompared` why there is none."""
     experiment = experiment_with(soft, hard)
     rows = [
         TableRow("student", name, (score(e), score(e + 1)))
         for name, e in ((soft["name"], errors[0]), (hard["name"], errors[1]))
     ]
-    return verdicts(experiment, rows)
+    return says(experiment, rows)
 
 
 def test_a_verdict_says_which_is_better_in_the_mean() -> None:
@@ -378,9 +385,12 @@ def test_a_verdict_compares_what_was_trained_alike_alone(change: dict[str, Any],
 
     alike = {"train": {"lr": 0.01, "epochs": 2, "batch_size": 32, "seeds": [0, 1], "optimizer": "adam"}}
     soft, hard = student("soft") | alike, student("hard", targets="hard") | alike
-    assert verdict_of(soft, changed(hard)) == [f"soft and hard are not compared: they differ in {said}."]
+    assert verdict_of(soft, changed(hard)) == []
+    (sentence,) = verdict_of(soft, changed(hard), says=uncompared)
+    assert sentence == f"soft and hard are not compared: they differ in {said}."
     (sentence,) = verdict_of(changed(soft), changed(hard))
     assert sentence.startswith("soft is better than hard: ")
+    assert verdict_of(changed(soft), changed(hard), says=uncompared) == []
 
 
 def test_settings_of_hard_targets_alone_do_not_forbid_a_verdict() -> None:
@@ -394,8 +404,10 @@ def test_a_student_with_a_counterpart_needs_no_word_on_others() -> None:
     soft, hard = student("soft"), student("hard", targets="hard")
     more = student("more", targets="hard") | {"rows": 0.5}
     rows = [TableRow("student", name, (score(3), score(4))) for name in ("soft", "hard", "more")]
-    (sentence,) = verdicts(experiment_with(soft, hard, more), rows)
+    experiment = experiment_with(soft, hard, more)
+    (sentence,) = verdicts(experiment, rows)
     assert sentence.startswith("soft is not better than hard: ")
+    assert uncompared(experiment, rows) == []
 
 
 def test_students_of_which_one_lacks_a_seed_are_not_compared() -> None:
@@ -404,13 +416,15 @@ def test_students_of_which_one_lacks_a_seed_are_not_compared() -> None:
         TableRow("student", "soft", (score(1), score(2))),
         TableRow("student", "hard", (score(3),)),
     ]
-    (sentence,) = verdicts(experiment, rows)
+    assert verdicts(experiment, rows) == []
+    (sentence,) = uncompared(experiment, rows)
     assert sentence == "soft and hard are not compared: they differ in seeds trained (2 and 1)."
 
 
 def test_there_is_no_verdict_on_what_has_no_score_or_no_counterpart() -> None:
     experiment = experiment_with(student("soft"), student("hard", targets="hard"))
     rows = [TableRow("student", "soft", (score(1),))]
-    assert verdicts(experiment, rows) == []
-    assert verdicts(experiment, [TableRow("teacher", "hard", (score(1),)), *rows]) == []
-    assert verdict_of(student("soft"), student("softer")) == []
+    of_teacher = [TableRow("teacher", "hard", (score(1),)), *rows]
+    for says in (verdicts, uncompared):
+        assert says(experiment, rows) == says(experiment, of_teacher) == []
+        assert verdict_of(student("soft"), student("softer"), says=says) == []

@@ -287,3 +287,21 @@ def test_a_file_that_changes_while_it_is_imported_is_refused(base: Path) -> None
 def test_a_broken_module_is_digested_all_the_same(base: Path) -> None:
     (base / "ls_deep.py").write_text("import ls_named\nthis is no Python\n")
     assert set(local_source(["ls_parts:head"], base=base)) == {"ls_parts.py", "ls_deep.py"}
+
+
+@pytest.mark.parametrize("hidden", ["ls_nets", "ls_deep"])
+def test_a_module_that_hides_the_one_beside_the_experiment_is_refused(
+    base: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """`python -m logitstore` in another folder searches that folder first."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "ls_own.py").write_text("x = 0\n")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    assert set(local_source(["ls_nets:net"], base=base)) == REACHED  # control: nothing of that name is there
+    (elsewhere / f"{hidden}.py").write_text("x = 0\n")
+    with pytest.raises(FactoryError) as caught:
+        local_source(["ls_nets:net"], base=base)
+    error = caught.value
+    assert error.where == f"module '{hidden}'"
+    assert error.expected == f"the one beside the experiment file, {base / hidden}.py"
+    assert error.found == f"{elsewhere / hidden}.py, which Python searches first"
