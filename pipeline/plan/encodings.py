@@ -142,7 +142,8 @@ def try_encoding(
     if isinstance(encoding, ErrorBudget):
         compressed = try_compression(encoding, own, found, own_grid, views, identity)
     smaller, not_compressed = (None, compressed) if isinstance(compressed, str) else (compressed, None)
-    footprint, kl, refused, speeds = Footprint({}, 0, 0), None, None, (None, None)
+    footprint, kl, refused = Footprint({}, 0, 0), None, None
+    speeds: tuple[float | None, float | None] = (None, None)
     where = f"teacher {teacher!r}, the sample"
     try:
         if isinstance(grid, Grid):

@@ -211,7 +211,8 @@ class Transform:
         most = np.array(self.temperatures) * math.sqrt(2 * self.max_kl)
         budget = most.astype(np.float16)
         budget = np.where(budget > most, np.nextafter(budget, np.float16(0)), budget)
-        return np.maximum(exact, np.minimum(coarser_up(exact, _DIGITS), budget))
+        recorded: NDArray[np.float16] = np.maximum(exact, np.minimum(coarser_up(exact, _DIGITS), budget))
+        return recorded
 
     def _escaped(self, logits: NDArray[np.float32], first_row: int, where: str) -> dict[str, NDArray[Any]]:
         """Encode rows that the basis does not serve. Raises BadLogitsError."""
