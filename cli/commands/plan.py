@@ -88,10 +88,27 @@ def _print(made: "Plan") -> None:
 def _print_sizes(made: "Plan") -> None:
     print_text(
         "bytes a row: of one view of one teacher, after the codec; in all: the whole store with samples and inputs",
+        "rows/s: measured here, without codec and disk; those of a transform include no calibration",
+        *(
+            [
+                "a transform takes fewer bytes of a teacher, whose logits depend on one another, than of a model"
+            ]
+            if any(teacher.source == "model" for teacher in made.teachers)
+            else []
+        ),
         *_sources(made.teachers, made, with_model=True),
     )
     print_table(
-        ["encoding", "bytes a row", "in all", "files", "rows a block", "compress makes of it"],
+        [
+            "encoding",
+            "bytes a row",
+            "in all",
+            "files",
+            "rows a block",
+            "encode rows/s",
+            "decode rows/s",
+            "compress makes of it",
+        ],
         [
             [
                 _name(encoding),
@@ -99,6 +116,8 @@ def _print_sizes(made: "Plan") -> None:
                 None if encoding.bytes is None else format_bytes(encoding.bytes),
                 encoding.files,
                 encoding.block_rows,
+                _whole(encoding.encode_rows_per_second),
+                _whole(encoding.decode_rows_per_second),
                 None
                 if encoding.compressed_row_bytes is None
                 else f"{format_cell(encoding.compressed_row_bytes)} a row, {encoding.compressed_dtype}",
@@ -188,6 +207,11 @@ def _sources(teachers: "Sequence[TeacherPlan]", made: "Plan", *, with_model: boo
 
 def _name(encoding: "EncodingPlan") -> str:
     return f"{encoding.name}  (the experiment's)" if encoding.is_own else encoding.name
+
+
+def _whole(speed: float | None) -> int | None:
+    """Round rows a second to two digits."""
+    return None if speed is None else int(float(f"{speed:.2g}"))
 
 
 def _hours(hours: float) -> str:

@@ -214,7 +214,7 @@ class Cache(Table):
     """`[cache]`: how the teachers are run and their logits kept."""
 
     encoding: Annotated[str | dict[str, Any], BeforeValidator(_check_encoding)] = "float16"
-    """Encoding of the logits: a name, `{ max_kl = …, min_temperature = … }` or `{ top_k = … }`."""
+    """Encoding of the logits: a name, `{ transform = { max_kl = … } }`, `{ max_kl = …, min_temperature = … }` or `{ top_k = … }`."""
     views: Annotated[int, Field(ge=1, le=MAX_VIEWS)] = 1
     """Views of every row, the row itself included."""
     augment: ViewAugmentation | None = None

@@ -1,12 +1,14 @@
-"""Encodings that a plan compares, and the bytes and error of a sample in each.
+"""Encodings that a plan compares, and the bytes, the error and the time of a sample in each.
 
 `try_encoding` stores the sample as stage one would; `try_compression` as `logitstore compress` would, which takes the
-capture of stage one and chooses its codes by it.
+capture of stage one and chooses its codes by it. A transform is calibrated with every other row of the sample and measured
+on the rest: rows that made the basis would take fewer bytes than those of the capture.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -17,6 +19,10 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FLOATS, FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_named
+from ...storage.encodings.refine import ESCAPED
+from ...storage.encodings.transform import CALIBRATION_ROWS, Transform
+from ...storage.encodings.transform import TEMPERATURES as GUARANTEED
+from ...storage.encodings.widths import row_widths
 from ...storage.errors import BadLogitsError, ConfigError, LimitExceeded
 from ...storage.format.constants import TEMPERATURES
 from ...storage.format.grid import Grid, plan_chunk_rows
@@ -31,6 +37,7 @@ TOP_K: Final = (16, 64, 100)
 """Numbers of classes that every plan shows, where the store has as many."""
 _CODEC_CHUNKS: Final = 4
 """Chunks on which the packing of codes is chosen."""
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class CapturePlan:
     """KL(given ‖ stored) of the worst row of the sample at T = 1, 2, 4, 8, 20, in nats; None where unknown."""
     kl_mean: tuple[float, ...] | None
     """Mean of the same over the rows of the sample."""
+    encode_rows_per_second: float | None
+    """Rows a second that were encoded, without the codec and the disk; None where refused."""
+    decode_rows_per_second: float | None
+    """Rows a second that were decoded to all of their logits."""
     compressed: Compressed | None
     """What `compress` would make of the experiment's capture by this budget; None where it makes nothing."""
     not_compressed: str | None
@@ -76,10 +87,11 @@ def considered(experiment: Experiment, num_classes: int) -> dict[str, Encoding]:
 
     Raises ConfigError where its own cannot hold so many classes.
     """
-    given: list[Any] = ["float32", "float16", *({"max_kl": budget} for budget in BUDGETS)]
+    given: list[Any] = ["float32", "float16", *({"transform": {"max_kl": budget}} for budget in BUDGETS)]
+    given += [{"max_kl": budget} for budget in BUDGETS]
     given += [{"top_k": k} for k in TOP_K if k <= num_classes]
     own = experiment.cache.chosen_encoding
-    own.arrays(num_classes)
+    row_widths(own, num_classes)
     return {encoding_name(encoding): encoding for encoding in [*map(encoding_named, given), own]}
 
 
@@ -88,7 +100,11 @@ def encoding_name(encoding: Encoding) -> str:
 
     >>> encoding_name(ErrorBudget(1e-3, 2.0)), encoding_name(FLOATS["float16"])
     ('max_kl = 0.001, min_temperature = 2', 'float16')
+    >>> encoding_name(Transform(1e-2)), encoding_name(Transform(1e-2, (1.0, 4.0), rows=500))
+    ('transform = 0.01', 'transform = 0.01, temperatures = [1, 4], rows = 500')
     """
+    if isinstance(encoding, Transform):
+        return _transform_name(encoding)
     about: Mapping[str, Any] = encoding.describe()
     if "k" in about:
         return f"top_k = {about['k']}"
@@ -96,6 +112,15 @@ def encoding_name(encoding: Encoding) -> str:
         return str(about["kind"])
     least = about["min_temperature"]
     return f"max_kl = {about['max_kl']!r}" + (f", min_temperature = {least:g}" if least != 1 else "")
+
+
+def _transform_name(encoding: Transform) -> str:
+    parts = [f"transform = {encoding.max_kl!r}"]
+    if encoding.temperatures != GUARANTEED:
+        parts.append(f"temperatures = [{', '.join(f'{t:g}' for t in encoding.temperatures)}]")
+    parts += [f"rows = {encoding.rows}"] if encoding.rows != CALIBRATION_ROWS else []
+    parts += [f"seed = {encoding.seed}"] if encoding.seed else []
+    return ", ".join(parts + ["peak"] * encoding.keeps_peak)
 
 
 def try_encoding(
@@ -118,12 +143,17 @@ def try_encoding(
         compressed = try_compression(encoding, own, found, own_grid, views, identity)
     smaller, not_compressed = (None, compressed) if isinstance(compressed, str) else (compressed, None)
     footprint, kl, refused = Footprint({}, 0, 0), None, None
+    speeds: tuple[float | None, float | None] = (None, None)
+    where = f"teacher {teacher!r}, the sample"
     try:
         if isinstance(grid, Grid):
-            stored = encoding.encode(found.logits, 0, f"teacher {teacher!r}, the sample")
-            footprint = capture_footprint(encoding, found.logits.shape[1], grid, views, stored, identity)
+            tried, logits = _calibrated(encoding, found.logits, where)
+            stored, seconds = _timed(lambda: tried.encode(logits, 0, where))
+            footprint = capture_footprint(tried, logits.shape[1], grid, views, stored, identity)
+            decoded, also = _timed(lambda: _decoded(tried, logits.shape[1], stored))
+            speeds = len(logits) / seconds, len(logits) / also
             if not (found.is_rounded and encoding.kind == "float16"):  # these logits were rounded before
-                kl = measured_divergence(encoding, found.logits, stored)
+                kl = measured_divergence(tried, logits, stored, decoded)
         else:
             refused = grid
     except (BadLogitsError, LimitExceeded) as error:
@@ -136,20 +166,52 @@ def try_encoding(
         footprint.files,
         None if kl is None else tuple(kl.max(axis=0).tolist()),
         None if kl is None else tuple(kl.mean(axis=0).tolist()),
+        *speeds,
         smaller,
         not_compressed,
         refused,
     )
 
 
+def _calibrated(
+    encoding: Encoding, logits: Float32[np.ndarray, "rows classes"], where: str
+) -> tuple[Encoding, Float32[np.ndarray, "some classes"]]:
+    """Return an encoding that can encode, and the rows of a sample that it is measured on. Raises BadLogitsError."""
+    if not isinstance(encoding, Transform) or encoding.basis is not None:
+        return encoding, logits
+    others = logits[1::2] if len(logits) > 2 else logits
+    return encoding.calibrated(logits[: 2 * encoding.rows : 2], where), others
+
+
+def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:
+    """Return the result of a call, and its seconds, which are above 0."""
+    started = time.perf_counter()
+    result = call()
+    return result, max(1e-9, time.perf_counter() - started)
+
+
+def _decoded(
+    encoding: Encoding, num_classes: int, stored: Mapping[str, NDArray[Any]]
+) -> Float32[np.ndarray, "rows classes"]:
+    """Decode a sample, at T = 1 where that matters."""
+    if isinstance(encoding, Transform):
+        stored = {**stored, "escape": stored["escape"][stored["refine"] == ESCAPED]}
+    return encoding.decode(stored, num_classes, 1.0)
+
+
 def measured_divergence(
-    encoding: Encoding, logits: Float32[np.ndarray, "rows classes"], stored: Mapping[str, NDArray[Any]]
+    encoding: Encoding,
+    logits: Float32[np.ndarray, "rows classes"],
+    stored: Mapping[str, NDArray[Any]],
+    decoded: Float32[np.ndarray, "rows classes"],
 ) -> Float64[np.ndarray, "rows temperatures"]:
-    """Return KL(given ‖ stored) of each row at each of `TEMPERATURES`, in nats; the recorded one where there is one."""
-    if "error" in stored:
+    """Return KL(given ‖ stored) of each row at each of `TEMPERATURES`, in nats.
+
+    As recorded, where it is recorded at these temperatures. decoded: by an encoding that decodes alike at any temperature.
+    """
+    if "error" in stored and not isinstance(encoding, Transform):
         return kl_of_error(stored["error"])
     centred = logits - logits.max(axis=1, keepdims=True)
-    decoded = encoding.decode(stored, logits.shape[1])
     return np.stack([divergence(centred, decoded, t) for t in TEMPERATURES], axis=1)
 
 

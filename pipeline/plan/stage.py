@@ -1,12 +1,13 @@
 """The cost of an experiment in bytes, files, error and teacher hours, before it is run.
 
 1. Every teacher gives the logits of a sample of the transfer set (`sample`).
-2. Every encoding stores that sample (`encodings`): the bytes of all rows follow, and the error of each row is measured.
+2. Every encoding stores that sample (`encodings`): the bytes of all rows follow, and error and time are measured.
 3. The passes of the teachers are counted, for the cache and for students that would run them live.
 
 Nothing is written.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -65,8 +66,12 @@ class EncodingPlan:
     """Maximum KL over captures whose logits are not from the model, or over all where every one is; nats."""
     kl_mean: tuple[float, ...] | None
     """Mean KL over the same captures."""
-    bound: tuple[float, ...] | None
+    bound: tuple[float | None, ...] | None
     """KL that no row exceeds, at the same temperatures; None where it is only measured."""
+    encode_rows_per_second: float | None
+    """Rows a second that were encoded, over all teachers, without the codec and the disk; None where refused."""
+    decode_rows_per_second: float | None
+    """Rows a second that were decoded to all of their logits, the same way."""
     compressed_row_bytes: float | None
     """As `row_bytes`, of what `logitstore compress` would make of the experiment's captures by this budget."""
     compressed_dtype: str | None
@@ -255,7 +260,7 @@ def _encoding_plan(
         total = sum(part.bytes for part in beside) + sum(capture.bytes for capture in captures)
         files = sum(part.files for part in beside) + sum(capture.files for capture in captures)
     theirs = [capture for capture in captures if capture.source != "model"] or captures
-    bounds = [bound for bound in map(encoding.bound, TEMPERATURES) if bound is not None]
+    bounds = tuple(map(encoding.bound, TEMPERATURES))
     smaller = [capture.compressed for capture in captures if capture.compressed is not None]
     every = bool(smaller) and len(smaller) == len(captures)
     return EncodingPlan(
@@ -267,13 +272,25 @@ def _encoding_plan(
         files,
         _over_teachers([capture.kl_max for capture in theirs], np.max),
         _over_teachers([capture.kl_mean for capture in theirs], np.mean),
-        tuple(bounds) or None,
+        bounds if any(bound is not None for bound in bounds) else None,
+        _speed([capture.encode_rows_per_second for capture in captures]),
+        _speed([capture.decode_rows_per_second for capture in captures]),
         sum(sum(one.arrays.values()) for one in smaller) / of if every else None,
         max((one.dtype for one in smaller), key=lambda dtype: np.dtype(dtype).itemsize) if every else None,
         next((capture.not_compressed for capture in captures if capture.not_compressed), None),
         tuple(captures),
         refused,
     )
+
+
+def _speed(speeds: Sequence[float | None]) -> float | None:
+    """Return the rows a second of all teachers together; None where one has none.
+
+    >>> _speed([100.0, 300.0]), _speed([100.0, None])
+    (150.0, None)
+    """
+    known = [speed for speed in speeds if speed is not None]
+    return statistics.harmonic_mean(known) if known and len(known) == len(speeds) else None
 
 
 def _samples(experiment: Experiment, rows: TransferRows, grid: Grid) -> Footprint:

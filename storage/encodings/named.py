@@ -88,7 +88,7 @@ def _transform(given: Mapping[str, Any]) -> Transform:
     if wrong or "max_kl" not in given:
         raise ConfigError(
             "encoding: transform",
-            expected=f"max_kl, and of {', '.join(_TRANSFORM_KEYS[1:])} what is to differ",
+            expected=f"a table of max_kl and, optionally, {', '.join(_TRANSFORM_KEYS[1:])}",
             found=", ".join(wrong) or "no max_kl",
             remedy="write { transform = { max_kl = 1e-2 } }",
         )

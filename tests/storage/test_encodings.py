@@ -126,9 +126,7 @@ def test_who_has_an_error_records_it_and_who_has_a_bound_says_it() -> None:
     ids=str,
 )
 def test_what_names_none_is_told_which_there_are(name: Any) -> None:
-    message = (
-        "encoding: expected 'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, "
-    )
+    message = "encoding: expected 'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8"
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         encoding_named(name)
     assert f"found {name!r}" in str(caught.value)

@@ -26,6 +26,7 @@ from logitstore.storage.backends.lease import lease
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.checks import check_view
 from logitstore.storage.digest import digest_rows
+from logitstore.storage.encodings.named import EXPECTED
 from logitstore.storage.errors import (
     BadDataError,
     BadLogitsError,
@@ -442,7 +443,7 @@ def test_probabilities_from_ones_own_loop_are_warned_of_once(
         ({"views": 0}, "capture 'wide': views: expected at least 1, found 0; capture at least 1 view"),
         (
             {"encoding": "float8"},
-            "encoding: expected 'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }, found 'float8'; choose one of these",
+            f"encoding: expected {EXPECTED}, found 'float8'; choose one of these",
         ),
         ({"provenance": {"a": object()}}, "expected text, finite numbers, lists and tables"),
         ({"provenance": {"a": float("nan")}}, "expected text, finite numbers, lists and tables"),

@@ -440,7 +440,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"transform": {"max_kl": 0.0}}, "encoding: max_kl: expected a positive number"),
     ({"transform": {"max_kl": 1e-2, "temperatures": [0.5, 1]}}, "temperatures of at least 1, found"),
     ({"transform": {"max_kl": 1e-2, "temperatures": []}}, "temperatures of at least 1, found"),
-    ({"transform": {"max_kl": 1e-2, "rank": 3}}, "encoding: transform: expected max_kl, and of"),
+    ({"transform": {"max_kl": 1e-2, "rank": 3}}, "encoding: transform: expected a table of max_kl and"),
 ]
 
 

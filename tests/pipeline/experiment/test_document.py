@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
 from logitstore.pipeline.experiment.schema import Table
 from logitstore.pipeline.experiment.tables import SOURCES, Student
+from logitstore.storage.encodings import named
 from logitstore.storage.errors import ConfigError
 
 WHOLE = """
@@ -246,9 +247,27 @@ def test_an_experiment_survives_its_own_dump() -> None:
         ),
         pytest.param(
             "views = 4",
+            "views = 4\nencoding = { transform = { max_kl = 1e-2, temperatures = [0.5, 1] } }",
+            "cache.encoding",
+            "temperatures to be 1 to 16 ascending temperatures of at least 1",
+            "[0.5, 1.0]",
+            "leave them out for 1, 2, 4 and 8, or use { max_kl = …, min_temperature = … }",
+            id="temperature below 1",
+        ),
+        pytest.param(
+            "views = 4",
+            "views = 4\nencoding = { transform = { max_kl = 1e-2, rank = 64 } }",
+            "cache.encoding",
+            "transform to be a table of max_kl and, optionally, temperatures, rows, seed, peak",
+            "rank",
+            "write { transform = { max_kl = 1e-2 } }",
+            id="unknown key of a transform",
+        ),
+        pytest.param(
+            "views = 4",
             "views = 4\nencoding = { top_p = 0.9 }",
             "cache.encoding",
-            "'float16', 'float32', { transform = { max_kl = 1e-3 } } (with temperatures, 1, 2, 4 and 8 unless given), { max_kl = 1e-3 } (with min_temperature, 1 unless given) or { top_k = 64 }",
+            named.EXPECTED,
             "{ top_p = … }",
             "choose one of these",
             id="unknown encoding",

@@ -1,6 +1,7 @@
 """A plan: it estimates every file, every byte and the KL of `cache`, and lists all unknowns."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +23,8 @@ from logitstore.pipeline.cache.todo import plan_grid
 from logitstore.pipeline.compress.stage import compress
 from logitstore.pipeline.experiment.document import Experiment, load_experiment
 from logitstore.pipeline.models.records import Models
-from logitstore.pipeline.plan.sample import modelled_logits, spread_rows
+from logitstore.pipeline.plan.encodings import try_encoding
+from logitstore.pipeline.plan.sample import TeacherSample, modelled_logits, spread_rows
 from logitstore.pipeline.plan.stage import EncodingPlan, Plan, count_passes, live_passes, plan
 from logitstore.pipeline.specialists.stage import make_specialists
 from logitstore.pipeline.transfer import TransferRows
@@ -31,6 +33,7 @@ from logitstore.storage.backends.local import Folder
 from logitstore.storage.encodings.divergence import divergence
 from logitstore.storage.encodings.error_budget import ErrorBudget
 from logitstore.storage.encodings.named import encoding_named
+from logitstore.storage.encodings.transform import Transform
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
 from logitstore.storage.format.constants import TEMPERATURES
 from logitstore.storage.format.grid import Grid
@@ -273,6 +276,60 @@ def test_2048_rows_tell_the_bytes_of_all_within_one_per_cent(
     other = capture_footprint(encoding, classes, grid, 1, flat, {})
     packed = [name for name in PACKED if name in there]
     assert any(other.arrays[name] != pytest.approx(there[name], rel=0.01) for name in packed)
+
+
+def test_a_transform_is_measured_on_rows_that_did_not_make_its_basis(here: Path) -> None:
+    content = experiments.document()
+    content["cache"] |= {"encoding": {"transform": {"max_kl": 1e-2, "temperatures": [1, 4]}}}
+    done = experiments.finished()
+    experiment, models = experiments.parsed(content, done), Models(done / "out" / "models")
+    with mock.patch.object(Transform, "encode", autospec=True, side_effect=Transform.encode) as encode:
+        planned = plan(experiment, here / "store.zarr", models, device="cpu")
+    own = planned.own
+    assert own.name == "transform = 0.01, temperatures = [1, 4]"
+    assert own.bound == (1e-2, None, 1e-2, None, None)
+    assert own.kl_max is not None and own.bytes is not None
+    assert own.kl_max[0] <= 1e-2 and own.kl_max[2] <= 1e-2
+    assert all(len(call.args[1]) == planned.sample_rows // 2 for call in encode.call_args_list)
+    with mock.patch("os.fsync"):
+        cache(Workspace(experiment, here / "store.zarr", models, device="cpu"))
+    files = [file for file in (here / "store.zarr").rglob("*") if file.is_file()]
+    assert own.files == len(files)
+    assert own.bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.02)
+    capture = logitstore.open_store(here / "store.zarr").teachers["wide"]
+    kl = np.concatenate([capture.divergence(view=view) for view in range(experiments.VIEWS)])
+    wide = own.captures[0]
+    assert wide.kl_mean is not None
+    assert wide.kl_mean[0] == pytest.approx(kl[:, 0].mean(), rel=0.2)
+
+
+def test_a_transform_of_the_plan_costs_what_the_capture_costs(here: Path) -> None:
+    """On logits of few features, calibrated with half of the sample."""
+    draw = np.random.default_rng(1)
+    rows, classes, block_rows = 12_000, 200, 2048
+    logits = (draw.normal(0, 2, (rows, 20)) @ draw.normal(0, 1, (20, classes))).astype(np.float32)
+    encoding = encoding_named({"transform": {"max_kl": 1e-2}})
+    assert isinstance(encoding, Transform)
+    sample = TeacherSample("teacher", logits[spread_rows(rows, 1, 2048).rows], False, 1.0)
+    grid = Grid(rows, block_rows)
+    found = try_encoding(encoding, encoding, "wide", sample, grid, grid, 1, {})
+    with mock.patch("os.fsync"):
+        store = logitstore.create_store(
+            here / "store.zarr",
+            num_rows=rows,
+            num_classes=classes,
+            digests=np.arange(rows, dtype=np.uint64),
+            block_rows=block_rows,
+        )
+        with store.capture("wide", provenance={}, encoding=encoding, calibration=logits[:2048]) as capture:
+            for block in capture.missing_blocks():
+                capture.write(block, logits[block.start : block.stop])
+    there = store.teachers["wide"].part.table.total_bytes()
+    assert sum(found.arrays.values()) == pytest.approx(there, rel=0.05)
+    # The control: logits without structure take several times as much.
+    noise = TeacherSample("model", modelled_logits(2048, classes), False, 1.0)
+    other = try_encoding(encoding, encoding, "wide", noise, grid, grid, 1, {})
+    assert sum(other.arrays.values()) > 2 * there
 
 
 @pytest.mark.parametrize("own", ["float16", "float32"])
@@ -520,10 +577,15 @@ def test_the_text_and_the_json_say_the_same(here: Path) -> None:
     found = json.loads(call("plan", path, "--device", "cpu", "--json").stdout)
     text = call("plan", path, "--device", "cpu").stdout
     names = [encoding["name"] for encoding in found["encodings"]]
-    assert names == ["float32", "float16", "max_kl = 0.01", "max_kl = 0.001", "max_kl = 0.0001", "top_k = 2"]
+    assert names == [
+        *("float32", "float16"),
+        *("transform = 0.01", "transform = 0.001", "transform = 0.0001"),
+        *("max_kl = 0.01", "max_kl = 0.001", "max_kl = 0.0001", "top_k = 2"),
+    ]
     assert [encoding["name"] for encoding in found["encodings"] if encoding["is_own"]] == ["top_k = 2"]
     assert text.count("top_k = 2  (the experiment's)") == 3
     assert found["temperatures"] == [1, 2, 4, 8, 20]
+    assert re.search(r"rows a block  encode rows/s  decode rows/s  compress makes", text)
     for encoding in found["encodings"]:
         (line,) = [
             row for row in text.splitlines() if row.startswith(encoding["name"]) and row.count("iB") == 1
@@ -532,7 +594,10 @@ def test_the_text_and_the_json_say_the_same(here: Path) -> None:
         assert len(encoding["kl_max"]) == len(encoding["kl_mean"]) == 5
         assert f"  {encoding['kl_max'][1]:.1e}" in text or encoding["kl_max"][1] == 0
         if encoding["bound"] is not None:
-            assert all(kl <= most for kl, most in zip(encoding["kl_max"], encoding["bound"], strict=True))
+            bounds = [math.inf if bound is None else bound for bound in encoding["bound"]]
+            assert all(kl <= most for kl, most in zip(encoding["kl_max"], bounds, strict=True))
+        for speed in (encoding["encode_rows_per_second"], encoding["decode_rows_per_second"]):
+            assert speed > 0
     assert {capture["teacher"] for encoding in found["encodings"] for capture in encoding["captures"]} == {
         "line"
     }
@@ -556,7 +621,7 @@ def test_top_k_is_shown_where_there_are_that_many_classes(here: Path) -> None:
     content["cache"]["encoding"] = {"top_k": 4}
     experiment = experiments.parsed(content, experiments.finished())
     planned = plan(experiment, here / "s", Models(here / "m"), device="cpu", sample_rows=20)
-    assert [encoding.name for encoding in planned.encodings][5:] == ["top_k = 4"]
+    assert [encoding.name for encoding in planned.encodings][8:] == ["top_k = 4"]
     content["cache"]["encoding"] = {"top_k": 5}
     experiment = experiments.parsed(content, experiments.finished())
     with pytest.raises(ConfigError, match="top_k: expected at most 4, the classes"):
