@@ -14,7 +14,7 @@ from ..encodings.transform import Transform
 from ..errors import ConfigError, SpecMismatch
 from ..format.constants import MAX_BASIS_BYTES, SPEC
 from ..format.documents import parse_spec
-from .part_writer import compare_identity
+from .part_spec import compare_identity
 from .root import Root
 from .stored_basis import HeldBasis
 

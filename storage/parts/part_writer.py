@@ -17,30 +17,25 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.background import Background
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder
-from ..backends.place import Place
 from ..checks import check_view
 from ..errors import (
-    BadDataError,
     ConfigError,
-    LogitStoreError,
     PartSealed,
     RowMismatch,
     ShardCorrupt,
     ShardMissing,
     SpecMismatch,
 )
-from ..format.constants import COMMITS, DTYPES, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
-from ..format.documents import canonical_json, parse_json, parse_spec, sha256_hex
+from ..format.constants import COMMITS, LOG, ROOT_METADATA, SAMPLES, SEAL, SPEC
+from ..format.documents import parse_spec, sha256_hex
 from ..format.layouts import features_of, form_of
 from ..format.metadata import ArrayLayout
 from ..format.shard import ShardEncoder, decode_shard, encode_small, shard_bytes
-from ..identity import check_same
 from .binding import Binding
 from .journal import (
     Commit,
@@ -53,9 +48,11 @@ from .journal import (
     read_table,
     seal_blocks,
 )
+from .part_spec import compare_identity, spec_bytes
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
 from .root import Root
 from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
+from .values import check_rows_of
 
 log = logging.getLogger(__name__)
 _OVERLAP_BYTES = 16 << 10
@@ -63,52 +60,6 @@ _OVERLAP_BYTES = 16 << 10
 _PIECE_BYTES = 1 << 20
 _RECORD_BYTES = 4096
 """Approximate size of a commit record on a disk."""
-
-
-def plain_json(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return `value` after a round trip through JSON. Raises ConfigError for values that JSON cannot hold."""
-    try:
-        return parse_json(canonical_json(dict(value)), where)
-    except LogitStoreError as error:
-        remedy = "keep long values elsewhere, and their digest here"
-        raise ConfigError(where, expected=error.expected, found=error.found, remedy=remedy) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            where,
-            expected="text, finite numbers, lists and tables",
-            found=str(error)[:80],
-            remedy="leave out other values",
-        ) from None
-
-
-def spec_bytes(identity: Mapping[str, Any], views: int, notes: Mapping[str, Any], where: str) -> bytes:
-    """Spell the spec of a part. Raises ConfigError for values that JSON cannot hold."""
-    return canonical_json(plain_json({"identity": {**identity, "views": views}, "notes": dict(notes)}, where))
-
-
-def compare_identity(folder: Place, where: str, ours: bytes, begun: bytes, *, sealed: bool) -> None:
-    """Refuse to resume a part with another identity. Raises SpecMismatch.
-
-    ours, begun: the specs of the writer and of the part.
-    """
-    key = str(folder.path / SPEC)
-    mine, theirs = (parse_json(spec, key).get("identity") for spec in (ours, begun))
-    remedy = "change it back, or choose another name (or another store)"
-    if not sealed:
-        remedy += f"; to begin it anew, delete {folder.path}"
-    check_same(where, mine, theirs, made="with which it was begun", remedy=remedy)
-
-
-def check_rows_of(where: str, values: Any, dtype: str, wanted: tuple[int, ...]) -> None:
-    """Refuse values of another shape, or of a dtype that another does not hold. Raises BadDataError."""
-    array = np.asarray(values)
-    if array.shape != wanted or not np.can_cast(array.dtype, np.dtype(DTYPES[dtype]), "safe"):
-        raise BadDataError(
-            where,
-            expected=f"{dtype} of shape {wanted}",
-            found=f"{array.dtype} of shape {array.shape}",
-            remedy="pass an item a row, of the dtype with which it was begun",
-        )
 
 
 class PartWriter:

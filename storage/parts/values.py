@@ -1,9 +1,12 @@
-"""Checks of values that are read from a store whose digests are right."""
+"""Checks of values that a writer is given, and of those that are read from a store whose digests are right."""
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BadDataError
+from ..format.constants import DTYPES
 from ..format.documents import invalid
 
 
@@ -20,3 +23,15 @@ def in_range(values: NDArray[Any], least: int, end: int, where: str, what: str =
         found = f"{int(values.min())} to {int(values.max())}"
         raise invalid(where, f"{what} from {least} to {end - 1}", found)
     return values
+
+
+def check_rows_of(where: str, values: Any, dtype: str, wanted: tuple[int, ...]) -> None:
+    """Refuse values of another shape, or of a dtype that another does not hold. Raises BadDataError."""
+    array = np.asarray(values)
+    if array.shape != wanted or not np.can_cast(array.dtype, np.dtype(DTYPES[dtype]), "safe"):
+        raise BadDataError(
+            where,
+            expected=f"{dtype} of shape {wanted}",
+            found=f"{array.dtype} of shape {array.shape}",
+            remedy="pass an item a row, of the dtype with which it was begun",
+        )

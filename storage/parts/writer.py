@@ -36,10 +36,12 @@ from .calibration import with_basis
 from .clusterings import check_clustering
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
-from .part_writer import PartWriter, check_rows_of, spec_bytes
+from .part_spec import spec_bytes
+from .part_writer import PartWriter
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
 from .sealed_part import Spec
+from .values import check_rows_of
 
 log = logging.getLogger(__name__)
 _TRANSFORM_PIECE_BYTES = 16 << 20
