@@ -7,8 +7,10 @@
 A capture that is begun keeps the basis that is there. Its teacher is run again only where files of the basis are lost.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,6 +24,10 @@ from ..runtime.inference import check_classes
 from ..workspace import Workspace
 from .capture import ReadyTeacher
 from .rows import naming_indices
+
+log = logging.getLogger(__name__)
+_LARGE: Final = 0.5
+"""Share of the bytes of all rows in float16 from which a basis is warned of."""
 
 
 def calibrate_teachers(
@@ -40,6 +46,7 @@ def calibrate_teachers(
                 logits = calibration_logits(work, teacher, make_view)
                 calibrated = encoding.calibrated(logits, f"{teacher.runner.where}, its calibration rows")
                 _try_encoding(work, teacher, calibrated, logits)
+                _warn_of_basis(work, teacher, calibrated)
                 ready[number] = replace(teacher, encoding=calibrated)
     work.ranks.wait()  # for hours, if the teachers are slow
     return ready
@@ -57,6 +64,24 @@ def _try_encoding(
             for row, one in zip(drawn(len(work.rows), encoding).tolist(), logits, strict=True):
                 encoding.encode(one[None], row, where)  # raises with the row's number in the store
         raise
+
+
+def _warn_of_basis(work: Workspace, teacher: ReadyTeacher, encoding: Transform) -> None:
+    """Warn of a basis that is large beside the rows that it serves."""
+    assert encoding.basis is not None
+    size = sum(values.nbytes for values in encoding.basis.arrays().values())
+    rows, row_bytes = len(work.rows) * work.experiment.cache.views, 2 * len(teacher.columns)
+    if size > _LARGE * rows * row_bytes:
+        log.warning(
+            "%s: its basis takes %s bytes, %.0f for each of %s rows and views: so few rows take fewer in "
+            "{ max_kl = %g }, or in float16 %d each",
+            teacher.runner.where,
+            f"{size:,}",
+            size / rows,
+            f"{rows:,}",
+            encoding.max_kl,
+            row_bytes,
+        )
 
 
 def calibration_logits(

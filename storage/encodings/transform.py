@@ -261,7 +261,7 @@ class Transform:
 
 
 def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
-    """Let the largest class of each row stay the first of the smallest code, in place.
+    """Keep the largest class of each row the first of the smallest code, in place.
 
     Classes of equal codes before it get the next code: an error of at most a step, which is half of what is allowed.
     """

@@ -1,5 +1,6 @@
 """Stage one in the transform encoding: the calibration, its failures, kills and ranks."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,20 @@ def test_blocks_are_planned_without_a_basis() -> None:
     widths = row_widths(Transform(1e-2, rows=50), 1000)
     assert widths == {"codes": 100, "refine": 1, "error": 8, "escape": 2000}
     assert row_widths(Transform(1e-2, rows=5000), 1000)["codes"] == 2000
+
+
+def test_a_basis_that_is_large_beside_its_rows_is_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured(with_encoding(ENCODING), folder, "one.zarr")
+    assert "its basis takes" not in caplog.text  # control
+    monkeypatch.setattr(calibrate, "_LARGE", 0.01)
+    captured(with_encoding(ENCODING), folder)
+    rows = f"{VIEWS * ROWS} rows and views"
+    assert re.search(
+        rf"teacher 'wide': its basis takes \d+ bytes, \d+ for each of {rows}: so few rows take fewer",
+        caplog.text,
+    )
 
 
 # Teachers that cannot be calibrated
