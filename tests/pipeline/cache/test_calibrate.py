@@ -26,6 +26,7 @@ from logitstore.storage.encodings.widths import row_widths
 from logitstore.storage.errors import BadLogitsError, SpecMismatch
 from logitstore.storage.format.constants import SPEC
 from logitstore.storage.integrity.verify import verify
+from logitstore.storage.random import philox_permutation
 
 Content = dict[str, Any]
 CALIBRATION_ROWS = 100
@@ -196,6 +197,32 @@ def masked(hidden: list[int], *, input_shape: list[int], num_classes: int) -> An
     return experiments.after_logits(change, hidden, input_shape, num_classes)
 
 
+def nan_for(total: int, hidden: list[int], *, input_shape: list[int], num_classes: int) -> Any:
+    """Return an mlp that gives a NaN for the inputs whose numbers add up to `total`."""
+
+    def spoil(_: Any, inputs: Any, logits: Any) -> Any:
+        marked = inputs[0].reshape(len(logits), -1).sum(dim=1) == total
+        return torch.where(marked[:, None], torch.nan, logits)
+
+    module = experiments.after_logits(
+        lambda logits, _: logits, hidden, input_shape=input_shape, num_classes=num_classes
+    )
+    module.register_forward_hook(spoil)
+    return module
+
+
+MARKED = int(DRAWN[DRAWN >= experiments.BATCH_SIZE][0])
+"""A calibration row that is not in the batch of the trial."""
+
+
+def marked_total(folder: Path) -> int:
+    """The numbers of the input of `MARKED`, added up: no row before it has the same."""
+    inputs = np.load(folder / "train.npz")["inputs"].reshape(ROWS, -1).sum(axis=1)
+    totals = inputs[philox_permutation(ROWS, seed=0, stream=0, counter=0)]
+    assert totals[MARKED] not in totals[:MARKED]
+    return int(totals[MARKED])
+
+
 def steep(hidden: list[int], *, input_shape: list[int], num_classes: int) -> Any:
     """Return an mlp of large logits."""
     return experiments.after_logits(lambda logits, _: logits * 1e4, hidden, input_shape, num_classes)
@@ -221,14 +248,16 @@ def faulty(folder: Path, factory: str, **arguments: Any) -> Content:
     [
         (f"{__name__}:constant", {}, "teacher 'bad', its calibration rows"),
         (f"{__name__}:masked", {}, "teacher 'bad', row 0 (index"),
-        # The third call is the first of the calibration, after two of the trial.
-        ("support.experiments:nan_at_call", {"call": 3}, f"teacher 'bad', view 0, row {DRAWN[0]} (index"),
+        (f"{__name__}:nan_for", {"total": 0}, f"teacher 'bad', view 0, row {MARKED} (index"),
     ],
+    ids=["constant", "masked", "nan"],
 )
 def test_a_teacher_that_cannot_be_calibrated_leaves_nothing_behind(
     folder: Path, factory: str, arguments: Content, where: str, sentence: Any
 ) -> None:
     before = contents(folder)
+    if arguments:
+        arguments = {"total": marked_total(folder)}
     bad = faulty(folder, factory, **arguments)
     with pytest.raises(BadLogitsError) as caught:
         captured(with_encoding(ENCODING, bad), folder)
