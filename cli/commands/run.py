@@ -80,6 +80,7 @@ def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, a
         print_text("")
         print_clustering(clustering)
         if errors is not None:
-            print_text(errors_sentence(clustering["teachers"], errors, "the evaluation set"))
+            several = ", each by itself" if len(clustering["teachers"]) > 1 else ""
+            print_text(errors_sentence(clustering["teachers"], errors, f"the evaluation set{several}"))
     print_text("")
     print_store(report.store)

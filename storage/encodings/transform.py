@@ -261,7 +261,7 @@ class Transform:
 
 
 def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
-    """Keep the largest class of each row the first of the smallest code, in place.
+    """Move classes before the largest of a row out of the smallest code, in place, so that it is the first of it.
 
     Classes of equal codes before it get the next code: an error of at most a step, which is half of what is allowed.
     """
