@@ -117,43 +117,15 @@ def check_steady(
     precision: Precision = "float32",
 ) -> None:
     """Refuse a network that gives other logits when it is run on the same rows again. Raises BadLogitsError."""
-    if found := _differ(logits, again, precision):
+    one, other = (np.asarray(each, dtype=np.float64) for each in (logits, again))
+    difference, scale = float(np.abs(one - other).max(initial=0.0)), float(one.std())
+    if difference > _UNSTEADY[precision] * max(scale, 1e-6):  # NaN is refused elsewhere
         raise BadLogitsError(
             where,
             expected="the same logits for the same rows in evaluation mode",
-            found=f"{found} in a second run",
+            found=f"logits that differ by {difference:.3g} in a second run, where their deviation is {scale:.3g}",
             remedy="switch off dropout and other random layers where module.training is False",
         )
-
-
-def check_alone(
-    logits: Shaped[Any, "rows classes"],
-    without: Shaped[Any, "rows classes"],
-    where: str,
-    precision: Precision = "float32",
-) -> None:
-    """Refuse a network whose logits of a row depend on the other rows of its batch. Raises BadLogitsError.
-
-    without: logits of the same rows in a smaller batch.
-    """
-    if found := _differ(logits, without, precision):
-        raise BadLogitsError(
-            where,
-            expected="logits of a row that do not depend on the batch around it, in evaluation mode",
-            found=f"{found} in a batch of half the rows",
-            remedy="give its normalisation running statistics, and export it in evaluation mode",
-        )
-
-
-def _differ(
-    one: Shaped[Any, "rows classes"], other: Shaped[Any, "rows classes"], precision: Precision
-) -> str | None:
-    """Return in words how far two runs of the same rows lie apart; None if no further than arithmetic explains."""
-    first, second = (np.asarray(each, dtype=np.float64) for each in (one, other))
-    difference, scale = float(np.abs(first - second).max(initial=0.0)), float(first.std())
-    if not difference > _UNSTEADY[precision] * max(scale, 1e-6):  # NaN is refused elsewhere
-        return None
-    return f"logits that differ by {difference:.3g}, where their deviation is {scale:.3g},"
 
 
 def check_model(
