@@ -3,9 +3,9 @@
 1. Its logits must have the classes of the transfer set, in a form that can be stored.
 2. A batch that does not fit the device is halved until it does. The batch is part of a capture's identity: a capture that
    has blocks keeps its own, and is not tried again.
-3. A second run of the same batch must give the same logits: a random layer that is active makes no capture. So must half of
-   the batch: a row may not depend on the rows beside it.
-4. Outputs that look like probabilities are stored as they are, with a warning that shows the evidence.
+3. A second run of the same rows must give the same logits: a random layer that is active makes no capture.
+4. Logits that depend on the other rows of a batch, and outputs that look like probabilities, are stored as they are, with
+   a warning that shows the evidence.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
-from ..runtime.inference import Runner, check_alone, check_classes, check_steady
+from ..runtime.inference import Runner, check_classes, check_rows
 
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest distance of the sum of a softmax from 1, by the precision of its computation."""
@@ -55,9 +55,7 @@ def try_out(
     else:
         encoding.encode(logits, 0, runner.where)
     precision = experiment.cache.precision
-    check_steady(logits, runner.logits(inputs), runner.where, precision)
-    if (half := len(inputs) // 2) > 1:
-        check_alone(logits[:half], runner.logits(inputs[:half]), runner.where, precision)
+    check_rows(runner.logits, inputs, logits, runner.where, precision)
     warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])
 
 

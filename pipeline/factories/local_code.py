@@ -215,12 +215,26 @@ def _check_not_hidden(name: str, spec: ModuleSpec, place: str) -> None:
         or Path(found).resolve().is_relative_to(place)
     ):
         return
+    if _content(spec) == _content(beside):  # a copy
+        return
     raise FactoryError(
         f"module {name!r}",
         expected=f"the one beside the experiment file, {beside.origin}",
         found=f"{found}, which Python searches first",
         remedy="run the command from another folder, or rename one of the two",
     )
+
+
+def _content(spec: ModuleSpec) -> bytes | None:
+    """Return the bytes of a module's file; None if there is none to read."""
+    get_data = getattr(spec.loader, "get_data", None)
+    if spec.origin is None or get_data is None:
+        return None
+    try:
+        content: bytes = get_data(spec.origin)
+    except OSError:  # its import tells the reason
+        return None
+    return content
 
 
 def _find(name: str, search: Iterable[str]) -> ModuleSpec | None:
@@ -273,12 +287,8 @@ def _code(name: str, spec: ModuleSpec) -> _Code | None:
 
 
 def _read(name: str, spec: ModuleSpec) -> _Code | None:
-    get_data = getattr(spec.loader, "get_data", None)
-    if spec.origin is None or get_data is None:
-        return None
-    try:
-        content: bytes = get_data(spec.origin)
-    except OSError:  # its import tells the reason
+    content = _content(spec)
+    if content is None or spec.origin is None:
         return None
     is_package = spec.submodule_search_locations is not None
     folders = name.split(".") if is_package else name.split(".")[:-1]

@@ -94,7 +94,7 @@ def renamed(given: Mapping[str, Tensor], own: Mapping[str, Any], path: Path) -> 
     if len(plain) == len(given) == len(own) and len(prefixes) == 1:
         return _said(given, {name.removeprefix(prefixes[0]): tensor for name, tensor in plain.items()}, path)
     if prefixes:
-        others = [name for name in plain if name.removeprefix(prefixes[0]) not in own]
+        others = _beside(given, {prefixes[0] + name for name in own})
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         sets = " and again under ".join(map(repr, prefixes))
         raise BadDataError(
@@ -114,6 +114,18 @@ def renamed(given: Mapping[str, Tensor], own: Mapping[str, Any], path: Path) -> 
             remedy="name the weights of this model, or correct the model's args",
         )
     return dict(given)
+
+
+def _beside(given: Mapping[str, Tensor], wanted: set[str]) -> list[str]:
+    """Return the names of a file that are none of `wanted`, or one of them once more in compiled form."""
+    rest, missing = [], set(wanted)
+    for name in given:
+        plain = name.replace(_COMPILED, "")
+        if plain in missing:
+            missing.remove(plain)
+        else:
+            rest.append(name)
+    return rest
 
 
 def _said(given: Mapping[str, Tensor], plain: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

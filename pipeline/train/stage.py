@@ -20,7 +20,7 @@ from ..models.records import Record
 from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
-from ..trainer.trial import check_training, make_lazy_layers
+from ..trainer.trial import check_training, make_lazy_layers, try_neighbours
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .loss import StudentLoss
@@ -61,6 +61,8 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     target = work.choose_device()
     module = build_student(work, run, few, store.num_classes).to(target)
     check_training(module, few, store.num_classes, f"student {student.name!r}")
+    if ranks.is_first:
+        try_neighbours(module, few, f"student {student.name!r}")
     # After the build, which has imported the student's code: the identity is that of the code that runs.
     identity = student_identity(work.experiment, run, store)
     seed_rank(run.seed, ranks)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 
 from ...storage.errors import BadDataError, BadLogitsError
-from ..runtime.inference import check_classes, check_model, device_of, forward
+from ..runtime.inference import check_classes, check_model, check_rows, device_of, forward
 
 _SINGLE_ROW = "Expected more than 1 "
 """How torch begins its refusal of a batch whose statistics are those of one value."""
@@ -43,9 +43,26 @@ def check_training(
         raise _nothing_to_train(where, "logits that do not depend on any (no_grad, or detached)")
 
 
+def try_neighbours(module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], where: str) -> None:
+    """Warn if logits of a network in evaluation mode depend on the other rows of a batch: so would its scores.
+
+    inputs: two, which differ. where: the network in messages. Raises BadLogitsError if it fails.
+    """
+
+    def run(batch: Shaped[np.ndarray, "rows ..."]) -> Tensor:
+        return forward(module, torch.from_numpy(batch.copy()).to(device_of(module)), where).float().cpu()
+
+    with _as_it_was(module), torch.no_grad():
+        module.eval()
+        check_rows(run, inputs, run(inputs), where)
+
+
 def refuses_single_row(module: nn.Module, row: Shaped[Tensor, "1 ..."]) -> bool:
     """Return whether a network in training mode cannot normalise a batch of this one row."""
-    if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+    together = (
+        distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    )
+    if together and any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         return False  # it normalises over all ranks, which would have to join
     try:
         with _as_it_was(module), torch.no_grad():

@@ -298,6 +298,8 @@ def test_a_module_that_hides_the_one_beside_the_experiment_is_refused(
     (elsewhere / "ls_own.py").write_text("x = 0\n")
     monkeypatch.syspath_prepend(str(elsewhere))
     assert set(local_source(["ls_nets:net"], base=base)) == REACHED  # control: nothing of that name is there
+    (elsewhere / f"{hidden}.py").write_bytes((base / f"{hidden}.py").read_bytes())
+    assert set(local_source(["ls_nets:net"], base=base)) == REACHED  # control: a copy
     (elsewhere / f"{hidden}.py").write_text("x = 0\n")
     with pytest.raises(FactoryError) as caught:
         local_source(["ls_nets:net"], base=base)

@@ -38,6 +38,11 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in STATE.items()}
 
 
+def copies(prefix: str) -> dict[str, torch.Tensor]:
+    """The same in memory of their own: safetensors keeps no tensor under two names."""
+    return {name: tensor.clone() for name, tensor in prefixed(prefix).items()}
+
+
 def loaded(tensors: dict[str, Any], path: Path) -> nn.Module:
     """A network of other weights, with those of a file."""
     save_file(tensors, path)
@@ -104,10 +109,14 @@ def test_names_that_fit_say_nothing(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_two_networks_in_a_file_are_not_chosen_between(tmp_path: Path, sentence: Sentences) -> None:
     for number, tensors in enumerate(
         [
-            {**prefixed("student."), **{name: tensor.clone() for name, tensor in prefixed("ema.").items()}},
+            {**prefixed("student."), **copies("ema.")},
             {**prefixed("net."), "loss.weight": torch.zeros(3)},
             {**prefixed("module."), "module.extra": torch.zeros(3)},
             {name: tensor for name, tensor in prefixed("module.").items() if "head.bias" not in name},
+            # The same names twice: behind a prefix and without it, and as compiled and as they are.
+            {**prefixed("module."), **copies("")},
+            {**prefixed("module."), **copies("module._orig_mod.")},
+            {**STATE, **copies("_orig_mod.")},
         ]
     ):
         path = tmp_path / f"{number}.safetensors"

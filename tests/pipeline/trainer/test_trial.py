@@ -5,6 +5,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from logitstore.pipeline.experiment.training import Train
 from logitstore.pipeline.models.weights import load_weights, save_weights
 from logitstore.pipeline.stream.batch import TorchBatch
 from logitstore.pipeline.trainer.loop import fit
-from logitstore.pipeline.trainer.trial import check_training, make_lazy_layers, refuses_single_row
+from logitstore.pipeline.trainer.trial import (
+    check_training,
+    make_lazy_layers,
+    refuses_single_row,
+    try_neighbours,
+)
 from logitstore.storage.errors import BadDataError, BadLogitsError, LogitStoreError
 
 Out = namedtuple("Out", "logits aux")
@@ -216,12 +222,35 @@ def test_a_single_row_is_learnt_from_where_it_can_be() -> None:
         (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)), True),
         (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.GroupNorm(3, 3)), True),
         (nn.Sequential(nn.Flatten(), nn.LayerNorm(75)), False),
-        (nn.SyncBatchNorm(3), False),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.SyncBatchNorm(3)), True),  # one process has but this row
         (nn.Unflatten(1, (9, 9)), False),  # fails otherwise
     ],
-    ids=["maps", "pooled", "groups", "rows", "ranks", "broken"],
+    ids=["maps", "pooled", "groups", "rows", "alone", "broken"],
 )
 def test_what_torch_refuses_is_found_by_asking_it(layer: nn.Module, refused: bool) -> None:
     state = copy.deepcopy(layer.state_dict())
     assert refuses_single_row(layer, torch.ones(1, 3, 5, 5)) is refused
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+def test_statistics_of_all_ranks_are_not_tried_on_one() -> None:
+    """A rank that tried it by itself would wait for the others."""
+    layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.SyncBatchNorm(3))
+    with (
+        mock.patch("torch.distributed.is_initialized", return_value=True),
+        mock.patch("torch.distributed.get_world_size", return_value=2),
+    ):
+        assert not refuses_single_row(layer, torch.ones(1, 3, 5, 5))
+
+
+@pytest.mark.parametrize("tracks", [True, False], ids=["control", "batch statistics"])
+def test_a_student_that_depends_on_its_batch_is_warned_of(
+    tracks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=tracks)).train()
+    state = copy.deepcopy(student.state_dict())
+    try_neighbours(student, FEW, "student 'small'")
+    assert ("student 'small': the logits of a row depend on" in caplog.text) is not tracks
+    assert student.training
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
