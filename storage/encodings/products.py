@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 TILE: Final = 128
 """Rows of a tile."""
