@@ -203,6 +203,7 @@ def test_gradients_are_those_of_finite_differences(name: str, temperature: float
     assert torch.autograd.gradcheck(lambda leaf: loss(leaf, v, labels) / temperature, (z,))
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_no_loss_breaks_a_compiled_graph_in_two(unchecked: None) -> None:
     every = [make(3.0, 0.4) for make in ALL.values()]
     z, v = random_logits(7, rows=8).float(), random_logits(8, rows=8).float()
