@@ -179,7 +179,8 @@ def test_a_state_is_of_the_batch_that_was_used_and_not_of_the_one_that_was_read(
     assert there[0].state_dict() == here[0].state_dict()
 
 
-@pytest.mark.parametrize("stop", [1, 19])
+# Far from the end, where the thread that is ahead has nothing left to do.
+@pytest.mark.parametrize("stop", [1, 9])
 def test_leaving_a_loop_early_keeps_the_state_and_no_thread(
     store: Store, copiers: list[CountingCopier], stop: int
 ) -> None:
