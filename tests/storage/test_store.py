@@ -342,7 +342,7 @@ def test_a_sealed_array_of_another_form_is_untrusted(tmp_path: Path) -> None:
     resealed(path, "teachers/deep", "logits/zarr.json", value)
     (problem,) = verify(path).problems
     assert verify(path).exit_code == 3
-    assert re.search(r"expected an array of format 1\.0 \(its dtypes, codecs and chunk grids\)", str(problem))
+    assert re.search(r"expected an array of format 1\.1 \(its dtypes, codecs and chunk grids\)", str(problem))
 
 
 def test_a_root_reads_the_log_anew(tmp_path: Path) -> None:

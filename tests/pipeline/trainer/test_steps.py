@@ -190,6 +190,7 @@ class Eager:
         return self.genuine(module, backend="eager")
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_network_keeps_plain_names_and_the_same_weights(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
