@@ -77,6 +77,9 @@ def test_false_and_unseen_examples_are_found(tmp_path: Path, monkeypatch: pytest
     )
     (tmp_path / "false_examples.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    false, *unseen = problems(importlib.import_module("false_examples"), source)
-    assert "Expected:\n    5\nGot:\n    4" in false
-    assert unseen == ["never run: false_examples.Circle.area"]
+    found = "\n".join(problems(importlib.import_module("false_examples"), source))
+    assert "Expected:\n    5\nGot:\n    4" in found
+    # From Python 3.13 on, doctest looks into a cached property.
+    assert ("never run: false_examples.Circle.area" in found) != (
+        "Expected:\n    3.14\nGot:\n    3.0" in found
+    )
