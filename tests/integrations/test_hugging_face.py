@@ -236,7 +236,7 @@ def test_a_folder_is_captured_and_each_of_its_files_is_compared(models: Path, ki
     store = captured(teacher, models / "out")
     with torch.no_grad():
         expected = classifier(models / kind).eval()(torch.from_numpy(inputs))
-    expected = (expected - expected.max(dim=1, keepdim=True).values)[store.samples.source]
+    expected = (expected - expected.max(dim=1, keepdim=True).values)[store.samples.source.copy()]
     found = store.teachers["hf"].read(slice(None))
     np.testing.assert_allclose(found - found.max(axis=1, keepdims=True), expected, atol=1e-5)
     made_by = store.teachers["hf"].provenance
