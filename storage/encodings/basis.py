@@ -2,14 +2,14 @@
 
 The KL of a small error δ of the logits at temperature T is ½ δᵀF δ / T², with F = diag(p) − ppᵀ the Fisher information of
 the softmax p of row z/T. With M the mean of F / T² over calibration rows and temperatures, and R = M^½, an error of equal
-length in any direction of zR costs the same KL on average. So logits are rotated into the principal axes V of zR and rounded there:
+length in any direction of zR costs the same KL on average. So logits are rotated into the principal axes V of zR and
+rounded there:
 
     y = (z − centre) · forward          forward = R V        (class, component)
     z̃ = ŷ · basis + centre              basis   = Vᵀ R⁻¹     (component, class)
 
 Everything is computed in the span of the calibration rows, a Gram matrix of rows: nothing of classes by classes exists.
-Components that calibration rows never use are left out. Source of the metric: Amari, "Natural gradient works efficiently in
-learning", 1998, section 2.
+Source of the metric: Amari, "Natural gradient works efficiently in learning", 1998, section 2.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
-from .products import one_thread
+from .products import one_thread, tiled_product
 
 _LEAST_SHARE: Final = 1e-10
 """Share of the largest variance below which an axis of the calibration rows is rounding alone."""
@@ -80,6 +80,10 @@ class Basis:
             weighted = axes * self.weight.astype(np.float64)
             forward = np.linalg.solve(weighted @ axes.T, weighted).T
         return np.ascontiguousarray(forward, np.float32)
+
+    def project(self, logits: Float32[np.ndarray, "rows classes"]) -> Float32[np.ndarray, "rows components"]:
+        """Return logits on the axes. Inside `one_thread`."""
+        return tiled_product(logits - self.centre, self.forward)
 
 
 def make_basis(

@@ -50,8 +50,7 @@ one_thread: Final = _OneThread()
 def tiled_product(
     rows: Float32[np.ndarray, "rows inner"], matrix: Float32[np.ndarray, "inner outer"]
 ) -> Float32[np.ndarray, "rows outer"]:
-    """Multiply rows by a matrix, each row to the same bits whatever rows stand beside it. Inside
-    `one_thread`."""
+    """Multiply rows by a matrix, each row to the same bits whatever rows stand beside it. Inside `one_thread`."""
     out = np.empty((len(rows), matrix.shape[1]), np.float32)
     for first in range(0, len(rows), TILE):
         piece = rows[first : first + TILE]

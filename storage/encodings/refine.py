@@ -59,15 +59,16 @@ def step_factor(refine: UInt8[np.ndarray, " rows"]) -> Float32[np.ndarray, " row
 
 def refine_rows(
     logits: Float32[np.ndarray, "rows classes"],
+    projected: Float32[np.ndarray, "rows components"],
     basis: Basis,
     max_kl: float,
     temperatures: Sequence[float],
 ) -> Refined:
     """Round rows in a basis, each as coarsely as its budget allows. Inside `one_thread`.
 
-    logits: centred, the largest of each row 0. max_kl: nats, at each of the temperatures. The largest class is kept.
+    logits: centred, the largest of each row 0. projected: on the axes of the basis. max_kl: nats, at each of the
+    temperatures. The largest class is kept.
     """
-    projected = tiled_product(logits - basis.centre, basis.forward)
     budget, kept = max_kl * _MARGIN, logits.argmax(axis=1)
     exact = Softened(logits, temperatures, np.float32 if max_kl >= _COARSE else np.float64)
     rows, components = projected.shape

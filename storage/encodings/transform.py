@@ -28,7 +28,7 @@ from .basis import Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
 from .error_budget import ErrorBudget
-from .products import TILE, one_thread, tiled_product
+from .products import TILE, one_thread
 from .refine import ESCAPED, GUESS, refine_rows, step_factor
 
 TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0)
@@ -136,15 +136,13 @@ class Transform:
         step = 4 * math.sqrt(2 * self.max_kl)
         whole = make_basis(centred, self.temperatures, step)
         with one_thread:
-            tried = refine_rows(centred, whole, self.max_kl, self.temperatures)
+            projected = whole.project(centred)
+            tried = refine_rows(centred, projected, whole, self.max_kl, self.temperatures)
         fine = tried.refine[tried.refine != ESCAPED]
-        # Half of the rows need no more than GUESS; and only axes on which a row has a code are kept.
+        # Half of the rows are to need no more than GUESS.
         step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
-        with one_thread:
-            reach = np.abs(tiled_product(centred - whole.centre, whole.forward)).max(axis=0)
-        used = (
-            reach > _SPARE * step_factor(tried.refine[tried.refine != ESCAPED]).min(initial=1.0) * whole.step
-        )
+        finest = step_factor(fine).min(initial=1.0) * whole.step
+        used = np.abs(projected).max(axis=0) > _SPARE * finest
         used[0] = True
         return self.with_basis(
             Basis(whole.basis[used], whole.centre, np.full(int(used.sum()), step, np.float32), whole.weight)
@@ -189,7 +187,7 @@ class Transform:
         def piece(first: int) -> None:
             part = slice(first, first + _PIECE)
             centred = logits[part] - peak[part, None]
-            found = refine_rows(centred, basis, self.max_kl, self.temperatures)
+            found = refine_rows(centred, basis.project(centred), basis, self.max_kl, self.temperatures)
             codes[part], refine[part] = zigzag(found.codes), found.refine
             error[part] = self._recorded(list(found.kl.T))
             if (out := np.flatnonzero(found.refine == ESCAPED)).size:
