@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_finite
 from ..errors import BadLogitsError, ConfigError
-from ..format.constants import TRANSFORM
+from ..format.constants import MAX_TEMPERATURES, TRANSFORM
 from .basis import Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
@@ -35,7 +35,6 @@ TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0)
 """Temperatures of the guarantee, unless others are given."""
 CALIBRATION_ROWS: Final = 2048
 """Calibration rows, unless another number is given."""
-_MOST_TEMPERATURES: Final = 16
 _PIECE: Final = 2 * TILE
 """Rows that a thread encodes at a time."""
 _MOST_THREADS: Final = 8
@@ -76,13 +75,13 @@ class Transform:
         good = [math.isfinite(t) and t >= 1 for t in self.temperatures]
         if (
             not good
-            or len(good) > _MOST_TEMPERATURES
+            or len(good) > MAX_TEMPERATURES
             or not all(good)
             or list(self.temperatures) != sorted(set(self.temperatures))
         ):
             raise ConfigError(
                 "encoding: temperatures",
-                expected=f"1 to {_MOST_TEMPERATURES} ascending temperatures of at least 1",
+                expected=f"1 to {MAX_TEMPERATURES} ascending temperatures of at least 1",
                 found=str(list(self.temperatures))[:80],
                 remedy="leave them out for 1, 2, 4 and 8, or use { max_kl = …, min_temperature = … }",
             )
