@@ -28,7 +28,7 @@ import logitstore
 from logitstore.storage.api import Capture
 from logitstore.storage.encodings import transform
 from logitstore.storage.encodings.products import one_thread
-from logitstore.storage.encodings.transform import Transform
+from logitstore.storage.encodings.transform import Transform, escaped_alone
 from logitstore.storage.random import philox_permutation
 
 BUDGETS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -149,7 +149,7 @@ def show_speed(logits: NDArray[np.float32]) -> None:
     rows = logits[:TIMED_ROWS]
     rates = {}
     stored = encoding.encode(rows, 0, "benchmark")
-    given = {**stored, "escape": stored["escape"][stored["refine"] == 255]}
+    given = escaped_alone(stored)
     for threads in (1, 2):
         with mock.patch.object(transform, "_threads", lambda threads=threads: threads):
             taken = median(seconds(lambda: encoding.encode(rows, 0, "benchmark")) for _ in range(ROUNDS))

@@ -19,8 +19,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FLOATS, FloatEncoding, rounding_error
 from ...storage.encodings.named import encoding_named
-from ...storage.encodings.refine import ESCAPED
-from ...storage.encodings.transform import CALIBRATION_ROWS, Transform
+from ...storage.encodings.transform import CALIBRATION_ROWS, Transform, escaped_alone
 from ...storage.encodings.transform import TEMPERATURES as GUARANTEED
 from ...storage.encodings.widths import row_widths
 from ...storage.errors import BadLogitsError, ConfigError, LimitExceeded
@@ -195,7 +194,7 @@ def _decoded(
 ) -> Float32[np.ndarray, "rows classes"]:
     """Decode a sample, at T = 1 where that matters."""
     if isinstance(encoding, Transform):
-        stored = {**stored, "escape": stored["escape"][stored["refine"] == ESCAPED]}
+        stored = escaped_alone(stored)
     return encoding.decode(stored, num_classes, 1.0)
 
 

@@ -257,6 +257,11 @@ class Transform:
         return self.max_kl if temperature in self.temperatures else None
 
 
+def escaped_alone(encoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return arrays of `Transform.encode` as its `decode` takes them: of `escape`, the escaped rows alone."""
+    return {**encoded, "escape": encoded["escape"][encoded["refine"] == ESCAPED]}
+
+
 def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
     """Move classes before the largest of a row out of the smallest code, in place, so that it is the first of it.
 

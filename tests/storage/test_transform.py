@@ -19,7 +19,7 @@ from logitstore.storage.encodings.basis import Basis
 from logitstore.storage.encodings.named import encoding_described, encoding_named
 from logitstore.storage.encodings.products import TILE, one_thread, tiled_product
 from logitstore.storage.encodings.refine import ESCAPED
-from logitstore.storage.encodings.transform import Transform, unzigzag, zigzag
+from logitstore.storage.encodings.transform import Transform, escaped_alone, unzigzag, zigzag
 from logitstore.storage.errors import BadLogitsError, ConfigError
 
 CLASSES, FEATURES = 60, 9
@@ -68,7 +68,7 @@ def worst(exact: NDArray[Any], decoded: NDArray[Any], temperatures: tuple[float,
 
 def decoded_by_product(encoding: Transform, stored: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Decode as the reader does, which is given the escaped rows alone."""
-    return encoding.decode({**stored, "escape": stored["escape"][stored["refine"] == ESCAPED]})
+    return encoding.decode(escaped_alone(stored))
 
 
 @pytest.mark.parametrize("max_kl", [1e-1, 1e-2, 1e-4, 1e-6])
