@@ -15,24 +15,21 @@ Two things cannot be seen: a module whose name is computed, and what a compiled 
 digested.
 """
 
-import ast
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import logging
 import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Final
 
 from ...storage.errors import FactoryError
-from .search_path import Additions, path_additions
+from .source_text import SourceText, read_text
 
 log = logging.getLogger(__name__)
 SOURCE: Final = "source"
@@ -40,7 +37,6 @@ SOURCE: Final = "source"
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 """Folders of installed packages."""
 _KNOWN_BY_NAME = frozenset({*sys.stdlib_module_names, *sys.builtin_module_names, "logitstore"})
-_IMPORTERS = frozenset({"import_module", "__import__"})
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,8 @@ class _Code:
     file: str
     """Its name, from the folder where the search for modules found it."""
     digest: str
-    imports: frozenset[str]
-    """Modules that it may import, local or not."""
-    additions: Additions
-    """Folders that it adds to `sys.path`."""
-    takes_paths: bool
-    """Whether a function or class in it has a parameter that is a path by its annotation or default."""
+    text: SourceText
+    """What its text says."""
 
 
 _imported: dict[str, tuple[ModuleSpec | None, _Code]] = {}
@@ -81,7 +73,7 @@ def local_source(
 
 def may_take_paths(factory: str, *, base: Path | None) -> bool:
     """Return whether the local code of a factory has parameters that are paths; no for an installed factory."""
-    return any(code.takes_paths for code in _reached({factory.partition(":")[0]}, base))
+    return any(code.text.takes_paths for code in _reached({factory.partition(":")[0]}, base))
 
 
 @contextlib.contextmanager
@@ -141,7 +133,7 @@ def _reached(names: Iterable[str], base: Path | None) -> set[_Code]:
     while True:
         reached = _walk(names, whole, place)
         # A folder may be added by a module that is read after one that needs it: all are then searched again.
-        added = [code.additions for code in sorted(reached, key=lambda code: code.file)]
+        added = [code.text.additions for code in sorted(reached, key=lambda code: code.file)]
         before = [entry for one in added for entry in one.before if _is_beside(entry, place)]
         behind = [entry for one in added for entry in one.behind if _is_beside(entry, place)]
         wider = list(dict.fromkeys([*before, *search, *behind]))
@@ -163,7 +155,7 @@ def _walk(names: Iterable[str], search: list[str], place: str | None) -> set[_Co
         for name, spec in _specs(module, search, place):
             if name not in reached:
                 reached[name] = code = _code(name, spec)
-                waiting += () if code is None else code.imports
+                waiting += () if code is None else code.text.imports
     return {code for code in reached.values() if code is not None}
 
 
@@ -176,13 +168,13 @@ def _is_beside(entry: str, place: str | None) -> bool:
 def _warn_of_unread(reached: Iterable[_Code]) -> None:
     """Warn once of a folder of modules that is known only when the code runs."""
     for code in reached:
-        if code.additions.unread and code.file not in _unread:
+        if code.text.additions.unread and code.file not in _unread:
             _unread.add(code.file)
             log.warning(
                 "%s, line %d: adds a folder to sys.path that is known only when it runs; changes of modules in that "
                 "folder are not seen. Write the folder as Path(__file__).parent / …",
                 code.file,
-                code.additions.unread[0],
+                code.text.additions.unread[0],
             )
 
 
@@ -296,70 +288,6 @@ def _read(name: str, spec: ModuleSpec) -> _Code | None:
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if not spec.origin.endswith(".py"):
         log.warning("%s: a compiled module; its file is digested, what it imports is not looked at", file)
-        return _Code(file, digest, frozenset(), Additions(), takes_paths=True)
-    imports = _imports(content, name if is_package else name.rpartition(".")[0])
-    return _Code(file, digest, imports, path_additions(content, spec.origin), _takes_paths(content))
-
-
-@lru_cache(maxsize=1024)
-def _imports(content: bytes, package: str) -> frozenset[str]:
-    """Return the names that a source imports, at any depth of its functions.
-
-    package: the package that its relative imports start from.
-
-    >>> sorted(_imports(b"import a.b\\nfrom . import c\\nfrom .d import e", "p"))
-    ['a.b', 'p.c', 'p.d.e']
-    """
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError):  # its import tells the reason
-        return frozenset()
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            origin = _resolved("." * node.level + (node.module or ""), package)
-            # A name may be a module of the package, or something inside it.
-            names |= {f"{origin}.{alias.name}" for alias in node.names if origin}
-        elif isinstance(node, ast.Call) and _called(node.func) in _IMPORTERS and node.args:
-            given = node.args[0]
-            if isinstance(given, ast.Constant) and isinstance(given.value, str):
-                names.add(_resolved(given.value, package))
-    return frozenset(names - {""})
-
-
-@lru_cache(maxsize=1024)
-def _takes_paths(content: bytes) -> bool:
-    """Return whether a parameter, or a field of a class, is a path by its annotation or default.
-
-    >>> _takes_paths(b"def net(stats: Path | None): ..."), _takes_paths(b"def net(width: int): return Path('a')")
-    (True, False)
-    """
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    told: list[ast.expr | None] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arguments):
-            given = (*node.posonlyargs, *node.args, *node.kwonlyargs)
-            told += [*(one.annotation for one in given), *node.defaults, *node.kw_defaults]
-        elif isinstance(node, ast.AnnAssign):
-            told += [node.annotation, node.value]
-    return any("Path" in ast.dump(one) for one in told if one is not None)
-
-
-def _resolved(name: str, package: str) -> str:
-    """Return the full name of a relative import; empty for one that leads outside."""
-    try:
-        return importlib.util.resolve_name(name, package or None)
-    except ImportError:
-        return ""
-
-
-def _called(function: ast.expr) -> str:
-    """Return the last name of a called function."""
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
+        return _Code(file, digest, SourceText(takes_paths=True))
+    package = name if is_package else name.rpartition(".")[0]
+    return _Code(file, digest, read_text(content, package, spec.origin))

@@ -8,9 +8,8 @@ import ast
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,26 @@ _PATHS: Final[Mapping[str, Callable[..., Path]]] = {
 _MAKERS: Final = frozenset({"Path", "PosixPath", "PurePath"})
 
 
-@lru_cache(maxsize=1024)
-def path_additions(content: bytes, file: str) -> Additions:
+class _Names(NamedTuple):
+    """Names of the search path in a source."""
+
+    modules: frozenset[str]
+    """Names of the module `sys`."""
+    lists: frozenset[str]
+    """Names of `sys.path` itself."""
+
+
+def path_additions(tree: ast.Module, file: str) -> Additions:
     """Return the entries that a source adds to `sys.path`, at any depth of its functions. file: its place.
 
-    >>> text = b"import sys, pathlib\\nsys.path.insert(0, str(pathlib.Path(__file__).parent / 'lib'))\\nsys.path.append(f())"
-    >>> path_additions(text, "/home/me/nets.py")
+    >>> text = "import sys, pathlib\\nsys.path.insert(0, str(pathlib.Path(__file__).parent / 'lib'))\\nsys.path.append(f())"
+    >>> path_additions(ast.parse(text), "/home/me/nets.py")
     Additions(before=('/home/me/lib',), behind=(), unread=(3,))
     """
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError):  # its import tells the reason
-        return Additions()
-    values = _assigned(tree)
+    names, values = _names(tree), _assigned(tree)
     before, behind, unread = list[str](), list[str](), list[int]()
     for node in ast.walk(tree):
-        for given, in_front in _added(node, tree):
+        for given, in_front in _added(node, names):
             try:
                 value = _value(given, file, values)
             except (_Unread, OSError, RuntimeError, TypeError, ValueError, IndexError):
@@ -90,65 +93,60 @@ def _assigned(tree: ast.Module) -> dict[str, ast.expr]:
     return {name: value for name, value in values.items() if name not in twice}
 
 
-def _added(node: ast.AST, tree: ast.Module) -> Iterator[tuple[ast.expr, bool]]:
+def _added(node: ast.AST, names: _Names) -> Iterator[tuple[ast.expr, bool]]:
     """Yield the expressions that a node adds to `sys.path`, and whether each goes in front."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
         method, given = node.func.attr, node.args
         if method == "addsitedir":
             yield given[0], False
-        elif not _is_search_path(node.func.value, tree):
+        elif not _is_search_path(node.func.value, names):
             return
         elif method == "insert" and len(given) > 1:
             yield given[1], True
         elif method == "append":
             yield given[0], False
         elif method == "extend":
-            yield from _items(given[0], tree, in_front=False)
-    elif isinstance(node, ast.AugAssign) and _is_search_path(node.target, tree):
-        yield from _items(node.value, tree, in_front=False)
+            yield from _items(given[0], names, in_front=False)
+    elif isinstance(node, ast.AugAssign) and _is_search_path(node.target, names):
+        yield from _items(node.value, names, in_front=False)
     elif isinstance(node, ast.Assign):
         for target in node.targets:
             whole = target.value if isinstance(target, ast.Subscript) else target
-            if _is_search_path(whole, tree):
-                yield from _items(node.value, tree, in_front=True)
+            if _is_search_path(whole, names):
+                yield from _items(node.value, names, in_front=True)
 
 
-def _items(node: ast.expr, tree: ast.Module, *, in_front: bool) -> Iterator[tuple[ast.expr, bool]]:
+def _items(node: ast.expr, names: _Names, *, in_front: bool) -> Iterator[tuple[ast.expr, bool]]:
     """Yield the entries of a list, or of lists that are added, without those that were there."""
     if isinstance(node, ast.List | ast.Tuple):
         for item in node.elts:
             inner = item.value if isinstance(item, ast.Starred) else item
-            if not _is_search_path(inner, tree):
+            if not _is_search_path(inner, names):
                 yield inner, in_front
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        yield from _items(node.left, tree, in_front=in_front)
-        yield from _items(node.right, tree, in_front=in_front)
-    elif not _is_search_path(node, tree):
+        yield from _items(node.left, names, in_front=in_front)
+        yield from _items(node.right, names, in_front=in_front)
+    elif not _is_search_path(node, names):
         yield node, in_front
 
 
-def _is_search_path(node: ast.AST, tree: ast.Module) -> bool:
+def _is_search_path(node: ast.AST, names: _Names) -> bool:
     """Return whether an expression is `sys.path`, under its own name or an alias."""
     if isinstance(node, ast.Subscript):  # as sys.path[:]
-        return isinstance(node.slice, ast.Slice) and _is_search_path(node.value, tree)
+        return isinstance(node.slice, ast.Slice) and _is_search_path(node.value, names)
     if isinstance(node, ast.Attribute):
-        return node.attr == "path" and isinstance(node.value, ast.Name) and node.value.id in _names(tree)[0]
-    return isinstance(node, ast.Name) and node.id in _names(tree)[1]
+        return node.attr == "path" and isinstance(node.value, ast.Name) and node.value.id in names.modules
+    return isinstance(node, ast.Name) and node.id in names.lists
 
 
-def _names(tree: ast.Module) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of the module `sys` in a source, and those of `sys.path`."""
-    known: tuple[frozenset[str], frozenset[str]] | None = getattr(tree, "_search_path_names", None)
-    if known is None:
-        modules, lists = set[str](), set[str]()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                modules |= {alias.asname or alias.name for alias in node.names if alias.name == "sys"}
-            elif isinstance(node, ast.ImportFrom) and node.module == "sys":
-                lists |= {alias.asname or alias.name for alias in node.names if alias.name == "path"}
-        known = frozenset(modules), frozenset(lists)
-        tree._search_path_names = known  # type: ignore[attr-defined]
-    return known
+def _names(tree: ast.Module) -> _Names:
+    modules, lists = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name == "sys"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "sys":
+            lists |= {alias.asname or alias.name for alias in node.names if alias.name == "path"}
+    return _Names(frozenset(modules), frozenset(lists))
 
 
 def _value(node: ast.expr, file: str, values: Mapping[str, ast.expr], depth: int = 0) -> str | Path:
