@@ -19,7 +19,7 @@ from ...storage.checks import check_finite
 from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError
 from ...storage.stream.inputs import Augment
-from ..calibration import drawn
+from ..calibration_rows import drawn
 from ..runtime.inference import check_classes
 from ..workspace import Workspace
 from .capture import ReadyTeacher

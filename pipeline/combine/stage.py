@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int64
 from ...storage.api import Store
 from ...storage.encodings.transform import Transform
 from ...storage.progress import Progress, silent
-from ..calibration import drawn_of_views
+from ..calibration_rows import drawn_of_views
 from ..runtime.dask_tasks import over_blocks
 from .experts import Experts, active_specialists
 from .solve import combine_rows

@@ -31,7 +31,7 @@ from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
 from ...storage.parts.refinement import basis_bytes
 from ...storage.progress import Progress, silent
-from ..calibration import capture_rows
+from ..calibration_rows import capture_rows
 from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
 

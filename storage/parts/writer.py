@@ -32,7 +32,7 @@ from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
-from .calibration import with_basis
+from .chosen_basis import choose_basis
 from .clusterings import check_clustering
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
@@ -223,7 +223,7 @@ class CaptureWriter(PartWriter):
 
         classes: the store's class of each column that `write` is given, -1 the dustbin class; None for all in order. A
         top-k capture keeps them in order of the class, as that decides which of equal logits is kept.
-        calibration: of the transform encoding: see `calibration.with_basis`.
+        calibration: of the transform encoding: see `choose_basis`.
         Raises ConfigError for other columns, SpecMismatch if the name was begun with another identity.
         """
         check_name(name, "capture")
@@ -266,7 +266,8 @@ class CaptureWriter(PartWriter):
         small: dict[str, NDArray[Any]] = {"classes": columns}
         if isinstance(encoding, Transform):
             ours = spec_bytes(identity, views, notes, where)
-            encoding, basis = with_basis(root, name, encoding, len(columns), ours, calibration)
+            basis = choose_basis(root, name, encoding, len(columns), ours, calibration)
+            encoding = encoding.with_basis(basis)
             small |= basis.arrays()
             notes["basis"] = basis.digest
             self.piece_bytes, self.tile, self.rare = _TRANSFORM_PIECE_BYTES, TILE, ("escape",)

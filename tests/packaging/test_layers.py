@@ -30,7 +30,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"experiment"}),
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream", "workspace"}),
-    frozenset({"same_set", "calibration"}),
+    frozenset({"same_set", "calibration_rows"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),

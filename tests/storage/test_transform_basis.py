@@ -346,9 +346,9 @@ def test_a_disk_is_not_said_to_be_full_for_rows_that_are_hardly_ever_written(
 def test_a_basis_beyond_the_limit_of_readers_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from logitstore.storage.parts import calibration as calibrating
+    from logitstore.storage.parts import chosen_basis
 
-    monkeypatch.setattr(calibrating, "MAX_BASIS_BYTES", 95)
+    monkeypatch.setattr(chosen_basis, "MAX_BASIS_BYTES", 95)
     store = known.begin(tmp_path / "s")
     with pytest.raises(
         ConfigError, match="expected at most 95 bytes, the limit of readers, found 3 components"

@@ -17,7 +17,7 @@ from support.experiments import ROWS, VIEWS, contents, document, parsed
 
 from logitstore.pipeline.cache import calibrate, stage
 from logitstore.pipeline.cache.stage import cache
-from logitstore.pipeline.calibration import drawn, drawn_of_views
+from logitstore.pipeline.calibration_rows import drawn, drawn_of_views
 from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from support import stores
 from support.stores import Teacher
 
-from logitstore.pipeline.calibration import capture_rows, drawn_of_views
+from logitstore.pipeline.calibration_rows import capture_rows, drawn_of_views
 from logitstore.pipeline.compress.stage import compress
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.encodings.transform import Transform

@@ -1,7 +1,7 @@
 """The basis that a capture in the transform encoding is written with: that of the store, or one of calibration rows.
 
-A capture that is begun has its basis in the store, which is used whatever calibration rows are given. They are needed to begin,
-and where files of the basis are lost: the same rows then give the same basis, which its digest proves.
+A capture that is begun has its basis in the store, which is used whatever calibration rows are given. They are needed to
+begin, and where files of the basis are lost: the same rows then give the same basis, which its digest proves.
 """
 
 from typing import Any
@@ -19,10 +19,10 @@ from .root import Root
 from .stored_basis import HeldBasis
 
 
-def with_basis(
+def choose_basis(
     root: Root, name: str, encoding: Transform, columns: int, spec: bytes, calibration: Any
-) -> tuple[Transform, Basis]:
-    """Return an encoding with the basis of the capture `name` if it is begun, or one of calibration rows; and the basis.
+) -> Basis:
+    """Return the basis of the capture `name` if it is begun; else that of the encoding, or one of calibration rows.
 
     encoding: with a basis of its own, or without. columns: of the capture. spec: as the writer would begin it.
     calibration: logits of some rows of the teacher, (rows, columns), or a function that returns them, called if needed.
@@ -53,7 +53,7 @@ def with_basis(
                 remedy="restore basis, centre, step and weight from a copy, or begin the capture under another name",
             )
     _check_columns(basis, columns, where)
-    return encoding.with_basis(basis), basis
+    return basis
 
 
 def _held_basis(root: Root, part: str) -> HeldBasis | None:
