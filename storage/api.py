@@ -320,9 +320,8 @@ class Store:
         StoreCorrupt.
         """
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
-        if teachers is None and isinstance(
-            self._root.folder, Folder
-        ):  # a remote store would have to be listed
+        # A remote store would have to be listed.
+        if teachers is None and isinstance(self._root.folder, Folder):
             warn_of_unfinished(self.unsealed(), str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,
@@ -421,9 +420,10 @@ def create_store(
 
     num_rows: compared with the length of what is given; may be left out. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
-    given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store. exist_ok: resume the store that this very call
-    would make, for a script that is run again after it was killed, or in several processes at once. Labels, ids,
-    digests, class names and inputs are compared with those of the store; what you leave out must be absent there, too.
+    given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store.
+    exist_ok: resume the store that this very call would make, for a script that is run again after it was killed, or in
+    several processes at once. Labels, ids, digests, class names and inputs are compared with those of the store; what
+    you leave out must be absent there, too.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
     first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
     has, ConfigError for lengths that differ, labels out of range and digests that are none; nothing is then left

@@ -50,8 +50,8 @@ _KINDS = {
 def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
     """Make an encoded capture NEW from a capture in the STORE, which is not changed.
 
-    Give one of --transform-kl, --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the source is
-    measured, recorded and printed. If the command is killed, run it again to resume.
+    Give one of --transform-kl, --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the
+    source is measured, recorded and printed. If the command is killed, run it again to resume.
     """
     from ...pipeline.compress.stage import compress, plan_compression, say
     from ...storage.api import open_store

@@ -149,7 +149,8 @@ def softened_outputs(store: Store, weights: Mapping[str, int | float], temperatu
 
     weights: of each capture, above 0, any scale. temperature: above 0.
     Raises PartNotFound or StoreIncomplete for a missing capture, BadDataError for one without all classes of the store (a
-    specialist's), SpecMismatch where views or augmentations differ, RowMismatch where inputs do, ConfigError for weights or a temperature out of range.
+    specialist's), SpecMismatch where views or augmentations differ, RowMismatch where inputs do, ConfigError for weights or
+    a temperature out of range.
     """
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights.values()):
         raise ConfigError(
