@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from faults.tally import Tally, entries, table
@@ -62,6 +63,13 @@ def memory_path() -> Iterator[Path]:
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     with tempfile.TemporaryDirectory(dir=memory if usable else None, prefix="logitstore-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def without_fsync() -> Iterator[None]:
+    """Skip fsync: a killed process loses nothing that it has written, only a killed machine does."""
+    with mock.patch("os.fsync", lambda handle: None):
+        yield
 
 
 @pytest.fixture

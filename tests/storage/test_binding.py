@@ -41,15 +41,11 @@ from logitstore.storage.parts.part_writer import PartWriter
 from logitstore.storage.parts.root import Root
 from logitstore.storage.parts.writer import CaptureWriter
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 ROWS, CLASSES, BLOCK_ROWS = 20, 3, 8
 OLD, NEW = (stores.some_inputs(ROWS, shape=(2,)) + number for number in (np.uint8(0), np.uint8(100)))
 WEIGHTS = np.array([[1, 2, 3], [4, 5, 7]], np.float32) / 8
-
-
-@pytest.fixture(autouse=True)
-def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip fsync: nothing is cut off here."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 def begin(path: Path, inputs: NDArray[np.uint8], **others: Any) -> Store:

@@ -5,7 +5,7 @@ Every digest of these stores fits: only what a reader knows of the format stands
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,12 +20,7 @@ from logitstore.storage.encodings.top_k import TopK
 from logitstore.storage.errors import ManifestInvalid, UnsupportedFeature
 from logitstore.storage.integrity.verify import CLEAN, verify
 
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """Skip fsync, which no reader notices."""
-    with mock.patch("os.fsync"):
-        yield
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Encoded captures, written, resumed, read, streamed, verified and repaired as any other."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,14 +38,9 @@ from logitstore.storage.parts import part_writer
 from logitstore.storage.stream.batch import TopKRows
 from logitstore.storage.stream.window import Buffers
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 ENCODED = ("codes", "bytes", "shifted", "largest")
-
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """Skip fsync, which no reader notices."""
-    with mock.patch("os.fsync"):
-        yield
 
 
 @pytest.fixture(scope="module")

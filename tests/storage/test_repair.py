@@ -7,7 +7,6 @@ faults/test_machine.py.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,12 +25,7 @@ from logitstore.storage.errors import NotAStoreError, TransientIOError, Untruste
 from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """No reader knows of it."""
-    with mock.patch("os.fsync"):
-        yield
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,15 +30,10 @@ from logitstore.storage.integrity.repair import repair
 from logitstore.storage.integrity.verify import CLEAN, verify
 from logitstore.storage.parts import sealed_part
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 RAW = Transform(1e-2, (1.0, 2.0, 4.0))
 """The encoding without a basis, as users name it."""
-
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """Skip fsync, which no reader notices."""
-    with mock.patch("os.fsync"):
-        yield
 
 
 # The basis of a part that is begun

@@ -6,7 +6,7 @@ Every digest of these stores fits, that of the basis included: only what a reade
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,16 +31,11 @@ from logitstore.storage.format.grid import Grid
 from logitstore.storage.format.layouts import BASIS, block_array, small_array
 from logitstore.storage.integrity.verify import CLEAN, verify
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 PART = "teachers/plain"
 SPEC = f"{PART}/__logitstore__/spec.json"
 GRID = Grid(known.ROWS, known.BLOCK_ROWS)
-
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """Skip fsync, which no reader notices."""
-    with mock.patch("os.fsync"):
-        yield
 
 
 @pytest.fixture(scope="module")

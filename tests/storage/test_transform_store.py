@@ -1,6 +1,6 @@
 """Captures in the transform encoding, in a store: read, described, and listed by a reader that lacks the feature."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,15 +23,10 @@ from logitstore.storage.format.constants import CAPTURE, ERROR_BUDGET, TOP_K
 from logitstore.storage.format.layouts import BASIS
 from logitstore.storage.parts import sealed_part
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 RAW = Transform(1e-2, (1.0, 2.0, 4.0))
 """The encoding without a basis, as users name it."""
-
-
-@pytest.fixture(autouse=True)
-def without_fsync() -> Iterator[None]:
-    """Skip fsync, which no reader notices."""
-    with mock.patch("os.fsync"):
-        yield
 
 
 @pytest.fixture(scope="module")

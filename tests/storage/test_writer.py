@@ -44,6 +44,8 @@ from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.root import create_root
 from logitstore.storage.parts.writer import SamplesWriter
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
@@ -51,12 +53,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made = empty_store(tmp_path_factory.mktemp("whole") / "store.zarr")
     write(made.store)
     return stores.tree(made.path)
-
-
-@pytest.fixture(autouse=True)
-def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip fsync: a killed process loses nothing that it has written, only a killed machine does."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 # Killed, and two at a time

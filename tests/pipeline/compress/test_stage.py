@@ -46,13 +46,9 @@ from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.fidelity import fidelity, percentile
 from logitstore.storage.parts.part_reader import PartReader
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 ROWS, BLOCK_ROWS, CLASSES, VIEWS = 61, 32, 40, 2
-
-
-@pytest.fixture(autouse=True)
-def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it has written, synced or not."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 def peaked(rows: int, classes: int, seed: int = 0, spread: float = 3.0) -> NDArray[np.float32]:
