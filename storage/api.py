@@ -39,14 +39,15 @@ if TYPE_CHECKING:
 class Capture(CaptureReader):
     """The sealed logits of one teacher."""
 
-    def dask(self, temperature: float | None = None) -> Any:
-        """Return a dask.array float32 (view, row, class), a block a chunk, each checked against the seal.
+    def dask(self, temperature: float | None = None, rows_per_chunk: int | None = None) -> Any:
+        """Return a dask.array float32 (view, row, class), each chunk checked against the seal.
 
-        temperature: as for `read`.
+        temperature: as for `read`. rows_per_chunk: by default whole blocks, as many as 16 MiB of logits hold, and at least
+        one. Fewer rows than a block has need less memory.
         """
         from .dask_view import logits_array
 
-        return logits_array(self, temperature)
+        return logits_array(self, temperature, rows_per_chunk)
 
     def __repr__(self) -> str:
         return f"<Capture {self.name!r} (view, row, class) = {self.shape}, {self.encoding.kind}>"

@@ -1,5 +1,6 @@
-"""The dask view of a capture: the same values, a block a chunk, and as suspicious as the reader."""
+"""The dask view of a capture: the same values, in one layer, and as suspicious as the reader."""
 
+import pickle
 from pathlib import Path
 
 import dask
@@ -9,17 +10,62 @@ import pytest
 from support import stores
 from support.stores import Teacher
 
-from logitstore.storage.errors import ShardMissing
+from logitstore.storage import dask_view
+from logitstore.storage.api import open_store
+from logitstore.storage.errors import ConfigError, ShardMissing
 
 
 def test_dask_is_read(tmp_path: Path) -> None:
     made = stores.make(tmp_path / "store.zarr")
     for name, dtype in (("wide", "float16"), ("deep", "float32")):
-        array = made.store.teachers[name].dask()
+        array = made.store.teachers[name].dask(rows_per_chunk=8)
         assert (array.dtype, array.shape) == (np.float32, (2, 37, 5))
         assert array.chunks == ((1, 1), (8, 8, 8, 8, 5), (5,))
         for scheduler in ("synchronous", "threads"):
             assert array.compute(scheduler=scheduler).tobytes() == made.centred(name, dtype).tobytes()
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(None, (37,)), (3, (3,) * 12 + (1,)), (37, (37,)), (99, (37,))])
+def test_chunks_have_the_rows_that_are_asked_for(
+    tmp_path: Path, rows: int | None, chunks: tuple[int, ...]
+) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    array = made.store.teachers["wide"].dask(rows_per_chunk=rows)
+    assert array.chunks == ((1, 1), chunks, (5,))
+    assert array.compute(scheduler="synchronous").tobytes() == made.centred("wide").tobytes()
+
+
+def test_a_chunk_holds_whole_blocks_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    for limit, chunks in ((1, (8, 8, 8, 8, 5)), (16 * 5 * 4, (16, 16, 5)), (24 * 5 * 4 - 1, (16, 16, 5))):
+        monkeypatch.setattr(dask_view, "CHUNK_BYTES", limit)
+        assert made.store.teachers["wide"].dask().chunks[1] == chunks
+
+
+@pytest.mark.parametrize("rows", [0, -1, True])
+def test_a_number_of_rows_that_is_none_is_refused(tmp_path: Path, rows: int) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    with pytest.raises(ConfigError, match="rows_per_chunk: expected an integer of at least 1"):
+        made.store.teachers["wide"].dask(rows_per_chunk=rows)
+
+
+def test_one_computation_has_one_name_and_one_layer(tmp_path: Path) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    capture, again = (open_store(made.path).teachers["wide"] for _ in range(2))
+    assert capture.dask().name == again.dask().name
+    assert len(capture.dask().dask.layers) == 1
+    # Negative controls: other values, or other chunks, under one name would be mixed up.
+    others = [capture.dask(2.0), capture.dask(rows_per_chunk=3), made.store.teachers["deep"].dask()]
+    assert len({array.name for array in (capture.dask(), *others)}) == 4
+
+
+def test_it_travels_to_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stores.make(tmp_path / "store.zarr")
+    monkeypatch.chdir(tmp_path)
+    packed = pickle.dumps(open_store("store.zarr").teachers["wide"].dask())
+    monkeypatch.chdir("/")  # a relative path would lead elsewhere
+    found = pickle.loads(packed).compute(scheduler="synchronous")
+    assert found.tobytes() == made.centred("wide").tobytes()
 
 
 def test_a_part_of_it_reads_the_blocks_that_hold_the_part(
@@ -36,7 +82,7 @@ def test_a_part_of_it_reads_the_blocks_that_hold_the_part(
         return np.asarray(read(self, rows, view, temperature))
 
     monkeypatch.setattr(CaptureReader, "read", counted)
-    found = made.store.teachers["wide"].dask()[1, 7:9, 2].compute(scheduler="synchronous")
+    found = made.store.teachers["wide"].dask(rows_per_chunk=8)[1, 7:9, 2].compute(scheduler="synchronous")
     assert found.tolist() == made.centred("wide")[1, 7:9, 2].tolist()
     assert sorted(asked, key=str) == [(1, range(8)), (1, range(8, 16))]
 
