@@ -13,20 +13,24 @@ several draws, as in scikit-learn).
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from dask.system import CPU_COUNT
 from jaxtyping import Float64, Int64
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
 from ...storage.errors import BadDataError, ConfigError
 
 _TOGETHER = 64
-"""Points whose products with the centres are computed in one call."""
+"""Points whose products with the centres, or differences from one, are computed in one call."""
 _MARGIN = 1e-9
 """Relative margin by which another centre has to be nearer."""
 _ROUNDING = 1e-13
 """Rounding error of a squared distance, relative to the squared length of the centre."""
+_EQUAL = 1e-12
+"""Squared distance of two points that differ by rounding alone, relative to the sum of their squared lengths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +72,13 @@ def online_kmeans(
     for name, value in (("passes", passes), ("restarts", restarts)):
         if value < 1:
             raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
-    # One thread: the last bits must not depend on the number of threads.
-    with threadpool_limits(1, user_api="blas"):
-        results = [
-            _one_start(points, clusters, passes, np.random.default_rng([seed, start]))
-            for start in range(restarts)
-        ]
-    return min(results, key=lambda result: result.inertia)
+
+    def start(number: int) -> KMeans:
+        return _one_start(points, clusters, passes, np.random.default_rng([seed, number]))
+
+    # One thread a product: the last bits must not depend on the number of threads.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(restarts, CPU_COUNT)) as pool:
+        return min(pool.map(start, range(restarts)), key=lambda result: result.inertia)
 
 
 def minibatch_kmeans(
@@ -117,8 +121,16 @@ def seed_centres(
     Of several draws, the one that leaves the least inertia is taken. Where fewer than `clusters` points differ, the rest is
     drawn evenly.
     """
+    lengths = np.einsum("ij,ij->i", points, points)
+
+    def distances_from(some: Int64[np.ndarray, "some"]) -> Float64[np.ndarray, "some points"]:
+        sums = lengths[some][:, None] + lengths
+        distances = sums - 2 * (points[some] @ points.T)
+        distances[distances <= _EQUAL * sums] = 0
+        return distances
+
     chosen = [int(generator.integers(len(points)))]
-    nearest = squared_distances(points, points[chosen[0]])
+    (nearest,) = distances_from(np.array(chosen))
     draws = 2 + int(math.log(clusters))
     while len(chosen) < clusters:
         odds = nearest.copy()
@@ -127,8 +139,8 @@ def seed_centres(
             odds[:] = 1
             odds[chosen] = 0
         drawn = generator.choice(len(points), size=draws, p=odds / odds.sum())
-        then = [np.minimum(nearest, squared_distances(points, points[index])) for index in drawn]
-        best = int(np.argmin([float(distances.sum()) for distances in then]))
+        then = np.minimum(nearest, distances_from(drawn))
+        best = int(np.argmin(then.sum(axis=1)))
         chosen.append(int(drawn[best]))
         nearest = then[best]
     return np.array(chosen, np.int64)
@@ -234,5 +246,8 @@ def squared_distances(
     points: Float64[np.ndarray, "points dimensions"], point: Float64[np.ndarray, "dimensions"]
 ) -> Float64[np.ndarray, "points"]:
     """Return the squared distance of each point from one."""
-    difference = points - point
-    return np.asarray(np.einsum("ij,ij->i", difference, difference))
+    distances = np.empty(len(points))
+    for first in range(0, len(points), _TOGETHER):
+        difference = points[first : first + _TOGETHER] - point
+        np.einsum("ij,ij->i", difference, difference, out=distances[first : first + _TOGETHER])
+    return distances
