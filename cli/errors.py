@@ -85,7 +85,10 @@ def _of_system(error: BaseException, verbose: bool) -> tuple[str, int]:
         TRANSIENT,
         is_short_of_memory,
     )
+    from ..storage.extras import missing_package
 
+    if (missing := missing_package(error)) is not None:
+        return str(missing), missing.exit_code
     found = f"{type(error).__name__}: {error}".rstrip(": ")
     if is_short_of_memory(error):
         remedy = "free memory, or lower batch_size and workers, and run the same command again"

@@ -39,9 +39,12 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for (PEP 562): most modules here need no torch."""
     from importlib import import_module
 
-    if name == "losses":
-        return import_module(f"{__name__}.losses")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from ..storage.extras import naming_extras
+
+    with naming_extras():
+        if name == "losses":
+            return import_module(f"{__name__}.losses")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value

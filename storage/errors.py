@@ -6,6 +6,7 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
     LogitStoreError                             code                 exit  also a
     ├── ConfigError                             config                64   ValueError
     │   └── FactoryError                        factory               64
+    ├── MissingPackage                          missing-package       64   ImportError
     ├── BadDataError                            bad-data              65   ValueError
     │   ├── BadLogitsError                      bad-logits            65
     │   └── RowMismatch                         row-mismatch          65
@@ -92,6 +93,13 @@ class FactoryError(ConfigError):
     """A `module:function` string that cannot be imported, or returns a wrong kind of object."""
 
     code = "factory"
+
+
+class MissingPackage(LogitStoreError, ImportError):
+    """A package of an extra that is not installed."""
+
+    code = "missing-package"
+    exit_code = EX_USAGE
 
 
 class BadDataError(LogitStoreError, ValueError):

@@ -43,7 +43,7 @@ def check_figure(path: Path) -> None:
             f"--figure {path}",
             expected="the package matplotlib, which draws it",
             found="no such package",
-            remedy="pip install 'logitstore[report]', or leave the figure out",
+            remedy="pip install 'logitstore[plots]', or leave the figure out",
         )
 
 

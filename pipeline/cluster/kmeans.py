@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int64
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
 from ...storage.errors import BadDataError, ConfigError
+from ...storage.extras import naming_extras
 
 _TOGETHER = 64
 """Points whose products with the centres, or differences from one, are computed in one call."""
@@ -84,9 +85,9 @@ def online_kmeans(
 def minibatch_kmeans(
     points: Float64[np.ndarray, "points dimensions"], clusters: int, *, restarts: int = 10, seed: int = 0
 ) -> KMeans:
-    """Group points by scikit-learn's MiniBatchKMeans; groups without points are left out."""
-    from sklearn.cluster import MiniBatchKMeans
-
+    """Group points by scikit-learn's MiniBatchKMeans; groups without points are left out. Raises MissingPackage."""
+    with naming_extras():
+        from sklearn.cluster import MiniBatchKMeans
     check_arguments(points, clusters)
     # Covariances of rare classes are so small that scikit-learn's float tolerances exceed them.
     scale = np.abs(points).max() or 1.0

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from ...storage.extras import naming_extras
 from .arrays import ArrayDataset
 from .selection import random_order
 
@@ -56,7 +57,7 @@ def _read_table() -> UInt8[np.ndarray, "rows 65"]:
             with gzip.open(Path(folder) / _FILE, "rt", encoding="ascii") as lines:
                 return np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     # Another version of scikit-learn may store the file elsewhere.
-    from sklearn.datasets import load_digits
-
+    with naming_extras():
+        from sklearn.datasets import load_digits
     loaded = load_digits()
     return np.column_stack([loaded.data, loaded.target]).astype(np.uint8)

@@ -66,7 +66,7 @@ def test_a_figure_without_matplotlib_is_refused_before_anything_is_computed(
     said = refused(store, *options, "--figure", str(figure))
     assert (
         f"--figure {figure}: expected the package matplotlib, which draws it, found no such package; "
-        "pip install 'logitstore[report]'"
+        "pip install 'logitstore[plots]'"
     ) in said
     assert "new" not in open_store(store).clusterings
     assert call(store, *options).stdout  # negative control: without a figure nothing needs it

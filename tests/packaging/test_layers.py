@@ -13,7 +13,7 @@ from support.tree import IMPORT_NAME, ROOT, module_name, module_names, python_fi
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "progress"}),
-    frozenset({"checks", "random"}),
+    frozenset({"checks", "extras", "random"}),
     frozenset({"digest"}),
     frozenset({"format"}),
     frozenset({"identity"}),

@@ -20,6 +20,7 @@ from support.tree import (
 )
 
 import logitstore
+from logitstore.storage.extras import EXTRAS
 
 pytestmark = pytest.mark.xdist_group("wheel")  # one process builds wheels, so that two cores suffice
 
@@ -60,23 +61,31 @@ def test_the_version_has_one_source() -> None:
 
 
 def required(root: Path) -> tuple[set[str], dict[str, set[str]]]:
-    """The names of the packages that pyproject.toml requires, and those of each extra."""
+    """The names of the packages that pyproject.toml requires, and those of each extra, of which one may name others."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
 
     def names(lines: list[str]) -> set[str]:
-        return {re.split(r"[^\w-]", line)[0] for line in lines}
+        found = set()
+        for line in lines:
+            inner = re.fullmatch(rf"{IMPORT_NAME}\[(.*)\]", line)
+            if inner is None:
+                found.add(re.split(r"[^\w-]", line)[0])
+            else:
+                found |= {name for extra in inner[1].split(",") for name in names(optional[extra])}
+        return found
 
-    return names(project["dependencies"]), {
-        name: names(lines) for name, lines in project["optional-dependencies"].items()
-    }
+    return names(project["dependencies"]), {name: names(lines) for name, lines in optional.items()}
 
 
 def test_an_extra_is_not_required_and_the_tests_have_it() -> None:
     """Those that a user may leave out are left out by a plain installation."""
     plain, extras = required(ROOT)
-    for extra in ("remote", "report", "xarray"):
-        assert extras[extra] and not extras[extra] & plain
-        assert extras[extra] <= extras["test"]
+    assert {*EXTRAS.values()} == {*extras} - {"all", "docs", "lint", "test"}
+    for extra in EXTRAS.values():
+        # dask[distributed] is more of dask, which is required.
+        assert extras[extra] and (extra == "distributed" or not extras[extra] & plain)
+        assert extras[extra] <= extras["all"] <= extras["test"]
 
 
 def test_everything_that_is_imported_is_required() -> None:
@@ -112,13 +121,7 @@ def undeclared(root: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported.add(node.module.partition(".")[0])
     imported -= sys.stdlib_module_names | {IMPORT_NAME} | OPTIONAL | BROUGHT
-    return (
-        {NAMES.get(name, name) for name in imported}
-        - plain
-        - extras["remote"]
-        - extras["report"]
-        - extras["xarray"]
-    )
+    return {NAMES.get(name, name) for name in imported} - plain - extras["all"]
 
 
 def test_public_names_are_found_and_listed() -> None:
