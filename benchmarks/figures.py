@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def write_figures(
 
     about: a sentence that names the measured data. units: of each column that is a number.
     """
-    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     figures = {
         "about": about,
         "command": command,

@@ -10,7 +10,7 @@ $LOGITSTORE_RUNS names another folder than runs/.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 RUNS = Path(os.environ.get("LOGITSTORE_RUNS", "runs"))
 SHORT_EPOCHS = 6
 """Epochs of MNIST's teacher if trained for the benchmark alone; the experiment has 25."""
+HUNDRED = 100
+"""Classes of the smaller set of Omniglot."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class RealLogits:
     """The net, its training and its accuracy: for the heading of a table."""
     logits: NDArray[np.float32]
     """(rows, classes) float32, as the net gave them; the transfer set, then the evaluation set."""
+    labels: NDArray[np.int64]
+    """The class of each row."""
     transfer_rows: int
     """Number of rows of the transfer set."""
     experiment: Experiment
@@ -60,6 +64,24 @@ def omniglot_logits() -> "RealLogits | str":
     return _logits("omniglot", "conv", None)
 
 
+def hundred_logits() -> "RealLogits | str":
+    """Return the first 100 columns of Omniglot's teacher, of the drawings of these classes.
+
+    Returns a sentence if the data are missing.
+    """
+    found = omniglot_logits()
+    if isinstance(found, str):
+        return found
+    few = found.labels < HUNDRED
+    return replace(
+        found,
+        about=f"the first {HUNDRED} classes, and the drawings of these, of {found.about}",
+        logits=np.ascontiguousarray(found.logits[few, :HUNDRED]),
+        labels=found.labels[few],
+        transfer_rows=int(few[: found.transfer_rows].sum()),
+    )
+
+
 def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | str":
     experiment = load_experiment(EXPERIMENTS / f"{name}.toml")
     work = Workspace.of_folder(experiment, RUNS / name)
@@ -78,7 +100,7 @@ def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | 
     module = load_teacher(work, member)
     assert experiment.evaluation_set is not None and member.teacher.train is not None
     examples = Examples(experiment.evaluation_set, experiment.base, "evaluation_set")
-    inputs, _ = rows.rows(range(len(rows)))
+    inputs, known = rows.rows(range(len(rows)))
     unseen, labels = examples.fetch(range(len(examples)))
     both = np.concatenate([inputs, unseen])
     logits = run_model(module, both, experiment.cache.batch_size, where=f"teacher {teacher}")
@@ -88,7 +110,7 @@ def _logits(name: str, teacher: str, short_epochs: int | None) -> "RealLogits | 
         f"({member.teacher.train.epochs} epochs, {record.facts['seconds']:.0f} s) and {len(unseen):,} others, of "
         f"which it knows {accuracy:.1%}"
     )
-    return RealLogits(about, logits, len(inputs), experiment)
+    return RealLogits(about, logits, np.concatenate([known, labels]), len(inputs), experiment)
 
 
 def _shortened(experiment: Experiment, epochs: int) -> Experiment:
