@@ -82,6 +82,7 @@ def _print(made: "Plan") -> None:
         )
         if reason is not None
     ]
+    reasons += _unpaid(made)
     print_text("", *reasons, *([""] if reasons else []), *_passes(made), _disk(made))
 
 
@@ -146,6 +147,17 @@ def _print_divergences(made: "Plan") -> None:
                 for encoding, row in zip(made.encodings, divergences, strict=True)
             ],
         )
+
+
+def _unpaid(made: "Plan") -> list[str]:
+    """Return a line for each transform that takes no fewer bytes than an encoding with a bound as tight."""
+    sizes = {encoding.name: encoding.bytes for encoding in made.encodings}
+    return [
+        f"{encoding.name} does not pay: {format_bytes(sizes[encoding.name] or 0)} in all with its basis, "
+        f"{format_bytes(sizes[encoding.cheaper] or 0)} in {encoding.cheaper}"
+        for encoding in made.encodings
+        if encoding.cheaper is not None
+    ]
 
 
 def _passes(made: "Plan") -> list[str]:

@@ -8,8 +8,8 @@ Nothing is written.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,10 @@ import numpy as np
 from ...storage.api import Store
 from ...storage.backends.local import Folder
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.error_budget import ErrorBudget
+from ...storage.encodings.half import FloatEncoding
 from ...storage.encodings.named import encoding_named
+from ...storage.encodings.transform import Transform
 from ...storage.errors import ConfigError
 from ...storage.format.constants import SAMPLES, TEMPERATURES
 from ...storage.format.grid import Grid
@@ -82,6 +85,8 @@ class EncodingPlan:
     """Each teacher, in order."""
     refused: str | None
     """Why some teacher's sample cannot be stored so; None where it can."""
+    cheaper: str | None = None
+    """Of a transform: the encoding of the fewest bytes in all, of those with a bound as tight, if it takes no more."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,10 @@ def plan(
                 try_encoding(encoding, own, member.name, found, grids[name], own_grid, views, identity)
             )
         progress(task, len(encodings), len(encodings), "encodings")
+    plans = {
+        name: _encoding_plan(experiment, rows, name, encoding, grids[name], captures[name])
+        for name, encoding in encodings.items()
+    }
     return Plan(
         len(rows),
         rows.num_classes,
@@ -222,10 +231,7 @@ def plan(
         TEMPERATURES,
         str(target),
         tuple(teachers),
-        tuple(
-            _encoding_plan(experiment, rows, name, encoding, grids[name], captures[name])
-            for name, encoding in encodings.items()
-        ),
+        tuple(replace(one, cheaper=_cheaper(name, encodings, plans)) for name, one in plans.items()),
         count_passes(experiment),
         *_of_specialists(experiment, opened, rows.num_classes, own_grid),
         store,
@@ -281,6 +287,26 @@ def _encoding_plan(
         tuple(captures),
         refused,
     )
+
+
+def _cheaper(name: str, encodings: Mapping[str, Encoding], plans: Mapping[str, EncodingPlan]) -> str | None:
+    """Return the encoding that a transform does not pay beside: a float, or an error budget with a bound as tight.
+
+    The logits of the model do not depend on one another, as a teacher's do: they decide nothing here.
+    """
+    encoding, size = encodings[name], plans[name].bytes
+    is_modelled = any(capture.source == "model" for capture in plans[name].captures)
+    if not isinstance(encoding, Transform) or size is None or is_modelled:
+        return None
+    found = {}
+    for other, one in encodings.items():
+        as_tight = isinstance(one, ErrorBudget) and all(
+            one.bound(t) <= encoding.max_kl for t in encoding.temperatures
+        )
+        theirs = plans[other].bytes
+        if (as_tight or isinstance(one, FloatEncoding)) and theirs is not None and theirs <= size:
+            found[other] = theirs
+    return min(found, key=found.__getitem__) if found else None
 
 
 def _speed(speeds: Sequence[float | None]) -> float | None:
