@@ -123,8 +123,8 @@ def _transform(store: "Store", name: str) -> dict[str, Any] | None:
     found = refinement(store.teachers[name])
     if found is None:
         return None
-    least, median, most = (quantile(found.refine, share) for share in (0.0, 0.5, 1.0))
-    return {**asdict(found), "refine_min": least, "refine_median": median, "refine_max": most}
+    shares = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+    return asdict(found) | {f"refine_{name}": quantile(found.refine, share) for name, share in shares.items()}
 
 
 def part_bytes(part: "SealedPart") -> int:

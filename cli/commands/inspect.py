@@ -109,7 +109,8 @@ def _transform(found: Mapping[str, Any], row_bytes: float) -> list[str]:
     refined = "no row is in the basis"
     if found["refine"]:
         refined = (
-            "{refine_min} to {refine_max}, median {refine_median}: how often a row's step is divided by √2"
+            "{refine_min} to {refine_max}, median {refine_median}, 80 % of the rows {refine_p10} to {refine_p90}: "
+            "how often a row's step is divided by √2"
         )
         refined = refined.format_map(found)
     alive = "unknown" if found["alive"] is None else f"{found['alive']:.4g}"

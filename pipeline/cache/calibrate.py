@@ -73,14 +73,14 @@ def _warn_of_basis(work: Workspace, teacher: ReadyTeacher, encoding: Transform) 
     rows, row_bytes = len(work.rows) * work.experiment.cache.views, 2 * len(teacher.columns)
     if size > _LARGE * rows * row_bytes:
         log.warning(
-            "%s: its basis takes %s bytes, %.0f for each of %s rows and views: so few rows take fewer in "
-            "{ max_kl = %g }, or in float16 %d each",
+            "%s: its basis takes %s bytes, %.0f for each of %s rows and views, and float16 %d: with so few rows a "
+            "transform may not pay; `logitstore plan` compares it with max_kl = %g",
             teacher.runner.where,
             f"{size:,}",
             size / rows,
             f"{rows:,}",
-            encoding.max_kl,
             row_bytes,
+            encoding.max_kl,
         )
 
 

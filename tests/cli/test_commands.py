@@ -584,6 +584,13 @@ def test_compress_by_a_transform_and_inspect_show_its_use(done: Path) -> None:
     assert shown["transform"]["components"] == capture.encoding.basis.num_components
     assert shown["transform"]["refine_min"] == inside[0] <= inside[-1] == shown["transform"]["refine_max"]
     assert shown["transform"]["refine_median"] == inside[(len(inside) - 1) // 2]
+    tenth = -(-len(inside) // 10)  # rows, rounded up
+    assert shown["transform"]["refine_p10"] == inside[tenth - 1]
+    assert (
+        (inside <= shown["transform"]["refine_p90"]).mean()
+        >= 0.9
+        > (inside < shown["transform"]["refine_p90"]).mean()
+    )
     assert shown["transform"]["escaped"] == (refine == 255).sum()
     assert 0 < shown["transform"]["alive"] <= shown["transform"]["components"]
     assert shown["row_bytes"] == found["row_bytes"]
@@ -591,6 +598,7 @@ def test_compress_by_a_transform_and_inspect_show_its_use(done: Path) -> None:
     text = call("inspect", path).stdout
     for line in ("  bytes a row      ", "  components       ", "  refinement       ", "  escaped rows     "):
         assert text.count(f"\n{line}") == 1
+    assert re.search(r"\n  refinement       \d+ to \d+, median \d+, 80 % of the rows \d+ to \d+: how", text)
     # Damaged codes are reported by verify; inspect shows the rest.
     for shard in path.rglob("codes/c.*"):
         shard.unlink()

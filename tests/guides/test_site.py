@@ -151,7 +151,8 @@ def test_the_plots_are_drawn_from_the_figures(drawing: tuple[ModuleType, ModuleT
     _, plots = drawing
     plots.main(tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["encoding-dark.svg", "encoding-light.svg", "loaders-dark.svg", "loaders-light.svg"]
+    names = ("encoding", "loaders", "transform")
+    assert drawn == [f"{name}-{theme}.svg" for name in names for theme in ("dark", "light")]
     for name in drawn:
         # Positions depend on the version of matplotlib; words and numbers do not.
         committed = (DOCS / "images" / name).read_text(encoding="utf-8")

@@ -172,7 +172,7 @@ def test_a_basis_that_is_large_beside_its_rows_is_warned_of(
     captured(with_encoding(ENCODING), folder)
     rows = f"{VIEWS * ROWS} rows and views"
     assert re.search(
-        rf"teacher 'wide': its basis takes \d+ bytes, \d+ for each of {rows}: so few rows take fewer",
+        rf"teacher 'wide': its basis takes \d+ bytes, \d+ for each of {rows}, and float16 \d+: with so few rows",
         caplog.text,
     )
 
