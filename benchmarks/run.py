@@ -19,6 +19,7 @@ import startup
 import stream
 import torch
 import training_step
+import transform
 import transform_read
 import variety
 import views
@@ -32,7 +33,7 @@ def main() -> None:
     )
     streaming = (stream, transform_read, training_step, live_teacher, checked_inputs, ranks, memory, variety)
     caching = (stage_one, resume, capture_memory, views, capture, device_teacher)
-    for benchmark in (startup, *streaming, *caching, encoding, covariance, combine):
+    for benchmark in (startup, *streaming, *caching, encoding, transform, covariance, combine):
         benchmark.main()
 
 

@@ -2,6 +2,7 @@
 
     loaders     rows/s of the stream beside other loaders      benchmarks/loaders.py --json …
     encoding    bytes a row against the worst KL at T = 4      benchmarks/encoding.py --json …
+    transform   bytes a row against KL, on real logits         benchmarks/transform.py --json …
 
 Run `python docs/images/plots.py` after a benchmark. Each plot is written for light and for dark pages.
 """
@@ -46,11 +47,16 @@ def _axes(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
     """Return empty axes without a frame, on a page that shines through."""
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
+    _bare(axes, theme)
+    return figure, axes
+
+
+def _bare(axes: Axes, theme: Theme) -> None:
+    """Take frame, background and ticks from axes."""
     axes.patch.set_alpha(0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=theme.muted, length=0)
-    return figure, axes
 
 
 # rows/s of the stream beside other loaders
@@ -194,7 +200,117 @@ def encoding(theme: Theme) -> Figure:
     return figure
 
 
-PLOTS: dict[str, Callable[[Theme], Figure]] = {"loaders": loaders, "encoding": encoding}
+# Bytes against KL on real logits, all encodings
+
+_PANELS = {
+    "Omniglot": "Omniglot's characters, {classes} classes",
+    "language model": "a language model, {classes} columns",
+}
+"""Sets of logits of the figure, and the titles of their panels."""
+_BUDGET_TEMPERATURES = ("1", "2", "4", "8")
+"""Temperatures of which the largest KL is drawn: those of a transform's guarantee."""
+_ENCODINGS = {
+    # name in the figures: label, colour, offset of the label from the last mean in points, its alignment
+    "transform": ("transform", "blue", (16, -17), "right"),
+    "budget": ("error budget", "purple", (16, -17), "right"),
+    "top-k": ("top-k", "green", (10, 2), "left"),
+    "float16": ("float16", "ink", (-10, 3), "right"),
+}
+
+
+def _largest(row: Figures, statistic: str) -> float:
+    """Return the largest of a statistic over the temperatures."""
+    return float(max(row[f"{statistic}_kl_{temperature}"] for temperature in _BUDGET_TEMPERATURES))
+
+
+def _parameter_name(row: Figures) -> str:
+    """Return the label of one point: its budget or its k.
+
+    >>> [_parameter_name({"parameter": one}) for one in (0.001, 16, 64, None)]
+    ['1e-3', 'k = 16', '64', '']
+    """
+    parameter = row["parameter"]
+    if parameter is None:
+        return ""
+    if parameter < 1:
+        return f"1e{round(log10(parameter))}"
+    return f"k = {parameter}" if parameter < 50 else str(parameter)  # larger ones lie closer together
+
+
+def _draw_encoding(axes: Axes, members: list[Figures], encoding: str, theme: Theme) -> None:
+    """Draw the points of one encoding: filled for the worst row, open for the mean of the rows."""
+    label, attribute, offset, align = _ENCODINGS[encoding]
+    colour, x = getattr(theme, attribute), [row["bytes"] for row in members]
+    worst, mean = ([_largest(row, name) for row in members] for name in ("worst", "mean"))
+    axes.plot(x, worst, marker="o", markersize=7, linewidth=1.8, color=colour)
+    axes.plot(
+        x, mean, marker="o", markersize=4.5, linewidth=1, linestyle="--", color=colour, markerfacecolor="none"
+    )
+    for row, a, b in zip(members, x, worst, strict=True):
+        above = encoding == "top-k"
+        axes.annotate(
+            _parameter_name(row),
+            (a, b),
+            xytext=(0, 8) if above else (8, 3),
+            textcoords="offset points",
+            ha="center" if above else "left",
+            color=theme.muted,
+            fontsize=8.5,
+        )
+    axes.annotate(
+        label,
+        (x[-1], mean[-1]),
+        xytext=offset,
+        textcoords="offset points",
+        ha=align,
+        color=colour,
+        fontsize=10.5,
+        fontweight="bold",
+    )
+
+
+def transform(theme: Theme) -> Figure:
+    """Draw a panel a set of logits, with a line an encoding. Down and left is better."""
+    rows = read_figures("transform")["rows"]
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 4.1), sharey=True, layout="constrained")
+    figure.patch.set_alpha(0)
+    for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
+        _bare(axes, theme)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        of_set = [row for row in rows if row["data"] == name]
+        for encoding in _ENCODINGS:
+            members = [row for row in of_set if row["encoding"] == encoding]
+            _draw_encoding(axes, sorted(members, key=lambda row: row["bytes"]), encoding, theme)
+        axes.set_title(title.format(classes=f"{of_set[0]['classes']:,}"), color=theme.ink, fontsize=10.5)
+        axes.grid(True, which="major", color=theme.border, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlim(20, 3200)
+        axes.set_ylim(8e-9, 20)
+        axes.set_yticks([10.0**exponent for exponent in range(-7, 2)])
+        axes.set_xticks([20, 50, 100, 200, 500, 1000, 2000])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+        axes.yaxis.set_minor_locator(NullLocator())
+    figure.supxlabel("bytes a row, behind the codec", color=theme.muted, fontsize=10)
+    panels[0].set_ylabel("KL to the teacher, T = 1 … 8 (nats)", color=theme.muted)
+    panels[0].text(
+        22,
+        1.5e-8,
+        "filled: worst row\nopen: mean of the rows",
+        color=theme.muted,
+        fontsize=8.5,
+        linespacing=1.4,
+    )
+    return figure
+
+
+PLOTS: dict[str, Callable[[Theme], Figure]] = {
+    "loaders": loaders,
+    "encoding": encoding,
+    "transform": transform,
+}
 
 
 def save(figure: Figure, path: Path) -> None:
