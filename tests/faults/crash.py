@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from faults.baton import bare
 from faults.disk import STORE, Disk, Named, Node, Said, Step, Synced, Written
+from faults.points import kind_of_name
 from faults.traces import everything, record, watched
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.errors import LogitStoreError, NotAStoreError
@@ -210,22 +211,25 @@ class Judge:
         return len(self._memo)
 
     def _find_blocks(self, disk: Disk) -> dict[Block, list[str]]:
-        """By block: its record, then its shards."""
+        """Return by block its record, its shards, and the first files of its part: spec, metadata, small arrays."""
         computed = [s.what for s in disk.trace if isinstance(s, Said) and s.what[0] == "computed"]
         found: dict[Block, list[str]] = {}
         for _, part, view, block in computed:
             folder = f"{self._prefix}/{part}"
             ends = (f"/c.{block}", f"/c.{view}.{block}", f"/c.{view}.{block}.0")
+            here = [path for path in self.golden if path.startswith(f"{folder}/")]
+            begun = [path for path in here if kind_of_name(path) in ("metadata", "basis")]
+            begun = [path for path in begun if part != "samples" or "/c." not in path]
             shards = [
                 path
-                for path in self.golden
-                if path.startswith(f"{folder}/")
-                and path.endswith(ends[:1] if part == "samples" else ends[1:])
-                and "/classes/" not in path
+                for path in here
+                if path not in begun and path.endswith(ends[:1] if part == "samples" else ends[1:])
             ]
-            assert len(shards) == 3, shards
+            assert len(shards) == len(
+                {path.split("/")[-2] for path in here if path not in begun and "/c." in path}
+            )
             record_key = f"{folder}/__logitstore__/commits/{view}-{block}.json"
-            found[(str(part), int(str(view)), int(str(block)))] = [record_key, *shards]
+            found[(str(part), int(str(view)), int(str(block)))] = [record_key, *shards, *begun]
         return found
 
     @staticmethod
@@ -239,7 +243,7 @@ class Judge:
             found[f"teachers/{name}"] = [
                 array(slice(None), view).tobytes()
                 for view in range(teacher.num_views)
-                for array in (teacher.read, teacher.peak, teacher.seen)
+                for array in (teacher.read, teacher.seen, *([teacher.peak] if teacher.has_peak else []))
             ]
         return found
 

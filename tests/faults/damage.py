@@ -49,6 +49,7 @@ class Case:
             "deep": Teacher(encoding="float32", augmented=True),
             "codes": Teacher(encoding={"max_kl": 1e-2}),
             "largest": Teacher(encoding={"top_k": 2}),
+            "turned": Teacher(encoding={"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}),
         }
 
     def write(self) -> Store:

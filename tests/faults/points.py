@@ -4,6 +4,8 @@
 being written (recognised by its name, or by its first bytes while it has none), and its progress.
 
     data: empty ─ half ─ written ─ synced ─ before link ─ linked ─ durable ─ record: half ─ … ─ log: linked
+
+The basis of a capture in the transform encoding has points of its own, before those of the first block.
 """
 
 import os
@@ -34,6 +36,8 @@ POINTS: Final = (
     "lock: before unlink",
 )
 """Points of a capture, in the order in which a writer passes them."""
+BASIS_POINTS: Final = ("basis: before link", "basis: linked", "basis: durable")
+"""Points of the basis of a capture in the transform encoding, before those of its first block."""
 
 
 def path_of(name: Any, directory: int | None) -> str:
@@ -50,11 +54,15 @@ def kind_of_name(path: str) -> str:
 
     >>> kind_of_name("s/teachers/wide/logits/c.0.1.0"), kind_of_name("s/teachers/wide/__logitstore__/seal.bin")
     ('data', 'seal.bin')
+    >>> kind_of_name("s/teachers/wide/basis/c.0.0")
+    'basis'
     """
     if "/__logitstore__/commits/" in path:
         return "record"
     if "/__logitstore__/log/" in path:
         return "log"
+    if re.search(r"/(basis|centre|step|weight)/c\.[\d.]+$", path):
+        return "basis"
     if path.endswith(("/__logitstore__/seal.bin", "/__logitstore__/seal.json", "/__logitstore__/lock")):
         return path.rpartition("/")[2]
     return "data" if re.search(r"/c\.\d+\.\d+(\.\d+)*$", path) else "metadata"

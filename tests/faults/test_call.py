@@ -53,9 +53,9 @@ class Phase:
         """name: "store" (its making, to the seal of its samples) or "capture" (from its first block to its seal)."""
         self.name = name
         self.disk = Disk()
-        self.sealed = {"store": "samples", "capture": f"teachers/{traces.TEACHER}"}[name]
+        self.sealed = "samples" if name == "store" else f"teachers/{traces.TEACHER}"
         """The part that is there when the work is done."""
-        if name == "capture":
+        if name != "store":
             record(begin, self.disk)
         self._saved = self.disk.save()
         self.num_calls = 0
@@ -158,6 +158,16 @@ def test_a_call_that_fails_does_no_harm(name: str, share: int, tally: Tally) -> 
     phase = Phase(name)
     faults = [fault for fault in faults_of(phase, bool(scale(0, 1))) if fault.number % 2 == share]
     tried, harm = try_all(phase, faults)
+    tally.reached("call", tried, "faults", harm, calls=len({fault.number for fault in faults}))
+
+
+def test_a_call_that_fails_while_a_basis_is_put_does_no_harm(tally: Tally) -> None:
+    """Let every eleventh call fail, which meets all errors, once or for good; every call in `make test-deep`."""
+    with mock.patch.object(traces, "ENCODING", {"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}):
+        phase = Phase("capture with a basis")
+        every = bool(scale(0, 1))
+        faults = [fault for fault in faults_of(phase, every) if every or fault.number % 11 == 0]
+        tried, harm = try_all(phase, faults)
     tally.reached("call", tried, "faults", harm, calls=len({fault.number for fault in faults}))
 
 

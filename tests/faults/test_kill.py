@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.children import apart, memory_folder
 
-from faults.points import POINTS
+from faults.killing import AIMS
 from faults.tally import Tally, scale
 from faults.writers import MUTANTS
 
@@ -31,8 +31,23 @@ def test_nothing_acknowledged_is_lost_and_the_bytes_are_those_of_an_uninterrupte
     found = runs(tmp_path, part * count, count)
     tally.reached("kill", count, "runs", found["violations"], kills=found["kills"])
     assert found["incarnations"] > 1.5 * count
-    missed = [point for point in POINTS if not found.get(point)]
+    missed = [point for point in AIMS if not found.get(point)]
     assert not missed, f"no writer was killed at {missed}"
+
+
+def test_a_writer_that_is_killed_at_any_put_keeps_the_basis_that_is_there(
+    tmp_path: Path, tally: Tally
+) -> None:
+    found = apart("faults.killing:at_every_put", seconds=300, folder=memory_folder(tmp_path))
+    assert set(found["states"]) == {"nothing", "a part of the basis", "the basis", "a block"}
+    tally.reached("kill", found["kills"], "runs", found["violations"], kills=found["kills"])
+
+
+def test_a_writer_that_replaces_the_basis_is_seen(tmp_path: Path, tally: Tally) -> None:
+    folder = memory_folder(tmp_path)
+    found = apart("faults.killing:at_every_put", seconds=300, folder=folder, step=9, mutant=True)
+    taken = [line for line in found["violations"] if "a block: other rows" in line]
+    tally.control("kill", "the basis that is there is used", bool(taken))
 
 
 @pytest.mark.timeout(1200)

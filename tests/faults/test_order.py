@@ -8,6 +8,7 @@ import pytest
 from faults.points import STAGING, kind_of_name
 from faults.tally import Tally
 from faults.tracing import Event, inversions, moved, parse, trace, without
+from logitstore.storage.format.layouts import BASIS
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: apt install strace")
 pytestmark = needs_strace
@@ -33,6 +34,20 @@ def test_every_block_is_durable_before_it_is_acknowledged(traced: list[Event], t
     assert len(acknowledged) == len(links(traced, "record")) == 16
     assert len(links(traced, "data")) == 3 * 16
     tally.reached("order", 16, "blocks", inversions(traced), calls=len(traced))
+
+
+def test_a_basis_is_durable_before_the_first_record(tmp_path: Path, tally: Tally) -> None:
+    events = trace(tmp_path / "store", tmp_path / "strace.txt", "transform")
+    records, chunks = links(events, "record"), links(events, "basis")
+    assert (len(records), len(chunks)) == (8, len(BASIS))
+    tally.reached("order", 8, "blocks", inversions(events), calls=len(events))
+    late = [moved(events, records[0], before=chunk) for chunk in chunks]
+    tally.control("order", "a record before any one array of its basis", all(map(inversions, late)))
+    lost = []
+    for chunk in chunks:
+        folder = chunk.path.rpartition("/")[0]
+        lost.append([e for e in events if (e.call, e.path) != ("fsync", folder) or e.begin < chunk.end])
+    tally.control("order", "the fsync of the directory of any one", all(map(inversions, lost)))
 
 
 def test_blocks_that_threads_write_keep_the_order(tmp_path: Path, tally: Tally) -> None:

@@ -61,6 +61,20 @@ def search(
     return tried, judge.num_distinct, [] if until else harm
 
 
+TRANSFORM: dict[str, Any] = {"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}
+
+
+@contextmanager
+def transformed() -> Iterator[None]:
+    """Capture in the transform encoding, whose blocks rest on a basis."""
+    with (
+        mock.patch.object(traces, "ENCODING", TRANSFORM),
+        # Writers that take turns make all calls by their own threads, as those of plain blocks of this size do.
+        mock.patch.object(part_writer, "_OVERLAP_BYTES", 1 << 30),
+    ):
+        yield
+
+
 @pytest.mark.parametrize(
     ("family", "runs", "deep_runs"),
     [("alone", 1, 1), ("killed", 150, 400), ("stopped", 150, 400), ("together", 40, 200)],
@@ -73,6 +87,20 @@ def test_what_was_acknowledged_survives_a_power_loss(
     with unchecked():
         made = (FAMILIES[family](number) for number in range(runs))
         tried, distinct, harm = search(made, -(-scale(5_000, 500_000) // runs), seed=1)
+    tally.reached("power", tried, "states", harm, states_apart=distinct, runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("family", "runs", "deep_runs"), [("killed", 12, 200), ("together", 6, 100)], ids=["killed", "together"]
+)
+def test_a_record_is_not_there_without_its_basis_after_a_power_loss(
+    family: str, runs: int, deep_runs: int, tally: Tally
+) -> None:
+    """Cut off writers whose records vouch for a basis: all of it is durable before the first record."""
+    runs = scale(runs, deep_runs)
+    with unchecked(), transformed():
+        made = (FAMILIES[family](37 * number) for number in range(runs))
+        tried, distinct, harm = search(made, -(-scale(100, 50_000) // runs), seed=6)
     tally.reached("power", tried, "states", harm, states_apart=distinct, runs=runs)
 
 
@@ -131,6 +159,31 @@ def record_before_data(disk: Disk) -> Iterator[None]:
         self._committed.add((view, block))
 
     with mock.patch.object(PartWriter, "commit", commit):
+        yield
+
+
+@contextmanager
+def basis_after_its_record(disk: Disk) -> Iterator[None]:
+    begin, commit = PartWriter._begin, PartWriter.commit
+    late: dict[str, bytes] = {}
+
+    def begin_without(self: PartWriter) -> None:
+        late.update(
+            (key, self._metadata.pop(key)) for key in list(self._metadata) if key.startswith("basis/c.")
+        )
+        begin(self)
+
+    def then_basis(self: PartWriter, view: int, block: int, arrays_of: Any) -> None:
+        commit(self, view, block, arrays_of)
+        while late:
+            key, data = late.popitem()
+            journal.put_same(self.folder, key, data)
+            self._files[key] = sha256_hex(data)
+
+    with (
+        mock.patch.object(PartWriter, "_begin", begin_without),
+        mock.patch.object(PartWriter, "commit", then_basis),
+    ):
         yield
 
 
@@ -240,6 +293,15 @@ def test_a_protocol_with_a_guard_taken_out_does_harm(mutant: Mutant, kind: str, 
     with unchecked():
         _, _, harm = search(iter([run_of(mutant)]), 3_000, seed=2, until=kind)
     tally.control("power", f"{mutant.__name__} ({kind})", bool(harm))
+
+
+def test_a_basis_that_is_put_after_its_record_does_harm(tally: Tally) -> None:
+    with unchecked(), transformed():
+        judge = Judge()
+        run = run_of(basis_after_its_record)
+        assert judge(run.disk.files()).harm == ()  # the disk that stays on
+        _, _, harm = search(iter([run]), 500, seed=7, judge=judge, until="torn: the record of")
+    tally.control("power", "basis_after_its_record (torn: the record of)", bool(harm))
 
 
 def test_torn_orphans_that_are_adopted_blindly_do_harm(tally: Tally) -> None:

@@ -12,6 +12,7 @@ from faults.damage import Case, unchecked_chunks, unguarded
 from faults.tally import Tally, scale
 from faults.torn import harm_of_mending, harm_of_tear
 from logitstore.storage.errors import ShardCorrupt
+from logitstore.storage.format.layouts import BASIS
 from logitstore.storage.integrity.repair import Repairs
 
 PIECES = 2
@@ -20,6 +21,7 @@ ARRAYS = {
     *(f"teachers/{t}/{name}" for t in ("wide", "deep") for name in ("logits", "peak", "seen", "classes")),
     *(f"teachers/codes/{name}" for name in ("logits", "error", "peak", "seen", "classes")),
     *(f"teachers/largest/{n}" for n in ("index", "logits", "tail", "error", "peak", "seen", "classes")),
+    *(f"teachers/turned/{n}" for n in ("codes", "refine", "error", "escape", "seen", "classes", *BASIS)),
     *(f"clusters/wide-2x2/{name}" for name in ("covariance", "assignment", "centres", "sets")),
 }
 

@@ -27,6 +27,8 @@ ROWS, CLASSES, BLOCK_ROWS = 3, 2, 2
 DIGESTS: Final = np.arange(ROWS, dtype=np.uint64) * 7
 VIEWS: Final = 2
 TEACHER: Final = "wide"
+ENCODING: Any = "float16"
+"""Encoding of the capture; a test may exchange it for a transform."""
 
 
 def begin() -> Store:
@@ -44,7 +46,10 @@ def begin() -> Store:
 def capture(store: Store, rank: int = 0, world: int = 1) -> None:
     """Write what is missing of the capture, a rank's own share first, and seal it."""
     logits = stores.some_logits(VIEWS, ROWS, CLASSES, seed=1)
-    with store.capture(TEACHER, provenance={}, views=VIEWS) as writer:
+    rows_of_basis = stores.calibration(ENCODING, logits)
+    with store.capture(
+        TEACHER, provenance={}, views=VIEWS, encoding=ENCODING, calibration=rows_of_basis
+    ) as writer:
         for others in (False, True) if world > 1 else (True,):
             for view in range(VIEWS):
                 for rows in writer.missing_blocks(view):
@@ -107,12 +112,16 @@ def record(job: Callable[[], object] = everything, disk: Disk | None = None) -> 
     return disk
 
 
-@functools.cache
 def strikes() -> list[int]:
     """Numbers (from 0) of the calls of a writer that is alone before which it is worth being struck.
 
     Those that make a disk hold, or not lose, something else; first those that make something durable.
     """
+    return _strikes(str(ENCODING))
+
+
+@functools.cache
+def _strikes(encoding: str) -> list[int]:
     disk, steps = Disk(), list[int]()
     disk.before = lambda call, node: steps.append(len(disk.trace))
     with disk.mounted():

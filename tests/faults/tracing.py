@@ -31,8 +31,12 @@ CALLS: Final = (
 NEVER: Final = 1 << 60
 SMALL: Final = Plan(rows=64, block_rows=8, views=2)
 """Sixteen blocks."""
+TRANSFORM: Final = replace(SMALL, views=1, encoding={"transform": {"max_kl": 1e-2}})
+"""Eight blocks, which rest on a basis."""
 LARGE: Final = Plan(rows=4 * 1024, classes=2048, block_rows=1024, views=1)
 """Four blocks of 4 MiB, which a writer may write with threads of its own."""
+PLANS: Final = {"small": SMALL, "transform": TRANSFORM, "large": LARGE}
+"""What is traced, by name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def main(path: str, size: str, mutant: str = "") -> None:
         skipping(stat.S_IFREG)
     if mutant == "no fsync of directories":
         skipping(stat.S_IFDIR)
-    plan = LARGE if size == "large" else SMALL
+    plan = PLANS[size]
 
     def acknowledged(view: int, block: int) -> None:
         write(1, f"{view}-{block}\n".encode())
@@ -206,14 +210,16 @@ def _rests_on(path: str, names: Iterable[str]) -> list[str]:
     if kind == "record":
         view, block = PurePosixPath(key).stem.split("-")
         shards = [n for n in names if n.startswith(f"{part}/") and _is_shard(n, view, block)]
-        return [*shards, f"{part}/__logitstore__/spec.json", f"{part}/zarr.json"]
+        begun = [n for n in names if n.startswith(f"{part}/") and kind_of_name(n) in ("metadata", "basis")]
+        begun = [n for n in begun if "/samples/" not in n or "/c." not in n]  # their shards have such names
+        return [*shards, *begun]
     if kind == "seal.json":
         return [
             name
             for name in names
             if name.startswith(f"{part}/")
             and name != path
-            and kind_of_name(name) in ("record", "seal.bin", "metadata")
+            and kind_of_name(name) in ("record", "seal.bin", "metadata", "basis")
         ]
     if kind == "log" and not path.endswith("/0.json"):
         sealed = [name for name in names if name.endswith("/seal.json")]

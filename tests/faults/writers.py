@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from support import stores
 
-from logitstore.storage.api import create_store
+from logitstore.storage.api import Store, create_store
 from logitstore.storage.errors import LogitStoreError
 from logitstore.storage.parts.part_writer import PartWriter
 
@@ -56,6 +56,11 @@ class Plan:
         """Blocks of a view."""
         return -(-self.rows // self.block_rows)
 
+    @property
+    def calibration(self) -> NDArray[np.float32] | None:
+        """Calibration rows of a transform; None for another encoding."""
+        return stores.calibration(self.encoding, self.logits)
+
     def rows_of(self, block: int) -> range:
         """The rows of a block."""
         return range(self.rows)[block * self.block_rows : (block + 1) * self.block_rows]
@@ -68,6 +73,18 @@ class Plan:
 PLAN: Final = Plan()
 
 
+def begin(path: Path, plan: Plan = PLAN) -> Store:
+    """Make the store, or find it, with its samples sealed."""
+    return create_store(
+        path,
+        num_classes=plan.classes,
+        labels=np.arange(plan.rows) % plan.classes,
+        digests=np.arange(plan.rows, dtype=np.uint64) * plan.key,
+        block_rows=plan.block_rows,
+        exist_ok=True,
+    )
+
+
 def work(
     path: Path,
     plan: Plan = PLAN,
@@ -77,27 +94,21 @@ def work(
     early: bool = False,
     about_to_run: Callable[[], None] = lambda: None,
     notes: Mapping[str, Any] | None = None,
+    calibration: NDArray[np.float32] | None = None,
 ) -> None:
     """Write what is missing, the blocks r, r + W, … of share = (r, W) first, and seal what is complete.
 
     about_to_run: called before each block, where a teacher would run. early: acknowledge before the block is written,
-    which is wrong.
+    which is wrong. calibration: other rows than those of the plan.
     """
-    store = create_store(
-        path,
-        num_classes=plan.classes,
-        labels=np.arange(plan.rows) % plan.classes,
-        digests=np.arange(plan.rows, dtype=np.uint64) * plan.key,
-        block_rows=plan.block_rows,
-        exist_ok=True,
-    )
     rank, world = share
-    with store.capture(
+    with begin(path, plan).capture(
         plan.name,
         provenance={"teacher": {"name": plan.name}},
         views=plan.views,
         encoding=plan.encoding,
         notes=notes,
+        calibration=plan.calibration if calibration is None else calibration,
     ) as capture:
         missing = [
             (view, rows.start // plan.block_rows)
@@ -152,7 +163,7 @@ class _Lines(logging.Handler):
 
 def shards_of(part: Path, view: int, block: int, arrays: Collection[str]) -> dict[str, Path]:
     """Where the shards of a block of a capture are, by array."""
-    flat = ("peak", "seen")  # arrays of one number a row
+    flat = ("peak", "seen", "refine")  # arrays of one number a row
     return {array: part / array / f"c.{view}.{block}{'' if array in flat else '.0'}" for array in arrays}
 
 
@@ -186,11 +197,8 @@ def stamps(part: Path, places: Collection[Place]) -> dict[str, tuple[int, int]]:
     """Which file each object of some blocks is (inode, time of its bytes): another one was written again."""
     found = {}
     for view, block in places:
-        paths = [
-            record_of(part, view, block),
-            *shards_of(part, view, block, ("logits", "peak", "seen")).values(),
-        ]
-        for path in paths:
+        arrays = [folder.name for folder in part.iterdir() if folder.name != "__logitstore__"]
+        for path in (record_of(part, view, block), *shards_of(part, view, block, arrays).values()):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 found[path.relative_to(part).as_posix()] = (status.st_ino, status.st_mtime_ns)
@@ -278,7 +286,7 @@ def existing_is_done() -> None:
     """Resuming takes a shard that is there for a block that is committed."""
 
     def has_block(self: PartWriter, view: int, block: int) -> bool:
-        return (self.folder.path / "logits" / f"c.{view}.{block}.0").exists()
+        return any((self.folder.path / name / f"c.{view}.{block}.0").exists() for name in ("logits", "codes"))
 
     PartWriter.has_block = has_block  # type: ignore[method-assign]
 

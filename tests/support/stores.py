@@ -82,6 +82,12 @@ def provenance(name: str, teacher: Teacher) -> dict[str, Any]:
     return {"teacher": {"name": name}, "augmentation": dict(AUGMENTATION) if teacher.augmented else None}
 
 
+def calibration(encoding: Any, logits: NDArray[np.float32], rows: int = 4) -> NDArray[np.float32] | None:
+    """Return the first rows of view 0 if an encoding needs calibration rows; so few that other rows are escaped."""
+    is_transform = isinstance(encoding, Mapping) and "transform" in encoding
+    return logits[0, :rows] if is_transform else None
+
+
 def write_capture(
     store: Store,
     name: str,
@@ -97,6 +103,7 @@ def write_capture(
         views=teacher.views,
         encoding=teacher.encoding,
         classes=teacher.classes,
+        calibration=calibration(teacher.encoding, logits),
     ) as capture:
         for view in range(teacher.views):
             for rows in capture.missing_blocks(view):
@@ -215,7 +222,8 @@ def read_everything(path: Path) -> list[bytes]:
         found += [capture.classes.tobytes(), repr(sorted(capture.provenance)).encode()]
         for view in range(capture.num_views):
             rows = slice(None)
-            found += [a(rows, view).tobytes() for a in (capture.peak, capture.seen)]
+            constants = (capture.peak,) if capture.has_peak else ()
+            found += [a(rows, view).tobytes() for a in (*constants, capture.seen)]
             found.append(capture.read(rows, view, temperature=2.0).tobytes())
             if capture.encoding.form != "capture":
                 found.append(capture.divergence(rows, view).tobytes())
