@@ -18,7 +18,8 @@ from support.stores import Teacher
 
 from faults.damage import Case, Shard, unchecked_chunks, unguarded
 from logitstore.storage.api import open_store
-from logitstore.storage.errors import LogitStoreError, ShardCorrupt, ShardMissing, WrongStore
+from logitstore.storage.errors import LogitStoreError, ManifestInvalid, ShardCorrupt, ShardMissing, WrongStore
+from logitstore.storage.format.layouts import BASIS
 from logitstore.storage.integrity.verify import UNTRUSTED, verify
 from logitstore.storage.parts.root import Root
 
@@ -120,6 +121,53 @@ def dropped_chunk(case: Case, draw: random.Random) -> list[str]:
     return unnoticed(case, [key], (ShardCorrupt,))
 
 
+def _exchanged_basis(case: Case, draw: random.Random, other: Case) -> list[str]:
+    """Put arrays of the basis of another store's capture, one or all that differ; return their keys."""
+    keys = [
+        key
+        for key, data in case.whole.items()
+        if key.startswith("teachers/turned/") and key.split("/")[2] in BASIS and "/c." in key
+        if data != other.whole[key]
+    ]
+    assert all(len(case.whole[key]) == len(other.whole[key]) for key in keys) and len(keys) >= 3
+    keys = keys if draw.random() < 0.25 else [draw.choice(keys)]
+    for key in keys:
+        (case.path / key).write_bytes(other.whole[key])
+    return keys
+
+
+def basis_of_another_store(case: Case, draw: random.Random, other: Case) -> list[str]:
+    """A basis of the same shape, made from other logits: no row is decoded by it."""
+    keys = _exchanged_basis(case, draw, other)
+    harm = unnoticed(case, keys, (ManifestInvalid,))
+    try:
+        open_store(case.path).teachers["turned"].read([0, 1])
+        harm.append(f"{', '.join(keys)}: rows are decoded")
+    except ManifestInvalid:
+        pass
+    return harm
+
+
+def basis_of_a_begun_capture(case: Case, draw: random.Random, other: Case) -> list[str]:
+    """The same before the capture is sealed, when only the notes of its spec vouch for the basis."""
+    number = 1 + case.parts.index("teachers/turned")
+    for key in case.whole:
+        log = (
+            key.startswith("__logitstore__/log/") and int(key.split("/")[-1].removesuffix(".json")) >= number
+        )
+        if log or key.startswith("teachers/turned/__logitstore__/seal."):
+            (case.path / key).unlink()
+    keys = _exchanged_basis(case, draw, other)
+    named = [str(problem) for problem in verify(case.path).problems]
+    harm = [] if any("was exchanged" in line for line in named) else [f"verify finds {named}"]
+    try:
+        case.write()
+        harm.append("a writer seals it")
+    except ManifestInvalid as error:
+        harm += [] if "was exchanged" in str(error) else [str(error)]
+    return [f"{', '.join(keys)}: {what}" for what in harm]
+
+
 def old_seal(case: Case, draw: random.Random, other: Case) -> list[str]:
     """A whole part of another day, seal, log and all: nothing in it is wrong, but it is not what was expected."""
     wanted = open_store(case.path).digest
@@ -157,10 +205,17 @@ KINDS: dict[str, Callable[..., list[str]]] = {
     "shard of another store": shard_of_another_store,
     "deleted shard": deleted_shard,
     "dropped chunk": dropped_chunk,
+    "basis of another store": basis_of_another_store,
+    "basis of a begun capture": basis_of_a_begun_capture,
     "old seal": old_seal,
     "old log": old_log,
 }
-_OF_TWO_STORES = ("shard of another store", "old seal")
+_OF_TWO_STORES = (
+    "shard of another store",
+    "basis of another store",
+    "basis of a begun capture",
+    "old seal",
+)
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -183,7 +238,7 @@ def cases(folder: Path) -> Iterator[Case]:
 
 def trial(case: Case, other: Case, kind: str, draw: random.Random) -> list[str]:
     """One trial; the store is then what it was."""
-    _ = case.whole, case.shards, other.whole
+    _ = case.whole, case.shards, case.parts, other.whole
     for key in case.whole if not case._affected else ():
         case.numbers_of(key)
     try:
@@ -212,12 +267,32 @@ def _expecting_nothing(self: Root, folder: Any, attributes: Any, expect: str | N
 
 _INIT = Root.__init__
 
-CONTROLS: dict[str, tuple[str, str, Any]] = {
-    "checksums of the seal": ("exchanged shards", "parts.part_reader.check_crc32c", unchecked_chunks),
-    "shards in verify": ("shard of another store", "integrity.checks.check_shard", lambda *_, **__: None),
-    "records in verify": ("exchanged records", "integrity.checks.check_sealed_record", lambda *_: None),
-    "expect=": ("old log", "parts.root.Root.__init__", _expecting_nothing),
-    "expect= of a whole part": ("old seal", "parts.root.Root.__init__", _expecting_nothing),
+CONTROLS: dict[str, tuple[str, list[tuple[str, Any]]]] = {
+    "checksums of the seal": ("exchanged shards", [("parts.part_reader.check_crc32c", unchecked_chunks)]),
+    "shards in verify": (
+        "shard of another store",
+        [("integrity.checks.check_shard", lambda *_, **__: None)],
+    ),
+    "records in verify": (
+        "exchanged records",
+        [("integrity.checks.check_sealed_record", lambda *_: None)],
+    ),
+    "sha256 of a basis": (
+        "basis of another store",
+        [
+            ("parts.sealed_part.read_checked", lambda folder, key, *_: folder.read(key)),
+            ("parts.stored_basis.check_digest", lambda *_: None),
+        ],
+    ),
+    "digest of a begun basis": (
+        "basis of a begun capture",
+        [
+            ("parts.stored_basis.check_digest", lambda *_: None),
+            ("parts.writer.CaptureWriter.compare_notes", lambda *_: None),
+        ],
+    ),
+    "expect=": ("old log", [("parts.root.Root.__init__", _expecting_nothing)]),
+    "expect= of a whole part": ("old seal", [("parts.root.Root.__init__", _expecting_nothing)]),
 }
 """A guard -> the kind of trial that needs it, and what it is replaced by for a negative control."""
 
@@ -227,12 +302,12 @@ def with_and_without(folder: str, guard: str) -> tuple[list[str], list[str]]:
 
     A few, since other guards see some exchanges too: of chunks that a codec made smaller, their index.
     """
-    kind, target, replacement = CONTROLS[guard]
+    kind, guards = CONTROLS[guard]
     case, other = islice(cases(Path(folder)), 2)
 
     def trials() -> list[str]:
         return [harm for seed in range(1, 7) for harm in trial(case, other, kind, random.Random(seed))]
 
     with_guard = trials()
-    with unguarded((target, replacement)):
+    with unguarded(*guards):
         return with_guard, trials()

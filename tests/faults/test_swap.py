@@ -8,7 +8,7 @@ from support.children import apart
 from faults.swap import CONTROLS, KINDS
 from faults.tally import Tally
 
-COUNTS = {kind: 10 if kind.startswith("old") else 50 for kind in KINDS}
+COUNTS = {kind: 10 if kind.startswith(("old", "basis")) else 50 for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
