@@ -101,11 +101,17 @@ def choose_one(
     return given
 
 
+TRANSFORM_OPTIONS = ("temperatures", "calibration_rows", "calibration_seed")
+"""Options that refine --transform-kl."""
+
+
 def transform_named(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an encoding of given options, with `transform_kl` and `temperatures` as the table of an experiment.
+    """Return an encoding of given options, with `transform_kl` and those of `TRANSFORM_OPTIONS` as an experiment's table.
 
     >>> transform_named("compress", {"transform_kl": 1e-2, "temperatures": "1,4"})
     {'transform': {'max_kl': 0.01, 'temperatures': [1.0, 4.0]}}
+    >>> transform_named("compress", {"transform_kl": 1e-2, "calibration_rows": 500, "calibration_seed": 1})
+    {'transform': {'max_kl': 0.01, 'rows': 500, 'seed': 1}}
     >>> transform_named("compress", {"max_kl": 1e-2})
     {'max_kl': 0.01}
 
@@ -126,6 +132,9 @@ def transform_named(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
                 found=repr(temperatures)[:80],
                 remedy="write --temperatures 1,2,4,8",
             ) from None
+    for key in ("rows", "seed"):
+        if (number := given.get(f"calibration_{key}")) is not None:
+            table[key] = number
     return {"transform": table}
 
 
@@ -196,6 +205,17 @@ temperatures_option = click.option(
     help="Temperatures at which --transform-kl holds; 1,2,4,8 by default.",
 )
 """temperatures: str | None, for `transform_named`."""
+calibration_rows_option = click.option(
+    "--calibration-rows",
+    type=int,
+    metavar="N",
+    help="Rows that are drawn for the basis of --transform-kl; 2048 by default. They decide about bytes alone.",
+)
+"""calibration_rows: int | None, for `transform_named`."""
+calibration_seed_option = click.option(
+    "--calibration-seed", type=int, metavar="N", help="Seed of that draw; 0 by default."
+)
+"""calibration_seed: int | None, for `transform_named`."""
 new_name_option = click.option(
     "--name", required=True, metavar="NEW", help="Name of the new capture in the store."
 )

@@ -8,7 +8,7 @@ from .. import options
 from ..printing.progress import show_progress
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
 
-_KINDS = {"encoding": (), "transform_kl": ("temperatures",), "max_kl": ("min_temperature",)}
+_KINDS = {"encoding": (), "transform_kl": options.TRANSFORM_OPTIONS, "max_kl": ("min_temperature",)}
 """The encodings, each with the options that refine it."""
 
 
@@ -52,6 +52,8 @@ _KINDS = {"encoding": (), "transform_kl": ("temperatures",), "max_kl": ("min_tem
 )
 @options.transform_kl_option
 @options.temperatures_option
+@options.calibration_rows_option
+@options.calibration_seed_option
 @click.option(
     "--max-kl", type=float, metavar="NATS", help="Store codes instead, with a KL that no row exceeds."
 )
@@ -66,6 +68,8 @@ def command(
     encoding: str | None,
     transform_kl: float | None,
     temperatures: str | None,
+    calibration_rows: int | None,
+    calibration_seed: int | None,
     max_kl: float | None,
     min_temperature: float | None,
     **given: Any,
@@ -82,6 +86,7 @@ def command(
     from ...storage.backends.local import local_path
 
     asked = {"encoding": encoding, "transform_kl": transform_kl, "temperatures": temperatures}
+    asked |= {"calibration_rows": calibration_rows, "calibration_seed": calibration_seed}
     asked |= {"max_kl": max_kl, "min_temperature": min_temperature}
     chosen = options.transform_named("combine", options.choose_one("combine", _KINDS, asked))
     wish: dict[str, Any] = {key: value for key, value in given.items() if value is not None}

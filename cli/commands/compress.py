@@ -11,7 +11,7 @@ from ..printing.stores import format_bytes, print_fidelity
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
 
 _KINDS = {
-    "transform_kl": ("temperatures",),
+    "transform_kl": options.TRANSFORM_OPTIONS,
     "max_kl": ("min_temperature",),
     "top_k": (),
     "top_k_kl": ("temperature", "statistic"),
@@ -30,6 +30,8 @@ _KINDS = {
 @options.teacher_option
 @options.transform_kl_option
 @options.temperatures_option
+@options.calibration_rows_option
+@options.calibration_seed_option
 @click.option("--max-kl", type=float, metavar="NATS", help="Maximum KL of every row, at any temperature.")
 @options.min_temperature_option
 @click.option(

@@ -340,8 +340,8 @@ def needs_combination(store: Store, table: Combine, generalist: str, specialists
 
     Raises SpecMismatch if its name is another combination's.
     """
-    written = _written(store, table)
-    if written is None:
+    written, spec = _written(store, table), store.find_spec(f"teachers/{table.name}")
+    if written is None or spec is None:
         return True
 
     def sealed(name: str) -> dict[str, str]:
@@ -356,6 +356,7 @@ def needs_combination(store: Store, table: Combine, generalist: str, specialists
     }
     where = f"{store.path}: teachers/{table.name}"
     theirs = {key: written.get(key) for key in ours}
+    ours["encoding"], theirs["encoding"] = table.chosen_encoding.describe(), spec.identity.get("encoding")
     check_same_specialists(where, ours["specialists"], theirs["specialists"], **_OF_EXPERIMENT)
     for one in (ours, theirs):  # by name, as their order changes nothing
         one["specialists"] = _seals(one["specialists"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -70,6 +70,10 @@ def _check_encoding(value: object) -> object:
         key = error.where.removeprefix("encoding: ")
         raise problem(f"{key} to be {error.expected}", error.found, error.remedy) from None
     return value
+
+
+ChosenEncoding: TypeAlias = Annotated[str | dict[str, Any], BeforeValidator(_check_encoding)]
+"""A name or a table of `encoding_named`."""
 
 
 def _as_weights(value: object) -> object:
@@ -213,7 +217,7 @@ class ViewAugmentation(Augmentation):
 class Cache(Table):
     """`[cache]`: how the teachers are run and their logits kept."""
 
-    encoding: Annotated[str | dict[str, Any], BeforeValidator(_check_encoding)] = "float16"
+    encoding: ChosenEncoding = "float16"
     """Encoding of the logits: a name, `{ transform = { max_kl = … } }`, `{ max_kl = …, min_temperature = … }` or `{ top_k = … }`."""
     views: Annotated[int, Field(ge=1, le=MAX_VIEWS)] = 1
     """Views of every row, the row itself included."""
@@ -355,6 +359,13 @@ class Combine(Table):
     """Most likely classes of a row, by the generalist, whose specialists are active."""
     direction: Literal["pq", "qp"] = "pq"
     """Whether KL(p, q) or KL(q, p) is minimised, for p of each network and q of the combination."""
+    encoding: ChosenEncoding = "float16"
+    """Encoding of its logits, as that of `[cache]`, which it does not follow."""
+
+    @property
+    def chosen_encoding(self) -> Encoding:
+        """The encoding that `encoding` names."""
+        return encoding_named(self.encoding)
 
 
 class Student(Factory):

@@ -342,7 +342,10 @@ def _over_teachers(
 def _of_specialists(
     experiment: Experiment, store: Store | None, num_classes: int, grid: Grid
 ) -> tuple[int, int]:
-    """Count the captures of specialists and of their combination, and their bytes in float16."""
+    """Count the captures of specialists and of their combination, and their bytes in float16.
+
+    A combination in float32 is counted as such; in an encoding with a codec it takes fewer bytes than float16.
+    """
     table = experiment.specialists
     if table is None or not table.capture:
         return 0, 0
@@ -355,10 +358,12 @@ def _of_specialists(
         else:
             assert experiment.cluster is not None  # it will make the clustering: specialist_runs has looked
             columns.append(experiment.cluster.classes_per_cluster + 1)
-    if experiment.combine is not None:
-        columns.append(num_classes)
     plain, views = encoding_named("float16"), experiment.cache.views
-    return len(columns), sum(plain_bytes(plain, count, grid, views) for count in columns)
+    captures = [(plain, count) for count in columns]
+    if (combine := experiment.combine) is not None:
+        chosen = combine.chosen_encoding
+        captures.append((chosen if isinstance(chosen, FloatEncoding) else plain, num_classes))
+    return len(captures), sum(plain_bytes(encoding, count, grid, views) for encoding, count in captures)
 
 
 def live_passes(experiment: Experiment) -> dict[str, int]:

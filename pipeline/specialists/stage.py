@@ -74,6 +74,7 @@ def _combine(work: Workspace, table: Combine, specialists: list[str]) -> str:
         name=table.name,
         top=table.top,
         direction=table.direction,
+        encoding=table.chosen_encoding,
         progress=work.progress,
     )
     return table.name

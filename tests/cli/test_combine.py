@@ -107,6 +107,17 @@ def test_every_option_reaches_the_capture(store: Path, monkeypatch: pytest.Monke
     assert other.exit_code == 64  # s-* overlap
 
 
+def test_the_calibration_rows_of_a_transform_are_chosen(store: Path) -> None:
+    wish = ("--transform-kl", 1e-2, "--calibration-rows", 30, "--calibration-seed", 5)
+    assert printed(run(store, *wish, "--json"))["made"]
+    identity = open_store(store).teachers["combined"].part.spec.identity
+    assert identity["encoding"]["calibration"] == {"rows": 30, "seed": 5}
+    assert not printed(run(store, *wish, "--json"))["made"]
+    other = run(store, *wish[:-1], 6)
+    assert other.exit_code == 65
+    assert "expected encoding.calibration.seed = 5, with which it was combined, found 6" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
@@ -124,6 +135,9 @@ def test_every_option_reaches_the_capture(store: Path, monkeypatch: pytest.Monke
         (["--min-temperature", "2"], 64, "found --min-temperature without --max-kl"),
         (["--max-kl", "0.1", "--encoding", "float32"], 64, "found --encoding and --max-kl"),
         (["--max-kl", "-1"], 64, "encoding: max_kl: expected a positive number of nats"),
+        (["--calibration-rows", "9"], 64, "found --calibration-rows without --transform-kl"),
+        (["--calibration-seed", "9", "--max-kl", "1"], 64, "found --calibration-seed with --max-kl"),
+        (["--calibration-rows", "1", "--transform-kl", "1"], 64, "rows: expected an integer of at least 2"),
     ],
 )
 def test_bad_input_is_a_line_and_an_exit_code(store: Path, more: list[str], code: int, said: str) -> None:

@@ -605,6 +605,19 @@ def test_compress_by_a_transform_and_inspect_show_its_use(done: Path) -> None:
     assert "uses unknown on average" in call("inspect", path).stdout
 
 
+def test_compress_draws_other_calibration_rows_on_request(done: Path) -> None:
+    path = done / "out" / "store.zarr"
+    options = ("--teacher", "line", "--transform-kl", "1e-2", "--calibration-rows", "40")
+    draws = {"few": (), "others": ("--calibration-seed", "7"), "again": ("--calibration-seed", "0")}
+    for name, more in draws.items():
+        seed = int(more[1]) if more else 0
+        found = printed("compress", path, *options, *more, "--name", name)
+        assert found["encoding"]["calibration"] == {"rows": 40, "seed": seed}
+    store = logitstore.open_store(path)
+    digests = {name: store.teachers[name].provenance["basis"] for name in draws}
+    assert digests["few"] == digests["again"] != digests["others"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "line"),
     [
@@ -633,6 +646,26 @@ def test_compress_by_a_transform_and_inspect_show_its_use(done: Path) -> None:
             ("--max-kl", "1", "--temperatures", "1,2"),
             64,
             "--temperatures with --transform-kl alone, found --temperatures with --max-kl",
+        ),
+        (
+            ("--max-kl", "1", "--calibration-rows", "9"),
+            64,
+            "--calibration-rows with --transform-kl alone, found --calibration-rows with --max-kl",
+        ),
+        (
+            ("--top-k", "2", "--calibration-seed", "9"),
+            64,
+            "--calibration-seed with --transform-kl alone, found --calibration-seed with --top-k",
+        ),
+        (
+            ("--transform-kl", "1", "--calibration-rows", "1"),
+            64,
+            "rows: expected an integer of at least 2, found 1",
+        ),
+        (
+            ("--transform-kl", "1", "--calibration-seed", "-1"),
+            64,
+            "seed: expected an integer of at least 0, found -1",
         ),
         (("--transform-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (

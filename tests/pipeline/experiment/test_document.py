@@ -273,6 +273,15 @@ def test_an_experiment_survives_its_own_dump() -> None:
             id="unknown encoding",
         ),
         pytest.param(
+            "[[student]]",
+            "[combine]\nencoding = { transform = { rows = 9 } }\n\n[[student]]",
+            "combine.encoding",
+            "transform to be a table of max_kl and, optionally, temperatures, rows, seed, peak",
+            "no max_kl",
+            "write { transform = { max_kl = 1e-2 } }",
+            id="unknown encoding of a combination",
+        ),
+        pytest.param(
             "views = 4",
             "views = 1",
             "cache.augment",

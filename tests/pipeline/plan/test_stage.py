@@ -206,8 +206,11 @@ def test_float16_is_as_far_from_the_teacher_as_its_plan_says(here: Path) -> None
     assert named(planned, "float32").kl_max == (0.0,) * 5
 
 
-def test_specialists_and_their_combination_take_the_bytes_that_are_foretold(here: Path) -> None:
-    field = special.Field(special.grounds(here), special.content() | {"combine": {}})
+@pytest.mark.parametrize("encoding", ["float16", "float32"])
+def test_specialists_and_their_combination_take_the_bytes_that_are_foretold(
+    here: Path, encoding: str
+) -> None:
+    field = special.Field(special.grounds(here), special.content() | {"combine": {"encoding": encoding}})
     before = plan(field.experiment, field.store.path, field.models, device="cpu")
     with mock.patch("os.fsync"):
         make_specialists(field.work)

@@ -31,10 +31,12 @@ from logitstore.pipeline.specialists.captures import (
     column_of,
 )
 from logitstore.pipeline.specialists.dustbin import dustbin_shift
+from logitstore.pipeline.specialists.stage import make_specialists
 from logitstore.pipeline.specialists.todo import find_todo, special_rows
 from logitstore.pipeline.specialists.training import specialist_network, train_specialists
 from logitstore.pipeline.views import experiment_views
 from logitstore.pipeline.workspace import Workspace
+from logitstore.storage.api import open_store
 from logitstore.storage.errors import BadDataError, SpecMismatch
 from logitstore.storage.integrity.verify import verify
 
@@ -286,6 +288,49 @@ def test_a_combination_of_another_order_is_the_one_that_is_asked_for(tmp_path: P
     ):
         with pytest.raises(SpecMismatch, match=said):
             find_todo(Field(tmp_path, other | {"combine": table}).work)
+
+
+TRANSFORM = {"transform": {"max_kl": 1e-2, "rows": 40, "seed": 2}}
+
+
+def test_a_combination_is_stored_as_its_table_says_and_as_the_command_stores_it(
+    tmp_path: Path, sentence: Any
+) -> None:
+    document = content() | {"combine": {"name": "all", "encoding": TRANSFORM}}
+    field = ready(tmp_path, document)
+    with mock.patch("os.fsync"):
+        make_specialists(field.work)
+        report = combine(
+            open_store(field.store.path),
+            generalist="wide",
+            specialists=["pairs-*"],
+            name="all",
+            encoding=TRANSFORM,
+        )
+    assert not report.made
+    encoding = open_store(field.store.path).teachers["all"].encoding.describe()
+    assert (encoding["kind"], encoding["calibration"]) == ("transform", {"rows": 40, "seed": 2})
+    assert find_todo(field.work).combine is None
+    for other, said in (
+        ({}, r"expected encoding\.calibration = .*, with which it was combined, found nothing"),
+        ({"encoding": "float32"}, r"expected encoding\.calibration = .* found nothing"),
+        (
+            {"encoding": {"transform": {**TRANSFORM["transform"], "seed": 3}}},
+            r"encoding\.calibration\.seed = 2",
+        ),
+    ):
+        with pytest.raises(SpecMismatch, match=said) as caught:
+            find_todo(Field(tmp_path, document | {"combine": {"name": "all", **other}}).work)
+        sentence(caught.value)
+
+
+def test_the_identity_of_a_combination_without_an_encoding_is_as_ever(tmp_path: Path) -> None:
+    field = ready(tmp_path, content() | {"combine": {"name": "all"}})
+    with mock.patch("os.fsync"):
+        make_specialists(field.work)
+    identity = field.store.teachers["all"].part.spec.identity
+    assert identity["encoding"] == {"kind": "float16"}
+    assert identity.keys() == {"augmentation", "combination", "encoding", "transfer_set", "views"}
 
 
 def test_specialists_that_are_added_to_a_combination_are_refused_before_they_are_trained(
