@@ -151,6 +151,7 @@ REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     TRANSFORM: frozenset(DIMENSIONS[TRANSFORM]) - {"peak"},
 } | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
 """Arrays that every part of a form has."""
+_LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
 _CHUNK = re.compile(r"c\.(0|[1-9]\d{0,5})(\.0)*")
 _OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
 """The spec, and files that a later minor version may add."""
@@ -417,8 +418,7 @@ def _are_attributes(layout: ArrayLayout, form: str) -> bool:
     return (
         attributes == {"_FillValue": layout.fill}
         and type(scale) is float
-        and math.isfinite(scale)
-        and scale < 0
+        and -_LARGEST_FLOAT <= scale < 0
         and float(np.float32(scale)) == scale
     )
 

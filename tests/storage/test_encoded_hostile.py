@@ -149,6 +149,7 @@ def test_features_other_than_those_of_the_arrays_are_refused(
         {"scale_factor": STEP, "_FillValue": 65535},
         {"scale_factor": -0.1, "_FillValue": 65535},
         {"scale_factor": -1, "_FillValue": 65535},
+        {"scale_factor": -1e308, "_FillValue": 65535},
         {"scale_factor": "-1", "_FillValue": 65535},
         {"scale_factor": -STEP, "_FillValue": 0},
         {"scale_factor": -STEP},

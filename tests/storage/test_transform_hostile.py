@@ -182,6 +182,7 @@ def test_a_basis_beyond_the_limit_is_refused_before_it_is_read(forge: Forge) -> 
         ("codes", (3,), {"scale_factor": -0.5}),
         ("escape", (8,), {"scale_factor": -0.5, "_FillValue": 65535}),
         ("escape", (8,), {"scale_factor": 0.5, "_FillValue": 65535}),
+        ("escape", (8,), {"scale_factor": -1e308, "_FillValue": 65535}),
         ("escape", (8,), {"_FillValue": 65535}),
         ("escape", (8,), {}),
     ],
