@@ -9,7 +9,7 @@ import hashlib
 import json
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,8 @@ from typing import Any, Final
 import google_crc32c
 
 from logitstore.storage.format.documents import canonical_json
+from logitstore.storage.format.metadata import ArrayLayout
+from logitstore.storage.format.shard import ShardEncoder
 
 SECRET: Final = b"what stands outside the store\n"
 GADGET: Final = b"cposix\nsystem\n(S'true'\ntR."
@@ -86,8 +88,11 @@ class Forge:
         """Change the list of log records (from 1 on) when it is signed."""
         self.logs.append(change)
 
-    def shard(self, key: str, data: bytes) -> None:
-        """Replace the first shard of an array, and its size, sha256 and checksums in seal.bin."""
+    def shard(self, key: str, data: bytes, given: Sequence[int] | None = None) -> None:
+        """Replace the first shard of an array, and its size, sha256 and checksums in seal.bin.
+
+        given: the checksums of its chunks, where these are not raw.
+        """
         self.put(key, data)
         part, array, _ = key.rsplit("/", 2)
         seal = json.loads(self.file(f"{part}/__logitstore__/seal.json").read_bytes())
@@ -97,7 +102,9 @@ class Forge:
             if name == array:
                 meta = json.loads(self.file(f"{part}/{array}/zarr.json").read_bytes())
                 payload = _payload(meta)
-                sums = [google_crc32c.value(data[i * (payload + 4) :][:payload]) for i in range(chunks)]
+                sums = list(given or ()) or [
+                    google_crc32c.value(data[i * (payload + 4) :][:payload]) for i in range(chunks)
+                ]
                 struct.pack_into(
                     f"<Q32s{chunks}I", table, offset, len(data), hashlib.sha256(data).digest(), *sums
                 )
@@ -112,6 +119,14 @@ class Forge:
         }
         self.put(record, value)
 
+    def block(self, part: str, array: str, values: Any) -> None:
+        """Replace the first block of an array of rows by others, encoded as its writer does."""
+        data = self.file(f"{part}/{array}/zarr.json").read_bytes()
+        layout = ArrayLayout.from_bytes(array, data, array)
+        encoder = ShardEncoder(layout)
+        pieces = [*encoder.append(values), *encoder.finish()]
+        self.shard(f"{part}/{layout.shard_key(0, 0)}", b"".join(pieces), encoder.crc32c)
+
     def small(self, part: str, array: str, data: bytes) -> None:
         """Replace the one chunk of a small array by other bytes and their crc32c."""
         (chunk,) = self.file(f"{part}/{array}").glob("c.*")
@@ -121,7 +136,7 @@ class Forge:
         """Make every digest fit, from the seals to the last record of the log."""
         log = self.path / "__logitstore__/log"
         records = []
-        for number in range(1, 4):
+        for number in range(1, len(list(log.glob("*.json")))):
             records.append(json.loads((log / f"{number}.json").read_bytes()))
             (log / f"{number}.json").unlink()
         seals: dict[str, str] = {}

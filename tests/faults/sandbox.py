@@ -165,7 +165,7 @@ def steps(location: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "inputs", lambda: _digest(store.samples.inputs[rows]) if store.samples.inputs is not None else ""
     for name in list(store.teachers):
         yield f"{name}: logits", lambda name=name: _digest(store.teachers[name].read(rows))
-        yield f"{name}: peak", lambda name=name: _digest(store.teachers[name].peak(rows))
+        yield f"{name}: peak", lambda name=name: _peak(store.teachers[name], rows)
         yield f"{name}: seen", lambda name=name: _digest(store.teachers[name].seen(rows))
         yield f"{name}: classes", lambda name=name: _digest(store.teachers[name].classes)
         yield f"{name}: provenance", lambda name=name: _digest(json.dumps(store.teachers[name].provenance))
@@ -179,6 +179,10 @@ def steps(location: str) -> Iterator[tuple[str, Callable[[], Any]]]:
                 lambda name=name, array=array: _digest(store.clustering(name).small(array)),
             )
     yield "stream", lambda: _stream(store)
+
+
+def _peak(capture: Any, rows: slice) -> str:
+    return _digest(capture.peak(rows)) if capture.has_peak else ""
 
 
 def _dask(capture: Any) -> str:
@@ -262,7 +266,7 @@ def without(guard: str) -> Any:
     from logitstore.storage.format import constants, documents, layouts
     from logitstore.storage.format import metadata as format
     from logitstore.storage.format.metadata import ArrayLayout
-    from logitstore.storage.parts import clusterings, journal, sealed_part
+    from logitstore.storage.parts import clusterings, journal, reader, sealed_part, stored_basis
     from logitstore.storage.parts import root as store
 
     stack = contextlib.ExitStack()
@@ -303,6 +307,13 @@ def without(guard: str) -> Any:
         patch(clusterings, "check_shapes", lambda *_: None)
         for name in ("_number", "_count", "_text"):
             patch(clusterings.Stated, name, lambda self, value, key: value)
+    elif guard == "numbers of a basis":
+        patch(stored_basis, "check_numbers", lambda *_: None)
+    elif guard == "digest of a basis":
+        patch(stored_basis, "check_digest", lambda *_: None)
+        patch(stored_basis, "digest_noted", lambda *_: "")
+    elif guard == "rows":
+        patch(reader, "in_range", lambda values, *_: values)
     elif guard == "terminal":
         for module in ("errors", "printing.text"):
             stack.enter_context(mock.patch(f"logitstore.cli.{module}.printable", lambda text, keep="": text))

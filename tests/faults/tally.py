@@ -28,6 +28,7 @@ ROWS: Final = {
     "swap": "objects swapped, replayed, deleted, put back",
     "json": "JSON cut at every byte, and mutated",
     "hostile": "hostile stores",
+    "transform": "hostile captures in the transform encoding",
     "clustering": "ready-made hostile clusterings and class names",
     "lengths": "servers that lie about lengths, or take for ever",
     "checkpoint": "hostile checkpoints and factory strings",

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from support import stores
 
-from faults import hostile, hostile_clusterings, hostile_files
+from faults import hostile, hostile_clusterings, hostile_files, hostile_transform
 from faults.forge import HARMLESS, REFUSED, SECRET, SHOWN, UNREADABLE, Forge, Kind
 from faults.hostile_files import LOCATIONS
 from faults.sandbox import Sandbox
@@ -175,6 +176,69 @@ def test_a_hostile_store_does_no_harm(
         name: sum(kind.outcome == name for kind in kinds) for name in (REFUSED, UNREADABLE, HARMLESS, SHOWN)
     }
     tally.reached("hostile", len(kinds), "kinds", wrong, **outcomes)
+
+
+@pytest.fixture(scope="module")
+def transformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good store of a capture in the transform encoding, with a secret beside it."""
+    folder = tmp_path_factory.mktemp("transformed")
+    with mock.patch("os.fsync"):
+        hostile_transform.make(folder / "store.zarr")
+    (folder / "outside").mkdir()
+    (folder / "outside" / "secret").write_bytes(SECRET)
+    return folder / "store.zarr"
+
+
+@pytest.fixture(scope="module")
+def good_transform(sandbox: Sandbox, transformed: Path) -> dict[str, Any]:
+    """What a child sees of that store."""
+    return sandbox.open(transformed)
+
+
+def test_the_good_transform_is_read(good_transform: dict[str, Any]) -> None:
+    """Negative control of the next two."""
+    assert harm(Kind("", lambda _: None, SHOWN), good_transform, good_transform) == []
+    assert set(hostile_transform._ROWS) <= set(good_transform["outcomes"])
+
+
+@pytest.mark.parametrize("part", range(2), ids="part {}".format)
+def test_a_hostile_transform_does_no_harm(
+    sandbox: Sandbox,
+    transformed: Path,
+    good_transform: dict[str, Any],
+    tmp_path: Path,
+    tally: Tally,
+    part: int,
+) -> None:
+    kinds = hostile_transform.KINDS[part::2]
+    wrong = []
+    for number, kind in enumerate(kinds):
+        wrong += tried(kind, sandbox, transformed, tmp_path / str(number), good_transform)
+    tally.reached("transform", len(kinds), "kinds", wrong)
+
+
+@pytest.mark.parametrize(
+    ("guard", "name"),
+    [
+        ("numbers of a basis", "nan in step"),
+        ("numbers of a basis", "-0.25 in step"),
+        ("digest of a basis", "a basis without the digest that would fit"),
+        ("rows", "refine 200"),
+        ("rows", "an escaped row of one class of fill"),
+    ],
+)
+def test_a_transform_that_is_not_checked_is_missed(
+    sandbox: Sandbox,
+    transformed: Path,
+    good_transform: dict[str, Any],
+    tmp_path: Path,
+    tally: Tally,
+    guard: str,
+    name: str,
+) -> None:
+    (kind,) = [kind for kind in hostile_transform.KINDS if kind.name == name]
+    wrong = tried(kind, sandbox, transformed, tmp_path / "unguarded", good_transform, without=guard)
+    tally.control("transform", f"{guard}: {name}", any("other numbers" in line for line in wrong))
 
 
 @pytest.mark.parametrize("part", range(2), ids="part {}".format)

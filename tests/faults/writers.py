@@ -197,7 +197,7 @@ def stamps(part: Path, places: Collection[Place]) -> dict[str, tuple[int, int]]:
     """Which file each object of some blocks is (inode, time of its bytes): another one was written again."""
     found = {}
     for view, block in places:
-        arrays = [folder.name for folder in part.iterdir() if folder.name != "__logitstore__"]
+        arrays = [item.name for item in part.iterdir() if item.is_dir() and item.name != "__logitstore__"]
         for path in (record_of(part, view, block), *shards_of(part, view, block, arrays).values()):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()

@@ -7,18 +7,20 @@ with the environment that torchrun gives.
 import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from logitstore.pipeline.cache import calibrate, stage
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.runtime.ranks import joined
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import NewObject
 from logitstore.storage.errors import LogitStoreError
 from support import experiments
-from support.children import Countdown, ranks
+from support.children import Countdown, die, ranks
 
 BLOCK_ROWS = 16
 
@@ -42,6 +44,59 @@ def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> No
             )
         )
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
+
+
+def dies_while_the_basis_is_made(rank: int, victim: int) -> None:
+    """Let a rank die: the first once its teacher was run over the calibration rows, another while it waits for that."""
+    genuine = calibrate.calibration_logits
+
+    def calibrating(*arguments: Any) -> Any:
+        found = genuine(*arguments)
+        if victim == 0:
+            die()
+        time.sleep(1.0)  # the other rank dies meanwhile
+        return found
+
+    def waiting(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        die()
+
+    if rank == 0:
+        calibrate.calibration_logits = calibrating
+    elif rank == victim:
+        stage.calibrate_teachers = waiting
+
+
+def calibrating_status(rank: int, base: Path, folder: Path, victim: int | None, encoding: Any) -> int:
+    """Run a rank in a fork, of which one may die while the basis is made; return its exit status."""
+    if victim is not None:
+        dies_while_the_basis_is_made(rank, victim)
+    return rank_status(rank, base, folder, None, None, encoding)
+
+
+def killed_while_calibrating(base: str, work: str, encoding: Any) -> list[Any]:
+    """Let each of two ranks die while the basis is made, then capture again; return what was found.
+
+    For each victim: the exit statuses, the files of captures that were left, the lines of errors, the statuses of the
+    second run, and the files that differ from those of one rank.
+    """
+    torch.set_num_threads(1)
+    here, found = Path(base), []
+    folders = {name: Path(work) / name for name in ("whole", "first", "second")}
+    for folder in folders.values():
+        shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
+    assert ranks(1, calibrating_status, here, folders["whole"], None, encoding) == [0]
+    reference = experiments.contents(folders["whole"] / "store.zarr")
+    for victim, name in enumerate(("first", "second")):
+        folder = folders[name]
+        statuses = ranks(2, calibrating_status, here, folder, victim, encoding)
+        left = [key for key in experiments.contents(folder / "store.zarr") if key.startswith("teachers/")]
+        said = [path.read_text() for path in folder.glob("said-*")]
+        ended = ranks(2 - victim, calibrating_status, here, folder, None, encoding)
+        after = experiments.contents(folder / "store.zarr")
+        differing = sorted(key for key in {*after, *reference} if after.get(key) != reference.get(key))
+        found.append([statuses, left, said, ended, differing])
+    return found
 
 
 def rank_status(

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from faults.tally import Tally
 from numpy.typing import NDArray
 from support import experiments, stores
 from support.children import apart
@@ -293,6 +294,28 @@ def test_killed_between_basis_and_first_block_the_bytes_are_the_same(tmp_path: P
         assert (resumed, differing) == (0, []), point
     # Control: they were killed at many moments.
     assert len({left for _, _, left, _, _ in report["results"]}) > 8
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_rank_that_dies_while_the_basis_is_made_leaves_no_capture(tmp_path: Path, tally: Tally) -> None:
+    found = apart(
+        "support.capturing_ranks:killed_while_calibrating",
+        seconds=300,
+        base=str(experiments.finished()),
+        work=str(tmp_path),
+        encoding=ENCODING,
+    )
+    harm = []
+    for victim, (statuses, left, lines, ended, differing) in enumerate(found):
+        assert statuses[victim] == -9
+        other = statuses[1 - victim]
+        if other not in (70, 75) or [line for line in lines if line and "answers from all ranks" not in line]:
+            harm.append(f"rank {1 - victim} ended with {other}: {lines}")
+        if left or set(ended) != {0} or differing:
+            harm.append(
+                f"rank {victim} left {left}; the next run ended with {ended}, other bytes: {differing}"
+            )
+    tally.reached("kill", len(found), "runs", harm, kills=len(found))
 
 
 @pytest.mark.xdist_group("ranks")
