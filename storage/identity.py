@@ -11,13 +11,15 @@ _SHOWN = 160
 
 
 def difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, str, str] | None:
-    """Find the first difference of two JSON values: (path, ours, theirs), or None.
+    """Find the first difference of two JSON values: (path, ours, theirs), or None. A kind comes before its other keys.
 
     >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
     ('a.b', '1', '2')
+    >>> difference({"k": 3, "kind": "top-k"}, {"kind": "float16"})
+    ('kind', "'top-k'", "'float16'")
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        for key in sorted({*ours, *theirs}):
+        for key in sorted({*ours, *theirs}, key=lambda key: (key != "kind", key)):
             inner = difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
             if inner:
                 return inner

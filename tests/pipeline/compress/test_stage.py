@@ -487,7 +487,7 @@ def test_a_name_that_is_taken_is_refused(store: Store) -> None:
     for source, wish, difference in (
         ("half", {"max_kl": 2e-2}, "encoding.max_kl = 0.01, with which it was made, found 0.02"),
         ("half", {"max_kl": 1e-2, "min_temperature": 2.0}, "encoding.min_temperature = 1.0"),
-        ("half", {"top_k": 3}, "encoding.k = nothing"),
+        ("half", {"top_k": 3}, "encoding.kind = 'error-budget'"),
         ("full", {"max_kl": 1e-2}, "derived_from.capture = 'half'"),
     ):
         with pytest.raises(SpecMismatch, match=difference):

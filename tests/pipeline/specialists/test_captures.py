@@ -312,8 +312,8 @@ def test_a_combination_is_stored_as_its_table_says_and_as_the_command_stores_it(
     assert (encoding["kind"], encoding["calibration"]) == ("transform", {"rows": 40, "seed": 2})
     assert find_todo(field.work).combine is None
     for other, said in (
-        ({}, r"expected encoding\.calibration = .*, with which it was combined, found nothing"),
-        ({"encoding": "float32"}, r"expected encoding\.calibration = .* found nothing"),
+        ({}, r"expected encoding\.kind = 'transform', with which it was combined, found 'float16'"),
+        ({"encoding": "float32"}, r"expected encoding\.kind = 'transform', .* found 'float32'"),
         (
             {"encoding": {"transform": {**TRANSFORM["transform"], "seed": 3}}},
             r"encoding\.calibration\.seed = 2",
