@@ -32,15 +32,19 @@ from .points import POINTS, Watch
 from .writers import broken_commits, differences
 
 TEACHERS: Final = ("line", "second")
+ENCODINGS: Final = ('"float16"', "{ transform = { max_kl = 1e-2, rows = 100 } }")
+"""What the command captures, two runs in turn."""
 
 
-def _lay_out(folder: Path, rows: int, block_rows: int) -> Path:
+def _lay_out(folder: Path, rows: int, block_rows: int, encoding: str = ENCODINGS[0]) -> Path:
     experiment = small_experiment.lay_out(folder)
     inputs = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
     names = np.array(["a", "b", "c"])
     np.savez(folder / "data.npz", inputs=inputs, labels=inputs[:, :3].argmax(axis=1), class_names=names)
     text = experiment.read_text() + small_experiment.SECOND_TEACHER
-    experiment.write_text(text.replace("block_rows = 64", f"block_rows = {block_rows}"))
+    experiment.write_text(
+        text.replace("block_rows = 64", f"block_rows = {block_rows}\nencoding = {encoding}")
+    )
     return experiment
 
 
@@ -74,11 +78,14 @@ def killed(first: int, count: int, folder: str) -> dict[str, Any]:
     violations: list[str] = []
     kills = 0
     with tempfile.TemporaryDirectory(dir=folder) as base:
-        experiment, errors = _lay_out(Path(base) / "experiment", 300, 64), Path(base) / "errors"
-        began = time.monotonic()
-        assert Child(command, experiment, Path(base) / "golden", errors, None).wait() == 0, errors.read_text()
-        whole, lasts = stores.tree(Path(base) / "golden"), time.monotonic() - began
+        errors, made = Path(base) / "errors", []
+        for kind, encoding in enumerate(ENCODINGS):
+            laid_out = _lay_out(Path(base) / f"experiment-{kind}", 300, 64, encoding)
+            golden, began = Path(base) / f"golden-{kind}", time.monotonic()
+            assert Child(command, laid_out, golden, errors, None).wait() == 0, errors.read_text()
+            made.append((laid_out, stores.tree(golden), time.monotonic() - began))
         for number in range(first, first + count):
+            experiment, whole, lasts = made[number // 2 % len(made)]
             chance = random.Random(number)
             store = Path(base) / f"store-{number}"
             for incarnation in range(40):
