@@ -135,10 +135,10 @@ class Forge:
     def sign(self) -> None:
         """Make every digest fit, from the seals to the last record of the log."""
         log = self.path / "__logitstore__/log"
-        records = []
-        for number in range(1, len(list(log.glob("*.json")))):
-            records.append(json.loads((log / f"{number}.json").read_bytes()))
-            (log / f"{number}.json").unlink()
+        records: list[dict[str, Any]] = []
+        while (file := log / f"{len(records) + 1}.json").exists():
+            records.append(json.loads(file.read_bytes()))
+            file.unlink()
         seals: dict[str, str] = {}
         for record in records:
             part = record["part"]
