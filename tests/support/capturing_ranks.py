@@ -47,7 +47,7 @@ def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> No
 
 
 def dies_while_the_basis_is_made(rank: int, victim: int) -> None:
-    """Let a rank die: the first once its teacher was run over the calibration rows, another while it waits for that."""
+    """Kill a rank: the first once its teacher was run over the calibration rows, another while it waits for it."""
     genuine = calibrate.calibration_logits
 
     def calibrating(*arguments: Any) -> Any:
@@ -75,7 +75,7 @@ def calibrating_status(rank: int, base: Path, folder: Path, victim: int | None, 
 
 
 def killed_while_calibrating(base: str, work: str, encoding: Any) -> list[Any]:
-    """Let each of two ranks die while the basis is made, then capture again; return what was found.
+    """Kill each of two ranks while the basis is made, then capture again; return what was found.
 
     For each victim: the exit statuses, the files of captures that were left, the lines of errors, the statuses of the
     second run, and the files that differ from those of one rank.
