@@ -28,6 +28,9 @@ _MARGIN: Final = 1 - 2**-6
 """Share of the budget that a trial may use: the rest is for float32, here and in other readers."""
 _TRIALS: Final = 10
 """Trials of a row, then it is escaped."""
+_NEAR: Final = 3
+"""Trials of a row that only lost its largest class, each at the next finer step: any other rounding may keep it. Then the
+distances double."""
 _LEAD: Final = 2.0**-12
 """Distance of the largest logit of a decoded row from the next, nats: readers add in other orders."""
 _CACHED: Final = 1 << 16
@@ -94,12 +97,14 @@ def refine_rows(
         passes[better] = tried[better]
         fails[left[~good]] = tried[left[~good]]
         # Halves of the budget that are left (or missing): the steps to go. A row that only lost its largest class has a
-        # step of its own to find, by steps that double.
+        # step of its own to find, near at first.
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             halves = np.ceil(np.log2(np.maximum(worst, budget * 2.0**-60) / budget))
         lost[left] += ~good & (worst <= budget)
         go = np.where(
-            good, halves, np.maximum(np.nan_to_num(halves, nan=16, posinf=16), 1 << np.minimum(lost[left], 4))
+            good,
+            halves,
+            np.maximum(np.nan_to_num(halves, nan=16, posinf=16), 1 << np.clip(lost[left] - _NEAR, 0, 5)),
         )
         following = np.clip(tried[left] + go, 0, MOST_REFINED).astype(np.int64)
         between = (fails[left] + passes[left]) // 2

@@ -163,6 +163,35 @@ def test_many_classes_need_no_matrix_of_classes() -> None:
     assert worst(logits(64), oracle(stored, encoding), encoding.temperatures) <= 1e-2
 
 
+def steps_beyond_the_least(max_kl: float) -> float:
+    """Return by how much `refine` is beyond the least that keeps budget and largest class: mean of rows that nearly tie."""
+    logits = network()(5000)
+    largest = np.sort(logits, axis=1)[:, -2:]
+    logits = logits[np.argsort(largest[:, 1] - largest[:, 0])[:300]]
+    encoding = Transform(max_kl).calibrated(network()(200, seed=2), "calibration")
+    assert encoding.basis is not None
+    stored = encoding.encode(logits, 0, "teacher")
+    centred = logits - logits.max(axis=1, keepdims=True)
+    with one_thread:
+        projected = encoding.basis.project(centred)
+    least = np.full(len(logits), 60)
+    for finer in reversed(range(60)):
+        steps = encoding.basis.step * np.float32(2 ** (-finer / 2))
+        decoded = (np.rint(projected / steps) * steps) @ encoding.basis.basis + encoding.basis.centre
+        kept = decoded.argmax(axis=1) == logits.argmax(axis=1)
+        kept &= np.max([kl(logits, decoded, t) for t in encoding.temperatures], axis=0) <= max_kl
+        least[kept] = finer
+    used = stored["refine"] != ESCAPED
+    assert used.mean() > 0.9
+    return float((stored["refine"][used].astype(int) - least[used]).mean())
+
+
+def test_a_row_that_lost_its_largest_class_is_tried_at_the_next_steps() -> None:
+    with mock.patch.object(refine, "_NEAR", 0):
+        control = steps_beyond_the_least(0.1)
+    assert steps_beyond_the_least(0.1) < 0.6 * control
+
+
 def test_rows_that_the_budget_lets_pass_are_noticed() -> None:
     """Negative control of the guarantee: without the refinement, rows are beyond it."""
     logits = network()(300)
