@@ -190,6 +190,14 @@ class Folder(Place):
 
         make: make missing directories, each durable in the one above it (but for the staging folder).
         """
+        handle = self._walk(within, make)
+        try:
+            yield handle
+        finally:
+            close_quietly(handle)
+
+    def _walk(self, within: Sequence[str], make: bool = False) -> int:
+        """Open this folder, or one below it, as `directory` does; the caller closes the descriptor."""
         walked: list[str] = []
         if self._held is not None:
             walked += self._held.inside
@@ -217,9 +225,10 @@ class Folder(Place):
                 finally:
                     above, handle = handle, below
                     close_quietly(above)
-            yield handle
-        finally:
+        except BaseException:
             close_quietly(handle)
+            raise
+        return handle
 
     def _open_below(self, handle: int, walked: Sequence[str]) -> int:
         try:
@@ -252,27 +261,34 @@ class Folder(Place):
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
         """Open a plain file; yield its descriptor and size."""
-        path = self.path / key
-        *within, name = components(key, self.path)
-        with typed_errors(path), contextlib.ExitStack() as stack:
-            try:
-                directory = stack.enter_context(self.directory(within))
-            except NotADirectoryError as error:  # a file on the way: the key does not exist
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
-            with stack:
-                try:
-                    handle = os.open(name, _FILE, dir_fd=directory)
-                except OSError as error:
-                    if error.errno in (errno.ELOOP, errno.ENXIO):
-                        raise _untrusted(path, kind_of(mode_of(name, directory))) from None
-                    raise
+        try:
+            handle = self._open_plain(key)
             try:
                 status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode):
-                    raise _untrusted(path, kind_of(status.st_mode))
+                    raise _untrusted(self.path / key, kind_of(status.st_mode))
                 yield handle, status.st_size
             finally:
                 close_quietly(handle)
+        except OSError:
+            with typed_errors(self.path / key):  # Not outside: to make a path takes as long as to open a file.
+                raise
+
+    def _open_plain(self, key: str) -> int:
+        """Open what is under a key, without waiting for a pipe; the caller closes the descriptor."""
+        *within, name = components(key, self.path)
+        try:
+            directory = self._walk(within)
+        except NotADirectoryError as error:  # a file on the way: the key does not exist
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path / key)) from error
+        try:
+            return os.open(name, _FILE, dir_fd=directory)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise _untrusted(self.path / key, kind_of(mode_of(name, directory))) from None
+            raise
+        finally:
+            close_quietly(directory)
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
         with self._opened(key) as (handle, size):

@@ -226,12 +226,6 @@ def check_shard_bytes(layout: ArrayLayout, rows: int, size: int, where: str, rem
         )
 
 
-def chunk_span(layout: ArrayLayout, first: int, last: int) -> tuple[int, int]:
-    """Return offset and length, in a shard of raw chunks, of the chunks first…last (inclusive), with checksums."""
-    stride = chunk_bytes(layout)[1]
-    return first * stride, (last - first + 1) * stride
-
-
 def chunk_ends(layout: ArrayLayout, index: bytes, rows: int, size: int, where: str) -> NDArray[np.int64]:
     """Return the end of each inner chunk that has rows, checksum included, from the index of a shard: (chunks,).
 

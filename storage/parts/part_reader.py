@@ -6,8 +6,9 @@
    place is therefore an error. So is a missing shard, which is never replaced by fill values.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, SupportsIndex
 
 import google_crc32c
@@ -25,15 +26,15 @@ from ..format.shard import (
     UNSEALABLE,
     check_crc32c,
     check_shard_bytes,
+    chunk_bytes,
     chunk_ends,
-    chunk_span,
     decode_chunk,
     index_bytes,
 )
 from .sealed_part import SealedPart
 
-_MOST_INDEXES = 4096
-"""Shard indexes that a reader keeps, of 8 bytes a chunk."""
+_MOST_SHARDS = 4096
+"""Shards of which a reader keeps what it has checked, of 8 bytes a chunk."""
 
 
 def check_rows(rows: Any, num_rows: int, name: str = "rows") -> range | NDArray[np.int64]:
@@ -102,13 +103,40 @@ class _Chunks:
                 self._number, self._done, self._running = self._number + 1, 0, 0
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as its seal and its index have it, checked once for all its chunks."""
+
+    key: str
+    """Its key, relative to the part."""
+    where: str
+    """Its file and rows, in messages."""
+    size: int
+    """Bytes, by the seal."""
+    checksums: NDArray[np.uint32]
+    """crc32c of each chunk, by the seal."""
+    ends: NDArray[np.int64]
+    """The end of each chunk that has rows, checksum included."""
+
+    def check_size(self, size: int) -> None:
+        """Refuse a file of another size. Raises ShardCorrupt."""
+        if size != self.size:
+            raise ShardCorrupt(self.where, expected=f"{self.size} bytes", found=str(size), remedy=REMAKE)
+
+    def missing(self) -> ShardMissing:
+        """Return the error of a file that is not there."""
+        return ShardMissing(
+            self.where, expected=f"a shard of {self.size} bytes", found="no file", remedy=REMAKE
+        )
+
+
 class PartReader:
     """A reader of the block arrays of one sealed part."""
 
     def __init__(self, part: SealedPart, grid: Grid) -> None:
         self.part = part
         self.grid = grid
-        self._indexes: dict[str, NDArray[np.int64]] = {}
+        self._shards: dict[tuple[str, int, int], _Shard] = {}
 
     def layout(self, array: str) -> ArrayLayout:
         """Return the layout of a block array. Raises PartNotFound for another name."""
@@ -184,85 +212,62 @@ class PartReader:
         chunks = rows // layout.chunk_rows
         per_block = self.grid.block_rows // layout.chunk_rows
         breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(rows // self.grid.block_rows) > 0)) + 1
-        for piece in np.split(np.arange(len(rows)), breaks):
-            if not len(piece):
+        for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
+            if begin == end:
                 continue
-            first, last = int(chunks[piece[0]]), int(chunks[piece[-1]])
+            first, last = int(chunks[begin]), int(chunks[end - 1])
             block = first // per_block
             shape = (last - first + 1, layout.chunk_rows, *layout.row_shape)
             decoded = np.empty(shape, dtype=layout.numpy_dtype)
             self._read_chunks(layout, view, block, first - block * per_block, list(decoded))
             flat = decoded.reshape(-1, *layout.row_shape)
-            out[piece] = flat[rows[piece] - first * layout.chunk_rows]
+            out[begin:end] = flat[rows[begin:end] - first * layout.chunk_rows]
 
     def _read_chunks(
         self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
     ) -> None:
         """Read inner chunks first, first + 1, … of a shard, each into a target of a chunk's rows, and check them."""
-        key = layout.shard_key(view, block)
-        rows = self.grid.rows(block)
-        where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
-        sealed = self.part.table.size(layout.name, view, block)
-        check_shard_bytes(layout, len(rows), sealed, where, UNSEALABLE)
+        shard = self._shards.get((layout.name, view, block)) or self._shard(layout, view, block)
         end = first + len(targets)
-        checksums = self.part.table.checksums(layout.name, view, block)[first:end]
+        borders = [int(shard.ends[first - 1]) if first else 0, *shard.ends[first:end].tolist()]
         if layout.codec == RAW:
             payloads = [target.reshape(-1).view(np.uint8) for target in targets]
-            offset, _ = chunk_span(layout, first, end - 1)
-            self._fill(key, offset, payloads, checksums, sealed, where, first)
-            return
-        ends = self._ends(layout, key, len(rows), sealed, where)
-        begins = [int(ends[first - 1]) if first else 0, *ends[first : end - 1].tolist()]
-        lengths = np.diff([*begins, int(ends[end - 1])])
-        payloads = [np.empty(length - CRC_BYTES, dtype=np.uint8) for length in lengths.tolist()]
-        self._fill(key, begins[0], payloads, checksums, sealed, where, first)
-        for chunk, (payload, target) in enumerate(zip(payloads, targets, strict=True)):
-            decode_chunk(layout, payload, target, where, first + chunk)
-
-    def _fill(
-        self,
-        key: str,
-        offset: int,
-        payloads: Sequence[NDArray[np.uint8]],
-        checksums: NDArray[np.uint32],
-        sealed: int,
-        where: str,
-        first: int,
-    ) -> None:
-        """Read payloads of consecutive chunks, compared with the seal's checksums, not those behind them."""
+        else:
+            payloads = [np.empty(stop - start - CRC_BYTES, np.uint8) for start, stop in pairwise(borders)]
         chunks = _Chunks(payloads)
-        length = sum(len(payload) + CRC_BYTES for payload in payloads)
-        with self._expecting(sealed, where):
-            size = self.part.folder.read_through(key, offset, length, chunks.take)
-        self._check_size(size if chunks.taken == length else offset + chunks.taken, sealed, where)
-        check_crc32c(chunks.crc32c, checksums, where, first)
-
-    def _ends(self, layout: ArrayLayout, key: str, rows: int, sealed: int, where: str) -> NDArray[np.int64]:
-        """Return the end of each chunk of a shard, from its index, which is read once."""
-        ends = self._indexes.get(key)
-        if ends is None:
-            length = index_bytes(layout)
-            with self._expecting(sealed, where):
-                index, size = self.part.folder.read_range(key, sealed - length, length)
-            self._check_size(size if len(index) == length else sealed - length + len(index), sealed, where)
-            if len(self._indexes) >= _MOST_INDEXES:
-                self._indexes.clear()
-            ends = self._indexes[key] = chunk_ends(layout, index, rows, sealed, where)
-        return ends
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _expecting(sealed: int, where: str) -> Iterator[None]:
+        offset, length = borders[0], borders[-1] - borders[0]
         try:
-            yield
+            size = self.part.folder.read_through(shard.key, offset, length, chunks.take)
         except FileNotFoundError:
-            expected = f"a shard of {sealed} bytes"
-            raise ShardMissing(where, expected=expected, found="no file", remedy=REMAKE) from None
+            raise shard.missing() from None
+        shard.check_size(size if chunks.taken == length else offset + chunks.taken)
+        # With those of the seal, not those behind the chunks.
+        check_crc32c(chunks.crc32c, shard.checksums[first:end], shard.where, first)
+        if layout.codec != RAW:
+            for chunk, (payload, target) in enumerate(zip(payloads, targets, strict=True), first):
+                decode_chunk(layout, payload, target, shard.where, chunk)
 
-    @staticmethod
-    def _check_size(size: int, sealed: int, where: str) -> None:
-        if size != sealed:
-            raise ShardCorrupt(where, expected=f"{sealed} bytes", found=str(size), remedy=REMAKE)
+    def _shard(self, layout: ArrayLayout, view: int, block: int) -> _Shard:
+        """Return what is known of a shard; the index of compressed chunks is read once. Raises ShardCorrupt."""
+        key, rows, table = layout.shard_key(view, block), self.grid.rows(block), self.part.table
+        where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
+        size = table.size(layout.name, view, block)
+        check_shard_bytes(layout, len(rows), size, where, UNSEALABLE)
+        # All chunks of one length, unless an index tells.
+        ends = np.arange(1, -(-len(rows) // layout.chunk_rows) + 1) * chunk_bytes(layout)[1]
+        shard = _Shard(key, where, size, table.checksums(layout.name, view, block), ends)
+        if layout.codec != RAW:
+            length = index_bytes(layout)
+            try:
+                index, found = self.part.folder.read_range(key, size - length, length)
+            except FileNotFoundError:
+                raise shard.missing() from None
+            shard.check_size(found if len(index) == length else size - length + len(index))
+            shard = replace(shard, ends=chunk_ends(layout, index, len(rows), size, where))
+        if len(self._shards) >= _MOST_SHARDS:
+            self._shards.clear()
+        self._shards[layout.name, view, block] = shard
+        return shard
 
 
 class LazyRows:

@@ -21,7 +21,6 @@ from logitstore.storage.format.shard import (
     ShardEncoder,
     chunk_bytes,
     chunk_ends,
-    chunk_span,
     crc32c,
     decode_chunks,
     decode_shard,
@@ -64,9 +63,9 @@ def test_a_shard_reads_back(block: tuple[tuple[Any, ...], bytes]) -> None:
     chunks = -(-len(values) // layout.chunk_rows)
     assert not any(shard.crc32c[chunks:])
     for first in range(chunks):
-        offset, length = chunk_span(layout, first, chunks - 1)
+        offset, end = (chunk * chunk_bytes(layout)[1] for chunk in (first, chunks))
         sums = np.array(shard.crc32c[first:chunks], dtype=np.uint32)
-        rows = decode_chunks(layout, shard.data[offset : offset + length], sums, "x", first)
+        rows = decode_chunks(layout, shard.data[offset:end], sums, "x", first)
         start = first * layout.chunk_rows
         assert rows[: len(values) - start].tobytes() == values[start:].tobytes()
 
