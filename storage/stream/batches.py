@@ -35,7 +35,7 @@ class BatchCut:
     drop_last: bool = False
     """Whether batches that are not full on every rank are left out."""
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Batches of each rank.
 

@@ -110,9 +110,8 @@ class EscapedRows:
             first, self._used = self._used, min(self._most, self._used + len(escaped))
             escaped = escaped[: self._used - first]
             self._places[first : self._used] = begin + escaped
-        rows = np.asarray(run.rows, np.int64)[escaped]
-        codes = self.field.read(rows, np.full(len(rows), run.view))
-        self._codes[first : first + len(rows)] = codes
+        rows = run.rows.start + escaped if isinstance(run.rows, range) else run.rows[escaped]
+        self._codes[first : first + len(rows)] = self.field.capture.read_escaped(rows, run.view)
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

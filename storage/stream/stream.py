@@ -10,7 +10,7 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 
 import copy
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,12 +27,13 @@ from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.root import Root
 from .batch import Batch, TopKRows, TransformRows
-from .batches import BatchSlice, EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
+from .batches import EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
 from .escaped import EscapedField
 from .inputs import Inputs
 from .intervals import Interval
 from .options import StreamOptions
 from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
+from .picker import Picker, rows_together
 from .shared_basis import share_basis
 from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
 
@@ -198,16 +199,17 @@ class Stream:
         """Bytes that an iteration holds at most: two windows, the buffers of reading threads, two batches.
 
         A thread holds a piece of the file and a chunk run of one array, twice if not all of its rows are needed.
-        A batch is held as stored and, if the stream decodes, as float32 logits. Batches that the caller keeps
-        are not counted.
+        A batch is held as stored, narrow rows with those of the next batches, and, if the stream decodes, as float32
+        logits. Batches that the caller keeps are not counted.
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         whole_rows = [field.row_bytes for field in self._escaped_fields]
         widest = max([*whole_rows, *(field.row_bytes for field in self._fields)])
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
         batch_rows = min(self._options.batch_size, self.epoch_rows)
-        batch_row = self.row_bytes + sum(whole_rows) + 4 * classes
-        return 2 * (self.window_bytes + batch_rows * batch_row) + reading
+        picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)
+        batch = picked_rows * self.row_bytes + batch_rows * (sum(whole_rows) + 4 * classes)
+        return 2 * (self.window_bytes + batch) + reading
 
     @property
     def row_bytes(self) -> int:
@@ -370,8 +372,9 @@ class Stream:
                     plan.order, rank.remainder, windows, self._fields, buffers, threads, self._escaped_fields
                 )
                 readers.append(reader)
-            for number in numbers:
-                batch = self._batch(self._pick([rank.batch(number) for rank in ranks], readers), decode)
+            picked = Picker(ranks, readers, self._fields, self._escaped_fields).batches(numbers)
+            for number, arrays in zip(numbers, picked, strict=True):
+                batch = self._batch(arrays, decode)
                 if number == numbers[-1]:
                     last = batch
                 else:
@@ -406,27 +409,6 @@ class Stream:
     def _escaped_fields(self) -> list[EscapedField]:
         """The arrays of a window that hold few rows."""
         return [EscapedField.of(name, self._captures[name]) for name in self._bases]
-
-    def _pick(self, slices: Sequence[Sequence[BatchSlice]], readers: Sequence[ReadAhead]) -> Arrays:
-        """Copy the rows of a batch out of the windows of each stratum."""
-        count = sum(part.stop - part.start for parts in slices for part in parts)
-        picked = {field.name: field.empty(count) for field in self._fields}
-        escaped: dict[str, list[NDArray[Any]]] = {}
-        done = 0
-        for reader, parts in zip(readers, slices, strict=True):
-            for part in parts:
-                # Picked before the next window is asked for: only two are ever held.
-                end = done + part.stop - part.start
-                into = {name: array[done:end] for name, array in picked.items()}
-                window = reader.get(part.share)
-                window.pick(part.start, part.stop, into)
-                for name, codes in window.pick_escaped(part.start, part.stop, into).items():
-                    escaped.setdefault(name, []).append(codes)
-                done = end
-        for field in self._escaped_fields:
-            found = escaped.get(field.name)
-            picked[field.name] = field.empty(0) if found is None else np.concatenate(found)
-        return picked
 
     def _batch(self, arrays: Arrays, decode: bool) -> Batch:
         logits = {name: self._logits(name, arrays, decode) for name in self._captures}
