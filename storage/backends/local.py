@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -45,6 +46,24 @@ _MOST_LEVELS = 32
 """Levels of folders that are listed; a store has five."""
 _ATTEMPTS = 8
 """Attempts to make the staging folder while other writers remove it."""
+_kept = threading.local()
+"""`handles`: the directories that this thread has open for all its reads, inside `keep_directories`."""
+
+
+@contextlib.contextmanager
+def keep_directories() -> Iterator[None]:
+    """Open each directory once for all objects that this thread reads from it, inside the block.
+
+    To walk there takes as long as to open, read and close the object.
+    """
+    handles: dict[tuple[Folder, tuple[str, ...]], int] = {}
+    _kept.handles = handles
+    try:
+        yield
+    finally:
+        _kept.handles = None
+        for handle in handles.values():
+            close_quietly(handle)
 
 
 def local_path(location: Any) -> Path:
@@ -271,16 +290,25 @@ class Folder(Place):
             finally:
                 close_quietly(handle)
         except OSError:
-            with typed_errors(self.path / key):  # Not outside: to make a path takes as long as to open a file.
+            with typed_errors(
+                self.path / key
+            ):  # Not outside: to make a path takes as long as to open a file.
                 raise
 
     def _open_plain(self, key: str) -> int:
         """Open what is under a key, without waiting for a pipe; the caller closes the descriptor."""
         *within, name = components(key, self.path)
-        try:
-            directory = self._walk(within)
-        except NotADirectoryError as error:  # a file on the way: the key does not exist
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path / key)) from error
+        kept = getattr(_kept, "handles", None)
+        directory = None if kept is None else kept.get((self, tuple(within)))
+        if directory is None:
+            try:
+                directory = self._walk(within)
+            except NotADirectoryError as error:  # a file on the way: the key does not exist
+                raise FileNotFoundError(
+                    errno.ENOENT, os.strerror(errno.ENOENT), str(self.path / key)
+                ) from error
+            if kept is not None:
+                kept[self, tuple(within)] = directory
         try:
             return os.open(name, _FILE, dir_fd=directory)
         except OSError as error:
@@ -288,7 +316,8 @@ class Folder(Place):
                 raise _untrusted(self.path / key, kind_of(mode_of(name, directory))) from None
             raise
         finally:
-            close_quietly(directory)
+            if kept is None:
+                close_quietly(directory)
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
         with self._opened(key) as (handle, size):

@@ -209,13 +209,15 @@ class PartReader:
         self, layout: ArrayLayout, view: int, rows: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
         """Read ascending rows into `out`; neighbouring chunks at once, chunks without rows not at all."""
-        chunks = rows // layout.chunk_rows
+        if not len(rows):
+            return
         per_block = self.grid.block_rows // layout.chunk_rows
-        breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(rows // self.grid.block_rows) > 0)) + 1
-        for begin, end in pairwise([0, *breaks.tolist(), len(rows)]):
-            if begin == end:
-                continue
-            first, last = int(chunks[begin]), int(chunks[end - 1])
+        breaks: list[int] = []
+        if int(rows[0]) // layout.chunk_rows != int(rows[-1]) // layout.chunk_rows:
+            apart = (np.diff(rows // layout.chunk_rows) > 1) | (np.diff(rows // self.grid.block_rows) > 0)
+            breaks = (np.flatnonzero(apart) + 1).tolist()
+        for begin, end in pairwise([0, *breaks, len(rows)]):
+            first, last = int(rows[begin]) // layout.chunk_rows, int(rows[end - 1]) // layout.chunk_rows
             block = first // per_block
             shape = (last - first + 1, layout.chunk_rows, *layout.row_shape)
             decoded = np.empty(shape, dtype=layout.numpy_dtype)

@@ -106,7 +106,7 @@ class RankPlan:
 
     def batch(self, number: int) -> list[BatchSlice]:
         """Return the slices of a batch."""
-        start, stop = (self._cut.consumed(self._rank, n) for n in (number, number + 1))
+        start, stop = self._cut.consumed(self._rank, number), self._cut.consumed(self._rank, number + 1)
         slices = []
         share = bisect_right(self._ends, start)
         while start < stop:

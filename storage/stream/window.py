@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from ..backends.local import keep_directories
 from ..encodings.refine import ESCAPED
 from ..errors import ConfigError
 from .escaped import EscapedField, EscapedRows
@@ -204,7 +205,9 @@ class ReadAhead:
         runs = list(self._layout.runs())
         together = max(1, min(_RUNS_TOGETHER, len(runs) // READ_THREADS))
         self._reading = [
-            self._threads.submit(self._read, runs[first : first + together], self._filling, self._escaped_next)
+            self._threads.submit(
+                self._read, runs[first : first + together], self._filling, self._escaped_next
+            )
             for first in range(0, len(runs), together)
         ]
 
@@ -213,11 +216,13 @@ class ReadAhead:
     ) -> None:
         """Read chunk runs, each to its first row in memory; field by field, whose code then stays in the core's cache."""
         for field in self._fields:
-            for run, begin in runs:
-                field.read(run, arrays[field.name][begin : begin + len(run.rows)])
+            with keep_directories():
+                for run, begin in runs:
+                    field.read(run, arrays[field.name][begin : begin + len(run.rows)])
         for rows in escaped:
-            for run, begin in runs:
-                rows.read(run, begin, arrays[rows.field.refine][begin : begin + len(run.rows)])
+            with keep_directories():
+                for run, begin in runs:
+                    rows.read(run, begin, arrays[rows.field.refine][begin : begin + len(run.rows)])
 
     def get(self, number: int) -> Window:
         """Return the window in use, or the next one, which frees the former and begins the one after."""
