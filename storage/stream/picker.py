@@ -41,13 +41,17 @@ class Picker:
         readers: Sequence[ReadAhead],
         fields: Sequence[Field],
         escaped: Sequence[EscapedField],
+        most: int,
     ) -> None:
-        """Pick nothing yet. ranks, readers: of each order (one, or one a stratum). fields, escaped: of a batch."""
+        """Pick nothing yet.
+
+        ranks, readers: of each order (one, or one a stratum). fields, escaped: of a batch. most: of `rows_together`.
+        """
         self._ranks = ranks
         self._readers = readers
         self._fields = fields
         self._escaped = escaped
-        self._row_bytes = sum(field.row_bytes for field in fields)
+        self._most = most
 
     def batches(self, numbers: Iterable[int]) -> Iterator[Arrays]:
         """Yield the arrays of some batches, ascending."""
@@ -69,8 +73,7 @@ class Picker:
         if len(first) > 1 or not len(first[0]) == len(slices[0]) == 1:
             return False
         begun, part = first[0][0], slices[0][0]
-        most = rows_together(1, self._row_bytes)
-        return part.share == begun.share and part.start == stop and part.stop - begun.start <= most
+        return part.share == begun.share and part.start == stop and part.stop - begun.start <= self._most
 
     def _pick(self, first: Sequence[Sequence[BatchSlice]], stops: Sequence[int]) -> Iterator[Arrays]:
         if len(stops) > 1:

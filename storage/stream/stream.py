@@ -372,8 +372,9 @@ class Stream:
                     plan.order, rank.remainder, windows, self._fields, buffers, threads, self._escaped_fields
                 )
                 readers.append(reader)
-            picked = Picker(ranks, readers, self._fields, self._escaped_fields).batches(numbers)
-            for number, arrays in zip(numbers, picked, strict=True):
+            most = rows_together(self._options.batch_size, self.row_bytes)
+            picker = Picker(ranks, readers, self._fields, self._escaped_fields, most)
+            for number, arrays in zip(numbers, picker.batches(numbers), strict=True):
                 batch = self._batch(arrays, decode)
                 if number == numbers[-1]:
                     last = batch

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from logitstore.storage.backends.local import Folder, local_path
+from logitstore.storage.backends.local import Folder, keep_directories, local_path
 from logitstore.storage.backends.posix import replace_file
 from logitstore.storage.backends.staged import NewObject
 from logitstore.storage.errors import (
@@ -466,3 +466,72 @@ def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(
     with pytest.raises(StorageFull, match="expected room for 3 bytes"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def opened_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by the name of each file and folder that is opened."""
+    names: list[str] = []
+    real = os.open
+
+    def counted(path: Any, *arguments: Any, **named: Any) -> int:
+        names.append(os.path.basename(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", counted)
+    return names
+
+
+def test_a_directory_that_is_kept_is_opened_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        folder.put_new(f"a/c.{number}", b"0123")
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    names = opened_in(monkeypatch)
+    with keep_directories():
+        assert [folder.read(f"a/c.{number}") for number in range(3)] == [b"0123"] * 3
+        with pytest.raises(FileNotFoundError):
+            folder.read("a/c.9")
+        elsewhere = threading.Thread(target=folder.read, args=("a/c.0",))
+        elsewhere.start()
+        elsewhere.join()
+    assert names.count("a") == 2  # once by each thread
+    assert (os.listdir("/proc/self/fd") if before else []) == before
+    folder.read("a/c.0")
+    assert names.count("a") == 3
+
+
+def test_a_kept_directory_is_closed_after_an_error(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put_new("a/c.0", b"0123")
+    handles: list[int] = []
+    walk, close = Folder._walk, os.close
+
+    def walked(self: Folder, *arguments: Any) -> int:
+        handles.append(walk(self, *arguments))
+        return handles[-1]
+
+    def closed(handle: int) -> None:
+        if handle in handles:
+            handles.remove(handle)
+        close(handle)
+
+    monkeypatch.setattr(Folder, "_walk", walked)
+    monkeypatch.setattr(os, "close", closed)
+    with pytest.raises(LimitExceeded), keep_directories():
+        with contextlib.suppress(FileNotFoundError):
+            folder.read("a/c.9")
+        assert len(handles) == 1
+        folder.read("a/c.0", most=2)
+    assert not handles
+
+
+def test_a_kept_directory_stays_the_same_one(folder: Folder, tmp_path: Path) -> None:
+    folder.put_new("a/c.0", b"ours")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "c.0").write_bytes(b"theirs")
+    with keep_directories():
+        assert folder.read("a/c.0") == b"ours"
+        os.rename(folder.path / "a", folder.path / "b")
+        os.symlink(other, folder.path / "a")
+        assert folder.read("a/c.0") == b"ours"
+    with pytest.raises(UntrustedStoreError):
+        folder.read("a/c.0")

@@ -22,7 +22,7 @@ from support.transform_stores import CLASSES, MAX_KL, ROWS, VIEWS, Transformed, 
 from logitstore.storage.encodings.refine import ESCAPED
 from logitstore.storage.errors import ConfigError, ManifestInvalid, ShardCorrupt
 from logitstore.storage.parts.reader import CaptureReader
-from logitstore.storage.stream import escaped, shared_basis
+from logitstore.storage.stream import escaped, picker, shared_basis
 from logitstore.storage.stream.batch import Batch, TransformRows
 from logitstore.storage.stream.escaped import EscapedRows
 from logitstore.storage.stream.stream import Stream
@@ -238,6 +238,10 @@ def test_windows_hold_codes_and_few_whole_rows(made: Transformed, monkeypatch: p
     assert stream.window_bytes < rows * (stream.row_bytes + 2 * CLASSES)  # what whole rows would take
     assert len(taken) <= 2 and max(taken.values()) + 8 * rows <= stream.window_bytes
     one_batch = stream_of(made, views="all", window=64, teachers=["wide"], batch_size=1)
+    assert (
+        stream.memory_bytes - one_batch.memory_bytes == 2 * 15 * 6 * CLASSES
+    )  # all rows are picked together
+    monkeypatch.setattr(picker, "_TOGETHER_BYTES", 0)
     assert stream.memory_bytes - one_batch.memory_bytes == 2 * 15 * (stream.row_bytes + 6 * CLASSES)
 
 
