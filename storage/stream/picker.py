@@ -21,6 +21,7 @@ from .escaped import EscapedField
 from .window import Arrays, Field, ReadAhead
 
 _TOGETHER_BYTES: Final = 1 << 20
+"""Most bytes of batches that are copied together."""
 
 
 def rows_together(batch_rows: int, row_bytes: int) -> int:

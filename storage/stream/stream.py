@@ -3,7 +3,7 @@
 1. `options` holds the arguments, checked; `order` says which rows come when.
 2. `intervals` and `batches` say which rows remain, which of them are this rank's, and in which batch each comes.
 3. `window` reads whole chunk runs of every array, one window ahead of the one in use.
-4. Batches are picked out of the window in memory.
+4. `picker` copies batches out of the window in memory.
 
 Nothing forks, nothing is shared between processes, and the state is a few integers.
 """
