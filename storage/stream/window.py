@@ -26,8 +26,8 @@ from .escaped import EscapedField, EscapedRows
 from .intervals import Remainder, WindowShare
 from .order import ChunkRun, WindowedOrder
 
-READ_THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
-"""Threads that read chunk runs; one core is left to the user of the batches."""
+READ_THREADS = 4
+"""Threads that read chunk runs, whatever the cores: while one waits for the disk, another copies and checks."""
 _RUNS_TOGETHER = 8
 """Most chunk runs that a thread reads together."""
 
