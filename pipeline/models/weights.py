@@ -1,8 +1,9 @@
 """Files of weights: read without running code, written whole or not at all.
 
-1. Weights are safetensors. Torch's `.pt`, `.pth` and `.bin` are read on request alone, with `weights_only=True` and a torch
-   without known holes in its reader; they are never written. The suffix alone selects the reader, and there is no fallback.
-2. Every name and shape is compared before the first weight is changed. The first difference is named.
+1. Weights are safetensors. Torch's `.pt`, `.pth`, `.bin`, `.tar` and Lightning's `.ckpt` are read on request alone, with
+   `weights_only=True` and a torch without known holes in its reader; they are never written. The suffix alone selects the
+   reader, and there is no fallback.
+2. A state dict inside a checkpoint, or behind a prefix, is found by the names of the model (`checkpoints`). Every name and shape is compared before the first weight is changed. The first difference is named.
 3. A file is written beside its place, flushed to the disk, and renamed: readers see the old file or the new one. Its sha256 is
    the teacher's identity in a store.
 """
@@ -20,24 +21,26 @@ from torch import Tensor, nn
 from ...storage.backends.posix import open_plain, replace_file
 from ...storage.errors import BadDataError, ConfigError
 from ..factories.call import describe_exception
-from .checkpoints import check_state_dict, refused_pickle, renamed
+from .checkpoints import refused_pickle, weights_in
 from .records import weights_digest
 from .sources import check_file, unchanged
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
+"""Of pickles: `.pth.tar` is torch's older habit, `.ckpt` is Lightning's."""
 _MAX_HEADER_BYTES = 16 << 20
 """Of a safetensors file; 100,000 tensors need about 10 MiB."""
 _SAFE_TORCH = (2, 10)
 """The first torch that checks the sizes of a pickle's storages; older ones may read past memory (CVE-2026-24747)."""
 
 
-def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -> str:
+def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False, key: str | None = None) -> str:
     """Put the weights of a file into a module, all or none, and return the file's digest, "sha256:…".
 
-    path: a state dict of tensors in `.safetensors`; with `allow_pickle` also in `.pt`, `.pth` and `.bin`. A prefix before
-        all names, such as "module.", is taken off.
+    path: tensors in `.safetensors`; with `allow_pickle` also in `.pt`, `.pth`, `.pth.tar`, `.bin` and `.ckpt`. They may stand
+        under a key, such as "state_dict", and behind a prefix, such as "module.", if there is one such set alone.
+    key: the part of the file that is read: a key, a prefix, or both joined by a dot.
     Raises BadDataError if the file is missing, damaged, or has other tensors than the module. Raises ConfigError for another
-    suffix.
+    suffix, and for a key that the file does not have.
     """
     check_file(path, "a file of weights")
     pickled = path.suffix in _TORCH_SUFFIXES
@@ -51,7 +54,7 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
         )
     with unchanged(path):
         own = module.state_dict()
-        tensors = renamed(_read(path, pickled=pickled), own, path)
+        tensors = weights_in(_read(path, pickled=pickled), own, path, key)
         _check_tensors(own, tensors, path)
         digest = weights_digest(path)
     module.load_state_dict(tensors)
@@ -85,14 +88,14 @@ def _check_torch(path: Path) -> None:
         )
 
 
-def _read(path: Path, *, pickled: bool) -> dict[str, Tensor]:
+def _read(path: Path, *, pickled: bool) -> object:
+    """Return the content of a file: tensors by name, or anything else that a pickle holds. Raises BadDataError."""
     if pickled:
         _check_torch(path)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for damaged files and for objects that are code
             raise refused_pickle(error, path) from error
-        return check_state_dict(content, path)
     try:
         _check_header(path)
         return dict(safetensors.torch.load_file(path))
@@ -127,21 +130,17 @@ def _check_header(path: Path) -> None:
 
 
 def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    """Compare the tensors of a model and of a file by name, shape and kind of number. Raises BadDataError."""
+    """Compare the tensors of a model and of a file by shape and kind of number. Raises BadDataError."""
 
     def refused(expected: str, found: str) -> BadDataError:
         remedy = "name the weights of this model, or correct the model's args"
         return BadDataError(str(path), expected=expected, found=found, remedy=remedy)
 
     for name, tensor in own.items():
-        if name not in given:
-            raise refused(f"a tensor {name!r}", f"{len(given)} tensors without {name!r}")
         if given[name].shape != tensor.shape:
             raise refused(f"{name!r} of shape {tuple(tensor.shape)}", f"shape {tuple(given[name].shape)}")
         if _number_kind(given[name]) != _number_kind(tensor):
             raise refused(f"{name!r} of {tensor.dtype}", f"{given[name].dtype}")
-    for name in sorted(given.keys() - own.keys()):
-        raise refused(f"the {len(own)} tensors of the model alone", f"{len(given)} tensors, with {name!r}")
 
 
 def _number_kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""Files of weights as training scripts leave them: a prefix is taken off, all else is named in a line."""
+"""Files of weights as training scripts leave them: one set of the tensors is read, all else is named in a line."""
 
 import argparse
 import logging
@@ -13,8 +13,9 @@ from support.messages import Sentences
 from torch import nn
 
 from logitstore.pipeline.models.networks import mlp
+from logitstore.pipeline.models.records import weights_digest
 from logitstore.pipeline.models.weights import load_weights
-from logitstore.storage.errors import BadDataError
+from logitstore.storage.errors import BadDataError, ConfigError
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -131,23 +132,126 @@ def test_a_shape_is_compared_behind_a_prefix(tmp_path: Path) -> None:
     assert refused_file(tmp_path / "w.safetensors").found == "shape (5,)"
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "state_dict_ema", "ema", "net"])
-def test_a_checkpoint_says_under_which_key_its_weights_are(key: str, tmp_path: Path) -> None:
-    error = refused(
-        {"epoch": 3, key: STATE, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "c.pth"
-    )
-    assert error.found == f"a checkpoint of 'epoch', '{key}', 'optimizer', with tensors under '{key}'"
-    assert f"torch.load('c.pth', weights_only=True)['{key}']" in error.remedy
-    # The remedy is the cure.
-    save_file(torch.load(tmp_path / "c.pth", weights_only=True)[key], tmp_path / "c.safetensors")
-    load_weights(model(2), tmp_path / "c.safetensors")
+@pytest.mark.parametrize(
+    ("key", "suffix"),
+    [
+        ("state_dict", ".pth.tar"),
+        ("model", ".pt"),
+        ("model_state_dict", ".pth"),
+        ("ema", ".bin"),
+        ("a.b", ".ckpt"),
+    ],
+)
+def test_the_weights_under_a_key_of_a_checkpoint_are_read_and_logged(
+    key: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state: Any = prefixed("module.")
+    for name in reversed(key.split(".")):
+        state = {name: state}
+    checkpoint = {
+        "epoch": 3,
+        **state,
+        "optimizer": {"state": {0: {"step": torch.zeros(())}}, "param_groups": []},
+    }
+    torch.save({**checkpoint, "best": torch.tensor(71.3)}, tmp_path / f"c{suffix}")
+    target = model(2)
+    digest = load_weights(target, tmp_path / f"c{suffix}", allow_pickle=True)
+    assert all(torch.equal(one, other) for one, other in same(target, STATE))
+    assert digest == weights_digest(tmp_path / f"c{suffix}")
+    assert f"the weights are those under '{key}'; 'module." in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_key_chooses_between_the_networks_of_a_file(tmp_path: Path, sentence: Sentences) -> None:
+    """An average beside the last step, two prefixes in one state dict, a loss with weights of its own."""
+    other = model(3).state_dict()
+    both = {**prefixed("student."), **{f"teacher.{name}": one for name, one in other.items()}}
+    loss = {**prefixed("model."), "loss.weight": torch.zeros(3)}
+    for number, (content, key, state) in enumerate(
+        [
+            ({"state_dict": STATE, "state_dict_ema": other, "arch": "mlp"}, "state_dict_ema", other),
+            ({"state_dict": STATE, "state_dict_ema": other, "arch": "mlp"}, "state_dict", STATE),
+            (both, "teacher", other),
+            ({"epoch": 1, "state_dict": both}, "state_dict.student", STATE),
+            ({"epoch": 1, "state_dict": loss}, "state_dict.model", STATE),
+            ({"best": {**STATE, "more.weight": torch.zeros(3)}, "last": other}, "last", other),
+        ]
+    ):
+        path = tmp_path / f"{number}.pth"
+        error = refused(content, path)
+        sentence(error)
+        assert f"weights_key = {key!r}" in error.remedy or number == 1
+        target = model(2)
+        load_weights(target, path, allow_pickle=True, key=key)
+        assert all(torch.equal(one, mine) for one, mine in same(target, state)), number
+
+
+def test_a_key_that_a_file_lacks_is_named(tmp_path: Path, sentence: Sentences) -> None:
+    torch.save({"state_dict": STATE, "state_dict_ema": STATE}, tmp_path / "c.pth")
+    save_file(STATE, tmp_path / "c.safetensors")
+    for name, key in (("c.pth", "state_dict_em"), ("c.pth", "weights"), ("c.safetensors", "ema")):
+        with pytest.raises(ConfigError) as caught:
+            load_weights(model(2), tmp_path / name, allow_pickle=True, key=key)
+        sentence(caught.value)
+
+
+def test_a_key_is_no_licence_for_other_tensors(tmp_path: Path, sentence: Sentences) -> None:
+    """Negative control: names and shapes are compared under a key as well."""
+    torch.save({"model": STATE, "ema": {**STATE, "head.bias": torch.zeros(5)}}, tmp_path / "c.pth")
+    torch.save({"model": STATE, "ema": {"head.bias": torch.zeros(3)}}, tmp_path / "d.pth")
+    for name in ("c.pth", "d.pth"):
+        target = model(2)
+        with pytest.raises(BadDataError) as caught:
+            load_weights(target, tmp_path / name, allow_pickle=True, key="ema")
+        sentence(caught.value)
+        assert all(torch.equal(one, other) for one, other in same(target, model(2).state_dict()))
+
+
+def test_an_averaged_model_of_torch_is_read(tmp_path: Path) -> None:
+    """Its state dict has a counter beside the network, as `model_ema` of torchvision's training script."""
+    average = torch.optim.swa_utils.AveragedModel(model(1))
+    content = {"model": model(4).state_dict(), "model_ema": average.state_dict()}
+    path = tmp_path / "c.pth"
+    assert refused(content, path).remedy.endswith("weights_key = 'model_ema.module'")
+    for key in ("model_ema", "model_ema.module"):
+        target = model(2)
+        load_weights(target, path, allow_pickle=True, key=key)
+        assert all(torch.equal(one, other) for one, other in same(target, STATE))
+    # Negative control: another number beside the network is refused.
+    average.register_buffer("others", torch.zeros(1))
+    assert "beside 'n_averaged' and 1 more" in refused({"model_ema": average.state_dict()}, path).found
+
+
+def test_a_compiled_network_takes_the_weights_of_the_plain_one(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    compiled: Any = torch.compile(model(2), backend="eager")
+    load_weights(compiled, tmp_path / "w.safetensors")
+    assert all(torch.equal(one, other) for one, other in same(compiled, STATE))
+
+
+def test_a_checkpoint_of_another_network_says_how_much_fits(tmp_path: Path, sentence: Sentences) -> None:
+    some = {"head.weight": STATE["head.weight"], "head.bias": STATE["head.bias"], "fc.bias": torch.zeros(2)}
+    contents: list[object] = [
+        {"epoch": 3, "state_dict": some, "optimizer": {}},
+        {"epoch": 3, "state_dict": {f"module.{name}": one for name, one in some.items()}},
+        {
+            "epoch": 3,
+            "model": {"conv.weight": torch.zeros(3)},
+            "ema": some,
+            "scheduler": {},
+            "args": {},
+            "rng": {},
+        },
+        {"epoch": 3, "lr": 0.1},
+    ]
+    for number, content in enumerate(contents):
+        sentence(refused(content, tmp_path / f"{number}.pth"))
 
 
 def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) -> None:
     lightning = {"epoch": 1, "global_step": 9, "pytorch-lightning_version": "2.6.6", "state_dict": STATE}
     contents: list[object] = [
-        {"state_dict": STATE, "state_dict_ema": STATE, "arch": "mlp"},
-        {**lightning, "loops": {}, "callbacks": {}},
+        {**lightning, "hyper_parameters": argparse.Namespace(lr=1)},
         {"state_dict": STATE, "args": argparse.Namespace(lr=1)},
         {"state_dict": STATE, "counts": defaultdict(dict)},
         model(),
