@@ -72,6 +72,11 @@ class Workspace:
         return TransferRows(self.experiment) if self.given_rows is None else self.given_rows
 
     @cached_property
+    def ready(self) -> dict[str, dict[str, str]]:
+        """Digests of the tensors of each ready teacher, by name, as its factory returned it first."""
+        return {}
+
+    @cached_property
     def store(self) -> Store:
         """The store, opened on first use. Raises NotAStoreError if there is none."""
         return open_store(self.path)

@@ -1,4 +1,4 @@
-"""Identities of captures, and the captures that are missing. Imports no torch.
+"""Identities of captures, and the captures that are missing. Imports no torch, except to make a ready teacher.
 
 Everything that a stage makes has an identity: all that it follows from. It is done if something of that identity is
 there.
@@ -126,14 +126,24 @@ def as_recorded(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> di
 def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
     """Return the record of a teacher's weights; None if it is still to be trained.
 
-    Raises BadDataError for a weights file that is not there.
+    A ready teacher is made to find the digest of its weights. Raises BadDataError for a weights file that is not there.
     """
+    if member.teacher.is_ready:
+        from .teachers import find_ready  # imports torch
+
+        return Record({}, find_ready(work, member), {})
     if member.weights is not None:
         return Record({}, source_digests(member.weights)[0], {})
     recorded = work.models.recorded_identity("teachers", member.name)
     return work.models.find(
         "teachers", member.name, as_recorded(teacher_identity(member, work.rows), recorded)
     )
+
+
+def weights_key(member: TeacherMember) -> dict[str, str]:
+    """Return the part of its file that a teacher's weights are read from, for identities; nothing for a whole file."""
+    key = member.teacher.weights_key
+    return {} if key is None else {"weights_key": key}
 
 
 def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
@@ -164,6 +174,7 @@ def capture_identity(
             "args": member.teacher.args,
             "weights": weights,
             "head": {"kind": "softmax"},
+            **weights_key(member),
             **({} if files is None else {"files": files}),
             **loader_rules(member.teacher, member.weights),
         },

@@ -18,7 +18,7 @@ from typing import Any, Final
 from ...storage.backends.posix import read_plain, replace_file
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.identity import as_json
-from ..cache.todo import find_teacher
+from ..cache.todo import find_teacher, weights_key
 from ..cluster.errors_inside import ErrorsInside
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
@@ -129,6 +129,7 @@ def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]
             member.teacher,
             member.source,
             **_read(member.files_read),
+            **weights_key(member),
             class_names=member.teacher.check_class_names,
         )
         for member in experiment.teacher_members()

@@ -37,7 +37,7 @@ class TeacherMember:
     seed: int
     """Seed of its training."""
     weights: Path | None
-    """File of its weights, or folder of the whole model, resolved; None for a network that is trained here."""
+    """File of its weights, or folder of the whole model, resolved; None where it is trained here, or the factory loads them."""
     teacher: Teacher
     """Its table."""
     base: Path = Path()

@@ -40,6 +40,8 @@ SOURCES: Final[Mapping[str, str]] = {
 """Keys that replace `factory`, and the factory that each stands for."""
 WHOLE: Final = frozenset({"hugging_face", "file"})
 """Sources whose files hold the network as well as its weights."""
+READY: Final = "factory"
+"""Value of `weights` for a factory that returns the network with its trained weights."""
 
 
 def _is_whole_number(value: object) -> bool:
@@ -139,9 +141,11 @@ class Teacher(Factory):
     check_class_names: bool = True
     """Whether class names in a model's files must be those of the transfer set, in the same order."""
     weights: Text | None = None
-    """File of weights; with members, `{member}` in it stands for the member's number."""
+    """File of weights; with members, `{member}` in it stands for the member's number. `factory`: the factory loads them."""
+    weights_key: Text | None = None
+    """Part of that file to read, where it holds several networks: a key, a prefix of names, or both joined by a dot."""
     allow_pickle: bool = False
-    """Whether `weights` may be a `.pt` or `.pth` file instead of safetensors."""
+    """Whether `weights` may be a `.pt`, `.pth`, `.pth.tar`, `.bin` or `.ckpt` file instead of safetensors."""
     train: TeacherTrain | None = None
     """Training that replaces `weights`."""
     members: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
@@ -150,7 +154,11 @@ class Teacher(Factory):
     """Seed of the first member's training; the other seeds count up."""
 
     effects = (
-        Effect(("weights", "allow_pickle", "train", "seed"), "source", ("factory", "timm", "torchvision")),
+        Effect(
+            ("weights", "weights_key", "allow_pickle", "train", "seed"),
+            "source",
+            ("factory", "timm", "torchvision"),
+        ),
     )
 
     @model_validator(mode="before")
@@ -173,10 +181,19 @@ class Teacher(Factory):
     @model_validator(mode="after")
     def _weights_have_a_source(self) -> "Teacher":
         if not self.is_whole:
+            if self.weights is None and self.train is None:
+                remedy = "add weights or train"
+                if self.source == "factory":
+                    remedy += f"; write weights = '{READY}' if the factory loads them"
+                raise problem("one of weights, train", "no such key", remedy)
             self.check_one_of("weights", "train")
-        if self.allow_pickle and self.weights is None:
-            raise problem("weights beside allow_pickle", "no weights", "remove allow_pickle", "allow_pickle")
-        if self.members > 1:
+        for key in ("allow_pickle", "weights_key"):
+            if getattr(self, key) and (self.weights is None or self.is_ready):
+                found = "no weights" if self.weights is None else f"weights = {show(self.weights)}"
+                raise problem(f"a file of weights beside {key}", found, f"remove {key}", key)
+        if self.is_ready:
+            self._check_ready()
+        elif self.members > 1:
             check_name(self.member_names[-1])
             file = self.weights_file
             if file is not None and "{member}" not in file:
@@ -185,6 +202,17 @@ class Teacher(Factory):
                 raise problem("a file name with {member} in it", show(file), remedy, key)
         return self
 
+    def _check_ready(self) -> None:
+        """Refuse `weights = "factory"` where no function of the user returns the network, or several are asked for."""
+        if self.source != "factory":
+            remedy = f"name the file, or build the network in a function of yours and name that in factory, not {self.source}"
+            raise problem("a file of weights", show(self.weights), remedy, "weights")
+        if self.members > 1:
+            remedy = "write a [[teacher]] for each, with its args"
+            raise problem(
+                "one network of a factory that loads its weights", show(self.members), remedy, "members"
+            )
+
     @property
     def source(self) -> str:
         """The key that names the network: `factory`, or one of `SOURCES`."""
@@ -192,8 +220,13 @@ class Teacher(Factory):
 
     @property
     def weights_file(self) -> str | None:
-        """File or folder of the weights, `{member}` not filled in; None for a teacher that is trained here."""
-        return self.weights or self.hugging_face or self.file
+        """File or folder of the weights, `{member}` not filled in; None for a teacher without any."""
+        return (None if self.is_ready else self.weights) or self.hugging_face or self.file
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the factory returns the network with its trained weights."""
+        return self.weights == READY
 
     @property
     def is_whole(self) -> bool:

@@ -11,12 +11,14 @@ puts "module." before each name, and torch.compile puts "_orig_mod." there.
 4. Everything else is refused, with what is in the file.
 """
 
+import argparse
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from pathlib import Path, PosixPath
+from typing import Any, Final, TypeGuard
 
 import torch
 from torch import Tensor
@@ -117,7 +119,7 @@ def _found(content: Mapping[Any, object], key: str, levels: int) -> Iterator[_Pa
                 yield from _found(value, f"{key}.{name}" if key else name, levels - 1)
 
 
-def _is_dense(value: object) -> bool:
+def _is_dense(value: object) -> TypeGuard[Tensor]:
     """Return whether an entry is a dense tensor on the CPU, which weights are."""
     return isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided
 
@@ -246,6 +248,11 @@ def _log_reading(reading: _Reading, path: Path, key: str | None) -> None:
         log.warning("%s: %s", path, "; ".join(lines))
 
 
+def harmless_classes() -> "contextlib.AbstractContextManager[None]":
+    """Let torch's reader make the settings and file names that scripts keep beside weights: two classes without code."""
+    return torch.serialization.safe_globals([argparse.Namespace, PosixPath])
+
+
 def refused_pickle(error: Exception, path: Path) -> BadDataError:
     """Return the error for a file that torch does not read: it names the classes in it, or the damage."""
     names = _unsafe_classes(path) or re.findall(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
@@ -272,7 +279,8 @@ def refused_pickle(error: Exception, path: Path) -> BadDataError:
 def _unsafe_classes(path: Path) -> list[str]:
     """List the classes in a pickle that torch does not make; empty for files of another format."""
     try:
-        return sorted(map(str, torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+        with harmless_classes():
+            return sorted(map(str, torch.serialization.get_unsafe_globals_in_checkpoint(path)))
     except Exception:  # noqa: BLE001 - an older torch or format, or a damaged file, whose error the caller has
         return []
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...storage.backends.posix import open_plain, replace_file
 from ...storage.errors import BadDataError, ConfigError
 from ..factories.call import describe_exception
-from .checkpoints import refused_pickle, weights_in
+from .checkpoints import harmless_classes, refused_pickle, weights_in
 from .records import weights_digest
 from .sources import check_file, unchanged
 
@@ -93,7 +93,8 @@ def _read(path: Path, *, pickled: bool) -> object:
     if pickled:
         _check_torch(path)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with harmless_classes():
+                return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for damaged files and for objects that are code
             raise refused_pickle(error, path) from error
     try:

@@ -74,11 +74,14 @@ def forward(
 ) -> Shaped[Tensor, "batch classes"]:
     """Return the logits of one batch, without changing the mode of the module or of PyTorch.
 
+    Of a model of Hugging Face for images, `logits` of its output are taken.
     where: the model in messages. Raises BadLogitsError if the module fails, or does not return a tensor (batch, classes).
     """
     num_rows = len(batch)  # before the call, as a module may work in place
     with refusing_failures(where, batch):
         logits = module(batch)
+    if not isinstance(logits, Tensor):
+        logits = _of_pixels(module, logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_rows:
         raise BadLogitsError(
             where,
@@ -96,6 +99,17 @@ def forward(
             remedy="return the inputs of the softmax from the model",
         )
     return logits
+
+
+def _of_pixels(module: nn.Module, output: Any) -> Any:
+    """Return the logits in the output of a model of pixel values, and any other output as it is.
+
+    A model of token ids would attend to the tokens that pad its rows, and is refused.
+    """
+    logits = getattr(output, "logits", None)
+    inner = getattr(module, "module", module)  # of DistributedDataParallel
+    takes_pixels = getattr(inner, "main_input_name", None) == "pixel_values"
+    return logits if takes_pixels and isinstance(logits, Tensor) else output
 
 
 def check_classes(logits: Shaped[Any, "rows classes"], num_classes: int, where: str) -> None:

@@ -2,10 +2,12 @@
 
 import argparse
 import logging
-from collections import defaultdict
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -251,9 +253,8 @@ def test_a_checkpoint_of_another_network_says_how_much_fits(tmp_path: Path, sent
 def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) -> None:
     lightning = {"epoch": 1, "global_step": 9, "pytorch-lightning_version": "2.6.6", "state_dict": STATE}
     contents: list[object] = [
-        {**lightning, "hyper_parameters": argparse.Namespace(lr=1)},
-        {"state_dict": STATE, "args": argparse.Namespace(lr=1)},
-        {"state_dict": STATE, "counts": defaultdict(dict)},
+        {**lightning, "hyper_parameters": {"size": Fraction(1, 2)}},
+        {"state_dict": STATE, "sizes": {Fraction(1, 2)}, "counts": Counter("ab"), "best": np.float64(0.7)},
         model(),
         [STATE],
         torch.zeros(3),
@@ -267,5 +268,28 @@ def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) ->
 
 def test_a_file_in_the_older_format_names_its_classes_too(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
-    torch.save({"args": argparse.Namespace(lr=1)}, path, _use_new_zipfile_serialization=False)
-    assert refused_file(path).found.startswith("objects of argparse.Namespace")
+    torch.save({"size": Fraction(1, 2)}, path, _use_new_zipfile_serialization=False)
+    assert refused_file(path).found.startswith("objects of fractions.Fraction")
+
+
+class Touch:
+    """An object whose reader makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self._path), "w")
+
+
+def test_settings_beside_the_weights_are_read(tmp_path: Path) -> None:
+    """Scripts keep their arguments and the names of files; code among them is still refused, and does not run."""
+    args = argparse.Namespace(lr=1, out=Path("runs"), nested=argparse.Namespace(layers=[1, 2]))
+    torch.save({"state_dict": STATE, "args": args}, tmp_path / "c.pth")
+    target = model(2)
+    load_weights(target, tmp_path / "c.pth", allow_pickle=True)
+    assert all(torch.equal(one, other) for one, other in same(target, STATE))
+    args.nested.more = Touch(tmp_path / "ran")
+    found = refused({"state_dict": STATE, "args": args}, tmp_path / "c.pth").found
+    assert "open" in found and "Namespace" not in found
+    assert not (tmp_path / "ran").exists()
