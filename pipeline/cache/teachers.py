@@ -1,10 +1,5 @@
-"""Teachers: built from a factory or a whole file, loaded with their weights, or trained from labels.
+"""Teachers: built from a factory or a whole file, loaded with their weights, or trained from labels."""
 
-A factory may also return a ready teacher (`weights = "factory"`). Its identity is that of the tensors that it returns. It is
-called twice, with other random numbers: a tensor that nobody loaded, such as a new head, then differs.
-"""
-
-import gc
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,17 +17,16 @@ from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
 from ..factories.call import build, build_augmentation, expect_module
 from ..models.alone import alone
-from ..models.build import build_model
 from ..models.class_names import check_class_order, module_class_names
-from ..models.module_state import check_same_tensors, state_digest, tensor_digests
 from ..models.networks import count_parameters
 from ..models.records import Record, check_loaded
 from ..models.sources import source_digests, unchanged
 from ..models.weights import load_weights, save_weights
 from ..runtime.inference import place
 from ..trainer.loop import fit
-from ..trainer.trial import check_training, make_lazy_layers
+from ..trainer.trial import check_training
 from ..workspace import Workspace
+from .ready import build_by_factory, check_ready
 from .todo import find_teacher, teacher_identity
 
 
@@ -65,47 +59,12 @@ def _build(work: Workspace, member: TeacherMember) -> tuple[nn.Module, str | Non
     """Build the module of a teacher; with it the digest of the file or folder that it was loaded from, if any."""
     teacher, path = member.teacher, member.weights
     if not teacher.is_whole or path is None:
-        return _build_by_factory(work, member, member.seed), None
+        return build_by_factory(work, member, member.seed), None
     offered: Mapping[str, object] = {"path": path}
     with unchanged(path):
         made = build(teacher.factory, teacher.args, offered=offered, base=work.experiment.base)
         digest = source_digests(path)[0]
     return expect_module(made, teacher.factory), digest
-
-
-def _build_by_factory(work: Workspace, member: TeacherMember, seed: int) -> nn.Module:
-    """Build the module of a teacher by its factory. seed: of the generators."""
-    rows = work.rows
-    module = build_model(
-        member.teacher,
-        work.experiment,
-        input_shape=rows.first.shape,
-        num_classes=rows.num_classes,
-        seed=seed,
-    )
-    return make_lazy_layers(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
-
-
-def find_ready(work: Workspace, member: TeacherMember) -> str:
-    """Return the digest of a teacher that its factory returns with its weights. The first call makes the network."""
-    if member.name not in work.ready:
-        module = _build_by_factory(work, member, member.seed + 1)
-        work.ready[member.name] = tensor_digests(module, f"teacher {member.name!r}")
-        del module
-        gc.collect()  # before the second one takes as much memory
-    return state_digest(work.ready[member.name])
-
-
-def _check_problem(module: nn.Module, where: str) -> None:
-    """Refuse a model of Hugging Face whose outputs are no logits of one softmax. Raises BadDataError."""
-    problem = getattr(getattr(module, "config", None), "problem_type", None)
-    if isinstance(problem, str) and problem != "single_label_classification":
-        raise BadDataError(
-            where,
-            expected="problem_type 'single_label_classification', or none",
-            found=f"problem_type = {problem!r}",
-            remedy="use a teacher that gives one class for each input",
-        )
 
 
 def load_teacher(work: Workspace, member: TeacherMember, weights: str | None = None) -> nn.Module:
@@ -116,14 +75,9 @@ def load_teacher(work: Workspace, member: TeacherMember, weights: str | None = N
     that are meant, or its classes (attribute `class_names`) are not those of the transfer set.
     """
     teacher = member.teacher
-    if teacher.is_ready:
-        find_ready(work, member)
     module, loaded = _build(work, member)
     if teacher.is_ready:
-        digests = tensor_digests(module, f"teacher {member.name!r}")
-        check_same_tensors(work.ready[member.name], digests, teacher.factory)
-        _check_problem(module, f"teacher {member.name!r}")
-        loaded = state_digest(digests)
+        loaded = check_ready(work, member, module)
     elif loaded is None:
         path = member.weights or work.models.weights_path("teachers", member.name)
         loaded = load_weights(module, path, allow_pickle=teacher.allow_pickle, key=teacher.weights_key)

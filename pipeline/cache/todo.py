@@ -129,7 +129,7 @@ def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
     A ready teacher is made to find the digest of its weights. Raises BadDataError for a weights file that is not there.
     """
     if member.teacher.is_ready:
-        from .teachers import find_ready  # imports torch
+        from .ready import find_ready  # imports torch
 
         return Record({}, find_ready(work, member), {})
     if member.weights is not None:

@@ -249,7 +249,7 @@ def _log_reading(reading: _Reading, path: Path, key: str | None) -> None:
 
 
 def harmless_classes() -> "contextlib.AbstractContextManager[None]":
-    """Let torch's reader make the settings and file names that scripts keep beside weights: two classes without code."""
+    """Allow torch's reader the settings and file names that scripts keep beside weights: two classes without code."""
     return torch.serialization.safe_globals([argparse.Namespace, PosixPath])
 
 
