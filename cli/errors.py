@@ -2,7 +2,7 @@
 
 | the command ended with | stderr | exit code |
 | --- | --- | --- |
-| an error of the library | its one line | its `exit_code`: 64, 65, 70 or 75 |
+| an error of the library | its one line, and one for each of its notes | its `exit_code`: 64, 65, 70 or 75 |
 | a wrong command line | one line that names the command's help | 64 |
 | a full disk, a failing one, or too little memory | one line | 75 |
 | a path without permission, on a read-only disk, too long, or gone | one line | 65 |
@@ -33,7 +33,7 @@ _RESUME = "finished work is kept, run the same command again to resume"
 
 
 def report(error: BaseException, settings: Settings) -> int:
-    """Print the line of `error` to stderr, and return the exit code."""
+    """Print the line of `error` to stderr, and those of its notes, and return the exit code."""
     # Imported late: the help of the group needs no library.
     from ..pipeline.runtime.ranks import OtherRankFailed
     from ..pipeline.runtime.stopping import Stopped, asked
@@ -55,6 +55,7 @@ def report(error: BaseException, settings: Settings) -> int:
         echo(printable("".join(traceback.format_exception(error)).rstrip(), keep="\n"), err=True)
 
     # click raises Abort from the interrupt. A worker or rank that the same signal ended may be noticed first.
+    notes: list[str] = []
     stopped = next((one for one in (error, error.__cause__) if isinstance(one, Stopped)), None)
     if stopped is None and asked() and isinstance(error, TransientIOError):
         stopped = Stopped(asked())
@@ -62,6 +63,7 @@ def report(error: BaseException, settings: Settings) -> int:
         line, code = f"stopped by {stopped.name}; {_RESUME}", stopped.exit_code
     elif isinstance(error, LogitStoreError):
         line, code = str(error), error.exit_code
+        notes = getattr(error, "__notes__", notes)
     elif isinstance(error, click.ClickException):
         line, code = _usage(error), EX_USAGE
     elif isinstance(error, KeyboardInterrupt | click.Abort):
@@ -69,7 +71,8 @@ def report(error: BaseException, settings: Settings) -> int:
     else:
         line, code = _of_system(error, verbose)
     try:
-        echo(f"logitstore: {printable(' '.join(line.split()))}", err=True)
+        for one in (line, *notes):
+            echo(f"logitstore: {printable(' '.join(one.split()))}", err=True)
     except OSError:  # nobody reads it
         discard_output()
     return code

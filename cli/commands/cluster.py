@@ -123,7 +123,7 @@ def _checked(teachers: Sequence[str], settings: dict[str, Any]) -> "Cluster":
     try:
         return Cluster.model_validate({**source, **given})
     except ValidationError as error:
-        raise explain(error, "cluster") from None
+        raise explain(error, "cluster", Cluster) from None
 
 
 def _weights(teachers: Sequence[str]) -> dict[str, float]:

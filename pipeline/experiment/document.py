@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_PARTS
@@ -13,7 +14,7 @@ from ..factories.call import suggest
 from ..factories.local_code import local_source
 from ..factories.read_files import files_read
 from .reading import parse_toml, read_text, syntax_error
-from .schema import NAME, Listed, Table, explain, problem, show
+from .schema import NAME, Listed, Table, explain, noting, problem, raise_all, show
 from .tables import (
     Cache,
     Cluster,
@@ -88,24 +89,34 @@ class Experiment(Table):
 
     @model_validator(mode="after")
     def _tables_agree(self) -> "Experiment":
-        """Refuse a name that is taken or unknown; return the experiment with `cluster.teachers` as members."""
+        """Refuse names that are taken or unknown; return the experiment with `cluster.teachers` as members."""
+        problems = list[PydanticCustomError]()
         owners: dict[str, str] = {}  # of each name in the store, or of several members: its table
         for index, teacher in enumerate(self.teachers):
-            for name in dict.fromkeys((teacher.name, *teacher.member_names)):
-                _claim(owners, name, f"teacher[{index}].name")
+            with noting(problems):
+                for name in dict.fromkeys((teacher.name, *teacher.member_names)):
+                    _claim(owners, name, f"teacher[{index}].name")
+        raise_all(problems)  # the others refer to these names
         if self.cluster is not None:
-            if self.cluster.teacher is not None:
-                self._check_member(self.cluster.teacher, "cluster.teacher")
-            _check_known(self.cluster.teachers or (), owners, "cluster.teachers")
-        if self.specialists is not None:
-            self._check_specialists(self.specialists, owners)
-        if self.combine is not None:
-            self._check_combination(self.combine, owners)
+            with noting(problems):
+                if self.cluster.teacher is not None:
+                    self._check_member(self.cluster.teacher, "cluster.teacher")
+                _check_known(self.cluster.teachers or (), owners, "cluster.teachers")
+        with noting(problems):
+            if self.specialists is not None:
+                self._check_specialists(self.specialists, owners)
+        with noting(problems):
+            if self.combine is not None:
+                self._check_combination(self.combine, owners)
         students: dict[str, str] = {}
         for index, student in enumerate(self.students):
-            _claim(students, student.name, f"student[{index}].name")
-            _check_known(student.teachers or (), owners, f"student[{index}].teachers")
-            self._check_view(student.views, f"student[{index}].views")
+            with noting(problems):
+                _claim(students, student.name, f"student[{index}].name")
+            with noting(problems):
+                _check_known(student.teachers or (), owners, f"student[{index}].teachers")
+            with noting(problems):
+                self._check_view(student.views, f"student[{index}].views")
+        raise_all(problems)
         if self.cluster is None or self.cluster.teachers is None:
             return self
         weights = among_members(self.cluster.teachers, self._groups)
@@ -267,7 +278,7 @@ def parse_experiment(document: Mapping[str, object], *, where: str, base: Path) 
     document: tables, lists and scalars as `tomllib` gives them.
     where: the document's name in errors, normally its path.
     base: folder that relative file names start from.
-    Raises ConfigError for the first problem; its remedy counts the others.
+    Raises ConfigError for the first problem; its remedy counts the others, and its notes list them.
 
     >>> parse_experiment({"transferset": {}}, where="a.toml", base=Path())
     Traceback (most recent call last):
@@ -277,6 +288,6 @@ did you mean 'transfer_set'?
     try:
         experiment = Experiment.model_validate(dict(document))
     except ValidationError as error:
-        raise explain(error, where) from None
+        raise explain(error, where, Experiment) from None
     experiment._base = base
     return experiment

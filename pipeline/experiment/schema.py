@@ -1,10 +1,12 @@
-"""Types of keys, the base of all tables, and the one line that an invalid document becomes."""
+"""Types of keys, the base of all tables, and the lines that an invalid document becomes, one a problem."""
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ...storage.errors import ConfigError
 from ..factories.call import suggest
@@ -24,12 +26,30 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of parts, teachers and students."""
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ITEM = TypeVar("_ITEM")
+_MOST_LINES: Final = 10
+"""Problems that are listed; of further ones, the number."""
 
 
 def problem(expected: str, found: str, remedy: str, key: str = "") -> PydanticCustomError:
     """Return an error whose four parts reach the user unchanged; `key` is appended to the place."""
     context = {"expected": expected, "found": found, "remedy": remedy, "key": key}
     return PydanticCustomError("logitstore", "{expected}", context)
+
+
+@contextlib.contextmanager
+def noting(problems: list[PydanticCustomError]) -> Iterator[None]:
+    """Append the problem that the block raises to a list, so that the next check is made as well."""
+    try:
+        yield
+    except PydanticCustomError as error:
+        problems.append(error)
+
+
+def raise_all(problems: Sequence[PydanticCustomError]) -> None:
+    """Raise several problems of one table together; nothing without any."""
+    if problems:
+        lines = [InitErrorDetails(type=one, input=None) for one in problems]
+        raise ValidationError.from_exception_data("table", lines)
 
 
 def show(value: object) -> str:
@@ -143,26 +163,19 @@ class Table(BaseModel):
     elsewhere: ClassVar[Sequence[tuple[str, str]]] = ()
     """Keys of other tables, each with the remedy."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: object) -> object:
-        if isinstance(data, Mapping):
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in map(str, data):
-                if key not in known:
-                    remedy = dict(cls.elsewhere).get(key) or suggest(key, known)
-                    raise problem("a known key", show(key), remedy, key)
-        return data
-
     @model_validator(mode="after")
     def _refuse_keys_without_effect(self) -> "Table":
+        problems = list[PydanticCustomError]()
         for keys, choice, values in self.effects:
             if (chosen := attrgetter(choice)(self)) in values:
                 continue
-            for key in keys:
-                if _is_given(self, key):
-                    expected = f"{choice} = {any_of([show(value) for value in values])}"
-                    raise problem(expected, f"{choice} = {show(chosen)}", f"remove {key}", key)
+            expected = f"{choice} = {any_of([show(value) for value in values])}"
+            problems += [
+                problem(expected, f"{choice} = {show(chosen)}", f"remove {key}", key)
+                for key in keys
+                if _is_given(self, key)
+            ]
+        raise_all(problems)
         return self
 
     def check_one_of(self, first: str, second: str) -> None:
@@ -215,26 +228,85 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, where: str) -> ConfigError:
-    """Return the first problem in the document `where` as one line; its remedy counts the others."""
-    details = error.errors(include_url=False)
-    detail = details[0]
-    # A list whose items fail is reported as too short as well: that is no problem of its own.
+def explain(error: ValidationError, where: str, table: type[Table]) -> ConfigError:
+    """Return the first problem in the document `where` as one line, with the others as its notes (PEP 678).
+
+    table: the class of the document. The remedy counts the others; the notes hold ten lines at most.
+    """
+    details = _without_echoes(error.errors(include_url=False), table)
+    first, *others = [_line(detail, where, table) for detail in details]
+    if others:
+        first.remedy += f" ({len(others)} more problem{'s' if len(others) > 1 else ''} after this one)"
+        first.args = (first.where, first.expected, first.found, first.remedy)
+    for line in others[: _MOST_LINES - 1]:
+        first.add_note(str(line))
+    if more := len(others[_MOST_LINES - 1 :]):
+        first.add_note(f"{where}: {more} more problem{'s' if more > 1 else ''}")
+    return first
+
+
+def _without_echoes(details: list[ErrorDetails], table: type[Table]) -> list[ErrorDetails]:
+    """Leave out problems that follow from others."""
+    # A list whose items fail is reported as too short as well.
     inside = {each["loc"][:depth] for each in details for depth in range(len(each["loc"]))}
-    details = [each for each in details if each["type"] != "too_short" or each["loc"] not in inside]
+    # A key that is misspelt is missing as well.
+    meant = {
+        (*each["loc"][:-1], near)
+        for each in details
+        if each["type"] == "extra_forbidden" and (near := _nearest(each, table))
+    }
+    return [
+        each
+        for each in details
+        if not (each["type"] == "too_short" and each["loc"] in inside)
+        and not (each["type"] == "missing" and each["loc"] in meant)
+    ]
+
+
+def _line(detail: ErrorDetails, where: str, table: type[Table]) -> ConfigError:
     context = detail.get("ctx", {})
     if detail["type"] == "logitstore":
         expected, found, remedy = (str(context[part]) for part in ("expected", "found", "remedy"))
+    elif detail["type"] == "extra_forbidden":
+        key, owner = str(detail["loc"][-1]), _table_at(table, detail["loc"][:-1])
+        expected, found = "a known key", show(key)
+        remedy = dict(owner.elsewhere).get(key) or suggest(key, _keys(owner))
     else:
         expected = _EXPECTED.get(detail["type"], "a value that fits ({message})")
         expected = expected.format(message=detail["msg"], **context)
         found = "no such key" if detail["type"] == "missing" else show(detail["input"])
         remedy = _remedy(detail)
-    if others := len(details) - 1:
-        remedy += f" ({others} more problem{'s' if others > 1 else ''} after this one)"
     location = _location(detail)
-    where = f"{where}: {location}" if location else where
-    return ConfigError(where, expected=expected, found=found, remedy=remedy)
+    return ConfigError(
+        f"{where}: {location}" if location else where, expected=expected, found=found, remedy=remedy
+    )
+
+
+def _keys(table: type[Table]) -> list[str]:
+    """List the keys of a table as a document has them."""
+    return [field.alias or name for name, field in table.model_fields.items()]
+
+
+def _nearest(detail: ErrorDetails, table: type[Table]) -> str | None:
+    """Return the key that an unknown one is like."""
+    near = get_close_matches(str(detail["loc"][-1]), _keys(_table_at(table, detail["loc"][:-1])), n=1)
+    return near[0] if near else None
+
+
+def _table_at(table: type[Table], location: Sequence[int | str]) -> type[Table]:
+    """Return the class of the table at a location in a document of the class `table`."""
+    for part in location:
+        for name, field in table.model_fields.items():
+            if part in (name, field.alias):
+                table = next(_tables_in(field.annotation), table)
+    return table
+
+
+def _tables_in(annotation: object) -> Iterator[type[Table]]:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _tables_in(argument)
 
 
 def _remedy(detail: ErrorDetails) -> str:

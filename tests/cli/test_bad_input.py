@@ -114,6 +114,23 @@ def test_a_misspelt_key(folder: Path, sentence: Sentences) -> None:
     sentence(line)
 
 
+def test_five_problems_of_a_file_are_five_lines(folder: Path, sentence: Sentences) -> None:
+    changes = [
+        ("temperature = 2.0", 'temprature = "2"'),
+        ("batch_size = 32", "batch_size = 0"),
+        ("[cache]", "[cash]\n[cache]"),
+        ("lr = 1e-2", "lr = -1"),
+        ('order = "as_is"', 'order = "random"'),
+    ]
+    file = small.write_experiment(folder, *changes)
+    result = call("run", file, "--out", folder / "out")
+    lines = result.stderr.splitlines()
+    assert result.exit_code == USAGE and len(lines) == 5 and not (folder / "out").exists()
+    for line in lines:
+        assert line.startswith(f"logitstore: {file}: ")
+        sentence(line)
+
+
 @pytest.mark.parametrize("command", ["run", "cache", "train", "evaluate"])
 def test_no_experiment_file(folder: Path, command: str, sentence: Sentences) -> None:
     store = [] if command == "run" else [folder / "store.zarr"]

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.messages import Sentences
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
 from logitstore.pipeline.experiment.schema import Table
@@ -552,9 +553,46 @@ def test_the_keys_of_every_effect_exist() -> None:
     assert key_of(Student, "loss.nmae") is None  # negative control
 
 
-def test_the_rest_of_the_problems_are_counted() -> None:
-    text = WHOLE.replace("lr = 1, momentum", "lr = -1, momentum").replace("members = 3", "members = 0")
-    assert message(text).endswith("correct members (1 more problem after this one)")
+def problems(text: str) -> list[str]:
+    """Return every line about a document, the first with the number of the others."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return [str(caught.value), *getattr(caught.value, "__notes__", [])]
+
+
+def test_every_problem_has_a_line(sentence: Sentences) -> None:
+    """Values, a misspelt key, a key without effect, a missing one, in five tables."""
+    text = WHOLE.replace("lr = 1, momentum", "momentum").replace("members = 3", "members = 0")
+    text = text.replace("temperature = 20.0", "temprature = 20.0").replace('teacher = "deep"', "")
+    text = text.replace("views = 4", 'views = "4"').replace(
+        "epochs = 60, augment", "epochs = 60, seeds = [1], augment"
+    )
+    lines = problems(text)
+    assert len(lines) == 6 and all("\n" not in line for line in lines)
+    assert lines[0].endswith("(5 more problems after this one)")
+    for line in lines:
+        sentence(line)
+
+
+def test_tables_that_disagree_have_a_line_each(sentence: Sentences) -> None:
+    text = WHOLE.replace('teacher = "deep"', 'teacher = "wide"').replace("views = 4", "views = 2")
+    text += '[[student]]\nname = "more"\nfactory = "a:b"\nteachers = ["dep"]\nviews = 7\n[student.train]\nlr = 1\nepochs = 1\n'
+    for line in problems(text):
+        sentence(line)
+
+
+def test_a_misspelt_key_is_not_missing_as_well(sentence: Sentences) -> None:
+    (line,) = problems(WHOLE.replace("lr = 1, momentum", "lrr = 1, momentum"))
+    sentence(line)
+    assert len(problems(WHOLE.replace("lr = 1, momentum", "xyz = 1, momentum"))) == 2  # negative control
+
+
+def test_ten_problems_are_listed_and_further_ones_counted() -> None:
+    many = WHOLE + "".join(f"[unknown{number}]\n" for number in range(13))
+    lines = problems(many)
+    assert len(lines) == 11 and lines[-1] == "a.toml: 3 more problems"
+    assert lines[0].endswith("(12 more problems after this one)")
+    assert len(problems(WHOLE + "".join(f"[unknown{number}]\n" for number in range(10)))) == 10
 
 
 def test_a_file_without_a_teacher_is_refused() -> None:
