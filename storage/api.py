@@ -22,7 +22,8 @@ from .format.constants import MAX_SHARD_BYTES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.begun import committed_samples
-from .parts.reader import CaptureReader, Samples
+from .parts.captures import Captures, IndexedCapture
+from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 
-class Capture(CaptureReader):
-    """The sealed logits of one teacher."""
+class Capture(IndexedCapture):
+    """The sealed logits of one teacher: `capture[rows]`, `np.asarray(capture)`, `read`, `dask`."""
 
     def dask(self, temperature: float | None = None, rows_per_chunk: int | None = None) -> Any:
         """Return a dask.array float32 (view, row, class), each chunk checked against the seal.
@@ -51,31 +52,6 @@ class Capture(CaptureReader):
 
     def __repr__(self) -> str:
         return f"<Capture {self.name!r} (view, row, class) = {self.shape}, {self.encoding.kind}>"
-
-
-class Captures(Mapping[str, Capture]):
-    """The sealed captures of a store by teacher, in the order of their seals."""
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self._opened: dict[str, Capture] = {}
-
-    def __getitem__(self, name: str) -> Capture:
-        if name not in self._opened:
-            self._opened[name] = Capture(self._root, name)
-        return self._opened[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._root.names("teachers"))
-
-    def __len__(self) -> int:
-        return len(self._root.names("teachers"))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._root.names("teachers")
-
-    def __repr__(self) -> str:
-        return f"<Captures {list(self)}>"
 
 
 @contextlib.contextmanager
@@ -94,11 +70,15 @@ class Store:
     def __init__(self, root: Root) -> None:
         """Wrap an opened root; use `open_store` or `create_store`."""
         self._root = root
-        self.teachers: Mapping[str, Capture] = Captures(root)
+        self.teachers: Mapping[str, Capture] = Captures(root, Capture)
         """The sealed captures, in the order of their seals."""
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}: {self.num_rows} rows, {self.num_classes} classes, {list(self.teachers)}>"
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.num_rows
 
     @property
     def root(self) -> Root:

@@ -25,6 +25,8 @@ SHOW_AFTER = 1.0
 """Seconds from the first report of a task until it is shown."""
 LINE_EVERY = 5.0
 """Seconds between two lines of a task where stderr is no terminal."""
+BAR, NARROW = 40, 100
+"""Columns of a bar, and those of a terminal that leave a quarter of it."""
 
 
 @dataclass
@@ -126,10 +128,23 @@ class Bars(Lines):
         from rich.progress import BarColumn, Progress, TextColumn
 
         # The text is that of the lines: rich's own rate leaves out all reports before the first bar.
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-        return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+        console = Console(stderr=True)
+        bar = BarColumn(self._bar_width(console.width))
+        columns = TextColumn("{task.description}"), bar, TextColumn("{task.fields[text]}")
+        return Progress(*columns, console=console, transient=True, redirect_stdout=False)
+
+    @staticmethod
+    def _bar_width(width: int) -> int:
+        return BAR if width >= NARROW else BAR // 4
+
+    def _fitted(self, name: str, text: str) -> str:
+        """Return a text cut to the room beside name and bar: rich would cut all three, the name first."""
+        width, longest = self._bars.console.width, max(map(len, [*self._shown, name]))
+        room = max(width - longest - self._bar_width(width) - 3, 1)
+        return text if len(text) <= room else text[: room - 1] + "…"
 
     def _show(self, name: str, text: str, task: _Task, now: float, share: float) -> None:
+        text = self._fitted(name, text)
         if name not in self._shown:
             self._shown[name] = self._bars.add_task(name, total=1.0, text=text)
         self._bars.update(self._shown[name], completed=share, text=text)

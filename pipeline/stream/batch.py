@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...storage.checks import check_temperature
 from ...storage.errors import ConfigError
-from ...storage.stream.batch import Batch, TopKRows, TransformRows
+from ...storage.stream.batch import Batch, TopKRows, TransformRows, batch_text
 from .transform import TransformTensors, decode_transform
 
 
@@ -73,6 +73,9 @@ class TorchBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return batch_text(self)
 
     @classmethod
     def of(cls, batch: Batch) -> "TorchBatch":

@@ -74,6 +74,10 @@ class TorchStream(IterableDataset[TorchBatch]):
         self._share: _Share | None = None
         self._resume: State | None = None
 
+    def __repr__(self) -> str:
+        place = "" if self.device is None else f" on {self.device}"
+        return f"<TorchStream{place} of {self.stream!r}>"
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
         return len(self.stream)

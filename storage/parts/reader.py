@@ -53,6 +53,10 @@ class Samples:
         self.reader = PartReader(self._part, root.grid)
         """Reads rows of the arrays below."""
 
+    def __repr__(self) -> str:
+        arrays = {name: layout.shape[0] for name, layout in self._part.layouts.items()}
+        return f"<Samples of {arrays['label']} rows: {', '.join(arrays)}>"
+
     @property
     def digest(self) -> str:
         """Identity of the part: "sha256:…" of its seal."""

@@ -113,6 +113,9 @@ class SealedPart:
             files=self.seal.files,
         )
 
+    def __repr__(self) -> str:
+        return f"<SealedPart {self.name!r}: {', '.join(self.layouts)}>"
+
     def _check_attributes(self) -> list[str]:
         """Return the features that the part requires. Raises UnsupportedFeature if one is unknown here."""
         where = str(self.folder.path / ROOT_METADATA)

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 from numpy.typing import NDArray
 
 from .shared_basis import SharedBasis
+
+_SHOWN: Final = 4
+"""Teachers of a batch that its text names."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,36 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return batch_text(self)
+
+
+def batch_text(batch: Any) -> str:
+    """Return a batch of arrays or tensors in ten lines at most: dtype and shape of each, no numbers.
+
+    >>> one = Batch(np.arange(2), np.zeros(2, np.int64), None, np.array([3, -1]), {"wide": np.zeros((2, 5), np.float16)})
+    >>> one
+    <Batch of 2 rows
+      rows    int64 (2,)
+      views   int64 (2,)
+      inputs  None
+      labels  int64 (2,)
+      logits  wide: float16 (2, 5)>
+    """
+    lines = [f"{name:<8}{_text(getattr(batch, name))}" for name in ("rows", "views", "inputs", "labels")]
+    logits = [f"{name}: {_text(values)}" for name, values in batch.logits.items()]
+    if more := len(logits) - _SHOWN:
+        logits = [*logits[:_SHOWN], f"and {more} more"] if more > 0 else logits
+    lines += [f"{'' if number else 'logits':<8}{line}" for number, line in enumerate(logits or ["none"])]
+    return "\n  ".join([f"<{type(batch).__name__} of {len(batch.rows)} rows", *lines]) + ">"
+
+
+def _text(values: Any) -> str:
+    """Return dtype, shape and device of an array or a tensor; of stored rows, those of their arrays."""
+    if not hasattr(values, "dtype"):
+        arrays = vars(values).items() if values is not None else ()
+        stored = [f"{name} {_text(one)}" for name, one in arrays if hasattr(one, "dtype")]
+        return f"{type(values).__name__} of {', '.join(stored)}" if stored else repr(values)
+    place = f" on {values.device}" if str(getattr(values, "device", "cpu")) != "cpu" else ""
+    return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}{place}"

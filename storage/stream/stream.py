@@ -87,6 +87,9 @@ class Stream:
         self._buffers: list[Buffers] = []
         self._share_bases()
 
+    def __repr__(self) -> str:
+        return f"<Stream of {str(self._root.path)!r}: batches of {self._options.batch_size}, {list(self._captures)}>"
+
     def _share_bases(self) -> None:
         """Register the basis of each capture that has one, for the batches of this process and of its workers."""
         shared = {name: share_basis(capture) for name, capture in self._captures.items()}

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -469,6 +470,28 @@ def test_bars_are_drawn_on_stderr_and_vanish(
     assert "wide-1" in err
     assert "50/100 rows, 25 rows/s, 2 s left, loss 0.5" in err
     assert err.endswith("\x1b[2K") or "\x1b[2K" in err.split("wide-1")[-1]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_narrow_terminal_keeps_the_names_of_tasks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    clock, names = Clock(), ["caching conv + plain + wide", "training student small"]
+    watch = Bars(clock)
+    for name in names:
+        watch(name, 0, 1201)
+    clock.now += 2
+    for name in names:
+        watch(name, 1024, 1201, detail="waiting 12 %, loss 0.31, and figures without an end")
+    watch._bars.refresh()
+    watch.close()
+    err = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    lines = [line for line in re.split("[\r\n]", err) if "1,024" in line]
+    assert {name for name in names if any(line.startswith(f"{name} ") for line in lines)} == set(names)
+    assert max(map(len, lines)) <= columns and all("1,024/1,201" in line and "…" in line for line in lines)
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
