@@ -246,7 +246,7 @@ def explain(error: ValidationError, where: str, table: type[Table]) -> ConfigErr
 
 
 def _without_echoes(details: list[ErrorDetails], table: type[Table]) -> list[ErrorDetails]:
-    """Leave out problems that follow from others."""
+    """Return the problems that follow from no others."""
     # A list whose items fail is reported as too short as well.
     inside = {each["loc"][:depth] for each in details for depth in range(len(each["loc"]))}
     # A key that is misspelt is missing as well.

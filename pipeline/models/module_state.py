@@ -130,7 +130,7 @@ def _of_tensor(tensor: Tensor) -> str:
         tensor = tensor.to_dense()
     plain = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(content)
-    digest.update(plain.numpy())
+    digest.update(plain.numpy().data)
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} {digest.hexdigest()}"
 
 

@@ -49,6 +49,10 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return module if is_placed(module) else module.to(device)
 
 
+_OF_BYTES: Final = ("unsigned char", "Byte")
+"""Words of torch in errors of layers that were given uint8 beside float weights."""
+
+
 @contextlib.contextmanager
 def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
     """Turn an exception of a model into a BadLogitsError. where: the model in messages. batch: its inputs."""
@@ -59,6 +63,11 @@ def refusing_failures(where: str, batch: Tensor) -> Iterator[None]:
     except Exception as error:
         inputs = f"{str(batch.dtype).removeprefix('torch.')} inputs of shape {tuple(batch.shape)}"
         remedy = f"correct the model for {inputs} (-vv shows the traceback)"
+        if batch.dtype == torch.uint8 and any(word in str(error) for word in _OF_BYTES):
+            remedy = (
+                f"let the model scale its {inputs}: logitstore.pipeline.models.libraries has PixelsToInputs(channels, mean, "
+                "std), for its register_forward_pre_hook"
+            )
         if isinstance(error, torch.OutOfMemoryError) or is_short_of_memory(error):
             remedy = "lower batch_size, or use another device"
         raise BadLogitsError(

@@ -40,6 +40,43 @@ def fails(error: Exception) -> Any:
     return function
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 2, 1), nn.Sequential(nn.Flatten(), nn.Linear(48, 2))])
+def test_a_model_of_floats_that_is_given_pixels_is_told_how_to_scale_them(layer: nn.Module) -> None:
+    with pytest.raises(BadLogitsError) as caught:
+        forward(layer, torch.zeros((5, 3, 4, 4), dtype=torch.uint8), "model")
+    assert caught.value.remedy == (
+        "let the model scale its uint8 inputs of shape (5, 3, 4, 4): logitstore.pipeline.models.libraries has "
+        "PixelsToInputs(channels, mean, std), for its register_forward_pre_hook"
+    )
+    with pytest.raises(BadLogitsError) as caught:  # negative control: another fault of the same rows
+        forward(Own(fails(ValueError("no"))), torch.zeros((5, 3, 4, 4), dtype=torch.uint8), "model")
+    assert caught.value.remedy.startswith("correct the model for uint8 inputs")
+
+
+class Outputs(dict[str, Tensor]):
+    """The output of a model of transformers."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+def test_the_logits_of_a_model_of_pixel_values_are_taken_and_of_token_ids_refused() -> None:
+    model = Own(lambda x: Outputs(logits=x[:, :3]))
+    inputs = torch.from_numpy(INPUTS)
+    for name, taken in (("pixel_values", True), ("input_ids", False), (None, False)):
+        model.main_input_name = name  # type: ignore[assignment]
+        for one in (model, nn.Sequential()):
+            if one is not model:
+                one.module = model  # as in DistributedDataParallel
+                one.forward = model.forward  # type: ignore[method-assign]
+            if taken:
+                assert torch.equal(forward(one, inputs, "model"), inputs[:, :3])
+            else:
+                with pytest.raises(BadLogitsError, match="its logits alone"):
+                    forward(one, inputs, "model")
+
+
 WRAP = "wrap the model so that it returns its logits alone"
 ONE_EACH = "return one row of logits for each input from the model"
 MEND = "correct the model for float32 inputs of shape (6, 4) (-vv shows the traceback)"
