@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import logging
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PosixPath
@@ -37,6 +38,8 @@ _TRIED: Final = 50
 """Names of a model by which prefixes are sought in a file that does not fit."""
 _MOST_LEVELS: Final = 4
 """Levels of a checkpoint that are searched for tensors."""
+_MOST_SEARCHED: Final = 1000
+"""Mappings of a checkpoint that are searched for tensors."""
 _EXPECTED: Final = "a state dict of torch tensors"
 _OTHER_MODEL: Final = "name the weights of this model, or correct the model's args"
 
@@ -100,23 +103,29 @@ def _parts(content: object, path: Path) -> list[_Part]:
     """List the mappings in a file that hold tensors. Raises BadDataError for a file without any."""
     if not isinstance(content, Mapping):
         raise _refused(path, f"a {type(content).__name__}", "save the state dict of the module alone")
-    parts = list(_found(content, "", _MOST_LEVELS))
+    parts = list(_found(content))
     if not parts:
         found = f"entries {_listed(content)} without tensors" if content else "an empty mapping"
         raise _refused(path, found, "save the state dict of the module alone")
     return parts
 
 
-def _found(content: Mapping[Any, object], key: str, levels: int) -> Iterator[_Part]:
-    if any(isinstance(value, Tensor) for value in content.values()) and all(
-        isinstance(name, str) for name in content
-    ):
-        tensors = {name: value for name, value in content.items() if _is_dense(value)}
-        yield _Part(key, tensors, {name: value for name, value in content.items() if name not in tensors})
-    if levels:
-        for name, value in content.items():
-            if isinstance(name, str) and isinstance(value, Mapping):
-                yield from _found(value, f"{key}.{name}" if key else name, levels - 1)
+def _found(content: Mapping[Any, object]) -> Iterator[_Part]:
+    """Yield the mappings that hold tensors, the outer ones first. One may hold itself: their number is bounded."""
+    waiting, searched = deque([("", content, _MOST_LEVELS)]), 0
+    while waiting and searched < _MOST_SEARCHED:
+        key, mapping, levels = waiting.popleft()
+        searched += 1
+        if any(isinstance(value, Tensor) for value in mapping.values()) and all(
+            isinstance(name, str) for name in mapping
+        ):
+            tensors = {name: value for name, value in mapping.items() if _is_dense(value)}
+            yield _Part(key, tensors, {name: value for name, value in mapping.items() if name not in tensors})
+        inner = [
+            item for item in mapping.items() if isinstance(item[0], str) and isinstance(item[1], Mapping)
+        ]
+        if levels and len(waiting) < _MOST_SEARCHED:
+            waiting += [(f"{key}.{name}" if key else name, value, levels - 1) for name, value in inner]
 
 
 def _is_dense(value: object) -> TypeGuard[Tensor]:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) ->
     ]
     for number, content in enumerate(contents):
         sentence(refused(content, tmp_path / f"{number}.pth"))
+
+
+def test_a_checkpoint_that_holds_itself_is_searched_in_no_time(tmp_path: Path) -> None:
+    """Each of 300 keys leads to all of them again."""
+    endless: dict[str, Any] = {}
+    endless |= {f"key-{number}": endless for number in range(300)}
+    start = time.perf_counter()
+    assert "without tensors" in refused(endless, tmp_path / "e.pth").found
+    endless["model"] = STATE
+    assert "sets of them" in refused(endless, tmp_path / "e.pth").found
+    assert time.perf_counter() - start < 20  # 300⁴ steps otherwise
 
 
 def test_a_file_in_the_older_format_names_its_classes_too(tmp_path: Path) -> None:
