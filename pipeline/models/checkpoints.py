@@ -121,11 +121,12 @@ def _found(content: Mapping[Any, object]) -> Iterator[_Part]:
         ):
             tensors = {name: value for name, value in mapping.items() if _is_dense(value)}
             yield _Part(key, tensors, {name: value for name, value in mapping.items() if name not in tensors})
-        inner = [
-            item for item in mapping.items() if isinstance(item[0], str) and isinstance(item[1], Mapping)
-        ]
         if levels and len(waiting) < _MOST_SEARCHED:
-            waiting += [(f"{key}.{name}" if key else name, value, levels - 1) for name, value in inner]
+            waiting += [
+                (f"{key}.{name}" if key else name, value, levels - 1)
+                for name, value in mapping.items()
+                if isinstance(name, str) and isinstance(value, Mapping)
+            ]
 
 
 def _is_dense(value: object) -> TypeGuard[Tensor]:
