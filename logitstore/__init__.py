@@ -2,6 +2,7 @@
 
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
+    FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
     digest_rows                 the digests that identify the inputs of a store's rows
     LogitStoreError             the base of every error that is raised on purpose
 
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .storage.api import Capture, Store, create_store, open_store
     from .storage.digest import digest_rows
+    from .storage.encodings.feature_logits import FeatureLogits, LinearHead
     from .storage.errors import LogitStoreError
 
 __all__ = [
     "Capture",
+    "FeatureLogits",
+    "LinearHead",
     "LogitStoreError",
     "Store",
     "__version__",
@@ -35,6 +39,8 @@ __path__ = extend_path(__path__, __name__)
 
 _HOMES = {
     "Capture": "storage.api",
+    "FeatureLogits": "storage.encodings.feature_logits",
+    "LinearHead": "storage.encodings.feature_logits",
     "LogitStoreError": "storage.errors",
     "Store": "storage.api",
     "create_store": "storage.api",

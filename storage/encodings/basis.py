@@ -8,7 +8,8 @@ rounded there:
     y = (z − centre) · forward          forward = R V        (class, component)
     z̃ = ŷ · basis + centre              basis   = Vᵀ R⁻¹     (component, class)
 
-Everything is computed in the span of the calibration rows, a Gram matrix of rows: nothing of classes by classes exists.
+Everything is computed in the span of the calibration rows, or of the teacher's head (`span`): nothing of classes by classes
+exists.
 Source of the metric: Amari, "Natural gradient works efficiently in learning", 1998, section 2.
 """
 
@@ -23,14 +24,16 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
-from .products import one_thread, tiled_product
+from .feature_logits import Rows, dense, row_slices
+from .products import TILE, one_thread, tiled_product
+from .span import span_of
 
-_LEAST_SHARE: Final = 1e-10
-"""Share of the largest variance below which an axis of the calibration rows is rounding alone."""
 _RIDGE: Final = 1e-6
 """Added to the metric's diagonal, in units of its mean: directions that no softmax sees stay finite."""
-_PIECE: Final = 256
-"""Calibration rows whose softmax is held at a time."""
+_PIECE_BYTES: Final = 32 << 20
+"""Bytes of the softmax of calibration rows that is held at a time, unless a tile takes more."""
+_CLASSES: Final = 2048
+"""Classes whose projection is computed together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,17 @@ class Basis:
         """Return the arrays by the names that a capture stores."""
         return {"basis": self.basis, "centre": self.centre, "step": self.step, "weight": self.weight}
 
+    def some(self, axes: NDArray[np.bool_]) -> "Basis":
+        """Return the basis of some of the axes."""
+        return Basis(self.basis[axes], self.centre, self.step[axes], self.weight)
+
+    def with_step(self, step: float) -> "Basis":
+        """Return the same axes with one step for all. Their projection is not computed again."""
+        basis = Basis(self.basis, self.centre, np.full(self.num_components, step, np.float32), self.weight)
+        if "forward" in self.__dict__:
+            basis.__dict__["forward"] = self.forward
+        return basis
+
     @cached_property
     def digest(self) -> str:
         """ "sha256:…" of the arrays, to which every block of a capture is bound."""
@@ -75,70 +89,64 @@ class Basis:
 
         It follows from what is stored, so that every writer of a capture has the same.
         """
+        number = self.num_components
+        gram, forward = np.zeros((number, number)), np.empty((self.num_classes, number), np.float32)
+        parts = list(row_slices(self.num_classes, _CLASSES))
         with one_thread:
-            axes = self.basis.astype(np.float64)
-            weighted = axes * self.weight.astype(np.float64)
-            forward = np.linalg.solve(weighted @ axes.T, weighted).T
-        return np.ascontiguousarray(forward, np.float32)
+            for part in parts:
+                axes = self.basis[:, part].astype(np.float64)
+                gram += (axes * self.weight[part]) @ axes.T
+            for part in parts:
+                weighted = self.basis[:, part] * self.weight[part].astype(np.float64)
+                forward[part] = np.linalg.solve(gram, weighted).T
+        return forward
 
     def project(self, logits: Float32[np.ndarray, "rows classes"]) -> Float32[np.ndarray, "rows components"]:
         """Return logits on the axes. Inside `one_thread`."""
         return tiled_product(logits - self.centre, self.forward)
 
 
-def make_basis(
-    logits: Float32[np.ndarray, "rows classes"], temperatures: Sequence[float], step: float
-) -> Basis:
+def make_basis(logits: Rows, temperatures: Sequence[float], step: float) -> Basis:
     """Make the basis of calibration rows.
 
-    logits: centred, the largest of each row 0; more rows than the logits have directions. temperatures: at which the error
-    counts. step: of a component of the mean row, in natural-log units of the metric. Memory: a few times the logits in
-    float64 and rows by rows.
+    logits: finite; of an array, the largest of each row 0. temperatures: at which the error counts. step: of a component of
+    the mean row, in natural-log units of the metric. Memory: of an array, a few times the logits in float64 and rows by rows;
+    of features, the basis, features by features and `_PIECE_BYTES`.
     """
+    num_classes = logits.shape[1]
     with one_thread:
-        centre = logits.mean(axis=0, dtype=np.float64)
-        spread = logits - centre
-        span, mean = _span(spread), np.zeros(logits.shape[1])
-        metric = np.zeros((len(span), len(span)))
-        for temperature in temperatures:
-            for first in range(0, len(logits), _PIECE):
-                p = _softmax(logits[first : first + _PIECE], temperature)
-                inside = p @ span.T
-                metric += ((span * p.sum(axis=0)) @ span.T - inside.T @ inside) / temperature**2
+        span, mean, peak = span_of(logits), np.zeros(num_classes), np.empty(len(logits))
+        seen = np.zeros(())
+        for part in row_slices(len(logits), max(TILE, _PIECE_BYTES // (8 * num_classes) // TILE * TILE)):
+            rows = dense(logits[part])
+            peak[part] = rows.max(axis=1)
+            for temperature in temperatures:
+                p = _softmax(rows, temperature)
+                inside = span.coordinates(p)
+                seen = seen + inside.T @ inside / temperature**2
                 mean += p.sum(axis=0) / temperature**2
-        metric /= len(logits) * sum(1 / t**2 for t in temperatures)
+        metric = (span.weighted(mean) - seen) / (len(logits) * sum(1 / t**2 for t in temperatures))
         metric += _RIDGE * np.trace(metric) / len(metric) * np.eye(len(metric))
         lengths, directions = np.linalg.eigh(metric)
         root = np.sqrt(np.maximum(lengths, 1e-14))
-        coordinates = (spread @ span.T) @ ((directions * root) @ directions.T)
+        coordinates = span.rows(peak) @ ((directions * root) @ directions.T)
         _, axes = np.linalg.eigh(coordinates.T @ coordinates)
-        axes = axes[:, ::-1]
-        rows = axes.T @ ((directions / root) @ directions.T) @ span
+        axes = span.combined(axes.T[::-1] @ ((directions / root) @ directions.T))
         weight = np.maximum(mean / mean.sum(), 1e-3 / len(mean))
     return Basis(
-        np.ascontiguousarray(rows, np.float32),
-        centre.astype(np.float32),
-        np.full(len(rows), step, np.float32),
+        axes,
+        span.centre(peak).astype(np.float32),
+        np.full(len(axes), step, np.float32),
         weight.astype(np.float32),
     )
-
-
-def _span(spread: Float64[np.ndarray, "rows classes"]) -> Float64[np.ndarray, "axes classes"]:
-    """Return orthonormal axes of the rows, from the smaller of the two Gram matrices."""
-    rows, classes = spread.shape
-    if classes <= rows:
-        size, axes = np.linalg.eigh(spread.T @ spread)
-        kept = size > size[-1] * _LEAST_SHARE
-        return np.ascontiguousarray(axes[:, kept].T[::-1])
-    size, of_rows = np.linalg.eigh(spread @ spread.T)
-    kept = size > size[-1] * _LEAST_SHARE
-    axes = (of_rows[:, kept].T @ spread) / np.sqrt(size[kept])[:, None]
-    return np.ascontiguousarray(axes[::-1])
 
 
 def _softmax(
     logits: Float32[np.ndarray, "rows classes"], temperature: float
 ) -> Float64[np.ndarray, "rows classes"]:
-    powers = np.exp(logits.astype(np.float64) / temperature)
+    powers = logits.astype(np.float64)
+    powers -= powers.max(axis=1, keepdims=True)
+    powers /= temperature
+    np.exp(powers, out=powers)
     powers /= powers.sum(axis=1, keepdims=True)
     return powers

@@ -127,7 +127,10 @@ def _lead(decoded: Float32[np.ndarray, "rows classes"], kept: NDArray[np.int64])
 
 
 class Softened:
-    """Rows of logits as probabilities at several temperatures, against which decoded rows are compared."""
+    """Rows of logits as probabilities at several temperatures, against which decoded rows are compared.
+
+    The probabilities are computed when they are needed: those of 128 rows of 20,000 classes would not stay in a cache.
+    """
 
     def __init__(
         self,
@@ -135,14 +138,9 @@ class Softened:
         temperatures: Sequence[float],
         dtype: type[np.floating],
     ) -> None:
-        """Compute the probabilities. logits: centred. dtype: in which errors are computed."""
+        """Keep the logits. logits: centred. dtype: in which errors are computed."""
         self._logits, self._temperatures, self._dtype = logits, temperatures, dtype
         self._lost = float(np.finfo(dtype).eps)
-        self._p = []
-        for temperature in temperatures:
-            p = np.exp(logits.astype(dtype, copy=False) * dtype(1 / temperature))
-            p /= p.sum(axis=1, keepdims=True)
-            self._p.append(p)
 
     def divergence(
         self, rows: NDArray[np.int64], decoded: Float32[np.ndarray, "some classes"]
@@ -155,13 +153,15 @@ class Softened:
         step = max(1, _CACHED // decoded.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, len(rows), step):
-                part = rows[first : first + step]
-                error = self._logits[part].astype(self._dtype, copy=False)
-                error -= decoded[first : first + step]
-                for column, (temperature, all_p) in enumerate(zip(self._temperatures, self._p, strict=True)):
-                    p = all_p[part]
+                exact = self._logits[rows[first : first + step]].astype(self._dtype, copy=False)
+                error = exact - decoded[first : first + step]
+                for column, temperature in enumerate(self._temperatures):
+                    inverse = self._dtype(1 / temperature)
+                    p = exact * inverse
+                    np.exp(p, out=p)
+                    p /= p.sum(axis=1, keepdims=True)
                     d = error - np.einsum("ij,ij->i", p, error)[:, None]
-                    d *= self._dtype(1 / temperature)
+                    d *= inverse
                     powers = np.exp(-d)
                     powers -= 1
                     powers += d

@@ -11,11 +11,11 @@ Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that smal
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt16
@@ -28,6 +28,7 @@ from .basis import Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
 from .error_budget import ErrorBudget
+from .feature_logits import FeatureLogits, Rows, dense, row_slices
 from .products import TILE, one_thread
 from .refine import ESCAPED, GUESS, refine_rows, step_factor
 
@@ -36,14 +37,20 @@ TEMPERATURES: Final = (1.0, 2.0, 4.0, 8.0)
 CALIBRATION_ROWS: Final = 2048
 """Calibration rows, unless another number is given."""
 _PIECE: Final = 2 * TILE
-"""Rows that a thread encodes at a time."""
+"""Rows that a thread encodes at a time, unless they are wide."""
+_PIECE_BYTES: Final = 16 << 20
+"""Bytes of the logits that a thread encodes at a time, unless a tile takes more."""
 _MOST_THREADS: Final = 8
+_DENSE_BYTES: Final = 256 << 20
+"""Bytes of the logits that all threads encode at a time, unless a tile takes more; a thread has a few arrays of that size."""
 _SPARE: Final = 1 / 32
 """Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
 _MOSTLY: Final = 7 / 8
 """Share of components with a code from which all are multiplied."""
 _DIGITS: Final = 5
 """Significant bits of a recorded error: more would cost more than they tell."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -117,15 +124,20 @@ class Transform:
         """Return this encoding with a basis, so that it encodes and decodes."""
         return replace(self, basis=basis)
 
-    def calibrated(self, logits: Float32[np.ndarray, "rows classes"], where: str) -> "Transform":
+    def calibrated(self, logits: Rows, where: str) -> "Transform":
         """Return this encoding with a basis made of calibration rows.
 
         logits: of the teacher, any additive constant a row. Raises BadLogitsError for rows that are not finite, or are all
         the same.
         """
-        check_finite(logits, 0, where)
-        centred = logits - logits.max(axis=1, keepdims=True)
-        if len(logits) < 2 or not (centred != centred[0]).any():
+        if isinstance(logits, FeatureLogits):
+            logits.check_finite(0, where)
+            differ = (logits.features != logits.features[:1]).any()
+        else:
+            check_finite(logits, 0, where)
+            logits = logits - logits.max(axis=1, keepdims=True)
+            differ = (logits != logits[:1]).any()
+        if len(logits) < 2 or not differ:
             raise BadLogitsError(
                 where,
                 expected="calibration rows that differ",
@@ -133,19 +145,33 @@ class Transform:
                 remedy="check the teacher and its weights, or store its logits as float16",
             )
         step = 4 * math.sqrt(2 * self.max_kl)
-        whole = make_basis(centred, self.temperatures, step)
-        with one_thread:
-            projected = whole.project(centred)
-            tried = refine_rows(centred, projected, whole, self.max_kl, self.temperatures)
-        fine = tried.refine[tried.refine != ESCAPED]
+        basis = make_basis(logits, self.temperatures, step)
+        refine, extent = self._tried(logits, basis, where)
+        fine = refine[refine != ESCAPED]
         # Half of the rows are to need no more than GUESS.
         step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
-        finest = step_factor(fine).min(initial=1.0) * whole.step
-        used = np.abs(projected).max(axis=0) > _SPARE * finest
+        finest = step_factor(fine).min(initial=1.0) * basis.step
+        used = extent > _SPARE * finest
         used[0] = True
-        return self.with_basis(
-            Basis(whole.basis[used], whole.centre, np.full(int(used.sum()), step, np.float32), whole.weight)
-        )
+        # Rows unlike these may need every axis of a head. One without a code takes hardly a byte.
+        kept = basis if isinstance(logits, FeatureLogits) else basis.some(used)
+        return self.with_basis(kept.with_step(step))
+
+    def _tried(
+        self, logits: Rows, basis: Basis, where: str
+    ) -> tuple[NDArray[np.uint8], Float32[np.ndarray, " components"]]:
+        """Return the refinement of each row in a basis, and the largest coordinate on each of its axes."""
+
+        def piece(part: slice) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+            centred = _dense(logits, part, 0, where)
+            centred = centred - centred.max(axis=1, keepdims=True)
+            projected = basis.project(centred)
+            found = refine_rows(centred, projected, basis, self.max_kl, self.temperatures)
+            return found.refine, np.abs(projected).max(axis=0)
+
+        _ = basis.forward  # once, not in each thread
+        refine, extents = zip(*_by_threads(piece, logits.shape), strict=True)
+        return np.concatenate(refine), np.max(extents, axis=0)
 
     def arrays(self, num_classes: int) -> tuple[ArraySpec, ...]:
         basis = self._basis
@@ -172,33 +198,44 @@ class Transform:
             )
         return self.basis
 
-    def encode(
-        self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
-    ) -> dict[str, NDArray[Any]]:
-        """Encode rows as `codes`, `refine`, `error` and `escape`: see `Encoding.encode`."""
-        check_finite(logits, first_row, where)
-        peak = logits.max(axis=1)
-        basis, codes = self._basis, np.empty((len(logits), self._basis.num_components), np.uint16)
-        refine = np.empty(len(logits), np.uint8)
-        error = np.empty((len(logits), len(self.temperatures)), np.float16)
-        escape = np.full(logits.shape, self._escape.fill, np.uint16)
+    def encode(self, logits: Rows, first_row: int, where: str) -> dict[str, NDArray[Any]]:
+        """Encode rows as `codes`, `refine`, `error` and `escape`: see `Encoding.encode`.
 
-        def piece(first: int) -> None:
-            part = slice(first, first + _PIECE)
-            centred = logits[part] - peak[part, None]
+        logits: an array, or features and their head, of which a few rows are made at a time. `escape` of fill alone takes
+        no memory.
+        """
+        if isinstance(logits, FeatureLogits):
+            logits.check_finite(first_row, where)
+        else:
+            check_finite(logits, first_row, where)
+        basis, codes = self._basis, np.empty((len(logits), self._basis.num_components), np.uint16)
+        refine, peak = np.empty(len(logits), np.uint8), np.empty(len(logits), np.float32)
+        error = np.empty((len(logits), len(self.temperatures)), np.float16)
+
+        def piece(part: slice) -> list[tuple[int, NDArray[np.uint16]]]:
+            rows = _dense(logits, part, first_row, where)
+            peak[part] = rows.max(axis=1)
+            centred = rows - peak[part, None]
             found = refine_rows(centred, basis.project(centred), basis, self.max_kl, self.temperatures)
             codes[part], refine[part] = zigzag(found.codes), found.refine
             error[part] = self._recorded(list(found.kl.T))
-            if (out := np.flatnonzero(found.refine == ESCAPED)).size:
-                escaped = self._escaped(logits[part][out], first_row + first + int(out[0]), where)
-                _keep_largest(escaped["logits"], centred[out].argmax(axis=1))
-                escape[first + out] = escaped["logits"]
-                decoded = self._escape.decode(escaped)
-                kl = [divergence(centred[out], decoded, t) for t in self.temperatures]
-                error[first + out] = self._recorded(kl)
+            out = np.flatnonzero(found.refine == ESCAPED)
+            if not out.size:
+                return []
+            escaped = self._escaped(rows[out], first_row + part.start + int(out[0]), where)
+            _keep_largest(escaped["logits"], centred[out].argmax(axis=1))
+            decoded = self._escape.decode(escaped)
+            kl = [divergence(centred[out], decoded, t) for t in self.temperatures]
+            error[part.start + out] = self._recorded(kl)
+            return list(zip((part.start + out).tolist(), escaped["logits"], strict=True))
 
-        with one_thread, ThreadPoolExecutor(_threads()) as pool:
-            list(pool.map(piece, range(0, len(logits), _PIECE)))
+        _ = basis.forward  # once, not in each thread
+        escaped = [row for rows in _by_threads(piece, logits.shape) for row in rows]
+        escape = np.broadcast_to(np.uint16(self._escape.fill), logits.shape)
+        if escaped:
+            escape = escape.copy()
+            for row, values in escaped:
+                escape[row] = values
         arrays: dict[str, NDArray[Any]] = {
             "codes": codes,
             "refine": refine,
@@ -269,6 +306,23 @@ def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
     """
     before = np.arange(codes.shape[1]) < largest[:, None]
     codes[before & (codes == 0)] = 1
+
+
+def _dense(logits: Rows, part: slice, first_row: int, where: str) -> Float32[np.ndarray, "some classes"]:
+    """Return some rows as an array. Raises BadLogitsError for features whose logits overflow."""
+    rows = dense(logits[part])
+    if isinstance(logits, FeatureLogits):
+        check_finite(rows, first_row + part.start, where)
+    return rows
+
+
+def _by_threads(piece: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Result]:
+    """Return the results of a function of some rows of each piece of logits of a shape, in order."""
+    row_bytes = 4 * shape[1]
+    rows = min(_PIECE, max(TILE, _PIECE_BYTES // row_bytes // TILE * TILE))
+    threads = max(1, min(_threads(), _DENSE_BYTES // (rows * row_bytes)))
+    with one_thread, ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(piece, row_slices(shape[0], rows)))
 
 
 def _threads() -> int:

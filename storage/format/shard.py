@@ -75,11 +75,13 @@ class ShardEncoder:
 
     def append(self, values: NDArray[Any]) -> list[memoryview]:
         """Return the buffers to write for the next rows, (rows, *row_shape); the caller must not change them."""
-        rows = np.ascontiguousarray(values, dtype=self._layout.numpy_dtype)
+        rows = np.asarray(values)
         buffers: list[memoryview] = []
         while len(rows):
             room = self._layout.chunk_rows - self._num_rows
-            piece, rows = rows[:room], rows[room:]
+            # A chunk at a time: values may be one number in memory, of many rows.
+            piece = np.ascontiguousarray(rows[:room], dtype=self._layout.numpy_dtype)
+            rows = rows[room:]
             payload = piece.reshape(-1).view(np.uint8)
             self._num_rows += len(piece)
             if self._layout.codec == RAW:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_logits
 from ..encodings.basis import Basis
+from ..encodings.feature_logits import as_rows
 from ..encodings.transform import Transform
 from ..errors import ConfigError, SpecMismatch
 from ..format.constants import MAX_BASIS_BYTES, SPEC
@@ -25,7 +25,8 @@ def choose_basis(
     """Return the basis of the capture `name` if it is begun; else that of the encoding, or one of calibration rows.
 
     encoding: with a basis of its own, or without. columns: of the capture. spec: as the writer would begin it.
-    calibration: logits of some rows of the teacher, (rows, columns), or a function that returns them, called if needed.
+    calibration: logits of some rows of the teacher, (rows, columns), or their features and head, or a function that returns
+    them, called if needed.
     Raises ConfigError without rows, BadLogitsError for rows of another shape or without a basis, SpecMismatch for another
     identity or for rows of another basis than the capture was begun with, ManifestInvalid for a damaged basis.
     """
@@ -81,7 +82,7 @@ def _new_basis(encoding: Transform, columns: int, calibration: Any, where: str) 
 
 
 def _rows(calibration: Any, columns: int, where: str) -> Any:
-    """Return calibration rows as float32."""
+    """Return calibration rows as float32, or as features and their head."""
     if callable(calibration):
         calibration = calibration()
     if calibration is None:
@@ -92,7 +93,8 @@ def _rows(calibration: Any, columns: int, where: str) -> Any:
             remedy="pass calibration=…, the logits of some 2,000 rows",
         )
     shape = tuple(getattr(calibration, "shape", None) or np.shape(calibration))
-    return as_logits(calibration, (shape[0] if shape else 0, columns), f"{where}: calibration")[0]
+    expected = (shape[0] if shape else 0, columns)
+    return as_rows(calibration, expected, f"{where}: calibration", is_lazy=True)[0]
 
 
 def _check_columns(basis: Basis, columns: int, where: str) -> None:

@@ -76,7 +76,7 @@ class PartWriter:
     tile = 1
     """Rows of which pieces are multiples, where an encoding has such tiles."""
     rare: Collection[str] = ()
-    """Arrays of hardly any bytes behind their codec, whatever their size before it."""
+    """Arrays of hardly any bytes behind their codec, and of none in memory, whatever their size before it."""
 
     def __init__(
         self,
@@ -318,7 +318,8 @@ class PartWriter:
 
     def _pieces(self, rows: int) -> Iterator[slice]:
         """Return the slices of a block that are encoded one at a time."""
-        widest = max((layout.row_bytes for layout in self.layouts.values()), default=1)
+        layouts = [layout for name, layout in self.layouts.items() if name not in self.rare]
+        widest = max((layout.row_bytes for layout in layouts), default=1)
         step = max(1, self.piece_bytes // max(1, widest) // self.tile) * self.tile
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
-from ..checks import as_logits, check_view, warn_of_probabilities
+from ..checks import check_view, warn_of_probabilities
 from ..digest import check_digests
 from ..encodings.encoding import ArraySpec, Encoding
+from ..encodings.feature_logits import FeatureLogits, as_rows, dense
 from ..encodings.products import TILE
 from ..encodings.transform import Transform
 from ..errors import (
@@ -45,7 +46,7 @@ from .values import check_rows_of
 
 log = logging.getLogger(__name__)
 _TRANSFORM_PIECE_BYTES = 16 << 20
-"""Bytes of the widest array that are encoded at a time by threads of the encoding."""
+"""Bytes of the widest array, but for `escape`, that are encoded at a time by threads of the encoding."""
 _SUM_ERROR = 2e-2
 """Largest distance of the sum of a softmax from 1, if bfloat16 computed it."""
 
@@ -355,7 +356,8 @@ class CaptureWriter(PartWriter):
         """Commit the logits of one block of one view; a committed block stays as it is.
 
         rows: the rows of one block, from missing_blocks().
-        logits: (len(rows), classes), floating, nats, any additive constant per row.
+        logits: (len(rows), classes), floating, nats, any additive constant per row; or `FeatureLogits`, of which the transform
+        encoding makes a few dense rows at a time.
         seen: `digest_rows` of the teacher's inputs; None if nothing is augmented. A view that is not augmented shows the
         rows as they are, and is compared with the samples.
         peak: of centred logits (the largest of each row is 0), the constant that was subtracted from each row. It is
@@ -370,13 +372,14 @@ class CaptureWriter(PartWriter):
         block_rows = self.root.grid.rows(block)
         where = f"teacher {self.teacher!r}, view {view}"
         named = f"{where}, rows {block_rows.start} to {block_rows.stop - 1}"
-        values, constant = as_logits(logits, (len(block_rows), len(self.columns)), named)
+        is_lazy = isinstance(self.encoding, Transform)
+        values, constant = as_rows(logits, (len(block_rows), len(self.columns)), named, is_lazy=is_lazy)
         if self.warns_of_probabilities:
             self.warns_of_probabilities = False
-            given_logits = values if constant is None else values + constant[:, None]
-            warn_of_probabilities(given_logits, named, _SUM_ERROR)
+            tried = dense(values[:TILE] if isinstance(values, FeatureLogits) else values)
+            warn_of_probabilities(tried if constant is None else tried + constant[:, None], named, _SUM_ERROR)
         if self._order is not None:
-            values = values[:, self._order]
+            values = dense(values)[:, self._order]
         digests = self._seen(block_rows, seen)
         self.check_array("seen", digests, len(block_rows))
         if seen is not None and self._compares(view):
@@ -384,7 +387,9 @@ class CaptureWriter(PartWriter):
             check_seen(f"{self.name}, view {view}", block_rows, digests, self._digests_of(block_rows), remedy)
         given: dict[str, NDArray[Any]] = {"seen": digests}
         if peak is not None:
-            self._check_peak(peak, values if constant is None else constant[:, None], block_rows, where)
+            self._check_peak(
+                peak, dense(values) if constant is None else constant[:, None], block_rows, where
+            )
             constant = peak
         if constant is not None:
             given["peak"] = constant
