@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32
 
-from ...storage.checks import check_finite
+from ...storage.encodings.feature_logits import Rows, check_finite_rows
 from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError
 from ...storage.stream.inputs import Augment
@@ -52,17 +51,17 @@ def calibrate_teachers(
     return ready
 
 
-def _try_encoding(
-    work: Workspace, teacher: ReadyTeacher, encoding: Transform, logits: Float32[np.ndarray, "rows classes"]
-) -> None:
+def _try_encoding(work: Workspace, teacher: ReadyTeacher, encoding: Transform, logits: Rows) -> None:
     """Encode the calibration rows, so that a budget out of reach is found before the store is written to."""
     where = f"{teacher.runner.where}, view 0"
     try:
         encoding.encode(logits, 0, where)
     except BadLogitsError:
         with naming_indices(work.rows.source):
-            for row, one in zip(drawn(len(work.rows), encoding).tolist(), logits, strict=True):
-                encoding.encode(one[None], row, where)  # raises with the row's number in the store
+            for number, row in enumerate(drawn(len(work.rows), encoding).tolist()):
+                encoding.encode(
+                    logits[number : number + 1], row, where
+                )  # raises with the row's number in the store
         raise
 
 
@@ -84,14 +83,13 @@ def _warn_of_basis(work: Workspace, teacher: ReadyTeacher, encoding: Transform) 
         )
 
 
-def calibration_logits(
-    work: Workspace, teacher: ReadyTeacher, make_view: Augment | None
-) -> Float32[np.ndarray, "rows classes"]:
+def calibration_logits(work: Workspace, teacher: ReadyTeacher, make_view: Augment | None) -> Rows:
     """Run a teacher over view 0 of its calibration rows, in its batches and precision. Raises BadLogitsError."""
     assert isinstance(teacher.encoding, Transform)
     runner, rows = teacher.runner, work.rows
     chosen = drawn(len(rows), teacher.encoding)
-    logits = np.empty((len(chosen), len(teacher.columns)), np.float32)
+    width = runner.width(len(teacher.columns))
+    logits = np.empty((len(chosen), width), np.float32)
     task = f"calibrating {teacher.name}"
     work.progress(task, 0, len(chosen), "rows")
     with naming_indices(rows.source):
@@ -99,10 +97,10 @@ def calibration_logits(
             numbers = chosen[batch]
             inputs, _ = rows.fetch(rows.source[numbers].tolist())
             values = runner.logits(inputs if make_view is None else make_view(inputs, 0, numbers))
-            check_classes(values, len(teacher.columns), runner.where)
+            check_classes(values, width, runner.where)
             # Rows of a batch are no neighbours: the message names the first that is not finite.
             first = int(np.argmin(np.isfinite(values).all(axis=1)))
-            check_finite(values[first:], int(numbers[first]), f"{runner.where}, view 0")
+            check_finite_rows(runner.rows(values[first:]), int(numbers[first]), f"{runner.where}, view 0")
             logits[batch] = values
             work.progress(task, batch.stop, len(chosen), "rows")
-    return logits
+    return runner.rows(logits)

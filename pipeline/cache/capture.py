@@ -23,6 +23,7 @@ from jaxtyping import Int64, UInt64
 
 from ...storage.digest import check_digests
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.transform import Transform, working_bytes
 from ...storage.errors import BadLogitsError, PartSealed
 from ...storage.format.grid import Grid
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
@@ -106,8 +107,9 @@ class CapturePass:
 
     @property
     def logit_bytes(self) -> int:
-        """Bytes of the logits of a row, as a teacher returns them."""
-        return self.work.rows.num_classes * 4
+        """Bytes of the logits of a row, or of its features, as a teacher returns them."""
+        widths = [one.runner.width(len(one.columns)) for one in self.teachers.values()]
+        return 4 * max(widths, default=self.work.rows.num_classes)
 
     @property
     def keeps_inputs(self) -> bool:
@@ -135,8 +137,14 @@ class CapturePass:
         # Memory of committed logits is kept for the next ones while inputs wait in the queue in their place. The order of
         # the queue lets that be one block at most.
         waiting = max(QUEUE_BYTES, logits, kept) + kept
-        widths = [sum(layout.row_bytes for layout in w.layouts.values()) for w in self.writers.values()]
-        return (1 + AHEAD) * piece * (1 + views) + ready + gathered + waiting + rows * max(widths, default=0)
+        encoding = max((self._encoding_bytes(writer) for writer in self.writers.values()), default=0)
+        return (1 + AHEAD) * piece * (1 + views) + ready + gathered + waiting + encoding
+
+    def _encoding_bytes(self, writer: CaptureWriter) -> int:
+        """Return the bytes of a block in its encoding, and of the rows that are encoded at a time."""
+        layouts = [layout for name, layout in writer.layouts.items() if name not in writer.rare]
+        at_a_time = working_bytes(len(writer.columns)) if isinstance(writer.encoding, Transform) else 0
+        return self.block_rows * sum(layout.row_bytes for layout in layouts) + at_a_time
 
     @cached_property
     def cut(self) -> Cut:
@@ -210,7 +218,7 @@ class CapturePass:
             block.logits[key] = block_logits(
                 runner,
                 len(self.grid.rows(block.number)),
-                len(writer.columns),
+                runner.width(len(writer.columns)),
                 as_float16=writer.encoding.kind == "float16",
                 memory=self.memory,
             )
@@ -280,7 +288,8 @@ class CapturePass:
             writer = self.writers[name]
             if writer.has_block(view, block):
                 return  # sealed by another writer meanwhile
-            logits, peak = held.take()
+            taken, peak = held.take()
+            logits = self.teachers[name].runner.rows(taken)
             self.quality.note(name, (view, block), logits, labels)
             self.quality.judge(name, f"teacher {name!r}", last=last)
             try:

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
+from ...storage.encodings.feature_logits import FeatureLogits, dense, row_slices
+from ...storage.encodings.products import TILE
 from ...storage.errors import BadLogitsError
 
 STOP_ROWS = 1000
@@ -60,7 +62,7 @@ class Quality:
         self,
         teacher: str,
         at: tuple[int, int],
-        logits: Float[np.ndarray, "rows classes"],
+        logits: Float[np.ndarray, "rows classes"] | FeatureLogits,
         labels: Int64[np.ndarray, " rows"],
     ) -> None:
         """Count the rows of a block. at: (view, block); the teachers of a view follow each other.
@@ -68,21 +70,12 @@ class Quality:
         labels: -1 if unknown. Logits that are not finite are not counted; storing them raises the error.
         """
         predicted = np.empty(len(logits), np.int64)
-        right, nats, step = 0, 0.0, max(1, _PIECE // max(1, logits.shape[1]))
-        buffer = np.empty((min(step, len(logits)), logits.shape[1]), np.float32)
-        for start in range(0, len(logits), step):
-            part, label = logits[start : start + step], labels[start : start + step]
-            predicted[start : start + step] = best = part.argmax(axis=1)
-            known = np.flatnonzero(label >= 0)
-            if not len(known):
-                continue
-            below, label = buffer[: len(part)], label[known]
-            with np.errstate(all="ignore"):
-                np.subtract(part, part[np.arange(len(part)), best][:, None], out=below, dtype=np.float32)
-                of_label = below[known, label]
-                log_sum = np.log(np.exp(below, out=below).sum(axis=1))
-            right += int((best[known] == label).sum())
-            nats += float((log_sum[known] - of_label).sum(dtype=np.float64))
+        right, nats = 0, 0.0
+        step = TILE if isinstance(logits, FeatureLogits) else max(1, len(logits))
+        for part in row_slices(len(logits), step):
+            rows = dense(logits[part]) if isinstance(logits, FeatureLogits) else logits[part]
+            some_right, some_nats = _counted(rows, labels[part], predicted[part])
+            right, nats = right + some_right, nats + some_nats
         if not np.isfinite(nats):
             return
         tally = self.tallies[teacher]
@@ -132,3 +125,27 @@ class Quality:
         if self.compared:
             parts.append(f"they disagree on {self.disagreed / self.compared:.2%}")
         return ", ".join(parts)
+
+
+def _counted(
+    logits: Float[np.ndarray, "rows classes"],
+    labels: Int64[np.ndarray, " rows"],
+    predicted: Int64[np.ndarray, " rows"],
+) -> tuple[int, float]:
+    """Fill in the predictions of some rows; return how many are right, and their negative log-likelihood."""
+    right, nats, step = 0, 0.0, max(1, _PIECE // max(1, logits.shape[1]))
+    buffer = np.empty((min(step, len(logits)), logits.shape[1]), np.float32)
+    for start in range(0, len(logits), step):
+        part, label = logits[start : start + step], labels[start : start + step]
+        predicted[start : start + step] = best = part.argmax(axis=1)
+        known = np.flatnonzero(label >= 0)
+        if not len(known):
+            continue
+        below, label = buffer[: len(part)], label[known]
+        with np.errstate(all="ignore"):
+            np.subtract(part, part[np.arange(len(part)), best][:, None], out=below, dtype=np.float32)
+            of_label = below[known, label]
+            log_sum = np.log(np.exp(below, out=below).sum(axis=1))
+        right += int((best[known] == label).sum())
+        nats += float((log_sum[known] - of_label).sum(dtype=np.float64))
+    return right, nats

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import OutOfMemoryError
 
-from ...storage.checks import check_finite, warn_of_probabilities
+from ...storage.checks import warn_of_probabilities
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.feature_logits import check_finite_rows, dense
+from ...storage.encodings.products import TILE
 from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
@@ -49,14 +51,15 @@ def try_out(
             runner.batch_size = len(inputs) // 2
             continue
         break
-    check_classes(logits, columns, runner.where)
+    check_classes(logits, runner.width(columns), runner.where)
+    rows = runner.rows(logits)
     if isinstance(encoding, Transform) and encoding.basis is None:
-        check_finite(logits, 0, runner.where)  # its calibration finds the rest
+        check_finite_rows(rows, 0, runner.where)  # its calibration finds the rest
     else:
-        encoding.encode(logits, 0, runner.where)
+        encoding.encode(dense(rows), 0, runner.where)
     precision = experiment.cache.precision
     check_rows(runner.logits, inputs, logits, runner.where, precision)
-    warn_of_probabilities(logits, runner.where, _SUM_ERROR[precision])
+    warn_of_probabilities(dense(rows[:TILE] if runner.head else rows), runner.where, _SUM_ERROR[precision])
 
 
 def out_of_memory(error: BadLogitsError) -> bool:

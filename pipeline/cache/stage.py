@@ -26,6 +26,7 @@ from torch import nn
 from ...storage.api import begin_store
 from ...storage.backends.local import Folder
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.feature_logits import LinearHead
 from ...storage.encodings.transform import Transform
 from ...storage.encodings.widths import expected_bytes, row_widths
 from ...storage.format.constants import SAMPLES
@@ -42,6 +43,7 @@ from ..views import experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
+from .linear_head import take_head
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
@@ -217,15 +219,21 @@ def _warn_of_space(work: Workspace, missing: Sequence[TeacherMember]) -> None:
 def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     record = train_teacher(work, member)  # trained before: its record
     log.info("teacher %s has weights %s", member.name, record.weights)
+    where, classes, layer, head = f"teacher {member.name!r}", work.rows.num_classes, None, None
+    module = load_teacher(work, member, record.weights)
+    if (asked := member.teacher.head) is not None:
+        layer, head = take_head(module, asked, work.rows.a_few, classes, where=where)
+        log.info("%s: its head %r is taken off; %d features are captured", where, layer, head.num_features)
     return ready_teacher(
         work,
         member,
-        load_teacher(work, member, record.weights),
-        where=f"teacher {member.name!r}",
+        module,
+        where=where,
         name=member.name,
-        identity=capture_identity(work.experiment, member, work.rows, record.weights),
+        identity=capture_identity(work.experiment, member, work.rows, record.weights, layer),
         encoding=work.experiment.cache.chosen_encoding,
-        columns=np.arange(work.rows.num_classes, dtype=np.int64),
+        columns=np.arange(classes, dtype=np.int64),
+        head=head,
     )
 
 
@@ -239,8 +247,12 @@ def ready_teacher(
     identity: Mapping[str, Any],
     encoding: Encoding,
     columns: Int64[np.ndarray, " columns"],
+    head: LinearHead | None = None,
 ) -> ReadyTeacher:
-    """Make a network ready to run as the experiment has it. where: its name in messages. name: of its capture."""
+    """Make a network ready to run as the experiment has it.
+
+    where: its name in messages. name: of its capture. head: that was taken off it.
+    """
     settings, store = work.experiment.cache, work.find_store()
     there = None if store is None else store.identity_of(f"teachers/{name}")
     runner = Runner(
@@ -252,6 +264,7 @@ def ready_teacher(
         compiled=settings.compile,
         channels_last=settings.channels_last,
         threads=_threads(work, module, there),
+        head=head,
     )
     notes = capture_notes(work.experiment, member, runner.device.type)
     return ReadyTeacher(name, runner, identity, notes, encoding, columns, there is not None)

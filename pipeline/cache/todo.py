@@ -26,6 +26,7 @@ from ...storage.identity import as_json, check_same
 from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
+from ..experiment.tables import AUTO
 from ..factories.local_code import SOURCE
 from ..factories.read_files import READ, files_read
 from ..models.class_names import check_class_order, stated_class_names
@@ -157,12 +158,14 @@ def check_stated_classes(member: TeacherMember, rows: TransferRows) -> None:
 
 
 def capture_identity(
-    experiment: Experiment, member: TeacherMember, rows: TransferRows, weights: str
+    experiment: Experiment, member: TeacherMember, rows: TransferRows, weights: str, layer: str | None = None
 ) -> dict[str, Any]:
     """Return the identity of a capture without encoding and number of views, which its writer adds.
 
     weights: digest of the teacher's weights. Of a model that is a folder, the digest of each file is in it as well.
+    layer: name of the head that is taken off; that of the experiment, perhaps `AUTO`, before the teacher is made.
     """
+    layer = layer or member.teacher.head
     files, augment = None, experiment.cache.augment
     tables = [member.teacher, *([augment] if augment is not None else [])]
     read = files_read(tables, base=experiment.base)
@@ -173,7 +176,7 @@ def capture_identity(
             "factory": stable_name(member.teacher.factory),
             "args": member.teacher.args,
             "weights": weights,
-            "head": {"kind": "softmax"},
+            "head": {"kind": "softmax", **({} if layer is None else {"layer": layer})},
             **weights_key(member),
             **({} if files is None else {"files": files}),
             **loader_rules(member.teacher, member.weights),
@@ -192,6 +195,8 @@ def capture_identity(
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Return our identity of a capture as the one that is there states it: its halved batch, threads, name of a loader.
 
+    The layer of `head = "auto"` is found when the teacher is made; until then it is taken to be theirs.
+
     A capture of a GPU, or of an earlier version, states no threads; then ours are left out. So are the digests of the files
     that its factories read.
 
@@ -205,6 +210,8 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
     {'batch_size': 64, 'threads': 2}
     >>> agreed({"teacher": {"factory": "timm"}}, {"teacher": {"factory": "logitstore.pipeline.named_models:timm_model"}})
     {'teacher': {'factory': 'logitstore.pipeline.named_models:timm_model'}}
+    >>> agreed({"teacher": {"factory": "a:b", "head": {"layer": "auto"}}}, {"teacher": {"factory": "a:b", "head": {"layer": "fc"}}})
+    {'teacher': {'factory': 'a:b', 'head': {'layer': 'fc'}}}
     """
     identity = dict(ours)
     if HALVED in theirs and ours["batch_size"] in (theirs[HALVED], theirs["batch_size"]):
@@ -220,6 +227,9 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
         factory = str(written.get("factory"))
         if stable_name(factory) == teacher["factory"]:
             identity["teacher"] = {**teacher, "factory": factory}
+        head, found = teacher.get("head"), written.get("head")
+        if isinstance(head, Mapping) and isinstance(found, Mapping) and head.get("layer") == AUTO:
+            identity["teacher"] = {**identity["teacher"], "head": {**head, "layer": found.get("layer", AUTO)}}
     return identity
 
 

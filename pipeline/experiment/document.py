@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ...storage.errors import ConfigError
-from ...storage.format.constants import MAX_PARTS
+from ...storage.format.constants import MAX_PARTS, TRANSFORM
 from ..factories.call import suggest
 from ..factories.local_code import local_source
 from ..factories.read_files import files_read
@@ -96,6 +96,8 @@ class Experiment(Table):
             with noting(problems):
                 for name in dict.fromkeys((teacher.name, *teacher.member_names)):
                     _claim(owners, name, f"teacher[{index}].name")
+            with noting(problems):
+                self._check_head(teacher, f"teacher[{index}].head")
         raise_all(problems)  # the others refer to these names
         if self.cluster is not None:
             with noting(problems):
@@ -122,6 +124,13 @@ class Experiment(Table):
         weights = among_members(self.cluster.teachers, self._groups)
         cluster = self.cluster.model_copy(update={"teachers": weights})
         return self.model_copy(update={"cluster": cluster})
+
+    def _check_head(self, teacher: Teacher, key: str) -> None:
+        """Refuse a head that is taken off for an encoding that needs the dense rows."""
+        if teacher.head is not None and self.cache.chosen_encoding.kind != TRANSFORM:
+            found = f"cache.encoding = {show(self.cache.encoding)}"
+            remedy = "set cache.encoding = { transform = { max_kl = 1e-2 } }, or remove head"
+            raise problem("the transform encoding", found, remedy, key)
 
     def _check_member(self, name: str, key: str) -> None:
         """Refuse a name that is not that of one network."""

@@ -42,6 +42,8 @@ WHOLE: Final = frozenset({"hugging_face", "file"})
 """Sources whose files hold the network as well as its weights."""
 READY: Final = "factory"
 """Value of `weights` for a factory that returns the network with its trained weights."""
+AUTO: Final = "auto"
+"""The value of a teacher's `head` that stands for its last linear layer."""
 
 
 def _is_whole_number(value: object) -> bool:
@@ -148,6 +150,8 @@ class Teacher(Factory):
     """Whether `weights` may be a `.pt`, `.pth`, `.pth.tar`, `.bin` or `.ckpt` file instead of safetensors."""
     train: TeacherTrain | None = None
     """Training that replaces `weights`."""
+    head: Text | None = None
+    """Module of the last linear layer, which is taken off: only its inputs are computed and encoded. "auto" looks for it."""
     members: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     """Number of networks; several are called `<name>-0`, `<name>-1`, …"""
     seed: Seed = 0

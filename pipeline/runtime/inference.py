@@ -12,8 +12,10 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from jaxtyping import Float32, Shaped
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...storage.encodings.feature_logits import FeatureLogits, LinearHead, Rows
 from ...storage.errors import BadLogitsError, LogitStoreError, is_short_of_memory
 from ..factories.call import describe_exception
 
@@ -236,13 +238,17 @@ class Runner:
         compiled: bool = False,
         channels_last: bool = False,
         threads: int | None = None,
+        head: LinearHead | None = None,
     ) -> None:
         """Prepare the module.
 
         where: the model in messages. batch_size: rows per call. compiled: whether the module goes through `torch.compile`.
         channels_last: whether weights and images (batches of four dimensions) have this memory layout. threads: of the CPU,
-        on which the last bit of a sum may depend; those of the process by default.
+        on which the last bit of a sum may depend; those of the process by default. head: of a module that gives its inputs,
+        features, in the place of logits.
         """
+        self.head = head
+        """The head that was taken off the module; None for a module that gives logits."""
         self.module, self.where, self.batch_size = module, where, batch_size
         self.device = device_of(module)
         """The device of its inputs."""
@@ -273,12 +279,12 @@ class Runner:
     def forward(self, batch: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch classes"]:
         """Return the logits of one batch on the device of the inputs, inside `mode`. Raises BadLogitsError.
 
-        Those of float64 are centred: the largest of a row is 0.
+        Those of float64 are centred: the largest of a row is 0. Of a module without its head, the features.
         """
         if self._channels_last and batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         logits = forward(self._run, batch, self.where)
-        if logits.dtype == torch.float64:
+        if logits.dtype == torch.float64 and self.head is None:
             # float32, in which they leave, has no room for their digits beside a large constant.
             logits = logits - logits.amax(dim=1, keepdim=True)
         return logits
@@ -288,7 +294,7 @@ class Runner:
         inputs: Shaped[np.ndarray, "rows ..."],
         into: Float32[np.ndarray, "rows classes"] | None = None,
     ) -> Float32[np.ndarray, "rows classes"]:
-        """Return the logits of `inputs` in host memory. into: the array that receives them.
+        """Return the logits of `inputs`, or their features, in host memory. into: the array that receives them.
 
         Raises BadLogitsError as `forward` does, and if `into` has another number of classes.
         """
@@ -307,6 +313,14 @@ class Runner:
                 del batch, logits  # free their memory before the next batch
         assert result is not None  # there is a row
         return result.numpy()
+
+    def width(self, columns: int) -> int:
+        """Return the numbers of a row that the module gives: `columns` logits, or the features of its head."""
+        return columns if self.head is None else self.head.num_features
+
+    def rows(self, values: NDArray[Any]) -> NDArray[Any] | Rows:
+        """Return what the module gave as rows of logits: the same array, or features and their head."""
+        return values if self.head is None else FeatureLogits(values, self.head)
 
 
 @contextlib.contextmanager

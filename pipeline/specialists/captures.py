@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
+from ...storage.encodings.feature_logits import FeatureLogits
 from ...storage.errors import BadDataError
 from ..cache.calibrate import calibrate_teachers
 from ..cache.capture import ReadyTeacher
@@ -79,7 +80,7 @@ class SpecialistQuality(Quality):
         self,
         teacher: str,
         at: tuple[int, int],
-        logits: Float[np.ndarray, "rows columns"],
+        logits: Float[np.ndarray, "rows columns"] | FeatureLogits,
         labels: Int64[np.ndarray, " rows"],
     ) -> None:
         """Count the rows of a block, each label as the column that stands for it."""

@@ -351,6 +351,7 @@ def specialist_capture_identity(
         CORRECTED: True,
     }
     made_by = {key: value for key, value in plain["teacher"].items() if key != "files"}
+    made_by["head"] = {"kind": plain["teacher"]["head"]["kind"]}  # no layer is taken off a specialist
     return {**plain, "teacher": made_by, "head": head}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from ..checks import as_logits
+from ..checks import as_logits, check_finite
 from ..errors import BadLogitsError, ConfigError
 from .products import one_thread, tiled_product
 
@@ -94,7 +94,10 @@ class FeatureLogits:
 
     def dense(self) -> Float32[np.ndarray, "rows classes"]:
         """Return the logits as an array."""
-        with one_thread, np.errstate(over="ignore", invalid="ignore"):  # whoever stores them refuses an infinity
+        with (
+            one_thread,
+            np.errstate(over="ignore", invalid="ignore"),
+        ):  # whoever stores them refuses an infinity
             logits = tiled_product(self.features, self.head.weight.T)
             if self.head.bias is not None:
                 logits += self.head.bias
@@ -122,6 +125,14 @@ class FeatureLogits:
 
 Rows = Float32[np.ndarray, "rows classes"] | FeatureLogits
 """Rows of logits, dense or not."""
+
+
+def check_finite_rows(logits: Rows, first_row: int, where: str) -> None:
+    """Refuse a row of logits, or of features, with a NaN or an infinity. Raises BadLogitsError."""
+    if isinstance(logits, FeatureLogits):
+        logits.check_finite(first_row, where)
+    else:
+        check_finite(logits, first_row, where)
 
 
 def dense(logits: Rows) -> Float32[np.ndarray, "rows classes"]:

@@ -28,7 +28,7 @@ from .basis import Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
 from .error_budget import ErrorBudget
-from .feature_logits import FeatureLogits, Rows, dense, row_slices
+from .feature_logits import FeatureLogits, Rows, check_finite_rows, dense, row_slices
 from .products import TILE, one_thread
 from .refine import ESCAPED, GUESS, refine_rows, step_factor
 
@@ -42,7 +42,9 @@ _PIECE_BYTES: Final = 16 << 20
 """Bytes of the logits that a thread encodes at a time, unless a tile takes more."""
 _MOST_THREADS: Final = 8
 _DENSE_BYTES: Final = 256 << 20
-"""Bytes of the logits that all threads encode at a time, unless a tile takes more; a thread has a few arrays of that size."""
+"""Bytes of the logits that all threads encode at a time, unless a tile takes more."""
+_ARRAYS: Final = 4
+"""Arrays of that size: logits, centred, decoded, and one more for a moment."""
 _SPARE: Final = 1 / 32
 """Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
 _MOSTLY: Final = 7 / 8
@@ -130,13 +132,12 @@ class Transform:
         logits: of the teacher, any additive constant a row. Raises BadLogitsError for rows that are not finite, or are all
         the same.
         """
+        check_finite_rows(logits, 0, where)
         if isinstance(logits, FeatureLogits):
-            logits.check_finite(0, where)
-            differ = (logits.features != logits.features[:1]).any()
+            differ = np.any(logits.features != logits.features[:1])
         else:
-            check_finite(logits, 0, where)
             logits = logits - logits.max(axis=1, keepdims=True)
-            differ = (logits != logits[:1]).any()
+            differ = np.any(logits != logits[:1])
         if len(logits) < 2 or not differ:
             raise BadLogitsError(
                 where,
@@ -204,10 +205,7 @@ class Transform:
         logits: an array, or features and their head, of which a few rows are made at a time. `escape` of fill alone takes
         no memory.
         """
-        if isinstance(logits, FeatureLogits):
-            logits.check_finite(first_row, where)
-        else:
-            check_finite(logits, first_row, where)
+        check_finite_rows(logits, first_row, where)
         basis, codes = self._basis, np.empty((len(logits), self._basis.num_components), np.uint16)
         refine, peak = np.empty(len(logits), np.uint8), np.empty(len(logits), np.float32)
         error = np.empty((len(logits), len(self.temperatures)), np.float16)
@@ -316,11 +314,22 @@ def _dense(logits: Rows, part: slice, first_row: int, where: str) -> Float32[np.
     return rows
 
 
+def _division(num_classes: int) -> tuple[int, int]:
+    """Return the rows that a thread encodes at a time, and the threads."""
+    row_bytes = 4 * num_classes
+    rows = min(_PIECE, max(TILE, _PIECE_BYTES // row_bytes // TILE * TILE))
+    return rows, max(1, min(_threads(), _DENSE_BYTES // (rows * row_bytes)))
+
+
+def working_bytes(num_classes: int) -> int:
+    """Return the most bytes of the rows that are encoded at a time, and of their decoded ones."""
+    rows, threads = _division(num_classes)
+    return rows * threads * num_classes * 4 * _ARRAYS
+
+
 def _by_threads(piece: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Result]:
     """Return the results of a function of some rows of each piece of logits of a shape, in order."""
-    row_bytes = 4 * shape[1]
-    rows = min(_PIECE, max(TILE, _PIECE_BYTES // row_bytes // TILE * TILE))
-    threads = max(1, min(_threads(), _DENSE_BYTES // (rows * row_bytes)))
+    rows, threads = _division(shape[1])
     with one_thread, ThreadPoolExecutor(threads) as pool:
         return list(pool.map(piece, row_slices(shape[0], rows)))
 

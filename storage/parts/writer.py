@@ -5,7 +5,7 @@ Each defines the arrays of its part and checks the values that it is given; `par
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -394,11 +394,13 @@ class CaptureWriter(PartWriter):
         if constant is not None:
             given["peak"] = constant
 
+        encode: Callable[[Any, int, str], dict[str, NDArray[Any]]] = self.encoding.encode
+
         def encoded(part: slice) -> dict[str, NDArray[Any]]:
             try:
-                arrays = self.encoding.encode(values[part], block_rows.start + part.start, where)
+                arrays = encode(values[part], block_rows.start + part.start, where)
             except BadLogitsError:
-                self.encoding.encode(values, block_rows.start, where)  # raises for the whole block
+                encode(values, block_rows.start, where)  # raises for the whole block
                 raise
             return arrays | {name: array[part] for name, array in given.items()}
 
