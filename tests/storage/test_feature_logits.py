@@ -1,5 +1,6 @@
 """Logits as features and a head: the bytes are those of the dense rows, and a basis of the head serves rows of any kind."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,30 @@ def test_features_of_very_different_scales_are_all_kept() -> None:
 def test_calibration_rows_that_are_the_same_are_refused(rows: NDArray[np.float32]) -> None:
     with pytest.raises(BadLogitsError, match=f"calibration rows that differ, found {len(rows)} rows"):
         Transform(1e-2).calibrated(FeatureLogits(rows, head()), "calibration")
+
+
+def test_memory_grows_with_features_and_codes_and_not_with_rows_of_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classes = 4000
+    layer = head(classes=classes)
+    monkeypatch.setattr(transform, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(transform, "_threads", lambda: 1)
+    monkeypatch.setattr(basis, "_PIECE_BYTES", 1)
+
+    def peak(rows: int) -> int:
+        lazy = FeatureLogits(like(rows), layer)
+        tracemalloc.start()
+        encoding = Transform(1e-2).calibrated(lazy, "calibration")
+        encoding.encode(lazy, 0, "teacher")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    small, large = peak(4 * TILE), peak(8 * TILE)
+    a_row = (large - small) / (4 * TILE)
+    assert a_row < 0.1 * 4 * classes
+    assert small > 2 * TILE * 4 * classes  # control: the rows of a tile are seen
 
 
 # The store

@@ -347,6 +347,7 @@ def set_refine(value: int) -> Callable[[dict[str, Any]], None]:
 
 
 def escape_without_zero(stored: dict[str, Any]) -> None:
+    stored["escape"] = stored["escape"].copy()  # one number in memory, where no row is escaped
     stored["escape"][stored["refine"] == 255] += 1
 
 
