@@ -73,6 +73,8 @@ class Quality:
         right, nats = 0, 0.0
         step = TILE if isinstance(logits, FeatureLogits) else max(1, len(logits))
         for part in row_slices(len(logits), step):
+            if isinstance(logits, FeatureLogits) and len(self.tallies) < 2 and (labels[part] < 0).all():
+                continue  # nothing is counted: no rows are made
             rows = dense(logits[part]) if isinstance(logits, FeatureLogits) else logits[part]
             some_right, some_nats = _counted(rows, labels[part], predicted[part])
             right, nats = right + some_right, nats + some_nats

@@ -146,7 +146,7 @@ def try_encoding(
     where = f"teacher {teacher!r}, the sample"
     try:
         if isinstance(grid, Grid):
-            tried, logits = _calibrated(encoding, found.logits, where)
+            tried, logits = _calibrated(encoding, found, where)
             stored, seconds = _timed(lambda: tried.encode(logits, 0, where))
             footprint = capture_footprint(tried, logits.shape[1], grid, views, stored, identity)
             decoded, also = _timed(lambda: _decoded(tried, logits.shape[1], stored))
@@ -173,13 +173,15 @@ def try_encoding(
 
 
 def _calibrated(
-    encoding: Encoding, logits: Float32[np.ndarray, "rows classes"], where: str
+    encoding: Encoding, found: TeacherSample, where: str
 ) -> tuple[Encoding, Float32[np.ndarray, "some classes"]]:
     """Return an encoding that can encode, and the rows of a sample that it is measured on. Raises BadLogitsError."""
+    logits = found.logits
     if not isinstance(encoding, Transform) or encoding.basis is not None:
         return encoding, logits
     others = logits[1::2] if len(logits) > 2 else logits
-    return encoding.calibrated(logits[: 2 * encoding.rows : 2], where), others
+    given = logits if found.features is None else found.features
+    return encoding.calibrated(given[: 2 * encoding.rows : 2], where), others
 
 
 def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -20,15 +20,16 @@ from jaxtyping import Float32, Int64
 from torch import nn
 
 from ...storage.api import Capture, Store
-from ...storage.checks import check_finite
+from ...storage.encodings.feature_logits import FeatureLogits, LinearHead, check_finite_rows, dense
 from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
 from ...storage.stream.inputs import Augment
+from ..cache.linear_head import take_head
 from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import agreed, capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
 from ..models.loaders import with_stable_names
-from ..runtime.inference import check_classes, run_model
+from ..runtime.inference import Runner, check_classes
 from ..transfer import TransferRows
 from ..workspace import Workspace
 
@@ -85,6 +86,8 @@ class TeacherSample:
     """Whether they come from a float16 capture, so that the error of float16 cannot be seen in them."""
     rows_per_second: float
     """Rows a second of the network alone, in batches of the experiment, without reading inputs."""
+    features: FeatureLogits | None = None
+    """The same rows as features, of a teacher whose head is taken off."""
 
 
 def sample_teacher(
@@ -98,32 +101,39 @@ def sample_teacher(
     experiment, rows, progress, where = work.experiment, work.rows, work.progress, f"teacher {member.name!r}"
     settings = experiment.cache
 
-    def run(module: nn.Module, inputs: np.ndarray) -> np.ndarray:
-        return run_model(module, inputs, settings.batch_size, where=where, precision=settings.precision)
+    def runner_of(module: nn.Module, head: LinearHead | None = None) -> Runner:
+        precision, size = settings.precision, settings.batch_size
+        return Runner(module, where=where, batch_size=size, precision=precision, head=head)
 
     if find_teacher(work, member) is not None:
-        module = load_teacher(work, member)
-        logits = np.empty((len(sample), rows.num_classes), np.float32)
+        module, head = load_teacher(work, member), None
+        if (asked := member.teacher.head) is not None:
+            _, head = take_head(module, asked, rows.a_few, rows.num_classes, where=where)
+        runner = runner_of(module, head)
+        width = runner.width(rows.num_classes)
+        logits = np.empty((len(sample), width), np.float32)
         task, done = f"running {where} on a sample", 0
         progress(task, done, len(sample))
         for view in np.unique(sample.views).tolist():
             of_view = sample.rows[sample.views == view]
             for batch in np.split(of_view, range(settings.batch_size, len(of_view), settings.batch_size)):
                 inputs, _ = rows.fetch(rows.source[batch].tolist())
-                values = run(module, inputs if make_view is None else make_view(inputs, view, batch))
-                check_classes(values, rows.num_classes, where)
+                values = runner.logits(inputs if make_view is None else make_view(inputs, view, batch))
+                check_classes(values, width, where)
                 first = int(
                     np.argmin(np.isfinite(values).all(axis=1))
                 )  # rows of a batch need not be neighbours
-                check_finite(values[first:], int(batch[first]), f"{where}, view {view}")
+                check_finite_rows(runner.rows(values[first:]), int(batch[first]), f"{where}, view {view}")
                 logits[done : done + len(batch)] = values
                 done += len(batch)
                 progress(task, done, len(sample))
-        found = TeacherSample("teacher", logits, False, 0.0)
+        features = None if head is None else FeatureLogits(logits, head)
+        found = TeacherSample("teacher", dense(runner.rows(logits)), False, 0.0, features)
     else:
         with torch.random.fork_rng(devices=[]):
             module = build_teacher(work, member)
         module = module.to(work.choose_device()).eval()
+        runner = runner_of(module)
         capture = usable_capture(experiment, member, rows, work.find_store())
         if capture is None:
             found = TeacherSample("model", modelled_logits(len(sample), rows.num_classes), False, 0.0)
@@ -135,7 +145,7 @@ def sample_teacher(
     seconds = []
     for _ in range(1 + _TIMED):
         started = time.perf_counter()
-        run(module, inputs)  # copies the logits to the host, which waits for the device
+        runner.logits(inputs)  # copies the logits to the host, which waits for the device
         seconds.append(time.perf_counter() - started)
     speed = len(inputs) / statistics.median(seconds[1:])
     return replace(found, rows_per_second=speed)

@@ -25,14 +25,16 @@ from support.children import Countdown, die, ranks
 BLOCK_ROWS = 16
 
 
-def document(encoding: Any = "float16") -> dict[str, Any]:
+def document(encoding: Any = "float16", head: str | None = None) -> dict[str, Any]:
     """Return a document of ten blocks of three views, and two teachers."""
     content = experiments.document()
+    for teacher in content["teacher"]:
+        teacher |= {} if head is None else {"head": head}
     content["cache"] |= {"block_rows": BLOCK_ROWS, "encoding": encoding}
     return content
 
 
-def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> None:
+def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any, head: str | None) -> None:
     """Run stage one as the rank of the environment; die before put number `kill_at`."""
     puts = Countdown(kill_at)
     NewObject.publish = puts.counted(NewObject.publish)  # type: ignore[method-assign]
@@ -40,7 +42,7 @@ def captured(base: Path, folder: Path, kill_at: int | None, encoding: Any) -> No
     with joined(60.0) as joint:
         cache(
             Workspace.of_folder(
-                experiments.parsed(document(encoding), base), folder, device="cpu", ranks=joint
+                experiments.parsed(document(encoding, head), base), folder, device="cpu", ranks=joint
             )
         )
     (folder / f"puts-{os.environ['RANK']}").write_text(str(puts.count))
@@ -100,11 +102,17 @@ def killed_while_calibrating(base: str, work: str, encoding: Any) -> list[Any]:
 
 
 def rank_status(
-    rank: int, base: Path, folder: Path, victim: int | None, kill_at: int | None, encoding: Any
+    rank: int,
+    base: Path,
+    folder: Path,
+    victim: int | None,
+    kill_at: int | None,
+    encoding: Any,
+    head: str | None,
 ) -> int:
     """Run a rank in a fork; return its exit status, and keep the line of its error."""
     try:
-        captured(base, folder, kill_at if rank == victim else None, encoding)
+        captured(base, folder, kill_at if rank == victim else None, encoding, head)
     except LogitStoreError as error:
         (folder / f"said-{rank}").write_text(str(error))
         return error.exit_code
@@ -121,13 +129,18 @@ def run(
     victim: int | None = None,
     kill_at: int | None = None,
     encoding: Any = "float16",
+    head: str | None = None,
 ) -> list[int]:
     """Capture in some ranks, of which one may be killed; return the exit status of each, negative for a signal."""
-    return ranks(number, rank_status, base, folder, victim, kill_at, encoding)
+    return ranks(number, rank_status, base, folder, victim, kill_at, encoding, head)
 
 
 def killed(
-    base: str, work: str, plan: list[tuple[int, int, float, int]], encoding: Any = "float16"
+    base: str,
+    work: str,
+    plan: list[tuple[int, int, float, int]],
+    encoding: Any = "float16",
+    head: str | None = None,
 ) -> dict[str, Any]:
     """Capture whole by each number of ranks, then with one of them killed; return a report.
 
@@ -136,6 +149,7 @@ def killed(
         work: an empty folder.
         plan: for each capture: ranks, which of them is killed, the share of its puts before that, ranks that resume.
         encoding: of the captures.
+        head: that is taken off the teachers.
     """
     torch.set_num_threads(1)
     here, there = Path(base), Path(work)
@@ -144,17 +158,19 @@ def killed(
     for number in sorted({number for number, *_ in plan}):
         folder = there / f"whole-{number}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, number, encoding=encoding)
+        statuses = run(here, folder, number, encoding=encoding, head=head)
         puts[number] = [int((folder / f"puts-{rank}").read_text()) for rank in range(number)]
         report["whole"][number] = [statuses, experiments.contents(folder / "store.zarr")]
     reference = report["whole"][1][1]
     for index, (number, victim, share, resuming) in enumerate(plan):
         folder = there / f"killed-{index}"
         shutil.copytree(here / "out" / "models" / "teachers", folder / "models" / "teachers")
-        statuses = run(here, folder, number, victim, max(1, int(puts[number][victim] * share)), encoding)
+        statuses = run(
+            here, folder, number, victim, max(1, int(puts[number][victim] * share)), encoding, head
+        )
         left = len(experiments.contents(folder / "store.zarr"))
         said = {path.name: path.read_text() for path in folder.glob("said-*")}
-        ended = run(here, folder, resuming, encoding=encoding)
+        ended = run(here, folder, resuming, encoding=encoding, head=head)
         after = experiments.contents(folder / "store.zarr")
         differing = sorted(key for key in {*after, *reference} if after.get(key) != reference.get(key))
         report["killed"].append([statuses, said, left, ended, differing])

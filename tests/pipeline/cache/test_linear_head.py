@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support import experiments, stores
+from support.children import apart
 from support.experiments import CLASSES, ROWS, SHAPE, VIEWS, contents, document, parsed
 from torch import Tensor, nn
 
@@ -259,6 +260,21 @@ def test_the_tallies_of_features_are_those_of_their_logits() -> None:
     assert found[0] == found[1] and found[0][1] == 300 and found[0][0]["a"].right > 0
 
 
+def test_no_rows_are_made_where_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    genuine = FeatureLogits.dense
+    monkeypatch.setattr(FeatureLogits, "dense", lambda self: [sizes.append(len(self)), genuine(self)][1])
+    lazy = FeatureLogits(np.ones((300, 5), np.float32), LinearHead(np.ones((9, 5), np.float32)))
+    labels = np.full(300, -1)
+    Quality(["a"]).note("a", (0, 0), lazy, labels)
+    assert sizes == []
+    labels[200] = 3
+    Quality(["a"]).note("a", (0, 0), lazy, labels)
+    assert sizes == [TILE]  # control: the tile with a label
+    Quality(["a", "b"]).note("a", (0, 0), lazy, labels)
+    assert sum(sizes) == TILE + 300  # control: two teachers are compared
+
+
 # The capture
 
 ENCODING = {"transform": {"max_kl": 1e-3, "rows": 100, "seed": 3}}
@@ -385,6 +401,25 @@ def test_what_is_compiled_is_the_network_without_its_head(
     monkeypatch.setattr(torch, "compile", lambda module, **_: [compiled.append(module), module][1])
     captured(with_head(compile=True), folder)
     assert [type(module.head) for module in compiled] == [nn.Identity]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_several_ranks_killed_and_resumed_make_the_same_bytes(tmp_path: Path) -> None:
+    report = apart(
+        "support.capturing_ranks:killed",
+        seconds=600,
+        base=str(experiments.finished()),
+        work=str(tmp_path),
+        plan=[[2, 1, 0.5, 1], [1, 0, 0.5, 2]],
+        encoding=ENCODING,
+        head="auto",
+    )
+    for statuses, found in report["whole"].values():
+        assert set(statuses) == {0}
+        assert found == report["whole"]["1"][1]
+    for statuses, _, _, ended, differing in report["killed"]:
+        assert -9 in statuses
+        assert (set(ended), differing) == ({0}, [])
 
 
 def test_a_block_is_never_dense(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

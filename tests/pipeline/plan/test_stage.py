@@ -32,6 +32,7 @@ from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.encodings.divergence import divergence
 from logitstore.storage.encodings.error_budget import ErrorBudget
+from logitstore.storage.encodings.feature_logits import FeatureLogits, LinearHead
 from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.encodings.transform import Transform
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError, SpecMismatch
@@ -281,8 +282,11 @@ def test_2048_rows_tell_the_bytes_of_all_within_one_per_cent(
     assert any(other.arrays[name] != pytest.approx(there[name], rel=0.01) for name in packed)
 
 
-def test_a_transform_is_measured_on_rows_that_did_not_make_its_basis(here: Path) -> None:
+@pytest.mark.parametrize("head", [None, "head"])
+def test_a_transform_is_measured_on_rows_that_did_not_make_its_basis(here: Path, head: str | None) -> None:
     content = experiments.document()
+    for teacher in content["teacher"]:
+        teacher |= {} if head is None else {"head": head}
     content["cache"] |= {"encoding": {"transform": {"max_kl": 1e-2, "temperatures": [1, 4]}}}
     done = experiments.finished()
     experiment, models = experiments.parsed(content, done), Models(done / "out" / "models")
@@ -333,6 +337,20 @@ def test_a_transform_of_the_plan_costs_what_the_capture_costs(here: Path) -> Non
     noise = TeacherSample("model", modelled_logits(2048, classes), False, 1.0)
     other = try_encoding(encoding, encoding, "wide", noise, grid, grid, 1, {})
     assert sum(other.arrays.values()) > 2 * there
+
+
+def test_a_sample_of_fewer_rows_than_features_is_measured_in_the_span_of_the_head() -> None:
+    draw = np.random.default_rng(1)
+    features = FeatureLogits(draw.normal(0, 1, (60, 40)), LinearHead(draw.normal(0, 1, (200, 40))))
+    encoding, grid = encoding_named({"transform": {"max_kl": 1e-2}}), Grid(60, 64)
+    found = [
+        sum(try_encoding(encoding, encoding, "wide", sample, grid, grid, 1, {}).arrays.values())
+        for sample in (
+            TeacherSample("teacher", features.dense(), False, 1.0, features),
+            TeacherSample("teacher", features.dense(), False, 1.0),  # control: every other row is escaped
+        )
+    ]
+    assert 0 < found[0] < found[1] / 2
 
 
 @pytest.mark.parametrize("own", ["float16", "float32"])
