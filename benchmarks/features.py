@@ -1,6 +1,7 @@
 """Codes from features: memory and speed of a wide head, and bytes a row by the span of the basis.
 
-1. 21,843 classes of 768 features, drawn: peak memory of this process, which also holds the head, and rows/s.
+1. 21,843 classes of 768 features, drawn: peak memory of this process, which also holds the head, and CPU seconds, of all its
+   threads: other work on the machine counts little.
 2. With --hidden and --head, the inputs of a real head and its weight: bytes of a row whose basis spans the head, and of one whose
    basis spans the calibration rows. Rows are like the calibration; or each feature is drawn by itself, with its mean and deviation
    there; or features are permuted. The rows of the last two keep little of the calibration but its scale.
@@ -13,13 +14,13 @@ is made of dense ones.
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
-from timing import seconds
 from transform import row_bytes, whole_row
 
 import logitstore
@@ -61,14 +62,17 @@ def show_memory() -> None:
     print(f"  before: {peak_mib()} MiB, of which the head {head.weight.nbytes // MIB}")
     made: list[Transform] = []
     rows = logits(CALIBRATION_ROWS)
-    taken = seconds(lambda: made.append(Transform(MAX_KL).calibrated(rows, "benchmark")))
+    started = time.process_time()
+    made.append(Transform(MAX_KL).calibrated(rows, "benchmark"))
     print(
         f"  calibrated with {CALIBRATION_ROWS:,} rows ({CALIBRATION_ROWS * dense // MIB} MiB if they were dense): peak "
-        f"{peak_mib()} MiB, {taken:.0f} s"
+        f"{peak_mib()} MiB, {time.process_time() - started:.0f} CPU s"
     )
     rows = logits(ROWS)
-    taken = seconds(lambda: made[0].encode(rows, 0, "benchmark"))
-    print(f"  encoded {ROWS:,} rows: peak {peak_mib()} MiB, {ROWS / taken:.0f} rows/s")
+    started = time.process_time()
+    made[0].encode(rows, 0, "benchmark")
+    rate = ROWS / (time.process_time() - started)
+    print(f"  encoded {ROWS:,} rows: peak {peak_mib()} MiB, {rate:.0f} rows a CPU second")
 
 
 def kinds(hidden: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:

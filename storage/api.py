@@ -219,8 +219,8 @@ class Store:
         {"transform": {"max_kl": 1e-2}} (docs/encodings.md).
         classes: the store's class of each column that is written, -1 the dustbin class; None for all in order. All
         classes may come in any order, and are read in that of the store.
-        calibration: for the transform encoding: logits of some 2,000 rows of the teacher (rows, classes), from which its
-        basis is made, or a function that returns them. A capture that is begun has a basis, and needs none.
+        calibration: for the transform encoding: logits of some 2,000 rows of the teacher (rows, classes), or `FeatureLogits`,
+        from which its basis is made, or a function that returns them. A capture that is begun has a basis, and needs none.
         Raises ConfigError for columns that are no classes of the store, SpecMismatch if the name was begun with another
         provenance, views, classes or encoding.
         """

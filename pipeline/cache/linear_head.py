@@ -39,25 +39,25 @@ def take_head(
     inputs of that layer; the network is then of no use.
     """
     name, layer = _find(module, asked, num_classes, where)
-    where = f"{where}: head = {name!r}"
+    named = f"{where}: head = {name!r}"
     if layer.weight.is_meta:
         raise ConfigError(
-            where,
+            named,
             expected="a layer whose weight is in memory",
             found="one that is offloaded until use",
             remedy="load the network on one device, or remove head",
         )
-    runner = Runner(module, where=where.partition(":")[0], batch_size=len(inputs))
+    runner = Runner(module, where=where, batch_size=len(inputs))
     logits = runner.logits(inputs)
     head = LinearHead(layer.weight, layer.bias)
-    again = _without(module, name, layer, inputs, head, where)
+    again = _without(module, name, layer, inputs, head, named)
     tolerance = _DIFFERENCE.get(str(layer.weight.dtype).removeprefix("torch."), _DIFFERENCE_OF_WIDER)
     scale = max(float(logits.std()), 1e-6)
     difference = float(np.abs(_centred(logits) - _centred(again)).max())
     if not difference <= tolerance * scale:
-        check_steady(logits, runner.logits(inputs), runner.where)  # a random layer makes them differ as well
+        check_steady(logits, runner.logits(inputs), where)  # a random layer makes them differ as well
         raise _refused(
-            where,
+            named,
             f"its outputs to be the logits, to {tolerance:g} of their deviation {scale:.3g}",
             f"logits that differ by {difference:.3g}",
         )
@@ -65,7 +65,7 @@ def take_head(
     if head.num_features >= num_classes:
         log.warning(
             "%s: %d features stand for %d logits: nothing is gained; remove head",
-            where,
+            named,
             head.num_features,
             num_classes,
         )

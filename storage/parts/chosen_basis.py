@@ -76,7 +76,7 @@ def _new_basis(encoding: Transform, columns: int, calibration: Any, where: str) 
             f"{where}: basis",
             expected=f"at most {MAX_BASIS_BYTES} bytes, the limit of readers",
             found=f"{basis.num_components} components of {basis.num_classes} classes",
-            remedy="calibrate with fewer rows, or keep the largest logits: encoding { top_k = 64 }",
+            remedy="keep the largest logits: encoding { top_k = 64 }; or calibrate with fewer rows of dense logits",
         )
     return basis
 
