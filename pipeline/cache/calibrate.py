@@ -59,9 +59,8 @@ def _try_encoding(work: Workspace, teacher: ReadyTeacher, encoding: Transform, l
     except BadLogitsError:
         with naming_indices(work.rows.source):
             for number, row in enumerate(drawn(len(work.rows), encoding).tolist()):
-                encoding.encode(
-                    logits[number : number + 1], row, where
-                )  # raises with the row's number in the store
+                # Raises with the row's number in the store.
+                encoding.encode(logits[number : number + 1], row, where)
         raise
 
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
 
 from .feature_logits import FeatureLogits, row_slices
 
@@ -47,7 +48,7 @@ class RowSpan:
 
     def __init__(self, logits: Float32[np.ndarray, "rows classes"]) -> None:
         """Find the axes from the smaller of the two Gram matrices. logits: centred, the largest of each row 0."""
-        self._centre = logits.mean(axis=0, dtype=np.float64)
+        self._centre: NDArray[np.float64] = logits.mean(axis=0, dtype=np.float64)
         spread = logits - self._centre
         rows, classes = spread.shape
         if classes <= rows:
@@ -57,8 +58,8 @@ class RowSpan:
             size, of_rows = np.linalg.eigh(spread @ spread.T)
             kept = size > size[-1] * _LEAST_SHARE
             axes = (of_rows[:, kept].T @ spread) / np.sqrt(size[kept])[:, None]
-        self._axes = np.ascontiguousarray(axes[::-1])
-        self._rows = spread @ self._axes.T
+        self._axes: NDArray[np.float64] = np.ascontiguousarray(axes[::-1])
+        self._rows: NDArray[np.float64] = spread @ self._axes.T
 
     def centre(self, peak: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " classes"]:
         return self._centre
@@ -67,10 +68,12 @@ class RowSpan:
         return self._rows
 
     def coordinates(self, values: Float64[np.ndarray, "some classes"]) -> Float64[np.ndarray, "some axes"]:
-        return values @ self._axes.T
+        products: NDArray[np.float64] = values @ self._axes.T
+        return products
 
     def weighted(self, weight: Float64[np.ndarray, " classes"]) -> Float64[np.ndarray, "axes axes"]:
-        return (self._axes * weight) @ self._axes.T
+        products: NDArray[np.float64] = (self._axes * weight) @ self._axes.T
+        return products
 
     def combined(self, mixing: Float64[np.ndarray, "some axes"]) -> Float32[np.ndarray, "some classes"]:
         return np.ascontiguousarray(mixing @ self._axes, np.float32)
@@ -104,16 +107,19 @@ class HeadSpan:
 
     def rows(self, peak: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, "rows axes"]:
         features = np.column_stack([self._features, -peak])  # float64
-        return (features - features.mean(axis=0)) @ self._of_features
+        rows: NDArray[np.float64] = (features - features.mean(axis=0)) @ self._of_features
+        return rows
 
     def coordinates(self, values: Float64[np.ndarray, "some classes"]) -> Float64[np.ndarray, "some axes"]:
         products = np.zeros((len(values), len(self._length)))
         for part, columns in self._columns():
             products += values[:, part] @ columns
-        return products @ self._mixing
+        mixed: NDArray[np.float64] = products @ self._mixing
+        return mixed
 
     def weighted(self, weight: Float64[np.ndarray, " classes"]) -> Float64[np.ndarray, "axes axes"]:
-        return self._mixing.T @ self._products(weight) @ self._mixing
+        mixed: NDArray[np.float64] = self._mixing.T @ self._products(weight) @ self._mixing
+        return mixed
 
     def combined(self, mixing: Float64[np.ndarray, "some axes"]) -> Float32[np.ndarray, "some classes"]:
         of_columns = mixing @ self._mixing.T
