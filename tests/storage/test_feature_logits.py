@@ -2,7 +2,6 @@
 
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -10,57 +9,27 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support import stores
+from support.feature_heads import (
+    CLASSES,
+    FEATURES,
+    T,
+    calibrated,
+    head,
+    like,
+    mixed,
+    narrow,
+    unlike,
+    worst,
+)
 from threadpoolctl import threadpool_limits
 
-import logitstore
 from logitstore import FeatureLogits, LinearHead
-from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.encodings import basis, feature_logits, span, transform
 from logitstore.storage.encodings.basis import make_basis
 from logitstore.storage.encodings.products import TILE
 from logitstore.storage.encodings.refine import ESCAPED
 from logitstore.storage.encodings.transform import Transform, escaped_alone
 from logitstore.storage.errors import BadLogitsError, ConfigError
-from logitstore.storage.integrity.verify import CLEAN, verify
-
-pytestmark = pytest.mark.usefixtures("without_fsync")
-
-CLASSES, FEATURES = 301, 24
-T = (1.0, 2.0, 4.0, 8.0)
-
-
-def head(seed: int = 0, classes: int = CLASSES, features: int = FEATURES) -> LinearHead:
-    random = np.random.default_rng(seed)
-    return LinearHead(random.standard_normal((classes, features)), random.standard_normal(classes))
-
-
-def like(rows: int, seed: int = 1) -> NDArray[np.float32]:
-    """Return features of few directions, as calibration rows have them."""
-    random = np.random.default_rng(seed)
-    mixing = np.random.default_rng(99).standard_normal((5, FEATURES))
-    return np.asarray(random.standard_normal((rows, 5)) @ mixing, np.float32)
-
-
-def unlike(rows: int, seed: int = 2) -> NDArray[np.float32]:
-    """Return features of all directions."""
-    return np.random.default_rng(seed).standard_normal((rows, FEATURES)).astype(np.float32) * 2
-
-
-def kl(exact: NDArray[Any], decoded: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Compute KL(softmax(exact/T) ‖ softmax(decoded/T)) in float64."""
-    logs = []
-    for z in (exact, decoded):
-        scaled = z.astype(np.float64) / temperature
-        scaled -= scaled.max(axis=1, keepdims=True)
-        logs.append(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
-    result: NDArray[np.float64] = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
-    return result
-
-
-def worst(exact: NDArray[Any], decoded: NDArray[Any]) -> float:
-    return float(max(kl(exact, decoded, t).max() for t in T))
-
 
 # The rows
 
@@ -156,22 +125,6 @@ def test_features_of_another_shape_are_refused(
 
 
 # The encoding
-
-
-def calibrated(max_kl: float = 1e-3, rows: int = 200) -> Transform:
-    return Transform(max_kl).calibrated(FeatureLogits(like(rows, seed=7), head()), "calibration")
-
-
-def narrow(max_kl: float = 1e-2) -> Transform:
-    """Return the encoding with a basis that spans calibration rows alone: others are escaped."""
-    return Transform(max_kl).calibrated(FeatureLogits(like(200, seed=7), head()).dense(), "calibration")
-
-
-def mixed(rows: int = 290) -> NDArray[np.float32]:
-    """Return features like the calibration, and some unlike it."""
-    features = like(rows)
-    features[5::27] = unlike(rows)[5::27]
-    return features
 
 
 def test_codes_and_bytes_are_those_of_the_dense_rows() -> None:
@@ -377,141 +330,3 @@ def test_memory_grows_with_features_and_codes_and_not_with_rows_of_classes(
     a_row = (large - small) / (4 * TILE)
     assert a_row < 0.1 * 4 * classes
     assert small > 2 * TILE * 4 * classes  # control: the rows of a tile are seen
-
-
-# The store
-
-ROWS, BLOCK_ROWS = 300, 128
-
-
-def begin(path: Path) -> Store:
-    return create_store(
-        path,
-        num_classes=CLASSES,
-        digests=np.arange(ROWS, dtype=np.uint64),
-        block_rows=BLOCK_ROWS,
-        exist_ok=True,
-    )
-
-
-def write(
-    path: Path, logits: Any, calibration: Any = None, blocks: int | None = None, **options: Any
-) -> None:
-    """Write the missing blocks, or some of them, of the capture `t`."""
-    options = {"encoding": Transform(1e-2), "provenance": {}} | options
-    with begin(path).capture("t", calibration=calibration, **options) as capture:
-        for number, rows in enumerate(capture.missing_blocks()):
-            if number == blocks:
-                break
-            capture.write(rows, logits[rows.start : rows.stop])
-
-
-def test_a_store_of_features_has_the_bytes_of_one_of_dense_rows(tmp_path: Path) -> None:
-    lazy, encoding = FeatureLogits(mixed(ROWS), head()), narrow()
-    write(tmp_path / "features", lazy, encoding=encoding)
-    write(tmp_path / "dense", lazy.dense(), encoding=encoding)
-    assert stores.tree(tmp_path / "features") == stores.tree(tmp_path / "dense")
-    capture = open_store(tmp_path / "features").teachers["t"]
-    assert worst(lazy.dense(), capture.read(slice(None))) <= 1e-2
-    assert (capture.read_stored(slice(None))["refine"] == ESCAPED).sum() == len(range(5, ROWS, 27))
-    assert verify(tmp_path / "features", deep=True).exit_code == CLEAN
-
-
-def test_features_calibrate_a_capture_which_is_resumed_without_them(tmp_path: Path) -> None:
-    lazy = FeatureLogits(like(ROWS), head())
-    cal = FeatureLogits(like(100, seed=7), head())
-    write(tmp_path / "whole", lazy, cal)
-    write(tmp_path / "resumed", lazy, lambda: cal, blocks=1)
-    write(tmp_path / "resumed", lazy)
-    assert stores.tree(tmp_path / "whole") == stores.tree(tmp_path / "resumed")
-    found = open_store(tmp_path / "whole").teachers["t"].encoding
-    assert isinstance(found, Transform) and found.basis is not None
-    assert found.basis.num_components == FEATURES + 1
-
-
-def test_columns_in_another_order_are_those_of_the_head(tmp_path: Path) -> None:
-    order = np.random.default_rng(0).permutation(CLASSES)
-    layer = head()
-    assert layer.bias is not None
-    turned = LinearHead(layer.weight[order], layer.bias[order])
-    write(
-        tmp_path / "s",
-        FeatureLogits(like(ROWS), turned),
-        FeatureLogits(like(100, seed=7), turned),
-        classes=order,
-    )
-    read = open_store(tmp_path / "s").teachers["t"].read(slice(None))
-    assert worst(FeatureLogits(like(ROWS), layer).dense(), read) <= 1e-2
-
-
-@pytest.mark.parametrize("encoding", ["float16", "float32", {"max_kl": 1e-2}, {"top_k": 7}], ids=str)
-def test_other_encodings_take_the_dense_rows(tmp_path: Path, encoding: Any) -> None:
-    lazy = FeatureLogits(like(ROWS), head())
-    write(tmp_path / "features", lazy, encoding=encoding)
-    write(tmp_path / "dense", lazy.dense(), encoding=encoding)
-    assert stores.tree(tmp_path / "features") == stores.tree(tmp_path / "dense")
-
-
-def test_a_block_of_features_is_never_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, encoding = 3 * TILE, calibrated()
-    store = create_store(
-        tmp_path / "s", num_classes=CLASSES, digests=np.zeros(rows, np.uint64), block_rows=512
-    )
-    seen: list[int] = []
-    genuine = FeatureLogits.dense
-    monkeypatch.setattr(FeatureLogits, "dense", lambda self: [seen.append(len(self)), genuine(self)][1])
-    monkeypatch.setattr(transform, "_PIECE_BYTES", 1)
-    with store.capture("t", provenance={}, encoding=encoding) as capture:
-        capture.write(range(rows), FeatureLogits(like(rows), head()))
-    assert max(seen) == TILE and sum(seen) >= rows
-
-
-def test_features_of_other_classes_are_refused(tmp_path: Path, sentence: Callable[..., None]) -> None:
-    lazy = FeatureLogits(like(ROWS), head(classes=CLASSES - 1))
-    with pytest.raises(BadLogitsError) as caught:
-        write(tmp_path / "s", lazy, encoding=calibrated())
-    sentence(caught.value)
-    with pytest.raises(BadLogitsError, match="calibration: expected features and a head of logits of shape"):
-        write(tmp_path / "s", lazy, lazy)
-    with pytest.raises(BadLogitsError, match=rf"shape \(128, {CLASSES}\)"):
-        write(tmp_path / "s", FeatureLogits(like(1), head())[:1], encoding=calibrated())
-    assert "t" not in begin(tmp_path / "s").unsealed()
-
-
-def test_a_block_with_a_bad_feature_leaves_no_trace(tmp_path: Path) -> None:
-    features = like(ROWS)
-    features[130, 3] = np.nan
-    lazy = FeatureLogits(features, head())
-    with pytest.raises(
-        BadLogitsError, match=r"teacher 't', view 0, row 130, feature 3: .* found nan \(1 of 128"
-    ):
-        write(tmp_path / "s", lazy, encoding=calibrated())
-    features[130, 3] = 0
-    write(tmp_path / "s", FeatureLogits(features, head()), encoding=calibrated())
-    assert verify(tmp_path / "s", deep=True).exit_code == CLEAN
-
-
-def test_features_that_give_probabilities_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    weight = np.eye(CLASSES, FEATURES, dtype=np.float32)
-    random = np.random.default_rng(0).random((ROWS, FEATURES)).astype(np.float32)
-    random /= random.sum(axis=1, keepdims=True)
-    lazy = FeatureLogits(random, LinearHead(weight))
-    write(tmp_path / "s", lazy, lazy)
-    assert "these look like probabilities" in caplog.text
-
-
-def test_a_peak_beside_features_is_compared_with_their_logits(tmp_path: Path) -> None:
-    lazy = FeatureLogits(like(ROWS), head())
-    with (
-        begin(tmp_path / "s").capture("t", provenance={}, encoding=calibrated()) as capture,
-        pytest.raises(BadLogitsError, match="logits whose largest is 0"),
-    ):
-        capture.write(range(BLOCK_ROWS), lazy[:BLOCK_ROWS], peak=np.zeros(BLOCK_ROWS, np.float32))
-
-
-@pytest.mark.parametrize("name", ["FeatureLogits", "LinearHead"])
-def test_the_names_are_public(name: str) -> None:
-    assert name in logitstore.__all__
-    assert getattr(logitstore, name) is getattr(feature_logits, name)
