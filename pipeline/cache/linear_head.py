@@ -15,6 +15,7 @@ from torch import nn
 
 from ...storage.encodings.feature_logits import FeatureLogits, LinearHead
 from ...storage.errors import BadLogitsError, ConfigError, LogitStoreError
+from ...storage.format.constants import MAX_BASIS_BYTES
 from ..experiment.tables import AUTO
 from ..runtime.inference import Runner, check_steady
 
@@ -46,6 +47,14 @@ def take_head(
             expected="a layer whose weight is in memory",
             found="one that is offloaded until use",
             remedy="load the network on one device, or remove head",
+        )
+    size = 4 * num_classes * min(layer.in_features + 1, num_classes)
+    if size > MAX_BASIS_BYTES:
+        raise ConfigError(
+            named,
+            expected=f"a basis of at most {MAX_BASIS_BYTES:,} bytes, the limit of readers",
+            found=f"{size:,} bytes, of {layer.in_features} features and {num_classes} classes",
+            remedy="remove head, and keep the largest logits: encoding = { top_k = 64 }",
         )
     runner = Runner(module, where=where, batch_size=len(inputs))
     logits = runner.logits(inputs)

@@ -1,5 +1,6 @@
 """A teacher whose head is taken off: the same logits from its features, or one line that refuses it."""
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from support.children import apart
 from support.experiments import CLASSES, ROWS, SHAPE, VIEWS, contents, document, parsed
 from torch import Tensor, nn
 
-from logitstore.pipeline.cache import capture, stage
+from logitstore.pipeline.cache import capture, linear_head, stage
 from logitstore.pipeline.cache.capture import CapturePass
 from logitstore.pipeline.cache.linear_head import take_head
 from logitstore.pipeline.cache.monitor import Quality
@@ -78,8 +79,6 @@ def test_the_last_fitting_layer_is_found_and_gives_the_same_logits(
     inputs = np.random.default_rng(0).normal(size=(11, *shape)).astype(np.float32)
     wanted = logits_of(module.eval(), None, inputs)
     for asked in ("auto", name):
-        import copy
-
         one = copy.deepcopy(module)
         found, head = taken(one, asked, inputs[:2])
         assert found == name
@@ -180,12 +179,6 @@ def test_a_network_whose_logits_are_no_linear_map_is_refused(
     sentence(caught.value)
 
 
-def test_a_softmax_at_the_end_is_a_constant_that_no_softmax_sees() -> None:
-    """log_softmax alone subtracts a constant from a row: it is no other teacher, but features would go through it."""
-    with pytest.raises(BadLogitsError, match="expected"):
-        taken(Net(lambda logits: torch.log_softmax(logits, dim=1)))
-
-
 @pytest.mark.parametrize(
     ("module", "asked"),
     [
@@ -224,6 +217,17 @@ def test_an_offloaded_layer_is_refused() -> None:
     module = with_layer(nn.Linear(5, 9, device="meta"))
     with pytest.raises(ConfigError, match="a layer whose weight is in memory"):
         taken(module)
+
+
+def test_a_basis_beyond_the_limit_of_readers_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, sentence: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(linear_head, "MAX_BASIS_BYTES", 4 * 9 * 6)
+    taken(Net())  # control: five features and the constant
+    monkeypatch.setattr(linear_head, "MAX_BASIS_BYTES", 4 * 9 * 6 - 1)
+    with pytest.raises(ConfigError) as caught:
+        taken(Net())
+    sentence(caught.value)
 
 
 def test_a_random_layer_is_named_as_what_it_is() -> None:
