@@ -1,5 +1,7 @@
 """The public names of logitstore.
 
+    cache, cluster, distill     the three stages, with networks and data sets in hand
+    evaluate                    errors, likelihood and calibration of a network
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -14,6 +16,7 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cli.calls import cache, cluster, distill, evaluate
     from .storage.api import Capture, Store, create_store, open_store
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
@@ -26,8 +29,12 @@ __all__ = [
     "LogitStoreError",
     "Store",
     "__version__",
+    "cache",
+    "cluster",
     "create_store",
     "digest_rows",
+    "distill",
+    "evaluate",
     "open_store",
 ]
 
@@ -43,8 +50,12 @@ _HOMES = {
     "LinearHead": "storage.encodings.feature_logits",
     "LogitStoreError": "storage.errors",
     "Store": "storage.api",
+    "cache": "cli.calls",
+    "cluster": "cli.calls",
     "create_store": "storage.api",
     "digest_rows": "storage.digest",
+    "distill": "cli.calls",
+    "evaluate": "cli.calls",
     "open_store": "storage.api",
 }
 

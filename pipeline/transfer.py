@@ -26,8 +26,9 @@ from ..storage.stream.items import class_number, fetch_items, listed_labels, rea
 from .datasets.class_names import as_ids, is_numbered, names_of
 from .experiment.document import Experiment
 from .experiment.tables import EvaluationSet, TransferSet
-from .factories.call import build, expect_dataset
-from .factories.local_code import SOURCE, local_source
+from .factories.call import expect_dataset
+from .factories.local_code import SOURCE
+from .factories.products import local_code_of, product_of
 
 SAMPLED_ROWS = 64
 """Examples of a large set that are read to compare it."""
@@ -91,10 +92,10 @@ class Examples:
         Raises FactoryError, BadDataError as `fetch` does, and ConfigError if the set and the table have different numbers of
         classes.
         """
-        self.dataset: Any = expect_dataset(build(table.factory, table.args, base=base), table.factory)
+        self.dataset: Any = expect_dataset(product_of(table, base=base), table.factory)
         self.where = where
         self._origin = table, base, where
-        local = local_source([table.factory], [table.args], base=base)
+        local = local_code_of([table], base=base)
         self.made_by: Mapping[str, Any] = {
             "factory": table.factory,
             "args": table.args,

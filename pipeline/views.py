@@ -22,7 +22,7 @@ from ..storage.stream.inputs import Augment
 from ..storage.stream.items import fetch_items, read_inputs
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment
-from .factories.call import build_augmentation, source_digest
+from .factories.products import augmentation_of, augmentation_source
 from .transfer import TransferRows
 
 
@@ -71,7 +71,7 @@ def experiment_views(
     table = experiment.cache.augment
     if table is None:
         return None
-    augmentation = build_augmentation(table.factory, table.args, base=experiment.base)
+    augmentation = augmentation_of(table, base=experiment.base)
     if others is None and isinstance(augmentation, PairAugmentation):
         others = TransferRows(experiment)
     return _Replay(augmentation, table.seed, table.first_view, others, made_twice)
@@ -136,7 +136,7 @@ def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
     return {
         "factory": augment.factory,
         "args": augment.args,
-        "source": source_digest(augment.factory, base=experiment.base),
+        "source": augmentation_source(augment, base=experiment.base),
         "seed": augment.seed,
         "first_view": augment.first_view,
     }

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..experiment.document import Experiment, TeacherMember
-from ..factories.local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE
+from ..factories.products import local_code_of
 
 _LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
 
@@ -39,5 +40,5 @@ def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapp
     """Return the note of the local code of a teacher and of the views; empty for installed modules."""
     augment = experiment.cache.augment
     tables = [member.teacher, *([augment] if augment is not None else [])]
-    source = local_source((t.factory for t in tables), (t.args for t in tables), base=experiment.base)
+    source = local_code_of(tables, base=experiment.base)
     return {SOURCE: source} if source else {}

@@ -1,7 +1,7 @@
 """Inputs of the next rows and their views, prepared in this process or by workers.
 
-A worker makes the transfer set anew from the experiment, so that no object of the user's is pickled. It prepares a few rows
-at a time, with all their views; the chunks are put together here.
+A worker makes the transfer set anew from the experiment, so that no object of the user's is pickled; only a set in hand is. It
+prepares a few rows at a time, with all their views; the chunks are put together here.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from jaxtyping import Int64, Shaped, UInt64
 from numpy.typing import NDArray
 
 from ...storage.digest import digest_rows
-from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError
+from ...storage.errors import BadDataError, BadLogitsError, ConfigError, FactoryError, LogitStoreError
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
 from ..experiment.document import Experiment
@@ -69,12 +69,31 @@ def prepared_by_workers(
     try:
         for first in range(number):  # each has every number-th chunk
             mine = tasks[first::number]
-            workers.append(Worker("transfer_set", expected, _send_chunks, experiment, mine))
+            with _refusing_unpicklable(experiment):
+                workers.append(Worker("transfer_set", expected, _send_chunks, experiment, mine))
         turns = itertools.cycle(workers)
         for which, _ in pieces:
             yield _assembled(which, turns)
     finally:
         end_all(workers)
+
+
+@contextmanager
+def _refusing_unpicklable(experiment: Experiment) -> Iterator[None]:
+    """Refuse things in hand that cannot be sent to a worker. Raises ConfigError."""
+    try:
+        yield
+    except (LogitStoreError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of several kinds, by the version of Python
+        if experiment.transfer_set.in_hand is None:
+            raise
+        raise ConfigError(
+            "workers",
+            expected="a data set and an augmentation that can be pickled, of classes in a module",
+            found=describe_exception(error)[:200],
+            remedy="define them in a module, or set workers=0",
+        ) from error
 
 
 _Key = tuple[str, int | None]

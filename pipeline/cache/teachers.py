@@ -15,7 +15,8 @@ from ...storage.random import philox_permutation
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
-from ..factories.call import build, build_augmentation, expect_module
+from ..factories.call import build, expect_module
+from ..factories.products import augmentation_of, product_of
 from ..models.alone import alone
 from ..models.class_names import check_class_order, module_class_names
 from ..models.networks import count_parameters
@@ -58,6 +59,8 @@ def build_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
 def _build(work: Workspace, member: TeacherMember) -> tuple[nn.Module, str | None]:
     """Build the module of a teacher; with it the digest of the file or folder that it was loaded from, if any."""
     teacher, path = member.teacher, member.weights
+    if (given := teacher.in_hand) is not None:
+        return expect_module(product_of(teacher, base=work.experiment.base), teacher.factory), given.weights
     if not teacher.is_whole or path is None:
         return build_by_factory(work, member, member.seed), None
     offered: Mapping[str, object] = {"path": path}
@@ -112,7 +115,7 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     check_training(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
     augmentation = None
     if (augment := settings.augment) is not None:
-        augmentation = build_augmentation(augment.factory, augment.args, base=work.experiment.base)
+        augmentation = augmentation_of(augment, base=work.experiment.base)
     # After the build: the identity is that of the code that runs, and of the files that it has read.
     identity = teacher_identity(member, rows)
 

@@ -129,6 +129,8 @@ def find_teacher(work: Workspace, member: TeacherMember) -> Record | None:
 
     A ready teacher is made to find the digest of its weights. Raises BadDataError for a weights file that is not there.
     """
+    if (given := member.teacher.in_hand) is not None:
+        return Record({}, given.weights, {})
     if member.teacher.is_ready:
         from .ready import find_ready  # imports torch
 

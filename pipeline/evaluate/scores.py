@@ -24,7 +24,8 @@ from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..experiment.training import Factory
 from ..factories.call import describe_exception
-from ..factories.local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE
+from ..factories.products import local_code_of
 from ..factories.read_files import READ, files_read
 from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
@@ -147,7 +148,7 @@ def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]
         yield subject("combination", table.name, networks, made_of=settings)
     for run in student_seeds(experiment):
         if (student := find_student(work, run)) is not None:
-            source = local_source([run.student.factory], [run.student.args], base=experiment.base)
+            source = local_code_of([run.student], base=experiment.base)
             files = files_read([run.student], base=experiment.base)
             network = _Network.of(student.weights, run.student, source, **_read(files))
             yield subject("student", run.student.name, {run.name: network}, run=run.name)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_PARTS, TRANSFORM
 from ..factories.call import suggest
-from ..factories.local_code import local_source
+from ..factories.products import local_code_of
 from ..factories.read_files import files_read
 from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, noting, problem, raise_all, show
@@ -47,8 +47,7 @@ class TeacherMember:
     @property
     def source(self) -> dict[str, str]:
         """Digests of the local code that makes it, and of that which changes its inputs in training."""
-        tables = self._tables
-        return local_source((t.factory for t in tables), (t.args for t in tables), base=self.base)
+        return local_code_of(self._tables, base=self.base)
 
     @property
     def files_read(self) -> dict[str, str]:
@@ -229,7 +228,7 @@ class Experiment(Table):
         )
 
     def _weights(self, teacher: Teacher, member: int) -> Path | None:
-        file = teacher.weights_file
+        file = None if teacher.in_hand is not None else teacher.weights_file
         return None if file is None else self.base / file.replace("{member}", str(member))
 
     def teacher_weights(self, student: Student) -> dict[str, float]:

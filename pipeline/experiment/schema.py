@@ -186,6 +186,17 @@ class Table(BaseModel):
             raise problem(f"one of {first}, {second}", " and ".join(given) or "no such key", remedy)
 
 
+_TABLE = TypeVar("_TABLE", bound=Table)
+
+
+def checked(table: type[_TABLE], where: str, **keys: Any) -> _TABLE:
+    """Make a table of Python values. where: the table in messages. Raises ConfigError for the first problem."""
+    try:
+        return table.model_validate(keys)
+    except ValidationError as error:
+        raise explain(error, where) from None
+
+
 def _is_given(table: Table, key: str) -> bool:
     outer, _, inner = key.partition(".")
     value = getattr(table, outer)

@@ -1,10 +1,11 @@
 """Tables of how a network is trained, and from which loss."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
+from ..factories.in_hand import InHand
 from .schema import (
     Arguments,
     Count,
@@ -19,6 +20,7 @@ from .schema import (
     Table,
     Whole,
     check_distinct,
+    checked,
     problem,
     show,
 )
@@ -34,6 +36,23 @@ class Factory(Table):
     """`package.module:function`."""
     args: Arguments = Field(default_factory=dict[str, Any])
     """Keyword arguments of the function; relative file names start at the folder of the experiment file."""
+
+    _in_hand: InHand | None = PrivateAttr(default=None)
+
+    @property
+    def in_hand(self) -> InHand | None:
+        """The product itself, passed by a caller of Python; None for a table of a file."""
+        return self._in_hand
+
+
+_MADE = TypeVar("_MADE", bound=Factory)
+
+
+def of_thing(table: type[_MADE], given: InHand, where: str, **keys: Any) -> _MADE:
+    """Make the table of a thing in hand. where: the table in messages. keys: its other keys. Raises ConfigError."""
+    made = checked(table, where, factory=given.factory, args=dict(given.args), **keys)
+    made._in_hand = given
+    return made
 
 
 class Augmentation(Factory):

@@ -71,6 +71,11 @@ def local_source(
     return {code.file: code.digest for code in sorted(_reached(names, base), key=lambda code: code.file)}
 
 
+def is_known_by_name(module: str) -> bool:
+    """Return whether a module is of the standard library or of logitstore: its version tells its code."""
+    return module.partition(".")[0] in _KNOWN_BY_NAME and module != "__main__"
+
+
 def may_take_paths(factory: str, *, base: Path | None) -> bool:
     """Return whether the local code of a factory has parameters that are paths; no for an installed factory."""
     return any(code.text.takes_paths for code in _reached({factory.partition(":")[0]}, base))

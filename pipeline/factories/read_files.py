@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from ...storage.errors import FactoryError
 from .call import argument_paths
 from .file_digest import file_digest, folder_digest
+from .in_hand import InHand
 from .local_code import may_take_paths
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ class Made(Protocol):
     def args(self) -> dict[str, Any]:
         """Its arguments."""
 
+    @property
+    def in_hand(self) -> InHand | None:
+        """The product itself, if a caller has passed it."""
+
 
 def files_read(tables: Iterable[Made], *, base: Path) -> dict[str, str]:
     """Return "sha256:…" of each file or folder that some factories read, by its name in the arguments.
@@ -46,7 +51,7 @@ def files_read(tables: Iterable[Made], *, base: Path) -> dict[str, str]:
     A file that is not there has no entry: the error of the factory names it. base: folder of the experiment file.
     """
     found: dict[str, str] = {}
-    for table in tables:
+    for table in (table for table in tables if table.in_hand is None):
         for name, path in _paths(table.factory, table.args, base):
             with contextlib.suppress(OSError):
                 if (digest := _digest(path, base)) is not None:

@@ -16,7 +16,8 @@ from torch.nn.parameter import is_lazy
 from ...storage.errors import FactoryError
 from ..experiment.document import Experiment
 from ..experiment.training import Factory
-from ..factories.call import build, expect_module
+from ..factories.call import expect_module
+from ..factories.products import product_of
 from ..factories.read_files import unchanged_files
 
 _made: list[weakref.ref[Tensor]] = []
@@ -26,7 +27,7 @@ _made: list[weakref.ref[Tensor]] = []
 def build_model(
     table: Factory, experiment: Experiment, *, input_shape: tuple[int, ...], num_classes: int, seed: int
 ) -> nn.Module:
-    """Build the freshly initialised module of a table of the experiment.
+    """Build the freshly initialised module of a table of the experiment, or return the one in hand.
 
     seed: of the generators of PyTorch, NumPy and Python, which are set: tensors that no file holds, such as fixed random
     projections, are thus those of the training whenever the network is built.
@@ -37,9 +38,10 @@ def build_model(
     np.random.seed(seed % (1 << 32))
     random.seed(seed)
     with unchanged_files(table, base=experiment.base):
-        made = build(table.factory, table.args, offered=offered, base=experiment.base)
+        made = product_of(table, base=experiment.base, offered=offered)
     module = expect_module(made, table.factory)
-    _check_own(module, table.factory)
+    if table.in_hand is None:  # one in hand may well be trained twice
+        _check_own(module, table.factory)
     return module
 
 

@@ -14,7 +14,8 @@ from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
 from ..experiment.training import Loss
-from ..factories.local_code import SOURCE, local_source
+from ..factories.local_code import SOURCE
+from ..factories.products import local_code_of
 from ..factories.read_files import READ, files_read
 from ..models.records import Record
 from ..workspace import Workspace
@@ -56,7 +57,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     Raises PartNotFound or StoreIncomplete for a capture that is not sealed.
     """
     student = run.student
-    source = local_source([student.factory], [student.args], base=experiment.base)
+    source = local_code_of([student], base=experiment.base)
     loss = {"name": student.loss.name, **student.loss.numbers}
     return {
         **settled(student, later={"rows", "standardise"}, idle={"name", "teachers", "train", "loss"}),

@@ -1,0 +1,523 @@
+"""The stages as calls from Python, with networks and data sets in hand: `logitstore.cache`, `cluster`, `distill`, `evaluate`.
+
+A call is to Python what a command is to the shell: it checks its arguments, calls the library, and prints as the command
+does. On a terminal it shows progress and results; elsewhere it is silent unless `progress=True`.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ..storage.progress import Progress, silent
+from .printing.progress import show_progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..pipeline.evaluate.metrics import Metrics
+    from ..pipeline.runtime.ranks import Ranks
+    from ..storage.api import Store
+    from ..storage.parts.clusterings import ClusteringReader
+
+    Network = TypeVar("Network", bound=nn.Module)
+else:
+    Network = TypeVar("Network")
+
+log = logging.getLogger(__name__)
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The means of one call."""
+
+    ranks: "Ranks"
+    progress: Progress
+    shows: bool
+    """Whether results are printed."""
+
+    def say(self, print_it: Callable[[], None], logged: str) -> None:
+        """Print a result where results are printed, on the first rank alone; log one line elsewhere."""
+        if self.ranks.is_first and self.shows:
+            print_it()
+        elif self.ranks.is_first:
+            log.info("%s", logged)
+
+
+@contextlib.contextmanager
+def _calling(progress: "bool | Progress | None") -> Iterator[_Call]:
+    """Join the ranks, choose the progress, and leave the random numbers of the process as they are."""
+    from ..pipeline.in_hand.networks import kept_random_state
+    from ..pipeline.runtime.session import session
+
+    asked = progress is True
+    shows = asked or (progress is None and sys.stderr.isatty())
+    with session() as ranks, kept_random_state():
+        if callable(progress):
+            yield _Call(ranks, progress if ranks.is_first else silent, shows=False)
+            return
+        with show_progress(quiet=not shows or not ranks.is_first) as shown:
+            yield _Call(ranks, shown, shows)
+
+
+def cache(
+    store: "str | os.PathLike[str]",
+    teachers: "Mapping[str, nn.Module]",
+    dataset: Any,
+    *,
+    evaluation: Any = None,
+    encoding: str | Mapping[str, Any] = "float16",
+    views: int = 1,
+    augment: Any = None,
+    augment_seed: int = 0,
+    first_view: int = 1,
+    batch_size: int = 256,
+    precision: Precision = "float32",
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    order: Literal["shuffled", "as_is"] = "shuffled",
+    seed: int = 0,
+    store_inputs: bool = True,
+    block_rows: int | None = None,
+    workers: int = 0,
+    threads: int | None = None,
+    compile: bool = False,
+    channels_last: bool = False,
+    stop_below: float | None = None,
+    device: str | None = None,
+    progress: "bool | Progress | None" = None,
+) -> "Store":
+    """Run networks once over a data set, and seal their logits in a store: stage one.
+
+    Sealed captures are skipped, and an interrupted call that is made again resumes to the same bytes. The networks keep
+    their mode, their device and their numbers: copies of them run, in evaluation mode. Under `torchrun` every rank makes
+    the call, and the ranks share the rows.
+
+    Args:
+        store: folder of the store, made if it is not there; more teachers may be added later.
+        teachers: networks by name in the store. Each takes a batch (batch, …) of inputs, as the data set has them, to logits
+            (batch, classes).
+        dataset: `(inputs, labels)` or `inputs` as arrays or tensors; or a map-style data set whose items are
+            `(input, label)`, an input, or a dict with one image and one label. A label of -1 is unknown.
+        evaluation: labelled examples on which the teachers are scored; the scores stand in `evaluation.json` beside the store.
+        encoding: of the logits: "float16", "float32", or `{"transform": {"max_kl": 1e-3}}` and others, as in `[cache]`.
+        views: views of every row, the row itself included.
+        augment: function (input, numpy.random.Generator) -> input that makes the further views, such as `shift(pixels=2)`.
+        augment_seed: seed of the views.
+        first_view: first view that is augmented.
+        batch_size: rows that a network is given at a time; part of a capture's identity.
+        precision: of the computation; the lower two use autocast.
+        class_names: names of the classes in the order of the labels; by default `class_names`, `classes` or the
+            `ClassLabel` of the data set.
+        num_classes: number of classes, for a set without names; by default the number of the first teacher's logits.
+        order: of the store's rows: a seeded permutation, or the order of the data set.
+        seed: of the permutation.
+        store_inputs: whether the store keeps the inputs, so that students need no data set.
+        block_rows: rows of a block; by default derived from the bytes of a row.
+        workers: processes that prepare inputs, which needs a data set that can be pickled; 0 for a thread.
+        threads: CPU threads of a network on the CPU; by default torch's own number.
+        compile: whether the networks go through `torch.compile`.
+        channels_last: whether images and weights are laid out channels last.
+        stop_below: accuracy, from 0 to 1, below which a teacher stops the call after its first labelled rows.
+        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+        progress: True to print progress and results, False for none, or a callback; by default on a terminal alone.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        ConfigError: for an argument that does not fit.
+        BadDataError: for a data set or a network that cannot be used, before the first teacher runs.
+        SpecMismatch: if a name in the store belongs to another network, or to other settings.
+        RowMismatch: if a row has another input or label than in the store.
+    """
+    from ..pipeline.cache.stage import cache as run_stage
+    from ..pipeline.evaluate.examples import EvaluationExamples
+    from ..pipeline.evaluate.stage import evaluate as score
+    from ..pipeline.in_hand.experiments import capture_of
+    from ..pipeline.in_hand.networks import kept_as_they_are
+    from ..pipeline.workspace import Workspace
+    from ..storage.backends.local import local_path
+    from .printing.scores import print_scores
+
+    with _calling(progress) as call:
+        experiment = capture_of(
+            teachers,
+            dataset,
+            evaluation=evaluation,
+            class_names=class_names,
+            num_classes=num_classes,
+            augment=augment,
+            augment_seed=augment_seed,
+            first_view=first_view,
+            transfer_set={"order": order, "seed": seed, "store_inputs": store_inputs}
+            if order == "shuffled"
+            else {"order": order, "store_inputs": store_inputs},
+            cache={
+                "encoding": encoding,
+                "views": views,
+                "batch_size": batch_size,
+                "precision": precision,
+                "block_rows": block_rows,
+                "workers": workers,
+                "threads": threads,
+                "compile": compile,
+                "channels_last": channels_last,
+            },
+        )
+        settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
+        work = Workspace.of_store(experiment, local_path(os.fspath(store)), **settings)
+        examples = None if evaluation is None else EvaluationExamples(experiment, work.rows)
+        with kept_as_they_are(teachers.values()):
+            report = run_stage(work, stop_below=stop_below)
+            _say_captured(call, report, work.store)
+            if examples is not None and call.ranks.is_first:
+                table = score(work, examples)
+                lines = [f"{row.name}: {row.average('accuracy'):.2%} right" for row in table]
+                call.say(lambda: print_scores(table, []), "; ".join(lines))
+        call.ranks.wait()
+        return work.store
+
+
+def _say_captured(call: _Call, report: Any, made: "Store") -> None:
+    from .printing.stores import print_store
+    from .printing.text import nothing_to_do, print_text
+
+    lines = []
+    for name in report.captured:
+        tally = report.quality[name]
+        good = f"  ({tally.accuracy:.2%} right, {tally.nll:.3g} nats a row)" if tally.rows else ""
+        lines.append(f"captured  {name}{good}")
+    if not lines:
+        kept = f"{', '.join(report.kept)} captured already and unchanged"
+        lines.append(nothing_to_do(kept, report.compared))
+
+    def print_it() -> None:
+        print_text(*lines, "")
+        print_store(made)
+
+    call.say(print_it, "; ".join(lines))
+
+
+def cluster(
+    store: "Store | str | os.PathLike[str]",
+    *,
+    clusters: int,
+    classes_per_cluster: int,
+    teachers: str | Sequence[str] | Mapping[str, float] | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    method: Literal["online", "minibatch"] = "online",
+    restarts: int = 10,
+    normalise: bool = False,
+    disjoint: bool = False,
+    memory: float = 4.0,
+    name: str | None = None,
+    scheduler: Any = "threads",
+    progress: "bool | Progress | None" = None,
+) -> "ClusteringReader":
+    """Find the sets of classes that a teacher confuses, and seal them in the store: stage two.
+
+    Args:
+        store: the store, or its folder.
+        clusters: number of sets.
+        classes_per_cluster: number of classes in a set; sets may overlap.
+        teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
+        temperature: of the softmax whose covariance is taken.
+        seed: of k-means, and of the random sets to compare with.
+        method: k-means one column at a time, as in the paper, or scikit-learn's `MiniBatchKMeans`.
+        restarts: starts of k-means, of which the tightest is kept.
+        normalise: whether correlations replace covariances, so that rare classes count as much.
+        disjoint: whether a class is in one set at most.
+        memory: GiB for matrices of classes by classes; where they do not fit, projections are clustered.
+        name: name in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default.
+        scheduler: as of `dask.compute`.
+        progress: True to print progress and the sets, False for none, or a callback; by default on a terminal alone.
+
+    Returns:
+        The clustering: `sets` int64 (clusters, classes_per_cluster), `assignment` int64 (classes,).
+
+    Raises:
+        ConfigError: for sizes that make no sets.
+        SpecMismatch: if the name belongs to another clustering.
+    """
+    from ..pipeline.cluster.stage import cluster_store
+    from ..pipeline.cluster.todo import check_cluster, needs_clustering
+    from ..pipeline.experiment.schema import checked
+    from ..pipeline.experiment.tables import Cluster
+    from ..storage.describe import clustering_record
+    from ..storage.parts.clusterings import ClusteringReader
+    from .printing.clusterings import print_clustering
+    from .printing.text import print_text
+
+    with _calling(progress) as call:
+        opened = _opened(store)
+        given = _teacher_names(opened) if teachers is None else teachers
+        one = (
+            given
+            if isinstance(given, str)
+            else given[0]
+            if isinstance(given, list) and len(given) == 1
+            else None
+        )
+        table = checked(
+            Cluster,
+            "cluster",
+            **({"teacher": one} if one is not None else {"teachers": _weights(given)}),
+            clusters=clusters,
+            classes_per_cluster=classes_per_cluster,
+            temperature=temperature,
+            seed=seed,
+            method=method,
+            restarts=restarts,
+            normalise=normalise,
+            disjoint=disjoint,
+            memory=memory,
+            name=name,
+        )
+        for teacher in table.shares:
+            _ = opened.teachers[teacher]  # raises for a missing teacher before anything else
+        check_cluster(table, opened.num_classes)
+        todo = needs_clustering(opened, table)
+        if call.ranks.is_first:
+            cluster_store(opened, table, scheduler=scheduler, progress=call.progress)
+        call.ranks.wait()
+        opened.refresh()
+        nothing = f"nothing to do: clusters/{table.part_name} is made and unchanged"
+
+        def print_it() -> None:
+            if not todo:
+                print_text(nothing)
+            print_clustering(clustering_record(opened, table.part_name))
+
+        call.say(print_it, f"made clusters/{table.part_name}" if todo else nothing)
+        return ClusteringReader(opened.root, table.part_name)
+
+
+def distill(
+    store: "Store | str | os.PathLike[str]",
+    student: "Network",
+    *,
+    lr: float,
+    epochs: int,
+    teachers: str | Sequence[str] | Mapping[str, float] | None = None,
+    dataset: Any = None,
+    augment: Any = None,
+    evaluation: Any = None,
+    checkpoint: "str | os.PathLike[str] | None" = None,
+    checkpoint_every: int | None = None,
+    name: str = "student",
+    targets: Literal["soft", "hard"] = "soft",
+    mean: Literal["arithmetic", "geometric"] = "arithmetic",
+    temperature: float = 1.0,
+    hard_weight: float = 0.0,
+    loss: str | Mapping[str, Any] = "distillation",
+    standardise: bool = False,
+    views: Literal["all", "cycle"] | int = "cycle",
+    rows: float = 1.0,
+    seed: int = 0,
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    batch_size: int = 128,
+    schedule: Literal["constant", "cosine", "linear"] = "constant",
+    warmup_epochs: int = 0,
+    label_smoothing: float = 0.0,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    device: str | None = None,
+    progress: "bool | Progress | None" = None,
+) -> "Network":
+    """Train a network from the logits in a store, without running a teacher: stage three.
+
+    The network is trained in place, and returned in evaluation mode on the device on which you passed it. With `checkpoint`
+    a killed call that is made again resumes to the same bytes, and a finished one loads its weights. Under `torchrun`
+    every rank makes the call, and the ranks share each batch.
+
+    Args:
+        store: the store, or its folder or URL.
+        student: the network: inputs (batch, …), as the data set has them, to logits (batch, classes).
+        lr: highest learning rate.
+        epochs: passes over the rows.
+        teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
+        dataset: the data set that the store was made from, for a store without inputs.
+        augment: the augmentation of the captured views, as you passed it to `cache`.
+        evaluation: labelled examples, on which the student is scored when it is trained. `evaluate` gives the same scores.
+        checkpoint: folder for checkpoints, the log of the training and the final weights; none of them by default.
+        checkpoint_every: steps between two checkpoints; about an epoch by default.
+        name: name of the files in `checkpoint`.
+        targets: whether it learns from the teachers' softened outputs, or from the labels.
+        mean: of the teachers' softened probabilities.
+        temperature: of targets and student.
+        hard_weight: weight of the cross-entropy with the labels, beside T² times the soft one.
+        loss: "distillation", "logit_matching", "dkd", "dist", or a dict of a name and its numbers.
+        standardise: whether each row of logits gets mean 0 and deviation 1 before the loss.
+        views: all views every epoch, another one each epoch, or this one.
+        rows: share of the rows that it learns from, drawn from the seed.
+        seed: of the batches, and of dropout.
+        optimizer: "sgd", "adam" or "adamw".
+        momentum: of "sgd".
+        weight_decay: of the optimiser.
+        batch_size: rows of a step, of all ranks together.
+        schedule: of the learning rate after the warm-up.
+        warmup_epochs: epochs over which the learning rate rises from 0.
+        label_smoothing: share of a label's target that is spread over all classes, for hard targets.
+        clip_norm: maximum norm of the gradient.
+        ema: decay a step of the moving average of the weights, which is kept instead of the last step.
+        precision: of the computation; the loss is always float32.
+        compile: whether the network goes through `torch.compile`.
+        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+        progress: True to print progress and scores, False for none, or a callback; by default on a terminal alone.
+
+    Returns:
+        The network that you passed.
+
+    Raises:
+        ConfigError: for an argument that does not fit, or a training that diverges.
+        BadDataError: for a network without parameters, or labels that are needed and missing.
+        SpecMismatch: for checkpoints of another store, network or setting, and for another augmentation.
+    """
+    from ..pipeline.in_hand.training import Distillation, train_in_hand
+
+    with _calling(progress) as call, contextlib.ExitStack() as stack:
+        opened = _opened(store)
+        names = _teacher_names(opened) if teachers is None else teachers
+        folder = checkpoint
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-"))
+        settings = {
+            "targets": targets,
+            "mean": mean,
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+            "loss": loss if isinstance(loss, str) else dict(loss),
+            "standardise": standardise,
+            "views": views,
+            "rows": rows,
+        }
+        train = {
+            "lr": lr,
+            "epochs": epochs,
+            "optimizer": optimizer,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "batch_size": batch_size,
+            "schedule": schedule,
+            "warmup_epochs": warmup_epochs,
+            "label_smoothing": label_smoothing,
+            "clip_norm": clip_norm,
+            "ema": ema,
+            "precision": precision,
+            "compile": compile,
+            "seeds": [seed],
+            "checkpoint_every": checkpoint_every,
+        }
+        asked = Distillation(
+            store=opened,
+            network=student,
+            name=name,
+            teachers=_weights(names),
+            dataset=dataset,
+            augment=augment,
+            evaluation=evaluation,
+            folder=Path(folder),
+            is_kept=checkpoint is not None,
+            student=settings,
+            train=train,
+        )
+        done = train_in_hand(asked, device=device, progress=call.progress, ranks=call.ranks)
+        _say_trained(call, name, done.was_there, done.metrics)
+        return student
+
+
+def _say_trained(call: _Call, name: str, was_there: bool, metrics: "Metrics | None") -> None:
+    from .printing.text import nothing_to_do, print_text
+
+    lines = [nothing_to_do(f"{name} is trained and unchanged") if was_there else f"trained   {name}"]
+    if metrics is not None:
+        lines.append(_score_line(name, metrics))
+    call.say(lambda: print_text(*lines), "; ".join(lines))
+
+
+def _score_line(name: str, metrics: "Metrics") -> str:
+    return (
+        f"{name}: {metrics.accuracy:.2%} of {metrics.rows:,} examples right, {metrics.nll:.4f} nats, "
+        f"calibration error {metrics.calibration_error:.4f}"
+    )
+
+
+def evaluate(
+    network: "nn.Module",
+    dataset: Any,
+    *,
+    batch_size: int = 512,
+    device: str | None = None,
+) -> "Metrics":
+    """Score a network on labelled examples: errors, accuracy, likelihood, calibration.
+
+    The network keeps its mode and its device.
+
+    Args:
+        network: inputs (batch, …), as the data set has them, to logits (batch, classes).
+        dataset: labelled examples, in any form that `cache` takes. Labels are numbers of the network's classes.
+        batch_size: examples that the network is given at a time.
+        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+
+    Returns:
+        Metrics: `errors`, `accuracy`, `nll` in nats an example, `calibration_error` from 0 to 1, `top_k_accuracy`.
+
+    Raises:
+        BadDataError: for a data set without labels, or a network that cannot be run.
+    """
+    from ..pipeline.in_hand.networks import kept_random_state
+    from ..pipeline.in_hand.training import metrics_of
+
+    with kept_random_state():
+        return metrics_of(network, dataset, batch_size=batch_size, device=device)
+
+
+def _opened(store: "Store | str | os.PathLike[str]") -> "Store":
+    from ..storage.api import Store, open_store
+
+    return store if isinstance(store, Store) else open_store(store)
+
+
+def _teacher_names(store: "Store") -> list[str]:
+    """Return the captures that networks made: of all classes, neither compressed nor combined. Raises PartNotFound."""
+    import numpy as np
+
+    from ..pipeline.combine.todo import COMBINATION
+    from ..pipeline.compress.stage import DERIVED
+    from ..storage.errors import PartNotFound
+
+    store.refresh()
+    every = np.arange(store.num_classes)
+    names = [
+        name
+        for name, capture in store.teachers.items()
+        if np.array_equal(capture.classes, every) and not {COMBINATION, DERIVED} & capture.provenance.keys()
+    ]
+    if not names:
+        raise PartNotFound(
+            f"{store.path}: teachers",
+            expected="a capture of all classes",
+            found=f"the captures {', '.join(store.teachers) or 'none'}",
+            remedy="run logitstore.cache first, or name the captures, teachers=…",
+        )
+    return names
+
+
+def _weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str] | dict[str, float]:
+    if isinstance(teachers, str):
+        return [teachers]
+    if isinstance(teachers, Mapping):
+        return {str(name): float(weight) for name, weight in teachers.items()}
+    return list(teachers)

@@ -1,0 +1,231 @@
+"""Experiments of things in hand: the tables that a file would hold, with things in the place of factories.
+
+    capture_of     teachers over a data set       stage one
+    student_of     a student from a store         stage three
+
+Every stage then runs as it does for a file. Keys have the names, the defaults and the checks of the tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from ...storage.api import Store
+from ...storage.errors import ConfigError
+from ...storage.format.constants import SAMPLES
+from ...storage.stream.items import read_inputs
+from ..augment import CropFlip, Identity, Mixup, Shift
+from ..datasets.class_names import names_of
+from ..experiment.document import Experiment
+from ..experiment.schema import checked, explain
+from ..experiment.tables import Cache, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
+from ..experiment.training import StudentTrain, of_thing
+from ..factories.call import resolve, source_digest
+from ..factories.in_hand import InHand, in_hand
+from ..runtime.inference import device_of, forward
+from .data_sets import data_set_in_hand
+from .networks import copy_of, module_in_hand
+
+_OURS: Final[Mapping[type, str]] = {
+    Shift: "logitstore.pipeline.augment:shift",
+    CropFlip: "logitstore.pipeline.augment:crop_flip",
+    Identity: "logitstore.pipeline.augment:identity",
+    Mixup: "logitstore.pipeline.augment:mixup",
+}
+"""Our own augmentations are stated as a file would state them, so that a file can name them for the same store."""
+INITIAL: Final = "initial"
+"""Key in the description of a student: the digest of the weights with which its training began."""
+
+
+def capture_of(
+    teachers: Mapping[str, Any],
+    dataset: Any,
+    *,
+    evaluation: Any = None,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    augment: Any = None,
+    augment_seed: int = 0,
+    first_view: int = 1,
+    transfer_set: Mapping[str, Any],
+    cache: Mapping[str, Any],
+) -> Experiment:
+    """Return the experiment of stage one. transfer_set, cache: further keys of these tables.
+
+    Raises ConfigError or BadDataError for a thing that cannot be used.
+    """
+    networks = _teachers(teachers)
+    given = data_set_in_hand(dataset, "dataset", class_names)
+    if num_classes is None and not names_of(given.thing, "dataset"):
+        first = next(iter(networks))
+        num_classes = _outputs(networks[first].thing, given.thing, f"teacher {first!r}")
+    if cache.get("views", 1) != 1 and augment is None:
+        found = f"views={cache['views']} without augment"
+        remedy = "pass augment=…, a function (input, numpy generator) -> input"
+        raise ConfigError(
+            "cache: augment", expected="an augmentation, or views=1", found=found, remedy=remedy
+        )
+    view = _augmentation(augment, augment_seed, first_view)
+    tables = {
+        "transfer_set": of_thing(TransferSet, given, "dataset", num_classes=num_classes, **transfer_set),
+        "evaluation_set": _evaluation(evaluation),
+        "teacher": tuple(
+            of_thing(Teacher, one, f"teachers[{name!r}]", name=name, weights=one.weights)
+            for name, one in networks.items()
+        ),
+        "cache": checked(Cache, "cache", augment=view, **cache),
+    }
+    return _experiment(tables)
+
+
+def student_of(
+    store: Store,
+    network: Any,
+    *,
+    name: str,
+    dataset: Any = None,
+    evaluation: Any = None,
+    augment: Any = None,
+    teachers: Mapping[str, float] | Sequence[str],
+    student: Mapping[str, Any],
+    train: Mapping[str, Any],
+    initial: str,
+) -> Experiment:
+    """Return the experiment of one student. student, train: further keys of these tables.
+
+    initial: digest of the weights with which its training began. Raises ConfigError or BadDataError for a thing that cannot
+    be used.
+    """
+    if dataset is None and store.samples.inputs is None:
+        raise ConfigError(
+            f"{store.path}",
+            expected="inputs in the store, or a data set",
+            found="a store without inputs, and dataset=None",
+            remedy="pass dataset=…, the data set that the store was made from",
+        )
+    given = data_set_in_hand(StoredRows(store) if store.samples.inputs is not None else dataset, "dataset")
+    shown = store.teachers[next(iter(teachers))]
+    view, first_view = None, 1
+    if shown.augmentation:
+        if augment is None:
+            raise ConfigError(
+                "augment",
+                expected=f"the augmentation that teachers/{shown.name} was captured with, {shown.augmentation['factory']}",
+                found="None",
+                remedy="pass augment=…, as you passed it to logitstore.cache",
+            )
+        first_view = int(shown.augmentation.get("first_view", 1))
+        view = _augmentation(augment, int(shown.augmentation.get("seed", 0)), first_view)
+    order = (store.identity_of(SAMPLES) or {}).get("order", {"kind": "as_is"})
+    described = module_in_hand(network, f"student {name!r}")
+    thing = InHand(
+        network, described.factory, {**described.args, INITIAL: initial}, described.modules, weights=initial
+    )
+    kind = {"order": order["kind"], **({"seed": order["seed"]} if "seed" in order else {})}
+    tables = {
+        "transfer_set": of_thing(TransferSet, given, "dataset", num_classes=_stated(store, given), **kind),
+        "evaluation_set": _evaluation(evaluation),
+        # Their networks are not needed: a student reads their captures.
+        "teacher": tuple(
+            checked(Teacher, f"teachers[{one!r}]", name=one, factory="logitstore:Capture", weights="captured")
+            for one in teachers
+        ),
+        "cache": checked(
+            Cache, "cache", augment=view, views=max(shown.num_views, first_view + 1) if view else 1
+        ),
+        "student": (
+            of_thing(
+                Student,
+                thing,
+                "distill",
+                name=name,
+                teachers=dict(teachers) if isinstance(teachers, Mapping) else list(teachers),
+                train=checked(StudentTrain, "distill", **train),
+                **student,
+            ),
+        ),
+    }
+    return _experiment(tables)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The inputs and labels of a store as a data set, in its order."""
+
+    store: Store
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes."""
+        return self.store.class_names
+
+    def __len__(self) -> int:
+        return self.store.num_rows
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        inputs = self.store.samples.reader.read("input", np.array([index]))
+        return inputs[0], int(self.store.samples.labels[index])
+
+
+def _teachers(teachers: Mapping[str, Any]) -> dict[str, InHand]:
+    if not isinstance(teachers, Mapping) or not teachers:
+        found = "an empty dict" if isinstance(teachers, Mapping) else f"a {type(teachers).__name__}"
+        raise ConfigError(
+            "teachers",
+            expected='networks by name, {"NAME": network}',
+            found=found,
+            remedy='pass {"teacher": network}',
+        )
+    return {name: module_in_hand(module, f"teachers[{name!r}]") for name, module in teachers.items()}
+
+
+def _outputs(module: torch.nn.Module, dataset: Any, where: str) -> int:
+    """Return the number of logits of a network, by a trial on one example."""
+    copied = copy_of(module)
+    modes = [(part, part.training) for part in copied.modules()]
+    batch = torch.from_numpy(read_inputs([dataset[0]], [0], "dataset").copy()).to(device_of(copied))
+    try:
+        with torch.no_grad():
+            return int(forward(copied.eval(), batch, where).shape[1])
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation | None:
+    if augment is None:
+        return None
+    factory = _OURS.get(type(augment))
+    if factory is None:
+        given = in_hand(augment)
+    else:
+        # As in a file, values that are the defaults are left out.
+        usual: Any = resolve(factory)()
+        made, args = asdict(usual), asdict(augment)
+        own = {key: value for key, value in args.items() if made[key] != value}
+        given = InHand(augment, factory, own, source=source_digest(factory))
+    return of_thing(ViewAugmentation, given, "augment", seed=seed, first_view=first_view)
+
+
+def _evaluation(evaluation: Any) -> EvaluationSet | None:
+    if evaluation is None:
+        return None
+    return of_thing(EvaluationSet, data_set_in_hand(evaluation, "evaluation"), "evaluation")
+
+
+def _stated(store: Store, given: InHand) -> int | None:
+    return None if names_of(given.thing, "dataset") else store.num_classes
+
+
+def _experiment(tables: Mapping[str, Any]) -> Experiment:
+    try:
+        experiment = Experiment.model_validate(tables)
+    except ValidationError as error:
+        raise explain(error, "experiment") from None
+    experiment._base = Path.cwd()
+    return experiment

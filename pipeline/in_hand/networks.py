@@ -1,0 +1,168 @@
+"""Networks in hand: the identity of a module that a caller passes, and the copy that is run.
+
+The logits of a network follow from its numbers and from its code. The state dict holds the parameters and most buffers; a
+constant may stand in a buffer that is not saved, or in an attribute. Two networks with equal weights may differ in an
+activation, which their layers show. So the identity is
+
+    weights       sha256 over state dict, further buffers, and tensors among the attributes
+    layers        sha256 over name, class and printed settings of each layer
+    attributes    sha256 over numbers and texts among the attributes of each layer
+    source        sha256 of the source of each class that is no installed one
+
+A capture runs a copy, so that the caller's module keeps its mode, its device and its counters.
+"""
+
+import contextlib
+import copy
+import hashlib
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ...storage.errors import ConfigError
+from ...storage.format.documents import canonical_json
+from ..factories.call import describe_exception
+from ..factories.in_hand import InHand, described_values, digest_of_array, name_of, plain_text, source_of
+from ..runtime.inference import device_of, is_placed
+
+log = logging.getLogger(__name__)
+_NO_SETTING = frozenset({"training"})
+"""Attributes of every module from which no logits follow in evaluation mode."""
+
+
+def module_in_hand(module: Any, where: str) -> InHand:
+    """Describe a network. where: it in messages. Raises ConfigError for anything else than a module with its weights."""
+    if not isinstance(module, nn.Module):
+        made = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        remedy = "pass an object of the class" if isinstance(module, type) else "pass the network itself"
+        raise ConfigError(where, expected="a torch.nn.Module", found=made, remedy=remedy)
+    plain = unwrapped(module)
+    _check_weights(plain, where)
+    kinds = {type(part) for part in plain.modules()}
+    layers = [
+        [name, name_of(type(part)), _text(part.extra_repr()), _text(getattr(part, "code", ""))]
+        for name, part in plain.named_modules()
+    ]
+    attributes = {name: found for name, part in plain.named_modules() if (found := _settings(part))}
+    sources = {name_of(kind): digest for kind in kinds if (digest := source_of(kind)) is not None}
+    args = {
+        "layers": _digest(layers),
+        "attributes": _digest(attributes),
+        **({"source": dict(sorted(sources.items()))} if sources else {}),
+    }
+    modules = frozenset(kind.__module__ for kind in kinds)
+    return InHand(module, name_of(plain), args, modules, weights=weights_of(plain), copied=copy_of)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside a wrapper of torch that changes no logits: compiled, or parallel on several devices."""
+    inner = getattr(module, "_orig_mod", None)
+    if inner is None and isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = module.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def weights_of(module: nn.Module) -> str:
+    """Return "sha256:…" over all tensors of a network by name, with dtype and shape; its extra state included."""
+    digest = hashlib.sha256()
+    for name, value in _tensors(module):
+        text = digest_of_array(value) if isinstance(value, Tensor) else _text(repr(value))
+        digest.update(canonical_json([name, text]) + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the state dict, the buffers that it leaves out, and the tensors among the attributes."""
+    module = unwrapped(module)
+    state = module.state_dict()
+    yield from state.items()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name not in state)
+    for prefix, part in module.named_modules():
+        for name, value in sorted(vars(part).items()):
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}", value
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    values = {
+        key: value for key, value in vars(part).items() if not key.startswith("_") and key not in _NO_SETTING
+    }
+    return described_values(values)
+
+
+def _text(value: Any) -> str:
+    return plain_text(value) if isinstance(value, str) else ""
+
+
+def _digest(value: Any) -> str:
+    return f"sha256:{hashlib.sha256(canonical_json(value)).hexdigest()}"
+
+
+def _check_weights(module: nn.Module, where: str) -> None:
+    """Refuse a network whose weights are not there. Raises ConfigError."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(
+                where,
+                expected="a network with weights",
+                found=f"{name}, a lazy layer that was never called",
+                remedy="call the network once on a batch, and load its weights",
+            )
+        if tensor.device.type == "meta":
+            raise ConfigError(
+                where,
+                expected="a network with weights in memory",
+                found=f"{name} on the device meta",
+                remedy="load the weights onto the CPU or a GPU",
+            )
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """Return a copy of a network to run; one that is spread over devices, or that cannot be copied, itself."""
+    plain = unwrapped(module)
+    if is_placed(plain):
+        return plain
+    try:
+        return copy.deepcopy(plain)
+    except Exception as error:  # noqa: BLE001 - of many kinds: locks, files, tensors with a history
+        log.info(
+            "%s is run itself, as it cannot be copied: %s", type(plain).__name__, describe_exception(error)
+        )
+        return plain
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Restore the random numbers of torch, NumPy and Python after the block: a call is no step of the caller's own draws."""
+    places = (
+        [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    )
+    numbers, python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(places):
+            yield
+    finally:
+        np.random.set_state(numbers)
+        random.setstate(python)
+
+
+@contextlib.contextmanager
+def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore modes and devices of some networks after the block, for those that could not be copied."""
+    plain = [unwrapped(module) for module in modules]
+    modes = [(part, part.training) for module in plain for part in module.modules()]
+    places = [(module, device_of(module)) for module in plain if not is_placed(module)]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for module, device in places:
+            if device_of(module) != device:
+                module.to(device)
