@@ -67,7 +67,7 @@ def _calling(progress: "bool | Progress | None") -> Iterator[_Call]:
 
 
 def cache(
-    store: "str | os.PathLike[str]",
+    store: "Store | str | os.PathLike[str]",
     teachers: "Mapping[str, nn.Module]",
     dataset: Any,
     *,
@@ -99,43 +99,38 @@ def cache(
     their mode, their device and their numbers: copies of them run, in evaluation mode. Under `torchrun` every rank makes
     the call, and the ranks share the rows.
 
-    Args:
-        store: folder of the store, made if it is not there; more teachers may be added later.
-        teachers: networks by name in the store. Each takes a batch (batch, …) of inputs, as the data set has them, to logits
-            (batch, classes).
-        dataset: `(inputs, labels)` or `inputs` as arrays or tensors; or a map-style data set whose items are
-            `(input, label)`, an input, or a dict with one image and one label. A label of -1 is unknown.
-        evaluation: labelled examples on which the teachers are scored; the scores stand in `evaluation.json` beside the store.
-        encoding: of the logits: "float16", "float32", or `{"transform": {"max_kl": 1e-3}}` and others, as in `[cache]`.
-        views: views of every row, the row itself included.
-        augment: function (input, numpy.random.Generator) -> input that makes the further views, such as `shift(pixels=2)`.
-        augment_seed: seed of the views.
-        first_view: first view that is augmented.
-        batch_size: rows that a network is given at a time; part of a capture's identity.
-        precision: of the computation; the lower two use autocast.
-        class_names: names of the classes in the order of the labels; by default `class_names`, `classes` or the
-            `ClassLabel` of the data set.
-        num_classes: number of classes, for a set without names; by default the number of the first teacher's logits.
-        order: of the store's rows: a seeded permutation, or the order of the data set.
-        seed: of the permutation.
-        store_inputs: whether the store keeps the inputs, so that students need no data set.
-        block_rows: rows of a block; by default derived from the bytes of a row.
-        workers: processes that prepare inputs, which needs a data set that can be pickled; 0 for a thread.
-        threads: CPU threads of a network on the CPU; by default torch's own number.
-        compile: whether the networks go through `torch.compile`.
-        channels_last: whether images and weights are laid out channels last.
-        stop_below: accuracy, from 0 to 1, below which a teacher stops the call after its first labelled rows.
-        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
-        progress: True to print progress and results, False for none, or a callback; by default on a terminal alone.
+    store: folder of the store, made if it is not there; more teachers may be added later.
+    teachers: networks by name in the store. Each takes a batch (batch, …) of inputs, as the data set has them, to logits
+        (batch, classes).
+    dataset: `(inputs, labels)` or `inputs` as arrays or tensors; or a map-style data set whose items are
+        `(input, label)`, an input, or a dict with one image and one label. A label of -1 is unknown.
+    evaluation: labelled examples on which the teachers are scored; the scores stand in `evaluation.json` beside the store.
+    encoding: of the logits: "float16", "float32", or `{"transform": {"max_kl": 1e-3}}` and others, as in `[cache]`.
+    views: views of every row, the row itself included.
+    augment: function (input, numpy.random.Generator) -> input that makes the further views, such as `shift(pixels=2)`.
+    augment_seed: seed of the views.
+    first_view: first view that is augmented.
+    batch_size: rows that a network is given at a time; part of a capture's identity.
+    precision: of the computation; the lower two use autocast.
+    class_names: names of the classes in the order of the labels; by default `class_names`, `classes` or the
+        `ClassLabel` of the data set.
+    num_classes: number of classes, for a set without names; by default the number of the first teacher's logits.
+    order: of the store's rows: a seeded permutation, or the order of the data set.
+    seed: of the permutation.
+    store_inputs: whether the store keeps the inputs, so that students need no data set.
+    block_rows: rows of a block; by default derived from the bytes of a row.
+    workers: processes that prepare inputs, which needs a data set that can be pickled; 0 for a thread.
+    threads: CPU threads of a network on the CPU; by default torch's own number.
+    compile: whether the networks go through `torch.compile`.
+    channels_last: whether images and weights are laid out channels last.
+    stop_below: accuracy, from 0 to 1, below which a teacher stops the call after its first labelled rows.
+    device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+    progress: True to print progress and results, False for none, or a callback; by default on a terminal alone.
 
-    Returns:
-        The store, opened.
-
-    Raises:
-        ConfigError: for an argument that does not fit.
-        BadDataError: for a data set or a network that cannot be used, before the first teacher runs.
-        SpecMismatch: if a name in the store belongs to another network, or to other settings.
-        RowMismatch: if a row has another input or label than in the store.
+    Returns the store, opened.
+    Raises ConfigError for an argument that does not fit; BadDataError for a data set or a network that cannot be used,
+    before the first teacher runs; SpecMismatch if a name in the store belongs to another network or to other settings;
+    RowMismatch if a row has another input or label than in the store.
     """
     from ..pipeline.cache.stage import cache as run_stage
     from ..pipeline.evaluate.examples import EvaluationExamples
@@ -143,7 +138,6 @@ def cache(
     from ..pipeline.in_hand.experiments import capture_of
     from ..pipeline.in_hand.networks import kept_as_they_are
     from ..pipeline.workspace import Workspace
-    from ..storage.backends.local import local_path
     from .printing.scores import print_scores
 
     with _calling(progress) as call:
@@ -172,7 +166,7 @@ def cache(
             },
         )
         settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
-        work = Workspace.of_store(experiment, local_path(os.fspath(store)), **settings)
+        work = Workspace.of_store(experiment, _place(store), **settings)
         examples = None if evaluation is None else EvaluationExamples(experiment, work.rows)
         with kept_as_they_are(teachers.values()):
             report = run_stage(work, stop_below=stop_below)
@@ -224,28 +218,23 @@ def cluster(
 ) -> "ClusteringReader":
     """Find the sets of classes that a teacher confuses, and seal them in the store: stage two.
 
-    Args:
-        store: the store, or its folder.
-        clusters: number of sets.
-        classes_per_cluster: number of classes in a set; sets may overlap.
-        teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
-        temperature: of the softmax whose covariance is taken.
-        seed: of k-means, and of the random sets to compare with.
-        method: k-means one column at a time, as in the paper, or scikit-learn's `MiniBatchKMeans`.
-        restarts: starts of k-means, of which the tightest is kept.
-        normalise: whether correlations replace covariances, so that rare classes count as much.
-        disjoint: whether a class is in one set at most.
-        memory: GiB for matrices of classes by classes; where they do not fit, projections are clustered.
-        name: name in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default.
-        scheduler: as of `dask.compute`.
-        progress: True to print progress and the sets, False for none, or a callback; by default on a terminal alone.
+    store: the store, or its folder.
+    clusters: number of sets.
+    classes_per_cluster: number of classes in a set; sets may overlap.
+    teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
+    temperature: of the softmax whose covariance is taken.
+    seed: of k-means, and of the random sets to compare with.
+    method: k-means one column at a time, as in the paper, or scikit-learn's `MiniBatchKMeans`.
+    restarts: starts of k-means, of which the tightest is kept.
+    normalise: whether correlations replace covariances, so that rare classes count as much.
+    disjoint: whether a class is in one set at most.
+    memory: GiB for matrices of classes by classes; where they do not fit, projections are clustered.
+    name: name in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default.
+    scheduler: as of `dask.compute`.
+    progress: True to print progress and the sets, False for none, or a callback; by default on a terminal alone.
 
-    Returns:
-        The clustering: `sets` int64 (clusters, classes_per_cluster), `assignment` int64 (classes,).
-
-    Raises:
-        ConfigError: for sizes that make no sets.
-        SpecMismatch: if the name belongs to another clustering.
+    Returns the clustering: `sets` int64 (clusters, classes_per_cluster), `assignment` int64 (classes,).
+    Raises ConfigError for sizes that make no sets, SpecMismatch if the name belongs to another clustering.
     """
     from ..pipeline.cluster.stage import cluster_store
     from ..pipeline.cluster.todo import check_cluster, needs_clustering
@@ -342,48 +331,44 @@ def distill(
     a killed call that is made again resumes to the same bytes, and a finished one loads its weights. Under `torchrun`
     every rank makes the call, and the ranks share each batch.
 
-    Args:
-        store: the store, or its folder or URL.
-        student: the network: inputs (batch, …), as the data set has them, to logits (batch, classes).
-        lr: highest learning rate.
-        epochs: passes over the rows.
-        teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
-        dataset: the data set that the store was made from, for a store without inputs.
-        augment: the augmentation of the captured views, as you passed it to `cache`.
-        evaluation: labelled examples, on which the student is scored when it is trained. `evaluate` gives the same scores.
-        checkpoint: folder for checkpoints, the log of the training and the final weights; none of them by default.
-        checkpoint_every: steps between two checkpoints; about an epoch by default.
-        name: name of the files in `checkpoint`.
-        targets: whether it learns from the teachers' softened outputs, or from the labels.
-        mean: of the teachers' softened probabilities.
-        temperature: of targets and student.
-        hard_weight: weight of the cross-entropy with the labels, beside T² times the soft one.
-        loss: "distillation", "logit_matching", "dkd", "dist", or a dict of a name and its numbers.
-        standardise: whether each row of logits gets mean 0 and deviation 1 before the loss.
-        views: all views every epoch, another one each epoch, or this one.
-        rows: share of the rows that it learns from, drawn from the seed.
-        seed: of the batches, and of dropout.
-        optimizer: "sgd", "adam" or "adamw".
-        momentum: of "sgd".
-        weight_decay: of the optimiser.
-        batch_size: rows of a step, of all ranks together.
-        schedule: of the learning rate after the warm-up.
-        warmup_epochs: epochs over which the learning rate rises from 0.
-        label_smoothing: share of a label's target that is spread over all classes, for hard targets.
-        clip_norm: maximum norm of the gradient.
-        ema: decay a step of the moving average of the weights, which is kept instead of the last step.
-        precision: of the computation; the loss is always float32.
-        compile: whether the network goes through `torch.compile`.
-        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
-        progress: True to print progress and scores, False for none, or a callback; by default on a terminal alone.
+    store: the store, or its folder or URL.
+    student: the network: inputs (batch, …), as the data set has them, to logits (batch, classes).
+    lr: highest learning rate.
+    epochs: passes over the rows.
+    teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
+    dataset: the data set that the store was made from, for a store without inputs.
+    augment: the augmentation of the captured views, as you passed it to `cache`.
+    evaluation: labelled examples, on which the student is scored when it is trained. `evaluate` gives the same scores.
+    checkpoint: folder for checkpoints, the log of the training and the final weights; none of them by default.
+    checkpoint_every: steps between two checkpoints; about an epoch by default.
+    name: name of the files in `checkpoint`.
+    targets: whether it learns from the teachers' softened outputs, or from the labels.
+    mean: of the teachers' softened probabilities.
+    temperature: of targets and student.
+    hard_weight: weight of the cross-entropy with the labels, beside T² times the soft one.
+    loss: "distillation", "logit_matching", "dkd", "dist", or a dict of a name and its numbers.
+    standardise: whether each row of logits gets mean 0 and deviation 1 before the loss.
+    views: all views every epoch, another one each epoch, or this one.
+    rows: share of the rows that it learns from, drawn from the seed.
+    seed: of the batches, and of dropout.
+    optimizer: "sgd", "adam" or "adamw".
+    momentum: of "sgd".
+    weight_decay: of the optimiser.
+    batch_size: rows of a step, of all ranks together.
+    schedule: of the learning rate after the warm-up.
+    warmup_epochs: epochs over which the learning rate rises from 0.
+    label_smoothing: share of a label's target that is spread over all classes, for hard targets.
+    clip_norm: maximum norm of the gradient.
+    ema: decay a step of the moving average of the weights, which is kept instead of the last step.
+    precision: of the computation; the loss is always float32.
+    compile: whether the network goes through `torch.compile`.
+    device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+    progress: True to print progress and scores, False for none, or a callback; by default on a terminal alone.
 
-    Returns:
-        The network that you passed.
-
-    Raises:
-        ConfigError: for an argument that does not fit, or a training that diverges.
-        BadDataError: for a network without parameters, or labels that are needed and missing.
-        SpecMismatch: for checkpoints of another store, network or setting, and for another augmentation.
+    Returns the network that you passed.
+    Raises ConfigError for an argument that does not fit, or a training that diverges; BadDataError for a network without
+    parameters, and for labels that are needed and missing; SpecMismatch for checkpoints of another store, network or
+    setting, and for another augmentation.
     """
     from ..pipeline.in_hand.training import Distillation, train_in_hand
 
@@ -465,23 +450,27 @@ def evaluate(
 
     The network keeps its mode and its device.
 
-    Args:
-        network: inputs (batch, …), as the data set has them, to logits (batch, classes).
-        dataset: labelled examples, in any form that `cache` takes. Labels are numbers of the network's classes.
-        batch_size: examples that the network is given at a time.
-        device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+    network: inputs (batch, …), as the data set has them, to logits (batch, classes).
+    dataset: labelled examples, in any form that `cache` takes. Labels are numbers of the network's classes.
+    batch_size: examples that the network is given at a time.
+    device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
 
-    Returns:
-        Metrics: `errors`, `accuracy`, `nll` in nats an example, `calibration_error` from 0 to 1, `top_k_accuracy`.
-
-    Raises:
-        BadDataError: for a data set without labels, or a network that cannot be run.
+    Returns `errors`, `accuracy`, `nll` in nats an example, `calibration_error` from 0 to 1, `top_k_accuracy`.
+    Raises BadDataError for a data set without labels, or a network that cannot be run.
     """
     from ..pipeline.in_hand.networks import kept_random_state
     from ..pipeline.in_hand.training import metrics_of
 
     with kept_random_state():
         return metrics_of(network, dataset, batch_size=batch_size, device=device)
+
+
+def _place(store: "Store | str | os.PathLike[str]") -> Path:
+    """Return the folder of a store that may still have to be made. Raises ConfigError for a remote one."""
+    from ..storage.api import Store
+    from ..storage.backends.local import local_path
+
+    return local_path(str(store.path) if isinstance(store, Store) else os.fspath(store))
 
 
 def _opened(store: "Store | str | os.PathLike[str]") -> "Store":
@@ -491,20 +480,12 @@ def _opened(store: "Store | str | os.PathLike[str]") -> "Store":
 
 
 def _teacher_names(store: "Store") -> list[str]:
-    """Return the captures that networks made: of all classes, neither compressed nor combined. Raises PartNotFound."""
-    import numpy as np
-
-    from ..pipeline.combine.todo import COMBINATION
-    from ..pipeline.compress.stage import DERIVED
+    """Return the captures that a stream reads by default: of networks, with all classes. Raises PartNotFound."""
     from ..storage.errors import PartNotFound
+    from ..storage.stream.teachers import choose_captures
 
     store.refresh()
-    every = np.arange(store.num_classes)
-    names = [
-        name
-        for name, capture in store.teachers.items()
-        if np.array_equal(capture.classes, every) and not {COMBINATION, DERIVED} & capture.provenance.keys()
-    ]
+    names = list(choose_captures(store.teachers, None, "all", store.num_classes, str(store.path)))
     if not names:
         raise PartNotFound(
             f"{store.path}: teachers",

@@ -44,13 +44,14 @@ def _as_data_set(given: Any, where: str) -> Any:
     if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):
         return ArrayDataset(_plain(given[0]), _plain(given[1]), where=where)
     if hasattr(given, "batch_sampler") and hasattr(given, "dataset"):
-        raise _refused(where, f"a {type(given).__name__}", "pass its data set, loader.dataset")
+        raise _refused(where, describe(given), "pass its data set, loader.dataset")
     if isinstance(given, (str, bytes, Mapping, type)):
         made = f"the class {given.__name__}" if isinstance(given, type) else describe(given)
-        raise _refused(where, made, "pass the data set itself")
+        remedy = "pass (inputs, labels)" if isinstance(given, Mapping) else "pass the data set itself"
+        raise _refused(where, made, remedy)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         remedy = "pass a map-style data set, or load an iterable one into arrays"
-        raise _refused(where, f"a {type(given).__name__} without len or [i]", remedy)
+        raise _refused(where, f"{describe(given)} without len or [i]", remedy)
     return _with_pairs(given, where)
 
 
@@ -58,7 +59,7 @@ def _with_pairs(dataset: Any, where: str) -> Any:
     """Return a set whose items are pairs, by the form of its first item. Raises BadDataError for items of no known form."""
     try:
         if not len(dataset):
-            raise _refused(where, f"a {type(dataset).__name__} of no examples", "pass a set with examples")
+            raise _refused(where, "no examples", "pass a set with examples")
         first = dataset[0]
     except LogitStoreError:
         raise

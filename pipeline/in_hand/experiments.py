@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ...storage.api import Store
 from ...storage.errors import ConfigError
 from ...storage.format.constants import SAMPLES
-from ...storage.stream.items import read_inputs
+from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Identity, Mixup, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
@@ -43,7 +43,7 @@ INITIAL: Final = "initial"
 
 
 def capture_of(
-    teachers: Mapping[str, Any],
+    teachers: Any,
     dataset: Any,
     *,
     evaluation: Any = None,
@@ -55,7 +55,9 @@ def capture_of(
     transfer_set: Mapping[str, Any],
     cache: Mapping[str, Any],
 ) -> Experiment:
-    """Return the experiment of stage one. transfer_set, cache: further keys of these tables.
+    """Return the experiment of stage one.
+
+    teachers: networks by name. transfer_set, cache: further keys of these tables.
 
     Raises ConfigError or BadDataError for a thing that cannot be used.
     """
@@ -172,9 +174,9 @@ class StoredRows:
         return inputs[0], int(self.store.samples.labels[index])
 
 
-def _teachers(teachers: Mapping[str, Any]) -> dict[str, InHand]:
+def _teachers(teachers: Any) -> dict[str, InHand]:
     if not isinstance(teachers, Mapping) or not teachers:
-        found = "an empty dict" if isinstance(teachers, Mapping) else f"a {type(teachers).__name__}"
+        found = describe(teachers)
         raise ConfigError(
             "teachers",
             expected='networks by name, {"NAME": network}',

@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from ...storage.errors import ConfigError
 from ...storage.format.documents import canonical_json
+from ...storage.stream.items import describe
 from ..factories.call import describe_exception
 from ..factories.in_hand import InHand, described_values, digest_of_array, name_of, plain_text, source_of
 from ..runtime.inference import device_of, is_placed
@@ -39,7 +40,7 @@ _NO_SETTING = frozenset({"training"})
 def module_in_hand(module: Any, where: str) -> InHand:
     """Describe a network. where: it in messages. Raises ConfigError for anything else than a module with its weights."""
     if not isinstance(module, nn.Module):
-        made = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        made = f"the class {module.__name__}" if isinstance(module, type) else describe(module)
         remedy = "pass an object of the class" if isinstance(module, type) else "pass the network itself"
         raise ConfigError(where, expected="a torch.nn.Module", found=made, remedy=remedy)
     plain = unwrapped(module)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ..evaluate.examples import EvaluationExamples
+from ..evaluate.examples import EvaluationExamples, warn_if_unlike
 from ..evaluate.metrics import Accumulator, Metrics
 from ..experiment.tables import EvaluationSet
 from ..experiment.training import of_thing
@@ -112,6 +112,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
         network.eval()
         metrics = None
         if examples is not None and ranks.is_first:
+            warn_if_unlike(examples, work.rows)
             place(network, work.choose_device())
             metrics = _metrics(network, examples, 512, f"student {asked.name!r}")
         ranks.wait()

@@ -1,0 +1,213 @@
+"""The stages as calls with things in hand: the same bytes as from a file, resumed, shared, and harmless to the things."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import experiments, hands
+from support.children import apart
+from support.experiments import BATCH_SIZE, BLOCK_ROWS, VIEWS, Recorder, contents
+from support.hands import Darker, Net, Pictures, cached, distilled
+
+import logitstore
+from logitstore.pipeline.augment import shift
+from logitstore.pipeline.datasets import arrays
+from logitstore.pipeline.models import mlp
+from logitstore.pipeline.models.weights import load_weights
+from logitstore.storage.errors import ConfigError, RowMismatch, SpecMismatch
+
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
+
+def test_logits_and_samples_are_those_of_the_same_experiment_from_a_file(tmp_path: Path) -> None:
+    done = experiments.finished()
+    teacher = mlp([12], 0.1, input_shape=[4, 4], num_classes=experiments.CLASSES)
+    load_weights(teacher, done / "out" / "models" / "teachers" / "wide.safetensors")
+    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "block_rows": BLOCK_ROWS, "device": "cpu"}
+    store = logitstore.cache(
+        tmp_path / "store.zarr",
+        {"wide": teacher},
+        arrays(done / "train.npz"),
+        views=VIEWS,
+        augment=shift(pixels=1),
+        **settings,
+    )
+    of_file = logitstore.open_store(done / "out" / "store.zarr")
+    assert store.digest_of("samples") == of_file.digest_of("samples")
+    for array in ("logits", "peak", "seen", "classes"):
+        there = contents(done / "out" / "store.zarr" / "teachers" / "wide" / array)
+        assert contents(tmp_path / "store.zarr" / "teachers" / "wide" / array) == there
+        assert there
+    # So is the augmentation: a student of a file may learn from this store.
+    assert store.teachers["wide"].augmentation == of_file.teachers["wide"].augmentation
+
+
+def test_a_student_is_the_one_of_a_file(tmp_path: Path) -> None:
+    """The same network, seed and settings give the same weights to the last bit."""
+    done = experiments.finished()
+    torch.manual_seed(1)
+    student = mlp([6], input_shape=[4, 4], num_classes=experiments.CLASSES)
+    trained = logitstore.distill(
+        done / "out" / "store.zarr",
+        student,
+        teachers="wide",
+        augment=shift(pixels=1),
+        temperature=3.0,
+        lr=2e-2,
+        epochs=3,
+        batch_size=32,
+        seed=1,
+        device="cpu",
+    )
+    of_file = mlp([6], input_shape=[4, 4], num_classes=experiments.CLASSES)
+    load_weights(of_file, done / "out" / "models" / "students" / "soft-seed1.safetensors")
+    assert trained is student
+    for name, tensor in of_file.state_dict().items():
+        assert torch.equal(tensor, student.state_dict()[name]), name
+
+
+def test_networks_stay_as_they_are(tmp_path: Path) -> None:
+    net, before = Net(), {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+    net.first.eval()
+    store = logitstore.cache(tmp_path / "store.zarr", {"net": net}, Pictures(), device="cpu")
+    logitstore.distill(store, Net(4), lr=1e-2, epochs=1, device="cpu")
+    assert (net.training, net.first.training, net.second.training) == (True, False, True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
+
+
+def test_random_numbers_of_torch_go_on_after_a_call(tmp_path: Path) -> None:
+    net, student = Net(), Net(4)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    store = logitstore.cache(tmp_path / "store.zarr", {"net": net}, Pictures(), device="cpu")
+    logitstore.distill(store, student, lr=1e-2, epochs=1, device="cpu")
+    logitstore.evaluate(student, Pictures(40, 2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_call_that_is_made_again_does_nothing_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = cached(tmp_path, progress=True).digest
+    said = capsys.readouterr().out
+    assert "captured  net" in said and "teacher  net" in said and first in said
+    before = experiments.states(tmp_path)
+    assert cached(tmp_path, progress=True).digest == first
+    assert capsys.readouterr().out.startswith("nothing to do: net captured already and unchanged")
+    assert experiments.states(tmp_path) == before
+
+
+def test_a_student_that_is_trained_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    cached(tmp_path)
+    first = distilled(tmp_path)
+    again = distilled(tmp_path, progress=True)
+    assert "nothing to do: student is trained and unchanged" in capsys.readouterr().out
+    assert not again.training and torch.equal(again.first.weight, first.first.weight)
+    assert not caplog.records
+    # A script that does not seed makes other weights: those of the finished training count, with a warning.
+    other = distilled(tmp_path, seed=9)
+    assert torch.equal(other.first.weight, first.first.weight)
+    assert "began with other weights" in caplog.text
+
+
+def test_nothing_is_printed_unless_it_is_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seen = Recorder()
+    store = cached(tmp_path, progress=seen)
+    logitstore.cluster(store, clusters=2, classes_per_cluster=2)
+    distilled(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert seen.of("caching net")[-1] == (hands.ROWS * 3, hands.ROWS * 3)
+
+
+def test_another_teacher_is_added_and_the_first_is_kept(tmp_path: Path) -> None:
+    cached(tmp_path)
+    store = logitstore.cache(
+        tmp_path / "store.zarr",
+        {"net": Net(), "other": Net(5, seed=2)},
+        Pictures(),
+        views=3,
+        augment=Darker(),
+        batch_size=24,
+        block_rows=BLOCK_ROWS,
+        device="cpu",
+    )
+    assert list(store.teachers) == ["net", "other"]
+    sets = logitstore.cluster(store, clusters=2, classes_per_cluster=2, name="pairs")
+    assert sets.sets.shape == (2, 2) and store.clusterings == ["pairs"]
+
+
+def test_a_store_without_inputs_takes_them_from_the_data_set(tmp_path: Path) -> None:
+    cached(tmp_path / "with")
+    cached(tmp_path / "without", store_inputs=False, order="as_is")
+    cached(tmp_path / "as", order="as_is")
+    student = distilled(tmp_path / "without", dataset=Pictures())
+    assert torch.equal(student.first.weight, distilled(tmp_path / "as").first.weight)
+    with pytest.raises(RowMismatch, match=r"row 0 "):
+        distilled(tmp_path / "without", dataset=Pictures(seed=5), checkpoint=None)
+
+
+# Another network, set or setting under the same name
+
+
+def test_other_things_under_the_same_name_are_refused(tmp_path: Path, sentence: Any) -> None:
+    cached(tmp_path)
+    changes: list[dict[str, Any]] = [
+        {"batch_size": 25},
+        {"augment": Darker(41)},
+        {"encoding": "float32"},
+        {"dataset": Pictures(seed=4)},
+        {"teachers": {"net": Net(seed=1)}},
+        {"teachers": {"net": Net(9)}},
+    ]
+    for change in changes:
+        settings: dict[str, Any] = {"teachers": {"net": Net()}, "dataset": Pictures(), "views": 3}
+        settings |= {
+            "augment": Darker(),
+            "batch_size": 24,
+            "block_rows": BLOCK_ROWS,
+            "device": "cpu",
+        } | change
+        with pytest.raises((SpecMismatch, RowMismatch)) as refused:
+            logitstore.cache(tmp_path / "store.zarr", **settings)
+        sentence(refused.value)
+
+
+def test_a_student_without_the_augmentation_is_refused(tmp_path: Path, sentence: Any) -> None:
+    cached(tmp_path)
+    with pytest.raises(ConfigError) as missing:
+        distilled(tmp_path, augment=None)
+    with pytest.raises(SpecMismatch, match="expected the captured augmentation"):
+        distilled(tmp_path, augment=Darker(3))
+    sentence(missing.value)
+
+
+# Killed, and on several ranks
+
+
+def test_killed_calls_resume_to_the_same_bytes(memory_path: Path) -> None:
+    report = apart("support.hands:killed", work=str(memory_path), puts=[3, 20], checkpoints=[1, 3])
+    assert report["statuses"] == [[0], *[[-9, 0]] * 4]
+    whole = report["results"][0]
+    assert (
+        any(name.endswith("student-seed0.safetensors") for name in whole) and "store.zarr/zarr.json" in whole
+    )
+    for result in report["results"][1:]:
+        assert result == whole
+    assert report["identities"] == hands.identities(), "they differ in another process"
+
+
+@pytest.mark.xdist_group("ranks")
+def test_two_ranks_share_the_calls_of_a_script(memory_path: Path) -> None:
+    report = apart("support.hands:shared", work=str(memory_path))
+    assert report["statuses 1"] == [0] and report["statuses 2"] == [0, 0]
+    assert report["store 1"] == report["store 2"]
+    one, other = report["weights 2"]
+    assert one == other
+    assert report["differing"] == [1, 1]
+    assert report["said"][0].startswith("SpecMismatch: rank 1 of 2: expected teacher[0].weights = 'sha256:")
+    assert report["said"][1].startswith("OtherRankFailed")
