@@ -62,7 +62,7 @@ class InHand:
         return self.thing if self.copied is None else self.copied(self.thing)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a network out of what a worker process is sent: it prepares inputs alone."""
+        """Return the state without a network: a worker process prepares inputs alone."""
         return {**vars(self), "thing": None} if self.weights else dict(vars(self))
 
 

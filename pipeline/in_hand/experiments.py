@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from ...storage.api import Store
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, FactoryError
 from ...storage.format.constants import SAMPLES
 from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Identity, Mixup, Shift
@@ -25,7 +25,7 @@ from ..experiment.document import Experiment
 from ..experiment.schema import checked, explain
 from ..experiment.tables import Cache, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
 from ..experiment.training import StudentTrain, of_thing
-from ..factories.call import resolve, source_digest
+from ..factories.call import expect_augmentation, resolve, source_digest
 from ..factories.in_hand import InHand, in_hand
 from ..runtime.inference import device_of, forward
 from .data_sets import data_set_in_hand
@@ -66,7 +66,7 @@ def capture_of(
     if num_classes is None and not names_of(given.thing, "dataset"):
         first = next(iter(networks))
         num_classes = _outputs(networks[first].thing, given.thing, f"teacher {first!r}")
-    if cache.get("views", 1) != 1 and augment is None:
+    if cache.get("views", 1) > 1 and augment is None:
         found = f"views={cache['views']} without augment"
         remedy = "pass augment=…, a function (input, numpy generator) -> input"
         raise ConfigError(
@@ -202,6 +202,11 @@ def _outputs(module: torch.nn.Module, dataset: Any, where: str) -> int:
 def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation | None:
     if augment is None:
         return None
+    try:
+        expect_augmentation(augment, "augment")
+    except FactoryError as error:
+        remedy = "pass a function that takes an input and a numpy.random.Generator"
+        raise ConfigError("augment", expected=error.expected, found=error.found, remedy=remedy) from None
     factory = _OURS.get(type(augment))
     if factory is None:
         given = in_hand(augment)

@@ -76,7 +76,7 @@ def _ranks_of_script() -> Ranks:
 
 
 def _leave() -> None:
-    """Destroy the process group at the end of the script, without waiting for ranks that may have failed."""
+    """Remove the process group at the end of the script, without waiting for ranks that may have failed."""
     from torch import distributed
 
     if _joint is not None and distributed.is_initialized():

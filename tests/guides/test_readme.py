@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import hands
 from support.tree import ROOT
 
 import logitstore
@@ -15,7 +16,7 @@ from logitstore.pipeline.views import replay
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TRAINING, VIEWS, INFERENCE = EXAMPLES
+CALLS, TRAINING, VIEWS, INFERENCE = EXAMPLES
 
 
 @pytest.fixture
@@ -42,11 +43,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(source: str) -> dict[str, object]:
-    """Run an example as a script of its own; the names that it leaves."""
+def run(source: str, given: dict[str, object] | None = None) -> dict[str, object]:
+    """Run an example as a script of its own; the names that it leaves. given: names that it starts with."""
     script = Path("example.py")
     script.write_text(source, encoding="utf-8")
-    return runpy.run_path(str(script))
+    return runpy.run_path(str(script), given)
+
+
+def test_the_calls_run_with_things_in_hand(here: Path) -> None:
+    """The things are those of a reader; a second run of the script finds everything done."""
+    dataset = hands.Pictures()
+    for _ in range(2):
+        given = {"model": hands.Net(), "dataset": dataset, "net": hands.Net(4)}
+        names = run(CALLS.replace("epochs=20", "epochs=2").replace("clusters=4, ", "clusters=2, "), given)
+        assert names["student"] is given["net"]
+    assert list(logitstore.open_store(here / "store.zarr").teachers) == ["r50"]
 
 
 def test_the_training_loop_runs_and_trains(here: Path) -> None:
