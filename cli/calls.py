@@ -5,23 +5,19 @@ does. On a terminal it shows progress and results; elsewhere it is silent unless
 """
 
 import contextlib
-import logging
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..storage.progress import Progress, silent
-from .printing.progress import show_progress
+from ..storage.progress import Progress
+from .calling import Call, as_weights, calling, opened_store, place_of, teacher_names
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..pipeline.evaluate.metrics import Metrics
-    from ..pipeline.runtime.ranks import Ranks
     from ..storage.api import Store
     from ..storage.parts.clusterings import ClusteringReader
 
@@ -29,41 +25,7 @@ if TYPE_CHECKING:
 else:
     Network = TypeVar("Network")
 
-log = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The means of one call."""
-
-    ranks: "Ranks"
-    progress: Progress
-    shows: bool
-    """Whether results are printed."""
-
-    def say(self, print_it: Callable[[], None], logged: str) -> None:
-        """Print a result where results are printed, on the first rank alone; log one line elsewhere."""
-        if self.ranks.is_first and self.shows:
-            print_it()
-        elif self.ranks.is_first:
-            log.info("%s", logged)
-
-
-@contextlib.contextmanager
-def _calling(progress: "bool | Progress | None") -> Iterator[_Call]:
-    """Join the ranks, choose the progress, and leave the random numbers of the process as they are."""
-    from ..pipeline.in_hand.networks import kept_random_state
-    from ..pipeline.runtime.session import session
-
-    asked = progress is True
-    shows = asked or (progress is None and sys.stderr.isatty())
-    with session() as ranks, kept_random_state():
-        if callable(progress):
-            yield _Call(ranks, progress if ranks.is_first else silent, shows=False)
-            return
-        with show_progress(quiet=not shows or not ranks.is_first) as shown:
-            yield _Call(ranks, shown, shows)
 
 
 def cache(
@@ -140,7 +102,7 @@ def cache(
     from ..pipeline.workspace import Workspace
     from .printing.scores import print_scores
 
-    with _calling(progress) as call:
+    with calling(progress) as call:
         experiment = capture_of(
             teachers,
             dataset,
@@ -166,7 +128,7 @@ def cache(
             },
         )
         settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
-        work = Workspace.of_store(experiment, _place(store), **settings)
+        work = Workspace.of_store(experiment, place_of(store), **settings)
         examples = None if evaluation is None else EvaluationExamples(experiment, work.rows)
         with kept_as_they_are(teachers.values()):
             report = run_stage(work, stop_below=stop_below)
@@ -179,7 +141,7 @@ def cache(
         return work.store
 
 
-def _say_captured(call: _Call, report: Any, made: "Store") -> None:
+def _say_captured(call: Call, report: Any, made: "Store") -> None:
     from .printing.stores import print_store
     from .printing.text import nothing_to_do, print_text
 
@@ -236,29 +198,24 @@ def cluster(
     Returns the clustering: `sets` int64 (clusters, classes_per_cluster), `assignment` int64 (classes,).
     Raises ConfigError for sizes that make no sets, SpecMismatch if the name belongs to another clustering.
     """
-    from ..pipeline.cluster.stage import cluster_store
+    from ..pipeline.cluster.stage import cluster_store, errors_in_sets
     from ..pipeline.cluster.todo import check_cluster, needs_clustering
     from ..pipeline.experiment.schema import checked
     from ..pipeline.experiment.tables import Cluster
     from ..storage.describe import clustering_record
     from ..storage.parts.clusterings import ClusteringReader
-    from .printing.clusterings import print_clustering
+    from .printing.clusterings import errors_sentence, print_clustering
     from .printing.text import print_text
 
-    with _calling(progress) as call:
-        opened = _opened(store)
-        given = _teacher_names(opened) if teachers is None else teachers
-        one = (
-            given
-            if isinstance(given, str)
-            else given[0]
-            if isinstance(given, list) and len(given) == 1
-            else None
-        )
+    with calling(progress) as call:
+        opened = opened_store(store)
+        given = teacher_names(opened) if teachers is None else teachers
+        names = as_weights(given)
+        one = names[0] if isinstance(names, list) and len(names) == 1 else None
         table = checked(
             Cluster,
             "cluster",
-            **({"teacher": one} if one is not None else {"teachers": _weights(given)}),
+            **({"teacher": one} if one is not None else {"teachers": names}),
             clusters=clusters,
             classes_per_cluster=classes_per_cluster,
             temperature=temperature,
@@ -283,7 +240,13 @@ def cluster(
         def print_it() -> None:
             if not todo:
                 print_text(nothing)
-            print_clustering(clustering_record(opened, table.part_name))
+            record, errors = (
+                clustering_record(opened, table.part_name),
+                errors_in_sets(opened, table.part_name),
+            )
+            print_clustering(record)
+            if errors is not None:
+                print_text("", errors_sentence(record["teachers"], errors, "the labelled rows"))
 
         call.say(print_it, f"made clusters/{table.part_name}" if todo else nothing)
         return ClusteringReader(opened.root, table.part_name)
@@ -372,9 +335,9 @@ def distill(
     """
     from ..pipeline.in_hand.training import Distillation, train_in_hand
 
-    with _calling(progress) as call, contextlib.ExitStack() as stack:
-        opened = _opened(store)
-        names = _teacher_names(opened) if teachers is None else teachers
+    with calling(progress) as call, contextlib.ExitStack() as stack:
+        opened = opened_store(store)
+        names = teacher_names(opened) if teachers is None else teachers
         folder = checkpoint
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-"))
@@ -409,7 +372,7 @@ def distill(
             store=opened,
             network=student,
             name=name,
-            teachers=_weights(names),
+            teachers=as_weights(names),
             dataset=dataset,
             augment=augment,
             evaluation=evaluation,
@@ -423,7 +386,7 @@ def distill(
         return student
 
 
-def _say_trained(call: _Call, name: str, was_there: bool, metrics: "Metrics | None") -> None:
+def _say_trained(call: Call, name: str, was_there: bool, metrics: "Metrics | None") -> None:
     from .printing.text import nothing_to_do, print_text
 
     lines = [nothing_to_do(f"{name} is trained and unchanged") if was_there else f"trained   {name}"]
@@ -463,42 +426,3 @@ def evaluate(
 
     with kept_random_state():
         return metrics_of(network, dataset, batch_size=batch_size, device=device)
-
-
-def _place(store: "Store | str | os.PathLike[str]") -> Path:
-    """Return the folder of a store that may still have to be made. Raises ConfigError for a remote one."""
-    from ..storage.api import Store
-    from ..storage.backends.local import local_path
-
-    return local_path(str(store.path) if isinstance(store, Store) else os.fspath(store))
-
-
-def _opened(store: "Store | str | os.PathLike[str]") -> "Store":
-    from ..storage.api import Store, open_store
-
-    return store if isinstance(store, Store) else open_store(store)
-
-
-def _teacher_names(store: "Store") -> list[str]:
-    """Return the captures that a stream reads by default: of networks, with all classes. Raises PartNotFound."""
-    from ..storage.errors import PartNotFound
-    from ..storage.stream.teachers import choose_captures
-
-    store.refresh()
-    names = list(choose_captures(store.teachers, None, "all", store.num_classes, str(store.path)))
-    if not names:
-        raise PartNotFound(
-            f"{store.path}: teachers",
-            expected="a capture of all classes",
-            found=f"the captures {', '.join(store.teachers) or 'none'}",
-            remedy="run logitstore.cache first, or name the captures, teachers=…",
-        )
-    return names
-
-
-def _weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str] | dict[str, float]:
-    if isinstance(teachers, str):
-        return [teachers]
-    if isinstance(teachers, Mapping):
-        return {str(name): float(weight) for name, weight in teachers.items()}
-    return list(teachers)

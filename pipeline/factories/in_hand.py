@@ -5,24 +5,22 @@ its table states what it is: its class or function as `factory`, and a descripti
 is seen to follow from. Identities, comparisons of ranks and `inspect` then need no case of their own.
 
     a function     its source, defaults, closure, and the simple values among its globals
-    an object      its class, the source of a local class, its attributes
+    an object      its class, with the source of its functions, and its attributes
     an array       dtype, shape and sha256 of its bytes
 
-Comments, docstrings and layout are no part of a source. Installed classes and functions are known by their names.
+So are all local classes and functions that this code uses. Installed ones are known by their names.
 """
 
-import ast
 import functools
 import hashlib
-import inspect
 import math
 import re
 import sys
-import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +28,11 @@ import numpy as np
 
 from ...storage.format.documents import canonical_json
 from .local_code import is_known_by_name
+from .running_source import globals_of, source_digest_of
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_CODE: Final = (type, types.FunctionType, types.BuiltinFunctionType)
+"""Kinds of things that have a name of their own."""
 _DEEPEST: Final = 12
 """Levels of objects within objects that a description has."""
 _LONGEST: Final = 200
@@ -68,10 +69,10 @@ class InHand:
 
 def in_hand(thing: Any) -> InHand:
     """Describe an augmentation."""
-    described = _Described()
-    args = {"is": described.value(thing)}
+    found = Description()
+    args = {"is": found.value(thing), **found.code()}
     digest = hashlib.sha256(canonical_json(args)).hexdigest()
-    return InHand(thing, name_of(thing), args, frozenset(described.modules), source=f"sha256:{digest}")
+    return InHand(thing, name_of(thing), args, frozenset(found.modules), source=f"sha256:{digest}")
 
 
 def name_of(thing: Any) -> str:
@@ -80,67 +81,18 @@ def name_of(thing: Any) -> str:
     >>> name_of(np.zeros(2)), name_of(lambda x: x).rpartition(":")[2]
     ('numpy:ndarray', '_lambda_')
     """
-    named = thing if isinstance(thing, (type, types.FunctionType)) else type(thing)
-    parts = [*str(named.__module__).split("."), named.__qualname__.rpartition(".")[2]]
+    named = thing if isinstance(thing, _CODE) else type(thing)
+    parts = [*str(named.__module__ or "builtins").split("."), named.__qualname__.rpartition(".")[2]]
     *module, name = (re.sub(r"\W", "_", part) or "_" for part in parts)
     return f"{'.'.join(module)}:{name}"
 
 
 def is_local(module: str) -> bool:
     """Return whether code of a module is neither installed nor of the standard library: it may change without a version."""
-    if is_known_by_name(module):
-        return False
+    if module == "__main__" or is_known_by_name(module):
+        return module == "__main__"  # wherever its launcher lies
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or not {"site-packages", "dist-packages"}.intersection(Path(file).parts)
-
-
-def source_of(code: Any) -> str | None:
-    """Return "sha256:…" of the source of a local class or function; None for an installed one.
-
-    Without a readable source, as of code that was typed into Python itself, bytecode is digested.
-    """
-    if not is_local(str(getattr(code, "__module__", ""))):
-        return None
-    try:
-        text = _skeleton(ast.parse(textwrap.dedent(inspect.getsource(code))))
-    except (OSError, TypeError, SyntaxError, ValueError, RecursionError):
-        text = _bytecode(code)
-    return f"sha256:{hashlib.sha256(repr(text).encode()).hexdigest()}"
-
-
-def _skeleton(node: Any) -> Any:
-    """Return a source as nested lists, without comments, docstrings and positions."""
-    if isinstance(node, ast.AST):
-        parts: list[Any] = [type(node).__name__]
-        for name, value in ast.iter_fields(node):
-            if name in ("ctx", "kind", "type_comment") or value in (None, []):
-                continue
-            if name == "body" and isinstance(value, list) and _is_docstring(value[0]):
-                value = value[1:]
-            parts.append([name, _skeleton(value)])
-        return parts
-    return [_skeleton(item) for item in node] if isinstance(node, list) else repr(node)
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def _bytecode(code: Any) -> Any:
-    """Return the bytecode of a function, or of the functions of a class."""
-    if isinstance(code, types.CodeType):
-        constants = [
-            _bytecode(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts
-        ]
-        return [code.co_code, code.co_names, constants]
-    if isinstance(code, types.FunctionType):
-        return _bytecode(code.__code__)
-    members = sorted((name, one) for name, one in vars(code).items() if isinstance(one, types.FunctionType))
-    return [[name, _bytecode(one)] for name, one in members]
 
 
 def plain_text(text: str) -> str:
@@ -167,11 +119,22 @@ def digest_of_array(array: Any) -> str:
 
 
 @dataclass
-class _Described:
-    """A walk over an object, which notes the modules whose code it finds."""
+class Description:
+    """A walk over objects, which finds what their behaviour follows from."""
 
     modules: set[str] = field(default_factory=set)
+    """Modules that define the code that was found."""
+    source: dict[str, str] = field(default_factory=dict)
+    """Digest of each local class and function, by name."""
+    globals: dict[str, Any] = field(default_factory=dict)
+    """Simple values among the globals of that code, by name."""
     _open: list[int] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+
+    def code(self) -> dict[str, Any]:
+        """Return what was found of code: source and globals, as far as there are any."""
+        found = {"source": dict(sorted(self.source.items())), "globals": dict(sorted(self.globals.items()))}
+        return {key: value for key, value in found.items() if value}
 
     def value(self, thing: Any) -> Any:
         """Return what a thing is, as JSON without null."""
@@ -205,38 +168,49 @@ class _Described:
             return {"partial": [self.value(one) for one in (thing.func, thing.args, thing.keywords)]}
         if isinstance(thing, types.MethodType):
             return {"method": thing.__name__, "of": self.value(thing.__self__)}
-        if isinstance(thing, type):
-            return self._code(thing)
         if isinstance(thing, types.FunctionType):
             return self._function(thing)
+        if isinstance(thing, _CODE):
+            return self.add(thing)
         if isinstance(thing, types.ModuleType):
             return thing.__name__
         if isinstance(thing, Path):
             return str(thing)
-        attributes = getattr(thing, "__dict__", None)
-        own = {} if attributes is None else {key: self.value(item) for key, item in attributes.items()}
-        return {**self._code(type(thing)), **({"attributes": own} if own else {})}
+        own = {key: self.value(item) for key, item in getattr(thing, "__dict__", {}).items()}
+        return {"class": self.add(type(thing)), **({"attributes": own} if own else {})}
 
-    def _code(self, code: Any) -> dict[str, Any]:
-        """Return name and source of a class or function."""
-        digest = source_of(code)
+    def add(self, code: Any) -> str:
+        """Note the source of a class or function and of all local code that it uses; return its name."""
+        name = name_of(code)
+        if id(code) in self._seen:
+            return name
+        self._seen.add(id(code))
         self.modules.add(str(code.__module__))
-        return {"name": name_of(code), **({} if digest is None else {"source": digest})}
+        if isinstance(code, types.BuiltinFunctionType) or not is_local(str(code.__module__)):
+            return name
+        key, number = name, 1
+        while key in self.source:  # as of two lambdas
+            number += 1
+            key = f"{name}-{number}"
+        self.source[key] = source_digest_of(code)
+        for base in code.__mro__ if isinstance(code, type) else ():
+            self.add(base)
+        for used, value in globals_of(code).items():
+            if isinstance(value, (type, types.FunctionType)):
+                self.add(value)
+            elif _is_simple(value):
+                self.globals[f"{code.__module__}.{used}"] = self.value(value)
+        return name
 
-    def _function(self, function: types.FunctionType) -> dict[str, Any]:
-        described = self._code(function)
+    def _function(self, function: types.FunctionType) -> Any:
+        name, described = self.add(function), dict[str, Any]()
         defaults = [self.value(one) for one in (function.__defaults__ or (), function.__kwdefaults__ or {})]
         if any(defaults):
             described["defaults"] = defaults
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         if cells:
-            described["closure"] = {name: self._cell(cell) for name, cell in cells.items()}
-        if "source" in described:
-            names = [name for name in function.__code__.co_names if name in function.__globals__]
-            used = {name: function.__globals__[name] for name in names}
-            simple = {name: self.value(one) for name, one in used.items() if _is_simple(one)}
-            described |= {"globals": simple} if simple else {}
-        return described
+            described["closure"] = {key: self._cell(cell) for key, cell in cells.items()}
+        return {"function": name, **described} if described else name
 
     def _cell(self, cell: Any) -> Any:
         try:
@@ -244,27 +218,30 @@ class _Described:
         except ValueError:  # it is still empty
             return "None"
 
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe those of some attributes that are settings: numbers, texts, functions, classes, and tables of them.
+
+        >>> Description().settings({"scale": 2.0, "name": "a", "layer": object(), "size": (3, 4), "kind": int})
+        {'scale': 2.0, 'name': 'a', 'size': [3, 4], 'kind': 'builtins:int'}
+        """
+        return {key: self.value(value) for key, value in values.items() if _is_setting(value)}
+
 
 def _is_simple(value: Any) -> bool:
-    """Return whether a global of a function is a value, or local code, from which its result may follow."""
-    if isinstance(value, (types.FunctionType, type)):
-        return is_local(str(value.__module__))
+    """Return whether a global of a function is a value from which its result may follow."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_simple, value))
-    return isinstance(value, (bool, int, float, str, np.ndarray))
+    return value is None or isinstance(value, (bool, int, float, str, np.ndarray))
 
 
-def described_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some attributes that are numbers, texts, or sequences of them.
-
-    >>> described_values({"scale": 2.0, "name": "a", "layer": object(), "size": (3, 4)})
-    {'scale': 2.0, 'name': 'a', 'size': [3, 4]}
-    """
-
-    def is_value(value: Any) -> bool:
-        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-            return all(map(is_value, value))
-        return value is None or isinstance(value, (bool, int, float, str))
-
-    found = _Described()
-    return {key: found.value(value) for key, value in values.items() if is_value(value)}
+def _is_setting(value: Any) -> bool:
+    """Return whether an attribute is a setting, and no part or state of its object."""
+    if isinstance(value, Mapping):
+        return all(map(_is_setting, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return all(map(_is_setting, value))
+    if isinstance(value, (types.SimpleNamespace, Enum)) or (
+        is_dataclass(value) and not isinstance(value, type)
+    ):
+        return isinstance(value, Enum) or _is_setting(getattr(value, "__dict__", {}))
+    return value is None or isinstance(value, (bool, int, float, str, functools.partial, *_CODE))

@@ -73,7 +73,7 @@ def local_source(
 
 def is_known_by_name(module: str) -> bool:
     """Return whether a module is of the standard library or of logitstore: its version tells its code."""
-    return module.partition(".")[0] in _KNOWN_BY_NAME and module != "__main__"
+    return module.partition(".")[0] in _KNOWN_BY_NAME
 
 
 def may_take_paths(factory: str, *, base: Path | None) -> bool:

@@ -6,8 +6,9 @@ activation, which their layers show. So the identity is
 
     weights       sha256 over state dict, further buffers, and tensors among the attributes
     layers        sha256 over name, class and printed settings of each layer
-    attributes    sha256 over numbers and texts among the attributes of each layer
-    source        sha256 of the source of each class that is no installed one
+    attributes    sha256 over numbers, texts and functions among the attributes of each layer
+    source        sha256 of the source of each class that is no installed one, and of the code that it uses
+    globals       simple values among the globals of that code
 
 A capture runs a copy, so that the caller's module keeps its mode, its device and its counters.
 """
@@ -29,12 +30,10 @@ from ...storage.errors import ConfigError
 from ...storage.format.documents import canonical_json
 from ...storage.stream.items import describe
 from ..factories.call import describe_exception
-from ..factories.in_hand import InHand, described_values, digest_of_array, name_of, plain_text, source_of
+from ..factories.in_hand import Description, InHand, digest_of_array, name_of, plain_text
 from ..runtime.inference import device_of, is_placed
 
 log = logging.getLogger(__name__)
-_NO_SETTING = frozenset({"training"})
-"""Attributes of every module from which no logits follow in evaluation mode."""
 
 
 def module_in_hand(module: Any, where: str) -> InHand:
@@ -45,20 +44,18 @@ def module_in_hand(module: Any, where: str) -> InHand:
         raise ConfigError(where, expected="a torch.nn.Module", found=made, remedy=remedy)
     plain = unwrapped(module)
     _check_weights(plain, where)
-    kinds = {type(part) for part in plain.modules()}
-    layers = [
-        [name, name_of(type(part)), _text(part.extra_repr()), _text(getattr(part, "code", ""))]
-        for name, part in plain.named_modules()
-    ]
-    attributes = {name: found for name, part in plain.named_modules() if (found := _settings(part))}
-    sources = {name_of(kind): digest for kind in kinds if (digest := source_of(kind)) is not None}
-    args = {
-        "layers": _digest(layers),
-        "attributes": _digest(attributes),
-        **({"source": dict(sorted(sources.items()))} if sources else {}),
-    }
-    modules = frozenset(kind.__module__ for kind in kinds)
-    return InHand(module, name_of(plain), args, modules, weights=weights_of(plain), copied=copy_of)
+    found, layers, attributes = Description(), list[Any](), dict[str, Any]()
+    for name, part in plain.named_modules():
+        kind = found.add(type(part))
+        layers.append([name, kind, _text(part.extra_repr()), _text(getattr(part, "code", ""))])
+        own = {
+            key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"
+        }
+        if settings := found.settings(own):
+            attributes[name] = settings
+    args = {"layers": _digest(layers), "attributes": _digest(attributes), **found.code()}
+    weights = weights_of(plain)
+    return InHand(module, name_of(plain), args, frozenset(found.modules), weights=weights, copied=copy_of)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -88,13 +85,6 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
         for name, value in sorted(vars(part).items()):
             if isinstance(value, Tensor):
                 yield f"{prefix}.{name}", value
-
-
-def _settings(part: nn.Module) -> dict[str, Any]:
-    values = {
-        key: value for key, value in vars(part).items() if not key.startswith("_") and key not in _NO_SETTING
-    }
-    return described_values(values)
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,9 @@
 """The identity of a network in hand: equal for equal logits, another for any other ones."""
 
+import importlib
+import linecache
 import random
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import nn
 
 import logitstore
 from logitstore.pipeline.factories.in_hand import in_hand
+from logitstore.pipeline.factories.running_source import source_digest_of
 from logitstore.pipeline.in_hand.networks import copy_of, kept_random_state, module_in_hand
 from logitstore.storage.errors import ConfigError
 
@@ -46,6 +50,34 @@ def scaled(value: float) -> nn.Module:
     return made
 
 
+def acting(function: Any) -> nn.Module:
+    made = Net()
+    made.act = function
+    return made
+
+
+def made_with(inherited: str = "return x", helper: str = "return x", scale: int = 1) -> nn.Module:
+    """Return a network of code as a cell of a notebook gives it: its text is in `linecache` alone."""
+    text = f"""
+from torch import nn
+SCALE = {scale}
+def helper(x):
+    {helper}
+class Base(nn.Module):
+    def scaled(self, x):
+        {inherited}
+class Own(Base):
+    def forward(self, x):
+        return [helper(self.scaled(x)) * SCALE for _ in range(1)][0]
+"""
+    name = f"<cell {len(text)} {hash(text)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), space)  # noqa: S102 - as IPython runs a cell
+    own: nn.Module = space["Own"]()
+    return own
+
+
 SAME: dict[str, Any] = {
     "made twice": (Net(), Net()),
     "in another mode": (Net(), Net().eval()),
@@ -53,7 +85,8 @@ SAME: dict[str, Any] = {
     "compiled": (Net(), torch.compile(Net(), backend="eager")),
     "parallel": (Net(), nn.DataParallel(Net())),
     "frozen": (Net(), Net().requires_grad_(False)),
-    "of another process": (sequence(nn.GELU()), sequence(nn.GELU())),
+    "of equal layers": (sequence(nn.GELU()), sequence(nn.GELU())),
+    "of a cell that is run again": (made_with(), made_with()),
 }
 
 
@@ -72,6 +105,12 @@ DIFFERENT: dict[str, Any] = {
     "buffer that is not saved": (with_buffer(0.0), with_buffer(1.0)),
     "number among the attributes": (scaled(255.0), scaled(128.0)),
     "precision": (Net(), Net().half()),
+    "function among the attributes": (acting(torch.relu), acting(torch.tanh)),
+    "lambda among the attributes": (acting(lambda x: x + 1), acting(lambda x: x + 2)),
+    "table among the attributes": (acting({"scale": 1}), acting({"scale": 2})),
+    "class that it inherits from": (made_with("return x"), made_with("return -x")),
+    "function that it calls": (made_with(helper="return x"), made_with(helper="return -x")),
+    "global that it reads": (made_with(scale=1), made_with(scale=2)),
     "one weight by the last bit": (
         sequence(nn.ReLU()),
         sequence(nn.ReLU()).apply(
@@ -117,16 +156,33 @@ def of_source(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> tuple
     (folder / "ls_hand_nets.py").write_text(textwrap.dedent(text))
     with monkeypatch.context() as patched:
         patched.syspath_prepend(folder)
-        patched.delitem(__import__("sys").modules, "ls_hand_nets", raising=False)
-        import linecache
-
-        import ls_hand_nets  # type: ignore[import-not-found]
-
-        linecache.checkcache()
+        nets = importlib.import_module("ls_hand_nets")
         torch.manual_seed(0)
-        found = identity(ls_hand_nets.Net()), in_hand(ls_hand_nets.view).source
-        del __import__("sys").modules["ls_hand_nets"]
+        found = identity(nets.Net()), in_hand(nets.view).source
+    del sys.modules["ls_hand_nets"]
     return found
+
+
+def test_a_text_that_does_not_run_is_not_taken_for_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is edited after its import states other code than that which runs."""
+    (tmp_path / "ls_hand_edited.py").write_text(textwrap.dedent(SOURCE))
+    monkeypatch.syspath_prepend(tmp_path)
+    nets = importlib.import_module("ls_hand_edited")
+    before = source_digest_of(nets.view)
+    for old, new in (("SHIFT = 3", "SHIFT = 3\n\n"), ("\nclass", "\n\n\nclass")):
+        (tmp_path / "ls_hand_edited.py").write_text(textwrap.dedent(SOURCE).replace(old, new))
+        assert source_digest_of(nets.view) == before  # lines may move
+    edited = textwrap.dedent(SOURCE).replace("image +", "image -")
+    (tmp_path / "ls_hand_edited.py").write_text(edited)
+    linecache.clearcache()
+    running = source_digest_of(nets.view)
+    del sys.modules["ls_hand_edited"]
+    importlib.invalidate_caches()
+    of_edited = source_digest_of(importlib.import_module("ls_hand_edited").view)
+    del sys.modules["ls_hand_edited"]
+    assert len({before, running, of_edited}) == 3
 
 
 def test_code_counts_and_comments_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

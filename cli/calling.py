@@ -1,0 +1,93 @@
+"""The means of a call from Python: its ranks, its progress, and its store."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..storage.progress import Progress, silent
+from .printing.progress import show_progress
+
+if TYPE_CHECKING:
+    from ..pipeline.runtime.ranks import Ranks
+    from ..storage.api import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The means of one call."""
+
+    ranks: "Ranks"
+    progress: Progress
+    shows: bool
+    """Whether results are printed."""
+
+    def say(self, print_it: Callable[[], None], logged: str) -> None:
+        """Print a result where results are printed, on the first rank alone; log one line elsewhere."""
+        if self.ranks.is_first and self.shows:
+            print_it()
+        elif self.ranks.is_first:
+            log.info("%s", logged)
+
+
+@contextlib.contextmanager
+def calling(progress: "bool | Progress | None") -> Iterator[Call]:
+    """Join the ranks, choose the progress, and leave the random numbers of the process as they are."""
+    from ..pipeline.in_hand.networks import kept_random_state
+    from ..pipeline.runtime.session import session
+
+    asked = progress is True
+    shows = asked or (progress is None and sys.stderr.isatty())
+    with session() as ranks, kept_random_state():
+        if callable(progress):
+            yield Call(ranks, progress if ranks.is_first else silent, shows=False)
+            return
+        with show_progress(quiet=not shows or not ranks.is_first) as shown:
+            yield Call(ranks, shown, shows)
+
+
+def place_of(store: "Store | str | os.PathLike[str]") -> Path:
+    """Return the folder of a store that may still have to be made. Raises ConfigError for a remote one."""
+    from ..storage.api import Store
+    from ..storage.backends.local import local_path
+
+    return local_path(str(store.path) if isinstance(store, Store) else os.fspath(store))
+
+
+def opened_store(store: "Store | str | os.PathLike[str]") -> "Store":
+    """Return a store, opened unless it is. Raises as `open_store`."""
+    from ..storage.api import Store, open_store
+
+    return store if isinstance(store, Store) else open_store(store)
+
+
+def teacher_names(store: "Store") -> list[str]:
+    """Return the captures that a stream reads by default: of networks, with all classes. Raises PartNotFound."""
+    from ..storage.errors import PartNotFound
+    from ..storage.stream.teachers import choose_captures
+
+    store.refresh()
+    names = list(choose_captures(store.teachers, None, "all", store.num_classes, str(store.path)))
+    if not names:
+        raise PartNotFound(
+            f"{store.path}: teachers",
+            expected="a capture of all classes",
+            found=f"the captures {', '.join(store.teachers) or 'none'}",
+            remedy="run logitstore.cache first, or name the captures, teachers=…",
+        )
+    return names
+
+
+def as_weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str] | dict[str, float]:
+    """Return captures as a table of an experiment names them: a list, or weights by name."""
+    if isinstance(teachers, str):
+        return [teachers]
+    if isinstance(teachers, Mapping):
+        return {str(name): float(weight) for name, weight in teachers.items()}
+    return list(teachers)
