@@ -63,7 +63,7 @@ def cache(
 
     store: folder of the store, made if it is not there; more teachers may be added later.
     teachers: networks by name in the store. Each takes a batch (batch, …) of inputs, as the data set has them, to logits
-        (batch, classes).
+        (batch, classes), or to an output with `logits`, as models of transformers do.
     dataset: `(inputs, labels)` or `inputs` as arrays or tensors; or a map-style data set whose items are
         `(input, label)`, an input, or a dict with one image and one label. A label of -1 is unknown.
     evaluation: labelled examples on which the teachers are scored; the scores stand in `evaluation.json` beside the store.
@@ -81,7 +81,8 @@ def cache(
     seed: of the permutation.
     store_inputs: whether the store keeps the inputs, so that students need no data set.
     block_rows: rows of a block; by default derived from the bytes of a row.
-    workers: processes that prepare inputs, which needs a data set that can be pickled; 0 for a thread.
+    workers: processes that prepare inputs; 0 for a thread. They need a data set that can be pickled, and a script that makes
+        the call under `if __name__ == "__main__":`.
     threads: CPU threads of a network on the CPU; by default torch's own number.
     compile: whether the networks go through `torch.compile`.
     channels_last: whether images and weights are laid out channels last.

@@ -88,6 +88,13 @@ def _refusing_unpicklable(experiment: Experiment) -> Iterator[None]:
     except Exception as error:  # of several kinds, by the version of Python
         if experiment.transfer_set.in_hand is None:
             raise
+        if "bootstrapping" in str(error):
+            raise ConfigError(
+                "workers",
+                expected='a call under `if __name__ == "__main__":`, as each worker imports the script',
+                found="a script that makes the call when it is imported",
+                remedy="put the call under that line, or set workers=0",
+            ) from error
         raise ConfigError(
             "workers",
             expected="a data set and an augmentation that can be pickled, of classes in a module",

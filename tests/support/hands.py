@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import distributed, nn
 
 import logitstore
 from logitstore.pipeline.factories.in_hand import in_hand
@@ -155,6 +155,15 @@ def _rank(rank: int, folder: Path) -> int:
     return 0
 
 
+def _own_group(rank: int, folder: Path) -> int:
+    """Make both calls in a script with a process group of its own."""
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    both(folder)
+    assert distributed.get_world_size() == 2  # it is the script's, and stays
+    distributed.destroy_process_group()
+    return 0
+
+
 def _differing_rank(rank: int, folder: Path) -> int:
     """Make a call with another network on each rank."""
     torch.set_num_threads(1)
@@ -175,6 +184,10 @@ def shared(work: str) -> dict[str, Any]:
         report[f"statuses {number}"] = ranks(number, _rank, folder)
         report[f"store {number}"] = experiments.contents(folder / "store.zarr")
         report[f"weights {number}"] = [path.read_text() for path in sorted(folder.glob("weights-*"))]
+    folder = Path(work) / "own"
+    folder.mkdir()
+    report["statuses own"] = ranks(2, _own_group, folder)
+    report["store own"] = experiments.contents(folder / "store.zarr")
     folder = Path(work) / "differing"
     folder.mkdir()
     report["differing"] = ranks(2, _differing_rank, folder)

@@ -15,7 +15,7 @@ from logitstore.pipeline.augment import shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
 from logitstore.pipeline.models.weights import load_weights
-from logitstore.storage.errors import ConfigError, RowMismatch, SpecMismatch
+from logitstore.storage.errors import BadDataError, ConfigError, RowMismatch, SpecMismatch
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -151,6 +151,18 @@ def test_a_store_without_inputs_takes_them_from_the_data_set(tmp_path: Path) -> 
         distilled(tmp_path / "without", dataset=Pictures(seed=5), checkpoint=None)
 
 
+def test_scores_are_those_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
+    student, examples = Net(), Pictures(40, 2)
+    examples.targets[:5] = -1  # unknown labels are left out
+    score = logitstore.evaluate(student, examples, device="cpu", batch_size=7)
+    assert student.training
+    with torch.no_grad():
+        logits = student.eval()(torch.from_numpy(examples.images)).numpy()
+    assert (score.rows, score.errors) == (35, (logits.argmax(1) != examples.targets)[5:].sum())
+    with pytest.raises(BadDataError, match="found a set without labels"):
+        logitstore.evaluate(student, examples.images, device="cpu")
+
+
 # Another network, set or setting under the same name
 
 
@@ -205,7 +217,8 @@ def test_killed_calls_resume_to_the_same_bytes(memory_path: Path) -> None:
 def test_two_ranks_share_the_calls_of_a_script(memory_path: Path) -> None:
     report = apart("support.hands:shared", work=str(memory_path))
     assert report["statuses 1"] == [0] and report["statuses 2"] == [0, 0]
-    assert report["store 1"] == report["store 2"]
+    assert report["statuses own"] == [0, 0]
+    assert report["store 1"] == report["store 2"] == report["store own"]
     one, other = report["weights 2"]
     assert one == other
     assert report["differing"] == [1, 1]

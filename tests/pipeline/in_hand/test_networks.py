@@ -6,6 +6,7 @@ import random
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,29 @@ class Floats(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.float() / 255
+
+
+class Output(Net):
+    """A network that returns an object, as models of transformers do."""
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(inputs), hidden=inputs)
+
+
+def test_an_output_with_logits_is_taken_apart(tmp_path: Path) -> None:
+    stores = [
+        logitstore.cache(tmp_path / f"{number}.zarr", {"net": net}, Pictures(), device="cpu")
+        for number, net in enumerate((Net(), Output()))
+    ]
+    one, other = (store.teachers["net"].read(slice(None)) for store in stores)
+    assert np.array_equal(one, other)
+
+
+def test_an_output_of_token_ids_is_refused(tmp_path: Path) -> None:
+    """Without its mask, a model would read the padding as well."""
+    with pytest.raises(logitstore.LogitStoreError, match="wrap the model"):
+        tokens = np.zeros((20, 16), np.int64)
+        logitstore.cache(tmp_path / "store.zarr", {"net": Output()}, tokens, device="cpu")
 
 
 class Uncopyable(Net):
