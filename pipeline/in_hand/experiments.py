@@ -129,6 +129,7 @@ def student_of(
         network, described.factory, {**described.args, INITIAL: initial}, described.modules, weights=initial
     )
     kind = {"order": order["kind"], **({"seed": order["seed"]} if "seed" in order else {})}
+    named = dict(teachers) if isinstance(teachers, Mapping) else list(teachers)
     tables = {
         "transfer_set": of_thing(TransferSet, given, "dataset", num_classes=_stated(store, given), **kind),
         "evaluation_set": _evaluation(evaluation),
@@ -146,7 +147,7 @@ def student_of(
                 thing,
                 "distill",
                 name=name,
-                teachers=dict(teachers) if isinstance(teachers, Mapping) else list(teachers),
+                **({"teachers": named} if student["targets"] == "soft" else {}),
                 train=checked(StudentTrain, "distill", **train),
                 **student,
             ),

@@ -151,6 +151,14 @@ def test_a_store_without_inputs_takes_them_from_the_data_set(tmp_path: Path) -> 
         distilled(tmp_path / "without", dataset=Pictures(seed=5), checkpoint=None)
 
 
+def test_a_student_of_labels_alone_needs_no_teacher(tmp_path: Path) -> None:
+    cached(tmp_path)
+    student = distilled(tmp_path, targets="hard", temperature=1.0, label_smoothing=0.1, views="all")
+    assert not student.training
+    other = distilled(tmp_path, loss={"name": "dkd", "beta": 2.0}, checkpoint=None, rows=0.5, ema=0.9)
+    assert not torch.equal(student.first.weight, other.first.weight)
+
+
 def test_scores_are_those_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
     student, examples = Net(), Pictures(40, 2)
     examples.targets[:5] = -1  # unknown labels are left out
@@ -193,7 +201,7 @@ def test_a_student_without_the_augmentation_is_refused(tmp_path: Path, sentence:
     cached(tmp_path)
     with pytest.raises(ConfigError) as missing:
         distilled(tmp_path, augment=None)
-    with pytest.raises(SpecMismatch, match="expected the captured augmentation"):
+    with pytest.raises(RowMismatch, match="expected the input that the teacher saw"):
         distilled(tmp_path, augment=Darker(3))
     sentence(missing.value)
 
