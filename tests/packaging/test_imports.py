@@ -100,6 +100,11 @@ def test_importing_the_package_loads_no_library(tmp_path: Path) -> None:
     assert "numpy" in loaded_by("import logitstore, numpy", cwd=tmp_path) & HEAVY  # negative control
 
 
+def test_naming_a_call_loads_no_library(tmp_path: Path) -> None:
+    """Completion in a notebook looks every name up; only a call needs torch."""
+    assert loaded_by("import logitstore; logitstore.cache, logitstore.distill", cwd=tmp_path) & HEAVY <= {"numpy"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = (
