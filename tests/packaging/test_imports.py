@@ -102,7 +102,9 @@ def test_importing_the_package_loads_no_library(tmp_path: Path) -> None:
 
 def test_naming_a_call_loads_no_library(tmp_path: Path) -> None:
     """Completion in a notebook looks every name up; only a call needs torch."""
-    assert loaded_by("import logitstore; logitstore.cache, logitstore.distill", cwd=tmp_path) & HEAVY <= {"numpy"}
+    assert loaded_by("import logitstore; logitstore.cache, logitstore.distill", cwd=tmp_path) & HEAVY <= {
+        "numpy"
+    }
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])

@@ -6,7 +6,6 @@ import random
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -252,11 +251,19 @@ class Floats(nn.Module):
         return inputs.float() / 255
 
 
+class ModelOutput(dict[str, Any]):
+    """A mapping with attributes, as that of transformers."""
+
+    logits: torch.Tensor
+
+
 class Output(Net):
     """A network that returns an object, as models of transformers do."""
 
     def forward(self, inputs: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=super().forward(inputs), hidden=inputs)
+        output = ModelOutput(hidden=inputs)
+        output.logits = super().forward(inputs)
+        return output
 
 
 def test_an_output_with_logits_is_taken_apart(tmp_path: Path) -> None:
