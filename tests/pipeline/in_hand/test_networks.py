@@ -260,6 +260,8 @@ class ModelOutput(dict[str, Any]):
 class Output(Net):
     """A network that returns an object, as models of transformers do."""
 
+    main_input_name = "pixel_values"
+
     def forward(self, inputs: torch.Tensor) -> Any:
         output = ModelOutput(hidden=inputs)
         output.logits = super().forward(inputs)
@@ -278,8 +280,9 @@ def test_an_output_with_logits_is_taken_apart(tmp_path: Path) -> None:
 def test_an_output_of_token_ids_is_refused(tmp_path: Path) -> None:
     """Without its mask, a model would read the padding as well."""
     with pytest.raises(logitstore.LogitStoreError, match="wrap the model"):
-        tokens = np.zeros((20, 16), np.int64)
-        logitstore.cache(tmp_path / "store.zarr", {"net": Output()}, tokens, device="cpu")
+        tokens, net = np.zeros((20, 16), np.int64), Output()
+        net.main_input_name = "input_ids"
+        logitstore.cache(tmp_path / "store.zarr", {"net": net}, tokens, device="cpu")
 
 
 class Uncopyable(Net):
