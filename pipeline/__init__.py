@@ -13,6 +13,7 @@ which imports only those before it (tests/packaging/test_layers.py):
     train, specialists, combine         stage three: store -> students; specialists -> one more capture
     compress, evaluate, plan            a smaller capture; scores; costs beforehand
     run                                 every stage of an experiment, skipping finished work
+    in_hand                             stages on networks, data sets and augmentations that a caller passes
 
 For a training loop of your own: `TorchStream`, `losses`, `replay` for its inputs, and `to_device` for a `DataLoader`.
 """

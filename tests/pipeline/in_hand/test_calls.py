@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from logitstore.pipeline.augment import shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
 from logitstore.pipeline.models.weights import load_weights
+from logitstore.pipeline.trainer.checkpoints import Checkpoints
 from logitstore.storage.errors import BadDataError, ConfigError, RowMismatch, SpecMismatch
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -113,6 +115,27 @@ def test_a_student_that_is_trained_is_loaded(
     other = distilled(tmp_path, seed=9)
     assert torch.equal(other.first.weight, first.first.weight)
     assert "began with other weights" in caplog.text
+
+
+def test_a_training_resumes_whatever_weights_the_script_begins_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached(tmp_path)
+    whole = distilled(tmp_path)
+    save = Checkpoints.save
+
+    def saved(self: Checkpoints, checkpoint: Any) -> None:
+        save(self, checkpoint)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(Checkpoints, "save", saved), pytest.raises(KeyboardInterrupt):
+        distilled(tmp_path, checkpoint=tmp_path / "other")
+    with pytest.raises(SpecMismatch, match="temperature"):
+        distilled(tmp_path, checkpoint=tmp_path / "other", temperature=5.0)
+    resumed = distilled(tmp_path, seed=9, checkpoint=tmp_path / "other")
+    assert "began with other weights" in caplog.text
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 def test_nothing_is_printed_unless_it_is_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

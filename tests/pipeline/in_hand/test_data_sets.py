@@ -126,7 +126,7 @@ def test_workers_prepare_the_same_bytes(tmp_path: Path) -> None:
     assert cached(tmp_path / "with", workers=1).digest == cached(tmp_path / "without").digest
 
 
-def test_things_that_no_worker_can_have_are_refused(tmp_path: Path, sentence: Any) -> None:
+def test_things_that_no_worker_can_have_are_refused(tmp_path: Path) -> None:
     darker = Darker()
     with pytest.raises(ConfigError) as refused:
         cached(tmp_path, workers=2, augment=lambda image, generator: darker(image, generator))
