@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ..storage.extras import naming_extras
 from ..storage.progress import Progress
 from .calling import Call, as_weights, calling, opened_store, place_of, teacher_names
 
@@ -28,6 +29,7 @@ else:
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
+@naming_extras()
 def cache(
     store: "Store | str | os.PathLike[str]",
     teachers: "Mapping[str, nn.Module]",
@@ -162,6 +164,7 @@ def _say_captured(call: Call, report: Any, made: "Store") -> None:
     call.say(print_it, "; ".join(lines))
 
 
+@naming_extras()
 def cluster(
     store: "Store | str | os.PathLike[str]",
     *,
@@ -253,6 +256,7 @@ def cluster(
         return ClusteringReader(opened.root, table.part_name)
 
 
+@naming_extras()
 def distill(
     store: "Store | str | os.PathLike[str]",
     student: "Network",
@@ -403,6 +407,7 @@ def _score_line(name: str, metrics: "Metrics") -> str:
     )
 
 
+@naming_extras()
 def evaluate(
     network: "nn.Module",
     dataset: Any,

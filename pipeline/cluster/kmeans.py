@@ -126,7 +126,7 @@ def seed_centres(
 
     def distances_from(some: Int64[np.ndarray, "some"]) -> Float64[np.ndarray, "some points"]:
         sums = lengths[some][:, None] + lengths
-        distances = sums - 2 * (points[some] @ points.T)
+        distances: Float64[np.ndarray, "some points"] = sums - 2 * (points[some] @ points.T)
         distances[distances <= _EQUAL * sums] = 0
         return distances
 

@@ -194,7 +194,7 @@ def checked(table: type[_TABLE], where: str, **keys: Any) -> _TABLE:
     try:
         return table.model_validate(keys)
     except ValidationError as error:
-        raise explain(error, where) from None
+        raise explain(error, where, table) from None
 
 
 def _is_given(table: Table, key: str) -> bool:

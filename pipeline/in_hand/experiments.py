@@ -234,6 +234,6 @@ def _experiment(tables: Mapping[str, Any]) -> Experiment:
     try:
         experiment = Experiment.model_validate(tables)
     except ValidationError as error:
-        raise explain(error, "experiment") from None
+        raise explain(error, "experiment", Experiment) from None
     experiment._base = Path.cwd()
     return experiment

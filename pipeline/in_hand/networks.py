@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ...storage.errors import ConfigError
 from ...storage.format.documents import canonical_json
 from ...storage.stream.items import describe
 from ..factories.call import describe_exception
-from ..factories.in_hand import Description, InHand, digest_of_array, name_of, plain_text
+from ..factories.in_hand import Description, InHand, name_of, plain_text
+from ..models.module_state import state_digest, tensor_digests
 from ..runtime.inference import device_of, is_placed
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def module_in_hand(module: Any, where: str) -> InHand:
         if settings := found.settings(own):
             attributes[name] = settings
     args = {"layers": _digest(layers), "attributes": _digest(attributes), **found.code()}
-    weights = weights_of(plain)
+    weights = weights_of(plain, where)
     return InHand(module, name_of(plain), args, frozenset(found.modules), weights=weights, copied=copy_of)
 
 
@@ -66,25 +67,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
-def weights_of(module: nn.Module) -> str:
-    """Return "sha256:…" over all tensors of a network by name, with dtype and shape; its extra state included."""
-    digest = hashlib.sha256()
-    for name, value in _tensors(module):
-        text = digest_of_array(value) if isinstance(value, Tensor) else _text(repr(value))
-        digest.update(canonical_json([name, text]) + b"\n")
-    return f"sha256:{digest.hexdigest()}"
+def weights_of(module: nn.Module, where: str = "network") -> str:
+    """Return "sha256:…" over all tensors of a network, whether its state dict holds them or not.
 
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the state dict, the buffers that it leaves out, and the tensors among the attributes."""
-    module = unwrapped(module)
-    state = module.state_dict()
-    yield from state.items()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if name not in state)
-    for prefix, part in module.named_modules():
-        for name, value in sorted(vars(part).items()):
-            if isinstance(value, Tensor):
-                yield f"{prefix}.{name}", value
+    where: the network in messages. Raises BadDataError for a tensor without data, and for a state dict with objects in it.
+    """
+    return state_digest(tensor_digests(unwrapped(module), where))
 
 
 def _text(value: Any) -> str:

@@ -92,11 +92,12 @@ def test_a_missing_package_is_one_line_that_names_its_extra(folder: Path, comman
     assert refused.stderr.count("\n") == 1
 
 
-def test_names_of_the_library_name_the_extra(folder: Path) -> None:
+@pytest.mark.parametrize("asked_for", ["p.TorchStream", 'logitstore.cluster("small.zarr", clusters=2, classes_per_cluster=3)'])
+def test_names_of_the_library_name_the_extra(folder: Path, asked_for: str) -> None:
     asked = run(
         folder,
-        "import json, logitstore.pipeline as p\n"
-        "try: p.TorchStream\n"
+        "import json, logitstore, logitstore.pipeline as p\n"
+        f"try: {asked_for}\n"
         "except ImportError as error: print(json.dumps([type(error).__name__, str(error)]))\n",
     )
     line = "torch: expected an installed package, found none; pip install 'logitstore[torch]'"
