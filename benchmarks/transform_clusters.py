@@ -32,7 +32,7 @@ from logitstore.pipeline.cluster.errors_inside import errors_inside
 from logitstore.pipeline.cluster.sets import Clustering, confusable_sets
 from logitstore.pipeline.cluster.softened import softened_outputs
 
-TRANSFORMS = {"transform-1e-2": 1e-2, "transform-1e-1": 1e-1}
+TRANSFORMS = {"transform-1e-3": 1e-3, "transform-1e-2": 1e-2, "transform-1e-1": 1e-1}
 JUDGED = "transform-1e-2"
 TEMPERATURES, SEEDS = (1.0, 4.0), range(3)
 SETS = ((12, 100), (24, 50), (48, 25))
