@@ -270,4 +270,6 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int)
     arguments = parser.parse_args()
+    if arguments.seeds is not None and arguments.seeds < 2:
+        parser.error(f"--seeds: expected 2 or more, which have a spread, found {arguments.seeds}")
     main(arguments.data, arguments.epochs, arguments.seeds)
