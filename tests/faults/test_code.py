@@ -11,15 +11,13 @@ import pytest
 from support import experiments, special, trainings
 
 from faults.tally import Tally
-from logitstore.pipeline.cache import notes
 from logitstore.pipeline.cache import todo as caching
-from logitstore.pipeline.experiment import document as experiment_file
 from logitstore.pipeline.experiment.document import Experiment
+from logitstore.pipeline.factories import products
 from logitstore.pipeline.models import records
 from logitstore.pipeline.models.loaders import with_stable_names
 from logitstore.pipeline.specialists.todo import find_specialists, specialist_runs
 from logitstore.pipeline.specialists.training import train_specialist
-from logitstore.pipeline.train import todo as students
 from logitstore.pipeline.train.stage import train_student
 from logitstore.pipeline.train.todo import find_student, student_seeds
 from logitstore.pipeline.trainer import resume
@@ -218,9 +216,7 @@ def test_an_identity_without_code_is_seen(folder: Path, tally: Tally, door: Call
 
     nothing: dict[str, str] = {}
     with (
-        mock.patch.object(experiment_file, "local_source", return_value=nothing),
-        mock.patch.object(students, "local_source", return_value=nothing),
-        mock.patch.object(notes, "local_source", return_value=nothing),
+        mock.patch.object(products, "local_source", return_value=nothing),
         mock.patch.object(caching, "_noted_files", return_value=nothing),
         mock.patch.object(records, "with_stable_names", without_source),
         mock.patch.object(resume, "with_stable_names", without_source),
