@@ -23,10 +23,11 @@ from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.begun import committed_samples
 from .parts.captures import Captures, IndexedCapture
+from .parts.clustering_writer import write_clustering
 from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealed_part import SealedPart, Spec
-from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype, write_clustering
+from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
 from .stream.inputs import Augment
 from .stream.options import StreamOptions

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -110,6 +110,9 @@ def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
     return rows
 
 
+_REMEDY: Final = "correct the teacher (or its precision) and run it again"
+
+
 def hidden_by_mask(values: Any) -> str | None:
     """Return in words how many values a mask hides, None if none: `np.asarray` returns what lies behind the mask.
 
@@ -182,7 +185,11 @@ def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, wh
     """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
     # The maximum of a row with a NaN is NaN.
     if not (np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()):
-        raise bad_logits(~np.isfinite(logits), logits, first_row, where, expected="finite logits")
+        bad = ~np.isfinite(logits)
+        remedy = _REMEDY
+        if logits[tuple(np.argwhere(bad)[0])] == -np.inf:
+            remedy = "give a masked class a finite logit such as -1e3, or capture the other classes alone (classes=…)"
+        raise bad_logits(bad, logits, first_row, where, expected="finite logits", remedy=remedy)
 
 
 def bad_logits(
@@ -192,7 +199,7 @@ def bad_logits(
     where: str,
     *,
     expected: str,
-    remedy: str = "correct the teacher (or its precision) and run it again",
+    remedy: str = _REMEDY,
 ) -> BadLogitsError:
     """Make the error of logits that an encoding cannot store; it names the first one.
 

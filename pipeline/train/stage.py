@@ -6,6 +6,7 @@ its last checkpoint, and several processes may share one.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,10 @@ from jaxtyping import Int64, Shaped
 from torch import nn
 
 from ...storage.api import Store
+from ...storage.encodings.transform import Transform
 from ...storage.errors import BadDataError
 from ...storage.stream.stream import Stream
+from ..experiment.tables import Student
 from ..models.build import build_model
 from ..models.records import Record
 from ..same_set import compared_inputs
@@ -25,6 +28,8 @@ from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .loss import StudentLoss
 from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
+
+log = logging.getLogger(__name__)
 
 
 def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None) -> list[str]:
@@ -120,6 +125,8 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
     if names and first.augmentation:
         augment = recorded_views(work.experiment, store, names[0], transfer_set)
         check_labels_of_views(f"student {student.name!r}", needed, student.views, first, augment)
+    if student.targets == "soft":
+        _warn_of_temperature(student, store, names)
     stream = store.stream(
         ranks.rows_each(student.train.batch_size),
         teachers=names,
@@ -136,6 +143,21 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
     if transfer_set is not None:
         return stream, transfer_set.a_few
     return stream, store.samples.reader.read("input", np.arange(min(2, store.num_rows)))
+
+
+def _warn_of_temperature(student: Student, store: Store, names: Sequence[str]) -> None:
+    """Warn of captures whose guarantee does not name the temperature of a student."""
+    for name in names:
+        encoding = store.teachers[name].encoding
+        if isinstance(encoding, Transform) and student.temperature not in encoding.temperatures:
+            log.warning(
+                "student %r: teachers/%s keeps its budget at T = %s; at T = %g its error was not bounded, and may be many "
+                "times the budget: name that temperature in the encoding of a new capture",
+                student.name,
+                name,
+                ", ".join(f"{t:g}" for t in encoding.temperatures),
+                student.temperature,
+            )
 
 
 def _labels(run: StudentSeed, store: Store) -> Int64[np.ndarray, "rows"]:

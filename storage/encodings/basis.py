@@ -28,6 +28,10 @@ from .feature_logits import Rows, dense, row_slices
 from .products import TILE, one_thread, tiled_product
 from .span import span_of
 
+MOST_LOGIT: Final = 1e30
+"""Magnitude of decoded logits from which float32 may overflow."""
+_MOST_CODE: Final = 1 << 15
+"""The largest magnitude of a signed code of 16 bits."""
 _RIDGE: Final = 1e-6
 """Added to the metric's diagonal, in units of its mean: directions that no softmax sees stay finite."""
 _PIECE_BYTES: Final = 32 << 20
@@ -62,6 +66,14 @@ class Basis:
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return the arrays by the names that a capture stores."""
         return {"basis": self.basis, "centre": self.centre, "step": self.step, "weight": self.weight}
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that its logits, or coordinates on its axes, may come to."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = self.step.astype(np.float64) * _MOST_CODE
+            furthest = np.abs(self.basis).max(axis=1).astype(np.float64) * steps
+            return float(max(furthest.sum() + np.abs(self.centre.astype(np.float64)).max(), steps.max()))
 
     def some(self, axes: NDArray[np.bool_]) -> "Basis":
         """Return the basis of some of the axes."""

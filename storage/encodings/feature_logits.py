@@ -62,12 +62,19 @@ class FeatureLogits:
     at a time; other encodings make all rows of a block.
     """
 
-    def __init__(self, features: Any, head: LinearHead) -> None:
-        """Bring features to float32.
+    def __init__(self, features: Any, head: Any) -> None:
+        """Bring features to float32. head: a `LinearHead`.
 
         features: (rows, features), the inputs of the head: a NumPy array or a torch tensor of any floating dtype.
         Raises BadLogitsError for another shape or dtype. Rows that are not finite are refused where they are stored.
         """
+        if not isinstance(head, LinearHead):  # such as the layer itself
+            raise ConfigError(
+                "head",
+                expected="a logitstore.LinearHead",
+                found=f"a {type(head).__name__}",
+                remedy="pass LinearHead(layer.weight, layer.bias)",
+            )
         wanted = head.num_features
         try:
             values = _as_float32(features, 2, "features", f"(rows, {wanted})")
@@ -77,7 +84,7 @@ class FeatureLogits:
             raise _wrong_features(f"{wanted} features a row, as the head's weight has", f"{values.shape[1]}")
         self.features: Float32[np.ndarray, "rows features"] = values
         """The inputs of the head."""
-        self.head = head
+        self.head: LinearHead = head
         """The map to logits."""
 
     @property

@@ -60,6 +60,7 @@ def step_factor(refine: UInt8[np.ndarray, " rows"]) -> Float32[np.ndarray, " row
     return np.exp2(-refine.astype(np.float64) / 2).astype(np.float32)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # of rows that no basis serves
 def refine_rows(
     logits: Float32[np.ndarray, "rows classes"],
     projected: Float32[np.ndarray, "rows components"],
@@ -98,8 +99,7 @@ def refine_rows(
         fails[left[~good]] = tried[left[~good]]
         # Halves of the budget that are left (or missing): the steps to go. A row that only lost its largest class has a
         # step of its own to find, near at first.
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            halves = np.ceil(np.log2(np.maximum(worst, budget * 2.0**-60) / budget))
+        halves = np.ceil(np.log2(np.maximum(worst, budget * 2.0**-60) / budget))
         lost[left] += ~good & (worst <= budget)
         go = np.where(
             good,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..checks import check_finite
 from ..errors import BadLogitsError, ConfigError
 from ..format.constants import MAX_TEMPERATURES, TRANSFORM
-from .basis import Basis, make_basis
+from .basis import MOST_LOGIT, Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
 from .error_budget import ErrorBudget
@@ -49,6 +49,8 @@ _SPARE: Final = 1 / 32
 """Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
 _MOSTLY: Final = 7 / 8
 """Share of components with a code from which all are multiplied."""
+_MOST_TEMPERATURE: Final = 1000
+"""Largest temperature of the guarantee: above, every softmax is flat."""
 _DIGITS: Final = 5
 """Significant bits of a recorded error: more would cost more than they tell."""
 
@@ -81,7 +83,7 @@ class Transform:
     def __post_init__(self) -> None:
         """Refuse a budget that cannot be kept. Raises ConfigError."""
         _ = self._escape  # its own checks of the budget
-        good = [math.isfinite(t) and t >= 1 for t in self.temperatures]
+        good = [1 <= t <= _MOST_TEMPERATURE for t in self.temperatures]
         if (
             not good
             or len(good) > MAX_TEMPERATURES
@@ -90,7 +92,7 @@ class Transform:
         ):
             raise ConfigError(
                 "encoding: temperatures",
-                expected=f"1 to {MAX_TEMPERATURES} ascending temperatures of at least 1",
+                expected=f"1 to {MAX_TEMPERATURES} ascending temperatures from 1 to {_MOST_TEMPERATURE}",
                 found=str(list(self.temperatures))[:80],
                 remedy="leave them out for 1, 2, 4 and 8, or use { max_kl = …, min_temperature = … }",
             )
@@ -145,6 +147,7 @@ class Transform:
                 found=f"{len(logits)} rows of the same logits",
                 remedy="check the teacher and its weights, or store its logits as float16",
             )
+        _check_spread(logits, where)
         step = 4 * math.sqrt(2 * self.max_kl)
         basis = make_basis(logits, self.temperatures, step)
         refine, extent = self._tried(logits, basis, where)
@@ -261,7 +264,7 @@ class Transform:
                 expected=f"logits within {self._escape.most_codes * self._escape.step:.6g} of the row's maximum, "
                 f"the reach of max_kl {self.max_kl:g}",
                 found=error.found,
-                remedy="raise max_kl, or store these logits as float32; nothing of this block was kept",
+                remedy="nothing of this block was kept; under another name, raise max_kl or store these logits as float32",
             ) from None
 
     def decode(
@@ -290,6 +293,22 @@ class Transform:
     def bound(self, temperature: float) -> float | None:
         """Return the budget at the temperatures where it is kept; None between them, where it is measured."""
         return self.max_kl if temperature in self.temperatures else None
+
+
+def _check_spread(logits: Rows, where: str) -> None:
+    """Refuse calibration rows whose logits lie too far apart for any basis. Raises BadLogitsError."""
+    for part in row_slices(len(logits), max(TILE, _PIECE_BYTES // (4 * logits.shape[1]))):
+        rows = dense(logits[part])
+        below = rows.max(axis=1).astype(np.float64) - rows.min(axis=1)
+        bad = np.flatnonzero(~(below <= MOST_LOGIT / 10))
+        if bad.size:
+            row = int(bad[0])
+            raise BadLogitsError(
+                f"{where}, row {part.start + row}, class {int(rows[row].argmin())}",
+                expected=f"logits within {MOST_LOGIT / 10:g} of the row's maximum",
+                found=f"{below[row]:.3g} below it",
+                remedy="mask a class by a logit such as -1e3, or capture the other classes alone (classes=…)",
+            )
 
 
 def escaped_alone(encoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..encodings.basis import Basis
+from ..encodings.basis import MOST_LOGIT, Basis
 from ..encodings.feature_logits import as_rows
 from ..encodings.transform import Transform
-from ..errors import ConfigError, SpecMismatch
+from ..errors import BadLogitsError, ConfigError, SpecMismatch
 from ..format.constants import MAX_BASIS_BYTES, SPEC
 from ..format.documents import parse_spec
 from .part_spec import compare_identity
@@ -77,6 +77,13 @@ def _new_basis(encoding: Transform, columns: int, calibration: Any, where: str) 
             expected=f"at most {MAX_BASIS_BYTES} bytes, the limit of readers",
             found=f"{basis.num_components} components of {basis.num_classes} classes",
             remedy="keep the largest logits: encoding { top_k = 64 }; or calibrate with fewer rows of dense logits",
+        )
+    if not basis.reach <= MOST_LOGIT:
+        raise BadLogitsError(
+            f"{where}: calibration",
+            expected=f"logits whose basis leads to magnitudes up to {MOST_LOGIT:g}, the limit of readers",
+            found=f"{basis.reach:.3g}",
+            remedy="mask a class by a logit such as -1e3, or capture the other classes alone (classes=…)",
         )
     return basis
 

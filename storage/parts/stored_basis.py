@@ -8,14 +8,14 @@ So a record vouches for the basis in which its codes were made. A basis is trust
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from ..backends.place import Place
-from ..encodings.basis import Basis
+from ..encodings.basis import MOST_LOGIT, Basis
 from ..errors import ManifestInvalid, ShardCorrupt
 from ..format.constants import MAX_JSON_BYTES, SPEC, TRANSFORM
 from ..format.documents import invalid, parse_spec, shorten
@@ -25,11 +25,6 @@ from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, REMAKE, decode_small
 from .journal import Seal, read_checked
 from .sealed_part import SealedPart, small_keys
-
-_MOST_CODE: Final = 1 << 15
-"""The largest magnitude of a signed code of 16 bits."""
-_MOST_LOGIT: Final = 1e30
-"""Magnitude of decoded logits from which float32 may overflow."""
 
 
 class StoredBasis(Basis):
@@ -119,10 +114,8 @@ def check_numbers(arrays: Mapping[str, NDArray[Any]], where: str) -> None:
     for name in ("step", "weight"):
         if (least := float(arrays[name].min())) <= 0:
             raise invalid(f"{where}/{name}", "numbers above 0", least)
-    furthest = np.abs(arrays["basis"]).max(axis=1).astype(np.float64) * arrays["step"] * _MOST_CODE
-    most = max(furthest.sum() + np.abs(arrays["centre"]).max(), float(arrays["step"].max()) * _MOST_CODE)
-    if most > _MOST_LOGIT:
-        raise invalid(f"{where}/basis", f"logits of magnitudes up to {_MOST_LOGIT:g}", f"{most:.3g}")
+    if (most := Basis(**arrays).reach) > MOST_LOGIT:
+        raise invalid(f"{where}/basis", f"logits of magnitudes up to {MOST_LOGIT:g}", f"{most:.3g}")
 
 
 def digest_noted(notes: Mapping[str, Any], where: str) -> str:

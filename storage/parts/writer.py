@@ -1,4 +1,4 @@
-"""Writers of samples, captures and clusterings.
+"""Writers of samples and captures.
 
 Each defines the arrays of its part and checks the values that it is given; `part_writer` writes them.
 """
@@ -18,6 +18,7 @@ from ..digest import check_digests
 from ..encodings.encoding import ArraySpec, Encoding
 from ..encodings.feature_logits import FeatureLogits, as_rows, dense
 from ..encodings.products import TILE
+from ..encodings.refine import ESCAPED
 from ..encodings.transform import Transform
 from ..errors import (
     BadDataError,
@@ -34,19 +35,19 @@ from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
 from .chosen_basis import choose_basis
-from .clusterings import check_clustering
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
 from .part_spec import spec_bytes
 from .part_writer import PartWriter
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
-from .sealed_part import Spec
 from .values import check_rows_of
 
 log = logging.getLogger(__name__)
 _TRANSFORM_PIECE_BYTES = 16 << 20
 """Bytes of the widest array, but for `escape`, that are encoded at a time by threads of the encoding."""
+_MOST_ESCAPED = 0.1
+"""Share of rows without the basis from which a capture is warned of."""
 _SUM_ERROR = 2e-2
 """Largest distance of the sum of a softmax from 1, if bfloat16 computed it."""
 
@@ -274,6 +275,7 @@ class CaptureWriter(PartWriter):
             self.piece_bytes, self.tile, self.rare = _TRANSFORM_PIECE_BYTES, TILE, ("escape",)
         self.encoding: Encoding = encoding
         self.teacher = name
+        self._rows_written = self._rows_escaped = 0
         self.warns_of_probabilities = True
         """Whether the first block is looked at; False where that was done before."""
         layouts = [
@@ -402,9 +404,23 @@ class CaptureWriter(PartWriter):
             except BadLogitsError:
                 encode(values, block_rows.start, where)  # raises for the whole block
                 raise
+            if "refine" in arrays:
+                self._rows_written += len(arrays["refine"])
+                self._rows_escaped += int((arrays["refine"] == ESCAPED).sum())
             return arrays | {name: array[part] for name, array in given.items()}
 
         self.commit(view, block, encoded)
+
+    def seal(self) -> bool:
+        sealed = super().seal()
+        if sealed and self._rows_escaped > _MOST_ESCAPED * self._rows_written:
+            log.warning(
+                "teacher %r: %.0f %% of the rows are unlike the calibration rows, and stored whole without the basis; under "
+                "another name, calibrate with more rows, or with rows like them, for fewer bytes",
+                self.teacher,
+                100 * self._rows_escaped / self._rows_written,
+            )
+        return sealed
 
     def _check_peak(
         self, peak: Float32[np.ndarray, " rows"], logits: NDArray[np.float32], rows: range, where: str
@@ -472,28 +488,3 @@ class CaptureWriter(PartWriter):
                 self._digests_of(rows),
                 remedy,
             )
-
-
-def write_clustering(
-    root: Root,
-    name: str,
-    arrays: Mapping[str, NDArray[Any]],
-    *,
-    identity: Mapping[str, Any],
-    notes: Mapping[str, Any] | None = None,
-) -> str:
-    """Write and seal a part without blocks, `clusters/<name>`; return its digest. Repeating it changes nothing.
-
-    arrays: by name, of the dimensions in `layouts.DIMENSIONS`. notes: figures that are not compared.
-    Raises SpecMismatch if the name is taken, BadDataError for a clustering that a reader would refuse.
-    """
-    check_name(name, "clustering")
-    where = f"{root.path}: clusters/{name}"
-    small = check_clustering(arrays, Spec(identity, notes or {}), root.attributes.num_classes, where)
-    layouts = [small_array("clustering", array, values.shape) for array, values in small.items()]
-    part = PartWriter(
-        root, f"clusters/{name}", views=0, identity=identity, notes=notes or {}, layouts=layouts, small=small
-    )
-    with contextlib.closing(part):
-        part.seal()
-    return root.part(part.name).digest

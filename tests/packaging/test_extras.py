@@ -92,7 +92,9 @@ def test_a_missing_package_is_one_line_that_names_its_extra(folder: Path, comman
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("asked_for", ["p.TorchStream", 'logitstore.cluster("small.zarr", clusters=2, classes_per_cluster=3)'])
+@pytest.mark.parametrize(
+    "asked_for", ["p.TorchStream", 'logitstore.cluster("small.zarr", clusters=2, classes_per_cluster=3)']
+)
 def test_names_of_the_library_name_the_extra(folder: Path, asked_for: str) -> None:
     asked = run(
         folder,

@@ -197,6 +197,18 @@ def test_a_student_learns_what_it_learns_from_float32(
         np.testing.assert_allclose(found[name], values, atol=2e-3)
 
 
+@pytest.mark.parametrize(("temperature", "warned"), [(4.0, 0), (20.0, 1)])
+def test_a_student_beyond_the_guarantee_is_warned_of(
+    taught: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, temperature: float, warned: int
+) -> None:
+    trainings.trained(
+        trainings.content(temperature=temperature), taught, tmp_path, base=experiments.finished()
+    )
+    said = [message for message in caplog.messages if "keeps its budget at T = 1, 2, 4, 8" in message]
+    assert len(said) == warned
+    assert not warned or "at T = 20 its error was not bounded" in said[0]
+
+
 def test_a_student_of_other_logits_is_another(taught: Store, tmp_path: Path) -> None:
     """Train on reversed classes, as a negative control."""
     wide = type(taught.teachers["wide"])

@@ -12,7 +12,7 @@ from support.stores import Made, Teacher
 
 from logitstore.storage.errors import BadDataError, ManifestInvalid
 from logitstore.storage.integrity.verify import verify
-from logitstore.storage.parts import writer
+from logitstore.storage.parts import clustering_writer
 from logitstore.storage.parts.clusterings import ClusteringReader
 from logitstore.storage.parts.reader import sets_of
 
@@ -145,7 +145,7 @@ def test_a_sound_clustering_is_written_as_it_is(tmp_path: Path, arrays: dict[str
 
 def sealed_unchecked(made: Made, arrays: dict[str, Any]) -> ClusteringReader:
     """Seal arrays as a writer without the checks does."""
-    with mock.patch.object(writer, "check_clustering", lambda arrays, *_: arrays):
+    with mock.patch.object(clustering_writer, "check_clustering", lambda arrays, *_: arrays):
         return written(made, "torn", arrays)
 
 
