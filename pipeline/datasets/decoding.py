@@ -1,7 +1,8 @@
 """Pixels of an encoded image as uint8.
 
 Pillow is given the formats that may be opened, so that no file starts another program or a rare decoder. Pixels that are
-not there are never made up: a transparent image needs a colour to lie on, and more than 8 bits a channel are refused.
+not there are never made up: a transparent image needs a colour to lie on, and more than 8 bits a channel are refused. Cameras
+write the side that is up into a tag (EXIF, or XMP); it is followed on request, but for TIFF, where Pillow does so itself.
 """
 
 import io
@@ -11,7 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...storage.errors import BadDataError, LogitStoreError
 from .image_files import FORMATS, described, suffix_of
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 _BY_CONTENT: Final = sorted({*FORMATS.values()} - {"TGA"})
 """Formats that are told by their first bytes."""
 _DEEP_MODES: Final = ("I", "F")
+Orientation = bool | Literal["refuse"]
+"""Whether orientation tags are followed; "refuse": images that have to be turned are errors."""
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""The turn that each orientation asks for; 1, and a number that is none, ask for no turn."""
 _WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
@@ -31,13 +44,20 @@ class Decoder:
     """"L", grey, or "RGB"."""
     background: tuple[int, int, int] | None = None
     """Colour under transparent pixels; None refuses them."""
+    follow_exif: Orientation = False
+    """Whether orientation tags are followed. By default they are not, with a warning."""
     _said: set[str] = field(default_factory=set)
+
+    @property
+    def settings(self) -> dict[str, bool]:
+        """Settings of later versions that change pixels, for a fingerprint."""
+        return {"follow_exif": True} if self.follow_exif is True else {}
 
     def decode(self, encoded: bytes, name: str, where: str) -> Image.Image:
         """Decode the file `name`. where: the file in messages.
 
-        Raises BadDataError for a file that is no image, has more than 8 bits a channel, or is transparent without a
-        background.
+        Raises BadDataError for a file that is no image, has more than 8 bits a channel, is transparent without a
+        background, or has to be turned if such images are refused.
         """
         # Targa files have no mark at their beginning: only the suffix tells them.
         formats = [*_BY_CONTENT, "TGA"] if suffix_of(name) == ".tga" else _BY_CONTENT
@@ -54,8 +74,9 @@ class Decoder:
                         remedy="convert it to 8 bits first",
                     )
                 self._warn_of(opened, name, where, is_deep=is_deep)
-                return self._converted(opened, where)
-        except LogitStoreError:
+                converted = self._converted(opened, where)
+                return self._upright(converted, opened, where)
+        except (LogitStoreError, MemoryError):
             raise
         except Exception as error:  # decoders raise exceptions of any type for broken files
             # Pillow's own text of an unknown format has an address in memory.
@@ -87,6 +108,27 @@ class Decoder:
         below = Image.new("RGBA", layered.size, (*self.background, 255))
         return Image.alpha_composite(below, layered).convert(self.mode)
 
+    def _upright(self, converted: Image.Image, opened: Image.Image, where: str) -> Image.Image:
+        """Return the converted image as its orientation tag, if followed, asks for."""
+        # The tags are read after the pixels: those of a PNG file may lie behind them, and Pillow has turned a TIFF file.
+        turn = _TURNS.get(_orientation(opened, is_needed=bool(self.follow_exif)))
+        if turn is None:
+            return converted
+        if self.follow_exif == "refuse":
+            raise BadDataError(
+                where,
+                expected="an image that is stored upright",
+                found=f"an orientation tag that asks for {turn.name}",
+                remedy="set follow_exif = true in args to turn such images, or false to read them as they are stored",
+            )
+        if self.follow_exif is True:
+            return converted.transpose(turn)
+        self._say(
+            "orientation",
+            f"{where}: read as it is stored, without regard to its orientation tag (follow_exif = true in args turns it)",
+        )
+        return converted
+
     def _warn_of(self, image: Image.Image, name: str, where: str, *, is_deep: bool) -> None:
         """Warn, once a kind, of images of which not all is read."""
         kind = "JPEG" if image.format == "MPO" else image.format
@@ -112,3 +154,14 @@ def as_pixels(image: Image.Image) -> UInt8[np.ndarray, "*shape"]:
 def _may_be_transparent(image: Image.Image) -> bool:
     palette = getattr(image.palette, "mode", "")
     return image.mode in _WITH_ALPHA or "transparency" in image.info or palette.endswith("A")
+
+
+def _orientation(image: Image.Image, *, is_needed: bool) -> int:
+    """Return the orientation of a decoded image, 1 without a tag. is_needed: raise the errors of a broken tag."""
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        if is_needed:
+            raise
+        return 1
+    return tag if isinstance(tag, int) else 1

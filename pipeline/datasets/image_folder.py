@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
 
 from ...storage.errors import BadDataError, ConfigError
 from .arrays import Example
 from .class_names import checked_class_names
-from .decoding import Decoder, as_pixels
+from .decoding import Decoder, Orientation, as_pixels
 from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
 from .selection import omitted_numbers, select
+from .sizing import Interpolation, Sizing, sizing_of
 
 
 class ImageFolder:
@@ -40,15 +40,10 @@ class ImageFolder:
         names: Sequence[str],
         labels: Int64[np.ndarray, "rows"] | None,
         class_names: Sequence[str],
-        mode: Literal["L", "RGB"],
-        size: tuple[int, int] | None,
-        background: tuple[int, int, int] | None = None,
+        decoder: Decoder,
+        sizing: Sizing,
     ) -> None:
-        """Keep the files, their names and labels, and the form of images.
-
-        size: (height, width), None for the size of the first. background: colour under transparent pixels, None to refuse
-        them.
-        """
+        """Keep the files, their names and labels, and the way to the pixels of an image."""
         self._files = files
         self.ids = tuple(names)
         """Name of each file, relative to the folder or the zip, with slashes."""
@@ -58,11 +53,11 @@ class ImageFolder:
         """One name a class, in order of code points."""
         self.omitted: tuple[int, ...] = ()
         """Classes whose images were left out on purpose."""
-        self.mode = mode
+        self.mode = decoder.mode
         """ "L", grey, or "RGB"."""
-        self._size: tuple[int, int] | None = size
-        self._resizes = size is not None
-        self._decoder = Decoder(mode, background)
+        self._size: tuple[int, int] | None = sizing.shape
+        self._sizing = sizing
+        self._decoder = decoder
         self._fingerprint: str | None = None
 
     @property
@@ -88,15 +83,19 @@ class ImageFolder:
         return [self[index] for index in indices]
 
     def fingerprint(self) -> str:
-        """Digest names, sizes and CRC-32 of the files, labels, classes, mode and size, "sha256:…".
+        """Digest names, sizes and CRC-32 of the files, labels, classes, mode, size and further settings, "sha256:…".
 
         Computed once: from the directory of a zip, or by reading all files of a folder.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            head: list[Any] = [self.mode, list(self._expected_size()), self._resizes, self.class_names]
+            stretches = self._sizing.size is not None
+            head: list[Any] = [self.mode, list(self._expected_size()), stretches, self.class_names]
             if self._decoder.background is not None:
                 head.append(list(self._decoder.background))
+            # Settings of later versions count if they are given: earlier fingerprints stay as they are.
+            if later := self._sizing.settings | self._decoder.settings:
+                head.append(later)
             digest.update(json.dumps(head).encode() + b"\n")
             labels = [None] * len(self.ids) if self.labels is None else self.labels.tolist()
             for name, label in zip(self.ids, labels, strict=True):
@@ -130,16 +129,16 @@ class ImageFolder:
 
     def _decode(self, name: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, "*shape"]:
         where = f"{self._files.root}: {name}"
-        image = self._decoder.decode(self._read(name), name, where)
+        image = self._sizing.apply(self._decoder.decode(self._read(name), name, where), where)
         if size is not None and (image.height, image.width) != size:
-            if not self._resizes:
-                raise BadDataError(
-                    where,
-                    expected=f"{size[0]} x {size[1]} pixels (height x width), like the first image",
-                    found=f"{image.height} x {image.width}",
-                    remedy="give size = [height, width] to resize all of them",
-                )
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            raise BadDataError(
+                where,
+                expected=f"{size[0]} x {size[1]} pixels (height x width), like the first image",
+                found=f"{image.height} x {image.width}",
+                remedy="give size = [height, width] to resize all of them"
+                if self._sizing.resize is None
+                else f"give crop = {min(size)} to cut all of them to one size",
+            )
         return as_pixels(image)
 
 
@@ -148,6 +147,10 @@ def image_folder(
     *,
     mode: Literal["L", "RGB"] = "L",
     size: int | tuple[int, int] | None = None,
+    resize: int | None = None,
+    crop: int | tuple[int, int] | None = None,
+    interpolation: Interpolation = "bilinear",
+    follow_exif: Orientation = False,
     background: int | tuple[int, int, int] | None = None,
     subset: str | None = None,
     omit_classes: Sequence[int | str] = (),
@@ -157,16 +160,20 @@ def image_folder(
     """List a folder of class folders, or a zip of one: inputs uint8, (height, width) or (3, height, width).
 
     root: the folder or the zip file. mode: "L", grey, or "RGB", channels first.
-    size: pixels to resize every image to (bilinear), a number or (height, width). By default every image must have the
-        size of the first.
+    size: pixels to stretch every image to, a number or (height, width). By default every image must have the size of the
+        first.
+    resize: pixels of the shorter side; the proportions stay. crop: pixels of the centre that is kept, a number or
+        (height, width). `resize=256, crop=224` is what most networks for ImageNet are evaluated with.
+    interpolation: "bilinear" or "bicubic", of `size` and `resize`; both average over the pixels that are left out.
+    follow_exif: whether images are turned as their orientation tags ask. By default they are read as they are stored, with
+        a warning; "refuse" makes an error of them.
     background: colour under transparent pixels, a grey or (red, green, blue) from 0 to 255. By default transparent images
         are refused, because the colours under their transparent pixels are arbitrary.
     Further arguments: `datasets.selection`.
     Raises BadDataError if `root` is neither, holds no images, or holds some outside its class folders.
     """
-    sides = (size, size) if isinstance(size, int) else size
-    if sides is not None and min(sides) < 1:
-        raise ConfigError("size", expected="pixels of 1 or more", found=str(size), remedy="correct size")
+    sizing = sizing_of(size, resize, crop, interpolation)
+    decoder = Decoder(mode, _colour(background), follow_exif)
     root = Path(root)  # a text, from Python
     files = ZipFiles(root) if root.is_file() else FolderFiles(root)
     names = list_images(files)
@@ -184,7 +191,7 @@ def image_folder(
     )
     kept_names = [names[row] for row in kept.tolist()]
     kept_labels = None if labels is None else labels[kept]
-    dataset = ImageFolder(files, kept_names, kept_labels, class_names, mode, sides, _colour(background))
+    dataset = ImageFolder(files, kept_names, kept_labels, class_names, decoder, sizing)
     dataset.omitted = omitted_numbers(omit_classes, class_names)
     return dataset
 
