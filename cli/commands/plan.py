@@ -31,6 +31,11 @@ _MAX_NAMES = 8
     help="Number of rows, of all views together, that each teacher is run on; 2048 by default.",
 )
 @click.option(
+    "--scan",
+    is_flag=True,
+    help="Read every example of the data sets first, and list all that cannot be used.",
+)
+@click.option(
     "--store",
     metavar="STORE",
     help="Path of the store; runs/<name of the experiment>/store.zarr by default.",
@@ -41,6 +46,7 @@ _MAX_NAMES = 8
 def command(
     experiment: Path,
     rows: int | None,
+    scan: bool,
     store: str | None,
     models: Path | None,
     device: str | None,
@@ -53,6 +59,7 @@ def command(
     """
     from ...pipeline.experiment.document import load_experiment
     from ...pipeline.models.records import Models
+    from ...pipeline.plan.scan import scan_sets
     from ...pipeline.plan.stage import plan
     from ...storage.backends.local import local_path
 
@@ -60,7 +67,10 @@ def command(
     path = Path("runs") / experiment.stem / "store.zarr" if store is None else local_path(store)
     kept = Models(path.parent / "models" if models is None else models)
     with show_progress(quiet=options.settings().quiet) as progress:
+        scanned = scan_sets(loaded, progress) if scan else {}
         made = plan(loaded, path, kept, sample_rows=rows, device=device, progress=progress)
+    if scanned and not as_json:
+        print_text(*(f"{name}: all {count:,} examples can be used" for name, count in scanned.items()), "")
     (print_json if as_json else _print)(made)
 
 

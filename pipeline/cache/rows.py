@@ -6,7 +6,7 @@ prepares a few rows at a time, with all their views; the chunks are put together
 
 import itertools
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,6 +20,7 @@ from ...storage.digest import digest_rows
 from ...storage.errors import BadDataError, BadLogitsError, ConfigError, FactoryError, LogitStoreError
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
+from ..datasets.bad_files import known_files, take_known
 from ..experiment.document import Experiment
 from ..factories.call import describe_exception
 from ..runtime.ahead import run_ahead
@@ -70,7 +71,9 @@ def prepared_by_workers(
         for first in range(number):  # each has every number-th chunk
             mine = tasks[first::number]
             with _refusing_unpicklable(experiment):
-                workers.append(Worker("transfer_set", expected, _send_chunks, experiment, mine))
+                workers.append(
+                    Worker("transfer_set", expected, _send_chunks, experiment, mine, known_files())
+                )
         turns = itertools.cycle(workers)
         for which, _ in pieces:
             yield _assembled(which, turns)
@@ -108,10 +111,17 @@ _Key = tuple[str, int | None]
 
 
 def _send_chunks(
-    connection: Connection, experiment: Experiment, tasks: Sequence[tuple[range, tuple[int, ...]]]
+    connection: Connection,
+    experiment: Experiment,
+    tasks: Sequence[tuple[range, tuple[int, ...]]],
+    known: Mapping[str, dict[str, str]],
 ) -> None:
-    """Prepare chunks in a worker, and send each as a list of its arrays and their bytes, or the error that ends it."""
+    """Prepare chunks in a worker, and send each as a list of its arrays and their bytes, or the error that ends it.
+
+    known: files that the first process left out of its sets (`datasets.bad_files`).
+    """
     try:
+        take_known(known)
         rows = TransferRows(experiment)
         make_view = experiment_views(experiment, rows)
         with closing(run_ahead(tasks, lambda task: _chunk(rows, *task, make_view), CHUNKS_AHEAD)) as chunks:

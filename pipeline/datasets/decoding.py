@@ -86,7 +86,8 @@ class Decoder:
                 where,
                 expected="an image file",
                 found=f"{len(encoded)} bytes that cannot be decoded ({reason})",
-                remedy="replace or remove the file",
+                remedy="replace or remove the file; `logitstore plan EXPERIMENT --scan` lists all such files, and "
+                'on_error = "skip" in args leaves them out',
             ) from error
 
     def _converted(self, image: Image.Image, where: str) -> Image.Image:

@@ -14,7 +14,7 @@ import unicodedata
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -115,6 +115,14 @@ class FolderFiles:
         self.root = root
         self.found = _Walk(root).run()
 
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Return size and time of a file; they change with its content. A file that is gone has none: (-1, -1)."""
+        try:
+            status = (self.root / name).stat()
+        except OSError:
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises OSError."""
         with (self.root / name).open("rb") as file:
@@ -180,6 +188,10 @@ class ZipFiles:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_opened": None}
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Return size and CRC-32 of a file."""
+        return self.directory[name]
 
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises the errors of `zipfile`."""
@@ -284,6 +296,16 @@ def check_forms(class_names: Sequence[str], where: str) -> None:
         case = form.casefold().strip()
         if by_case.setdefault(case, name) != name:
             _warn(f"{where}: two classes differ in case or blanks alone: {by_case[case]!r} and {name!r}")
+
+
+def warn_of_skipped(root: str, skipped: Mapping[str, str], total: int) -> None:
+    """Warn of files that are left out for their content, and log each of them with its reason."""
+    _warn(
+        f'{root}: {len(skipped):,} of {total:,} images cannot be used and are left out (on_error = "skip"): '
+        f"{_few(list(skipped))}"
+    )
+    for name, reason in skipped.items():
+        log.info("%s: %s is left out: %s", root, name, reason)
 
 
 def described(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,9 +24,10 @@ from jaxtyping import Int64, UInt8
 
 from ...storage.errors import BadDataError, ConfigError
 from .arrays import Example
+from .bad_files import READABLE, in_threads, key_of, skipped_files
 from .class_names import checked_class_names
 from .decoding import Decoder, Orientation, as_pixels
-from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images
+from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images, warn_of_skipped
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
 
@@ -42,8 +43,9 @@ class ImageFolder:
         class_names: Sequence[str],
         decoder: Decoder,
         sizing: Sizing,
+        skipped: Mapping[str, str] | None = None,
     ) -> None:
-        """Keep the files, their names and labels, and the way to the pixels of an image."""
+        """Keep the files, their names and labels, and the way to the pixels of an image. skipped: files left out."""
         self._files = files
         self.ids = tuple(names)
         """Name of each file, relative to the folder or the zip, with slashes."""
@@ -53,6 +55,8 @@ class ImageFolder:
         """One name a class, in order of code points."""
         self.omitted: tuple[int, ...] = ()
         """Classes whose images were left out on purpose."""
+        self.skipped: dict[str, str] = dict(skipped or {})
+        """Files that were left out because their content cannot be used, and the reason of each."""
         self.mode = decoder.mode
         """ "L", grey, or "RGB"."""
         self._size: tuple[int, int] | None = sizing.shape
@@ -103,6 +107,47 @@ class ImageFolder:
             self._fingerprint = f"sha256:{digest.hexdigest()}"
         return self._fingerprint
 
+    def problems(self) -> Iterator[BadDataError | None]:
+        """Decode every image, and yield its error, or None for one that can be used.
+
+        Without a size among the settings, that of the first image that can be decoded counts.
+        """
+        size = self._sizing.shape
+        for name, found in zip(self.ids, in_threads(self._size_or_error, self.ids), strict=True):
+            if not isinstance(found, BadDataError):
+                size = size or found
+                yield None if found == size else self._other_size(name, size, found)
+            else:
+                yield found
+
+    def without_bad_files(self) -> "ImageFolder":
+        """Return the set without the files whose content cannot be used. Raises as `bad_files.skipped_files`."""
+        where, decoder = str(self._files.root), self._decoder
+        settings = [decoder.mode, decoder.background, decoder.follow_exif, self._sizing]
+        key = key_of(where, settings, ([name, *self._files.stamp(name)] for name in self.ids))
+
+        def error_of(name: str) -> BadDataError | None:
+            found = self._size_or_error(name)
+            return found if isinstance(found, BadDataError) else None
+
+        skipped = skipped_files(where, key, self.ids, error_of)
+        if not skipped:
+            return self
+        warn_of_skipped(where, skipped, len(self.ids))
+        rows = np.array([row for row, name in enumerate(self.ids) if name not in skipped], dtype=np.int64)
+        names = [self.ids[row] for row in rows.tolist()]
+        labels = None if self.labels is None else self.labels[rows]
+        rest = ImageFolder(self._files, names, labels, self.class_names, self._decoder, self._sizing, skipped)
+        rest.omitted = self.omitted
+        return rest
+
+    def _size_or_error(self, name: str) -> tuple[int, int] | BadDataError:
+        try:
+            shape = self._decode(name, None).shape
+        except BadDataError as error:
+            return error
+        return shape[-2], shape[-1]
+
     def _expected_size(self) -> tuple[int, int]:
         if self._size is None:
             first = self._decode(self.ids[0], None)
@@ -122,7 +167,7 @@ class ImageFolder:
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             raise BadDataError(
                 f"{self._files.root}: {name}",
-                expected="a file that can be read",
+                expected=READABLE,
                 found=described(error),
                 remedy="restore the file",
             ) from error
@@ -131,15 +176,18 @@ class ImageFolder:
         where = f"{self._files.root}: {name}"
         image = self._sizing.apply(self._decoder.decode(self._read(name), name, where), where)
         if size is not None and (image.height, image.width) != size:
-            raise BadDataError(
-                where,
-                expected=f"{size[0]} x {size[1]} pixels (height x width), like the first image",
-                found=f"{image.height} x {image.width}",
-                remedy="give size = [height, width] to resize all of them"
-                if self._sizing.resize is None
-                else f"give crop = {min(size)} to cut all of them to one size",
-            )
+            raise self._other_size(name, size, (image.height, image.width))
         return as_pixels(image)
+
+    def _other_size(self, name: str, size: tuple[int, int], found: tuple[int, int]) -> BadDataError:
+        return BadDataError(
+            f"{self._files.root}: {name}",
+            expected=f"{size[0]} x {size[1]} pixels (height x width), like the first image",
+            found=f"{found[0]} x {found[1]}",
+            remedy="give size = [height, width] to resize all of them"
+            if self._sizing.resize is None
+            else f"give crop = {min(size)} to cut all of them to one size",
+        )
 
 
 def image_folder(
@@ -152,6 +200,7 @@ def image_folder(
     interpolation: Interpolation = "bilinear",
     follow_exif: Orientation = False,
     background: int | tuple[int, int, int] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
     subset: str | None = None,
     omit_classes: Sequence[int | str] = (),
     fraction: float = 1.0,
@@ -169,6 +218,8 @@ def image_folder(
         a warning; "refuse" makes an error of them.
     background: colour under transparent pixels, a grey or (red, green, blue) from 0 to 255. By default transparent images
         are refused, because the colours under their transparent pixels are arbitrary.
+    on_error: "skip" decodes every image first, and leaves out those whose content cannot be used, with a warning; the
+        attribute `skipped` holds the reason of each. They are taken out after the selection.
     Further arguments: `datasets.selection`.
     Raises BadDataError if `root` is neither, holds no images, or holds some outside its class folders.
     """
@@ -193,7 +244,7 @@ def image_folder(
     kept_labels = None if labels is None else labels[kept]
     dataset = ImageFolder(files, kept_names, kept_labels, class_names, decoder, sizing)
     dataset.omitted = omitted_numbers(omit_classes, class_names)
-    return dataset
+    return dataset if on_error == "raise" else dataset.without_bad_files()
 
 
 def _colour(background: int | tuple[int, int, int] | None) -> tuple[int, int, int] | None:

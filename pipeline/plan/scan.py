@@ -1,0 +1,93 @@
+"""A dry scan of the data sets of an experiment: every example that cannot be used, at once.
+
+Inputs, labels, shapes and dtypes are checked as `cache` would check them, and no teacher is run. The files of an image folder
+are decoded by threads. Other sets are read by one thread in order, since they may not be safe for several.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...storage.errors import LogitStoreError
+from ...storage.progress import Progress, silent
+from ...storage.stream.items import class_number, fetch_items, read_inputs, split_item
+from ..datasets.arrays import TransferSet as MapStyle
+from ..datasets.bad_files import Problems
+from ..datasets.class_names import names_of
+from ..datasets.image_folder import ImageFolder
+from ..experiment.document import Experiment
+from ..experiment.tables import EvaluationSet, TransferSet
+from ..factories.call import build, expect_dataset
+
+_CHUNK_ROWS = 256
+"""Examples that are fetched together."""
+
+
+def scan_sets(experiment: Experiment, progress: Progress = silent) -> dict[str, int]:
+    """Read every example of the transfer set and of the evaluation set; return the number of each.
+
+    Raises the first error of a set, with the others as its notes, and FactoryError.
+    """
+    tables: dict[str, TransferSet | EvaluationSet] = {"transfer_set": experiment.transfer_set}
+    if experiment.evaluation_set is not None:
+        tables["evaluation_set"] = experiment.evaluation_set
+    return {where: _scan(table, experiment.base, where, progress) for where, table in tables.items()}
+
+
+def _scan(table: TransferSet | EvaluationSet, base: Path, where: str, progress: Progress) -> int:
+    # The checks of `Examples` would stop at a first example that is broken.
+    dataset: Any = build(table.factory, table.args, base=base)
+    if not isinstance(dataset, MapStyle) or not len(dataset):
+        expect_dataset(dataset, table.factory)
+    total, problems = len(dataset), Problems()
+    given = table.num_classes if isinstance(table, TransferSet) else None
+    errors: Iterable[LogitStoreError | None] = (
+        dataset.problems() if isinstance(dataset, ImageFolder) else _errors(dataset, where, given)
+    )
+    for done, error in enumerate(errors, start=1):
+        if error is not None:
+            problems.add(error)
+        if done % _CHUNK_ROWS == 0 or done == total:
+            progress(f"scanning {where}", done, total, unit="examples")
+    problems.raise_any(total)
+    return total
+
+
+def _errors(dataset: Any, where: str, given: int | None) -> Iterator[LogitStoreError | None]:
+    """Yield the error of each example, or None. given: number of classes in the table of the experiment."""
+    names = names_of(dataset, where) or ()
+    expected: tuple[int, Any] | None = None
+    for start in range(0, len(dataset), _CHUNK_ROWS):
+        indices = list(range(start, min(start + _CHUNK_ROWS, len(dataset))))
+        try:
+            # One call for all that are good: some sets read many at once much faster.
+            items = fetch_items(dataset, indices)
+        except LogitStoreError:
+            items = None
+        for index in indices:
+            try:
+                item = fetch_items(dataset, [index])[0] if items is None else items[index - start]
+                expected = _checked(index, item, where, names, given, expected)
+            except LogitStoreError as error:
+                yield error
+            else:
+                yield None
+
+
+def _checked(
+    index: int,
+    item: Any,
+    where: str,
+    names: Sequence[str],
+    given: int | None,
+    expected: tuple[int, Any] | None,
+) -> tuple[int, Any]:
+    """Check an example; return the index and the item of the first good one. Raises BadDataError."""
+    place = f"{where}, example {index}"
+    class_number(split_item(item, place).label, place, names, len(names) or given or 0)
+    if expected is None:
+        read_inputs([item], [index], where)
+        return index, item
+    # The first good example comes first, so that the other one is named.
+    read_inputs([expected[1], item], [expected[0], index], where)
+    return expected
