@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ...storage.errors import BadDataError, LogitStoreError
+from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from .image_files import FORMATS, described, suffix_of
 
 log = logging.getLogger(__name__)
@@ -64,18 +64,9 @@ class Decoder:
         try:
             with Image.open(io.BytesIO(encoded), formats=formats) as opened:
                 is_deep = ";16" in str(getattr(opened, "tile", ""))
-                # `convert` clips grey ones to 8 bits, and compares a transparent colour of 16 bits with pixels of 8.
-                if opened.mode.startswith(_DEEP_MODES) or (is_deep and "transparency" in opened.info):
-                    raise BadDataError(
-                        where,
-                        expected="pixels of 8 bits a channel",
-                        found=f"pixels of mode {opened.mode}"
-                        + (", 16 bits with a transparent colour" if opened.mode == "RGB" else ""),
-                        remedy="convert it to 8 bits first",
-                    )
+                self._check_depth(opened, where, is_deep=is_deep)
                 self._warn_of(opened, name, where, is_deep=is_deep)
-                converted = self._converted(opened, where)
-                return self._upright(converted, opened, where)
+                return self._upright(self._converted(opened, where), opened, where)
         except (LogitStoreError, MemoryError):
             raise
         except Exception as error:  # decoders raise exceptions of any type for broken files
@@ -89,6 +80,22 @@ class Decoder:
                 remedy="replace or remove the file; `logitstore plan EXPERIMENT --scan` lists all such files, and "
                 'on_error = "skip" in args leaves them out',
             ) from error
+
+    def convert(self, image: Image.Image, where: str) -> Image.Image:
+        """Convert an image that another library decoded. where: its example in messages. Raises as `decode`."""
+        self._check_depth(image, where, is_deep=False)
+        return self._upright(self._converted(image, where), image, where)
+
+    def _check_depth(self, image: Image.Image, where: str, *, is_deep: bool) -> None:
+        # `convert` clips grey ones to 8 bits, and compares a transparent colour of 16 bits with pixels of 8.
+        if image.mode.startswith(_DEEP_MODES) or (is_deep and "transparency" in image.info):
+            raise BadDataError(
+                where,
+                expected="pixels of 8 bits a channel",
+                found=f"pixels of mode {image.mode}"
+                + (", 16 bits with a transparent colour" if image.mode == "RGB" else ""),
+                remedy="convert it to 8 bits first",
+            )
 
     def _converted(self, image: Image.Image, where: str) -> Image.Image:
         """Return the image in our mode, its transparent pixels blended with the background."""
@@ -150,6 +157,19 @@ def as_pixels(image: Image.Image) -> UInt8[np.ndarray, "*shape"]:
     """Return (height, width) of a grey image, (3, height, width) of a coloured one."""
     pixels = np.array(image, dtype=np.uint8)
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def colour_of(background: int | tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """Return a colour as (red, green, blue). Raises ConfigError for numbers out of range."""
+    colour = (background,) * 3 if isinstance(background, int) else background
+    if colour is not None and (len(colour) != 3 or not all(0 <= part <= 255 for part in colour)):
+        raise ConfigError(
+            "background",
+            expected="a number from 0 to 255, or three of them",
+            found=str(background),
+            remedy="correct background",
+        )
+    return colour
 
 
 def _may_be_transparent(image: Image.Image) -> bool:

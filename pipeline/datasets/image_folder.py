@@ -22,11 +22,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ...storage.errors import BadDataError, ConfigError
+from ...storage.errors import BadDataError
 from .arrays import Example
 from .bad_files import READABLE, in_threads, key_of, skipped_files
 from .class_names import checked_class_names
-from .decoding import Decoder, Orientation, as_pixels
+from .decoding import Decoder, Orientation, as_pixels, colour_of
 from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images, warn_of_skipped
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
@@ -224,7 +224,7 @@ def image_folder(
     Raises BadDataError if `root` is neither, holds no images, or holds some outside its class folders.
     """
     sizing = sizing_of(size, resize, crop, interpolation)
-    decoder = Decoder(mode, _colour(background), follow_exif)
+    decoder = Decoder(mode, colour_of(background), follow_exif)
     root = Path(root)  # a text, from Python
     files = ZipFiles(root) if root.is_file() else FolderFiles(root)
     names = list_images(files)
@@ -245,19 +245,6 @@ def image_folder(
     dataset = ImageFolder(files, kept_names, kept_labels, class_names, decoder, sizing)
     dataset.omitted = omitted_numbers(omit_classes, class_names)
     return dataset if on_error == "raise" else dataset.without_bad_files()
-
-
-def _colour(background: int | tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    """Return a colour as (red, green, blue). Raises ConfigError for numbers out of range."""
-    colour = (background,) * 3 if isinstance(background, int) else background
-    if colour is not None and (len(colour) != 3 or not all(0 <= part <= 255 for part in colour)):
-        raise ConfigError(
-            "background",
-            expected="a number from 0 to 255, or three of them",
-            found=str(background),
-            remedy="correct background",
-        )
-    return colour
 
 
 def _classes(names: Sequence[str], root: Path) -> tuple[list[int] | None, list[str]]:

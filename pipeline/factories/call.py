@@ -209,9 +209,13 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
     `(input, label)`.
     """
 
-    def refused(problem: str = "") -> FactoryError:
+    def refused(problem: str = "", *, hint: bool = False) -> FactoryError:
         expected = "a map-style data set: len, and [i] -> (input, label) or input, an array or a tensor"
         found, remedy = f"{_described(value)}{problem}", "return such a data set from the factory"
+        if hint:
+            remedy = (
+                "return logitstore.pipeline.datasets.pil_images(dataset, resize=…, crop=…) from the factory"
+            )
         return _refuse(factory, expected, found, remedy)
 
     if inspect.isclass(value) or not isinstance(value, TransferSet):
@@ -227,8 +231,14 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
     example = item[0] if isinstance(item, (tuple, list)) and item else item
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
         shown = describe(example) if isinstance(example, Mapping) else _described(example)
-        raise refused(f" whose first input is {shown}")
+        values = example.values() if isinstance(example, Mapping) else (example,)
+        raise refused(f" whose first input is {shown}", hint=any(map(_is_picture, values)))
     return value
+
+
+def _is_picture(value: object) -> bool:
+    """Return whether a value is an image of Pillow, which need not be imported for it."""
+    return type(value).__module__.partition(".")[0] == "PIL"
 
 
 def expect_module(value: object, factory: str) -> "torch.nn.Module":

@@ -161,6 +161,8 @@ def test_keys_in_the_text_exist() -> None:
         "datasets:digits",
         "datasets:idx",
         "datasets:image_folder",
+        "datasets:torchvision",
+        "datasets:hugging_face",
         "datasets:arrays",
         "augment:shift",
         "augment:crop_flip",
