@@ -174,7 +174,7 @@ def torchvision(
     Raises BadDataError if its files are not there, ConfigError for a wrong name or argument, MissingPackage.
     """
     try:
-        known: Any = importlib.import_module("torchvision.datasets")
+        known: Any = importlib.import_module("torchvision").datasets
     except ModuleNotFoundError as error:
         raise _missing("torchvision", error) from error
     kind = getattr(known, name, None)
