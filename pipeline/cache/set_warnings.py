@@ -3,6 +3,7 @@
 classes without a row     labels that count from 1, a gap in them, a subset that a class is not in
 channels last             (height, width, 3), where networks take (3, height, width)
 floats from 0 to 255      only uint8 is divided by 255
+many bytes of inputs      the store keeps them unless it is told not to
 """
 
 import logging
@@ -21,6 +22,19 @@ _SHOWN = 8
 _CHANNELS = (1, 3, 4)
 _TRIED = 16
 """Examples whose label is compared with the list of labels."""
+LARGE_INPUTS = 10**10
+"""Bytes of stored inputs from which on they are warned of, 10 GB."""
+
+
+def warn_of_stored_inputs(stored: int, rows: TransferRows) -> None:
+    """Warn of a new store most of which would be inputs. stored: bytes of an input there, 0 for a store without inputs."""
+    if (total := stored * len(rows)) >= LARGE_INPUTS:
+        log.warning(
+            "transfer_set: the store keeps the inputs, %s GB as %s; with store_inputs = false in [transfer_set] it keeps "
+            "their digests, and students read the set again",
+            f"{total / 1e9:,.0f}",
+            rows.first.dtype.name,
+        )
 
 
 def warn_of_set(rows: TransferRows) -> None:

@@ -49,7 +49,7 @@ from .notes import capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
-from .set_warnings import warn_of_absent_classes, warn_of_set
+from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
 from .teachers import load_teacher, train_teacher
 from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
@@ -99,6 +99,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         if missing:
             work.check_writable(store=True)
         warn_of_set(rows)
+        if missing and work.find_store() is None:
+            warn_of_stored_inputs(input_bytes(work.experiment, rows), rows)
         _warn_of_space(work, missing)
         for member in missing:
             train_teacher(work, member)

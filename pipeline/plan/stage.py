@@ -29,7 +29,7 @@ from ...storage.format.grid import Grid
 from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
 from ...storage.progress import Progress, silent
-from ..cache.set_warnings import warn_of_set
+from ..cache.set_warnings import warn_of_set, warn_of_stored_inputs
 from ..cache.todo import capture_identity, plan_grid
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
@@ -184,6 +184,8 @@ def plan(
     if opened is not None:
         check_samples(opened, rows)
     warn_of_set(rows)
+    if opened is None:
+        warn_of_stored_inputs(input_bytes(experiment, rows), rows)
     most = min(SAMPLE_ROWS, max(1, _SAMPLE_LOGITS // rows.num_classes))
     sample = spread_rows(len(rows), views, most if sample_rows is None else max(1, sample_rows))
     own, encodings = experiment.cache.chosen_encoding, considered(experiment, rows.num_classes)

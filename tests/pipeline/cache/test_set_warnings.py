@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from support import experiments
 from support.experiments import document, parsed
+from support.messages import Sentences
 
+from logitstore.pipeline.cache import set_warnings
 from logitstore.pipeline.cache.set_warnings import odd_inputs, warn_of_absent_classes, warn_of_set
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.datasets import ArrayDataset
@@ -247,3 +249,37 @@ def test_a_part_of_a_set_keeps_what_is_known_of_the_whole() -> None:
     assert (part.is_numbered, part.omitted) == (True, (1, 0))
     named = ArrayDataset(np.zeros((4, 2), np.uint8), np.array([0, 1, 2, 2]), ["a", "b", "c"])
     assert (named.selected().is_numbered, named.selected().omitted) == (False, ())
+
+
+@pytest.mark.parametrize(("stored", "most"), [(True, 0), (False, 0), (True, 1)])
+def test_many_bytes_of_stored_inputs_are_warned_of_once_beforehand(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentences,
+    stored: bool,
+    most: int,
+) -> None:
+    rows = rows_of(tmp_path, [0, 1, 2, 3] * 8)
+    content = document()
+    content["transfer_set"] = {
+        "factory": "logitstore.pipeline.datasets:arrays",
+        "args": {"file": "set.npz"},
+        "store_inputs": stored,
+    }
+    content |= {"teacher": content["teacher"][:1], "student": []}
+    content.pop("cluster")
+    content.pop("evaluation_set")
+    experiment = parsed(content, tmp_path)
+    monkeypatch.setattr(set_warnings, "LARGE_INPUTS", len(rows) * rows.first.nbytes + most)
+    work = Workspace.of_folder(experiment, tmp_path / "out", device="cpu")
+    for start in (lambda: plan(experiment, work.path, work.models, device="cpu"), lambda: cache(work)):
+        caplog.clear()
+        start()
+        said = [text for text in warnings_of(caplog) if "store_inputs" in text]
+        assert len(said) == (stored and not most)
+        for text in said:
+            sentence(text)
+    caplog.clear()
+    cache(Workspace.of_folder(experiment, tmp_path / "out", device="cpu"))
+    assert not warnings_of(caplog), "the store is there"
