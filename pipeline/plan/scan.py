@@ -17,7 +17,8 @@ from ..datasets.class_names import names_of
 from ..datasets.image_folder import ImageFolder
 from ..experiment.document import Experiment
 from ..experiment.tables import EvaluationSet, TransferSet
-from ..factories.call import build, expect_dataset
+from ..factories.call import expect_dataset
+from ..factories.products import product_of
 
 _CHUNK_ROWS = 256
 """Examples that are fetched together."""
@@ -36,7 +37,7 @@ def scan_sets(experiment: Experiment, progress: Progress = silent) -> dict[str, 
 
 def _scan(table: TransferSet | EvaluationSet, base: Path, where: str, progress: Progress) -> int:
     # The checks of `Examples` would stop at a first example that is broken.
-    dataset: Any = build(table.factory, table.args, base=base)
+    dataset: Any = product_of(table, base=base)
     if not isinstance(dataset, MapStyle) or not len(dataset):
         expect_dataset(dataset, table.factory)
     total, problems = len(dataset), Problems()
