@@ -179,8 +179,9 @@ def _as_float32(values: Any, dimensions: int, where: str, shape: str) -> Float32
     """Return floats of any width as contiguous float32. Raises ConfigError."""
     if hasattr(values, "detach"):  # a torch tensor, by duck typing: storage imports no torch
         tensor = values.detach()
-        # NumPy has no bfloat16.
-        values = (tensor if tensor.element_size() > 4 else tensor.float()).cpu()
+        # NumPy has no bfloat16. Integers stay as they are, to be refused: those of a quantised layer lack their scale.
+        is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
+        values = (tensor.float() if is_narrow else tensor).cpu()
     array = np.asarray(values)
     if array.ndim != dimensions or array.dtype.kind != "f" or not all(array.shape[1:]):
         raise _wrong(where, f"floats of shape {shape}", f"{array.dtype} of shape {array.shape}")

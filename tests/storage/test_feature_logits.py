@@ -87,6 +87,7 @@ def test_there_is_no_view_of_rows_that_are_computed() -> None:
         (np.full((5, 3), np.nan), None, "weight[0, 0]: expected a finite number, found nan"),
         (np.diag([1.0, 1e300, 1.0]), None, "weight[1, 1]: expected a finite number, found inf"),
         (np.zeros((5, 3)), np.array([0, 0, 0, -np.inf, 0]), "bias[3]: expected a finite number, found -inf"),
+        (torch.ones(5, 3, dtype=torch.int8), None, "found int8 of shape (5, 3)"),
     ],
 )  # fmt: skip
 def test_a_head_of_other_numbers_is_refused(
@@ -113,6 +114,7 @@ def test_a_bad_number_behind_the_first_rows_is_found(monkeypatch: pytest.MonkeyP
         (np.zeros(FEATURES, np.float32), f"float32 of shape ({FEATURES},)"),
         (np.zeros((4, FEATURES), np.int32), f"int32 of shape (4, {FEATURES})"),
         (torch.zeros(4, FEATURES, 1), f"float32 of shape (4, {FEATURES}, 1)"),
+        (torch.zeros(4, FEATURES, dtype=torch.bool), f"bool of shape (4, {FEATURES})"),
     ],
 )
 def test_features_of_another_shape_are_refused(
