@@ -38,6 +38,8 @@ _LEAST_BYTES = 1024
 _CHUNK_ROWS = 1024
 """Examples that are fetched together."""
 _SAMPLE_SEED = 0x5E7
+_SPREAD_ROWS = 32
+"""Examples all over the set on which two ways to compute are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +197,11 @@ class Examples:
     def a_few(self) -> Shaped[np.ndarray, "few ..."]:
         """Inputs of the first examples, two at most, to try a model on."""
         return self.fetch(range(min(2, len(self))))[0]
+
+    def spread(self) -> Shaped[np.ndarray, "some ..."]:
+        """Fetch inputs of examples all over the set, 32 at most: of those that stand first, some networks show one face."""
+        number = min(_SPREAD_ROWS, len(self))
+        return self.fetch([i * len(self) // number for i in range(number)])[0]
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
 """The last layer of a teacher, taken off, so that only its inputs are computed, copied and queued.
 
 1. The layer is named (`head = "fc"`), or it is the last `Linear` with as many outputs as there are classes (`head = "auto"`).
-2. The network is run on a few rows with the layer, and again with an `Identity` in its place.
+2. The network is run on 32 rows with the layer, and again with an `Identity` in its place.
 3. Both must give the same logits: `weight · output + bias` of the second. So a softcap or a softmax behind the layer, a second
    use of it, or an output that is no row of features for each input is refused, whatever the network does inside.
 """
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _DIFFERENCE: Final = {"float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of logits with and without the layer, in deviations of the logits, by the dtype of its weight."""
 _DIFFERENCE_OF_WIDER: Final = 1e-3
+_BATCH: Final = 2
+"""Rows that are run together: no more than any capture needs memory for."""
 
 
 def take_head(
@@ -35,7 +37,7 @@ def take_head(
 ) -> tuple[str, LinearHead]:
     """Replace the head of a network by `Identity`, in place; its name, and its weight and bias.
 
-    asked: the name of the layer, or `AUTO`. inputs: a few rows. where: the network in messages.
+    asked: the name of the layer, or `AUTO`. inputs: some rows, all over the set: a cap that none of them reaches is not seen. where: the network in messages.
     Raises ConfigError for a name that is no such layer, BadLogitsError for a network whose logits are no linear map of the
     inputs of that layer; the network is then of no use.
     """
@@ -56,7 +58,7 @@ def take_head(
             found=f"{size:,} bytes, of {layer.in_features} features and {num_classes} classes",
             remedy="remove head, and keep the largest logits: encoding = { top_k = 64 }",
         )
-    runner = Runner(module, where=where, batch_size=len(inputs))
+    runner = Runner(module, where=where, batch_size=_BATCH)
     logits = runner.logits(inputs)
     head = LinearHead(layer.weight, layer.bias)
     again = _without(module, name, layer, inputs, head, named)
@@ -92,7 +94,7 @@ def _without(
     """Return the logits of the features that a network gives without its head, which it has again afterwards."""
     _replace(module, name, nn.Identity())
     try:
-        features = Runner(module, where=where, batch_size=len(inputs), head=head).logits(inputs)
+        features = Runner(module, where=where, batch_size=_BATCH, head=head).logits(inputs)
         return FeatureLogits(features, head).dense()
     except LogitStoreError as error:
         expected = f"{head.num_features} features a row from the network without that layer"

@@ -224,7 +224,7 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     where, classes, layer, head = f"teacher {member.name!r}", work.rows.num_classes, None, None
     module = load_teacher(work, member, record.weights)
     if (asked := member.teacher.head) is not None:
-        layer, head = take_head(module, asked, work.rows.a_few, classes, where=where)
+        layer, head = take_head(module, asked, work.rows.spread(), classes, where=where)
         log.info("%s: its head %r is taken off; %d features are captured", where, layer, head.num_features)
     return ready_teacher(
         work,

@@ -108,7 +108,7 @@ def sample_teacher(
     if find_teacher(work, member) is not None:
         module, head = load_teacher(work, member), None
         if (asked := member.teacher.head) is not None:
-            _, head = take_head(module, asked, rows.a_few, rows.num_classes, where=where)
+            _, head = take_head(module, asked, rows.spread(), rows.num_classes, where=where)
         runner = runner_of(module, head)
         width = runner.width(rows.num_classes)
         logits = np.empty((len(sample), width), np.float32)
