@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
-from .feature_logits import Rows, dense, row_slices
+from .feature_logits import Rows, checked_rows, row_slices
 from .products import TILE, one_thread, tiled_product
 from .span import span_of
 
@@ -118,19 +118,20 @@ class Basis:
         return tiled_product(logits - self.centre, self.forward)
 
 
-def make_basis(logits: Rows, temperatures: Sequence[float], step: float) -> Basis:
+def make_basis(logits: Rows, temperatures: Sequence[float], step: float, where: str = "calibration") -> Basis:
     """Make the basis of calibration rows.
 
     logits: finite; of an array, the largest of each row 0. temperatures: at which the error counts. step: of a component of
     the mean row, in natural-log units of the metric. Memory: of an array, a few times the logits in float64 and rows by rows;
-    of features, the basis, features by features and `_PIECE_BYTES`.
+    of features, the basis, features by features and `_PIECE_BYTES`. where: the rows in messages. Raises BadLogitsError for
+    features whose logits overflow.
     """
     num_classes = logits.shape[1]
     with one_thread:
         span, mean, peak = span_of(logits), np.zeros(num_classes), np.empty(len(logits))
         seen = np.zeros(())
         for part in row_slices(len(logits), max(TILE, _PIECE_BYTES // (8 * num_classes) // TILE * TILE)):
-            rows = dense(logits[part])
+            rows = checked_rows(logits, part, 0, where)
             peak[part] = rows.max(axis=1)
             for temperature in temperatures:
                 p = _softmax(rows, temperature)

@@ -147,6 +147,18 @@ def dense(logits: Rows) -> Float32[np.ndarray, "rows classes"]:
     return logits.dense() if isinstance(logits, FeatureLogits) else logits
 
 
+def checked_rows(
+    logits: Rows, part: slice, first_row: int, where: str
+) -> Float32[np.ndarray, "some classes"]:
+    """Return some rows as an array. first_row: number of the first of all. Raises BadLogitsError for features whose logits
+    overflow.
+    """
+    rows = dense(logits[part])
+    if isinstance(logits, FeatureLogits):
+        check_finite(rows, first_row + part.start, where)
+    return rows
+
+
 def as_rows(
     logits: Any, expected: tuple[int, int], where: str, *, is_lazy: bool
 ) -> tuple[Rows, Float32[np.ndarray, " rows"] | None]:

@@ -21,14 +21,13 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt16
 from numpy.typing import NDArray
 
-from ..checks import check_finite
 from ..errors import BadLogitsError, ConfigError
 from ..format.constants import MAX_TEMPERATURES, TRANSFORM
 from .basis import MOST_LOGIT, Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
 from .error_budget import ErrorBudget
-from .feature_logits import FeatureLogits, Rows, check_finite_rows, dense, row_slices
+from .feature_logits import FeatureLogits, Rows, check_finite_rows, checked_rows, row_slices
 from .products import TILE, one_thread
 from .refine import ESCAPED, GUESS, refine_rows, step_factor
 
@@ -135,12 +134,9 @@ class Transform:
         the same.
         """
         check_finite_rows(logits, 0, where)
-        if isinstance(logits, FeatureLogits):
-            differ = np.any(logits.features != logits.features[:1])
-        else:
+        if not isinstance(logits, FeatureLogits):
             logits = logits - logits.max(axis=1, keepdims=True)
-            differ = np.any(logits != logits[:1])
-        if len(logits) < 2 or not differ:
+        if not _differ(logits, where):
             raise BadLogitsError(
                 where,
                 expected="calibration rows that differ",
@@ -149,7 +145,7 @@ class Transform:
             )
         _check_spread(logits, where)
         step = 4 * math.sqrt(2 * self.max_kl)
-        basis = make_basis(logits, self.temperatures, step)
+        basis = make_basis(logits, self.temperatures, step, where)
         refine, extent = self._tried(logits, basis, where)
         fine = refine[refine != ESCAPED]
         # Half of the rows are to need no more than GUESS.
@@ -167,7 +163,7 @@ class Transform:
         """Return the refinement of each row in a basis, and the largest coordinate on each of its axes."""
 
         def piece(part: slice) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-            centred = _dense(logits, part, 0, where)
+            centred = checked_rows(logits, part, 0, where)
             centred = centred - centred.max(axis=1, keepdims=True)
             projected = basis.project(centred)
             found = refine_rows(centred, projected, basis, self.max_kl, self.temperatures)
@@ -214,7 +210,7 @@ class Transform:
         error = np.empty((len(logits), len(self.temperatures)), np.float16)
 
         def piece(part: slice) -> list[tuple[int, NDArray[np.uint16]]]:
-            rows = _dense(logits, part, first_row, where)
+            rows = checked_rows(logits, part, first_row, where)
             peak[part] = rows.max(axis=1)
             centred = rows - peak[part, None]
             found = refine_rows(centred, basis.project(centred), basis, self.max_kl, self.temperatures)
@@ -325,12 +321,16 @@ def _keep_largest(codes: NDArray[Any], largest: NDArray[np.int64]) -> None:
     codes[before & (codes == 0)] = 1
 
 
-def _dense(logits: Rows, part: slice, first_row: int, where: str) -> Float32[np.ndarray, "some classes"]:
-    """Return some rows as an array. Raises BadLogitsError for features whose logits overflow."""
-    rows = dense(logits[part])
-    if isinstance(logits, FeatureLogits):
-        check_finite(rows, first_row + part.start, where)
-    return rows
+def _differ(logits: Rows, where: str) -> bool:
+    """Return whether rows differ by more than a constant. Raises BadLogitsError for features whose logits overflow."""
+    first = None
+    for part in row_slices(len(logits), TILE):
+        rows = checked_rows(logits, part, 0, where)
+        rows = rows - rows.max(axis=1, keepdims=True)
+        first = rows[:1] if first is None else first
+        if np.any(rows != first):
+            return True
+    return False
 
 
 def _division(num_classes: int) -> tuple[int, int]:

@@ -310,6 +310,22 @@ def test_calibration_rows_that_are_the_same_are_refused(rows: NDArray[np.float32
         Transform(1e-2).calibrated(FeatureLogits(rows, head()), "calibration")
 
 
+def test_features_that_a_head_does_not_tell_apart_are_refused() -> None:
+    blind = LinearHead(np.zeros((CLASSES, FEATURES)), np.arange(CLASSES, dtype=np.float64))
+    with pytest.raises(BadLogitsError, match="calibration rows that differ, found 200 rows"):
+        Transform(1e-2).calibrated(FeatureLogits(like(200), blind), "calibration")
+    seeing = np.zeros((CLASSES, FEATURES))
+    seeing[7, 3] = 1
+    Transform(1e-2).calibrated(FeatureLogits(like(200), LinearHead(seeing)), "calibration")  # control
+
+
+def test_calibration_rows_whose_logits_overflow_are_named() -> None:
+    features = like(200)
+    features[150] = 3e38
+    with pytest.raises(BadLogitsError, match=r"calibration, row 150, class \d+: expected finite logits"):
+        Transform(1e-2).calibrated(FeatureLogits(features, head()), "calibration")
+
+
 def test_memory_grows_with_features_and_codes_and_not_with_rows_of_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
