@@ -142,6 +142,13 @@ def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path)
             raise refused(f"{name!r} of shape {tuple(tensor.shape)}", f"shape {tuple(given[name].shape)}")
         if _number_kind(given[name]) != _number_kind(tensor):
             raise refused(f"{name!r} of {tensor.dtype}", f"{given[name].dtype}")
+    # Tied weights are one tensor of two names. The last of them would win.
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in own.items():
+        if tensor.data_ptr():  # it has memory
+            other = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+            if other != name and not torch.equal(given[other], given[name]):
+                raise refused(f"{name!r} equal to {other!r}, which the model ties to it", "other numbers")
 
 
 def _number_kind(tensor: Tensor) -> tuple[bool, bool]:

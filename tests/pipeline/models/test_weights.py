@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from logitstore.pipeline.models import weights
@@ -54,6 +55,23 @@ def test_buffers_and_tied_weights_are_kept(tmp_path: Path) -> None:
     save_weights(source, tmp_path / "tied.safetensors")
     load_weights(target, tmp_path / "tied.safetensors")
     assert same_weights(source, target)
+
+
+def test_a_file_with_two_values_of_a_tied_weight_is_refused(tmp_path: Path) -> None:
+    """The model keeps one of them: the last, which is not what the file says of the other."""
+    path = tmp_path / "tied.safetensors"
+    layer = nn.Linear(3, 3)
+    target = nn.Sequential(layer, nn.ReLU(), layer)
+    tensors = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    save_file(tensors, path)
+    load_weights(target, path)  # control
+    save_file({**tensors, "2.weight": tensors["2.weight"] + 1}, path)
+    with pytest.raises(
+        BadDataError, match=r"expected '2\.weight' equal to '0\.weight', which the model ties"
+    ):
+        load_weights(target, path)
+    assert torch.equal(layer.weight, tensors["0.weight"])
+    load_weights(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), path)  # control: not tied
 
 
 def test_weights_never_have_the_digest_of_a_file_that_came_while_they_were_read(
