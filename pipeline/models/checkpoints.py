@@ -84,7 +84,7 @@ def weights_in(
     """
     parts = _parts(content, path)
     if key is not None:
-        parts = [_chosen(parts, key, path)]
+        parts = _chosen(parts, key, path)
     readings = [reading for part in parts for reading in _readings(part, own)]
     if not readings:
         raise _unfit(content, parts, own, path)
@@ -134,17 +134,20 @@ def _is_dense(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided
 
 
-def _chosen(parts: list[_Part], key: str, path: Path) -> _Part:
-    """Return the tensors under a key, which names a part, or a part and a prefix of its names. Raises ConfigError."""
-    by_key = {part.key: part for part in parts}
-    if key in by_key:
-        return by_key[key]
-    found: dict[str, Tensor] = {}
+def _chosen(parts: list[_Part], key: str, path: Path) -> list[_Part]:
+    """Return the tensors under a key, which names a part, or a part and a prefix of its names: more than one such set if dots
+    in names make the key ambiguous. Raises ConfigError.
+    """
+    exact, begin = [part for part in parts if part.key == key], key + "."
+    chosen = list(exact)
     for part in parts:
+        if exact and (part.key + ".").startswith(begin):
+            continue  # the one of that key, or inside it
         whole = {f"{part.key}.{name}" if part.key else name: tensor for name, tensor in part.tensors.items()}
-        begin = key + "."
-        found |= {name.removeprefix(begin): one for name, one in whole.items() if name.startswith(begin)}
-    if not found:
+        found = {name.removeprefix(begin): one for name, one in whole.items() if name.startswith(begin)}
+        if found:
+            chosen.append(_Part(key, found))
+    if not chosen:
         known = {part.key for part in parts if part.key} | {
             ".".join(filter(None, (part.key, name.partition(".")[0])))
             for part in parts
@@ -156,7 +159,7 @@ def _chosen(parts: list[_Part], key: str, path: Path) -> _Part:
             found=f"weights_key = {key!r}",
             remedy=suggest(key, known, f"use a key such as {min(known, key=len)!r}"),
         )
-    return _Part(key, found)
+    return chosen
 
 
 def _readings(part: _Part, own: Mapping[str, Any]) -> Iterator[_Reading]:
@@ -224,7 +227,9 @@ def _several(readings: list[_Reading], own: Mapping[str, Any], path: Path) -> Ba
         str(path),
         expected=f"the {_counted(len(own))} of the model once",
         found=f"{len(keys)} sets of them, under {shown}",
-        remedy=f"choose one: set {' or '.join(named)}",
+        remedy=f"choose one: set {' or '.join(named)}"
+        if len(set(keys)) == len(keys)
+        else "save one of these sets alone",
     )
 
 

@@ -198,6 +198,27 @@ def test_a_key_that_a_file_lacks_is_named(tmp_path: Path, sentence: Sentences) -
         sentence(caught.value)
 
 
+def test_a_key_with_two_meanings_chooses_nothing(tmp_path: Path) -> None:
+    """Dots stand in names and between keys."""
+    path, other = tmp_path / "c.pth", model(3).state_dict()
+    flat, half = prefixed("a.b."), dict(list(prefixed("a.b.").items())[:2])
+    nested = {f"b.{name}": one for name, one in other.items()}
+    for content, found in (
+        ({**flat, "a": nested}, "2 sets of them, under 'a.b' and 'a.b'"),
+        ({"a.b": STATE, "a": {"b": other}}, "2 sets of them, under 'a.b' and 'a.b'"),
+        ({**half, "a": dict(list(nested.items())[2:])}, "of them among 2 tensors under 'a.b'"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(BadDataError) as caught:
+            load_weights(model(2), path, allow_pickle=True, key="a.b")
+        assert found in caught.value.found
+        assert "choose one" not in caught.value.remedy
+    target = model(2)
+    torch.save({"a": {"b": STATE}, "c": other}, path)
+    load_weights(target, path, allow_pickle=True, key="a")  # control: what is inside a key
+    assert all(torch.equal(one, mine) for one, mine in same(target, STATE))
+
+
 def test_a_key_is_no_licence_for_other_tensors(tmp_path: Path, sentence: Sentences) -> None:
     """Negative control: names and shapes are compared under a key as well."""
     torch.save({"model": STATE, "ema": {**STATE, "head.bias": torch.zeros(5)}}, tmp_path / "c.pth")
