@@ -1,6 +1,7 @@
 """The dask view of a capture: the same values, in one layer, and as suspicious as the reader."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import dask
@@ -94,6 +95,17 @@ def test_two_stores_do_not_mix_in_one_graph(tmp_path: Path) -> None:
     assert not np.array_equal(both[0], both[1])
     for found, m in zip(both, made, strict=True):
         assert found.tobytes() == m.centred("wide").tobytes()
+
+
+def test_a_store_that_is_made_anew_has_other_names(tmp_path: Path) -> None:
+    """A scheduler may still hold chunks of the one that was there."""
+    names = []
+    for seed in (1, 2, 1):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        made = stores.make(tmp_path / "s", teachers={"wide": Teacher()}, seed=seed)
+        names.append(made.store.teachers["wide"].dask().name)
+    assert names[0] != names[1]
+    assert names[0] == names[2]  # control: the same bytes
 
 
 def test_a_shard_that_is_gone_is_an_error_and_no_fill_value(tmp_path: Path) -> None:
