@@ -73,13 +73,16 @@ def online_kmeans(
     for name, value in (("passes", passes), ("restarts", restarts)):
         if value < 1:
             raise ConfigError(name, expected="1 or more", found=str(value), remedy="raise it")
+    # Distances are made of products, which lose digits far from the origin.
+    near_origin = points - points.mean(axis=0)
 
     def start(number: int) -> KMeans:
-        return _one_start(points, clusters, passes, np.random.default_rng([seed, number]))
+        return _one_start(near_origin, clusters, passes, np.random.default_rng([seed, number]))
 
     # One thread a product: the last bits must not depend on the number of threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(restarts, CPU_COUNT)) as pool:
-        return min(pool.map(start, range(restarts)), key=lambda result: result.inertia)
+        best = min(pool.map(start, range(restarts)), key=lambda result: result.inertia)
+    return _finish(points, best.assignment, converged=best.converged)
 
 
 def minibatch_kmeans(

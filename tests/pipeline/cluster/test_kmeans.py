@@ -80,6 +80,16 @@ def test_groups_that_are_far_apart_are_found(seed: int, scale: float) -> None:
     assert same_partition(online_kmeans(points * scale, 5, seed=seed).assignment, truth)
 
 
+def test_a_coordinate_that_all_points_share_changes_nothing() -> None:
+    points = np.random.default_rng(0).normal(size=(60, 5))
+    near, far = (online_kmeans(np.column_stack([points, np.full(60, offset)]), 5) for offset in (0.0, 1e12))
+    assert far.assignment.tolist() == near.assignment.tolist()
+    assert np.isclose(far.inertia, near.inertia)
+    assert np.allclose(far.centres[:, 5], 1e12, rtol=1e-12) and np.allclose(
+        far.centres[:, :5], near.centres[:, :5]
+    )
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-12])
 def test_scikit_learn_finds_them_mostly_and_is_never_tighter(scale: float) -> None:
     """It judges its starts by a part of the points, so that it may miss a small group."""
