@@ -143,10 +143,14 @@ def test_features_that_give_probabilities_are_warned_of(
 
 
 def test_a_peak_beside_features_is_compared_with_their_logits(tmp_path: Path) -> None:
-    lazy = FeatureLogits(like(ROWS), head())
+    features = like(ROWS)
+    features[0] = 0
+    lazy = FeatureLogits(features, LinearHead(head().weight))  # the largest logit of the first row is 0
     with (
         begin(tmp_path / "s").capture("t", provenance={}, encoding=calibrated()) as capture,
-        pytest.raises(BadLogitsError, match="logits whose largest is 0"),
+        pytest.raises(
+            BadLogitsError, match=r"row 1: peak: expected a finite peak, and logits whose largest is 0"
+        ),
     ):
         capture.write(range(BLOCK_ROWS), lazy[:BLOCK_ROWS], peak=np.zeros(BLOCK_ROWS, np.float32))
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from support import experiments
 from support.experiments import CLASSES, ROWS, SHAPE, document, parsed
 from torch import Tensor, nn
 
+from logitstore.pipeline.cache.linear_head import take_head
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.records import Models
@@ -31,6 +33,17 @@ def capped(hidden: list[int], most: float, *, input_shape: list[int], num_classe
     return module
 
 
+class Named(nn.Module):
+    """A layer of two names, of which the later one is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alias = self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(inputs)
+
+
 def workspace(folder: Path, most: float) -> Workspace:
     whole = document()
     whole["cache"]["encoding"] = {"transform": {"max_kl": 1e-3, "rows": 100}}
@@ -43,6 +56,14 @@ def workspace(folder: Path, most: float) -> Workspace:
     }
     content = {"transfer_set": whole["transfer_set"], "cache": whole["cache"], "teacher": [teacher]}
     return Workspace(parsed(content, folder), folder / "store.zarr", Models(folder / "models"), device="cpu")
+
+
+def test_a_layer_of_two_names_is_taken_off_under_the_one_that_is_used() -> None:
+    inputs = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    for asked in ("fc", "auto"):
+        assert take_head(Named(), asked, inputs, CLASSES, where="teacher 't'")[0] == "fc"
+    with pytest.raises(BadLogitsError, match="head = 'alias'"):  # control
+        take_head(Named(), "alias", inputs, CLASSES, where="teacher 't'")
 
 
 def test_a_cap_that_the_first_rows_do_not_reach_is_found(
