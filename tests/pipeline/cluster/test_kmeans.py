@@ -152,6 +152,16 @@ def test_starts_are_different_points_and_far_apart() -> None:
     assert sorted(seed_centres(np.zeros((4, 2)), 4, np.random.default_rng(0)).tolist()) == [0, 1, 2, 3]
 
 
+def test_equal_points_are_at_no_distance_whatever_rounding_says() -> None:
+    points = np.random.default_rng(0).normal(size=(3, 7))
+    differences = np.einsum("ij,ij->i", points, points) - np.diag(points @ points.T)
+    assert (differences != 0).any()  # control: products leave something
+    for seed in range(50):
+        chosen = seed_centres(np.repeat(points, 20, axis=0), 5, np.random.default_rng(seed))
+        assert len(set(chosen.tolist())) == 5
+        assert set((chosen[:3] // 20).tolist()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("clusters", [0, -1, 4])
 @pytest.mark.parametrize("method", [online_kmeans, minibatch_kmeans])
 def test_a_number_of_groups_that_cannot_be(method: object, clusters: int) -> None:
