@@ -283,6 +283,7 @@ def test_what_else_is_in_a_file_is_named(tmp_path: Path, sentence: Sentences) ->
         {},
         {**STATE, "epoch": 3},
         {"head.bias": torch.zeros(3).to_sparse()},
+        {**STATE, "head.bias": torch.zeros(3, device="meta")},
     ]
     for number, content in enumerate(contents):
         sentence(refused(content, tmp_path / f"{number}.pth"))
