@@ -73,7 +73,7 @@ def calibrating_status(rank: int, base: Path, folder: Path, victim: int | None, 
     """Run a rank in a fork, of which one may die while the basis is made; return its exit status."""
     if victim is not None:
         dies_while_the_basis_is_made(rank, victim)
-    return rank_status(rank, base, folder, None, None, encoding)
+    return rank_status(rank, base, folder, None, None, encoding, None)
 
 
 def killed_while_calibrating(base: str, work: str, encoding: Any) -> list[Any]:
