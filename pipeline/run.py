@@ -105,7 +105,7 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
     if any(member.teacher.train is not None for member in todo.cache.captures):
         for member in todo.cache.captures:
             check = check_model if member.teacher.train is None else check_training
-            check(build_teacher(work, member), rows.a_few, rows.num_classes, f"teacher {member.name!r}")
+            check(build_teacher(work, member), work.shown_few, rows.num_classes, f"teacher {member.name!r}")
     special = experiment.specialists
     if special is not None and todo.specialists.train:
         where = f"specialists of {experiment.generalist.name!r}"
@@ -113,11 +113,17 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
         if special.variant == "dustbin":
             find_head(network, rows.num_classes, where=where, name=special.head)
         if any(True for _ in network.parameters()):
-            check_training(network.requires_grad_(True), rows.a_few, rows.num_classes, where)
+            check_training(network.requires_grad_(True), work.shown_few, rows.num_classes, where)
     first = {run.student.name: run for run in reversed(list(student_seeds(experiment)))}
     for name, student in first.items() if todo.students else ():
-        module = build_student(work, student, rows.a_few, rows.num_classes)
-        check_training(module, rows.a_few, rows.num_classes, f"student {name!r}")
+        # From labels alone, it learns from the rows themselves if there is one view.
+        few = (
+            rows.a_few
+            if student.student.targets == "hard" and experiment.cache.views == 1
+            else work.shown_few
+        )
+        module = build_student(work, student, few, rows.num_classes)
+        check_training(module, few, rows.num_classes, f"student {name!r}")
 
 
 def _tidy(work: Workspace) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
 from ..storage.api import Store
-from ..storage.errors import BadDataError, ConfigError, SpecMismatch
+from ..storage.errors import BadDataError, ConfigError, FactoryError, SpecMismatch
 from ..storage.identity import as_json
 from ..storage.parts.reader import CaptureReader, Samples
 from ..storage.parts.same_rows import is_augmented
@@ -75,6 +75,35 @@ def experiment_views(
     if others is None and isinstance(augmentation, PairAugmentation):
         others = TransferRows(experiment)
     return _Replay(augmentation, table.seed, table.first_view, others, made_twice)
+
+
+def first_views(experiment: Experiment, rows: TransferRows) -> Shaped[np.ndarray, "few ..."]:
+    """Return one or two inputs as networks get them: view 0 of rows of the transfer set.
+
+    All views have this shape and dtype; those of the rows are others where an experiment augments every view.
+    """
+    make_view = experiment_views(experiment, rows, made_twice=False)
+    augment = experiment.cache.augment
+    if make_view is None or augment is None or augment.first_view > 0:
+        return rows.a_few
+    inputs, _ = rows.rows(range(min(2, len(rows))))
+    return make_view(inputs, 0, np.arange(len(inputs), dtype=np.int64))
+
+
+def check_one_form(
+    shown: Shaped[np.ndarray, "rows ..."], view: int, like: Shaped[np.ndarray, "few ..."]
+) -> None:
+    """Refuse a view of another shape or dtype than view 0. Raises FactoryError.
+
+    like: some inputs of view 0.
+    """
+    if (shown.dtype, shown.shape[1:]) != (like.dtype, like.shape[1:]):
+        raise FactoryError(
+            f"view {view}",
+            expected=f"inputs of {like.dtype} of shape {like.shape[1:]}, as in view 0",
+            found=f"{shown.dtype} of shape {shown.shape[1:]}",
+            remedy="set first_view = 0 in the table of the augmentation, so that every view is augmented",
+        )
 
 
 def mixes_rows(make_view: Augment | None) -> bool:

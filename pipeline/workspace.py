@@ -21,6 +21,7 @@ from .transfer import TransferRows
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 STORE = "store.zarr"
 """Name of the store in the folder of an experiment."""
@@ -70,6 +71,13 @@ class Workspace:
     def rows(self) -> TransferRows:
         """The transfer set, opened on first use."""
         return TransferRows(self.experiment) if self.given_rows is None else self.given_rows
+
+    @cached_property
+    def shown_few(self) -> "NDArray[Any]":
+        """One or two inputs as the teachers get them, to try a network on: those of view 0."""
+        from .views import first_views
+
+        return first_views(self.experiment, self.rows)
 
     @cached_property
     def ready(self) -> dict[str, dict[str, str]]:

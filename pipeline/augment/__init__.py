@@ -3,6 +3,7 @@
     rows           `augment_rows`: every row has random numbers of its own, independent of batch, order and process;
                    a row that is augmented twice must give the same bytes
     images         `shift`, `crop_flip`, `identity`
+    crops          `random_resized_crop`: a part of the whole image, resized to the size of the views
     mixing         `mixup`: a row mixed with a partner, which follows from the same numbers
     torch_seed     `torch_seeded`, for functions that draw from a `torch.Generator`
     versions       `source_version`: the version of an augmentation, in place of the digest of its file
@@ -12,6 +13,7 @@ Only `torch_seeded` needs torch.
 """
 
 from ...storage.random import raw_words, row_generator
+from .crops import RandomResizedCrop, random_resized_crop
 from .images import CropFlip, Identity, Shift, crop_flip, identity, shift
 from .mixing import Mixup, mixup
 from .rows import Augmentation, BlockAugmentation, OtherRows, PairAugmentation, augment_rows
@@ -26,11 +28,13 @@ __all__ = [
     "Mixup",
     "OtherRows",
     "PairAugmentation",
+    "RandomResizedCrop",
     "Shift",
     "augment_rows",
     "crop_flip",
     "identity",
     "mixup",
+    "random_resized_crop",
     "raw_words",
     "row_generator",
     "shift",

@@ -3,7 +3,8 @@
 1. `Augmentation`: a pure function of one input and its generator.
 2. `BlockAugmentation`: augments many rows at once from the first words of their generators.
 3. `PairAugmentation`: chooses a partner for each row, and mixes the two.
-4. Shape and dtype stay. Some rows are augmented a second time, alone, which finds impure functions early.
+4. The dtype stays, and all views have one shape, which may be another than the input's. Some rows are augmented a second
+   time, alone, which finds impure functions early.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ...storage.errors import ConfigError, FactoryError, LogitStoreError
 from ...storage.random import raw_words, row_generator
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""(input, generator) -> input: same shape, same dtype, and a pure function of both arguments."""
+"""(input, generator) -> view: same dtype, one shape for all rows, and a pure function of both arguments."""
 _FEW: Final = 16
 """Rows of the largest batch of which every row is augmented twice, as in the trial of an augmentation."""
 
@@ -35,7 +36,7 @@ class BlockAugmentation(Protocol):
         """Make one view of each row.
 
         inputs: (rows, …), read-only. words: (rows, num_words) uint64, the first raw words of each row's generator.
-        Returns the same shape and dtype; each row a function of its own input and its own words alone.
+        Returns (rows, …) of the same dtype; each row a function of its own input and its own words alone.
         """
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -90,8 +91,9 @@ def augment_rows(
     rows: (rows,) int64, each input's row *in the store*.
     others: the inputs of the other rows, for an augmentation that mixes rows.
     made_twice: whether to augment the first row again, alone, and compare; every row of 16 or fewer.
-    Returns (rows, …) of the same dtype. Raises FactoryError if the augmentation fails, returns another shape or dtype,
-    or other bytes the second time; ConfigError if a number is out of range or `others` is missing.
+    Returns (rows, …) of the same dtype; a view may have another shape than its input. Raises FactoryError if the
+    augmentation fails, returns another dtype, views of different shapes, or other bytes the second time; ConfigError if a
+    number is out of range or `others` is missing.
     """
     if view < first_view:
         return inputs
@@ -122,12 +124,23 @@ def _made(
     if not len(rows):
         return inputs.copy()
     if not isinstance(augmentation, PairAugmentation | BlockAugmentation):
-        views = np.empty_like(inputs)
+        views: NDArray[Any] | None = None
         for position, row in enumerate(rows.tolist()):
             # A copy, so that an augmentation in place does not change the data set.
             one, generator = inputs[position].copy(), row_generator(seed, view, row)
             where = f"augmentation of row {row}, view {view}"
-            views[position] = _checked(partial(augmentation, one, generator), one, where)
+            shown = _checked(partial(augmentation, one, generator), one.dtype, where)
+            if views is None:
+                views = np.empty((len(rows), *shown.shape), shown.dtype)
+            elif shown.shape != views.shape[1:]:
+                raise FactoryError(
+                    where,
+                    expected=f"a view of shape {views.shape[1:]}, like that of row {int(rows[0])}",
+                    found=f"one of shape {shown.shape}",
+                    remedy="return views of one shape, whatever is drawn",
+                )
+            views[position] = shown
+        assert views is not None  # there are rows
         return views
     words, shown = raw_words(seed, view, rows, augmentation.num_words), _read_only(inputs)
     which = f"row {int(rows[0])}" if len(rows) == 1 else f"{len(rows)} rows from {int(rows[0])}"
@@ -137,9 +150,16 @@ def _made(
             if isinstance(augmentation, PairAugmentation)
             else augmentation.of_block(shown, words)
         ),
-        inputs,
-        f"augmentation of {which}, view {view}",
+        inputs.dtype,
+        where := f"augmentation of {which}, view {view}",
     )
+    if made.shape[:1] != (len(rows),):
+        raise FactoryError(
+            where,
+            expected=f"{len(rows)} views, one of each row",
+            found=f"an array of shape {made.shape}",
+            remedy="return (rows, …)",
+        )
     # A result that shares memory with the inputs is read-only.
     is_own = made.flags.writeable and made.flags.c_contiguous
     return made if is_own else made.copy(order="C")
@@ -191,8 +211,7 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return shown
 
 
-def _checked(make: Callable[[], Any], given: NDArray[Any], where: str) -> NDArray[Any]:
-    shape, dtype = given.shape, given.dtype
+def _checked(make: Callable[[], Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
     try:
         made = np.asarray(make())
     except LogitStoreError:
@@ -204,11 +223,11 @@ def _checked(make: Callable[[], Any], given: NDArray[Any], where: str) -> NDArra
             found=f"an error, {type(error).__name__}: {' '.join(str(error).split())}",
             remedy="correct the augmentation",
         ) from error
-    if made.shape != shape or made.dtype != dtype:
+    if made.dtype != dtype:
         raise FactoryError(
             where,
-            expected=f"{dtype} of shape {shape}, like the input",
+            expected=f"{dtype}, like the input",
             found=f"{made.dtype} of shape {made.shape}",
-            remedy="return the shape and dtype of the input",
+            remedy="return the dtype of the input",
         )
     return made

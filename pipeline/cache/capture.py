@@ -31,7 +31,7 @@ from ...storage.stream.inputs import Augment
 from ..runtime.ahead import run_ahead
 from ..runtime.inference import Runner
 from ..same_set import check_labels, check_read_again
-from ..views import mixes_rows
+from ..views import check_one_form, mixes_rows
 from ..workspace import Workspace
 from .commit_queue import QUEUE_BYTES, CommitQueue
 from .device_logits import BlockLogits, Memory, block_logits
@@ -112,6 +112,11 @@ class CapturePass:
         return 4 * max(widths, default=self.work.rows.num_classes)
 
     @property
+    def view_bytes(self) -> int:
+        """Bytes of a view of a row."""
+        return self.work.shown_few[:1].nbytes
+
+    @property
     def keeps_inputs(self) -> bool:
         """Whether this pass writes the inputs."""
         return self.samples is not None and self.work.experiment.transfer_set.store_inputs
@@ -124,11 +129,12 @@ class CapturePass:
         the logits that are gathered; the blocks that wait to be committed; and a block in its encoding.
         """
         rows, row_bytes, settings = self.block_rows, self.work.rows.first.nbytes, self.work.experiment.cache
-        piece = min(rows, self.cut.piece_rows) * row_bytes
-        views = 0
+        piece_rows = min(rows, self.cut.piece_rows)
+        piece, with_views = piece_rows * row_bytes, row_bytes
         if self.make_view is not None:  # workers make all views of a piece at once
-            views = settings.views if settings.workers else 1
-        ready = settings.workers * CHUNKS_AHEAD * min(piece, max(CHUNK_BYTES, row_bytes)) * (1 + views)
+            with_views += self.view_bytes * (settings.views if settings.workers else 1)
+        chunk_rows = min(piece_rows, max(1, CHUNK_BYTES // max(1, row_bytes)))
+        ready = settings.workers * CHUNKS_AHEAD * chunk_rows * with_views
         logits = rows * self.logit_bytes if self.writers else 0
         gathered = logits
         if piece < rows * row_bytes:
@@ -138,7 +144,7 @@ class CapturePass:
         # the queue lets that be one block at most.
         waiting = max(QUEUE_BYTES, logits, kept) + kept
         encoding = max((self._encoding_bytes(writer) for writer in self.writers.values()), default=0)
-        return (1 + AHEAD) * piece * (1 + views) + ready + gathered + waiting + encoding
+        return (1 + AHEAD) * piece_rows * with_views + ready + gathered + waiting + encoding
 
     def _encoding_bytes(self, writer: CaptureWriter) -> int:
         """Return the bytes of a block in its encoding, and of the rows that are encoded at a time."""
@@ -156,7 +162,7 @@ class CapturePass:
             return Cut(rows, views)  # a block of inputs is written as a whole
         # Whole batches of every teacher.
         batch = math.lcm(*(teacher.runner.batch_size for teacher in self.teachers.values()))
-        row_bytes = max(1, self.work.rows.first.nbytes)
+        row_bytes = max(1, self.work.rows.first.nbytes, self.view_bytes)
         return Cut(min(rows, batch * max(1, PIECE_BYTES // (batch * row_bytes))), views)
 
     def run(self) -> None:
@@ -182,6 +188,8 @@ class CapturePass:
             contextlib.closing(run_ahead(prepared, lambda shown: shown, AHEAD)) as ahead,
         ):
             for shown in ahead:
+                if shown.view is not None:
+                    check_one_form(shown.inputs, shown.view, work.shown_few)
                 if shown.todo.block != block.number:
                     block = _Gathered(shown.todo.block)
                 block.add(shown, work.rows.source)

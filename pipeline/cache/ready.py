@@ -22,11 +22,11 @@ def build_by_factory(work: Workspace, member: TeacherMember, seed: int) -> nn.Mo
     module = build_model(
         member.teacher,
         work.experiment,
-        input_shape=rows.first.shape,
+        input_shape=work.shown_few.shape[1:],
         num_classes=rows.num_classes,
         seed=seed,
     )
-    return make_lazy_layers(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
+    return make_lazy_layers(module, work.shown_few, rows.num_classes, f"teacher {member.name!r}")
 
 
 def find_ready(work: Workspace, member: TeacherMember) -> str:

@@ -39,7 +39,7 @@ from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, input_bytes
-from ..views import experiment_views
+from ..views import check_one_form, experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
@@ -297,6 +297,9 @@ def try_teachers_out(work: Workspace, teachers: Sequence[ReadyTeacher], make_vie
     rows, settings = work.rows, work.experiment.cache
     with naming_indices(rows.source):
         inputs, _ = rows.rows(range(min(len(rows), max(needed))))
+        few = inputs[:_VIEWED_ROWS]
+        if make_view is not None and new:
+            inputs = make_view(inputs, 0, np.arange(len(inputs), dtype=np.int64))
         for teacher in new:
             runner = teacher.runner
             try_out(work.experiment, inputs, runner, len(teacher.columns), teacher.encoding)
@@ -309,9 +312,9 @@ def try_teachers_out(work: Workspace, teachers: Sequence[ReadyTeacher], make_vie
                     runner.batch_size,
                 )
         if make_view is not None:
-            few = inputs[:_VIEWED_ROWS]
             for view in range(settings.views):
-                make_view(few, view, np.arange(len(few), dtype=np.int64))
+                shown = make_view(few, view, np.arange(len(few), dtype=np.int64))
+                check_one_form(shown, view, work.shown_few)
 
 
 def _missing_blocks(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -112,10 +113,11 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     rows, started = work.rows, time.monotonic()
     target = work.choose_device()
     module = build_teacher(work, member).to(target)
-    check_training(module, rows.a_few, rows.num_classes, f"teacher {member.name!r}")
-    augmentation = None
+    few, augmentation = rows.a_few, None
     if (augment := settings.augment) is not None:
         augmentation = augmentation_of(augment, base=work.experiment.base)
+        few = augment_rows(few, augmentation, augment.seed, 0, np.arange(len(few)), first_view=0)
+    check_training(module, few, rows.num_classes, f"teacher {member.name!r}")
     # After the build: the identity is that of the code that runs, and of the files that it has read.
     identity = teacher_identity(member, rows)
 

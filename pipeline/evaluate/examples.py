@@ -96,14 +96,18 @@ def _kind(inputs: Shaped[np.ndarray, "..."]) -> str:
     return "uint8" if inputs.dtype == np.uint8 else inputs.dtype.kind.replace("u", "i")
 
 
-def warn_if_unlike(examples: Examples, rows: Examples) -> None:
-    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set."""
-    if examples.first.shape != rows.first.shape:
+def warn_if_unlike(examples: Examples, rows: Examples, shape: tuple[int, ...] | None = None) -> None:
+    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set.
+
+    shape: of the transfer set's inputs as networks get them, in view 0; by default that of its rows.
+    """
+    shape = rows.first.shape if shape is None else shape
+    if examples.first.shape != shape:
         log.warning(
             "%s: inputs of shape %s, those of the transfer set have %s",
             examples.where,
             examples.first.shape,
-            rows.first.shape,
+            shape,
         )
     (mean, deviation), (expected, usual) = _moments(examples), _moments(rows)
     if not (0 < usual < np.inf and np.isfinite(mean)) or examples.first.dtype.kind not in "fu":

@@ -142,6 +142,8 @@ def sample_teacher(
             logits = np.concatenate([capture.read(sample.rows[sample.views == view], view) for view in views])
             found = TeacherSample("capture", logits, capture.encoding.kind == "float16", 0.0)
     inputs, _ = rows.rows(range(min(settings.batch_size, len(rows))))
+    if make_view is not None:
+        inputs = make_view(inputs, 0, np.arange(len(inputs), dtype=np.int64))
     seconds = []
     for _ in range(1 + _TIMED):
         started = time.perf_counter()

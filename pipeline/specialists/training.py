@@ -141,7 +141,7 @@ def specialist_network(
     weights: digest of the generalist's. Raises BadDataError for other ones. Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
     no head can be replaced, BadLogitsError if the logits are then not those of the new head.
     """
-    experiment, few, num_classes = work.experiment, work.rows.a_few, work.store.num_classes
+    experiment, few, num_classes = work.experiment, work.shown_few, work.store.num_classes
     table = table_of(experiment)
     columns = len(columns_of(table, special.classes, num_classes))
     where = f"specialist {run.name!r} of {experiment.generalist.name!r}"

@@ -16,6 +16,7 @@ from torch import nn
 from ...storage.api import Store
 from ...storage.encodings.transform import Transform
 from ...storage.errors import BadDataError
+from ...storage.stream.inputs import Augment
 from ...storage.stream.stream import Stream
 from ..experiment.tables import Student
 from ..models.build import build_model
@@ -24,6 +25,7 @@ from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..trainer.trial import check_training, make_lazy_layers, try_neighbours
+from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .loss import StudentLoss
@@ -140,9 +142,22 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=augment,
     )
-    if transfer_set is not None:
-        return stream, transfer_set.a_few
-    return stream, store.samples.reader.read("input", np.arange(min(2, store.num_rows)))
+    return stream, _a_few(store, transfer_set, augment, student.views)
+
+
+def _a_few(
+    store: Store, transfer_set: TransferRows | None, augment: Augment | None, views: str | int
+) -> Shaped[np.ndarray, "few ..."]:
+    """Return one or two inputs as a student gets them."""
+    numbers = np.arange(min(2, store.num_rows), dtype=np.int64)
+    if augment is None and transfer_set is not None:
+        return transfer_set.a_few
+    inputs: Shaped[np.ndarray, "few ..."] = (
+        store.samples.reader.read("input", numbers)
+        if transfer_set is None
+        else transfer_set.fetch(store.samples.source[numbers].tolist())[0]
+    )
+    return inputs if augment is None else augment(inputs, 0 if isinstance(views, str) else views, numbers)
 
 
 def _warn_of_temperature(student: Student, store: Store, names: Sequence[str]) -> None:

@@ -137,6 +137,17 @@ class Inputs:
             form = self._rows(range(1), self._view)
         return Field("inputs", form.dtype, form.shape[1:], self._read)
 
+    @cached_property
+    def made_from_bytes(self) -> int:
+        """Bytes of the input that a view of a row is made from; 0 if no view is made."""
+        if not (self.available and self._is_remade(self._view)):
+            return 0
+        if self._transfer_set is None:
+            stored: Any = self._samples.inputs
+            return int(np.dtype(stored.dtype).itemsize * np.prod(stored.shape[1:], dtype=np.int64))
+        with self._one_at_a_time:
+            return self._fetch(np.arange(1)).nbytes
+
     def _read(self, run: ChunkRun, out: NDArray[Any]) -> None:
         if self._transfer_set is None and not self._is_remade(run.view):
             self._samples.reader.read_into("input", run.rows, 0, out)
@@ -147,7 +158,7 @@ class Inputs:
                 f"view {run.view}, rows from {int(run.rows[0])}",
                 expected=f"inputs of {out.dtype} {out.shape[1:]}, as in the first rows",
                 found=f"{inputs.dtype} {inputs.shape[1:]}",
-                remedy="stream one view at a time, or use an augmentation that keeps dtype and shape",
+                remedy="stream one view at a time, or capture every view augmented (first_view = 0)",
             )
         out[...] = inputs
 

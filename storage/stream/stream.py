@@ -207,7 +207,9 @@ class Stream:
         """
         classes = sum(capture.shape[2] for capture in self._captures.values()) if self.decode else 0
         whole_rows = [field.row_bytes for field in self._escaped_fields]
-        widest = max([*whole_rows, *(field.row_bytes for field in self._fields)])
+        widest = max(
+            [self._inputs.made_from_bytes, *whole_rows, *(field.row_bytes for field in self._fields)]
+        )
         reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
         batch_rows = min(self._options.batch_size, self.epoch_rows)
         picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)

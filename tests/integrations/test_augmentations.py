@@ -20,7 +20,7 @@ def test_functions_of_torchvision_are_called_with_numbers_drawn_here(tmp_path: P
         r"```python\n(.*?)```", (ROOT / "docs/guides/views.md").read_text(encoding="utf-8"), re.DOTALL
     )
     (tmp_path / "ls_my_views.py").write_text("\n\n".join(modules), encoding="utf-8")
-    crop = build_augmentation("ls_my_views:random_resized_crop", {"size": 6}, base=tmp_path)
+    crop = build_augmentation("ls_my_views:square_crop", {"size": 6}, base=tmp_path)
     made = augment_rows(IMAGES, crop, 0, 1, ROWS, made_twice=True)
     assert made.shape == IMAGES.shape and len({view.tobytes() for view in made}) == 20
     assert np.array_equal(made, augment_rows(IMAGES, crop, 0, 1, ROWS))

@@ -297,15 +297,15 @@ def _spoils(inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         (
             lambda inputs, words: inputs[1:],
             (
-                "augmentation of 3 rows from 7, view 2: expected uint8 of shape (3, 2, 6, 7), like the input, found uint8 "
-                "of shape (2, 2, 6, 7); return the shape and dtype of the input"
+                "augmentation of 3 rows from 7, view 2: expected 3 views, one of each row, found an array of shape "
+                "(2, 2, 6, 7); return (rows, …)"
             ),
         ),
         (
             lambda inputs, words: inputs / 2,
             (
-                "augmentation of 3 rows from 7, view 2: expected uint8 of shape (3, 2, 6, 7), like the input, found "
-                "float64 of shape (3, 2, 6, 7); return the shape and dtype of the input"
+                "augmentation of 3 rows from 7, view 2: expected uint8, like the input, found float64 of shape "
+                "(3, 2, 6, 7); return the dtype of the input"
             ),
         ),
     ],

@@ -130,17 +130,17 @@ def _fails(example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     ("augmentation", "message"),
     [
         (
-            lambda example, generator: example[1:],
+            lambda example, generator: example[: generator.integers(1, 6)],
             (
-                "augmentation of row 7, view 2: expected uint8 of shape (6, 7), like the input, "
-                "found uint8 of shape (5, 7); return the shape and dtype of the input"
+                "augmentation of row 8, view 2: expected a view of shape (5, 7), like that of row 7, "
+                "found one of shape (3, 7); return views of one shape, whatever is drawn"
             ),
         ),
         (
             lambda example, generator: example / 2,
             (
-                "augmentation of row 7, view 2: expected uint8 of shape (6, 7), like the input, "
-                "found float64 of shape (6, 7); "
+                "augmentation of row 7, view 2: expected uint8, like the input, found float64 of shape (6, 7); "
+                "return the dtype of the input"
             ),
         ),
         (
@@ -151,7 +151,7 @@ def _fails(example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 )
 def test_an_augmentation_that_does_not_fit_is_named(augmentation: Augmentation, message: str) -> None:
     with pytest.raises(FactoryError) as caught:
-        augment_rows(INPUTS[:1], augmentation, 0, 2, np.array([7]))
+        augment_rows(INPUTS[:2], augmentation, 0, 2, np.array([7, 8]))
     assert str(caught.value).startswith(message)
 
 
