@@ -18,6 +18,7 @@ from .experiment.document import Experiment
 from .models.records import Models
 from .runtime.ranks import ALONE, Ranks
 from .transfer import TransferRows
+from .views import first_views
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +76,6 @@ class Workspace:
     @cached_property
     def shown_few(self) -> "NDArray[Any]":
         """One or two inputs as the teachers get them, to try a network on: those of view 0."""
-        from .views import first_views
-
         return first_views(self.experiment, self.rows)
 
     @cached_property

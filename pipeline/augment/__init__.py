@@ -6,10 +6,11 @@
     crops          `random_resized_crop`: a part of the whole image, resized to the size of the views
     mixing         `mixup`: a row mixed with a partner, which follows from the same numbers
     torch_seed     `torch_seeded`, for functions that draw from a `torch.Generator`
+    transforms     `seeded`: transforms of torchvision and albumentations; `rand_augment`
     versions       `source_version`: the version of an augmentation, in place of the digest of its file
 
 So a student replays the input of the teacher for each stored row. Views below `first_view` are the rows themselves.
-Only `torch_seeded` needs torch.
+Only `torch_seeded`, `seeded` and `rand_augment` need torch.
 """
 
 from ...storage.random import raw_words, row_generator
@@ -18,6 +19,7 @@ from .images import CropFlip, Identity, Shift, crop_flip, identity, shift
 from .mixing import Mixup, mixup
 from .rows import Augmentation, BlockAugmentation, OtherRows, PairAugmentation, augment_rows
 from .torch_seed import torch_seeded
+from .transforms import Seeded, rand_augment, seeded
 from .versions import source_version
 
 __all__ = [
@@ -29,14 +31,17 @@ __all__ = [
     "OtherRows",
     "PairAugmentation",
     "RandomResizedCrop",
+    "Seeded",
     "Shift",
     "augment_rows",
     "crop_flip",
     "identity",
     "mixup",
+    "rand_augment",
     "random_resized_crop",
     "raw_words",
     "row_generator",
+    "seeded",
     "shift",
     "source_version",
     "torch_seeded",

@@ -133,7 +133,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
-    channels: Literal["first", "last"] = "first",
+    channels: str = "first",
 ) -> RandomResizedCrop:
     """Make an augmentation that resizes a random part of each image to `size`, and flips some horizontally.
 
@@ -165,7 +165,10 @@ def random_resized_crop(
         name, expected, found = bad
         raise ConfigError(_WHERE, expected=expected, found=str(found), remedy=f"correct {name}")
     low, top = float(scale[0]), float(scale[1])
-    return RandomResizedCrop((high, wide), (low, top), (float(ratio[0]), float(ratio[1])), flip, channels)
+    between = float(ratio[0]), float(ratio[1])
+    return RandomResizedCrop(
+        (high, wide), (low, top), between, flip, "last" if channels == "last" else "first"
+    )
 
 
 def _unit(word: np.uint64) -> float:

@@ -125,11 +125,12 @@ def _made(
         return inputs.copy()
     if not isinstance(augmentation, PairAugmentation | BlockAugmentation):
         views: NDArray[Any] | None = None
+        dtype = getattr(augmentation, "view_dtype", None) or inputs.dtype
         for position, row in enumerate(rows.tolist()):
             # A copy, so that an augmentation in place does not change the data set.
             one, generator = inputs[position].copy(), row_generator(seed, view, row)
             where = f"augmentation of row {row}, view {view}"
-            shown = _checked(partial(augmentation, one, generator), one.dtype, where)
+            shown = _checked(partial(augmentation, one, generator), dtype, where)
             if views is None:
                 views = np.empty((len(rows), *shown.shape), shown.dtype)
             elif shown.shape != views.shape[1:]:

@@ -2,9 +2,7 @@
 
 `torch_seeded` passes a generator whose seed is a pure function of (seed, view, row).
 
-Functions that draw from torch's global generator cannot be seeded so, among them the transforms of torchvision: several
-threads augment, beside a network that may draw from it too. Use `torchvision.transforms.v2.functional` with numbers
-from the passed generator.
+Functions that draw from torch's global generator, such as the transforms of torchvision, are for `transforms.seeded`.
 """
 
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from .rows import Augmentation
 def torch_seeded(function: Callable[..., Any]) -> Augmentation:
     """Make an augmentation of a function (tensor, torch.Generator) -> tensor.
 
-    Tensor and generator are on the CPU. The function may change its input, and returns the same shape and dtype.
+    Tensor and generator are on the CPU. The function may change its input, and returns the same dtype.
     Another version of torch may draw other numbers; the digests of the teacher's inputs then refuse the view.
 
     >>> import torch
@@ -49,7 +47,7 @@ class _TorchSeeded:
                 "torch_seeded",
                 expected="a function that returns a Tensor",
                 found=f"a function that returns {type(made).__name__}",
-                remedy="return a tensor of the shape and dtype of the input",
+                remedy="return a tensor of the dtype of the input",
             )
         array: np.ndarray = made.detach().cpu().numpy()
         return array

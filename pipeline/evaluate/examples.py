@@ -16,7 +16,8 @@ from ...storage.stream.items import fetch_items, split_item
 from ..datasets.class_names import is_numbered
 from ..experiment.document import Experiment
 from ..models.class_names import match_classes
-from ..transfer import Examples
+from ..transfer import Examples, TransferRows
+from ..views import first_views
 
 log = logging.getLogger(__name__)
 _COMPARED = 64
@@ -49,10 +50,13 @@ class EvaluationExamples(Examples):
         self._num_classes = rows.num_classes
         self._made_of = experiment, rows
         super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
-        if _kind(self.first) != _kind(rows.first):
+        # Networks get views, which may be cast.
+        shown = first_views(experiment, rows) if isinstance(rows, TransferRows) else rows.a_few
+        if _kind(self.first) != _kind(shown):
             raise BadDataError(
                 self.where,
-                expected=f"inputs of {rows.first.dtype}, as in the transfer set",
+                expected=f"inputs of {shown.dtype}, as in the transfer set"
+                + (" as its views are made" if shown.dtype != rows.first.dtype else ""),
                 found=f"{self.first.dtype}",
                 remedy="prepare both sets alike: networks divide uint8 by 255, and nothing else",
             )
@@ -110,7 +114,8 @@ def warn_if_unlike(examples: Examples, rows: Examples, shape: tuple[int, ...] | 
             shape,
         )
     (mean, deviation), (expected, usual) = _moments(examples), _moments(rows)
-    if not (0 < usual < np.inf and np.isfinite(mean)) or examples.first.dtype.kind not in "fu":
+    is_number = examples.first.dtype.kind in "fu" and _kind(examples.first) == _kind(rows.first)
+    if not (0 < usual < np.inf and np.isfinite(mean)) or not is_number:
         return
     if not 1 / _SPREAD <= deviation / usual <= _SPREAD or abs(mean - expected) > _APART * usual:
         log.warning(

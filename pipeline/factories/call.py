@@ -190,8 +190,11 @@ def source_digest(factory: str, *, base: Path | None = None) -> str:
     definition: Any = inspect.unwrap(function, stop=lambda wrapper: stated_version(wrapper) is not None)
     if (version := stated_version(definition)) is not None:
         return version
+    # An object that is no function has the module of its class, which may be another library's.
+    is_defined = inspect.isroutine(definition) or inspect.isclass(definition)
+    module = definition.__module__ if is_defined else factory.partition(":")[0]
     try:
-        source = inspect.getsourcefile(sys.modules[definition.__module__])
+        source = inspect.getsourcefile(sys.modules[module])
         if source is None:
             raise TypeError("no source file")
         content = Path(source).read_bytes()

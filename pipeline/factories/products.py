@@ -6,8 +6,8 @@ Here alone the two are told apart. A product in hand is the same every time; its
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..augment import Augmentation, PairAugmentation
-from .call import build, build_augmentation, expect_augmentation, source_digest
+from ..augment import Augmentation, PairAugmentation, seeded
+from .call import build, build_augmentation, expect_augmentation, resolve, source_digest
 from .local_code import local_source
 from .read_files import Made
 
@@ -27,8 +27,16 @@ def augmentation_of(table: Made, *, base: Path) -> Augmentation | PairAugmentati
 
 
 def augmentation_source(table: Made, *, base: Path) -> str:
-    """Return "sha256:…" of the code of an augmentation, or its stated version. Raises as `source_digest`."""
-    return source_digest(table.factory, base=base) if table.in_hand is None else table.in_hand.source
+    """Return "sha256:…" of the code of an augmentation, or its stated version. Raises as `source_digest`.
+
+    Of `seeded`, that of the transform that it is given by name is added.
+    """
+    if table.in_hand is not None:
+        return table.in_hand.source
+    source, named = source_digest(table.factory, base=base), table.args.get("transform")
+    if isinstance(named, str) and resolve(table.factory, base=base) is seeded:
+        source = f"{source}, {source_digest(named, base=base)}"
+    return source
 
 
 def local_code_of(tables: Iterable[Made], *, base: Path) -> dict[str, str]:

@@ -294,7 +294,7 @@ class Transform:
 def _check_spread(logits: Rows, where: str) -> None:
     """Refuse calibration rows whose logits lie too far apart for any basis. Raises BadLogitsError."""
     for part in row_slices(len(logits), max(TILE, _PIECE_BYTES // (4 * logits.shape[1]))):
-        rows = dense(logits[part])
+        rows = checked_rows(logits, part, 0, where)
         below = rows.max(axis=1).astype(np.float64) - rows.min(axis=1)
         bad = np.flatnonzero(~(below <= MOST_LOGIT / 10))
         if bad.size:

@@ -152,6 +152,10 @@ def test_the_numbers_do_not_follow_from_the_callers_decimal_context() -> None:
             lambda: random_resized_crop(8, ratio=(1.0, math.inf)),
             "expected a ratio of two ascending numbers above 0, found (1.0, inf); correct ratio",
         ),
+        (
+            lambda: random_resized_crop(8, channels="lasst"),
+            "expected channels 'first' or 'last', found lasst; correct channels",
+        ),
         (lambda: random_resized_crop(8, flip=1.5), "expected a flip from 0 to 1, found 1.5; correct flip"),
         (
             lambda: augment_rows(STORE.astype(float), random_resized_crop(8), 0, 1, ROWS),
