@@ -4,7 +4,7 @@
                    a row that is augmented twice must give the same bytes
     images         `shift`, `crop_flip`, `identity`
     crops          `random_resized_crop`: a part of the whole image, resized to the size of the views
-    mixing         `mixup`: a row mixed with a partner, which follows from the same numbers
+    mixing         `mixup`, `cutmix`: a row mixed with a partner, which follows from the same numbers
     torch_seed     `torch_seeded`, for functions that draw from a `torch.Generator`
     transforms     `seeded`: transforms of torchvision and albumentations; `rand_augment`
     versions       `source_version`: the version of an augmentation, in place of the digest of its file
@@ -16,7 +16,7 @@ Only `torch_seeded`, `seeded` and `rand_augment` need torch.
 from ...storage.random import raw_words, row_generator
 from .crops import RandomResizedCrop, random_resized_crop
 from .images import CropFlip, Identity, Shift, crop_flip, identity, shift
-from .mixing import Mixup, mixup
+from .mixing import Cutmix, Mixup, cutmix, mixup
 from .rows import Augmentation, BlockAugmentation, OtherRows, PairAugmentation, augment_rows
 from .torch_seed import torch_seeded
 from .transforms import Seeded, rand_augment, seeded
@@ -26,6 +26,7 @@ __all__ = [
     "Augmentation",
     "BlockAugmentation",
     "CropFlip",
+    "Cutmix",
     "Identity",
     "Mixup",
     "OtherRows",
@@ -35,6 +36,7 @@ __all__ = [
     "Shift",
     "augment_rows",
     "crop_flip",
+    "cutmix",
     "identity",
     "mixup",
     "rand_augment",

@@ -150,7 +150,7 @@ def random_resized_crop(
     (2, 2)
     """
     high, wide = (size, size) if isinstance(size, int) else size
-    bad = None
+    bad: tuple[str, str, object] | None = None
     if min(high, wide) < 1:
         bad = "size", "a size of 1 pixel or more", (high, wide)
     elif not 0 < scale[0] <= scale[1] <= 1:

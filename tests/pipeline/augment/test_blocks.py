@@ -145,6 +145,7 @@ PINNED = {
     "shift(3, 255.0)": "60f78900c6811ba52eb2c61baabbd3ce5904784002847753fbd33f8cc8f6cb56",
     "crop_flip()": "a670f043cb1aea16ec08453757a0a0b110bcd75bd67bf4a06b1ca042e06a427f",
     "crop_flip(1, 0.2, 9.0)": "3be30fe3f2c06d5c97ef7884877a819043d883dc4c75cd829e6c5db4e7a39d3c",
+    "cutmix()": "4b73b45dc761f3ae4eaa5ff41c6baf6424464c60b8deead48e5d363e5ff93141",
     "mixup()": "5bddb0ab2b8f162cc11619306823fdf6935d9df7487eaddf9133f4345cd63a87",
     "mixup(0.2, 64)": "b6a33cd3a61403ab9694c986c6b8720cf546134a41ad813aaff3c6661a5e1554",
 }

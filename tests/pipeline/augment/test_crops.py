@@ -1,5 +1,6 @@
 """Laws of random resized crops: drawn as torchvision draws them, resized as Pillow resizes, one size for all."""
 
+import hashlib
 import math
 import pickle
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from logitstore.pipeline.augment import (
     raw_words,
     row_generator,
 )
+from logitstore.pipeline.factories.call import source_digest
 from logitstore.storage.errors import ConfigError
 
 STORE = np.random.default_rng(0).integers(0, 256, size=(40, 3, 24, 31), dtype=np.uint8)
@@ -64,6 +66,22 @@ def test_a_view_is_the_drawn_part_as_pillow_resizes_it(
             assert np.array_equal(plane, expected)
         alone = pickle.loads(pickle.dumps(crop))(inputs[row], row_generator(seed, 1, row))
         assert np.array_equal(alone, view)
+
+
+PINNED = {
+    (5, 5): "f4cdae90671774c6db2eea1033264d22d6dd6667925bab507757be8bae6b958c",
+    (7, 4): "ab66716ba28a1d6e646e9d3f6f77b7799ca002e7e2da79ae148f094011ec71d6",
+    (40, 50): "f41ce6027a85169ebf0afc1e3f3d2801457b1ad7ad4b5faba89d2731cec943ce",
+}
+"""Of views of uint8, by size. When one has to change, so has the version that the factory states."""
+
+
+@pytest.mark.parametrize("size", PINNED)
+def test_the_bytes_of_a_version_stay(size: tuple[int, int]) -> None:
+    pixels = np.arange(40 * 3 * 24 * 31, dtype=np.int64) * 7919 % 251
+    made = augment_rows(pixels.astype(np.uint8).reshape(40, 3, 24, 31), random_resized_crop(size), 7, 1, ROWS)
+    assert hashlib.sha256(made.tobytes()).hexdigest() == PINNED[size]
+    assert source_digest("logitstore.pipeline.augment:random_resized_crop") == "random_resized_crop 1"
 
 
 def test_another_row_view_or_seed_is_another_view() -> None:
