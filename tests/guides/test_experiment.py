@@ -167,6 +167,9 @@ def test_keys_in_the_text_exist() -> None:
         "augment:shift",
         "augment:crop_flip",
         "augment:mixup",
+        "augment:random_resized_crop",
+        "augment:rand_augment",
+        "augment:seeded",
     ):
         known |= set(inspect.signature(resolve(f"logitstore.pipeline.{name}")).parameters)
     for name, page in PAGES.items():
