@@ -179,7 +179,7 @@ def _unit(word: np.uint64) -> float:
 def _drawn_ratio(ratio: tuple[float, float], at: float) -> float:
     """Return the ratio at a share of the way between two, in logarithms.
 
-    >>> [round(_drawn_ratio((0.5, 2.0), at), 4) for at in (0, 0.5, 0.75)]
+    >>> [round(_drawn_ratio((0.5, 2.0), at), 4) for at in (0.0, 0.5, 0.75)]
     [0.5, 1.0, 1.4142]
     """
     low, high = _logarithms(ratio)

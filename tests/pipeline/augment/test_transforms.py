@@ -22,7 +22,7 @@ from logitstore.pipeline.augment import augment_rows, rand_augment, seeded
 from logitstore.pipeline.augment.torch_draws import SeededDraws
 from logitstore.pipeline.factories.call import build_augmentation
 from logitstore.pipeline.views import augmentation_identity, replay
-from logitstore.storage.errors import ConfigError, FactoryError
+from logitstore.storage.errors import BadDataError, ConfigError, FactoryError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(20, 3, 6, 7), dtype=np.uint8)
 ROWS = np.arange(len(IMAGES))
@@ -319,3 +319,49 @@ def test_rand_augment_without_torchvision_names_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ConfigError, match=r"rand_augment: expected torchvision, .*; install torchvision$"):
         rand_augment()
+
+
+# In an experiment --------------------------------------------------------------------------------
+
+FLOATS = """
+import numpy as np
+import torch
+
+def train():
+    return floats
+
+def floats(image):
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)[None] / 255)
+    return torch.flip(pixels, [2]) if torch.rand(()) < 0.5 else pixels
+"""
+
+
+def test_an_experiment_runs_on_views_of_another_dtype(tmp_path: Path) -> None:
+    (tmp_path / "ls_floats.py").write_text(FLOATS)
+    experiments.write_data(tmp_path)
+    with np.load(tmp_path / "test.npz") as archive:
+        arrays = dict(archive)
+    args = {"transform": "ls_floats:train", "dtype": "float32"}
+    seeded_views = {"factory": "logitstore.pipeline.augment:seeded", "args": args}
+    trained = experiments.train(epochs=1, augment=seeded_views)
+    content: dict[str, Any] = document() | {
+        "teacher": [experiments.teacher("wide", train=trained)],
+        "student": [experiments.student("soft", views="all", train=experiments.train(epochs=1))],
+    }
+    content["cache"] |= {"views": 2, "workers": 1, "augment": seeded_views | {"first_view": 0}}
+    with pytest.raises(
+        BadDataError, match="expected inputs of float32, as in the transfer set as its views are made"
+    ):
+        experiments.run_document(content, tmp_path, tmp_path / "out")
+    np.savez(tmp_path / "test.npz", **(arrays | {"inputs": arrays["inputs"].astype(np.float32) / 255}))
+    store = experiments.run_document(content, tmp_path, tmp_path / "out").store
+    again = replay(seeded("ls_floats:train", dtype="float32"), first_view=0)
+    batches = list(store.stream(32, views="all", augment=again))
+    assert {np.asarray(batch.inputs).dtype for batch in batches} == {np.dtype(np.float32)}
+    content["cache"]["augment"] |= {"first_view": 1}
+    content["teacher"][0]["train"] = experiments.train(epochs=1)
+    np.savez(tmp_path / "test.npz", **arrays)
+    with pytest.raises(
+        FactoryError, match=r"view 1: expected inputs of uint8 .*, found float32 .*; set first_view = 0"
+    ):
+        experiments.run_document(content, tmp_path, tmp_path / "mixed")
