@@ -22,7 +22,7 @@ class SeededDraws(TorchDispatchMode):
 
     def __init__(self, seed: int) -> None:
         """Prepare the block. seed: of 64 bits."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(
