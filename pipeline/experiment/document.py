@@ -287,11 +287,6 @@ def parse_experiment(document: Mapping[str, object], *, where: str, base: Path) 
     where: the document's name in errors, normally its path.
     base: folder that relative file names start from.
     Raises ConfigError for the first problem; its remedy counts the others, and its notes list them.
-
-    >>> parse_experiment({"transferset": {}}, where="a.toml", base=Path())
-    Traceback (most recent call last):
-    logitstore.storage.errors.ConfigError: a.toml: transferset: expected a known key, found 'transferset'; \
-did you mean 'transfer_set'?
     """
     try:
         experiment = Experiment.model_validate(dict(document))

@@ -24,6 +24,9 @@ class BatchCut:
 
     All batches are full but the last two of each rank. If a rank has one row less than another, its last two are
     smaller, so that neither is empty. A batch is empty only if fewer rows than ranks remain or the batch size is 1.
+
+    >>> BatchCut(11, batch_size=4, world_size=2).count
+    2
     """
 
     total: int
@@ -37,11 +40,7 @@ class BatchCut:
 
     @cached_property
     def count(self) -> int:
-        """Batches of each rank.
-
-        >>> BatchCut(11, batch_size=4, world_size=2).count
-        2
-        """
+        """Batches of each rank."""
         if self.drop_last:
             return self.total // self.world_size // self.batch_size
         largest = -(-self.total // self.world_size)
