@@ -188,7 +188,7 @@ def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, wh
         bad = ~np.isfinite(logits)
         remedy = _REMEDY
         if logits[tuple(np.argwhere(bad)[0])] == -np.inf:
-            remedy = "give a masked class a finite logit such as -1e3, or capture the other classes alone (classes=…)"
+            remedy += ", or mask a class by a finite logit such as -1e3"
         raise bad_logits(bad, logits, first_row, where, expected="finite logits", remedy=remedy)
 
 

@@ -676,7 +676,7 @@ def test_compress_draws_other_calibration_rows_on_request(done: Path) -> None:
         (
             ("--transform-kl", "1", "--temperatures", "0.5,1"),
             64,
-            "temperatures: expected 1 to 16 ascending temperatures of at least 1, found [0.5, 1.0]",
+            "temperatures: expected 1 to 16 ascending temperatures from 1 to 1000, found [0.5, 1.0]",
         ),
         (("--max-kl", "0"), 64, "max_kl: expected a positive number of nats, found 0.0"),
         (("--max-kl", "nan"), 64, "max_kl: expected a positive number of nats, found nan"),

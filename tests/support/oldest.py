@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-USER_EXTRAS = ("remote", "report", "xarray")
-"""Extras that a user installs; the others are for contributors."""
+USER_EXTRAS = ("torch", "distributed", "plots", "remote", "xarray")
+"""Extras that a user installs; `all` names them, and the others are for contributors."""
 
 
 def requirements(pyproject: str) -> Iterator[str]:

@@ -434,8 +434,8 @@ WRONG: list[tuple[Any, str]] = [
     ({}, "encoding: expected 'float16', 'float32', { transform"),
     ("float16", r"encoding: expected { transform = .* found float16"),
     ({"transform": {"max_kl": 0.0}}, "encoding: max_kl: expected a positive number"),
-    ({"transform": {"max_kl": 1e-2, "temperatures": [0.5, 1]}}, "temperatures of at least 1, found"),
-    ({"transform": {"max_kl": 1e-2, "temperatures": []}}, "temperatures of at least 1, found"),
+    ({"transform": {"max_kl": 1e-2, "temperatures": [0.5, 1]}}, "temperatures from 1 to 1000, found"),
+    ({"transform": {"max_kl": 1e-2, "temperatures": []}}, "temperatures from 1 to 1000, found"),
     ({"transform": {"max_kl": 1e-2, "rank": 3}}, "encoding: transform: expected a table of max_kl and"),
 ]
 

@@ -250,7 +250,7 @@ def test_an_experiment_survives_its_own_dump() -> None:
             "views = 4",
             "views = 4\nencoding = { transform = { max_kl = 1e-2, temperatures = [0.5, 1] } }",
             "cache.encoding",
-            "temperatures to be 1 to 16 ascending temperatures of at least 1",
+            "temperatures to be 1 to 16 ascending temperatures from 1 to 1000",
             "[0.5, 1.0]",
             "leave them out for 1, 2, 4 and 8, or use { max_kl = …, min_temperature = … }",
             id="temperature below 1",
