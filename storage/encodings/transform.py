@@ -260,7 +260,8 @@ class Transform:
                 expected=f"logits within {self._escape.most_codes * self._escape.step:.6g} of the row's maximum, "
                 f"the reach of max_kl {self.max_kl:g}",
                 found=error.found,
-                remedy="nothing of this block was kept; under another name, raise max_kl or store these logits as float32",
+                remedy="raise max_kl or store these logits as float32, under another name if the capture was begun; nothing of "
+                "this block was kept",
             ) from None
 
     def decode(
