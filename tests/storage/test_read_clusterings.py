@@ -11,7 +11,7 @@ from support import stores
 
 from logitstore.storage.api import create_store
 from logitstore.storage.errors import ManifestInvalid
-from logitstore.storage.parts import writer
+from logitstore.storage.parts import clustering_writer
 from logitstore.storage.parts.clusterings import ClusteringReader
 from logitstore.storage.parts.root import Root
 
@@ -23,7 +23,7 @@ INSIDE = {"errors": 9, "inside": 4, "random_share": 0.5}
 def clustered(path: Path, arrays: dict[str, NDArray[Any]], identity: Any = (), notes: Any = ()) -> Root:
     """Make a store with a clustering that its writer does not check."""
     store = create_store(path, num_classes=CLASSES, inputs=stores.some_inputs(9), block_rows=8)
-    with mock.patch.object(writer, "check_clustering", lambda arrays, *_: arrays):
+    with mock.patch.object(clustering_writer, "check_clustering", lambda arrays, *_: arrays):
         store.write_clustering("c", arrays, identity=dict(identity), notes=dict(notes))
     return store.root
 

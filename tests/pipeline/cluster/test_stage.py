@@ -19,7 +19,7 @@ from logitstore.pipeline.experiment.tables import Cluster
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.describe import clustering_record
 from logitstore.storage.errors import BadDataError, ConfigError, ManifestInvalid, PartNotFound, SpecMismatch
-from logitstore.storage.parts import writer
+from logitstore.storage.parts import clustering_writer
 
 SETTINGS: dict[str, Any] = {
     "teacher": "wide",
@@ -404,7 +404,7 @@ def test_a_ready_made_clustering_is_checked_before_it_is_used(
     values = {name: np.asarray(one, dtypes.get(name, np.float32)) for name, one in arrays.items()}
     table = cluster()
     # Somebody else's writer: ours refuses what a reader does.
-    with mock.patch.object(writer, "check_clustering", lambda arrays, *_: arrays):
+    with mock.patch.object(clustering_writer, "check_clustering", lambda arrays, *_: arrays):
         store.write_clustering(table.part_name, values, identity=cluster_identity(store, table), notes=notes)
     cluster_store(store, table)  # it is there, of the very settings
     with pytest.raises(ManifestInvalid, match=message):

@@ -13,7 +13,7 @@ from support.special import Field, content, grounds
 from logitstore.pipeline.run import pending
 from logitstore.pipeline.specialists.training import train_specialists
 from logitstore.storage.errors import LogitStoreError
-from logitstore.storage.parts import writer
+from logitstore.storage.parts import clustering_writer
 
 
 def refusal(document: dict[str, Any]) -> LogitStoreError:
@@ -242,7 +242,7 @@ def with_sets(folder: Path, sets: list[list[int]], **changes: Any) -> Field:
     field = Field(grounds(folder), content(clustering="others", **changes))
     arrays = {"sets": np.array(sets), "assignment": np.zeros(4, np.int64)}
     # Somebody else's writer: ours refuses classes that are not in the store.
-    unchecked = mock.patch.object(writer, "check_clustering", lambda arrays, *_: arrays)
+    unchecked = mock.patch.object(clustering_writer, "check_clustering", lambda arrays, *_: arrays)
     with mock.patch("os.fsync"), unchecked:
         field.store.write_clustering("others", arrays, identity={"made": "by hand"})
     return field
