@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from dask.system import CPU_COUNT
 from jaxtyping import Float64, Int64
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
@@ -69,6 +68,8 @@ def online_kmeans(
     >>> online_kmeans(np.array([[0.0], [5.0], [1.0], [6.0]]), 2).assignment.tolist()
     [0, 1, 0, 1]
     """
+    from dask.system import CPU_COUNT  # a run with nothing left to do imports no dask
+
     check_arguments(points, clusters)
     for name, value in (("passes", passes), ("restarts", restarts)):
         if value < 1:

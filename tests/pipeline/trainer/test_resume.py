@@ -277,7 +277,9 @@ def test_a_checkpoint_of_before_there_was_source_is_gone_on_with(
     """What it does not hold is not compared, and that is said."""
     with interruption(3):
         trained(content(), finished_store(), tmp_path)
-    with mock.patch("logitstore.pipeline.train.todo.local_source", return_value={"mine.py": "sha256:0"}):
+    with mock.patch(
+        "logitstore.pipeline.factories.products.local_source", return_value={"mine.py": "sha256:0"}
+    ):
         trained(content(), finished_store(), tmp_path)
     assert weights(tmp_path) == weights(whole)
     assert "a-seed0.checkpoints: written by a version that kept no source of a model" in caplog.text
