@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from ..checks import as_logits, check_finite
+from ..checks import as_logits, check_finite, hidden_by_mask
 from ..errors import BadLogitsError, ConfigError
 from .products import one_thread, tiled_product
 
@@ -28,7 +28,8 @@ class LinearHead:
         """Bring weight and bias to float32, once.
 
         weight: (classes, features), as `torch.nn.Linear` has it. bias: (classes,), or None. NumPy arrays or torch tensors of
-        any floating dtype. Raises ConfigError for other shapes or dtypes, and for a NaN or an infinity.
+        any floating dtype. Raises ConfigError for other shapes or dtypes, for a NaN or an infinity, and for values that a
+        mask hides.
         """
         self.weight: Float32[np.ndarray, "classes features"] = _as_float32(
             weight, 2, "head: weight", "(classes, features)"
@@ -66,7 +67,8 @@ class FeatureLogits:
         """Bring features to float32. head: a `LinearHead`.
 
         features: (rows, features), the inputs of the head: a NumPy array or a torch tensor of any floating dtype.
-        Raises BadLogitsError for another shape or dtype. Rows that are not finite are refused where they are stored.
+        Raises BadLogitsError for another shape or dtype, and for values that a mask hides. Rows that are not finite are
+        refused where they are stored.
         """
         if not isinstance(head, LinearHead):  # such as the layer itself
             raise ConfigError(
@@ -194,6 +196,8 @@ def _as_float32(values: Any, dimensions: int, where: str, shape: str) -> Float32
         # NumPy has no bfloat16. Integers stay as they are, to be refused: those of a quantised layer lack their scale.
         is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
         values = (tensor.float() if is_narrow else tensor).cpu()
+    if found := hidden_by_mask(values):
+        raise _wrong(where, f"floats of shape {shape}", found)
     array = np.asarray(values)
     if array.ndim != dimensions or array.dtype.kind != "f" or not all(array.shape[1:]):
         raise _wrong(where, f"floats of shape {shape}", f"{array.dtype} of shape {array.shape}")

@@ -88,6 +88,8 @@ def test_there_is_no_view_of_rows_that_are_computed() -> None:
         (np.diag([1.0, 1e300, 1.0]), None, "weight[1, 1]: expected a finite number, found inf"),
         (np.zeros((5, 3)), np.array([0, 0, 0, -np.inf, 0]), "bias[3]: expected a finite number, found -inf"),
         (torch.ones(5, 3, dtype=torch.int8), None, "found int8 of shape (5, 3)"),
+        (np.ma.masked_equal(np.diag([1.0, 2.0, 3.0]), 0), None, "found a masked array that hides 6 of 9 values"),
+        (np.zeros((5, 3)), np.ma.masked_equal(np.arange(5.0), 4), "found a masked array that hides 1 of 5 values"),
     ],
 )  # fmt: skip
 def test_a_head_of_other_numbers_is_refused(
@@ -115,6 +117,10 @@ def test_a_bad_number_behind_the_first_rows_is_found(monkeypatch: pytest.MonkeyP
         (np.zeros((4, FEATURES), np.int32), f"int32 of shape (4, {FEATURES})"),
         (torch.zeros(4, FEATURES, 1), f"float32 of shape (4, {FEATURES}, 1)"),
         (torch.zeros(4, FEATURES, dtype=torch.bool), f"bool of shape (4, {FEATURES})"),
+        (
+            np.ma.masked_less(np.arange(FEATURES, dtype=np.float32)[None], 2),
+            f"a masked array that hides 2 of {FEATURES} values",
+        ),
     ],
 )
 def test_features_of_another_shape_are_refused(
