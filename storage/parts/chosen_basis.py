@@ -16,7 +16,7 @@ from ..format.constants import MAX_BASIS_BYTES, SPEC
 from ..format.documents import parse_spec
 from .part_spec import compare_identity
 from .root import Root
-from .stored_basis import HeldBasis
+from .stored_basis import HeldBasis, StoredBasis
 
 
 def choose_basis(
@@ -69,8 +69,10 @@ def _new_basis(encoding: Transform, columns: int, calibration: Any, where: str) 
     """Return the basis that an encoding brings along, or one of calibration rows."""
     if encoding.basis is None:
         encoding = encoding.calibrated(_rows(calibration, columns, where), f"{where}: calibration")
-    assert encoding.basis is not None
-    basis = Basis(**encoding.basis.arrays())  # one of another capture is read now
+    basis = encoding.basis
+    assert basis is not None
+    if isinstance(basis, StoredBasis):
+        basis = Basis(**basis.arrays())  # one of another capture is read now, with its columns in order
     if basis.basis.nbytes > MAX_BASIS_BYTES:
         raise ConfigError(
             f"{where}: basis",

@@ -13,6 +13,7 @@ import logitstore
 from logitstore import FeatureLogits, LinearHead
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.encodings import feature_logits, transform
+from logitstore.storage.encodings.basis import Basis
 from logitstore.storage.encodings.products import TILE
 from logitstore.storage.encodings.refine import ESCAPED
 from logitstore.storage.encodings.transform import Transform
@@ -67,6 +68,23 @@ def test_features_calibrate_a_capture_which_is_resumed_without_them(tmp_path: Pa
     found = open_store(tmp_path / "whole").teachers["t"].encoding
     assert isinstance(found, Transform) and found.basis is not None
     assert found.basis.num_components == FEATURES + 1
+
+
+@pytest.mark.parametrize("is_ready", [False, True], ids=["calibration rows", "an encoding with its basis"])
+def test_the_projection_on_a_new_basis_is_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ready: bool
+) -> None:
+    projection = Basis.__dict__["forward"]
+    made: list[Basis] = []
+    genuine = projection.func
+    monkeypatch.setattr(projection, "func", lambda self: [made.append(self), genuine(self)][1])
+    lazy, cal = FeatureLogits(like(ROWS), head()), FeatureLogits(like(100, seed=7), head())
+    encoding = calibrated() if is_ready else Transform(1e-2)
+    write(tmp_path / "s", lazy, cal, encoding=encoding)
+    assert len(made) == 1
+    # Control: one that is read from the store has a projection of its own.
+    write(tmp_path / "other", lazy, encoding=open_store(tmp_path / "s").teachers["t"].encoding)
+    assert len(made) == 2
 
 
 def test_columns_in_another_order_are_those_of_the_head(tmp_path: Path) -> None:
