@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .errors import BadLogitsError, ConfigError
 
 log = logging.getLogger(__name__)
+_REMEDY: Final = "correct the teacher (or its precision) and run it again"
 
 
 def _wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
@@ -110,9 +111,6 @@ def rows_by_share(batch_size: int, shares: Sequence[float]) -> list[int]:
     return rows
 
 
-_REMEDY: Final = "correct the teacher (or its precision) and run it again"
-
-
 def hidden_by_mask(values: Any) -> str | None:
     """Return in words how many values a mask hides, None if none: `np.asarray` returns what lies behind the mask.
 
@@ -194,20 +192,21 @@ def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, wh
 
 def bad_logits(
     bad: NDArray[np.bool_],
-    values: Float32[np.ndarray, "rows classes"],
+    values: Float32[np.ndarray, "rows columns"],
     first_row: int,
     where: str,
     *,
     expected: str,
     remedy: str = _REMEDY,
+    kind: str = "class",
 ) -> BadLogitsError:
     """Make the error of logits that an encoding cannot store; it names the first one.
 
-    bad: (rows, classes), at least one of them true. values: the numbers to show.
+    bad: (rows, columns), at least one of them true. values: the numbers to show. kind: what a column is.
     """
     row, column = (int(i) for i in np.argwhere(bad)[0])
     return BadLogitsError(
-        f"{where}, row {first_row + row}, class {column}",
+        f"{where}, row {first_row + row}, {kind} {column}",
         expected=expected,
         found=f"{values[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
         remedy=f"{remedy}; nothing of this block was kept",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from ..checks import as_logits, check_finite, hidden_by_mask
+from ..checks import as_logits, bad_logits, check_finite, hidden_by_mask
 from ..errors import BadLogitsError, ConfigError
 from .products import one_thread, tiled_product
 
@@ -120,16 +120,9 @@ class FeatureLogits:
 
     def check_finite(self, first_row: int, where: str) -> None:
         """Refuse a row with a NaN or an infinity among its features. Raises BadLogitsError."""
-        if np.isfinite(self.features).all():
-            return
         bad = ~np.isfinite(self.features)
-        row, column = (int(i) for i in np.argwhere(bad)[0])
-        raise BadLogitsError(
-            f"{where}, row {first_row + row}, feature {column}",
-            expected="finite features",
-            found=f"{self.features[row, column]} ({int(bad.any(axis=1).sum())} of {len(bad)} rows)",
-            remedy="correct the teacher (or its precision) and run it again; nothing of this block was kept",
-        )
+        if bad.any():
+            raise bad_logits(bad, self.features, first_row, where, expected="finite features", kind="feature")
 
 
 Rows = Float32[np.ndarray, "rows classes"] | FeatureLogits
