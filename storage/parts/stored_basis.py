@@ -88,8 +88,9 @@ class StoredBasis(Basis):
     def _read(self) -> dict[str, NDArray[Any]]:
         where = str(self._part.folder.path)
         arrays = {name: self._part.small(name) for name in BASIS}
-        check_digest(Basis(**arrays), self._part.spec.notes, where)
-        check_numbers(arrays, where)
+        basis = Basis(**arrays)
+        check_digest(basis, self._part.spec.notes, where)
+        check_numbers(basis, where)
         places = self._places()
         if places is None:
             return arrays
@@ -106,15 +107,15 @@ class StoredBasis(Basis):
         _ = self._arrays
 
 
-def check_numbers(arrays: Mapping[str, NDArray[Any]], where: str) -> None:
+def check_numbers(basis: Basis, where: str) -> None:
     """Refuse numbers that no writer stores, though their digests are right. Raises ManifestInvalid."""
-    for name in BASIS:
-        if not np.isfinite(arrays[name]).all():
+    for name, values in basis.arrays().items():
+        if not np.isfinite(values).all():
             raise invalid(f"{where}/{name}", "finite numbers", "NaN or an infinity")
-    for name in ("step", "weight"):
-        if (least := float(arrays[name].min())) <= 0:
+    for name, values in (("step", basis.step), ("weight", basis.weight)):
+        if (least := float(values.min())) <= 0:
             raise invalid(f"{where}/{name}", "numbers above 0", least)
-    if (most := Basis(**arrays).reach) > MOST_LOGIT:
+    if (most := basis.reach) > MOST_LOGIT:
         raise invalid(f"{where}/basis", f"logits of magnitudes up to {MOST_LOGIT:g}", f"{most:.3g}")
 
 
@@ -187,7 +188,7 @@ class HeldBasis:
                 arrays[name] = decode_small(layout, [c for c in chunks if c], f"{self._where}/{name}")
         basis = Basis(**arrays)
         check_digest(basis, self._notes, self._where)
-        check_numbers(arrays, self._where)
+        check_numbers(basis, self._where)
         return basis
 
     def _layout(self, name: str) -> ArrayLayout | None:
