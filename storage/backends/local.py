@@ -290,9 +290,8 @@ class Folder(Place):
             finally:
                 close_quietly(handle)
         except OSError:
-            with typed_errors(
-                self.path / key
-            ):  # Not outside: to make a path takes as long as to open a file.
+            # Not around all of it: to make a path takes as long as to open a file.
+            with typed_errors(self.path / key):
                 raise
 
     def _open_plain(self, key: str) -> int:

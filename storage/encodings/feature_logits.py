@@ -103,10 +103,8 @@ class FeatureLogits:
 
     def dense(self) -> Float32[np.ndarray, "rows classes"]:
         """Return the logits as an array."""
-        with (
-            one_thread,
-            np.errstate(over="ignore", invalid="ignore"),
-        ):  # whoever stores them refuses an infinity
+        # Whoever stores them refuses an infinity.
+        with one_thread, np.errstate(over="ignore", invalid="ignore"):
             logits = tiled_product(self.features, self.head.weight.T)
             if self.head.bias is not None:
                 logits += self.head.bias

@@ -35,6 +35,8 @@ class IndexedCapture(CaptureReader):
             if len(rows) != 2:
                 raise IndexError(f"expected capture[rows] or capture[rows, view], found {len(rows)} indices")
             rows, view = rows
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            return self.read(rows, view)  # as it is: an index would copy all of it
         numbers = np.arange(self.shape[1])[rows]
         unique, places = np.unique(numbers, return_inverse=True)
         return self.read(unique, view)[places.reshape(numbers.shape)]

@@ -40,7 +40,19 @@ def test_a_store_has_as_many_items_as_rows(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [0, -1, slice(3, 9), slice(None, None, -2), [5, 2, 5], [[1, 2], [4, 3]], np.int64(7), slice(4, 4), []],
+    [
+        0,
+        -1,
+        slice(3, 9),
+        slice(None, None, -2),
+        [5, 2, 5],
+        [[1, 2], [4, 3]],
+        np.int64(7),
+        slice(4, 4),
+        slice(9, 3),
+        slice(-3, 99),
+        [],
+    ],
 )
 def test_rows_of_a_capture_are_those_of_an_array(store: Store, rows: Any) -> None:
     """In any order, as of an array in memory."""
