@@ -200,8 +200,7 @@ class Examples:
 
     def spread(self) -> Shaped[np.ndarray, "some ..."]:
         """Fetch inputs of examples all over the set, 32 at most: of those that stand first, some networks show one face."""
-        number = min(_SPREAD_ROWS, len(self))
-        return self.fetch([i * len(self) // number for i in range(number)])[0]
+        return self.fetch(spread_over(len(self)).tolist())[0]
 
     @property
     def num_classes(self) -> int:
@@ -272,6 +271,16 @@ def _sample(num_rows: int) -> Int64[np.ndarray, " sample"]:
     bounds = np.arange(SAMPLED_ROWS + 1, dtype=np.int64) * num_rows // SAMPLED_ROWS
     words = raw_words(_SAMPLE_SEED, 0, np.arange(SAMPLED_ROWS, dtype=np.int64), 1)[:, 0]
     return bounds[:-1] + (words % np.diff(bounds).astype(np.uint64)).astype(np.int64)
+
+
+def spread_over(num_rows: int) -> Int64[np.ndarray, " some"]:
+    """Return numbers of rows all over a set, 32 at most.
+
+    >>> spread_over(3).tolist(), spread_over(320)[:4].tolist()
+    ([0, 1, 2], [0, 10, 20, 30])
+    """
+    number = min(_SPREAD_ROWS, num_rows)
+    return np.arange(number, dtype=np.int64) * num_rows // number
 
 
 class TransferRows(Examples):

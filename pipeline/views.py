@@ -6,6 +6,7 @@ each with the digest of the teacher's input. Stage one makes its views with the 
 An augmentation that mixes two rows needs the second one: `rows_of_store` reads it from the source of the stream.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..storage.stream.items import fetch_items, read_inputs
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment
 from .factories.products import augmentation_of, augmentation_source
-from .transfer import TransferRows
+from .transfer import TransferRows, spread_over
 
 
 def replay(
@@ -82,12 +83,24 @@ def first_views(experiment: Experiment, rows: TransferRows) -> Shaped[np.ndarray
 
     All views have this shape and dtype; those of the rows are others where an experiment augments every view.
     """
-    make_view = experiment_views(experiment, rows, made_twice=False)
-    augment = experiment.cache.augment
+    make_view = _view_0(experiment, rows)
+    return rows.a_few if make_view is None else make_view(np.arange(min(2, len(rows)), dtype=np.int64))
+
+
+def spread_views(experiment: Experiment, rows: TransferRows) -> Shaped[np.ndarray, "some ..."]:
+    """Return inputs from all over the transfer set (`Examples.spread`) as networks get them in view 0."""
+    make_view = _view_0(experiment, rows)
+    return rows.spread() if make_view is None else make_view(spread_over(len(rows)))
+
+
+def _view_0(
+    experiment: Experiment, rows: TransferRows
+) -> Callable[[Int64[np.ndarray, " rows"]], NDArray[Any]] | None:
+    """Return the function from rows of the store to their view 0; None where that is the rows themselves."""
+    make_view, augment = experiment_views(experiment, rows, made_twice=False), experiment.cache.augment
     if make_view is None or augment is None or augment.first_view > 0:
-        return rows.a_few
-    inputs, _ = rows.rows(range(min(2, len(rows))))
-    return make_view(inputs, 0, np.arange(len(inputs), dtype=np.int64))
+        return None
+    return lambda numbers: make_view(rows.inputs_of(numbers), 0, numbers)
 
 
 def check_one_form(

@@ -43,14 +43,13 @@ from ..views import check_one_form, experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
-from .linear_head import take_head
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
 from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
-from .teachers import load_teacher, train_teacher
+from .teachers import load_without_head, train_teacher
 from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
 log = logging.getLogger(__name__)
@@ -221,10 +220,9 @@ def _warn_of_space(work: Workspace, missing: Sequence[TeacherMember]) -> None:
 def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     record = train_teacher(work, member)  # trained before: its record
     log.info("teacher %s has weights %s", member.name, record.weights)
-    where, classes, layer, head = f"teacher {member.name!r}", work.rows.num_classes, None, None
-    module = load_teacher(work, member, record.weights)
-    if (asked := member.teacher.head) is not None:
-        layer, head = take_head(module, asked, work.rows.spread(), classes, where=where)
+    where = f"teacher {member.name!r}"
+    module, layer, head = load_without_head(work, member, record.weights)
+    if head is not None:
         log.info("%s: its head %r is taken off; %d features are captured", where, layer, head.num_features)
     return ready_teacher(
         work,
@@ -234,7 +232,7 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
         name=member.name,
         identity=capture_identity(work.experiment, member, work.rows, record.weights, layer),
         encoding=work.experiment.cache.chosen_encoding,
-        columns=np.arange(classes, dtype=np.int64),
+        columns=np.arange(work.rows.num_classes, dtype=np.int64),
         head=head,
     )
 

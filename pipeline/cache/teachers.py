@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...storage.encodings.feature_logits import LinearHead
 from ...storage.errors import BadDataError
 from ...storage.random import philox_permutation
 from ..augment import augment_rows
@@ -27,7 +28,9 @@ from ..models.weights import load_weights, save_weights
 from ..runtime.inference import place
 from ..trainer.loop import fit
 from ..trainer.trial import check_training
+from ..views import spread_views
 from ..workspace import Workspace
+from .linear_head import take_head
 from .ready import build_by_factory, check_ready
 from .todo import find_teacher, teacher_identity
 
@@ -90,6 +93,20 @@ def load_teacher(work: Workspace, member: TeacherMember, weights: str | None = N
         names = module_class_names(module, work.rows.num_classes)
         check_class_order(names, work.rows.class_names, f"teacher {member.name!r}")
     return place(module, work.choose_device()).eval()
+
+
+def load_without_head(
+    work: Workspace, member: TeacherMember, weights: str | None = None
+) -> tuple[nn.Module, str | None, LinearHead | None]:
+    """Load a teacher as it is captured: without its head if one is to be taken off, whose name and weight come with it.
+
+    Raises as `load_teacher` and `take_head`.
+    """
+    module = load_teacher(work, member, weights)
+    if (asked := member.teacher.head) is None:
+        return module, None, None
+    shown, classes = spread_views(work.experiment, work.rows), work.rows.num_classes
+    return module, *take_head(module, asked, shown, classes, where=f"teacher {member.name!r}")
 
 
 def train_teacher(work: Workspace, member: TeacherMember) -> Record:

@@ -24,8 +24,7 @@ from ...storage.encodings.feature_logits import FeatureLogits, LinearHead, check
 from ...storage.encodings.half import FloatEncoding
 from ...storage.identity import as_json
 from ...storage.stream.inputs import Augment
-from ..cache.linear_head import take_head
-from ..cache.teachers import build_teacher, load_teacher
+from ..cache.teachers import build_teacher, load_without_head
 from ..cache.todo import agreed, capture_identity, find_teacher
 from ..experiment.document import Experiment, TeacherMember
 from ..models.loaders import with_stable_names
@@ -106,9 +105,7 @@ def sample_teacher(
         return Runner(module, where=where, batch_size=size, precision=precision, head=head)
 
     if find_teacher(work, member) is not None:
-        module, head = load_teacher(work, member), None
-        if (asked := member.teacher.head) is not None:
-            _, head = take_head(module, asked, rows.spread(), rows.num_classes, where=where)
+        module, _, head = load_without_head(work, member)
         runner = runner_of(module, head)
         width = runner.width(rows.num_classes)
         logits = np.empty((len(sample), width), np.float32)

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support import experiments
 from support.experiments import document, parsed, student, teacher
+from support.stores import softmax
 
 from logitstore.pipeline.augment import augment_rows, identity, random_resized_crop
 from logitstore.pipeline.cache import capture as capture_pass
@@ -24,7 +25,8 @@ from logitstore.pipeline.plan.stage import plan
 from logitstore.pipeline.run import run
 from logitstore.pipeline.train.stage import open_stream
 from logitstore.pipeline.train.todo import student_seeds
-from logitstore.pipeline.views import first_views, replay
+from logitstore.pipeline.transfer import TransferRows
+from logitstore.pipeline.views import first_views, replay, spread_views
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store, open_store
 from logitstore.storage.digest import digest_rows
@@ -180,6 +182,27 @@ def test_all_stages_run_on_them(tmp_path: Path) -> None:
         assert few.shape == (2, *SIZE) == (2, *next(iter(stream)).inputs.shape[1:])
     assert (
         plan(experiment, folder / "plan", Models(folder / "none"), sample_rows=8, device="cpu").views == VIEWS
+    )
+
+
+def test_the_head_of_a_teacher_is_taken_off_on_views(folder: Path, tmp_path: Path) -> None:
+    """Its network takes crops of 5 x 6 alone."""
+    content = crops(encoding={"transform": {"max_kl": 1e-3, "rows": 100}})
+    content["teacher"][0] |= {"head": "auto"}
+    experiment = parsed(content, folder)
+    shown = spread_views(experiment, TransferRows(experiment))
+    assert shown.shape == (32, *SIZE) and len(np.unique(digest_rows(shown))) == 32
+    work = Workspace.of_store(experiment, tmp_path / "store.zarr", folder / "models", device="cpu")
+    with mock.patch("os.fsync"):
+        cache(work)
+    capture, before = work.store.teachers["wide"], whole(folder).teachers["wide"]
+    assert capture.part.spec.identity["teacher"]["head"]["layer"] == "head"
+    for view in range(VIEWS):
+        ours, theirs = (softmax(one.read(slice(None), view), 1.0) for one in (capture, before))
+        assert np.abs(ours - theirs).max() < 0.05
+    assert (
+        plan(experiment, tmp_path / "plan", work.models, sample_rows=8, device="cpu").teachers[0].source
+        == "teacher"
     )
 
 
