@@ -7,7 +7,7 @@ Every stage then runs as it does for a file. Keys have the names, the defaults a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from ..factories.call import expect_augmentation, resolve, source_digest
 from ..factories.in_hand import InHand, in_hand
 from ..runtime.inference import device_of, forward
 from .data_sets import data_set_in_hand
-from .networks import copy_of, module_in_hand
+from .networks import copy_of, kept_as_they_are, module_in_hand
 
 _OURS: Final[Mapping[type, str]] = {
     Shift: "logitstore.pipeline.augment:shift",
@@ -87,7 +87,7 @@ def capture_of(
 
 def student_of(
     store: Store,
-    network: Any,
+    network: InHand,
     *,
     name: str,
     dataset: Any = None,
@@ -98,7 +98,7 @@ def student_of(
     train: Mapping[str, Any],
     initial: str,
 ) -> Experiment:
-    """Return the experiment of one student. student, train: further keys of these tables.
+    """Return the experiment of one student. network: of `module_in_hand`. student, train: further keys of these tables.
 
     initial: digest of the weights with which its training began. Raises ConfigError or BadDataError for a thing that cannot
     be used.
@@ -124,10 +124,8 @@ def student_of(
         first_view = int(shown.augmentation.get("first_view", 1))
         view = _augmentation(augment, int(shown.augmentation.get("seed", 0)), first_view)
     order = (store.identity_of(SAMPLES) or {}).get("order", {"kind": "as_is"})
-    described = module_in_hand(network, f"student {name!r}")
-    thing = InHand(
-        network, described.factory, {**described.args, INITIAL: initial}, described.modules, weights=initial
-    )
+    # It is trained itself: no copy of it.
+    thing = replace(network, args={**network.args, INITIAL: initial}, weights=initial, copied=None)
     kind = {"order": order["kind"], **({"seed": order["seed"]} if "seed" in order else {})}
     named = dict(teachers) if isinstance(teachers, Mapping) else list(teachers)
     tables = {
@@ -189,15 +187,10 @@ def _teachers(teachers: Any) -> dict[str, InHand]:
 
 def _outputs(module: torch.nn.Module, dataset: Any, where: str) -> int:
     """Return the number of logits of a network, by a trial on one example."""
-    copied = copy_of(module)
-    modes = [(part, part.training) for part in copied.modules()]
-    batch = torch.from_numpy(read_inputs([dataset[0]], [0], "dataset").copy()).to(device_of(copied))
-    try:
-        with torch.no_grad():
-            return int(forward(copied.eval(), batch, where).shape[1])
-    finally:
-        for part, training in modes:
-            part.training = training
+    with kept_as_they_are([module]), torch.no_grad():
+        copied = copy_of(module).eval()
+        batch = torch.from_numpy(read_inputs([dataset[0]], [0], "dataset").copy()).to(device_of(copied))
+        return int(forward(copied, batch, where).shape[1])
 
 
 def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation | None:

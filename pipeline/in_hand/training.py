@@ -29,7 +29,7 @@ from ..transfer import Examples
 from ..workspace import Workspace
 from .data_sets import data_set_in_hand
 from .experiments import INITIAL, student_of
-from .networks import copy_of, module_in_hand, weights_of
+from .networks import copy_of, kept_as_they_are, module_in_hand, weights_of
 
 log = logging.getLogger(__name__)
 _FETCHED = 4096
@@ -81,12 +81,12 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
     came from. Raises as `train_students`, and ConfigError or BadDataError for a thing that cannot be used.
     """
     store, network, ranks = asked.store, asked.network, settings["ranks"]
-    module_in_hand(network, f"student {asked.name!r}")  # before its weights are digested
-    models, ours = Models(asked.folder), weights_of(network)
+    described = module_in_hand(network, f"student {asked.name!r}")
+    models, ours = Models(asked.folder), described.weights
     initial = ranks.first_says(_initial(asked, models) or ours)
     experiment = student_of(
         store,
-        network,
+        described,
         name=asked.name,
         dataset=asked.dataset,
         evaluation=asked.evaluation,
@@ -107,7 +107,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
         was_there = not train_students(work)
         if was_there or ranks.size == 1:  # another process may have trained it meanwhile
             load_weights(network, models.weights_path("students", run.name))
-            if was_there and ours not in (initial, weights_of(network)):
+            if was_there and ours != initial and ours != weights_of(network):
                 _warn_of_other_weights(asked)
         network.eval()
         metrics = None
@@ -160,13 +160,9 @@ def metrics_of(network: Any, dataset: Any, *, batch_size: int, device: str | Non
     module_in_hand(network, "network")
     given = data_set_in_hand(dataset, "dataset")
     examples = Examples(of_thing(EvaluationSet, given, "dataset"), Path.cwd(), "dataset")
-    module = place(copy_of(network), choose_device(device))
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        return _metrics(module.eval(), examples, batch_size, "network")
-    finally:
-        for part, training in modes:
-            part.training = training
+    with kept_as_they_are([network]):
+        module = place(copy_of(network), choose_device(device)).eval()
+        return _metrics(module, examples, batch_size, "network")
 
 
 def _metrics(module: nn.Module, examples: Examples, batch_size: int, where: str) -> Metrics:

@@ -5,6 +5,7 @@ import linecache
 import random
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,8 +297,14 @@ def test_a_network_that_cannot_be_copied_comes_back_as_it_was(tmp_path: Path) ->
     net = Uncopyable()
     net.first.eval()
     before = [part.training for part in net.modules()]
-    logitstore.cache(tmp_path / "store.zarr", {"net": net}, Pictures(), device="cpu")
-    assert [part.training for part in net.modules()] == before == [True, False, True, True]
+    calls: list[Callable[[], Any]] = [
+        lambda: logitstore.cache(tmp_path / "named.zarr", {"net": net}, Pictures(), device="cpu"),
+        lambda: logitstore.cache(tmp_path / "store.zarr", {"net": net}, Pictures().images, device="cpu"),
+        lambda: logitstore.evaluate(net, Pictures(), device="cpu"),
+    ]
+    for call in calls:
+        call()
+        assert [part.training for part in net.modules()] == before == [True, False, True, True]
 
 
 def test_random_numbers_are_restored() -> None:
