@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from pydantic import ValidationError
 
 from ...storage.api import Store
 from ...storage.errors import ConfigError, FactoryError
 from ...storage.format.constants import SAMPLES
-from ...storage.stream.items import describe, read_inputs
+from ...storage.stream.items import describe
 from ..augment import CropFlip, Identity, Mixup, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
@@ -28,6 +29,8 @@ from ..experiment.training import StudentTrain, of_thing
 from ..factories.call import expect_augmentation, resolve, source_digest
 from ..factories.in_hand import InHand, in_hand
 from ..runtime.inference import device_of, forward
+from ..transfer import TransferRows
+from ..views import first_views
 from .data_sets import data_set_in_hand
 from .networks import copy_of, kept_as_they_are, module_in_hand
 
@@ -63,9 +66,6 @@ def capture_of(
     """
     networks = _teachers(teachers)
     given = data_set_in_hand(dataset, "dataset", class_names)
-    if num_classes is None and not names_of(given.thing, "dataset"):
-        first = next(iter(networks))
-        num_classes = _outputs(networks[first].thing, given.thing, f"teacher {first!r}")
     if cache.get("views", 1) > 1 and augment is None:
         found = f"views={cache['views']} without augment"
         remedy = "pass augment=…, a function (input, numpy generator) -> input"
@@ -73,8 +73,12 @@ def capture_of(
             "cache: augment", expected="an augmentation, or views=1", found=found, remedy=remedy
         )
     view = _augmentation(augment, augment_seed, first_view)
+
+    def of_set(classes: int | None) -> TransferSet:
+        return of_thing(TransferSet, given, "dataset", num_classes=classes, **transfer_set)
+
     tables = {
-        "transfer_set": of_thing(TransferSet, given, "dataset", num_classes=num_classes, **transfer_set),
+        "transfer_set": of_set(num_classes),
         "evaluation_set": _evaluation(evaluation),
         "teacher": tuple(
             of_thing(Teacher, one, f"teachers[{name!r}]", name=name, weights=one.weights)
@@ -82,7 +86,12 @@ def capture_of(
         ),
         "cache": checked(Cache, "cache", augment=view, **cache),
     }
-    return _experiment(tables)
+    experiment = _experiment(tables)
+    if num_classes is not None or names_of(given.thing, "dataset"):
+        return experiment
+    name, first = next(iter(networks.items()))
+    shown = first_views(experiment, TransferRows(experiment))
+    return _experiment({**tables, "transfer_set": of_set(_outputs(first.thing, shown, f"teacher {name!r}"))})
 
 
 def student_of(
@@ -185,11 +194,11 @@ def _teachers(teachers: Any) -> dict[str, InHand]:
     return {name: module_in_hand(module, f"teachers[{name!r}]") for name, module in teachers.items()}
 
 
-def _outputs(module: torch.nn.Module, dataset: Any, where: str) -> int:
-    """Return the number of logits of a network, by a trial on one example."""
+def _outputs(module: torch.nn.Module, shown: Shaped[np.ndarray, "few ..."], where: str) -> int:
+    """Return the number of logits of a network, by a trial on a few inputs."""
     with kept_as_they_are([module]), torch.no_grad():
         copied = copy_of(module).eval()
-        batch = torch.from_numpy(read_inputs([dataset[0]], [0], "dataset").copy()).to(device_of(copied))
+        batch = torch.from_numpy(shown.copy()).to(device_of(copied))
         return int(forward(copied, batch, where).shape[1])
 
 
