@@ -27,14 +27,16 @@ def augmentation_of(table: Made, *, base: Path) -> Augmentation | PairAugmentati
 
 
 def augmentation_source(table: Made, *, base: Path) -> str:
-    """Return "sha256:…" of the code of an augmentation, or its stated version. Raises as `source_digest`.
-
-    Of `seeded`, that of the transform that it is given by name is added.
-    """
+    """Return "sha256:…" of the code of an augmentation, or its stated version. Raises as `source_digest`."""
     if table.in_hand is not None:
         return table.in_hand.source
-    source, named = source_digest(table.factory, base=base), table.args.get("transform")
-    if isinstance(named, str) and resolve(table.factory, base=base) is seeded:
+    return stated_source(table.factory, table.args, base=base)
+
+
+def stated_source(factory: str, args: Mapping[str, object], *, base: Path | None = None) -> str:
+    """Return the source of an augmentation by its factory; of `seeded`, with that of a transform that it is given by name."""
+    source, named = source_digest(factory, base=base), args.get("transform")
+    if isinstance(named, str) and resolve(factory, base=base) is seeded:
         source = f"{source}, {source_digest(named, base=base)}"
     return source
 

@@ -7,7 +7,7 @@ Every stage then runs as it does for a file. Keys have the names, the defaults a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +20,15 @@ from ...storage.api import Store
 from ...storage.errors import ConfigError, FactoryError
 from ...storage.format.constants import SAMPLES
 from ...storage.stream.items import describe
-from ..augment import CropFlip, Identity, Mixup, Shift
+from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
 from ..experiment.schema import checked, explain
 from ..experiment.tables import Cache, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
 from ..experiment.training import StudentTrain, of_thing
-from ..factories.call import expect_augmentation, resolve, source_digest
+from ..factories.call import expect_augmentation
 from ..factories.in_hand import InHand, in_hand
+from ..factories.products import stated_source
 from ..runtime.inference import device_of, forward
 from ..transfer import TransferRows
 from ..views import first_views
@@ -39,6 +40,9 @@ _OURS: Final[Mapping[type, str]] = {
     CropFlip: "logitstore.pipeline.augment:crop_flip",
     Identity: "logitstore.pipeline.augment:identity",
     Mixup: "logitstore.pipeline.augment:mixup",
+    Cutmix: "logitstore.pipeline.augment:cutmix",
+    RandomResizedCrop: "logitstore.pipeline.augment:random_resized_crop",
+    Seeded: "logitstore.pipeline.augment:seeded",
 }
 """Our own augmentations are stated as a file would state them, so that a file can name them for the same store."""
 INITIAL: Final = "initial"
@@ -210,16 +214,28 @@ def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation 
     except FactoryError as error:
         remedy = "pass a function that takes an input and a numpy.random.Generator"
         raise ConfigError("augment", expected=error.expected, found=error.found, remedy=remedy) from None
+    return of_thing(
+        ViewAugmentation,
+        _as_in_a_file(augment) or in_hand(augment),
+        "augment",
+        seed=seed,
+        first_view=first_view,
+    )
+
+
+def _as_in_a_file(augment: Any) -> InHand | None:
+    """Describe an augmentation of ours by its factory and arguments; None for one that a file cannot state."""
     factory = _OURS.get(type(augment))
-    if factory is None:
-        given = in_hand(augment)
-    else:
-        # As in a file, values that are the defaults are left out.
-        usual: Any = resolve(factory)()
-        made, args = asdict(usual), asdict(augment)
-        own = {key: value for key, value in args.items() if made[key] != value}
-        given = InHand(augment, factory, own, source=source_digest(factory))
-    return of_thing(ViewAugmentation, given, "augment", seed=seed, first_view=first_view)
+    if factory is None or (isinstance(augment, Seeded) and not isinstance(augment.transform, str)):
+        return None
+    # Values that are the defaults are left out.
+    usual = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(augment)
+    }
+    args = {name: value for name, default in usual.items() if (value := getattr(augment, name)) != default}
+    modules = {augment.transform.partition(":")[0]} if isinstance(augment, Seeded) else set[str]()
+    return InHand(augment, factory, args, frozenset(modules), source=stated_source(factory, args))
 
 
 def _evaluation(evaluation: Any) -> EvaluationSet | None:
