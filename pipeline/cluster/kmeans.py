@@ -77,12 +77,17 @@ def online_kmeans(
     # Distances are made of products, which lose digits far from the origin.
     near_origin = points - points.mean(axis=0)
 
-    def start(number: int) -> KMeans:
+    def start(number: int) -> tuple[Int64[np.ndarray, "points"], bool]:
         return _one_start(near_origin, clusters, passes, np.random.default_rng([seed, number]))
 
     # One thread a product: the last bits must not depend on the number of threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(restarts, CPU_COUNT)) as pool:
-        best = min(pool.map(start, range(restarts)), key=lambda result: result.inertia)
+        # Finished one after another, as each takes memory of all points.
+        results = (
+            _finish(near_origin, assignment, converged=converged)
+            for assignment, converged in pool.map(start, range(restarts))
+        )
+        best = min(results, key=lambda result: result.inertia)
     return _finish(points, best.assignment, converged=best.converged)
 
 
@@ -156,7 +161,8 @@ def _one_start(
     clusters: int,
     passes: int,
     generator: np.random.Generator,
-) -> KMeans:
+) -> tuple[Int64[np.ndarray, "points"], bool]:
+    """Return the group of each point after a start, and whether the last pass moved none."""
     seeds = seed_centres(points, clusters, generator)
     centres = _Centres(points, seeds)
     assignment = np.full(len(points), -1, np.int64)
@@ -181,7 +187,7 @@ def _one_start(
                 moved += 1
         if not moved:
             break
-    return _finish(points, assignment, converged=moved == 0)
+    return assignment, moved == 0
 
 
 class _Centres:
@@ -243,8 +249,10 @@ def _finish(
     _, first, group = np.unique(assignment, return_index=True, return_inverse=True)
     assignment = np.argsort(np.argsort(first))[group].astype(np.int64)
     centres = np.stack([points[assignment == group].mean(axis=0) for group in range(len(first))])
-    inertia = float(((points - centres[assignment]) ** 2).sum())
-    return KMeans(assignment, centres, inertia, converged)
+    squares = centres[assignment]
+    squares -= points
+    squares *= squares
+    return KMeans(assignment, centres, float(squares.sum()), converged)
 
 
 def squared_distances(

@@ -1,5 +1,6 @@
 """Laws of sequential k-means."""
 
+import tracemalloc
 from collections.abc import Iterator
 from itertools import product
 
@@ -257,3 +258,18 @@ def test_no_group_becomes_empty_whatever_rounding_says(monkeypatch: pytest.Monke
     for seed in range(20):
         points = np.random.default_rng(seed).normal(size=(9, 2))
         assert len(online_kmeans(points, 6, passes=5, restarts=1, seed=seed).centres) == 6
+
+
+def test_starts_in_many_threads_take_the_memory_of_the_points_about_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The points about their mean, and the differences from their centres; not once for each start."""
+    monkeypatch.setattr("dask.system.CPU_COUNT", 8)
+    points = np.random.default_rng(0).normal(size=(400, 2000))
+    tracemalloc.start()
+    try:
+        online_kmeans(points, 8, restarts=8, passes=2)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 2 * points.nbytes < most < 5 * points.nbytes
