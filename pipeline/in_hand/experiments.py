@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ...storage.api import Store
 from ...storage.errors import ConfigError, FactoryError
 from ...storage.format.constants import SAMPLES
-from ...storage.stream.items import describe
+from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
@@ -93,6 +93,9 @@ def capture_of(
     experiment = _experiment(tables)
     if num_classes is not None or names_of(given.thing, "dataset"):
         return experiment
+    read_inputs(
+        [given.thing[0]], [0], "dataset"
+    )  # an item of another form is refused under the name of the argument
     name, first = next(iter(networks.items()))
     shown = first_views(experiment, TransferRows(experiment))
     return _experiment({**tables, "transfer_set": of_set(_outputs(first.thing, shown, f"teacher {name!r}"))})
