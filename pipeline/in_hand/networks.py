@@ -32,7 +32,7 @@ from ...storage.stream.items import describe
 from ..factories.call import describe_exception
 from ..factories.in_hand import Description, InHand, name_of, plain_text
 from ..models.module_state import state_digest, tensor_digests
-from ..runtime.inference import device_of, is_placed
+from ..runtime.inference import device_of, is_placed, kept_modes
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +135,11 @@ def kept_random_state() -> Iterator[None]:
 def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Restore modes and devices of some networks after the block, for those that could not be copied."""
     plain = [unwrapped(module) for module in modules]
-    modes = [(part, part.training) for module in plain for part in module.modules()]
     places = [(module, device_of(module)) for module in plain if not is_placed(module)]
     try:
-        yield
+        with kept_modes(*plain):
+            yield
     finally:
-        for part, training in modes:
-            part.training = training
         for module, device in places:
             if device_of(module) != device:
                 module.to(device)

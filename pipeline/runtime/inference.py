@@ -187,6 +187,17 @@ def _difference(one: Shaped[Any, "rows classes"], other: Shaped[Any, "rows class
     return float(np.abs(first - second).max()), max(float(first.std()), 1e-6)
 
 
+@contextlib.contextmanager
+def kept_modes(*modules: nn.Module) -> Iterator[None]:
+    """Restore after the block whether each part of some modules is in training mode."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def check_model(
     module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], num_classes: int, where: str
 ) -> None:
@@ -196,16 +207,12 @@ def check_model(
     Raises BadLogitsError if it fails, or does not return logits of `num_classes` classes.
     """
     device = device_of(module)
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        # no_grad, not inference_mode: a lazy module makes parameters in its first call, which are trained later
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            batch = torch.from_numpy(inputs.copy()).to(device)
-            logits = forward(module.eval(), batch.clone(), where)
-            again = forward(module, batch, where)
-    finally:
-        for part, training in modes:
-            part.training = training
+    places = [device] if device.type == "cuda" else []
+    # no_grad, not inference_mode: a lazy module makes parameters in its first call, which are trained later
+    with kept_modes(module), torch.random.fork_rng(places), torch.no_grad():
+        batch = torch.from_numpy(inputs.copy()).to(device)
+        logits = forward(module.eval(), batch.clone(), where)
+        again = forward(module, batch, where)
     check_classes(logits, num_classes, where)
     check_steady(logits.float().cpu(), again.float().cpu(), where)
 

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 
 from ...storage.errors import BadDataError, BadLogitsError
-from ..runtime.inference import check_classes, check_model, check_rows, device_of, forward
+from ..runtime.inference import check_classes, check_model, check_rows, device_of, forward, kept_modes
 
 _SINGLE_ROW = "Expected more than 1 "
 """How torch begins its refusal of a batch whose statistics are those of one value."""
@@ -89,17 +89,14 @@ def make_lazy_layers(
 def _as_it_was(module: nn.Module) -> Iterator[None]:
     """Restore buffers, modes and random numbers after the block."""
     device = device_of(module)
-    modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with kept_modes(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-        for part, training in modes:
-            part.training = training
 
 
 def _nothing_to_train(where: str, found: str) -> BadDataError:
