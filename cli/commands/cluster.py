@@ -112,18 +112,13 @@ def command(
 
 def _checked(teachers: Sequence[str], settings: dict[str, Any]) -> "Cluster":
     """Return the options as the table of an experiment. Raises ConfigError with the name of the option."""
-    from pydantic import ValidationError
-
-    from ...pipeline.experiment.schema import explain
+    from ...pipeline.experiment.schema import checked
     from ...pipeline.experiment.tables import Cluster
 
     given = {key: value for key, value in settings.items() if value is not None}
     one = len(teachers) == 1 and "=" not in teachers[0]
     source = {"teacher": teachers[0]} if one else {"teachers": _weights(teachers)}
-    try:
-        return Cluster.model_validate({**source, **given})
-    except ValidationError as error:
-        raise explain(error, "cluster", Cluster) from None
+    return checked(Cluster, "cluster", **source, **given)
 
 
 def _weights(teachers: Sequence[str]) -> dict[str, float]:

@@ -8,9 +8,9 @@ import gc
 
 from torch import nn
 
-from ...storage.errors import BadDataError
 from ..experiment.document import TeacherMember
 from ..models.build import build_model
+from ..models.hugging_face import check_problem_type
 from ..models.module_state import check_same_tensors, state_digest, tensor_digests
 from ..trainer.trial import make_lazy_layers
 from ..workspace import Workspace
@@ -53,11 +53,6 @@ def check_ready(work: Workspace, member: TeacherMember, module: nn.Module) -> st
     digests = tensor_digests(module, where)
     check_same_tensors(work.ready[member.name], digests, member.teacher.factory)
     problem = getattr(getattr(module, "config", None), "problem_type", None)
-    if isinstance(problem, str) and problem != "single_label_classification":
-        raise BadDataError(
-            where,
-            expected="problem_type 'single_label_classification', or none",
-            found=f"problem_type = {problem!r}",
-            remedy="use a teacher that gives one class for each input",
-        )
+    if isinstance(problem, str):
+        check_problem_type(problem, where)
     return state_digest(digests)

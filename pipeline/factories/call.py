@@ -235,11 +235,11 @@ def expect_dataset(value: object, factory: str) -> TransferSet:
     if not (hasattr(example, "shape") and hasattr(example, "dtype")):
         shown = describe(example) if isinstance(example, Mapping) else _described(example)
         values = example.values() if isinstance(example, Mapping) else (example,)
-        raise refused(f" whose first input is {shown}", hint=any(map(_is_picture, values)))
+        raise refused(f" whose first input is {shown}", hint=any(map(is_picture, values)))
     return value
 
 
-def _is_picture(value: object) -> bool:
+def is_picture(value: object) -> bool:
     """Return whether a value is an image of Pillow, which need not be imported for it."""
     return type(value).__module__.partition(".")[0] == "PIL"
 

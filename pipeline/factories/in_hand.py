@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...storage.format.documents import canonical_json
+from ...storage.format.documents import json_digest
 from .local_code import is_known_by_name
 from .running_source import globals_of, source_digest_of
 
@@ -71,8 +72,7 @@ def in_hand(thing: Any) -> InHand:
     """Describe an augmentation."""
     found = Description()
     args = {"is": found.value(thing), **found.code()}
-    digest = hashlib.sha256(canonical_json(args)).hexdigest()
-    return InHand(thing, name_of(thing), args, frozenset(found.modules), source=f"sha256:{digest}")
+    return InHand(thing, name_of(thing), args, frozenset(found.modules), source=json_digest(args))
 
 
 def name_of(thing: Any) -> str:
@@ -106,16 +106,21 @@ def digest_of_array(array: Any) -> str:
     >>> digest_of_array(np.zeros(2, np.uint8))[:20]
     'uint8 (2,) sha256:96'
     """
-    plain: Any = array.detach().cpu() if hasattr(array, "detach") else np.asarray(array)
+    plain = bytes_of_tensor(array.detach()) if hasattr(array, "detach") else np.asarray(array)
     head = f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}"
-    if hasattr(plain, "contiguous"):
-        import torch
-
-        plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
     content = (
         repr(plain.tolist()).encode() if plain.dtype.hasobject else np.ascontiguousarray(plain).tobytes()
     )
     return f"{head} sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def bytes_of_tensor(tensor: Any) -> NDArray[np.uint8]:
+    """Return the bytes of a dense tensor of torch, on the CPU in the order of its indices."""
+    import torch
+
+    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+    found: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
+    return found
 
 
 @dataclass

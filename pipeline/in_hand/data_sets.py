@@ -16,7 +16,7 @@ import numpy as np
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.stream.items import describe, listed_labels
 from ..datasets.arrays import ArrayDataset
-from ..factories.call import describe_exception
+from ..factories.call import describe_exception, is_picture
 from ..factories.in_hand import InHand, name_of
 
 _INPUTS: Final = ("image", "img", "pixel_values", "input", "inputs", "x", "input_ids")
@@ -72,7 +72,7 @@ def _with_pairs(dataset: Any, where: str) -> Any:
         example = first[keys[0]]
     elif isinstance(first, (tuple, list)) and first:
         example = first[0]
-    if type(example).__module__.partition(".")[0] == "PIL":
+    if is_picture(example):
         remedy = "give the data set a transform that ends in a tensor, such as torchvision.transforms.PILToTensor()"
         if keys is not None:
             remedy = 'set the format of its rows: dataset.with_format("torch")'

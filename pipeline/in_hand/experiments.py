@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from pydantic import ValidationError
 
 from ...storage.api import Store
 from ...storage.errors import ConfigError, FactoryError
@@ -23,7 +22,7 @@ from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
-from ..experiment.schema import checked, explain
+from ..experiment.schema import checked
 from ..experiment.tables import Cache, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
 from ..experiment.training import StudentTrain, of_thing
 from ..factories.call import expect_augmentation
@@ -252,9 +251,6 @@ def _stated(store: Store, given: InHand) -> int | None:
 
 
 def _experiment(tables: Mapping[str, Any]) -> Experiment:
-    try:
-        experiment = Experiment.model_validate(tables)
-    except ValidationError as error:
-        raise explain(error, "experiment", Experiment) from None
+    experiment = checked(Experiment, "experiment", **tables)
     experiment._base = Path.cwd()
     return experiment

@@ -15,7 +15,6 @@ A capture runs a copy, so that the caller's module keeps its mode, its device an
 
 import contextlib
 import copy
-import hashlib
 import logging
 import random
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ...storage.errors import ConfigError
-from ...storage.format.documents import canonical_json
+from ...storage.format.documents import json_digest
 from ...storage.stream.items import describe
 from ..factories.call import describe_exception
 from ..factories.in_hand import Description, InHand, name_of, plain_text
@@ -54,7 +53,7 @@ def module_in_hand(module: Any, where: str) -> InHand:
         }
         if settings := found.settings(own):
             attributes[name] = settings
-    args = {"layers": _digest(layers), "attributes": _digest(attributes), **found.code()}
+    args = {"layers": json_digest(layers), "attributes": json_digest(attributes), **found.code()}
     weights = weights_of(plain, where)
     return InHand(module, name_of(plain), args, frozenset(found.modules), weights=weights, copied=copy_of)
 
@@ -77,10 +76,6 @@ def weights_of(module: nn.Module, where: str = "network") -> str:
 
 def _text(value: Any) -> str:
     return plain_text(value) if isinstance(value, str) else ""
-
-
-def _digest(value: Any) -> str:
-    return f"sha256:{hashlib.sha256(canonical_json(value)).hexdigest()}"
 
 
 def _check_weights(module: nn.Module, where: str) -> None:

@@ -18,7 +18,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -32,6 +32,7 @@ from .preprocessing import PixelValues, pixel_values
 from .sources import CONFIG, read_json, unchanged
 
 log = logging.getLogger(__name__)
+_ONE_CLASS: Final = "use a teacher that gives one class for each input"
 
 
 class ImageClassifier(nn.Module):
@@ -223,20 +224,30 @@ def _check_attention(config: dict[str, Any], path: Path) -> None:
             )
 
 
+def check_problem_type(problem: object, where: str) -> None:
+    """Refuse a `problem_type` whose outputs are no logits of one softmax. Raises BadDataError."""
+    if problem not in (None, "single_label_classification"):
+        raise BadDataError(
+            where,
+            expected="problem_type 'single_label_classification', or none",
+            found=f"problem_type = {problem!r}",
+            remedy=_ONE_CLASS,
+        )
+
+
 def _check_problem(config: dict[str, Any], path: Path) -> None:
     """Refuse a model whose outputs are no logits of one softmax over several classes. Raises BadDataError."""
-
-    def refused(expected: str, found: str) -> BadDataError:
-        remedy = "use a teacher that gives one class for each input"
-        return BadDataError(str(path / CONFIG), expected=expected, found=found, remedy=remedy)
-
-    problem = config.get("problem_type")
-    if problem not in (None, "single_label_classification"):
-        raise refused("problem_type 'single_label_classification', or none", f"problem_type = {problem!r}")
+    where = str(path / CONFIG)
+    check_problem_type(config.get("problem_type"), where)
     labels = config.get("id2label")
     number = config.get("num_labels", len(labels) if isinstance(labels, dict) else None)
     if number == 1:
-        raise refused("a head of 2 or more classes", "a head of 1 number, a regression")
+        raise BadDataError(
+            where,
+            expected="a head of 2 or more classes",
+            found="a head of 1 number, a regression",
+            remedy=_ONE_CLASS,
+        )
 
 
 def _check_class(model: nn.Module, config: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.errors import BadDataError, FactoryError
-from ...storage.format.documents import canonical_json
+from ...storage.format.documents import canonical_json, json_digest, sha256_hex
+from ..factories.in_hand import bytes_of_tensor
 
 _MOST_LEVELS: Final = 4
 """Levels of lists, tuples and dicts that are searched."""
@@ -57,7 +58,7 @@ def state_digest(digests: Mapping[str, str]) -> str:
     >>> state_digest({"weight": "float32 (2,) 00"})[:7]
     'sha256:'
     """
-    return f"sha256:{hashlib.sha256(canonical_json(dict(digests))).hexdigest()}"
+    return json_digest(dict(digests))
 
 
 def check_same_tensors(first: Mapping[str, str], again: Mapping[str, str], factory: str) -> None:
@@ -111,7 +112,7 @@ def _digest(value: object) -> str:
         )
     if isinstance(value, Tensor):
         return _of_tensor(value.detach())
-    return f"value {_sha256(_content(value))}"
+    return f"value {sha256_hex(_content(value))}"
 
 
 def _of_tensor(tensor: Tensor) -> str:
@@ -128,9 +129,8 @@ def _of_tensor(tensor: Tensor) -> str:
         content, tensor = _content(scales), tensor.int_repr()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(content)
-    digest.update(plain.numpy().data)
+    digest.update(bytes_of_tensor(tensor).data)
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} {digest.hexdigest()}"
 
 
@@ -145,14 +145,10 @@ def _content(value: object) -> bytes:
     if isinstance(value, Tensor):
         return _of_tensor(value.detach()).encode()
     if isinstance(value, Mapping):
-        return canonical_json({str(key): _sha256(_content(item)) for key, item in value.items()})
+        return canonical_json({str(key): sha256_hex(_content(item)) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
-        return canonical_json([_sha256(_content(item)) for item in value])
+        return canonical_json([sha256_hex(_content(item)) for item in value])
     raise TypeError(type(value).__name__)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _is_meta(value: object) -> bool:

@@ -11,7 +11,6 @@ nothing is downloaded.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 from ...storage.backends.posix import read_plain
 from ...storage.errors import BadDataError
-from ...storage.format.documents import canonical_json
+from ...storage.format.documents import json_digest
 from .records import WRONG_NAME, weights_digest
 
 CONFIG: Final = "config.json"
@@ -40,7 +39,7 @@ def source_digests(path: Path) -> tuple[str, dict[str, str] | None]:
     if not path.is_dir():
         return weights_digest(path), None
     files = {name: weights_digest(path / name) for name in model_files(path)}
-    return f"sha256:{hashlib.sha256(canonical_json(files)).hexdigest()}", files
+    return json_digest(files), files
 
 
 def model_files(folder: Path) -> list[str]:

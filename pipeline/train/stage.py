@@ -26,7 +26,7 @@ from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..trainer.trial import check_training, make_lazy_layers, try_neighbours
 from ..transfer import TransferRows
-from ..views import check_labels_of_views, recorded_views
+from ..views import check_labels_of_views, recorded_views, rows_of_store
 from ..workspace import Workspace
 from .loss import StudentLoss
 from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
@@ -127,7 +127,7 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
     if names and first.augmentation:
         augment = recorded_views(work.experiment, store, names[0], transfer_set)
         check_labels_of_views(f"student {student.name!r}", needed, student.views, first, augment)
-    if student.targets == "soft":
+    if student.targets == "soft" and ranks.is_first:
         _warn_of_temperature(student, store, names)
     stream = store.stream(
         ranks.rows_each(student.train.batch_size),
@@ -152,11 +152,8 @@ def _a_few(
     numbers = np.arange(min(2, store.num_rows), dtype=np.int64)
     if augment is None and transfer_set is not None:
         return transfer_set.a_few
-    inputs: Shaped[np.ndarray, "few ..."] = (
-        store.samples.reader.read("input", numbers)
-        if transfer_set is None
-        else transfer_set.fetch(store.samples.source[numbers].tolist())[0]
-    )
+    dataset = None if transfer_set is None else transfer_set.dataset
+    inputs = rows_of_store(store, dataset).inputs_of(numbers)
     return inputs if augment is None else augment(inputs, 0 if isinstance(views, str) else views, numbers)
 
 

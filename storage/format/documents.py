@@ -45,6 +45,15 @@ def canonical_json(value: object) -> bytes:
     return _spell(_with_text_keys(value))
 
 
+def json_digest(value: object) -> str:
+    """Digest a JSON value in its canonical spelling, "sha256:…".
+
+    >>> json_digest({"b": 1, "a": 2}) == json_digest({"a": 2, "b": 1})
+    True
+    """
+    return f"sha256:{sha256_hex(canonical_json(value))}"
+
+
 def _spell(value: object) -> bytes:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
