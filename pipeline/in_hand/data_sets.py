@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from ...storage.errors import BadDataError, LogitStoreError
-from ...storage.stream.items import describe, listed_labels
+from ...storage.stream.items import as_array, describe, listed_labels
 from ..datasets.arrays import ArrayDataset
 from ..factories.call import describe_exception, is_picture
 from ..factories.in_hand import InHand, name_of
@@ -40,9 +38,9 @@ def data_set_in_hand(given: Any, where: str, class_names: Sequence[str] | None =
 
 def _as_data_set(given: Any, where: str) -> Any:
     if _is_array(given):
-        return ArrayDataset(_plain(given), where=where)
+        return ArrayDataset(as_array(given, where), where=where)
     if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):
-        return ArrayDataset(_plain(given[0]), _plain(given[1]), where=where)
+        return ArrayDataset(as_array(given[0], where), as_array(given[1], f"{where}, labels"), where=where)
     if hasattr(given, "batch_sampler") and hasattr(given, "dataset"):
         raise _refused(where, describe(given), "pass its data set, loader.dataset")
     if isinstance(given, (str, bytes, Mapping, type)):
@@ -141,10 +139,6 @@ class _Rows:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
-
-
-def _plain(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _refused(where: str, found: str, remedy: str) -> BadDataError:

@@ -101,6 +101,9 @@ REFUSED: dict[str, Any] = {
     "a set that fails": type("Fails", (Pictures,), {"__getitem__": lambda self, index: 1 // 0})(),
     "three": TensorDataset(*[torch.from_numpy(LABELS)] * 3),
     "labels of another length": (IMAGES, LABELS[:5]),
+    "masked inputs": (np.ma.masked_equal(IMAGES, IMAGES[0, 0, 0]), LABELS),
+    "masked labels": (IMAGES, np.ma.masked_equal(LABELS, 0)),
+    "a tensor of bfloat16": (torch.zeros(150, 4, 4, dtype=torch.bfloat16), LABELS),
     "a label that is none": [(IMAGES[0], "cat")],
     "a label beyond": [(IMAGES[0], 1), (IMAGES[1], 7)],
 }
