@@ -34,7 +34,7 @@ class EvaluationExamples(Examples):
     _class_of: Int64[np.ndarray, " own"] | None = None
     """The transfer set's class of each class of this set; None where the numbers are the same."""
 
-    def __init__(self, experiment: Experiment, rows: Examples) -> None:
+    def __init__(self, experiment: Experiment, rows: TransferRows) -> None:
         """Open the evaluation set of an experiment. rows: the transfer set.
 
         Raises ConfigError for an experiment without one; BadDataError for a set without labels, and for classes that are
@@ -51,7 +51,9 @@ class EvaluationExamples(Examples):
         self._made_of = experiment, rows
         super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
         # Networks get views, which may be cast.
-        shown = first_views(experiment, rows) if isinstance(rows, TransferRows) else rows.a_few
+        shown = first_views(experiment, rows)
+        self.shape_of_views = shown.shape[1:]
+        """Shape of the transfer set's inputs as networks get them, in view 0."""
         if _kind(self.first) != _kind(shown):
             raise BadDataError(
                 self.where,
@@ -100,18 +102,14 @@ def _kind(inputs: Shaped[np.ndarray, "..."]) -> str:
     return "uint8" if inputs.dtype == np.uint8 else inputs.dtype.kind.replace("u", "i")
 
 
-def warn_if_unlike(examples: Examples, rows: Examples, shape: tuple[int, ...] | None = None) -> None:
-    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set.
-
-    shape: of the transfer set's inputs as networks get them, in view 0; by default that of its rows.
-    """
-    shape = rows.first.shape if shape is None else shape
-    if examples.first.shape != shape:
+def warn_if_unlike(examples: EvaluationExamples, rows: Examples) -> None:
+    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set."""
+    if examples.first.shape != examples.shape_of_views:
         log.warning(
             "%s: inputs of shape %s, those of the transfer set have %s",
             examples.where,
             examples.first.shape,
-            shape,
+            examples.shape_of_views,
         )
     (mean, deviation), (expected, usual) = _moments(examples), _moments(rows)
     is_number = examples.first.dtype.kind in "fu" and _kind(examples.first) == _kind(rows.first)

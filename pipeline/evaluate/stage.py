@@ -53,7 +53,7 @@ def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> lis
     missing = scores.missing(found)
     if missing:
         check_repeatable(examples)
-        warn_if_unlike(examples, work.rows, work.shown_few.shape[1:])
+        warn_if_unlike(examples, work.rows)
         scorer = _Scorer(work, examples)
         for number, subject in enumerate(missing):
             scores.put(subject, scorer.score(subject))

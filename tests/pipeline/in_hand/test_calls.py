@@ -12,7 +12,7 @@ from support.experiments import BATCH_SIZE, BLOCK_ROWS, VIEWS, Recorder, content
 from support.hands import Darker, Net, Pictures, cached, distilled
 
 import logitstore
-from logitstore.pipeline.augment import shift
+from logitstore.pipeline.augment import random_resized_crop, shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
 from logitstore.pipeline.models.weights import load_weights
@@ -180,6 +180,22 @@ def test_a_student_of_labels_alone_needs_no_teacher(tmp_path: Path) -> None:
     assert not student.training
     other = distilled(tmp_path, loss={"name": "dkd", "beta": 2.0}, checkpoint=None, rows=0.5, ema=0.9)
     assert not torch.equal(student.first.weight, other.first.weight)
+
+
+def test_examples_of_the_shape_of_the_views_are_scored_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = Pictures(40, 2)
+    settings: dict[str, Any] = {
+        "augment": random_resized_crop((2, 8)),
+        "evaluation": (pictures.images.reshape(-1, 2, 8), pictures.targets),
+    }
+    cached(tmp_path, first_view=0, **settings)
+    distilled(tmp_path, **settings)
+    assert "of shape" not in caplog.text
+    # Negative control: images of the shape that the views are made from.
+    distilled(tmp_path, **settings | {"evaluation": pictures})
+    assert "inputs of shape (4, 4), those of the transfer set have (2, 8)" in caplog.text
 
 
 def test_scores_are_those_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
