@@ -226,22 +226,30 @@ class Examples:
         Raises BadDataError for inputs of different shapes or dtypes, or of a dtype outside `INPUT_DTYPES`, and for a label
         that is no class.
         """
-        items = fetch_items(self.dataset, indices)
-        inputs = read_inputs(items, indices, self.where)
-        if inputs.dtype.name not in INPUT_DTYPES:
-            raise BadDataError(
-                f"{self.where}, example {indices[0]}",
-                expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
-                found=inputs.dtype.name,
-                remedy="cast them in the data set, fractions to float32",
-            )
-        names = self.class_names or ()
-        classes = len(names) or self._stated or 0
-        labels = np.empty(len(items), dtype=np.int64)
-        for position, (index, item) in enumerate(zip(indices, items, strict=True)):
-            place = f"{self.where}, example {index}"
-            labels[position] = class_number(split_item(item, place).label, place, names, classes)
-        return inputs, labels
+        items, names = fetch_items(self.dataset, indices), self.class_names or ()
+        return read_examples(items, indices, self.where, names, len(names) or self._stated or 0)
+
+
+def read_examples(
+    items: Sequence[Any], indices: Sequence[int], where: str, class_names: Sequence[str], num_classes: int
+) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
+    """Return inputs and labels of some items of a data set. Raises BadDataError as `Examples.fetch`.
+
+    where: the set in messages. num_classes: 0 if it is not known.
+    """
+    inputs = read_inputs(items, indices, where)
+    if inputs.dtype.name not in INPUT_DTYPES:
+        raise BadDataError(
+            f"{where}, example {indices[0]}",
+            expected=f"inputs of dtype {', '.join(INPUT_DTYPES[:-1])} or {INPUT_DTYPES[-1]}",
+            found=inputs.dtype.name,
+            remedy="cast them in the data set, fractions to float32",
+        )
+    labels = np.empty(len(items), dtype=np.int64)
+    for position, (index, item) in enumerate(zip(indices, items, strict=True)):
+        place = f"{where}, example {index}"
+        labels[position] = class_number(split_item(item, place).label, place, class_names, num_classes)
+    return inputs, labels
 
 
 def set_identity(examples: Examples) -> str | dict[str, Any]:

@@ -4,13 +4,13 @@ Inputs, labels, shapes and dtypes are checked as `cache` would check them, and n
 are decoded by threads. Other sets are read by one thread in order, since they may not be safe for several.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...storage.errors import LogitStoreError
 from ...storage.progress import Progress, silent
-from ...storage.stream.items import class_number, fetch_items, read_inputs, split_item
+from ...storage.stream.items import fetch_items
 from ..datasets.arrays import TransferSet as MapStyle
 from ..datasets.bad_files import Problems
 from ..datasets.class_names import names_of
@@ -19,6 +19,7 @@ from ..experiment.document import Experiment
 from ..experiment.tables import EvaluationSet, TransferSet
 from ..factories.call import expect_dataset
 from ..factories.products import product_of
+from ..transfer import read_examples
 
 _CHUNK_ROWS = 256
 """Examples that are fetched together."""
@@ -57,7 +58,7 @@ def _scan(table: TransferSet | EvaluationSet, base: Path, where: str, progress: 
 def _errors(dataset: Any, where: str, given: int | None) -> Iterator[LogitStoreError | None]:
     """Yield the error of each example, or None. given: number of classes in the table of the experiment."""
     names = names_of(dataset, where) or ()
-    expected: tuple[int, Any] | None = None
+    good: dict[int, Any] = {}  # the first good example, which each other one is read with
     for start in range(0, len(dataset), _CHUNK_ROWS):
         indices = list(range(start, min(start + _CHUNK_ROWS, len(dataset))))
         try:
@@ -68,27 +69,10 @@ def _errors(dataset: Any, where: str, given: int | None) -> Iterator[LogitStoreE
         for index in indices:
             try:
                 item = fetch_items(dataset, [index])[0] if items is None else items[index - start]
-                expected = _checked(index, item, where, names, given, expected)
+                both = good | {index: item}
+                read_examples([*both.values()], [*both], where, names, len(names) or given or 0)
             except LogitStoreError as error:
                 yield error
             else:
+                good = good or both
                 yield None
-
-
-def _checked(
-    index: int,
-    item: Any,
-    where: str,
-    names: Sequence[str],
-    given: int | None,
-    expected: tuple[int, Any] | None,
-) -> tuple[int, Any]:
-    """Check an example; return the index and the item of the first good one. Raises BadDataError."""
-    place = f"{where}, example {index}"
-    class_number(split_item(item, place).label, place, names, len(names) or given or 0)
-    if expected is None:
-        read_inputs([item], [index], where)
-        return index, item
-    # The first good example comes first, so that the other one is named.
-    read_inputs([expected[1], item], [expected[0], index], where)
-    return expected

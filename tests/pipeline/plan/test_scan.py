@@ -127,6 +127,16 @@ def test_sets_of_ones_own_are_read_one_by_one_where_they_fail(folder: Path) -> N
     assert calls[-1] == ("scanning transfer_set", 600, 600)
 
 
+def test_inputs_of_a_dtype_that_no_store_holds_are_listed(folder: Path) -> None:
+    (folder / "sets.py").write_text(
+        SETS.replace("np.float32 if index != 599 else np.float16", "np.complex64")
+    )
+    with pytest.raises(BadDataError) as caught:
+        scan_sets(load_experiment(small.write_experiment(folder, OWN)))
+    assert "example 1: expected inputs of dtype" in caught.value.__notes__[0]
+    assert caught.value.__notes__[-1].endswith("600 of 600 examples cannot be used")
+
+
 def test_what_is_no_data_set_is_refused(folder: Path) -> None:
     (folder / "sets.py").write_text(SETS)
     change: Any = (OWN[0], OWN[1].replace("made", "nothing"))
