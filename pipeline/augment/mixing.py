@@ -34,29 +34,45 @@ _LARGEST_ALPHA: Final = 1000.0
 
 
 @dataclass(frozen=True)
-class Mixup:
-    """Mixes each input with that of another row."""
+class _Mixture:
+    """The draws of both mixtures: the partner of a row by its first word, its own share by the second."""
 
     alpha: float = 1.0
-    """The share is drawn from Beta(alpha, alpha), which is uniform for 1."""
+    """The share of the row itself is drawn from Beta(alpha, alpha), which is uniform for 1."""
     among: int = 1024
     """Number of neighbouring rows of the store among which a partner is drawn."""
 
-    num_words = 2
-
     def partners(
-        self, rows: Int64[np.ndarray, " rows"], words: UInt64[np.ndarray, "rows 2"], num_rows: int
+        self, rows: Int64[np.ndarray, " rows"], words: UInt64[np.ndarray, "rows words"], num_rows: int
     ) -> Int64[np.ndarray, " rows"]:
         """Return the partner of each row: another row of the same group, each equally likely.
 
         Groups are the `among` rows from 0, from `among`, …; the last rows draw among the last `among` of the store.
         In a store of one row, the row is its own partner.
         """
-        return _partners(rows, words, num_rows, self.among)
+        size = min(self.among, num_rows)
+        first: NDArray[np.int64] = np.minimum(rows // size * size, num_rows - size)
+        if size == 1:
+            return first
+        drawn: NDArray[np.int64] = first + (words[:, 0] % np.uint64(size - 1)).astype(np.int64)
+        drawn += drawn >= rows
+        return drawn
+
+    def _shares(self, words: UInt64[np.ndarray, "rows words"]) -> Int64[np.ndarray, " rows"]:
+        """Return the share of each row, in units of 1/8192."""
+        cells: NDArray[np.int64] = np.searchsorted(_beta_cells(self.alpha), words[:, 1], side="right")
+        return 2 * cells + 1
+
+
+@dataclass(frozen=True)
+class Mixup(_Mixture):
+    """Mixes each input with that of another row."""
+
+    num_words = 2
 
     def shares(self, words: UInt64[np.ndarray, "rows 2"]) -> Int64[np.ndarray, " rows"]:
         """Return the weight of each row's own input in its mixture, in units of 1/8192."""
-        return _shares(words, self.alpha)
+        return self._shares(words)
 
     def of_pairs(
         self, inputs: NDArray[Any], partners: NDArray[Any], words: NDArray[np.uint64]
@@ -79,21 +95,10 @@ class Mixup:
 
 
 @dataclass(frozen=True)
-class Cutmix:
+class Cutmix(_Mixture):
     """Replaces a box of each image by the same box of another row's."""
 
-    alpha: float = 1.0
-    """The share of the row's own pixels is drawn from Beta(alpha, alpha), which is uniform for 1."""
-    among: int = 1024
-    """Number of neighbouring rows of the store among which a partner is drawn."""
-
     num_words = 4
-
-    def partners(
-        self, rows: Int64[np.ndarray, " rows"], words: UInt64[np.ndarray, "rows 4"], num_rows: int
-    ) -> Int64[np.ndarray, " rows"]:
-        """Return the partner of each row, as that of `Mixup`."""
-        return _partners(rows, words, num_rows, self.among)
 
     def boxes(
         self, words: UInt64[np.ndarray, "rows 4"], height: int, width: int
@@ -103,7 +108,7 @@ class Cutmix:
         Its sides are those of the image, times the root of the partner's share. Its centre is drawn uniformly from the
         pixels, and the box is clipped at the borders.
         """
-        sides = np.sqrt((_WHOLE - _shares(words, self.alpha)) / _WHOLE)  # a correctly rounded root
+        sides = np.sqrt((_WHOLE - self._shares(words)) / _WHOLE)  # a correctly rounded root
         made = np.empty((len(words), 4), np.int64)
         for place, (length, drawn) in enumerate(((height, words[:, 2]), (width, words[:, 3]))):
             side = (sides * length).astype(np.int64)
@@ -173,25 +178,6 @@ def cutmix(alpha: float = 1.0, among: int = 1024) -> Cutmix:
     """
     _check_arguments(alpha, among, "augmentation cutmix")
     return Cutmix(alpha, among)
-
-
-def _partners(
-    rows: NDArray[np.int64], words: NDArray[np.uint64], num_rows: int, among: int
-) -> NDArray[np.int64]:
-    """Return the partner of each row by its first word, as `Mixup.partners`."""
-    size = min(among, num_rows)
-    first: NDArray[np.int64] = np.minimum(rows // size * size, num_rows - size)
-    if size == 1:
-        return first
-    drawn: NDArray[np.int64] = first + (words[:, 0] % np.uint64(size - 1)).astype(np.int64)
-    drawn += drawn >= rows
-    return drawn
-
-
-def _shares(words: NDArray[np.uint64], alpha: float) -> NDArray[np.int64]:
-    """Return the share of each row by its second word, in units of 1/8192."""
-    cells: NDArray[np.int64] = np.searchsorted(_beta_cells(alpha), words[:, 1], side="right")
-    return 2 * cells + 1
 
 
 def _check_arguments(alpha: float, among: int, where: str) -> None:
