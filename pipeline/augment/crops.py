@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...storage.errors import ConfigError
+from .rows import of_one
 from .versions import source_version
 
 _WHERE: Final = "augmentation random_resized_crop"
@@ -53,9 +54,7 @@ class RandomResizedCrop:
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return the view of one image."""
-        words = np.asarray(generator.bit_generator.random_raw(_WORDS), dtype=np.uint64)
-        made: np.ndarray = self.of_block(example[None], words[None])[0]
-        return made
+        return of_one(self, example, generator)
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         """Return the view of each image, of the same dtype, by its own words.

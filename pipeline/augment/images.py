@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ...storage.errors import ConfigError
+from .rows import of_one
 from .versions import source_version
 
 _AS_OF_ONE_FILE: Final = "sha256:bee4234354f85279599de43091e0c2905784751152514d2909783a265e545b45"
@@ -52,7 +53,7 @@ class Shift:
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Move the last two axes, height and width, of an image (…, height, width) of any dtype."""
-        return _of_one(self, example, generator)
+        return of_one(self, example, generator)
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         """Move each image (rows, …, height, width) by its own two words."""
@@ -75,7 +76,7 @@ class CropFlip:
 
     def __call__(self, example: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Cut and flip the last two axes, height and width, of an image (…, height, width) of any dtype."""
-        return _of_one(self, example, generator)
+        return of_one(self, example, generator)
 
     def of_block(self, inputs: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
         """Cut and flip each image (rows, …, height, width) by its own three words."""
@@ -187,14 +188,6 @@ def _overlap(distance: int, length: int) -> slice:
     (slice(2, 5, None), slice(0, 3, None), slice(5, 5, None))
     """
     return slice(min(max(distance, 0), length), min(max(length + distance, 0), length))
-
-
-def _of_one(
-    augmentation: Shift | CropFlip, example: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    words = np.asarray(generator.bit_generator.random_raw(augmentation.num_words), dtype=np.uint64)
-    made: np.ndarray = augmentation.of_block(example[None], words[None])[0]
-    return made
 
 
 def _check_arguments(pixels: int, fill: float, where: str) -> None:

@@ -206,6 +206,15 @@ def _inputs_of(
     return _read_only(partners)
 
 
+def of_one(
+    augmentation: BlockAugmentation, example: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the view of one input, as that of a block of one."""
+    words = np.asarray(generator.bit_generator.random_raw(augmentation.num_words), dtype=np.uint64)
+    made: np.ndarray = augmentation.of_block(example[None], words[None])[0]
+    return made
+
+
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     shown = array.view()
     shown.flags.writeable = False
