@@ -293,6 +293,15 @@ _NO_MEMORY: Final = (
 """Words of exceptions, in lower case, that libraries raise in the place of MemoryError."""
 
 
+def described(error: BaseException) -> str:
+    """Put an exception's type and text on one line.
+
+    >>> described(ValueError("two\\n lines"))
+    'ValueError: two lines'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def is_short_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that the memory of this machine, or of this process, is used up.
 

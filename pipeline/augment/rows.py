@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
-from ...storage.errors import ConfigError, FactoryError, LogitStoreError
+from ...storage.errors import ConfigError, FactoryError, LogitStoreError, described
 from ...storage.random import raw_words, row_generator
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -230,7 +230,7 @@ def _checked(make: Callable[[], Any], dtype: np.dtype[Any], where: str) -> NDArr
         raise FactoryError(
             where,
             expected="an augmented input",
-            found=f"an error, {type(error).__name__}: {' '.join(str(error).split())}",
+            found=f"an error, {described(error)}",
             remedy="correct the augmentation",
         ) from error
     if made.dtype != dtype:

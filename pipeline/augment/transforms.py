@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...storage.errors import ConfigError, FactoryError
+from ...storage.errors import ConfigError, FactoryError, described
 from .versions import source_version
 
 Given = Literal["pil", "tensor", "array"]
@@ -100,7 +100,7 @@ class Seeded:
                 raise FactoryError(
                     _WHERE,
                     expected=f"a transform of {_KINDS[self.takes]}",
-                    found=f"an error, {type(error).__name__}: {' '.join(str(error).split())}",
+                    found=f"an error, {described(error)}",
                     remedy="correct the transform, or set given to 'pil', 'tensor' or 'array' as it takes images",
                 ) from error
         view = self._layout(_as_array(result), example.ndim)
@@ -224,7 +224,7 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9, channels: str = "first") 
         raise ConfigError(
             where,
             expected="torchvision, whose RandAugment it is",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            found=described(error),
             remedy="install torchvision",
         ) from error
     return seeded(transforms.RandAugment(num_ops, magnitude), given="pil", channels=channels)
@@ -250,7 +250,7 @@ def _named(name: str, args: Mapping[str, Any]) -> Callable[..., Any]:
         raise FactoryError(
             where,
             expected="a transform, or a function that returns one",
-            found=f"an error, {type(error).__name__}: {' '.join(str(error).split())}",
+            found=f"an error, {described(error)}",
             remedy="correct the name or its args",
         ) from error
     if not callable(made) or (args and not makes):

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from ...storage.errors import BadDataError
+from ...storage.errors import BadDataError, described
 from .class_names import as_names, checked_class_names
 from .selection import omitted_numbers, select
 
@@ -184,7 +184,7 @@ def arrays(
         raise BadDataError(
             where,
             expected="an .npz file of plain arrays",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            found=described(error),
             remedy="write it with numpy.savez, without object arrays",
         ) from error
     if missing:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ...storage.errors import BadDataError, ConfigError, LogitStoreError
-from .image_files import FORMATS, described, suffix_of
+from ...storage.errors import BadDataError, ConfigError, LogitStoreError, described
+from .image_files import FORMATS, suffix_of
 
 log = logging.getLogger(__name__)
 _BY_CONTENT: Final = sorted({*FORMATS.values()} - {"TGA"})

@@ -21,7 +21,7 @@ from typing import Final
 
 from PIL import features
 
-from ...storage.errors import BadDataError
+from ...storage.errors import BadDataError, described
 
 log = logging.getLogger(__name__)
 MAX_BYTES: Final = 1 << 28
@@ -306,11 +306,6 @@ def warn_of_skipped(root: str, skipped: Mapping[str, str], total: int) -> None:
     )
     for name, reason in skipped.items():
         log.info("%s: %s is left out: %s", root, name, reason)
-
-
-def described(error: BaseException) -> str:
-    """Put an error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Walk:

@@ -22,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ...storage.errors import BadDataError
+from ...storage.errors import BadDataError, described
 from .arrays import Example
 from .bad_files import READABLE, in_threads, key_of, skipped_files
 from .class_names import checked_class_names
 from .decoding import Decoder, Orientation, as_pixels, colour_of
-from .image_files import FolderFiles, ZipFiles, check_forms, described, list_images, warn_of_skipped
+from .image_files import FolderFiles, ZipFiles, check_forms, list_images, warn_of_skipped
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from ...storage.errors import BadDataError, ConfigError, MissingPackage
+from ...storage.errors import BadDataError, ConfigError, MissingPackage, described
 from ...storage.stream.items import describe, fetch_items, listed_labels
 from .arrays import Example
 from .class_names import all_texts, names_of
@@ -199,7 +199,7 @@ def torchvision(
         raise BadDataError(
             str(root),
             expected=f"the files of {name}",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+            found=described(error)[:200],
             remedy=f"fetch them once: torchvision.datasets.{name}(root, download=True), where it can",
         ) from error
     return pil_images(
@@ -263,7 +263,7 @@ def hugging_face(
         raise BadDataError(
             str(path),
             expected="a data set that the library `datasets` can read",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+            found=described(error)[:200],
             remedy="save the set once: dataset.save_to_disk(path)",
         ) from error
     if isinstance(loaded, Mapping):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, described
 from ...storage.stream.forgotten_ranks import warn_of_forgotten_ranks
 from ...storage.stream.stream import Iteration, Stream
 from ..runtime.ahead import run_ahead
@@ -223,7 +223,7 @@ class TorchStream(IterableDataset[TorchBatch]):
                 raise ConfigError(
                     "a stream for the workers of a DataLoader",
                     expected="a transfer set and an augmentation that can be pickled",
-                    found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+                    found=described(error),
                     remedy="open files in `__getitem__`, define functions at the top of a module, or use num_workers=0",
                 ) from error
         return {**self.__dict__, "_share": None, "_resume": None}
