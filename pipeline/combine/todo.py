@@ -16,6 +16,7 @@ from ...storage.errors import ConfigError, NameTaken, SpecMismatch
 from ...storage.format.documents import check_name
 from ...storage.identity import check_same
 from ...storage.parts.same_inputs import check_same_inputs
+from ...storage.parts.sealed_part import Spec
 from ..experiment.tables import Combine
 from .experts import Experts, check_columns
 from .solve import check_settings
@@ -317,19 +318,16 @@ _OF_EXPERIMENT: Final = {
 }
 
 
-def _written(store: Store, table: Combine) -> dict[str, Any] | None:
-    """Return the combination that the capture of an experiment's name states; None without such a capture."""
-    spec = store.find_spec(f"teachers/{table.name}")
-    if spec is None:
-        return None
+def _written(spec: Spec) -> dict[str, Any]:
+    """Return the combination that the capture of an experiment's name states."""
     written = spec.identity.get(COMBINATION)
     return dict(written) if isinstance(written, Mapping) else {}
 
 
 def check_combined_names(store: Store, table: Combine, specialists: Sequence[str]) -> None:
     """Compare the specialists' names with those combined already, before one is trained. Raises SpecMismatch."""
-    if (written := _written(store, table)) is not None:
-        theirs = written.get("specialists")
+    if (spec := store.find_spec(f"teachers/{table.name}")) is not None:
+        theirs = _written(spec).get("specialists")
         seals = _seals(theirs)
         ours = [{"capture": name, "seal": seals.get(name)} for name in specialists]
         check_same_specialists(f"{store.path}: teachers/{table.name}", ours, theirs, **_OF_EXPERIMENT)
@@ -340,9 +338,9 @@ def needs_combination(store: Store, table: Combine, generalist: str, specialists
 
     Raises SpecMismatch if its name is another combination's.
     """
-    written, spec = _written(store, table), store.find_spec(f"teachers/{table.name}")
-    if written is None or spec is None:
+    if (spec := store.find_spec(f"teachers/{table.name}")) is None:
         return True
+    written = _written(spec)
 
     def sealed(name: str) -> dict[str, str]:
         # Without opening the capture: one that lost metadata is made again before it is combined.
