@@ -34,7 +34,8 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
 """
 
 import errno
-from typing import ClassVar, Final
+from collections.abc import Sequence
+from typing import ClassVar, Final, TypeVar
 
 EX_USAGE = 64
 """A wrong command line or experiment file (sysexits.h)."""
@@ -74,6 +75,9 @@ class LogitStoreError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.where, self.expected, self.found, self.remedy)
+
+
+_Error = TypeVar("_Error", bound=LogitStoreError)
 
 
 def _rebuild(
@@ -291,6 +295,23 @@ _NO_MEMORY: Final = (
     "failed to map segment",
 )
 """Words of exceptions, in lower case, that libraries raise in the place of MemoryError."""
+
+
+MOST_LISTED: Final = 10
+"""Maximum number of errors that are listed together; the others are counted."""
+
+
+def with_notes(listed: Sequence[_Error], rest: str = "") -> _Error:
+    """Return the first of some errors, with the others as its notes (PEP 678). rest: a last note.
+
+    listed: at most `MOST_LISTED`. A remedy that they share stands in the first line alone.
+    """
+    first, *others = listed
+    for other in others:
+        first.add_note(str(other).removesuffix(f"; {first.remedy}"))
+    if rest:
+        first.add_note(rest)
+    return first
 
 
 def described(error: BaseException) -> str:

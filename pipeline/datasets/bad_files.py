@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from ...storage.errors import BadDataError, LogitStoreError
+from ...storage.errors import MOST_LISTED, BadDataError, LogitStoreError, with_notes
 from ...storage.progress import Progress, silent
 
-MOST_LISTED: Final = 10
-"""Maximum number of errors that are listed; the others are counted."""
 _AT_ONCE: Final = 1024
 """Items that are handed to the threads at a time."""
 _MOST_THREADS: Final = 16
@@ -50,14 +48,9 @@ class Problems:
         """Raise the first error, with the others as its notes, if there is one. scanned: number of all examples."""
         if not self.count:
             return
-        first, *others = self.first
-        for other in others:
-            # A remedy that they share stands in the first line alone.
-            first.add_note(str(other).removesuffix(f"; {first.remedy}"))
         more = self.count - len(self.first)
         shown = f"and {more:,} more: " if more else ""
-        first.add_note(f"{shown}{self.count:,} of {scanned:,} examples cannot be used")
-        raise first
+        raise with_notes(self.first, f"{shown}{self.count:,} of {scanned:,} examples cannot be used")
 
 
 def in_threads(function: Callable[[Given], Result], items: Sequence[Given]) -> Iterator[Result]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,15 +19,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from ...storage.errors import ConfigError
+from ...storage.errors import MOST_LISTED, ConfigError, with_notes
 from ..factories.call import suggest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of parts, teachers and students."""
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ITEM = TypeVar("_ITEM")
-_MOST_LINES: Final = 10
-"""Problems that are listed; of further ones, the number."""
 
 
 def problem(expected: str, found: str, remedy: str, key: str = "") -> PydanticCustomError:
@@ -246,14 +244,16 @@ def explain(error: ValidationError, where: str, table: type[Table]) -> ConfigErr
     """
     details = _without_echoes(error.errors(include_url=False), table)
     first, *others = [_line(detail, where, table) for detail in details]
-    if others:
-        first.remedy += f" ({len(others)} more problem{'s' if len(others) > 1 else ''} after this one)"
-        first.args = (first.where, first.expected, first.found, first.remedy)
-    for line in others[: _MOST_LINES - 1]:
-        first.add_note(str(line))
-    if more := len(others[_MOST_LINES - 1 :]):
-        first.add_note(f"{where}: {more} more problem{'s' if more > 1 else ''}")
-    return first
+    after = f" ({_more(len(others))} after this one)" if others else ""
+    whole = ConfigError(
+        first.where, expected=first.expected, found=first.found, remedy=f"{first.remedy}{after}"
+    )
+    beyond = len(details) - MOST_LISTED
+    return with_notes([whole, *others][:MOST_LISTED], f"{where}: {_more(beyond)}" if beyond > 0 else "")
+
+
+def _more(number: int) -> str:
+    return f"{number} more problem{'s' if number > 1 else ''}"
 
 
 def _without_echoes(details: list[ErrorDetails], table: type[Table]) -> list[ErrorDetails]:

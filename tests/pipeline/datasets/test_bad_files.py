@@ -16,7 +16,7 @@ from logitstore.pipeline.datasets import ImageFolder, bad_files, image_folder
 from logitstore.pipeline.experiment.document import load_experiment
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store
-from logitstore.storage.errors import BadDataError, SpecMismatch
+from logitstore.storage.errors import MOST_LISTED, BadDataError, SpecMismatch
 
 BAD = ("a/1.png", "b/0.png", "b/3.png")
 ROWS = 12
@@ -128,7 +128,7 @@ def test_a_set_of_bad_files_alone_is_refused(root: Path, sentence: Sentences) ->
     with pytest.raises(BadDataError) as caught:
         skipping(root)
     notes = caught.value.__notes__
-    assert len(notes) == bad_files.MOST_LISTED - 1 + 1
+    assert len(notes) == MOST_LISTED - 1 + 1
     sentence(notes[-1])
 
 
