@@ -46,6 +46,8 @@ _ARRAYS: Final = 4
 """Arrays of that size: logits, centred, decoded, and one more for a moment."""
 _SPARE: Final = 1 / 32
 """Share of the finest calibration row's step that an axis must reach to be kept: other rows may need finer ones."""
+_CONSTANT: Final = 1e-3
+"""Share of its largest number by which the numbers of an axis may differ that moves all classes alike."""
 _MOSTLY: Final = 7 / 8
 """Share of components with a code from which all are multiplied."""
 _MOST_TEMPERATURE: Final = 1000
@@ -153,6 +155,8 @@ class Transform:
         finest = step_factor(fine).min(initial=1.0) * basis.step
         used = extent > _SPARE * finest
         used[0] = True
+        # No softmax sees a constant, but the projection does: without that axis it would lay it on the others.
+        used |= np.ptp(basis.basis, axis=1) < _CONSTANT * np.abs(basis.basis).max(axis=1)
         # Rows unlike these may need every axis of a head. One without a code takes hardly a byte.
         kept = basis if isinstance(logits, FeatureLogits) else basis.some(used)
         return self.with_basis(kept.with_step(step))

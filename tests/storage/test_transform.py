@@ -192,6 +192,22 @@ def test_a_row_that_lost_its_largest_class_is_tried_at_the_next_steps() -> None:
     assert steps_beyond_the_least(0.1) < 0.6 * control
 
 
+@pytest.mark.parametrize(("classes", "max_kl", "seed"), [(2, 1e-3, 0), (3, 1e-2, 1), (4, 1e-2, 1)])
+def test_rows_of_few_classes_like_the_calibration_are_not_escaped(
+    classes: int, max_kl: float, seed: int
+) -> None:
+    """Their coarse rows hardly reach the axis on which all classes move alike, and the others stand askew to it."""
+    net = network(seed, classes, 12)
+    calibration = net(100, seed=2, scale=1.0)
+    encoding = Transform(max_kl).calibrated(calibration, "calibration")
+    for logits in (calibration, net(450, scale=1.0)):
+        assert (encoding.encode(logits, 0, "teacher")["refine"] != ESCAPED).all()
+    with mock.patch.object(transform, "_CONSTANT", 0.0):
+        without = Transform(max_kl).calibrated(calibration, "calibration")
+    control = without.encode(calibration, 0, "teacher")["refine"] == ESCAPED
+    assert control.mean() > 0.05
+
+
 def test_rows_that_the_budget_lets_pass_are_noticed() -> None:
     """Negative control of the guarantee: without the refinement, rows are beyond it."""
     logits = network()(300)
