@@ -11,7 +11,6 @@ from support import stores
 from support.messages import Sentences
 from support.stores import Teacher
 
-import logitstore
 from logitstore.pipeline.stream.torch_stream import TorchStream
 from logitstore.storage.api import Capture, Store, open_store
 from logitstore.storage.errors import ConfigError
@@ -149,7 +148,8 @@ def test_the_parts_of_a_store_have_a_line(store: Store) -> None:
 
 
 def test_teachers_are_completed(store: Store) -> None:
-    assert store.teachers._ipython_key_completions_() == ["deep", "wide"]  # type: ignore[attr-defined]
+    for one in (store, open_store(str(store.path))):
+        assert one.teachers._ipython_key_completions_() == ["deep", "wide"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["logitstore", "logitstore.pipeline", "logitstore.pipeline.models"])
@@ -157,7 +157,3 @@ def test_a_package_lists_its_public_names_alone(name: str) -> None:
     module = importlib.import_module(name)
     assert sorted(dir(module)) == sorted(module.__all__)
     assert all(getattr(module, one) is not None for one in module.__all__)
-
-
-def test_a_store_reopened_completes_too(store: Store) -> None:
-    assert dir(logitstore) and list(open_store(str(store.path)).teachers) == ["deep", "wide"]

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +78,34 @@ def test_what_is_written_is_read_within_the_budget(tmp_path: Path, kind: str, ma
     assert (np.exp(ln_p) * (ln_p - ln_q)).sum(axis=1).max() <= MAX_KL
 
 
-@pytest.mark.parametrize("masked", [-1e28, -1e29, -1e30, -1e31, -1e38])
-def test_no_mask_is_written_that_no_reader_takes(tmp_path: Path, masked: float) -> None:
+@pytest.mark.parametrize(
+    ("masked", "is_written"), [(-1e28, True), (-1e29, False), (-1e30, False), (-1e31, False), (-1e38, False)]
+)
+def test_no_mask_is_written_that_no_reader_takes(tmp_path: Path, masked: float, is_written: bool) -> None:
     logits = rows_of("dense", masked)
     try:
         store = write(tmp_path / "s", logits, logits)
     except BadLogitsError:
+        assert not is_written
         return
-    assert store.teachers["net"].read(slice(None)).shape == logits.shape
+    assert is_written and store.teachers["net"].read(slice(None)).shape == logits.shape
+
+
+def test_a_basis_whose_logits_no_reader_takes_is_refused(
+    tmp_path: Path, sentence: Callable[..., None]
+) -> None:
+    """Calibration rows are checked before; a basis that is brought along has none."""
+    logits = rows_of("dense", -1.0)
+    encoding = Transform(MAX_KL).calibrated(logits, "calibration")
+    assert encoding.basis is not None
+    for factor, is_written in ((1e20, True), (1e31, False)):
+        basis = replace(encoding.basis, centre=encoding.basis.centre * np.float32(factor))
+        store = create_store(tmp_path / f"{factor:g}", num_classes=CLASSES, digests=np.zeros(ROWS, np.uint64))
+        take = partial(store.capture, "net", provenance={}, encoding=replace(encoding, basis=basis))
+        if is_written:
+            assert take().missing_blocks()
+        else:
+            sentence(refused(BadLogitsError, take))
 
 
 def test_a_class_that_is_masked_by_an_infinity_is_told_what_to_do(

@@ -186,6 +186,10 @@ def test_the_numbers_do_not_follow_from_the_callers_decimal_context() -> None:
                 "'first' or 'last' as the inputs have them, or choose another augmentation"
             ),
         ),
+        (
+            lambda: augment_rows(STORE[:, :, :0], random_resized_crop(8), 0, 1, ROWS),
+            "expected images of at least one pixel, found inputs of shape (3, 0, 31); correct the data set",
+        ),
     ],
 )
 def test_bad_arguments_and_inputs_are_named(make: Callable[[], object], message: str) -> None:

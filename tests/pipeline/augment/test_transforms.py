@@ -265,6 +265,11 @@ def test_the_identity_of_a_capture_follows_the_file_of_the_transform(folder: Pat
     assert source("train") == source("kept") != before["train"]
 
 
+def without_generator(image: Any) -> Any:
+    """Return an image by an operation that draws from torch's global generator alone."""
+    return torch.native_dropout(torch.ones(3, 6, 7), 0.5, True)[0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -303,6 +308,10 @@ def test_the_identity_of_a_capture_follows_the_file_of_the_transform(folder: Pat
         (
             lambda: augment_rows(IMAGES[:, None], seeded(lambda image: image), 0, 1, ROWS),
             "found inputs of shape (1, 3, 6, 7); choose another augmentation",
+        ),
+        (
+            lambda: augment_rows(IMAGES, seeded(without_generator), 0, 1, ROWS),
+            "expected random operations of torch that take a generator, found aten.native_dropout.default; draw the",
         ),
         (lambda: rand_augment(magnitude=31), "expected magnitude from 0 to 30, found 31; correct magnitude"),
         (lambda: rand_augment(num_ops=-1), "expected num_ops of 0 or more, found -1; correct num_ops"),

@@ -4,20 +4,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from support import experiments, hands
 from support.children import apart
 from support.experiments import BATCH_SIZE, BLOCK_ROWS, VIEWS, Recorder, contents
 from support.hands import Darker, Net, Pictures, cached, distilled
+from torch import distributed
 
 import logitstore
 from logitstore.pipeline.augment import random_resized_crop, shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
 from logitstore.pipeline.models.weights import load_weights
+from logitstore.pipeline.runtime.session import session
 from logitstore.pipeline.trainer.checkpoints import Checkpoints
-from logitstore.storage.errors import BadDataError, ConfigError, RowMismatch, SpecMismatch
+from logitstore.storage.errors import BadDataError, ConfigError, PartNotFound, RowMismatch, SpecMismatch
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -245,7 +248,36 @@ def test_a_student_without_the_augmentation_is_refused(tmp_path: Path, sentence:
     sentence(missing.value)
 
 
+def test_a_store_without_a_teacher_or_inputs_is_refused(tmp_path: Path, sentence: Any) -> None:
+    """A capture of some classes is no teacher of all."""
+    store = logitstore.create_store(tmp_path / "s", num_classes=4, digests=np.zeros(9, np.uint64))
+    with store.capture("some", provenance={}, classes=[2, 0]) as capture:
+        for rows in capture.missing_blocks():
+            capture.write(rows, np.eye(2, dtype=np.float32)[np.zeros(len(rows), int)])
+    for call in (
+        lambda: logitstore.distill(store, Net(), lr=1e-2, epochs=1),
+        lambda: logitstore.cluster(store, clusters=2, classes_per_cluster=2),
+    ):
+        with pytest.raises(PartNotFound) as refused:
+            call()
+        sentence(refused.value)
+    cached(tmp_path, store_inputs=False)
+    with pytest.raises(ConfigError) as without_inputs:
+        distilled(tmp_path)
+    sentence(without_inputs.value)
+
+
 # Killed, and on several ranks
+
+
+def test_a_process_group_without_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, sentence: Any) -> None:
+    """A script on GPUs may have made one; that of `support.hands` has gloo, and is used."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(ConfigError) as refused, session():
+        pass
+    sentence(refused.value)
 
 
 def test_killed_calls_resume_to_the_same_bytes(memory_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Data sets as users have them: what is taken, and the one line for what is not."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.children import environment
 from support.hands import Darker, Net, Pictures, cached
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
@@ -135,6 +138,33 @@ def test_things_that_no_worker_can_have_are_refused(tmp_path: Path) -> None:
         cached(tmp_path, workers=2, augment=lambda image, generator: darker(image, generator))
     assert refused.value.where == "workers"
     assert "pickle" in refused.value.found
+
+
+SCRIPT = """
+import logitstore
+from support.children import environment
+from support.hands import Net, Pictures
+
+logitstore.cache("store.zarr", {"net": Net()}, Pictures(), workers=1, device="cpu")
+"""
+
+
+def test_a_script_that_calls_when_it_is_imported_is_told_of_the_guard(tmp_path: Path, sentence: Any) -> None:
+    """Each worker imports the script; `test_workers_prepare_the_same_bytes` is the control."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = subprocess.run(
+        [sys.executable, "script.py"],
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    # Of the worker; the call itself ends with the lost worker.
+    (line,) = [line for line in ended.stderr.splitlines() if "ConfigError: " in line]
+    sentence(line)
 
 
 def test_a_set_is_stated_by_its_class_alone() -> None:
