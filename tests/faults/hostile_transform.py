@@ -23,8 +23,8 @@ from .forge import SHOWN, UNREADABLE, Forge, Kinds, change_values
 
 KINDS: Final = Kinds()
 PART: Final = "teachers/plain"
-_SPEC: Final = f"{PART}/__logitstore__/spec.json"
-_GRID: Final = Grid(known.ROWS, known.BLOCK_ROWS)
+SPEC: Final = f"{PART}/__logitstore__/spec.json"
+GRID: Final = Grid(known.ROWS, known.BLOCK_ROWS)
 _ROWS: Final = ("plain: logits", "plain: dask", "stream")
 """Steps of the sandbox that decode rows."""
 _NAMED: Final = ("plain: provenance",)
@@ -36,19 +36,29 @@ def make(path: Any) -> None:
     known.write(known.begin(path), "plain")
 
 
-def note_basis(forge: Forge) -> None:
-    """Let the notes name the basis as it now is, by the page: the shape and the bytes of each array."""
+def digest_of(forge: Forge) -> str:
+    """Return the digest of the basis as it now is, by the page: its shape and its bytes, array by array."""
     total = hashlib.sha256()
     for name in BASIS:
         shape = json.loads(forge.file(f"{PART}/{name}/zarr.json").read_bytes())["shape"]
         (chunk,) = forge.file(f"{PART}/{name}").glob("c.*")
         total.update(json.dumps([name, shape]).encode() + chunk.read_bytes()[:-4])
-    note(forge, f"sha256:{total.hexdigest()}")
+    return f"sha256:{total.hexdigest()}"
 
 
 def note(forge: Forge, digest: Any) -> None:
-    """Let the notes hold anything in the place of the digest of the basis."""
-    forge.put(_SPEC, json.loads(forge.file(_SPEC).read_bytes()) | {"notes": {"basis": digest}})
+    """Let the notes hold anything in the place of the digest of the basis; None for nothing."""
+    notes = {} if digest is None else {"basis": digest}
+    forge.put(SPEC, json.loads(forge.file(SPEC).read_bytes()) | {"notes": notes})
+
+
+def lay(forge: Forge, name: str, *row_shape: int, **attributes: Any) -> None:
+    """Give an array of rows another shape in its metadata alone."""
+    layout = block_array(
+        TRANSFORM, name, {"error": "float16"}.get(name, "uint16"), GRID,
+        views=known.VIEWS, row_shape=row_shape, where=name, attributes=attributes,
+    )  # fmt: skip
+    forge.put(f"{PART}/{name}/zarr.json", layout.to_bytes())
 
 
 # Ranks and sizes, in metadata that are otherwise those of a writer
@@ -71,16 +81,7 @@ def _small(**shapes: tuple[int, ...]) -> Callable[[Forge], None]:
 
 def _rows(name: str, *row_shape: int, **attributes: Any) -> Callable[[Forge], None]:
     """Return a builder that gives the rows of an array another shape."""
-    dtype = {"error": "float16"}.get(name, "uint16")
-
-    def build(forge: Forge) -> None:
-        layout = block_array(
-            TRANSFORM, name, dtype, _GRID,
-            views=known.VIEWS, row_shape=row_shape, where=name, attributes=attributes,
-        )  # fmt: skip
-        forge.put(f"{PART}/{name}/zarr.json", layout.to_bytes())
-
-    return build
+    return lambda forge: lay(forge, name, *row_shape, **attributes)
 
 
 for _count in (1, 4, 2**14):
@@ -171,7 +172,7 @@ def _numbers(name: str, place: Any, value: float) -> Callable[[Forge], None]:
         values = known.known_basis().arrays()[name].copy()
         values[place] = value
         forge.small(PART, name, values.tobytes())
-        note_basis(forge)
+        note(forge, digest_of(forge))
 
     return build
 
@@ -192,7 +193,7 @@ for _digest in (7, "sha256:" + "0" * 64, "x" * 10_000):
         lambda forge, digest=_digest: note(forge, digest),
         differs=_NAMED,
     )
-KINDS.add("notes: no basis", lambda forge: forge.edit(_SPEC, notes={}), differs=_NAMED)
+KINDS.add("notes: no basis", lambda forge: note(forge, None), differs=_NAMED)
 
 
 @KINDS.one("a basis without the digest that would fit")

@@ -163,7 +163,7 @@ def test_a_call_that_fails_does_no_harm(name: str, share: int, tally: Tally) -> 
 
 def test_a_call_that_fails_while_a_basis_is_put_does_no_harm(tally: Tally) -> None:
     """Let every eleventh call fail, which meets all errors, once or for good; every call in `make test-deep`."""
-    with mock.patch.object(traces, "ENCODING", {"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}):
+    with mock.patch.object(traces, "ENCODING", traces.TRANSFORM):
         phase = Phase("capture with a basis")
         every = bool(scale(0, 1))
         faults = [fault for fault in faults_of(phase, every) if every or fault.number % 11 == 0]

@@ -61,14 +61,11 @@ def search(
     return tried, judge.num_distinct, [] if until else harm
 
 
-TRANSFORM: dict[str, Any] = {"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}
-
-
 @contextmanager
 def transformed() -> Iterator[None]:
     """Capture in the transform encoding, whose blocks rest on a basis."""
     with (
-        mock.patch.object(traces, "ENCODING", TRANSFORM),
+        mock.patch.object(traces, "ENCODING", traces.TRANSFORM),
         # Writers that take turns make all calls by their own threads, as those of plain blocks of this size do.
         mock.patch.object(part_writer, "_OVERLAP_BYTES", 1 << 30),
     ):

@@ -28,7 +28,9 @@ DIGESTS: Final = np.arange(ROWS, dtype=np.uint64) * 7
 VIEWS: Final = 2
 TEACHER: Final = "wide"
 ENCODING: Any = "float16"
-"""Encoding of the capture; a test may exchange it for a transform."""
+"""Encoding of the capture; a test may exchange it for `TRANSFORM`."""
+TRANSFORM: Final = {"transform": {"max_kl": 1e-2, "temperatures": [1.0]}}
+"""An encoding whose blocks rest on a basis."""
 
 
 def begin() -> Store:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.random_states import generator_states
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -68,18 +69,10 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
-def states() -> list[bytes]:
-    """The states of the generators of the process, but of `random`, which the check of types draws from."""
-    return [
-        torch.get_rng_state().numpy().tobytes(),
-        pickle.dumps(np.random.get_state()),
-    ]
-
-
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_is_replayed(name: str) -> None:
     make, settings = PIPELINES[name]
-    before = states()
+    before = generator_states()
     once = seeded(make(), **settings)
     again = pickle.loads(pickle.dumps(once))
     made = [
@@ -90,7 +83,7 @@ def test_a_pipeline_is_replayed(name: str) -> None:
     assert len({view.tobytes() for views in made for view in views}) == 2 * len(ROWS)
     alone = augment_rows(IMAGES[4:5], once, 3, 1, ROWS[4:5])
     assert np.array_equal(alone, made[0][4:5])
-    assert states() == before
+    assert generator_states() == before
 
 
 def test_a_network_that_draws_meanwhile_changes_nothing() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.divergences import kl
 from threadpoolctl import threadpool_limits
 
 from logitstore.storage.encodings import refine, transform
@@ -49,17 +50,6 @@ def oracle(stored: dict[str, NDArray[Any]], encoding: Transform) -> NDArray[np.f
         encoding.arrays(decoded.shape[1])[3].attributes["scale_factor"]
     )  # type: ignore[arg-type]
     return decoded
-
-
-def kl(exact: NDArray[Any], decoded: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Compute KL(softmax(exact/T) ‖ softmax(decoded/T)) in float64."""
-    logs = []
-    for z in (exact, decoded):
-        scaled = z.astype(np.float64) / temperature
-        scaled -= scaled.max(axis=1, keepdims=True)
-        logs.append(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
-    result: NDArray[np.float64] = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
-    return result
 
 
 def worst(exact: NDArray[Any], decoded: NDArray[Any], temperatures: tuple[float, ...]) -> float:

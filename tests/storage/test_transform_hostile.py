@@ -3,7 +3,6 @@
 Every digest of these stores fits, that of the basis included: only what a reader knows of the format stands in the way.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from faults.forge import Forge
+from faults.hostile_transform import PART, digest_of, lay, note
 from support import transformed as known
 
 from logitstore.storage.api import open_store
@@ -27,15 +27,10 @@ from logitstore.storage.errors import (
     UntrustedStoreError,
 )
 from logitstore.storage.format.constants import TRANSFORM
-from logitstore.storage.format.grid import Grid
-from logitstore.storage.format.layouts import BASIS, block_array, small_array
+from logitstore.storage.format.layouts import small_array
 from logitstore.storage.integrity.verify import CLEAN, verify
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
-
-PART = "teachers/plain"
-SPEC = f"{PART}/__logitstore__/spec.json"
-GRID = Grid(known.ROWS, known.BLOCK_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +49,6 @@ def forge(honest: Path, tmp_path: Path) -> Forge:
     """Make a copy whose digests can all be recomputed, as its maker could."""
     shutil.copytree(honest, tmp_path / "store")
     return Forge(tmp_path / "store")
-
-
-def digest_of(forge: Forge) -> str:
-    """Return the digest of the basis as it now is, by the page: its shape and its bytes, array by array."""
-    total = hashlib.sha256()
-    for name in BASIS:
-        shape = json.loads(forge.file(f"{PART}/{name}/zarr.json").read_bytes())["shape"]
-        (chunk,) = forge.file(f"{PART}/{name}").glob("c.*")
-        total.update(json.dumps([name, shape]).encode() + chunk.read_bytes()[:-4])
-    return f"sha256:{total.hexdigest()}"
-
-
-def note(forge: Forge, digest: Any) -> None:
-    """Let the notes name a basis; None for none."""
-    value = json.loads(forge.file(SPEC).read_bytes())
-    value["notes"] = {} if digest is None else {"basis": digest}
-    forge.put(SPEC, value)
-
-
-def lay(forge: Forge, name: str, *row_shape: int, **attributes: Any) -> None:
-    """Give an array of rows another shape in its metadata alone."""
-    layout = block_array(
-        TRANSFORM, name, {"error": "float16"}.get(name, "uint16"), GRID,
-        views=known.VIEWS, row_shape=row_shape, where=name, attributes=attributes,
-    )  # fmt: skip
-    forge.put(f"{PART}/{name}/zarr.json", layout.to_bytes())
 
 
 def lay_small(forge: Forge, name: str, *shape: int) -> None:

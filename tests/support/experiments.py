@@ -9,8 +9,10 @@ import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -152,6 +154,26 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@contextmanager
+def interrupted_capture(blocks: int) -> Iterator[None]:
+    """Expect that stage one, called inside, is interrupted when it has run some blocks."""
+    from logitstore.pipeline.cache.capture import CapturePass
+
+    genuine, calls = CapturePass._run, count(1)
+
+    def failing(self: Any, *block: Any) -> None:
+        if next(calls) > blocks:
+            raise KeyboardInterrupt
+        genuine(self, *block)
+
+    with mock.patch.object(CapturePass, "_run", failing):
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+    raise AssertionError(f"stage one ended within {blocks} blocks")
 
 
 def states(folder: Path) -> dict[str, FileState]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from logitstore import FeatureLogits, LinearHead
 from logitstore.storage.encodings.transform import Transform
+from support.divergences import kl
 
 CLASSES, FEATURES = 301, 24
 T = (1.0, 2.0, 4.0, 8.0)
@@ -27,17 +28,6 @@ def like(rows: int, seed: int = 1) -> NDArray[np.float32]:
 def unlike(rows: int, seed: int = 2) -> NDArray[np.float32]:
     """Return features of all directions."""
     return np.random.default_rng(seed).standard_normal((rows, FEATURES)).astype(np.float32) * 2
-
-
-def kl(exact: NDArray[Any], decoded: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Compute KL(softmax(exact/T) ‖ softmax(decoded/T)) in float64."""
-    logs = []
-    for z in (exact, decoded):
-        scaled = z.astype(np.float64) / temperature
-        scaled -= scaled.max(axis=1, keepdims=True)
-        logs.append(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
-    result: NDArray[np.float64] = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
-    return result
 
 
 def worst(exact: NDArray[Any], decoded: NDArray[Any]) -> float:

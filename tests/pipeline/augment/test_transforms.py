@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import experiments
 from support.experiments import document, parsed
+from support.random_states import generator_states
 
 from logitstore.pipeline.augment import augment_rows, rand_augment, seeded
 from logitstore.pipeline.augment.torch_draws import SeededDraws
@@ -56,17 +57,9 @@ class Drawn:
         return np.array([[DRAWS[self.kind]()] * 2])
 
 
-def states() -> list[bytes]:
-    """The states of the generators of the process, but of `random`, which the check of types draws from."""
-    return [
-        torch.get_rng_state().numpy().tobytes(),
-        pickle.dumps(np.random.get_state()),
-    ]
-
-
 @pytest.mark.parametrize("kind", DRAWS)
 def test_each_row_and_view_has_numbers_of_its_own_and_the_process_keeps_its_own(kind: str) -> None:
-    before = states()
+    before = generator_states()
     once = seeded(Drawn(kind), given="array", dtype="float64")
     again = pickle.loads(pickle.dumps(once))
     views = [
@@ -77,7 +70,7 @@ def test_each_row_and_view_has_numbers_of_its_own_and_the_process_keeps_its_own(
     assert len(numbers) > 35
     one = augment_rows(IMAGES[5:6], once, 3, 1, ROWS[5:6])
     assert one.tobytes() == views[0][5:6].tobytes()
-    assert states() == before
+    assert generator_states() == before
 
 
 def test_the_state_of_random_is_put_back_though_a_transform_fails() -> None:

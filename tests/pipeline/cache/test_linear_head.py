@@ -16,7 +16,7 @@ from support.children import apart
 from support.experiments import CLASSES, ROWS, SHAPE, VIEWS, contents, document, parsed
 from torch import Tensor, nn
 
-from logitstore.pipeline.cache import capture, linear_head, stage
+from logitstore.pipeline.cache import capture, linear_head
 from logitstore.pipeline.cache.capture import CapturePass
 from logitstore.pipeline.cache.linear_head import take_head
 from logitstore.pipeline.cache.monitor import Quality
@@ -365,22 +365,10 @@ def test_auto_is_the_same_capture_as_the_name_that_it_finds(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("head", ["head", "auto"])
-def test_a_capture_that_was_broken_off_ends_with_the_same_bytes(
-    folder: Path, head: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_that_was_broken_off_ends_with_the_same_bytes(folder: Path, head: str) -> None:
     whole = contents(captured(with_head(head), folder, "whole.zarr").root.path)
-    genuine, calls = stage.CapturePass._run, [0]  # type: ignore[attr-defined]
-
-    def failing(self: Any, name: str, shown: Any, block: Any) -> None:
-        calls[0] += 1
-        if calls[0] > 5:
-            raise KeyboardInterrupt
-        genuine(self, name, shown, block)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.CapturePass, "_run", failing)
-        with pytest.raises(KeyboardInterrupt):
-            captured(with_head(head), folder)
+    with experiments.interrupted_capture(5):
+        captured(with_head(head), folder)
     assert open_store(folder / "store.zarr").begun("teachers/wide") is not None
     assert contents(captured(with_head(head), folder).root.path) == whole
 
