@@ -60,17 +60,16 @@ def show_memory() -> None:
     dense = CLASSES * 4
     print(f"\n  {CLASSES:,} classes of {FEATURES} features, {MAX_KL:g}: a dense row takes {dense:,} bytes")
     print(f"  before: {peak_mib()} MiB, of which the head {head.weight.nbytes // MIB}")
-    made: list[Transform] = []
     rows = logits(CALIBRATION_ROWS)
     started = time.process_time()
-    made.append(Transform(MAX_KL).calibrated(rows, "benchmark"))
+    encoding = Transform(MAX_KL).calibrated(rows, "benchmark")
     print(
         f"  calibrated with {CALIBRATION_ROWS:,} rows ({CALIBRATION_ROWS * dense // MIB} MiB if they were dense): peak "
         f"{peak_mib()} MiB, {time.process_time() - started:.0f} CPU s"
     )
     rows = logits(ROWS)
     started = time.process_time()
-    made[0].encode(rows, 0, "benchmark")
+    encoding.encode(rows, 0, "benchmark")
     rate = ROWS / (time.process_time() - started)
     print(f"  encoded {ROWS:,} rows: peak {peak_mib()} MiB, {rate:.0f} rows a CPU second")
 

@@ -136,9 +136,7 @@ def make_store(
         path, class_names=rows.class_names, labels=labels, inputs=inputs, store_inputs=True
     )
     for name, encoding in encodings(logits).items():
-        needs_basis = isinstance(encoding, Mapping) and "transform" in encoding
-        calibration = drawn(logits) if needs_basis else None
-        with store.capture(name, provenance={}, encoding=encoding, calibration=calibration) as capture:
+        with store.capture(name, provenance={}, encoding=encoding, calibration=drawn(logits)) as capture:
             for block in capture.missing_blocks():
                 capture.write(block, logits[block.start : block.stop])
     return store

@@ -23,13 +23,13 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 from omniglot_variants import member_logits, view_logits
-from transform import CALIBRATION_ROWS, TEMPERATURES, data
+from transform import CALIBRATION_ROWS, data
 
 from logitstore.storage.encodings.basis import Basis
 from logitstore.storage.encodings.divergence import coarser_up, error_of_kl
 from logitstore.storage.encodings.products import one_thread, tiled_product
 from logitstore.storage.encodings.refine import ESCAPED, GUESS, Refined, Softened, refine_rows, step_factor
-from logitstore.storage.encodings.transform import Transform, zigzag
+from logitstore.storage.encodings.transform import TEMPERATURES, Transform, zigzag
 from logitstore.storage.format import codec
 from logitstore.storage.format.codec import COLUMNS, ZSTD, compress
 from logitstore.storage.random import philox_permutation
