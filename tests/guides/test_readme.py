@@ -79,6 +79,15 @@ def test_the_views_are_replayed(here: Path, capsys: pytest.CaptureFixture[str]) 
         run(VIEWS.replace("seed=0", "seed=1"))
 
 
+def test_the_loop_of_the_page_of_streams_runs(here: Path) -> None:
+    """It reads the store of the demo, too."""
+    page = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names = run(example)
+    assert names["state"] == names["stream"].state_dict()  # type: ignore[attr-defined]
+    assert set(names["batch"].logits) == {"wide", "conv"}  # type: ignore[attr-defined]
+
+
 def test_the_inference_loop_runs_and_its_store_is_whole(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
