@@ -228,15 +228,19 @@ def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation 
 def _as_in_a_file(augment: Any) -> InHand | None:
     """Describe an augmentation of ours by its factory and arguments; None for one that a file cannot state."""
     factory = _OURS.get(type(augment))
-    if factory is None or (isinstance(augment, Seeded) and not isinstance(augment.transform, str)):
+    if factory is None:
         return None
+    modules = set[str]()
+    if isinstance(augment, Seeded):
+        if not isinstance(augment.transform, str):
+            return None
+        modules = {augment.transform.partition(":")[0]}
     # Values that are the defaults are left out.
     usual = {
         one.name: one.default if one.default_factory is MISSING else one.default_factory()
         for one in fields(augment)
     }
     args = {name: value for name, default in usual.items() if (value := getattr(augment, name)) != default}
-    modules = {augment.transform.partition(":")[0]} if isinstance(augment, Seeded) else set[str]()
     return InHand(augment, factory, args, frozenset(modules), source=stated_source(factory, args))
 
 

@@ -112,7 +112,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
         network.eval()
         metrics = None
         if examples is not None and ranks.is_first:
-            warn_if_unlike(examples, work.rows, work.shown_few.shape[1:])
+            warn_if_unlike(examples, work.rows)
             place(network, work.choose_device())
             metrics = _metrics(network, examples, 512, f"student {asked.name!r}")
         ranks.wait()

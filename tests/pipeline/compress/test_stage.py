@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from logitstore.storage.format.constants import TEMPERATURES
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.fidelity import fidelity, percentile
 from logitstore.storage.parts.part_reader import PartReader
+from logitstore.storage.parts.writer import CaptureWriter
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -690,45 +691,53 @@ def test_a_peak_is_stored_as_it_is_given(store: Store) -> None:
     writer.close()
 
 
-def begun_by_threads(store: Store, monkeypatch: pytest.MonkeyPatch, *, lock: Any = None) -> int:
-    """How often a lock on the part was taken when four threads wrote its first blocks at once."""
-    taken = []
+class Several(Exception):
+    """A second thread takes the lock of the part."""
+
+
+def begun_by_threads(writer: CaptureWriter, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of several threads that write their first blocks at once go on to take the lock of the part."""
+    blocks = list(writer.missing_blocks())
+    taken, start, second = [], threading.Barrier(len(blocks)), threading.Event()
     take = Lease.take
 
-    def slow(lease: Lease) -> bool:
+    def waiting(lease: Lease) -> bool:
         taken.append(threading.get_ident())
-        time.sleep(0.05)
+        if len(taken) > 1:
+            second.set()
+        if second.wait(1.0):
+            raise Several
         return take(lease)
-
-    writer = store.capture("new", provenance={})
-    if lock is not None:
-        writer._beginning = lock
-    monkeypatch.setattr(Lease, "take", slow)
-    blocks = list(writer.missing_blocks())
-    start = threading.Barrier(len(blocks))
 
     def write(rows: range) -> None:
         start.wait()
-        writer.write(rows, peaked(len(rows), CLASSES))
+        with suppress(Several):
+            writer.write(rows, peaked(len(rows), CLASSES))
 
+    monkeypatch.setattr(Lease, "take", waiting)
     threads = [threading.Thread(target=write, args=(rows,)) for rows in blocks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    monkeypatch.setattr(Lease, "take", take)
-    assert writer.seal()
     return len(taken)
 
 
 def test_one_of_several_threads_begins_a_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert begun_by_threads(store, monkeypatch) == 1
+    writer = store.capture("new", provenance={})
+    assert begun_by_threads(writer, monkeypatch) == 1
+    monkeypatch.undo()
+    assert writer.seal()
     assert verify(store.path, deep=True).exit_code == 0
 
 
 def test_without_the_lock_several_would(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control."""
-    assert begun_by_threads(store, monkeypatch, lock=nullcontext()) > 1
+    writer = store.capture("new", provenance={})
+    writer._beginning = nullcontext()  # type: ignore[assignment]
+    assert begun_by_threads(writer, monkeypatch) > 1
+    monkeypatch.undo()
+    writer.close()
 
 
 # Blocks
