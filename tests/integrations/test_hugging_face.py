@@ -247,7 +247,9 @@ def test_a_folder_is_captured_and_each_of_its_files_is_compared(models: Path, ki
 
     moved = models / "elsewhere"
     (models / kind).rename(moved)
-    with mock.patch("logitstore.pipeline.cache.stage.load_teacher", side_effect=AssertionError("loaded")):
+    with mock.patch(
+        "logitstore.pipeline.cache.stage.load_without_head", side_effect=AssertionError("loaded")
+    ):
         again = experiment(models, hugging_face="elsewhere")
         captured(again, models / "out")  # nothing to do: where it lies makes no difference
         (moved / "README.md").write_text("a note")

@@ -70,7 +70,7 @@ def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def run_without_teachers(folder: Path) -> str:
     """Run it where no teacher may be loaded; what is said, empty where there is nothing to do."""
     no_teacher = mock.patch(
-        "logitstore.pipeline.cache.stage.load_teacher", side_effect=AssertionError("loaded")
+        "logitstore.pipeline.cache.stage.load_without_head", side_effect=AssertionError("loaded")
     )
     with no_teacher, mock.patch("os.fsync"):
         try:

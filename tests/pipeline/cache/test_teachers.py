@@ -351,7 +351,9 @@ def test_a_file_is_captured_and_another_one_is_refused_before_it_is_loaded(folde
     )
     made_by = store.teachers["line"].provenance["teacher"]
     assert made_by["weights"] == source_digests(folder / file)[0]
-    with mock.patch("logitstore.pipeline.cache.stage.load_teacher", side_effect=AssertionError("loaded")):
+    with mock.patch(
+        "logitstore.pipeline.cache.stage.load_without_head", side_effect=AssertionError("loaded")
+    ):
         captured(experiment, folder / "out")  # nothing to do
         (folder / file).write_bytes((folder / file).read_bytes() + b" ")
         with pytest.raises(SpecMismatch, match=r"teacher\.weights = 'sha256:"):
@@ -449,7 +451,7 @@ def test_names_that_say_nothing_are_said_not_to_be_compared(caplog: pytest.LogCa
 def test_another_order_of_classes_is_refused_before_the_teacher_is_loaded(folder: Path) -> None:
     write_exported(folder / "net.pt2", names=["a", "c", "b"])
     with (
-        mock.patch("logitstore.pipeline.cache.stage.load_teacher", side_effect=AssertionError("loaded")),
+        mock.patch("logitstore.pipeline.cache.stage.load_without_head", side_effect=AssertionError("loaded")),
         pytest.raises(
             BadDataError, match="expected 'b' as class 1, as in the transfer set, found 'c', class 2"
         ),
