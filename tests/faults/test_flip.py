@@ -19,7 +19,7 @@ PIECES = 4
 def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
-    count = scale(2_000, 20_000) // PIECES
+    count = scale(1_000, 20_000) // PIECES
     done = apart("faults.flip:flips", path=str(memory_path / "store.zarr"), seed=piece, count=count)
     assert done["classes"] == 11
     tally.reached("flip", count, "bits", done["harm"])
@@ -27,7 +27,7 @@ def test_a_flipped_bit_is_found_by_verify_and_by_the_reads_that_use_it(
 
 @pytest.mark.timeout(3600)
 def test_a_whole_store_raises_no_alarm(memory_path: Path, tally: Tally) -> None:
-    count = 1_000
+    count = scale(200, 1_000)
     alarms = apart("faults.flip:clean", folder=str(memory_path), count=count)
     tally.reached("flip", 0, "bits", alarms, clean_verifies=count)
 

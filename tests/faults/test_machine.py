@@ -16,7 +16,7 @@ PIECES = 4
 def test_no_order_of_events_loses_or_changes_what_was_acknowledged(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
-    count, steps = scale(200, 1_000) // PIECES, scale(50, 500)
+    count, steps = scale(100, 1_000) // PIECES, scale(50, 500)
     harm = []
     try:
         apart("faults.machine:examples", folder=str(memory_path), number=piece, count=count, steps=steps)

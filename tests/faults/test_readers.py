@@ -22,7 +22,7 @@ def _watch(tmp_path: Path, duration: float, **others: Any) -> dict[str, Any]:
 
 @pytest.mark.timeout(1200)
 def test_rows_are_absent_or_exact_and_only_ever_more(tmp_path: Path, tally: Tally) -> None:
-    seconds = scale(60, 600)
+    seconds = scale(30, 600)
     found = _watch(tmp_path, seconds, writers=4, readers=8, writer_pause=0.12, reader_pause=0.6)
     tally.reached(
         "readers",

@@ -31,7 +31,7 @@ ARRAYS = {
 def test_torn_shards_are_found_and_after_repair_and_another_run_the_store_is_the_same_bytes(
     memory_path: Path, tally: Tally, piece: int
 ) -> None:
-    count = scale(200, 800) // PIECES
+    count = scale(100, 800) // PIECES
     done = apart("faults.torn:tears", path=str(memory_path / "store.zarr"), seed=100 + piece, count=count)
     assert set(done["arrays"]) == ARRAYS
     tally.reached("torn", count, "shards", done["harm"], repairs=done["rounds"])
