@@ -17,6 +17,7 @@ FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.DOTALL 
 
 SMALLER = (
     ("per_class=2", "per_class=1"),
+    ("epochs=6", "epochs=4"),
     ("lr=3e-3, epochs=4", "lr=1e-2, epochs=1"),
     ("batch_size=128, views", "batch_size=128, rows=slice(0, 100), views"),
 )
