@@ -1,8 +1,11 @@
-"""Command lines and examples of pages that have no test file of their own.
+"""Command lines and names of all pages, and examples of pages that have no test file of their own.
 
-Every `logitstore …` line of every page is parsed by its command. Examples of the pages of stages run on small stores.
+Every `logitstore …` line of every page is parsed by its command. Every path, make target and dotted name is looked up.
+Examples of the pages of stages run on small stores.
 """
 
+import contextlib
+import importlib
 import inspect
 import re
 import runpy
@@ -78,6 +81,56 @@ def test_a_command_line_that_does_not_parse_is_noticed() -> None:
     assert [line is None for line in lines] == [False, False, False, True]
     every = [words for one in PAGES for words in commands(one.read_text(encoding="utf-8"))]
     assert len(every) > 50 and {words[0] for words in every} == set(COMMANDS)
+
+
+# Names
+
+FOLDERS = "storage|pipeline|cli|tests|docs|benchmarks|experiments"
+
+
+def has_attribute(name: str) -> bool:
+    """Return whether a dotted name is that of a module, or of something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            found: Any = importlib.import_module(".".join(parts[:end]))
+            break
+    else:
+        return False
+    for part in parts[end:]:
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+def stale(page: str) -> list[str]:
+    """Return the paths, make targets and names of the package that a page has and the project lacks."""
+    paths = re.findall(rf"(?:`|python )((?:{FOLDERS})/[\w./-]*\w)(?=[`\s])", page)
+    targets = re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    called = " ".join(re.findall(r"(?:`|^)make ([a-z][a-z -]*[a-z])", page, re.MULTILINE)).split()
+    dotted = set(re.findall(r"\blogitstore(?:[.:][A-Za-z_]\w*)+(?![\w*])", page))
+    names = {name for name in dotted if not name.endswith((".md", ".toml", ".zarr"))}
+    return [
+        *sorted({path for path in paths if not (ROOT / path).exists()}),
+        *sorted(set(called) - set(targets)),
+        *sorted(name for name in names if not has_attribute(name.replace(":", "."))),
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_paths_targets_and_names_of_a_page_are_there(page: Path) -> None:
+    assert stale(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_stale_name_is_noticed() -> None:
+    """Negative control."""
+    page = (
+        "`storage/api.py`, `tests/nowhere.py` and `python benchmarks/gone.py 4`, `make test` and `make tset`, "
+        "`logitstore.open_store`, `logitstore.pipeline.losses:Gone`, `logitstore.storage.gone.name`"
+    )
+    gone = ["logitstore.pipeline.losses:Gone", "logitstore.storage.gone.name"]
+    assert stale(page) == ["benchmarks/gone.py", "tests/nowhere.py", "tset", *gone]
 
 
 # Examples of stages
