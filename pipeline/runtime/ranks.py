@@ -87,11 +87,17 @@ class Ranks:
         return batch_size // self.size
 
     def device(self, name: str | None) -> str | None:
-        """Return the device of this rank: its own GPU if `name` is only "cuda" or there is a GPU by default."""
+        """Return the device of this rank: its own GPU if `name` is only "cuda" or there is a GPU by default.
+
+        A scheduler may show each process one GPU alone, which is then cuda:0 whatever the number of the process.
+        """
         import torch
 
         wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
-        return f"cuda:{self.local}" if self.size > 1 and wanted == "cuda" else name
+        if self.size == 1 or wanted != "cuda":
+            return name
+        visible = torch.cuda.device_count()
+        return f"cuda:{self.local % visible if visible else self.local}"
 
     def wrap(self, module: "nn.Module") -> "nn.Module":
         """Wrap a module so that its backward pass averages gradients over ranks; return it as is for one rank."""
