@@ -3,11 +3,13 @@
 A key that is added, renamed or dropped in a command fails here, until the table has it.
 """
 
+import doctest
 import importlib.util
 import json
 import re
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -135,19 +137,25 @@ def test_a_changed_key_or_type_is_noticed(outputs: dict[str, list[Any]]) -> None
     assert "$.captures[1].divergence[0]: the key 'bound' is missing" in problems(inner, SCHEMAS["inspect"])
 
 
-def made_schemas() -> dict[str, Any]:
-    """Return the schemas of the tables, by the script that writes them."""
+def script() -> ModuleType:
+    """Return the script that writes the schemas."""
     spec = importlib.util.spec_from_file_location("schemas", ROOT / "docs" / "site" / "schemas.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made: dict[str, Any] = module.schemas(PAGE)
-    return made
+    return module
 
 
 def test_the_schemas_are_those_of_the_tables() -> None:
-    made = {name.removesuffix(".json"): schema for name, schema in made_schemas().items()}
+    made = {name.removesuffix(".json"): schema for name, schema in script().schemas(PAGE).items()}
     assert made == SCHEMAS, "run `python docs/site/schemas.py`"
+
+
+def test_a_type_is_read_as_the_tables_write_it() -> None:
+    failed, tried = doctest.testmod(script())
+    assert (failed, tried > 1) == (0, True)
+    with pytest.raises(ValueError, match="expected a type, found 'strings'"):
+        script().schema_of("list of strings")
 
 
 def test_every_command_with_json_has_a_schema() -> None:

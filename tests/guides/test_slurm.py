@@ -50,7 +50,7 @@ esac
 ENDS_WITH = """#!/bin/bash
 # Ends with the codes of a file, one a call.
 code=$(head -n 1 codes)
-sed -i 1d codes
+tail -n +2 codes > rest && mv rest codes
 exit "$code"
 """
 
