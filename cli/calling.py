@@ -67,6 +67,17 @@ def opened_store(store: "Store | str | os.PathLike[str]") -> "Store":
     return store if isinstance(store, Store) else open_store(store)
 
 
+def as_stores(
+    given: "Store | str | os.PathLike[str] | Sequence[Store | str | os.PathLike[str]] | None",
+) -> "list[Store | str | os.PathLike[str]]":
+    """Return one store or several, or none, as a list."""
+    from ..storage.api import Store
+
+    if given is None:
+        return []
+    return [given] if isinstance(given, (Store, str, os.PathLike)) else list(given)
+
+
 def teacher_names(store: "Store") -> list[str]:
     """Return the captures that a stream reads by default: of networks, with all classes. Raises PartNotFound."""
     from ..storage.errors import PartNotFound

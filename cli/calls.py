@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..storage.extras import naming_extras
 from ..storage.progress import Progress
-from .calling import Call, as_weights, calling, opened_store, place_of, teacher_names
+from .calling import Call, as_stores, as_weights, calling, opened_store, place_of, teacher_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +54,7 @@ def cache(
     compile: bool = False,
     channels_last: bool = False,
     stop_below: float | None = None,
+    reuse: "Store | str | os.PathLike[str] | Sequence[Store | str | os.PathLike[str]] | None" = None,
     device: str | None = None,
     progress: "bool | Progress | None" = None,
 ) -> "Store":
@@ -89,6 +90,8 @@ def cache(
     compile: whether the networks go through `torch.compile`.
     channels_last: whether images and weights are laid out channels last.
     stop_below: accuracy, from 0 to 1, below which a teacher stops the call after its first labelled rows.
+    reuse: an earlier store, or several, as folder or URL: where the same network saw the same input, the logits are taken from
+        there, and the networks run on the other rows alone.
     device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
     progress: True to print progress and results, False for none, or a callback; by default on a terminal alone.
 
@@ -131,6 +134,7 @@ def cache(
             },
         )
         settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
+        settings["reuse"] = as_stores(reuse)
         work = Workspace.of_store(experiment, place_of(store), **settings)
         examples = None if evaluation is None else EvaluationExamples(experiment, work.rows)
         with kept_as_they_are(teachers.values()):
@@ -145,14 +149,12 @@ def cache(
 
 
 def _say_captured(call: Call, report: Any, made: "Store") -> None:
-    from .printing.stores import print_store
+    from .printing.stores import captured_line, print_store
     from .printing.text import nothing_to_do, print_text
 
     lines = []
     for name in report.captured:
-        tally = report.quality[name]
-        good = f"  ({tally.accuracy:.2%} right, {tally.nll:.3g} nats a row)" if tally.rows else ""
-        lines.append(f"captured  {name}{good}")
+        lines.append(captured_line(name, report.quality[name]))
     if not lines:
         kept = f"{', '.join(report.kept)} captured already and unchanged"
         lines.append(nothing_to_do(kept, report.compared))

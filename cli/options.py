@@ -216,6 +216,13 @@ calibration_seed_option = click.option(
     "--calibration-seed", type=int, metavar="N", help="Seed of that draw; 0 by default."
 )
 """calibration_seed: int | None, for `transform_named`."""
+reuse_option = click.option(
+    "--reuse",
+    multiple=True,
+    metavar="OLD_STORE",
+    help="Take rows of an earlier store, path or URL, where the same teacher saw the same input. May be repeated.",
+)
+"""reuse: tuple[str, ...]."""
 new_name_option = click.option(
     "--name", required=True, metavar="NEW", help="Name of the new capture in the store."
 )

@@ -1,6 +1,6 @@
 """Workspaces of the commands: an experiment and its store, with the device, progress and ranks of the call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,17 @@ from .printing.progress import show_progress
 if TYPE_CHECKING:
     from ..pipeline.workspace import Workspace
 
-_OF_ONE_RANK = {"experiment", "store", "models", "device"}
+_OF_ONE_RANK = {"experiment", "store", "models", "device", "reuse"}
 """Parameters that may differ between ranks: places, and a device of each."""
 
 
 @contextmanager
-def workspace(experiment: Path, store: str, models: Path | None, device: str | None) -> "Iterator[Workspace]":
+def workspace(
+    experiment: Path, store: str, models: Path | None, device: str | None, reuse: Sequence[str] = ()
+) -> "Iterator[Workspace]":
     """Yield the workspace of an experiment around a local store; every rank of a `torchrun` joins.
 
+    reuse: earlier stores.
     Raises SpecMismatch if the ranks run different commands or versions.
     """
     from ..pipeline.experiment.document import load_experiment
@@ -38,4 +41,6 @@ def workspace(experiment: Path, store: str, models: Path | None, device: str | N
             options = {key: value for key, value in call.params.items() if key not in _OF_ONE_RANK}
             ranks.agree({"logitstore": version("logitstore"), "command": call.info_name, "options": options})
         loaded, path = load_experiment(experiment), local_path(store)
-        yield Workspace.of_store(loaded, path, models, device=device, progress=progress, ranks=ranks)
+        yield Workspace.of_store(
+            loaded, path, models, device=device, progress=progress, ranks=ranks, reuse=reuse
+        )

@@ -142,7 +142,7 @@ def _tidy(work: Workspace) -> None:
 def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     """Do every stage of an experiment that is not done, and score every model.
 
-    out: the folder of the store, the models and the scores. settings: `device` and `progress` of the workspace. Raises
+    out: the folder of the store, the models and the scores. settings: `device`, `progress` and `reuse` of the workspace. Raises
     what a stage raises; called again, it resumes.
     """
     work = Workspace.of_folder(experiment, out, **settings)

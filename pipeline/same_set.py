@@ -57,7 +57,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
     )
     looked = rows.looked if rows.fingerprint is None else _listed(rows)
     if store.is_whole(SAMPLES):
-        _check_names(store, rows)
+        check_names(store, rows)
         if not np.array_equal(store.samples.source, rows.source):
             raise SpecMismatch(
                 f"{store.path}: {SAMPLES}/source",
@@ -182,8 +182,12 @@ def _check_column(
         )
 
 
-def _check_names(store: Store, rows: TransferRows) -> None:
-    """Refuse class names in another order, or others. Numbers in the place of names are not compared."""
+def check_names(
+    store: Store,
+    rows: TransferRows,
+    remedy: str = "give the transfer set the classes of the store, or make a new store (another --out)",
+) -> None:
+    """Refuse class names in another order, or others. Numbers in the place of names are not compared. Raises SpecMismatch."""
     ours, theirs, numbers = rows.class_names, store.class_names, [str(c) for c in range(store.num_classes)]
     if ours is None or numbers in (ours, theirs):
         return
@@ -193,7 +197,7 @@ def _check_names(store: Store, rows: TransferRows) -> None:
                 f"{store.path}: {SAMPLES}/class_name",
                 expected=f"{other!r} as class {number}, as in the store",
                 found=f"{own!r}" + (f", which is class {theirs.index(own)} there" if own in theirs else ""),
-                remedy="give the transfer set the classes of the store, or make a new store (another --out)",
+                remedy=remedy,
             )
 
 

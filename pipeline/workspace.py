@@ -1,6 +1,8 @@
 """The workspace of an experiment: its tables, the store and the models that they lead to, and how work is done."""
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +53,8 @@ class Workspace:
     """The processes that share the work; each of them calls the stage."""
     given_rows: TransferRows | None = None
     """The transfer set, if the caller has opened it already."""
+    reuse: Sequence["str | os.PathLike[str] | Store"] = ()
+    """Earlier stores, whose rows stage one takes instead of running a teacher on them (`cache.reuse`)."""
 
     def __post_init__(self) -> None:
         if not self.ranks.is_first:
@@ -58,7 +62,7 @@ class Workspace:
 
     @classmethod
     def of_folder(cls, experiment: Experiment, folder: Path, **settings: Any) -> "Workspace":
-        """Lay out a workspace in the folder of `--out`. settings: device, progress, ranks, given_rows."""
+        """Lay out a workspace in the folder of `--out`. settings: device, progress, ranks, given_rows, reuse."""
         return cls.of_store(experiment, folder / STORE, **settings)
 
     @classmethod

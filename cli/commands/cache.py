@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .. import options
-from ..printing.stores import print_store
+from ..printing.stores import captured_line, print_store
 from ..printing.text import nothing_to_do, print_text, print_todo
 from ..workspaces import workspace
 
@@ -13,6 +13,7 @@ from ..workspaces import workspace
 @options.subcommand(
     "cache",
     "logitstore cache experiments/mnist.toml runs/mnist/store.zarr",
+    "logitstore cache new.toml new/store.zarr --reuse runs/mnist/store.zarr",
     "torchrun --nproc-per-node 2 -m logitstore cache experiments/mnist.toml runs/mnist/store.zarr",
 )
 @options.experiment_argument
@@ -25,6 +26,7 @@ from ..workspaces import workspace
     metavar="ACCURACY",
     help="Stop when a teacher is right on a smaller share of its first labelled rows.",
 )
+@options.reuse_option
 @options.dry_run_option
 def command(
     experiment: Path,
@@ -32,6 +34,7 @@ def command(
     models: Path | None,
     device: str | None,
     stop_below: float | None,
+    reuse: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Run the teachers of an EXPERIMENT once and seal their logits in a STORE.
@@ -39,10 +42,12 @@ def command(
     Teachers without weights are trained first, from the labels. Sealed captures are skipped. An interrupted capture
     is resumed and ends with the same bytes. Several processes share the work, and any other number of them can
     resume it: torchrun --nproc-per-node N -m logitstore cache EXPERIMENT STORE.
+
+    For a data set that grew or changed, --reuse names the store of the earlier one: the teachers run on new rows alone.
     """
     from ...pipeline.cache.todo import find_todo
 
-    with workspace(experiment, store, models, device) as work:
+    with workspace(experiment, store, models, device, reuse) as work:
         if dry_run:
             if work.ranks.is_first:
                 todo = find_todo(work)
@@ -54,9 +59,7 @@ def command(
         if not work.ranks.is_first:
             return
         for name in report.captured:
-            tally = report.quality[name]
-            good = f"  ({tally.accuracy:.2%} right, {tally.nll:.3g} nats a row)" if tally.rows else ""
-            print_text(f"captured  {name}{good}")
+            print_text(captured_line(name, report.quality[name]))
         if not report.captured:
             kept = f"{', '.join(report.kept)} captured already and unchanged"
             print_text(nothing_to_do(kept, report.compared))

@@ -1,5 +1,6 @@
 """The command `run`: a whole experiment."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
 @options.experiment_argument
 @options.out_option
 @options.device_option
+@options.reuse_option
 @options.dry_run_option
 @options.json_option
-def command(experiment: Path, out: Path | None, device: str | None, dry_run: bool, as_json: bool) -> None:
+def command(
+    experiment: Path,
+    out: Path | None,
+    device: str | None,
+    reuse: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Run the missing stages of an EXPERIMENT: teachers, store, clusters, students, scores.
 
     Finished work is skipped: after a change of temperature, only the students that use it are trained. Everything goes
@@ -39,19 +48,26 @@ def command(experiment: Path, out: Path | None, device: str | None, dry_run: boo
         from ...pipeline.run import pending
         from ...pipeline.workspace import Workspace
 
-        todo = pending(Workspace.of_folder(loaded, folder))
+        todo = pending(Workspace.of_folder(loaded, folder, reuse=reuse))
         print_todo(todo.lines(), compared=todo.cache.compared, as_json=as_json)
     else:
-        run_experiment(loaded, folder, device=device, as_json=as_json)
+        run_experiment(loaded, folder, device=device, reuse=reuse, as_json=as_json)
 
 
-def run_experiment(experiment: "Experiment", out: Path, *, device: str | None, as_json: bool = False) -> None:
-    """Run an experiment in a folder; print the work that was done, the scores and the store."""
+def run_experiment(
+    experiment: "Experiment",
+    out: Path,
+    *,
+    device: str | None,
+    reuse: Sequence[str] = (),
+    as_json: bool = False,
+) -> None:
+    """Run an experiment in a folder; print the work that was done, the scores and the store. reuse: earlier stores."""
     from ...pipeline.evaluate.scores import uncompared, verdicts
     from ...pipeline.run import run
 
     with show_progress(quiet=options.settings().quiet) as progress:
-        report = run(experiment, out, device=device, progress=progress)
+        report = run(experiment, out, device=device, progress=progress, reuse=reuse)
     compared, unlike = verdicts(experiment, report.table), uncompared(experiment, report.table)
     errors, cluster = report.errors_inside, experiment.cluster
     clustering = None if cluster is None else clustering_record(report.store, cluster.part_name)

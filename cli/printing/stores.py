@@ -7,6 +7,7 @@ from ...storage.describe import store_bytes
 from .text import print_records, print_text
 
 if TYPE_CHECKING:
+    from ...pipeline.cache.monitor import Tally
     from ...storage.api import Store
 
 
@@ -26,6 +27,13 @@ def print_store(store: "Store") -> None:
     """Print location, size and digest of a store."""
     size = format_bytes(store_bytes(store))
     print_text(f"store   {store.path}", f"size    {size}", f"digest  {store.digest}")
+
+
+def captured_line(name: str, tally: "Tally") -> str:
+    """Return the line of a capture that was made now."""
+    good = f"{tally.accuracy:.2%} right, {tally.nll:.3g} nats a row" if tally.rows else ""
+    facts = ", ".join(filter(None, (tally.described_reuse, good)))
+    return f"captured  {name}" + (f"  ({facts})" if facts else "")
 
 
 def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) -> None:

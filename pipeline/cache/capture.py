@@ -37,6 +37,7 @@ from .commit_queue import QUEUE_BYTES, CommitQueue
 from .device_logits import BlockLogits, Memory, block_logits
 from .monitor import Quality
 from .preflight import no_room, out_of_memory
+from .reuse import OldCapture, Rest
 from .rows import CHUNK_BYTES, CHUNKS_AHEAD, Prepared
 from .schedule import BlockTodo, Cut, Shown, shown_rows
 
@@ -67,6 +68,8 @@ class ReadyTeacher:
     """The store's class of each of its logits, -1 the dustbin class."""
     is_begun: bool
     """Whether blocks of its capture are there, so that its batch is settled."""
+    old: tuple[OldCapture, ...] = ()
+    """Captures of this teacher in earlier stores, from which its capture takes rows."""
 
 
 def teacher_logits(runner: Runner, shown: Shown, logits: BlockLogits) -> None:
@@ -94,6 +97,8 @@ class CapturePass:
     """Tallies of the teachers."""
     memory: Memory = field(default_factory=Memory)
     """Memory of blocks, used again and again."""
+    relabelled: list[int] = field(default_factory=list)
+    """Rows that have another label in an earlier store."""
 
     @property
     def grid(self) -> Grid:
@@ -144,7 +149,10 @@ class CapturePass:
         # the queue lets that be one block at most.
         waiting = max(QUEUE_BYTES, logits, kept) + kept
         encoding = max((self._encoding_bytes(writer) for writer in self.writers.values()), default=0)
-        return (1 + AHEAD) * piece_rows * with_views + ready + gathered + waiting + encoding
+        # Rows that no earlier store holds, before and after they are gathered; a block that is put together of both.
+        old = 2 * piece_rows * self.view_bytes + logits + encoding
+        rest = old if any(teacher.old for teacher in self.teachers.values()) else 0
+        return (1 + AHEAD) * piece_rows * with_views + ready + gathered + waiting + encoding + rest
 
     def _encoding_bytes(self, writer: CaptureWriter) -> int:
         """Return the bytes of a block in its encoding, and of the rows that are encoded at a time."""
@@ -193,6 +201,8 @@ class CapturePass:
                 if shown.todo.block != block.number:
                     block = _Gathered(shown.todo.block)
                 block.add(shown, work.rows.source)
+                if shown.is_new:
+                    self._compare_labels(shown.prepared)
                 if shown.is_new and shown.is_last and self.samples is not None:
                     queue.put(
                         self._write_samples(self.samples, block, shown.prepared),
@@ -230,6 +240,15 @@ class CapturePass:
                 as_float16=writer.encoding.kind == "float16",
                 memory=self.memory,
             )
+        if self.teachers[name].old and shown.view is not None:
+            rows = shown.prepared.rows
+            if key not in block.rests:
+                whole = self.grid.rows(block.number)
+                block.rests[key] = Rest(self.teachers[name].old, shown.view, whole, runner.batch_size)
+            shown = block.rests[key].take(shown)
+            self.quality.note_reuse(name, len(rows), block.rests[key].num_found(rows))
+            if not len(shown.inputs):
+                return
         try:
             teacher_logits(runner, shown, block.logits[key])
         except BadLogitsError as error:
@@ -268,6 +287,23 @@ class CapturePass:
         else:
             check_read_again(self.work.rows, prepared.rows, prepared.digests, prepared.labels)
 
+    def _compare_labels(self, prepared: Prepared) -> None:
+        """Warn of rows that have another label in an earlier store; logits do not depend on labels."""
+        for old in {
+            id(one.set): one.set for teacher in self.teachers.values() for one in teacher.old
+        }.values():
+            changed = old.relabelled(prepared.digests, prepared.labels)
+            if len(changed) and not self.relabelled:
+                log.warning(
+                    "row %d has the label %d here and %d in %s, for the same input: its logits are reused, and the label is "
+                    "that of the transfer set; further such rows are not named",
+                    prepared.rows.start + int(changed[0]),
+                    prepared.labels[changed[0]],
+                    old.labels[old.rows_of(prepared.digests[changed])[0]],
+                    old.store.path,
+                )
+            self.relabelled.extend((prepared.rows.start + changed).tolist())
+
     def _write_samples(self, writer: SamplesWriter, block: "_Gathered", last: Prepared) -> Callable[[], None]:
         # Inputs that are kept are prepared as a whole.
         rows, labels, digests = self.grid.rows(block.number), block.labels, block.digests
@@ -291,17 +327,24 @@ class CapturePass:
             labels = np.full_like(labels, -1)
         block = shown.todo.block
         last = block == self.todo[-1].block and view == max(shown.todo.views)
+        rest = gathered.rests.pop((view, name), None)
+        if rest is not None:
+            labels = np.where(rest.is_run, labels, -1)
 
         def write() -> None:
             writer = self.writers[name]
             if writer.has_block(view, block):
                 return  # sealed by another writer meanwhile
             taken, peak = held.take()
+            copied = None
+            if rest is not None:
+                copied = rest.copied(writer.encoding)
+                taken, peak = rest.spread(taken), None if peak is None else rest.spread(peak)
             logits = self.teachers[name].runner.rows(taken)
-            self.quality.note(name, (view, block), logits, labels)
+            self.quality.note(name, (view, block), logits, labels, is_whole=copied is None)
             self.quality.judge(name, f"teacher {name!r}", last=last)
             try:
-                writer.write(rows, logits, view, seen, peak)
+                writer.write(rows, logits, view, seen, peak, copied=copied)
             except PartSealed as error:
                 log.warning("%s", error)  # it is there, and this teacher is not run any more
             held.release()
@@ -326,6 +369,8 @@ class _Gathered:
     """Number of the block."""
     logits: dict[tuple[int | None, str], BlockLogits] = field(default_factory=dict)
     """Logits by view and teacher."""
+    rests: dict[tuple[int | None, str], Rest] = field(default_factory=dict)
+    """By view and teacher, the rows that earlier stores hold and those that they do not."""
     _labels: dict[int, Int64[np.ndarray, " rows"]] = field(default_factory=dict)
     """Labels by the first row of their piece."""
     _digests: dict[int, UInt64[np.ndarray, " rows"]] = field(default_factory=dict)

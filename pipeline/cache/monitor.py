@@ -30,6 +30,10 @@ class Tally:
     """Rows whose label has the largest logit."""
     nats: float = 0.0
     """Sum of the rows' negative log-likelihoods."""
+    shown: int = 0
+    """Rows of all views, with a label or without."""
+    reused: int = 0
+    """Rows of these that were taken from an earlier store, and are not counted above."""
 
     @property
     def accuracy(self) -> float:
@@ -40,6 +44,15 @@ class Tally:
     def nll(self) -> float:
         """Mean negative log-likelihood in nats; NaN before the first labelled row."""
         return self.nats / self.rows if self.rows else float("nan")
+
+    @property
+    def described_reuse(self) -> str:
+        """The rows that were reused, in words; empty for none.
+
+        >>> Tally(shown=1308, reused=1200).described_reuse
+        'reused 1,200 of 1,308 rows'
+        """
+        return f"reused {self.reused:,} of {self.shown:,} rows" if self.reused else ""
 
 
 class Quality:
@@ -64,10 +77,13 @@ class Quality:
         at: tuple[int, int],
         logits: Float[np.ndarray, "rows classes"] | FeatureLogits,
         labels: Int64[np.ndarray, " rows"],
+        *,
+        is_whole: bool = True,
     ) -> None:
         """Count the rows of a block. at: (view, block); the teachers of a view follow each other.
 
         labels: -1 if unknown. Logits that are not finite are not counted; storing them raises the error.
+        is_whole: whether the teacher was run on every row; otherwise it is not compared with others.
         """
         predicted = np.empty(len(logits), np.int64)
         right, nats = 0, 0.0
@@ -84,7 +100,13 @@ class Quality:
         tally.rows += int((labels >= 0).sum())
         tally.right += right
         tally.nats += nats
-        self.compare(at, predicted)
+        if is_whole:
+            self.compare(at, predicted)
+
+    def note_reuse(self, teacher: str, shown: int, reused: int) -> None:
+        """Count rows that a teacher was shown, and those of them that an earlier store holds."""
+        self.tallies[teacher].shown += shown
+        self.tallies[teacher].reused += reused
 
     def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
         """Count the rows of a block for which this teacher disagrees with those before it."""
@@ -119,14 +141,18 @@ class Quality:
     @property
     def detail(self) -> str:
         """The tallies in a few words, for progress; empty before the first labelled row."""
+        every = self.tallies.values()
         parts = [
+            Tally(shown=sum(t.shown for t in every), reused=sum(t.reused for t in every)).described_reuse
+        ]
+        parts += [
             f"{name} {tally.accuracy:.2%} right, {tally.nll:.3g} nats"
             for name, tally in self.tallies.items()
             if tally.rows
         ]
         if self.compared:
             parts.append(f"they disagree on {self.disagreed / self.compared:.2%}")
-        return ", ".join(parts)
+        return ", ".join(filter(None, parts))
 
 
 def _counted(

@@ -15,7 +15,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.feature_logits import LinearHead
 from ...storage.encodings.transform import Transform
 from ...storage.encodings.widths import expected_bytes, row_widths
+from ...storage.errors import ConfigError
 from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
 from ...storage.stream.inputs import Augment
@@ -46,11 +47,12 @@ from .capture import CapturePass, ReadyTeacher
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
+from .reuse import OldSet, find_old, old_sets, with_old_basis
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
 from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
 from .teachers import load_without_head, train_teacher
-from .todo import HALVED, CacheTodo, agreed, capture_identity, check_begun, find_todo
+from .todo import HALVED, REUSED, CacheTodo, agreed, capture_identity, check_begun, find_todo
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -104,7 +106,10 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         for member in missing:
             train_teacher(work, member)
     ranks.wait()
-    teachers = [_prepare(work, member) for member in missing]
+    sets = old_sets(work) if missing else []
+    teachers = [_with_old(work, sets, _prepare(work, member)) for member in missing]
+    if sets and work.find_store() is None and not any(teacher.old for teacher in teachers):
+        raise _nothing_reused(sets[0])
     make_view = experiment_views(work.experiment, rows)
     try_teachers_out(work, teachers, make_view)
     teachers = calibrate_teachers(work, teachers, make_view)
@@ -237,6 +242,26 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
     )
 
 
+def _with_old(work: Workspace, sets: Sequence[OldSet], teacher: ReadyTeacher) -> ReadyTeacher:
+    """Return a teacher with the captures in earlier stores that its capture takes rows from."""
+    old = find_old(work, sets, teacher.name, teacher.identity, teacher.notes, teacher.encoding)
+    if not old:
+        return teacher
+    for one in old:
+        log.info("teacher %s: rows of %s are reused where it saw the same input", teacher.name, one.where)
+    identity = {**teacher.identity, REUSED: [one.capture.digest for one in old]}
+    return replace(teacher, old=old, identity=identity, encoding=with_old_basis(teacher.encoding, old))
+
+
+def _nothing_reused(old: OldSet) -> ConfigError:
+    return ConfigError(
+        f"--reuse {old.store.path}",
+        expected="a capture of one of these teachers, in this encoding or in float32",
+        found=old.reasons[0],
+        remedy="correct what differs; or remove --reuse, and the teachers run on every row",
+    )
+
+
 def ready_teacher(
     work: Workspace,
     member: TeacherMember,
@@ -342,9 +367,11 @@ def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
     """Add up the tallies of all ranks, and log them."""
     tallies = {}
     for name, tally in quality.tallies.items():
-        mine = torch.tensor([tally.rows, tally.right, tally.nats], dtype=torch.float64)
+        mine = torch.tensor(
+            [tally.rows, tally.right, tally.nats, tally.shown, tally.reused], dtype=torch.float64
+        )
         total = torch.stack(ranks.tensors(mine)).sum(dim=0).tolist()
-        tallies[name] = Tally(int(total[0]), int(total[1]), total[2])
+        tallies[name] = Tally(int(total[0]), int(total[1]), total[2], int(total[3]), int(total[4]))
     compared, disagreed = sum(ranks.counts(quality.compared)), sum(ranks.counts(quality.disagreed))
     if ranks.is_first:
         for name, tally in tallies.items():

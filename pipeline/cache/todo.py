@@ -12,14 +12,14 @@ So another temperature trains one student again and touches no capture.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...storage.api import Store
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.widths import row_widths
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, SpecMismatch
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
 from ...storage.format.grid import Grid, plan_block_rows
 from ...storage.identity import as_json, check_same
@@ -43,6 +43,8 @@ from .notes import source_note
 log = logging.getLogger(__name__)
 HALVED = "batch_size_asked"
 """In the identity of a capture whose batches did not fit the device: the batch that was asked for."""
+REUSED = "reused_from"
+"""In the identity of a capture that takes rows of captures in other stores (`reuse`): the seals of these."""
 _OF_SET = ("transfer_set", "num_examples")
 """Keys of a teacher's identity that state the set that it was trained on."""
 _RENAME = "change it back, or give what is new another name (or another --out)"
@@ -200,7 +202,7 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
     The layer of `head = "auto"` is found when the teacher is made; until then it is taken to be theirs.
 
     A capture of a GPU, or of an earlier version, states no threads; then ours are left out. So are the digests of the files
-    that its factories read.
+    that its factories read. Rows that theirs has from another store do not make it another capture.
 
     >>> agreed({"batch_size": 256}, {"batch_size": 64, "batch_size_asked": 256})
     {'batch_size': 64, 'batch_size_asked': 256}
@@ -224,6 +226,8 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]
         identity.setdefault("threads", theirs["threads"])
     if READ not in theirs:
         identity.pop(READ, None)
+    if REUSED in theirs:
+        identity.setdefault(REUSED, theirs[REUSED])
     teacher, written = ours.get("teacher"), theirs.get("teacher")
     if isinstance(teacher, Mapping) and isinstance(written, Mapping):
         factory = str(written.get("factory"))
@@ -277,12 +281,16 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     where = f"{store.path}: {part_name}"
     if begun is not None:
         check_begun(store, begun, ours, source_note(work.experiment, member))
+        check_reuse(where, begun.identity, work.reuse, is_begun=True)
         return True
     check_same(where, ours, spec.identity, made="with which it was captured", remedy=_RENAME)
     if record is None:
         return True
     _warn_of_changed_source(work.experiment, member, spec.notes)
-    return not store.is_whole(part_name)
+    if store.is_whole(part_name):
+        return False
+    check_reuse(where, spec.identity, work.reuse, is_begun=False)
+    return True
 
 
 def _check_taught_set(work: Workspace, member: TeacherMember) -> None:
@@ -308,15 +316,37 @@ def check_begun(store: Store, begun: BegunPart, ours: Mapping[str, Any], notes: 
     """
     check_same(
         f"{store.path}: {begun.name}",
-        {**ours, SOURCE: _noted_files(notes, begun.notes)},
-        {**begun.identity, SOURCE: _noted_files(begun.notes, begun.notes)},
+        {**ours, SOURCE: noted_files(notes, begun.notes)},
+        {**begun.identity, SOURCE: noted_files(begun.notes, begun.notes)},
         made="with which it was begun",
         remedy=f"{_RENAME}; to begin it anew, delete {store.path / begun.name} with the "
         f"{begun.blocks_done} blocks that are there",
     )
 
 
-def _noted_files(notes: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
+def check_reuse(where: str, theirs: Mapping[str, Any], given: Sequence[Any], *, is_begun: bool) -> None:
+    """Refuse to resume a capture with rows of another store, or to make its lost blocks, without a store. Raises SpecMismatch.
+
+    theirs: its identity. given: the stores of `--reuse`.
+    """
+    if REUSED in theirs and not given:
+        raise SpecMismatch(
+            where,
+            expected=f"the store that it takes rows from (--reuse), whose capture has the seal {_seals(theirs)}",
+            found="no --reuse",
+            remedy="run the same command with --reuse OLD_STORE"
+            + ("; or delete the unfinished capture to begin it anew" if is_begun else ""),
+        )
+
+
+def _seals(theirs: Mapping[str, Any]) -> str:
+    seals = theirs[REUSED]
+    return (
+        " and ".join(f"{str(seal)[:19]}…" for seal in seals) if isinstance(seals, list) else str(seals)[:40]
+    )
+
+
+def noted_files(notes: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
     """Return the digests of those local files that a capture has noted; earlier versions noted one at most."""
     files, digests = noted.get(SOURCE), notes.get(SOURCE)
     known = digests if isinstance(digests, Mapping) else {}
@@ -341,7 +371,7 @@ def _check_training(work: Workspace, member: TeacherMember, store: Store) -> Non
 
 def _warn_of_changed_source(experiment: Experiment, member: TeacherMember, notes: Mapping[str, Any]) -> None:
     """Warn if the module of a captured teacher has changed: its logits may no longer be those of the capture."""
-    then, now = _noted_files(notes, notes), _noted_files(source_note(experiment, member), notes)
+    then, now = noted_files(notes, notes), noted_files(source_note(experiment, member), notes)
     if changed := [file for file in then if now[file] != then[file]]:
         log.warning(
             "teacher %s: %s has changed since it was captured; its capture is kept, as factory, arguments and "

@@ -5,7 +5,7 @@ Each defines the arrays of its part and checks the values that it is given; `par
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -35,6 +35,7 @@ from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
 from .chosen_basis import choose_basis
+from .copied import CopiedRows, Encode
 from .journal import Commit, commit_key, committed_blocks
 from .part_reader import PartReader
 from .part_spec import spec_bytes
@@ -354,6 +355,8 @@ class CaptureWriter(PartWriter):
         view: SupportsIndex = 0,
         seen: UInt64[np.ndarray, " rows"] | None = None,
         peak: Float32[np.ndarray, " rows"] | None = None,
+        *,
+        copied: CopiedRows | None = None,
     ) -> None:
         """Commit the logits of one block of one view; a committed block stays as it is.
 
@@ -364,6 +367,7 @@ class CaptureWriter(PartWriter):
         rows as they are, and is compared with the samples.
         peak: of centred logits (the largest of each row is 0), the constant that was subtracted from each row. It is
         stored as given, since adding it to the logits would cost digits.
+        copied: rows that are stored as given; their logits, zeros for example, are not kept.
         Raises ConfigError for other rows, RowMismatch for other inputs, WrongStore if the path leads to another store by
         now, BadLogitsError for NaN, infinities, wrong shapes or float16 overflow.
         """
@@ -394,9 +398,11 @@ class CaptureWriter(PartWriter):
             )
             constant = peak
         if constant is not None:
-            given["peak"] = constant
-
-        encode: Callable[[Any, int, str], dict[str, NDArray[Any]]] = self.encoding.encode
+            given["peak"] = constant if copied is None else copied.with_constants(constant)
+        encode: Encode = self.encoding.encode
+        if copied is not None:
+            copied.check(self.encoding, len(self.columns), len(block_rows), self._where)
+            encode = copied.over(encode, block_rows.start)
 
         def encoded(part: slice) -> dict[str, NDArray[Any]]:
             try:
