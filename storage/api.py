@@ -26,6 +26,7 @@ from .parts.captures import Captures, IndexedCapture
 from .parts.clustering_writer import write_clustering
 from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
+from .parts.sealable import check_samples_sealable
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
@@ -351,10 +352,12 @@ def begin_store(
     row_bytes: int | None = None,
     block_rows: int | None = None,
     exist_ok: bool = False,
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
 ) -> Store:
     """Make a store without samples, for `Store.samples_writer`.
 
-    row_bytes: bytes of the widest row; those of float32 logits by default. exist_ok: join a store of the same sizes, for
+    row_bytes: bytes of the widest row; those of float32 logits by default. arrays: dtype and row shape of `id` and `input`,
+    if the samples will have them. exist_ok: join a store of the same sizes, for
     processes that begin one at the same moment.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), ConfigError for sizes out
     of range.
@@ -374,6 +377,7 @@ def begin_store(
             remedy="leave it out, and logitstore chooses",
         )
     path = local_path(location)
+    check_samples_sealable(Grid(num_rows, rows), arrays or {}, str(path))
     try:
         return Store(create_root(path, RootAttributes(num_rows, num_classes, rows)))
     except NameTaken:
@@ -452,6 +456,7 @@ def create_store(
             row_bytes=max(4 * classes, input_bytes),
             block_rows=block_rows,
             exist_ok=exist_ok,
+            arrays=_beside(kept, ids),
         )
     writer = store.samples_writer(
         identity={
@@ -478,3 +483,13 @@ def create_store(
             )
         writer.seal()
     return store
+
+
+def _beside(inputs: NDArray[Any] | None, ids: Sequence[str] | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and row shape of the arrays of samples that not every store has."""
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if inputs is not None:
+        arrays["input"] = (inputs.dtype.name, inputs.shape[1:])
+    if width := max((len(one.encode()) for one in ids or ()), default=0):
+        arrays["id"] = ("uint8", (width,))
+    return arrays

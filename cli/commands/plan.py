@@ -22,6 +22,7 @@ _MAX_NAMES = 8
     "plan",
     "logitstore plan experiments/mnist.toml",
     "logitstore plan experiments/mnist.toml --rows 256 --json",
+    "logitstore plan new.toml --reuse runs/mnist/store.zarr",
 )
 @options.experiment_argument
 @click.option(
@@ -40,6 +41,7 @@ _MAX_NAMES = 8
     metavar="STORE",
     help="Path of the store; runs/<name of the experiment>/store.zarr by default.",
 )
+@options.reuse_option
 @options.models_option
 @options.device_option
 @options.json_option
@@ -48,6 +50,7 @@ def command(
     rows: int | None,
     scan: bool,
     store: str | None,
+    reuse: tuple[str, ...],
     models: Path | None,
     device: str | None,
     as_json: bool,
@@ -68,7 +71,7 @@ def command(
     kept = Models(path.parent / "models" if models is None else models)
     with show_progress(quiet=options.settings().quiet) as progress:
         scanned = scan_sets(loaded, progress) if scan else {}
-        made = plan(loaded, path, kept, sample_rows=rows, device=device, progress=progress)
+        made = plan(loaded, path, kept, sample_rows=rows, device=device, progress=progress, reuse=reuse)
     if scanned and not as_json:
         print_text(*(f"{name}: all {count:,} examples can be used" for name, count in scanned.items()), "")
     (print_json if as_json else _print)(made)
@@ -93,7 +96,20 @@ def _print(made: "Plan") -> None:
         if reason is not None
     ]
     reasons += _unpaid(made)
-    print_text("", *reasons, *([""] if reasons else []), *_passes(made), _disk(made))
+    print_text("", *reasons, *([""] if reasons else []), *_passes(made), *_reuse(made), _disk(made))
+
+
+def _reuse(made: "Plan") -> list[str]:
+    """Return a line for each teacher, and one for each store that holds no rows of it."""
+    lines = []
+    for one in made.reuse:
+        origin = f" from {' and '.join(one.sources)}" if one.sources else ""
+        lines.append(
+            f"reuse           {one.teacher}: {one.reused:,} of {one.rows:,} rows{origin}; "
+            f"the teacher runs on {one.rows - one.reused:,}"
+        )
+        lines += [f"                {one.teacher} takes no rows of {reason}" for reason in one.reasons]
+    return lines
 
 
 def _print_sizes(made: "Plan") -> None:

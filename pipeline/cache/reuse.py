@@ -138,6 +138,8 @@ class OldCapture:
         """Return the row there in whose view the teacher saw the input of each row here, -1 for none. seen: digests of these."""
         rows = self.candidates(view, numbers, digests)
         there = np.flatnonzero(rows >= 0)
+        if not len(there):  # perhaps of a view that is not there
+            return rows
         there = there[np.argsort(rows[there], kind="stable")]  # a reader takes rows that ascend
         other = self.capture.seen(rows[there], view) != seen[there]
         rows[there[other]] = -1
@@ -316,7 +318,7 @@ def _named_by(
                 where,
                 expected=f"the store that it takes rows from, with a capture of seal {str(seal)[:19]}…",
                 found=f"no such capture in {' and '.join(str(old.store.path) for old in sets) or 'no store'}",
-                remedy="run the same command with --reuse and that store; or delete the unfinished capture to begin it anew",
+                remedy="run the same command with --reuse and that store",
             )
         old, name = named[seal]
         chosen.append(OldCapture(old, old.store.teachers[name], augmentation))
@@ -372,11 +374,15 @@ def _unreadable(encoding: Encoding, theirs: Mapping[str, Any]) -> str | None:
     From float32 every encoding has the error that it has from the teacher itself; from any other, only the same is exact.
     """
     written, wanted = theirs.get("encoding"), as_json(encoding.describe())
-    if isinstance(written, Mapping) and (
-        written.get("kind") == "float32" or all(written.get(key) == wanted[key] for key in wanted)
-    ):
+    if not isinstance(written, Mapping):
+        return "its encoding is not stated"
+    if written.get("kind") == "float32":
         return None
-    return f"its encoding is {str(written)[:80]}, from which {wanted} cannot be made exactly"[:240]
+    first = difference(wanted, {key: written.get(key) for key in wanted}, "encoding")
+    if first is None:
+        return None
+    key, mine, other = first
+    return f"{key} is {other[:80]} there, and {mine[:80]} here: only float32 can be encoded in another way"
 
 
 class Rest:

@@ -92,8 +92,8 @@ class Shown:
     """The block."""
     view: int | None
     """Number of the view; None for a block that lacks its samples alone."""
-    inputs: Shaped[np.ndarray, "rows ..."]
-    """Inputs of the teachers."""
+    inputs: Shaped[np.ndarray, "inputs ..."]
+    """Inputs of the teachers, one a row; fewer where an earlier store holds some rows (`reuse.Rest`)."""
     seen: UInt64[np.ndarray, " rows"]
     """Digests of these inputs."""
     prepared: Prepared

@@ -44,6 +44,7 @@ from ..views import check_one_form, experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
+from .limits import arrays_of_samples, check_limits
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
@@ -52,7 +53,7 @@ from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
 from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
 from .teachers import load_without_head, train_teacher
-from .todo import HALVED, REUSED, CacheTodo, agreed, capture_identity, check_begun, find_todo
+from .todo import HALVED, REUSED, CacheTodo, agreed, capture_identity, check_begun, find_todo, plan_grid
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -93,6 +94,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if todo:
         check_repeatable(rows)
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
+    if missing:
+        _check_limits(work)
     agree_on_set(work)  # all have looked before one of them writes
     if ranks.is_first:
         for member in work.experiment.teacher_members():
@@ -125,6 +128,14 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
 
 
+def _check_limits(work: Workspace) -> None:
+    """Refuse captures that could not be sealed, before hours are spent on teachers. Raises ConfigError, LimitExceeded."""
+    experiment, rows, store = work.experiment, work.rows, work.find_store()
+    encoding = experiment.cache.chosen_encoding
+    grid = plan_grid(experiment, rows, encoding) if store is None else store.grid
+    check_limits(experiment, rows, encoding, grid)
+
+
 def _begin_store(work: Workspace) -> None:
     """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
     rows = work.rows
@@ -136,6 +147,7 @@ def _begin_store(work: Workspace) -> None:
         row_bytes=max(input_bytes(work.experiment, rows), *widths),
         block_rows=work.experiment.cache.block_rows,
         exist_ok=True,
+        arrays=arrays_of_samples(work.experiment, rows),
     )
     check_samples(store, rows)
 

@@ -23,12 +23,13 @@ from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FloatEncoding
 from ...storage.encodings.named import encoding_named
 from ...storage.encodings.transform import Transform
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, LimitExceeded
 from ...storage.format.constants import SAMPLES, TEMPERATURES
 from ...storage.format.grid import Grid
 from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
 from ...storage.progress import Progress, silent
+from ..cache.limits import arrays_of_samples, check_limits
 from ..cache.set_warnings import warn_of_set, warn_of_stored_inputs
 from ..cache.todo import capture_identity, plan_grid
 from ..experiment.document import Experiment
@@ -41,6 +42,7 @@ from ..transfer import TransferRows, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
 from .encodings import CapturePlan, considered, try_encoding
+from .reuse import ReusePlan, plan_reuse
 from .sample import Origin, sample_teacher, spread_rows
 
 SAMPLE_ROWS: Final = 2048
@@ -104,7 +106,7 @@ class TeacherPlan:
     live_passes: int
     """Passes over the rows if every student ran it in every epoch."""
     cached_hours: float
-    """Hours of this teacher over all rows and views."""
+    """Hours of this teacher over all rows and views, but for those that are reused."""
     live_hours: float
     """Hours of the live passes."""
 
@@ -155,6 +157,8 @@ class Plan:
     """Path of the store."""
     free_bytes: int
     """Free bytes on its disk."""
+    reuse: tuple[ReusePlan, ...] = ()
+    """Of each teacher, the rows that would be taken from earlier stores; empty without such stores."""
 
     @property
     def own(self) -> EncodingPlan:
@@ -171,15 +175,16 @@ def plan(
     rows: TransferRows | None = None,
     device: str | None = None,
     progress: Progress = silent,
+    reuse: Sequence[str] = (),
 ) -> Plan:
     """Return the cost of an experiment, with every encoding.
 
     store: path of its store, which may exist. sample_rows: maximum number of (row, view) pairs that a teacher is run on.
-    rows: the transfer set, where the caller has opened it. device: as for `cache`.
+    rows: the transfer set, where the caller has opened it. device: as for `cache`. reuse: earlier stores.
     Raises what `cache` would raise before it writes: ConfigError, FactoryError, BadDataError, BadLogitsError,
     SpecMismatch where the store is one of another transfer set.
     """
-    work = Workspace(experiment, store, models, device, progress, given_rows=rows)
+    work = Workspace(experiment, store, models, device, progress, given_rows=rows, reuse=reuse)
     rows, opened, target, views = work.rows, work.find_store(), work.choose_device(), experiment.cache.views
     if opened is not None:
         check_samples(opened, rows)
@@ -192,13 +197,16 @@ def plan(
     # A store that exists has its blocks already, whatever the encoding.
     fixed = None if opened is None else opened.grid
     own_grid = fixed or plan_grid(experiment, rows, own)
-    grids = {name: fixed or _grid(experiment, rows, encoding) for name, encoding in encodings.items()}
+    grids = {name: _grid(experiment, rows, encoding, fixed) for name, encoding in encodings.items()}
     captures: dict[str, list[CapturePlan]] = {name: [] for name in encodings}
+    reused = {one.teacher: one for one in plan_reuse(work)}
     make_view, live, teachers = experiment_views(experiment, rows), live_passes(experiment), []
     for member in experiment.teacher_members():
         found = sample_teacher(work, member, sample, make_view)
         hours = len(rows) / found.rows_per_second / 3600
         passes = live[member.name]
+        old = reused.get(member.name)
+        run = views * (1.0 if old is None else 1 - old.reused / old.rows)
         teachers.append(
             TeacherPlan(
                 member.name,
@@ -206,7 +214,7 @@ def plan(
                 found.is_rounded,
                 found.rows_per_second,
                 passes,
-                views * hours,
+                run * hours,
                 passes * hours,
             )
         )
@@ -238,15 +246,18 @@ def plan(
         *_of_specialists(experiment, opened, rows.num_classes, own_grid),
         store,
         Folder(store).free_bytes(),
+        tuple(reused.values()),
     )
 
 
-def _grid(experiment: Experiment, rows: TransferRows, encoding: Encoding) -> Grid | str:
-    """Return the blocks of a new store in this encoding, or why there is none."""
+def _grid(experiment: Experiment, rows: TransferRows, encoding: Encoding, fixed: Grid | None) -> Grid | str:
+    """Return the blocks of a store in this encoding, or why there is none. fixed: of a store that exists."""
     try:
-        return plan_grid(experiment, rows, encoding)
-    except ConfigError as error:
+        grid = fixed or plan_grid(experiment, rows, encoding)
+        check_limits(experiment, rows, encoding, grid)
+    except (ConfigError, LimitExceeded) as error:
         return str(error)
+    return grid
 
 
 def _encoding_plan(
@@ -323,13 +334,10 @@ def _speed(speeds: Sequence[float | None]) -> float | None:
 
 def _samples(experiment: Experiment, rows: TransferRows, grid: Grid) -> Footprint:
     """Return the footprint of the part `samples`: what is known of each row, and what else the experiment keeps."""
-    arrays: dict[str, tuple[str, tuple[int, ...]]] = {
+    every: dict[str, tuple[str, tuple[int, ...]]] = {
         name: (DTYPES_OF[name], ()) for name in ("source", "digest", "label")
     }
-    if rows.ids and (width := max(len(i.encode()) for i in rows.ids)):
-        arrays["id"] = (DTYPES_OF["id"], (width,))
-    if experiment.transfer_set.store_inputs:
-        arrays["input"] = (rows.first.dtype.name, rows.first.shape)
+    arrays = every | arrays_of_samples(experiment, rows)
     return samples_footprint(grid, arrays, rows.class_names, rows.identity)
 
 

@@ -88,7 +88,7 @@ def capture_footprint(
     may be left out. identity: of its spec.
     Raises ConfigError or LimitExceeded where no store has such arrays.
     """
-    layouts = _capture_layouts(encoding, num_classes, grid, views)
+    layouts = capture_layouts(encoding, num_classes, grid, views)
     shapes: dict[str, tuple[int, ...]] = {"classes": (num_classes,)}
     notes = {}
     if isinstance(encoding, Transform) and encoding.basis is not None:
@@ -101,11 +101,12 @@ def capture_footprint(
 
 def plain_bytes(encoding: Encoding, columns: int, grid: Grid, views: int) -> int:
     """Return the bytes of the shards of a capture whose encoding has no codec."""
-    layouts = _capture_layouts(encoding, columns, grid, views)
+    layouts = capture_layouts(encoding, columns, grid, views)
     return sum(_array_bytes(layout, grid, views, {}) for layout in layouts)
 
 
-def _capture_layouts(encoding: Encoding, num_classes: int, grid: Grid, views: int) -> list[ArrayLayout]:
+def capture_layouts(encoding: Encoding, num_classes: int, grid: Grid, views: int) -> list[ArrayLayout]:
+    """Lay out the block arrays of a capture. Raises LimitExceeded where no store has such arrays."""
     specs = [*encoding.arrays(num_classes), ArraySpec("seen", DTYPES_OF["seen"], ())]
     return [
         block_array(

@@ -51,6 +51,7 @@ from .journal import (
 from .part_spec import compare_identity, spec_bytes
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
 from .root import Root
+from .sealable import check_log, check_sealable
 from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
 from .values import check_rows_of
 
@@ -99,6 +100,9 @@ class PartWriter:
         self._spec = spec_bytes(identity, views, notes, self._where)
         kind = KINDS[name.partition("/")[0]]
         form = form_of(kind, [layout.name for layout in layouts])
+        check_sealable(form, layouts, root.grid, views, self._where)
+        if not self.sealed:
+            check_log(len(root.records), name, self._where)
         self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
         for layout in layouts:
             self._metadata[layout.metadata_key] = layout.to_bytes()

@@ -1,0 +1,31 @@
+"""Limits of the format that an experiment would pass, found before a teacher is trained or run."""
+
+from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.widths import sized
+from ...storage.format.constants import SAMPLES
+from ...storage.format.grid import Grid
+from ...storage.parts.footprint import capture_layouts
+from ...storage.parts.sealable import check_samples_sealable, check_sealable
+from ..experiment.document import Experiment
+from ..transfer import TransferRows
+
+
+def arrays_of_samples(experiment: Experiment, rows: TransferRows) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and row shape of the arrays of `samples` that not every store has."""
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if rows.ids and (width := max(len(i.encode()) for i in rows.ids)):
+        arrays["id"] = ("uint8", (width,))
+    if experiment.transfer_set.store_inputs:
+        arrays["input"] = (rows.first.dtype.name, rows.first.shape)
+    return arrays
+
+
+def check_limits(experiment: Experiment, rows: TransferRows, encoding: Encoding, grid: Grid) -> None:
+    """Refuse captures, or samples, that no seal could hold. Raises ConfigError or LimitExceeded.
+
+    grid: of the store. The largest basis is assumed of a transform that has none yet.
+    """
+    check_samples_sealable(grid, arrays_of_samples(experiment, rows), SAMPLES)
+    views, classes = experiment.cache.views, rows.num_classes
+    layouts = capture_layouts(sized(encoding, classes), classes, grid, views)
+    check_sealable(encoding.form, layouts, grid, views, "teachers")
