@@ -26,7 +26,7 @@ from .parts.captures import Captures, IndexedCapture
 from .parts.clustering_writer import write_clustering
 from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
-from .parts.sealable import check_samples_sealable
+from .parts.sealable import check_class_names, check_samples_sealable
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
@@ -433,6 +433,7 @@ def create_store(
         )
     label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
+    check_class_names(class_names, str(location))
     digest = given_digests(digests, inputs)
     if store_inputs and inputs is None:
         raise ConfigError(

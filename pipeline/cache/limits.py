@@ -2,10 +2,9 @@
 
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.widths import sized
-from ...storage.format.constants import SAMPLES
 from ...storage.format.grid import Grid
 from ...storage.parts.footprint import capture_layouts
-from ...storage.parts.sealable import check_samples_sealable, check_sealable
+from ...storage.parts.sealable import check_class_names, check_samples_sealable, check_sealable
 from ..experiment.document import Experiment
 from ..transfer import TransferRows
 
@@ -25,7 +24,8 @@ def check_limits(experiment: Experiment, rows: TransferRows, encoding: Encoding,
 
     grid: of the store. The largest basis is assumed of a transform that has none yet.
     """
-    check_samples_sealable(grid, arrays_of_samples(experiment, rows), SAMPLES)
+    check_class_names(rows.class_names, "transfer_set")
+    check_samples_sealable(grid, arrays_of_samples(experiment, rows), "store")
     views, classes = experiment.cache.views, rows.num_classes
     layouts = capture_layouts(sized(encoding, classes), classes, grid, views)
     check_sealable(encoding.form, layouts, grid, views, "teachers")

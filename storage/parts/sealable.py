@@ -58,20 +58,15 @@ def check_sealable(form: str, layouts: Sequence[ArrayLayout], grid: Grid, views:
                 f"rows of shape {layout.row_shape}",
                 "do not store the inputs (store_inputs = false)",
             )
-        if layout.name == "class_name" and (size := layout.shape[0] * layout.row_bytes) > MAX_NAMES_BYTES:
-            raise _beyond(
-                f"{where}/class_name",
-                f"at most {MAX_NAMES_BYTES:,} bytes of class names, each as wide as the longest",
-                f"{layout.shape[0]:,} names of {layout.row_bytes:,} bytes",
-                "shorten the longest names, or pass num_classes instead of names",
-            )
+        if layout.name == "class_name":
+            _check_names(layout.shape[0], layout.row_bytes, where)
     blocks = [layout for layout in layouts if layout.is_block_array]
     size = table_bytes(blocks, grid, views) if blocks else 0
     if size > MAX_SEAL_TABLE_BYTES:
         raise _beyond(
             f"{where}: seal.bin",
             f"at most {MAX_SEAL_TABLE_BYTES:,} bytes",
-            f"{size:,}, for {views:,} view{'s' * (views > 1)} of {grid.num_blocks:,} blocks of {grid.block_rows:,} rows",
+            f"{size:,}, for {views:,} view{'s' * (views > 1)} of {grid.num_blocks:,} blocks of {grid.block_rows:,} row{'s' * (grid.block_rows > 1)}",
             _remedy(form, blocks, grid, views, where),
         )
 
@@ -85,6 +80,22 @@ def check_log(num_parts: int, name: str, where: str) -> None:
             f"at most {MAX_PARTS - 1:,} sealed parts in a store",
             f"{num_parts:,}, and {name}",
             "make a new store for further captures",
+        )
+
+
+def check_class_names(names: Sequence[str] | None, where: str) -> None:
+    """Refuse names of classes that no reader takes. Raises ConfigError."""
+    if names:
+        _check_names(len(names), max(len(name.encode()) for name in names), f"{where}: {SAMPLES}")
+
+
+def _check_names(number: int, width: int, where: str) -> None:
+    if number * width > MAX_NAMES_BYTES:
+        raise _beyond(
+            f"{where}/class_name",
+            f"at most {MAX_NAMES_BYTES:,} bytes of class names, each as wide as the longest",
+            f"{number:,} names of {width:,} bytes",
+            "shorten the longest names, or pass num_classes instead of names",
         )
 
 
