@@ -53,7 +53,17 @@ from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
 from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
 from .teachers import load_without_head, train_teacher
-from .todo import HALVED, REUSED, CacheTodo, agreed, capture_identity, check_begun, find_todo, plan_grid
+from .todo import (
+    HALVED,
+    REUSED,
+    CacheTodo,
+    agreed,
+    capture_identity,
+    check_begun,
+    find_teacher,
+    find_todo,
+    plan_grid,
+)
 
 log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 24
@@ -94,8 +104,10 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if todo:
         check_repeatable(rows)
     kept = tuple(m.name for m in work.experiment.teacher_members() if m not in missing)
+    sets = old_sets(work) if missing else []
     if missing:
         _check_limits(work)
+        _check_reusable(work, missing)
     agree_on_set(work)  # all have looked before one of them writes
     if ranks.is_first:
         for member in work.experiment.teacher_members():
@@ -109,7 +121,6 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         for member in missing:
             train_teacher(work, member)
     ranks.wait()
-    sets = old_sets(work) if missing else []
     teachers = [_with_old(work, sets, _prepare(work, member)) for member in missing]
     if sets and work.find_store() is None and not any(teacher.old for teacher in teachers):
         raise _nothing_reused(sets[0])
@@ -252,6 +263,17 @@ def _prepare(work: Workspace, member: TeacherMember) -> ReadyTeacher:
         columns=np.arange(work.rows.num_classes, dtype=np.int64),
         head=head,
     )
+
+
+def _check_reusable(work: Workspace, missing: Sequence[TeacherMember]) -> None:
+    """Refuse `--reuse` where every teacher is still to be trained, before one is. Raises ConfigError."""
+    if work.reuse and work.find_store() is None and all(find_teacher(work, one) is None for one in missing):
+        raise ConfigError(
+            "--reuse",
+            expected="a teacher whose weights are there",
+            found=f"teacher {missing[0].name}, which is still to be trained: its weights will be others than those of a store",
+            remedy="set weights to the file of the teacher that made the old store, or remove --reuse",
+        )
 
 
 def _with_old(work: Workspace, sets: Sequence[OldSet], teacher: ReadyTeacher) -> ReadyTeacher:

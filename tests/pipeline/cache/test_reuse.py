@@ -12,13 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from support import experiments
 from support.children import Countdown
-from support.experiments import Recorder, contents
+from support.experiments import Recorder, contents, parsed
 from support.hands import Net
 
 import logitstore
 from logitstore.pipeline.augment import shift
 from logitstore.pipeline.cache import capture as capture_pass
-from logitstore.pipeline.cache import reuse
+from logitstore.pipeline.cache import reuse, stage
+from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store
 from logitstore.storage.backends.local import Folder, NewObject
 from logitstore.storage.errors import (
@@ -293,6 +294,20 @@ def test_a_store_of_another_teacher_or_of_other_classes(
         cached(tmp_path / "new.zarr", reuse=old, **changes)
     sentence(error.value)
     assert not (tmp_path / "new.zarr").exists()
+
+
+def test_teachers_that_are_still_to_be_trained(tmp_path: Path, old: Path, sentence: Any) -> None:
+    """Their weights follow from the new set: hours of training come before no refusal."""
+    experiments.write_data(tmp_path)
+    content = experiments.document()
+    with (
+        mock.patch.object(stage, "train_teacher", side_effect=AssertionError("a teacher was trained")),
+        pytest.raises(ConfigError) as error,
+    ):
+        stage.cache(
+            Workspace.of_store(parsed(content, tmp_path), tmp_path / "new.zarr", device="cpu", reuse=[old])
+        )
+    sentence(error.value)
 
 
 def test_the_store_itself(tmp_path: Path, old: Path, sentence: Any) -> None:
