@@ -122,7 +122,7 @@ class OldCapture:
             return nothing
         if not is_augmented(theirs, view):
             return self.set.rows_of(digests)
-        if self.augmentation != theirs:
+        if difference(self.augmentation, theirs) is not None:
             return nothing
         inside = numbers < len(self.set.digests)
         same = inside & (self.set.digests[np.where(inside, numbers, 0)] == digests)
@@ -222,7 +222,8 @@ def find_old(
     augmentation = augmentation_of(as_json(identity), name)
     if there is not None:
         return _named_by(there, sets, augmentation, f"{work.path}: teachers/{name}")
-    chosen, basis = [], None
+    chosen: list[OldCapture] = []
+    basis: str | None = None
     for old in sets:
         found = match(old, name, identity, notes, encoding, augmentation)
         if isinstance(found, OldCapture) and isinstance(found.capture.encoding, Transform):
@@ -307,16 +308,17 @@ def _named_by(
         if sets:
             log.warning("%s was begun without --reuse, and is resumed without it", where)
         return ()
-    named = {}
+    named: dict[str, tuple[OldSet, str]] = {}
     for old in sets:
         for name in old.store.root.names("teachers"):
             named.setdefault(old.store.digest_of(f"teachers/{name}"), (old, name))
     chosen = []
-    for seal in there[REUSED]:
+    stated = there[REUSED]
+    for seal in map(str, stated if isinstance(stated, list) else [stated]):
         if seal not in named:
             raise SpecMismatch(
                 where,
-                expected=f"the store that it takes rows from, with a capture of seal {str(seal)[:19]}…",
+                expected=f"the store that it takes rows from, with a capture of seal {seal[:19]}…",
                 found=f"no such capture in {' and '.join(str(old.store.path) for old in sets) or 'no store'}",
                 remedy="run the same command with --reuse and that store",
             )
@@ -356,15 +358,11 @@ def _unlike(
     ours: Mapping[str, Any], our_notes: Mapping[str, Any], theirs: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> str | None:
     """Return the difference between a teacher and that of an old capture; None if they are the same."""
-    aligned = agreed(ours, theirs)
-    compared = [
-        {key: value for key, value in one.items() if key not in _MAY_DIFFER} | {SOURCE: files}
-        for one, files in (
-            (aligned, noted_files(our_notes, notes)),
-            (theirs, noted_files(notes, notes)),
-        )
-    ]
-    first = difference(*compared)
+    mine, other = (
+        {key: value for key, value in one.items() if key not in _MAY_DIFFER} for one in (ours, theirs)
+    )
+    mine = agreed(mine, other) | {SOURCE: noted_files(our_notes, notes)}
+    first = difference(mine, other | {SOURCE: noted_files(notes, notes)})
     return None if first is None else f"{first[0]} is {first[2][:80]} there, and {first[1][:80]} here"
 
 

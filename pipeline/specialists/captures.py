@@ -82,10 +82,12 @@ class SpecialistQuality(Quality):
         at: tuple[int, int],
         logits: Float[np.ndarray, "rows columns"] | FeatureLogits,
         labels: Int64[np.ndarray, " rows"],
+        *,
+        is_whole: bool = True,
     ) -> None:
         """Count the rows of a block, each label as the column that stands for it."""
         columns = np.where(labels >= 0, self._column[teacher][np.maximum(labels, 0)], -1)
-        super().note(teacher, at, logits, columns)
+        super().note(teacher, at, logits, columns, is_whole=is_whole)
 
     def compare(self, at: tuple[int, int], predicted: Int64[np.ndarray, " rows"]) -> None:
         """Do nothing: the columns of specialists cannot be compared."""

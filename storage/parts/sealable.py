@@ -114,7 +114,7 @@ def check_samples_sealable(grid: Grid, arrays: Mapping[str, tuple[str, tuple[int
 
 def _remedy(form: str, blocks: Sequence[ArrayLayout], grid: Grid, views: int, where: str) -> str:
     """Return the settings with which such a part could be sealed."""
-    remedies = []
+    remedies: list[str] = []
     larger = grid.block_rows
     while larger < grid.num_rows and not remedies:
         larger *= 2
