@@ -37,7 +37,8 @@ from .commit_queue import QUEUE_BYTES, CommitQueue
 from .device_logits import BlockLogits, Memory, block_logits
 from .monitor import Quality
 from .preflight import no_room, out_of_memory
-from .reuse import OldCapture, Rest
+from .rest import Rest
+from .reuse import OldCapture
 from .rows import CHUNK_BYTES, CHUNKS_AHEAD, Prepared
 from .schedule import BlockTodo, Cut, Shown, shown_rows
 
@@ -97,6 +98,8 @@ class CapturePass:
     """Tallies of the teachers."""
     memory: Memory = field(default_factory=Memory)
     """Memory of blocks, used again and again."""
+    checked: set[str] = field(default_factory=set)
+    """Teachers that were run on some rows of an earlier store, and gave the same."""
     relabelled: list[int] = field(default_factory=list)
     """Rows that have another label in an earlier store."""
 
@@ -243,10 +246,15 @@ class CapturePass:
         if self.teachers[name].old and shown.view is not None:
             rows = shown.prepared.rows
             if key not in block.rests:
-                whole = self.grid.rows(block.number)
-                block.rests[key] = Rest(self.teachers[name].old, shown.view, whole, runner.batch_size)
-            shown = block.rests[key].take(shown)
-            self.quality.note_reuse(name, len(rows), block.rests[key].num_found(rows))
+                block.rests[key] = Rest(
+                    self.teachers[name].old, shown.view, self.grid.rows(block.number), runner.batch_size
+                )
+            whole, rest = shown, block.rests[key]
+            shown = rest.take(whole)
+            self.quality.note_reuse(name, len(rows), found := rest.num_found(rows))
+            if found and name not in self.checked:
+                rest.check(whole, runner, self.work.experiment.cache.precision)
+                self.checked.add(name)
             if not len(shown.inputs):
                 return
         try:

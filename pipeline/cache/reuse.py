@@ -8,7 +8,7 @@
        view as the row is    any row there with the digest of this row
        augmented view        the row of the same number, of the same augmentation: its draws follow from (seed, view, row)
 
-3. The teacher runs on the rest of a view of a block, gathered to whole batches (`Rest`), which depend on the block alone.
+3. The teacher runs on the rest of a view of a block, in batches that depend on the block alone (`rest`).
 
 The old stores are read as by any reader: each chunk is compared with its seal.
 """
@@ -16,12 +16,12 @@ The old stores are read as by any reader: each chunk is compared with its seal.
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt64
+from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
 from ...storage.api import Capture, Store, open_store
@@ -33,13 +33,11 @@ from ...storage.encodings.transform import Transform
 from ...storage.errors import BadLogitsError, ConfigError, SpecMismatch
 from ...storage.format.documents import invalid
 from ...storage.identity import as_json, difference
-from ...storage.parts.copied import CopiedRows
 from ...storage.parts.same_rows import augmentation_of, is_augmented
 from ..factories.local_code import SOURCE
 from ..same_set import check_names
 from ..transfer import TransferRows
 from ..workspace import Workspace
-from .schedule import Shown
 from .todo import HALVED, REUSED, agreed, noted_files
 
 log = logging.getLogger(__name__)
@@ -59,6 +57,13 @@ _MAY_DIFFER: Final = frozenset(
     }
 )
 """Keys of an identity that may differ between a capture and one that it takes rows from."""
+
+_COMPUTED_BY: Final = ("device", "torch", "timm", "torchvision", "transformers")
+"""Notes of a capture that its bits follow from."""
+_NOTED: Final = (*_COMPUTED_BY, "python", "numpy", "batch_size", "threads", "compile", "channels_last")
+"""What the capture that takes rows notes of the one that they are from."""
+SOURCES: Final = "reused"
+"""Key of that note, a list in the order of `REUSED`."""
 
 
 class OldSet:
@@ -240,6 +245,29 @@ def find_old(
     return tuple(chosen)
 
 
+def note_of(old: Sequence[OldCapture]) -> list[dict[str, str]]:
+    """Return the note of a capture about its sources: what else the bits of their rows follow from."""
+    return [
+        {key: str(provenance[key])[:80] for key in _NOTED if key in provenance}
+        for provenance in (one.capture.provenance for one in old)
+    ]
+
+
+def warn_of_other_versions(name: str, notes: Mapping[str, Any], old: Sequence[OldCapture]) -> None:
+    """Warn of rows from another kind of device or other versions, whose last bits, or more, may be others."""
+    for one in old:
+        theirs = one.capture.part.spec.notes
+        unlike = [
+            f"{key} {str(theirs[key])[:40]} there and {notes.get(key, 'none')} here"
+            for key in _COMPUTED_BY
+            if key in theirs and str(theirs[key]) != str(notes.get(key))
+        ]
+        if unlike:
+            log.warning(
+                "teacher %s: the rows of %s were computed otherwise: %s", name, one.where, ", ".join(unlike)
+            )
+
+
 def with_old_basis(encoding: Encoding, old: Sequence[OldCapture]) -> Encoding:
     """Return the encoding of a new capture, in the axes of the rows that it takes.
 
@@ -381,62 +409,3 @@ def _unreadable(encoding: Encoding, theirs: Mapping[str, Any]) -> str | None:
         return None
     key, mine, other = first
     return f"{key} is {other[:80]} there, and {mine[:80]} here: only float32 can be encoded in another way"
-
-
-class Rest:
-    """The rows of a view of a block that no old capture holds, in whole batches; and those that one holds."""
-
-    def __init__(self, old: Sequence[OldCapture], view: int, rows: range, batch_size: int) -> None:
-        self._old, self._view, self._rows, self._batch = tuple(old), view, rows, batch_size
-        self._capture = np.full(len(rows), -1, np.int64)
-        self._row = np.full(len(rows), -1, np.int64)
-        self._held: list[NDArray[Any]] = []
-
-    def take(self, shown: Shown) -> Shown:
-        """Look the rows of a piece up; return it with the inputs that the teacher is to be run on next.
-
-        Inputs wait until there are enough for whole batches, or the block is over: batches thus depend on no piece.
-        """
-        rows = shown.prepared.rows
-        part = slice(rows.start - self._rows.start, rows.stop - self._rows.start)
-        numbers = np.arange(rows.start, rows.stop, dtype=np.int64)
-        for place, old in enumerate(self._old):
-            left = np.flatnonzero(self._row[part] < 0)
-            found = old.find(self._view, numbers[left], shown.prepared.digests[left], shown.seen[left])
-            self._row[part][left] = found
-            self._capture[part][left[found >= 0]] = place
-        self._held.append(shown.inputs[self._row[part] < 0])
-        inputs = np.concatenate(self._held)
-        ready = len(inputs) if shown.is_last else len(inputs) - len(inputs) % self._batch
-        self._held = [inputs[ready:].copy()]
-        return replace(shown, inputs=inputs[:ready])
-
-    def num_found(self, rows: range) -> int:
-        """Return how many of some rows are held."""
-        return int((self._row[rows.start - self._rows.start : rows.stop - self._rows.start] >= 0).sum())
-
-    @property
-    def is_run(self) -> NDArray[np.bool_]:
-        """Whether the teacher was run on each row of the block."""
-        return self._row < 0
-
-    def spread(self, values: Shaped[np.ndarray, "some ..."]) -> Shaped[np.ndarray, "rows ..."]:
-        """Put what the teacher gave in the places of its rows, with zeros for the others."""
-        whole = np.zeros((len(self._rows), *values.shape[1:]), values.dtype)
-        run = np.flatnonzero(self.is_run)
-        whole[run] = values[: len(run)]
-        return whole
-
-    def copied(self, encoding: Encoding) -> CopiedRows | None:
-        """Read the rows that are held; None if there are none. Raises as `OldCapture.arrays`."""
-        positions = np.flatnonzero(~self.is_run)
-        arrays: dict[str, NDArray[Any]] = {}
-        for place, old in enumerate(self._old):
-            mine = np.flatnonzero(self._capture[positions] == place)
-            if len(mine):
-                read = old.arrays(self._view, self._row[positions[mine]], encoding)
-                for name, values in read.items():
-                    if name not in arrays:
-                        arrays[name] = np.empty((len(positions), *values.shape[1:]), values.dtype)
-                    arrays[name][mine] = values
-        return CopiedRows(positions, arrays) if arrays else None

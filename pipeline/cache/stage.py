@@ -48,7 +48,7 @@ from .limits import arrays_of_samples, check_limits
 from .monitor import Quality, Tally
 from .notes import capture_notes
 from .preflight import try_out
-from .reuse import OldSet, find_old, old_sets, with_old_basis
+from .reuse import SOURCES, OldSet, find_old, note_of, old_sets, warn_of_other_versions, with_old_basis
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
 from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
@@ -281,10 +281,12 @@ def _with_old(work: Workspace, sets: Sequence[OldSet], teacher: ReadyTeacher) ->
     old = find_old(work, sets, teacher.name, teacher.identity, teacher.notes, teacher.encoding)
     if not old:
         return teacher
-    for one in old:
-        log.info("teacher %s: rows of %s are reused where it saw the same input", teacher.name, one.where)
+    if work.ranks.is_first:
+        warn_of_other_versions(teacher.name, teacher.notes, old)
+    notes = {**teacher.notes, SOURCES: note_of(old)}
     identity = {**teacher.identity, REUSED: [one.capture.digest for one in old]}
-    return replace(teacher, old=old, identity=identity, encoding=with_old_basis(teacher.encoding, old))
+    encoding = with_old_basis(teacher.encoding, old)
+    return replace(teacher, old=old, identity=identity, notes=notes, encoding=encoding)
 
 
 def _nothing_reused(old: OldSet) -> ConfigError:

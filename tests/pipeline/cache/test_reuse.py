@@ -18,11 +18,12 @@ from support.hands import Net
 import logitstore
 from logitstore.pipeline.augment import shift
 from logitstore.pipeline.cache import capture as capture_pass
-from logitstore.pipeline.cache import reuse, stage
+from logitstore.pipeline.cache import rest, reuse, stage
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store
 from logitstore.storage.backends.local import Folder, NewObject
 from logitstore.storage.errors import (
+    BadLogitsError,
     ConfigError,
     LogitStoreError,
     ManifestInvalid,
@@ -327,6 +328,46 @@ def test_a_compressed_capture_is_not_the_teachers_own(tmp_path: Path, old: Path)
         cached(tmp_path / "new.zarr", encoding=encoding, reuse=earlier)
 
 
+@pytest.mark.parametrize("kind", ["float16", *ENCODINGS])
+def test_logits_of_a_teacher_that_only_looks_the_same(tmp_path: Path, kind: str) -> None:
+    """An identity cannot state all: some rows are run again, and compared. Every other test here passes that comparison."""
+    encoding = ENCODINGS.get(kind, kind)
+    other = Net(seed=1)
+    earlier = cached(
+        tmp_path / "old.zarr", INPUTS[:OLD], LABELS[:OLD], teachers={"net": other}, encoding=encoding
+    )
+    with (
+        mock.patch.object(reuse, "_unlike", lambda *identities: None),
+        pytest.raises(BadLogitsError, match=r"the logits that .* has of the same input"),
+    ):
+        cached(tmp_path / "new.zarr", teachers={"net": Loud(other)}, reuse=earlier, encoding=encoding)
+    assert "net" not in logitstore.open_store(tmp_path / "new.zarr").teachers
+
+
+class Loud(Net):
+    """A network that gives other logits than the one that it is made from: those of the next class."""
+
+    def __init__(self, other: Net) -> None:
+        super().__init__()
+        self.load_state_dict(other.state_dict())
+
+    def forward(self, inputs: Any) -> Any:
+        return 3 * super().forward(inputs).roll(1, dims=1)
+
+
+def test_the_origin_of_rows_is_noted_and_other_versions_are_warned_of(
+    tmp_path: Path, old: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = cached(tmp_path / "new.zarr", reuse=old)
+    (noted,) = store.teachers["net"].provenance["reused"]
+    theirs = logitstore.open_store(old).teachers["net"].provenance
+    assert noted["batch_size"] == str(BATCH) and noted["torch"] == theirs["torch"]
+    assert "computed otherwise" not in caplog.text
+    one = reuse.OldCapture(reuse.OldSet(store), store.teachers["net"], None)
+    reuse.warn_of_other_versions("net", {**theirs, "device": "cuda"}, [one])
+    assert "computed otherwise: device cpu there and cuda here" in caplog.text
+
+
 def test_damaged_rows_are_never_taken(tmp_path: Path, old: Path) -> None:
     shard = next((old / "teachers" / "net" / "logits").glob("c.0.0*"))
     data = bytearray(shard.read_bytes())
@@ -384,7 +425,7 @@ def test_an_interrupted_capture_ends_with_the_same_bytes(tmp_path: Path, encodin
     while begun(place := tmp_path / f"put-{put}.zarr", put, **settings):
         cached(place, **settings)
         assert contents(place) == expected, put
-        put += 11
+        put += 17
     assert put > 30, "the points were not spread over the work"
 
 
@@ -437,7 +478,7 @@ def test_batches_depend_on_the_block_alone(tmp_path: Path, old: Path) -> None:
 
 def test_a_teacher_run_piece_by_piece_has_other_batches(tmp_path: Path, old: Path) -> None:
     """Negative control: rows that do not wait for whole batches are run in others, piece by piece."""
-    genuine, inputs = reuse.Rest.take, INPUTS.copy()
+    genuine, inputs = rest.Rest.take, INPUTS.copy()
     inputs[::5] ^= 2
 
     def hasty(self: Any, shown: Any) -> Any:
@@ -447,7 +488,7 @@ def test_a_teacher_run_piece_by_piece_has_other_batches(tmp_path: Path, old: Pat
     with mock.patch.object(capture_pass, "PIECE_BYTES", 1):
         with rows_run() as gathered:
             cached(tmp_path / "gathered.zarr", inputs, store_inputs=False, reuse=old)
-        with rows_run() as pieces, mock.patch.object(reuse.Rest, "take", hasty):
+        with rows_run() as pieces, mock.patch.object(rest.Rest, "take", hasty):
             cached(tmp_path / "pieces.zarr", inputs, store_inputs=False, reuse=old)
     assert sum(gathered) == sum(pieces) and len(gathered) < len(pieces)
 
