@@ -139,8 +139,8 @@ def _kept_divergence(
     """Compute the KL of top-k rows, nats at T = 1, in which the classes that were left out count as one.
 
     >>> row = np.array([[2.0, 1.0, 0.0, -5.0]], np.float32)
-    >>> _kept_divergence(row, row[:, [0, 1, 3, 2]], np.array([[0, 1]])).round(6).tolist()
-    [0.0]
+    >>> bool(abs(_kept_divergence(row, row[:, [0, 1, 3, 2]], np.array([[0, 1]]))) < 1e-12)
+    True
     """
     shares = []
     for logits in (now, there):
