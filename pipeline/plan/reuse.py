@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...storage.identity import as_json
-from ...storage.parts.same_rows import augmentation_of
+from ...storage.parts.same_rows import augmentation_of, is_augmented
 from ..cache.notes import source_note
 from ..cache.reuse import OldCapture, match, old_sets
 from ..cache.todo import capture_identity, find_teacher
+from ..views import experiment_views, mixes_rows
 from ..workspace import Workspace
 
 
@@ -31,7 +32,8 @@ class ReusePlan:
 def plan_reuse(work: Workspace) -> list[ReusePlan]:
     """Count the rows that each teacher would not be run on; reads every input once, and runs no teacher.
 
-    An augmented view is counted where row, input and augmentation are the same, without being made. Raises as `old_sets`.
+    An augmented view is counted where row, input and augmentation are the same, without being made. The partner of a mixture
+    follows from the number of rows, so none is counted for a set of another size. Raises as `old_sets`.
     """
     experiment, rows, settings = work.experiment, work.rows, work.experiment.cache
     sets, plans = old_sets(work), list[ReusePlan]()
@@ -41,10 +43,11 @@ def plan_reuse(work: Workspace) -> list[ReusePlan]:
     if not looked.is_whole:
         looked = rows.look(np.arange(len(rows), dtype=np.int64))
     digests, numbers = looked.digests[rows.source], np.arange(len(rows), dtype=np.int64)
+    mixes = mixes_rows(experiment_views(experiment, rows, made_twice=False))
     total = settings.views * len(rows)
     for member in experiment.teacher_members():
         record = find_teacher(work, member)
-        found: list[OldCapture | str] = ["it is not trained yet"]
+        found: list[OldCapture | str] = ["any store: it is not trained yet"]
         if record is not None:
             identity = as_json(capture_identity(experiment, member, rows, record.weights))
             augmentation, notes = augmentation_of(identity, member.name), source_note(experiment, member)
@@ -59,6 +62,8 @@ def plan_reuse(work: Workspace) -> list[ReusePlan]:
         for view in range(settings.views):
             held = np.zeros(len(rows), bool)
             for one in old:
+                if mixes and is_augmented(one.augmentation, view) and one.set.store.num_rows != len(rows):
+                    continue
                 held |= one.candidates(view, numbers, digests) >= 0
             reused += int(held.sum())
         reasons = tuple(one for one in found if isinstance(one, str))

@@ -16,9 +16,10 @@ from support.experiments import Recorder, contents, parsed
 from support.hands import Net
 
 import logitstore
-from logitstore.pipeline.augment import shift
+from logitstore.pipeline.augment import mixup, shift
 from logitstore.pipeline.cache import capture as capture_pass
 from logitstore.pipeline.cache import rest, reuse, stage
+from logitstore.pipeline.plan.reuse import plan_reuse
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store
 from logitstore.storage.backends.local import Folder, NewObject
@@ -184,6 +185,22 @@ def test_views_are_taken_where_the_same_input_was_seen(
         store = cached(tmp_path / "new.zarr", reuse=old, **changes)
     assert sum(counts) == run
     assert same_as_whole(store, cached(tmp_path / "whole.zarr", **changes))
+
+
+def test_a_mixture_is_taken_where_its_partner_is_the_same(tmp_path: Path) -> None:
+    """Partners follow from the number of rows: in a set that grew, hardly any is the same."""
+    mixed: dict[str, Any] = {"augment": mixup(), "order": "as_is"}
+    earlier = cached(tmp_path / "old.zarr", INPUTS[:OLD], LABELS[:OLD], **mixed)
+    with rows_run() as counts:
+        store = cached(tmp_path / "new.zarr", reuse=earlier, **mixed)
+    assert sum(counts) > (NEW - OLD) + NEW - OLD // 4
+    assert same_as_whole(store, cached(tmp_path / "whole.zarr", **mixed))
+    # The teachers of a file and those in hand are other factories: a plan is made of what `cached` runs.
+    calls = list[Any]()
+    with mock.patch.object(stage, "old_sets", lambda work: calls.append(work) or reuse.old_sets(work)):
+        cached(tmp_path / "planned.zarr", reuse=earlier, **mixed)
+    (planned,) = plan_reuse(Workspace.of_store(calls[0].experiment, tmp_path / "none.zarr", reuse=[earlier]))
+    assert (planned.reused, planned.rows) == (OLD, VIEWS * NEW)
 
 
 def test_several_stores_and_an_input_that_is_there_twice(tmp_path: Path, old: Path) -> None:
