@@ -223,6 +223,10 @@ class CapturePass:
                 waiting = 1 - busy / (time.perf_counter() - started)
                 queue.put(self._report(task, done, total, waiting), 0)
                 del shown
+        if self.relabelled:
+            log.warning(
+                "%s rows have another label than in an earlier store", f"{len(set(self.relabelled)):,}"
+            )
         if self.writers:
             took = time.perf_counter() - started
             log.info(
@@ -304,7 +308,7 @@ class CapturePass:
             if len(changed) and not self.relabelled:
                 log.warning(
                     "row %d has the label %d here and %d in %s, for the same input: its logits are reused, and the label is "
-                    "that of the transfer set; further such rows are not named",
+                    "that of the transfer set",
                     prepared.rows.start + int(changed[0]),
                     prepared.labels[changed[0]],
                     old.labels[old.rows_of(prepared.digests[changed])[0]],

@@ -237,6 +237,7 @@ def test_labels_are_those_of_the_set_and_a_change_is_warned_of(
     store = cached(tmp_path / "new.zarr", labels=labels, reuse=old)
     np.testing.assert_array_equal(store.samples.labels, labels)
     assert caplog.text.count("has the label") == 1 and f"row 7 has the label {labels[7]}" in caplog.text
+    assert "2 rows have another label than in an earlier store" in caplog.text
     caplog.clear()
     cached(tmp_path / "same.zarr", reuse=old)  # negative control
     assert "has the label" not in caplog.text
