@@ -97,7 +97,7 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
     from .cache.teachers import build_teacher
     from .runtime.inference import check_model
     from .specialists.heads import find_head
-    from .train.stage import build_student
+    from .train.network import begun_network
     from .trainer.trial import check_training
 
     experiment, rows = work.experiment, work.rows
@@ -122,7 +122,7 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
             if student.student.targets == "hard" and experiment.cache.views == 1
             else work.shown_few
         )
-        module = build_student(work, student, few, rows.num_classes)
+        module, _ = begun_network(experiment, student, few, rows.num_classes, rows.class_names)
         check_training(module, few, rows.num_classes, f"student {name!r}")
 
 

@@ -150,7 +150,8 @@ def subjects(work: Workspace, examples: EvaluationExamples) -> Iterator[Subject]
         if (student := find_student(work, run)) is not None:
             source = local_code_of([run.student], base=experiment.base)
             files = files_read([run.student], base=experiment.base)
-            network = _Network.of(student.weights, run.student, source, **_read(files))
+            made = {key: student.identity[key] for key in ("files",) if key in student.identity}
+            network = _Network.of(student.weights, run.student, source, **_read(files), **made)
             yield subject("student", run.student.name, {run.name: network}, run=run.name)
     cluster = experiment.cluster
     if cluster is not None and teachers.keys() >= cluster.shares.keys():
@@ -351,7 +352,7 @@ _UNCOMPARED: Final = {"label_smoothing", "checkpoint_every", "compile"}
 
 def _are_twins(soft: Student, hard: Student) -> bool:
     """Return whether two students are the same network, the first on soft targets and the second on hard ones."""
-    same = (soft.factory, soft.args) == (hard.factory, hard.args)
+    same = soft.network_keys == hard.network_keys
     return soft.targets == "soft" and hard.targets == "hard" and same
 
 

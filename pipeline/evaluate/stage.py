@@ -24,7 +24,7 @@ from ..same_set import check_repeatable, check_samples
 from ..specialists.todo import columns_of, special_rows, specialist_runs, table_of
 from ..specialists.todo import find_todo as find_specialists_todo
 from ..specialists.training import load_specialist
-from ..train.stage import build_student
+from ..train.network import new_network
 from ..train.todo import missing_students, student_seeds
 from ..workspace import Workspace
 from .examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
@@ -135,7 +135,7 @@ class _Scorer:
     def _student(self, subject: Subject) -> tuple[Logits, int]:
         work = self._work
         run = next(run for run in student_seeds(work.experiment) if run.name == subject.run)
-        module = build_student(work, run, self._inputs[:2], work.rows.num_classes)
+        module = new_network(work.experiment, run, self._inputs[:2], work.rows.num_classes)
         loaded = load_weights(module, work.models.weights_path("students", subject.run))
         check_loaded(f"student {subject.run!r}", subject.networks[subject.run], loaded)
         module.to(work.choose_device()).eval()

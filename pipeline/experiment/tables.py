@@ -11,6 +11,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_CLASSES, MAX_PARTS, MAX_VIEWS
+from .networks import READY, SOURCES, WHOLE, Network, NewNetwork
 from .schema import (
     NAME,
     Count,
@@ -31,17 +32,6 @@ from .schema import (
 )
 from .training import Augmentation, Factory, Loss, SpecialistTrain, StudentTrain, TeacherTrain
 
-SOURCES: Final[Mapping[str, str]] = {
-    "hugging_face": "logitstore.pipeline.models.hugging_face:classifier",
-    "file": "logitstore.pipeline.models.exported:exported",
-    "timm": "logitstore.pipeline.models.libraries:timm_model",
-    "torchvision": "logitstore.pipeline.models.libraries:torchvision_model",
-}
-"""Keys that replace `factory`, and the factory that each stands for."""
-WHOLE: Final = frozenset({"hugging_face", "file"})
-"""Sources whose files hold the network as well as its weights."""
-READY: Final = "factory"
-"""Value of `weights` for a factory that returns the network with its trained weights."""
 AUTO: Final = "auto"
 """The value of a teacher's `head` that stands for its last linear layer."""
 
@@ -126,11 +116,8 @@ class EvaluationSet(Factory):
     """`[evaluation_set]`: the labelled examples that every score in a table comes from."""
 
 
-class Teacher(Factory):
-    """`[[teacher]]`: a model whose logits are cached, or several models that differ by their seed alone.
-
-    A key of `SOURCES` may replace `factory`; `factory` then holds what that key stands for.
-    """
+class Teacher(Network):
+    """`[[teacher]]`: a model whose logits are cached, or several models that differ by their seed alone."""
 
     name: Name
     """Name in the store; with members, the common part of their names."""
@@ -138,16 +125,10 @@ class Teacher(Factory):
     """Folder of a Hugging Face model for image or sequence classification, in safetensors."""
     file: Text | None = None
     """File of a whole network: `.pt2` (torch.export), or `.pt`, `.ts` (TorchScript). Loading it runs its code."""
-    timm: Text | None = None
-    torchvision: Text | None = None
     check_class_names: bool = True
     """Whether class names in a model's files must be those of the transfer set, in the same order."""
     weights: Text | None = None
     """File of weights; with members, `{member}` in it stands for the member's number. `factory`: the factory loads them."""
-    weights_key: Text | None = None
-    """Part of that file to read, where it holds several networks: a key, a prefix of names, or both joined by a dot."""
-    allow_pickle: bool = False
-    """Whether `weights` may be a `.pt`, `.pth`, `.pth.tar`, `.bin` or `.ckpt` file instead of safetensors."""
     train: TeacherTrain | None = None
     """Training that replaces `weights`."""
     head: Text | None = None
@@ -165,23 +146,6 @@ class Teacher(Factory):
         ),
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_the_factory(cls, data: object) -> object:
-        sources = [key for key in ("factory", *SOURCES) if isinstance(data, Mapping) and key in data]
-        if len(sources) > 1:
-            expected = f"one of factory, {', '.join(SOURCES)}"
-            raise problem(expected, " and ".join(sources), "keep one of them")
-        if not isinstance(data, Mapping) or sources in ([], ["factory"]):
-            return data
-        (source,) = sources
-        args = data.get("args", {})
-        if source not in WHOLE and isinstance(args, Mapping):
-            if "model" in args:
-                raise problem(f"{source} alone", f"args.model = {show(args['model'])}", "remove args.model")
-            args = {**args, "model": data[source]}
-        return {**data, "factory": SOURCES[source], "args": args}
-
     @model_validator(mode="after")
     def _weights_have_a_source(self) -> "Teacher":
         if not self.is_whole:
@@ -191,10 +155,7 @@ class Teacher(Factory):
                     remedy += f"; write weights = '{READY}' if the factory loads them"
                 raise problem("one of weights, train", "no such key", remedy)
             self.check_one_of("weights", "train")
-        for key in ("allow_pickle", "weights_key"):
-            if getattr(self, key) and (self.weights is None or self.is_ready):
-                found = "no weights" if self.weights is None else f"weights = {show(self.weights)}"
-                raise problem(f"a file of weights beside {key}", found, f"remove {key}", key)
+        self.check_file_keys()
         if self.is_ready:
             self._check_ready()
         elif self.members > 1:
@@ -218,19 +179,9 @@ class Teacher(Factory):
             )
 
     @property
-    def source(self) -> str:
-        """The key that names the network: `factory`, or one of `SOURCES`."""
-        return next((key for key in SOURCES if getattr(self, key) is not None), "factory")
-
-    @property
     def weights_file(self) -> str | None:
         """File or folder of the weights, `{member}` not filled in; None for a teacher without any."""
         return (None if self.is_ready else self.weights) or self.hugging_face or self.file
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the factory returns the network with its trained weights."""
-        return self.weights == READY
 
     @property
     def is_whole(self) -> bool:
@@ -405,7 +356,7 @@ class Combine(Table):
         return encoding_named(self.encoding)
 
 
-class Student(Factory):
+class Student(NewNetwork):
     """`[[student]]`: a network trained from the store; `targets = "hard"` is the baseline, from labels alone."""
 
     name: Name

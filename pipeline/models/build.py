@@ -6,7 +6,8 @@ the other, and a second training would begin where the first ended.
 
 import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,15 +26,22 @@ _made: list[weakref.ref[Tensor]] = []
 
 
 def build_model(
-    table: Factory, experiment: Experiment, *, input_shape: tuple[int, ...], num_classes: int, seed: int
+    table: Factory,
+    experiment: Experiment,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> nn.Module:
     """Build the freshly initialised module of a table of the experiment, or return the one in hand.
 
     seed: of the generators of PyTorch, NumPy and Python, which are set: tensors that no file holds, such as fixed random
     projections, are thus those of the training whenever the network is built.
+    more: arguments of a factory of ours, beside those that every factory may take.
     Raises FactoryError, also for a network with parameters of one that was made before.
     """
-    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    offered = {"input_shape": input_shape, "num_classes": num_classes, **more}
     torch.manual_seed(seed)
     np.random.seed(seed % (1 << 32))
     random.seed(seed)

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PosixPath
 from typing import Any, Final, TypeGuard
@@ -74,18 +74,24 @@ class _Reading:
 
 
 def weights_in(
-    content: object, own: Mapping[str, Any], path: Path, key: str | None = None
+    content: object,
+    own: Mapping[str, Any],
+    path: Path,
+    key: str | None = None,
+    *,
+    spare: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the tensors of a model from the content of a file, under the names of the model.
 
-    own: tensors of the model. key: the part of the file to read, and a prefix of its names, joined by dots.
+    own: tensors of the model. key: the part of the file to read, and a prefix of its names, joined by dots. spare: names of
+    further tensors of the model, which the file may hold and which are not read.
     Raises BadDataError for a file that does not hold exactly these tensors, or several sets of them. Raises ConfigError for a
     key under which there are none.
     """
     parts = _parts(content, path)
     if key is not None:
         parts = _chosen(parts, key, path)
-    readings = [reading for part in parts for reading in _readings(part, own)]
+    readings = [reading for part in parts for reading in _readings(part, own, spare)]
     if not readings:
         raise _unfit(content, parts, own, path)
     if len(readings) > 1:
@@ -162,8 +168,8 @@ def _chosen(parts: list[_Part], key: str, path: Path) -> list[_Part]:
     return chosen
 
 
-def _readings(part: _Part, own: Mapping[str, Any]) -> Iterator[_Reading]:
-    """Yield each way in which a part holds all tensors of the model."""
+def _readings(part: _Part, own: Mapping[str, Any], spare: Collection[str] = ()) -> Iterator[_Reading]:
+    """Yield each way in which a part holds all tensors of the model. spare: names of tensors that may stand beside them."""
     if part.tensors.keys() == own.keys():
         yield _Reading(part, "", {name: name for name in own}, ())
         return
@@ -177,7 +183,8 @@ def _readings(part: _Part, own: Mapping[str, Any]) -> Iterator[_Reading]:
     for prefix in prefixes:
         if all(prefix + name in given for name in ours):
             names = {mine: given[prefix + name] for name, mine in ours.items()}
-            taken = set(names.values())
+            unread = (given.get(prefix + name.replace(_COMPILED, "")) for name in spare)
+            taken = {*names.values(), *filter(None, unread)}
             beside = tuple(name for name in part.tensors if name not in taken)
             if prefix.endswith("module.") and beside == (prefix.removesuffix("module.") + _AVERAGED,):
                 beside = ()

@@ -143,11 +143,11 @@ def classifier(
                 found=f"pad_id = {pad_id}",
                 remedy="remove it from args",
             )
-        _check_attention(config, path)
+        check_attention(config, path)
         _check_problem(config, path)
         more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         try:
-            with _quiet(transformers):
+            with quiet(transformers):
                 model, loading = getattr(transformers, f"AutoModelFor{head}Classification").from_pretrained(
                     where,
                     local_files_only=True,
@@ -169,7 +169,7 @@ def classifier(
         preprocessing: PixelValues | LogitStoreError | None = None
         if head == "Image":
             try:
-                with _quiet(transformers):
+                with quiet(transformers):
                     preprocessing = pixel_values(transformers, path, model.config, channels)
             except LogitStoreError as error:
                 preprocessing = error  # float inputs need none
@@ -177,14 +177,14 @@ def classifier(
         model = model.to(getattr(torch, dtype))
     if preprocessing is not None:
         return ImageClassifier(model, channels, preprocessing, where)
-    pad = _set_pad_id(model, pad_id, where)
+    pad = set_pad_id(model, pad_id, where)
     if pad is None:
         log.info("%s: config.json has no pad id; every token is attended to", where)
     return SequenceClassifier(model, pad, where)
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Suppress the progress bars and warnings of transformers; its errors become ours."""
     logs = transformers.utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
@@ -212,7 +212,7 @@ def _head(config: dict[str, Any], path: Path) -> str:
     )
 
 
-def _check_attention(config: dict[str, Any], path: Path) -> None:
+def check_attention(config: dict[str, Any], path: Path) -> None:
     """Refuse a model that names an attention kernel by its address, which transformers would download and run."""
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         if "/" in str(config.get(key, "")):
@@ -262,7 +262,7 @@ def _check_class(model: nn.Module, config: dict[str, Any], path: Path) -> None:
         )
 
 
-def _set_pad_id(model: Any, pad_id: int | None, where: str) -> int | None:
+def set_pad_id(model: Any, pad_id: int | None, where: str) -> int | None:
     """Set the pad id that a head reads its token by, and return it; by default that of the model. Raises ConfigError."""
     config, text = model.config, model.config.get_text_config()
     stated = next(

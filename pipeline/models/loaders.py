@@ -7,6 +7,7 @@ LOADERS: Final[Mapping[str, str]] = {
     f"logitstore.pipeline.{place}": name
     for name, places in {
         "hugging_face": ("models.hugging_face:classifier", "hugging_face:classifier"),
+        "hugging_face_untrained": ("models.untrained:untrained",),
         "exported": ("models.exported:exported", "exported:exported"),
         "timm": ("models.libraries:timm_model", "named_models:timm_model"),
         "torchvision": ("models.libraries:torchvision_model", "named_models:torchvision_model"),

@@ -26,8 +26,8 @@ CONFIG: Final = "config.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_ADAPTER = "adapter_config.json"
+PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER: Final = "adapter_config.json"
 _MAX_JSON_BYTES = 16 << 20
 
 
@@ -49,9 +49,9 @@ def model_files(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise _no_model(folder, "a file" if folder.exists() else "no folder")
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER).exists():
         remedy = "merge it into its model (merge_and_unload) and save that"
-        raise _no_model(folder, f"an adapter ({_ADAPTER})", remedy)
+        raise _no_model(folder, f"an adapter ({ADAPTER})", remedy)
     if not (folder / CONFIG).is_file():
         raise _no_model(folder, f"no {CONFIG}")
     names = [name for name in (CONFIG, PREPROCESSOR) if (folder / name).is_file()]
@@ -60,7 +60,7 @@ def model_files(folder: Path) -> list[str]:
     elif (folder / INDEX).is_file():
         names += [INDEX, *_shards(folder)]
     else:
-        pickles = [name for name in _PICKLES if (folder / name).exists()]
+        pickles = [name for name in PICKLES if (folder / name).exists()]
         found = f"{pickles[0]}, a pickle" if pickles else f"no {WEIGHTS}"
         raise _no_model(
             folder, found, "load it where you trust it, and write it with save_pretrained(folder)"

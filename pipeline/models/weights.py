@@ -11,6 +11,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,22 @@ _SAFE_TORCH = (2, 10)
 """The first torch that checks the sizes of a pickle's storages; older ones may read past memory (CVE-2026-24747)."""
 
 
-def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False, key: str | None = None) -> str:
+def load_weights(
+    module: nn.Module,
+    path: Path,
+    *,
+    allow_pickle: bool = False,
+    key: str | None = None,
+    new: Collection[str] = (),
+    classes: int | None = None,
+) -> str:
     """Put the weights of a file into a module, all or none, and return the file's digest, "sha256:…".
 
     path: tensors in `.safetensors`; with `allow_pickle` also in `.pt`, `.pth`, `.pth.tar`, `.bin` and `.ckpt`. They may stand
         under a key, such as "state_dict", and behind a prefix, such as "module.", if there is one such set alone.
     key: the part of the file that is read: a key, a prefix, or both joined by a dot.
+    new: names of tensors that the module keeps, whatever the file has under them: those of a new head.
+    classes: of a module whose head may be made new; an error then tells how.
     Raises BadDataError if the file is missing, damaged, or has other tensors than the module. Raises ConfigError for another
     suffix, and for a key that the file does not have.
     """
@@ -54,10 +65,13 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False, k
         )
     with unchanged(path):
         own = module.state_dict()
-        tensors = weights_in(_read(path, pickled=pickled), own, path, key)
-        _check_tensors(own, tensors, path)
+        read = {name: tensor for name, tensor in own.items() if name not in new}
+        tensors = weights_in(_read(path, pickled=pickled), read, path, key, spare=new)
+        if classes is not None:
+            _check_head(read, tensors, classes, path)
+        _check_tensors(read, tensors, path)
         digest = weights_digest(path)
-    module.load_state_dict(tensors)
+    module.load_state_dict({**own, **tensors})
     return digest
 
 
@@ -128,6 +142,21 @@ def _check_header(path: Path) -> None:
         if size > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes, above the limit of {_MAX_HEADER_BYTES}")
         json.loads(file.read(size), object_pairs_hook=unique)
+
+
+def _check_head(own: dict[str, Tensor], given: dict[str, Tensor], classes: int, path: Path) -> None:
+    """Refuse a head of another number of classes. Raises BadDataError."""
+    other = [name for name, tensor in own.items() if given[name].shape != tensor.shape]
+    sizes = {tuple(given[name].shape[:1]) for name in other}
+    if len(sizes) == 1 and all(
+        own[name].shape[:1] == (classes,) and own[name].shape[1:] == given[name].shape[1:] for name in other
+    ):
+        raise BadDataError(
+            str(path),
+            expected=f"a head of {classes} classes",
+            found=f"a head of {sizes.pop()[0]} classes ({other[0]!r} of shape {tuple(given[other[0]].shape)})",
+            remedy="name weights of as many classes, or set reset_classifier = true to begin with a new head",
+        )
 
 
 def _check_tensors(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64, Shaped
-from torch import nn
 
 from ...storage.api import Store
 from ...storage.encodings.transform import Transform
@@ -19,16 +18,16 @@ from ...storage.errors import BadDataError
 from ...storage.stream.inputs import Augment
 from ...storage.stream.stream import Stream
 from ..experiment.tables import Student
-from ..models.build import build_model
-from ..models.records import Record
+from ..models.records import Record, check_loaded
 from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
-from ..trainer.trial import check_training, make_lazy_layers, try_neighbours
+from ..trainer.trial import check_training, try_neighbours
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views, rows_of_store
 from ..workspace import Workspace
 from .loss import StudentLoss
+from .network import begun_network
 from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
 
 log = logging.getLogger(__name__)
@@ -66,12 +65,14 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     student_identity(work.experiment, run, store)  # raises for a part that is not sealed
     stream, few = open_stream(work, run)
     target = work.choose_device()
-    module = build_student(work, run, few, store.num_classes).to(target)
+    module, begun = begun_network(work.experiment, run, few, store.num_classes, store.class_names)
+    module.to(target)
     check_training(module, few, store.num_classes, f"student {student.name!r}")
     if ranks.is_first:
         try_neighbours(module, few, f"student {student.name!r}")
     # After the build, which has imported the student's code: the identity is that of the code that runs.
     identity = student_identity(work.experiment, run, store)
+    check_loaded(f"student {student.name!r}", identity.get("initial", {}).get("weights"), begun or "none")
     seed_rank(run.seed, ranks)
     loss = StudentLoss(
         student,
@@ -91,15 +92,6 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
         ranks=ranks,
         loss_is_of_all_ranks=loss.is_of_all_ranks,
     )
-
-
-def build_student(
-    work: Workspace, run: StudentSeed, few: Shaped[np.ndarray, "few ..."], num_classes: int
-) -> nn.Module:
-    """Build the freshly initialised network of a student of one seed. few: one or two inputs. Raises FactoryError."""
-    student, shape = run.student, few.shape[1:]
-    module = build_model(student, work.experiment, input_shape=shape, num_classes=num_classes, seed=run.seed)
-    return make_lazy_layers(module, few, num_classes, f"student {student.name!r}")
 
 
 def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:

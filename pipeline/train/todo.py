@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,9 +17,16 @@ from ..experiment.training import Loss
 from ..factories.local_code import SOURCE
 from ..factories.products import local_code_of
 from ..factories.read_files import READ, files_read
+from ..models.initial import initial_identity
+from ..models.loaders import stable_name
 from ..models.records import Record
 from ..workspace import Workspace
 
+_NETWORK: Final = {
+    *("hugging_face", "timm", "torchvision"),
+    *("weights", "weights_key", "allow_pickle", "reset_classifier"),
+}
+"""Keys of a student that its factory, its arguments and `initial_identity` stand for."""
 _ROWS_STREAM = 1 << 63
 """Random numbers that choose a student's rows: no epoch is numbered so high, so no order of batches uses them."""
 
@@ -60,7 +67,11 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
     source = local_code_of([student], base=experiment.base)
     loss = {"name": student.loss.name, **student.loss.numbers}
     return {
-        **settled(student, later={"rows", "standardise"}, idle={"name", "teachers", "train", "loss"}),
+        **settled(
+            student, later={"rows", "standardise"}, idle={"name", "teachers", "train", "loss", *_NETWORK}
+        ),
+        "factory": stable_name(student.factory),
+        **initial_identity(student, experiment.base),
         **({} if student.loss == Loss() else {"loss": loss}),
         "teachers": experiment.teacher_weights(student),
         "train": settled(

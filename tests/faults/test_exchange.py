@@ -225,13 +225,13 @@ def test_a_student_that_is_exchanged_before_it_is_scored_is_refused(tmp_path: Pa
     )
     work.scores.unlink()
     path = work.models.weights_path("students", "soft-seed1")
-    genuine = stage.build_student
+    genuine = stage.new_network
 
     def slow(*arguments: Any) -> Any:
         spoil(path, in_place=False)
         return genuine(*arguments)
 
-    with mock.patch.object(stage, "build_student", slow), pytest.raises(BadDataError) as caught:
+    with mock.patch.object(stage, "new_network", slow), pytest.raises(BadDataError) as caught:
         evaluate(work)
     assert caught.value.where == "student 'soft-seed1'"
     tally.reached("weights", 1, "exchanges")

@@ -9,7 +9,7 @@ from support.experiments import MLP_FACTORY, contents, document, parsed, run_doc
 
 from logitstore.pipeline.cache import todo
 from logitstore.pipeline.cache.todo import agreed, capture_identity
-from logitstore.pipeline.experiment.tables import SOURCES
+from logitstore.pipeline.experiment.networks import SOURCES
 from logitstore.pipeline.models import loaders
 from logitstore.pipeline.models.loaders import stable_name, with_stable_names
 from logitstore.pipeline.run import pending
