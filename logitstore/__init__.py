@@ -1,6 +1,7 @@
 """The public names of logitstore.
 
     cache, cluster, distill     the three stages, with networks and data sets in hand
+    load_student                a trained student as a network
     evaluate                    errors, likelihood and calibration of a network
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cli.calls import cache, cluster, distill, evaluate
+    from .cli.trained import load_student
     from .storage.api import Capture, Store, create_store, open_store
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
@@ -35,6 +37,7 @@ __all__ = [
     "digest_rows",
     "distill",
     "evaluate",
+    "load_student",
     "open_store",
 ]
 
@@ -56,6 +59,7 @@ _HOMES = {
     "digest_rows": "storage.digest",
     "distill": "cli.calls",
     "evaluate": "cli.calls",
+    "load_student": "cli.trained",
     "open_store": "storage.api",
 }
 

@@ -11,7 +11,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import ConfigError
 from ...storage.format.constants import MAX_CLASSES, MAX_PARTS, MAX_VIEWS
-from .networks import READY, SOURCES, WHOLE, Network, NewNetwork
+from .networks import READY, WHOLE, Network, NewNetwork
 from .schema import (
     NAME,
     Count,

@@ -29,13 +29,28 @@ from ..factories.call import describe_exception
 from .libraries import import_library
 from .networks import with_channels
 from .preprocessing import PixelValues, pixel_values
-from .sources import CONFIG, read_json, unchanged
+from .sources import CONFIG, PREPROCESSOR, read_json, unchanged
 
 log = logging.getLogger(__name__)
 _ONE_CLASS: Final = "use a teacher that gives one class for each input"
 
 
-class ImageClassifier(nn.Module):
+class _Classifier(nn.Module):
+    """A model of transformers that gives plain logits."""
+
+    model: Any
+    where: str
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a folder that `from_pretrained` reads, with the image processor that it was made with."""
+        self.model.save_pretrained(folder)
+        place = Path(self.where)
+        processor = (place if place.is_dir() else place.parent) / PREPROCESSOR
+        if processor.is_file():
+            (Path(folder) / PREPROCESSOR).write_bytes(processor.read_bytes())
+
+
+class ImageClassifier(_Classifier):
     """A model of pixel values."""
 
     def __init__(
@@ -64,7 +79,7 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-class SequenceClassifier(nn.Module):
+class SequenceClassifier(_Classifier):
     """A model of token ids."""
 
     def __init__(self, model: nn.Module, pad_id: int | None, where: str) -> None:

@@ -32,13 +32,24 @@ def configuration(path: Path) -> tuple[Path, Path]:
     return config, config.parent / PREPROCESSOR
 
 
+def configuration_digests(table: NewNetwork, base: Path) -> dict[str, str]:
+    """Return the digests of the configuration and of the image processor that a network is made from, if any are named."""
+    if (path := table.path_of(base)) is None:
+        return {}
+    named = zip((CONFIG, PREPROCESSOR), configuration(path), strict=True)
+    return {name: weights_digest(file) for name, file in named if file.is_file()}
+
+
 def initial_weights(table: NewNetwork, base: Path) -> Path | None:
     """Return the file or folder of the weights that a training begins with; None for new weights.
 
     base: folder of the experiment file. Raises BadDataError for a folder whose weights are a pickle or an adapter.
     """
     if table.weights is not None:
-        return base / table.weights
+        path = base / table.weights
+        # transformers renames tensors of such a file as it reads its folder.
+        in_folder = path.name == WEIGHTS and (path.parent / CONFIG).is_file()
+        return path.parent if in_folder and table.hugging_face is not None else path
     folder = table.path_of(base)
     if folder is None or not folder.is_dir():
         return None
@@ -54,11 +65,8 @@ def initial_identity(table: NewNetwork, base: Path) -> dict[str, Any]:
     base: folder of the experiment file. Raises BadDataError for a file that is not there.
     """
     found: dict[str, Any] = {}
-    if (path := table.path_of(base)) is not None:
-        files = [file for file in configuration(path) if file.is_file()]
-        found["files"] = {
-            name: weights_digest(file) for name, file in zip((CONFIG, PREPROCESSOR), files, strict=False)
-        }
+    if files := configuration_digests(table, base):
+        found["files"] = files
     if (weights := initial_weights(table, base)) is not None:
         found["initial"] = {
             "weights": source_digests(weights)[0],

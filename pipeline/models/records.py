@@ -108,6 +108,10 @@ class Models:
         record = self._read(kind, name)
         return None if record is None else record.identity
 
+    def record(self, kind: str, name: str) -> Record | None:
+        """Return the record of a model, whatever it was made from; None without one."""
+        return self._read(kind, name)
+
     def _read(self, kind: str, name: str) -> Record | None:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:

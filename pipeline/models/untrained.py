@@ -90,12 +90,12 @@ def untrained(
 
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse changes of keys that follow from the store, or name the model. Raises ConfigError."""
-    for key in options:
+    for key, value in options.items():
         if key in _SETTLED:
             raise ConfigError(
                 f"args.options.{key}",
                 expected="options without it, as model and classes are set already",
-                found=f"{key} = {options[key]!r}",
+                found=f"{key} = {value!r}",
                 remedy="remove it",
             )
 
@@ -153,10 +153,14 @@ def load_folder(module: Classifier, folder: Path, *, reset: bool, classes: int) 
         digest = source_digests(folder)[0]
     own: dict[str, Tensor] = model.state_dict()
     head = head_of(module)
-    new = head if reset else []
+    new = list(head) if reset else []
+    pooler = f"{model.base_model_prefix}.pooler."  # a part of BERT's kind that serves the head alone
     shapes = {str(one[0]): tuple(one[1]) for one in loading.get("mismatched_keys") or ()}
     for name in sorted({*map(str, loading.get("missing_keys") or ()), *shapes}):
         if name in new:
+            continue
+        if reset and name.startswith(pooler) and name not in shapes:
+            new.append(name)
             continue
         found = f"shape {shapes[name]}" if name in shapes else "no such tensor"
         remedy = "name the weights of this model, or its own config.json"

@@ -8,6 +8,7 @@ its last checkpoint, and several processes may share one.
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -81,7 +82,16 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
         ranks=ranks,
     )
     return train_and_keep(
-        Kept("students", run.name, identity, run.seed, settings.checkpoint_every, store, work.models),
+        Kept(
+            "students",
+            run.name,
+            identity,
+            run.seed,
+            settings.checkpoint_every,
+            store,
+            work.models,
+            input_facts(few, store, with_names=student.hugging_face is not None),
+        ),
         module,
         TorchStream(stream, target),
         Epochs(stream.epoch_rows, len(stream)),
@@ -92,6 +102,17 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
         ranks=ranks,
         loss_is_of_all_ranks=loss.is_of_all_ranks,
     )
+
+
+def input_facts(few: Shaped[np.ndarray, "few ..."], store: Store, *, with_names: bool) -> dict[str, Any]:
+    """Return the facts by which the network of a student is built again without the store."""
+    names = {"class_names": store.class_names} if with_names and store.class_names else {}
+    return {
+        "input_shape": list(few.shape[1:]),
+        "input_dtype": str(few.dtype),
+        "num_classes": store.num_classes,
+        **names,
+    }
 
 
 def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -88,6 +88,8 @@ class Kept:
     """Store that the training reads."""
     models: Models
     """Folders of the models."""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Facts of its record beside those of the training, such as the shape of its inputs."""
 
     @property
     def weights(self) -> Path:
@@ -320,6 +322,7 @@ def _train_and_keep(
             loss_is_of_all_ranks=loss_is_of_all_ranks,
         )
     facts = {
+        **kept.facts,
         "parameters": count_parameters(module),
         "last_loss": last,
         "seconds": round(clock.seconds, 1),

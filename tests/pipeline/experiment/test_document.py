@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.messages import Sentences
 
 from logitstore.pipeline.experiment.document import Experiment, load_experiment, parse_experiment
-from logitstore.pipeline.experiment.schema import Table
 from logitstore.pipeline.experiment.networks import SOURCES
+from logitstore.pipeline.experiment.schema import Table
 from logitstore.pipeline.experiment.tables import Student
 from logitstore.storage.encodings import named
 from logitstore.storage.errors import ConfigError

@@ -194,5 +194,5 @@ def test_weights_that_change_between_the_digest_and_the_training_are_refused(
     monkeypatch.setattr(
         stage, "begun_network", lambda *given: (begun_network(*given)[0], "sha256:of another file")
     )
-    with pytest.raises(BadDataError, match="expected the weights sha256:.*found sha256:of another file"):
+    with pytest.raises(BadDataError, match=r"expected the weights sha256:.*found sha256:of another file"):
         train_student(workspace(experiment, tmp_path / "models"), run)
