@@ -19,7 +19,7 @@ from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .specialists import todo as specialising
-from .train.todo import StudentSeed, missing_students, student_seeds
+from .train.todo import StudentSeed, check_compressed, missing_students, student_seeds
 from .workspace import Workspace
 
 
@@ -75,8 +75,10 @@ def pending(work: Workspace, examples: EvaluationExamples | None = None) -> Pend
 
     examples: the evaluation set, if the caller has opened it.
     Raises SpecMismatch if something in the store has a name of the experiment and another identity, ConfigError for a
-    clustering that does not fit the number of classes.
+    clustering that does not fit the number of classes, PartNotFound for a compressed capture that a student names and that
+    is not there.
     """
+    check_compressed(work)
     cache = caching.find_todo(work)
     cluster, specialists, students = (
         missing_clustering(work),

@@ -36,11 +36,12 @@ def command(
     """
     from ...pipeline.same_set import describe_inputs
     from ...pipeline.specialists.todo import find_todo
-    from ...pipeline.train.todo import missing_students
+    from ...pipeline.train.todo import check_compressed, missing_students
 
     with workspace(experiment, store, models, device) as work:
         compared = describe_inputs(work)  # nothing is trained without a store
         several, write = work.ranks.size > 1, print_text if work.ranks.is_first else _discard
+        check_compressed(work)
         special, students = find_todo(work), missing_students(work)
         if dry_run:
             if work.ranks.is_first:

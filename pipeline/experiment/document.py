@@ -1,7 +1,7 @@
 """The experiment file as a whole: references between tables, names, and the reading of the file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,8 @@ class Experiment(Table):
             with noting(problems):
                 _claim(students, student.name, f"student[{index}].name")
             with noting(problems):
-                _check_known(student.teachers or (), owners, f"student[{index}].teachers")
+                names = [name for name in student.teachers or () if not self._may_be_compressed(name, owners)]
+                _check_known(names, owners, f"student[{index}].teachers")
             with noting(problems):
                 self._check_view(student.views, f"student[{index}].views")
         raise_all(problems)
@@ -123,6 +124,31 @@ class Experiment(Table):
         weights = among_members(self.cluster.teachers, self._groups)
         cluster = self.cluster.model_copy(update={"teachers": weights})
         return self.model_copy(update={"cluster": cluster})
+
+    def _may_be_compressed(self, name: str, owners: Mapping[str, str]) -> bool:
+        """Return whether a name may be that of a capture that `logitstore compress` made of one of this experiment.
+
+        Such a name begins with that of its source, as in `wide-kl1e-3`; a number after it is that of a member.
+        """
+        if not NAME.fullmatch(name):
+            return False
+        prefix, _, number = name.rpartition("-")
+        if self.specialists is not None and prefix == self.specialist_prefix and number.isdecimal():
+            return False
+        ends = [name.removeprefix(f"{owner}-") for owner in owners if name.startswith(f"{owner}-")]
+        return any(end and not end.isdecimal() for end in ends)
+
+    def compressed_captures(self, student: Student) -> dict[str, str]:
+        """Return the captures that a student names and that no stage makes, each with its likely source."""
+        made = [member.name for member in self.teacher_members()]
+        made += [] if self.combine is None else [self.combine.name]
+        return {
+            name: max(
+                (source for source in made if name.startswith(f"{source}-")), key=len, default="TEACHER"
+            )
+            for name in self.teacher_weights(student)
+            if name not in made
+        }
 
     def _check_head(self, teacher: Teacher, key: str) -> None:
         """Refuse a head that is taken off for an encoding that needs the dense rows."""
@@ -248,7 +274,7 @@ def _claim(owners: dict[str, str], name: str, key: str) -> None:
     owners[name] = key.partition(".")[0]
 
 
-def _check_known(names: Mapping[str, object] | tuple[()], owners: Mapping[str, str], key: str) -> None:
+def _check_known(names: Iterable[str], owners: Mapping[str, str], key: str) -> None:
     for name in names:
         if name not in owners:
             raise problem("a teacher's name", show(name), suggest(name, owners), key)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ...storage.api import Store
+from ...storage.errors import ConfigError, PartNotFound
 from ...storage.format.constants import SAMPLES
 from ...storage.random import philox_permutation
 from ..experiment.document import Experiment
@@ -97,6 +98,35 @@ def student_rows(run: StudentSeed, num_rows: int) -> Int64[np.ndarray, "rows"] |
         return None
     order = philox_permutation(num_rows, run.seed, stream=_ROWS_STREAM, counter=0)
     return np.sort(order[: max(1, round(share * num_rows))])
+
+
+def check_compressed(work: Workspace) -> None:
+    """Refuse a student that names a compressed capture that is not there, before anything is run for it.
+
+    Raises PartNotFound for an absent capture, StoreIncomplete for an unfinished one, ConfigError for one of other classes.
+    """
+    for student in work.experiment.students:
+        for name, source in work.experiment.compressed_captures(student).items():
+            where, store = f"student {student.name!r}", work.find_store()
+            if store is None or (
+                store.find_spec(part := f"teachers/{name}") is None and store.begun(part) is None
+            ):
+                raise PartNotFound(
+                    where,
+                    expected=f"teachers/{name} in {work.path}",
+                    found="no such capture" if store else "no store yet",
+                    remedy=f"run `logitstore compress {work.path} --teacher {source} --max-kl 1e-3 --name {name}` when "
+                    f"{source} is captured, or correct teachers",
+                )
+            store.digest_of(part)  # raises for one that is not sealed
+            classes = store.teachers[name].shape[2]
+            if classes != store.num_classes:
+                raise ConfigError(
+                    where,
+                    expected=f"a capture of all {store.num_classes} classes",
+                    found=f"teachers/{name} of {classes} columns",
+                    remedy="name a teacher, a combination, or a capture compressed from one",
+                )
 
 
 def find_student(work: Workspace, run: StudentSeed) -> Record | None:
