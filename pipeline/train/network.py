@@ -16,8 +16,9 @@ from torch import nn
 from ...storage.errors import BadDataError, ConfigError
 from ..experiment.document import Experiment
 from ..models.build import build_model
+from ..models.hugging_face import ImageClassifier, SequenceClassifier
 from ..models.initial import initial_weights
-from ..models.untrained import ImageClassifier, SequenceClassifier, head_of, load_folder
+from ..models.untrained import head_of, load_folder
 from ..models.weights import load_weights
 from ..trainer.trial import make_lazy_layers
 from .todo import StudentSeed

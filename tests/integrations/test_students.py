@@ -17,6 +17,9 @@ from logitstore.pipeline.experiment.document import load_experiment
 from logitstore.pipeline.models.hugging_face import ImageClassifier
 from logitstore.pipeline.models.libraries import timm_model, torchvision_model
 from logitstore.pipeline.run import run
+from logitstore.pipeline.train.network import begun_network
+from logitstore.pipeline.train.todo import student_seeds
+from logitstore.pipeline.trainer.trial import check_training
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError, LogitStoreError
 
 NAMES = ["oak", "pine", "ash"]
@@ -167,9 +170,6 @@ def test_published_weights_begin_a_student_with_a_new_head(
     torch.save({"state_dict": {f"module.{n}": t for n, t in published.items()}}, folder / "net.pth.tar")
     keys += '\nweights = "net.pth.tar"\nallow_pickle = true'
     sentence(refused(BadDataError, folder, keys))
-    from logitstore.pipeline.train.network import begun_network
-    from logitstore.pipeline.train.todo import student_seeds
-
     experiment = load_experiment(written(folder, f"{keys}\nreset_classifier = true"))
     (seed,) = student_seeds(experiment)
     module, _ = begun_network(experiment, seed, pixels(folder)[:2].numpy(), 3)
@@ -185,6 +185,12 @@ def test_a_network_with_further_heads_is_refused_until_they_are_off(folder: Path
         'torchvision = "googlenet.IMAGENET1K_V1"\nargs = { options = { aux_logits = true } }',
     )
     assert "in training mode: expected a tensor of logits" in line
+    experiment = load_experiment(
+        written(folder, 'torchvision = "googlenet"\nargs = { options = { aux_logits = false } }')
+    )
+    (seed,) = student_seeds(experiment)
+    module, _ = begun_network(experiment, seed, pixels(folder)[:2].numpy(), 3)
+    check_training(module, pixels(folder)[:2].numpy(), 3, "student")
 
 
 def test_a_network_of_timm_from_a_factory_is_refused_uint8_with_a_remedy(
@@ -217,9 +223,14 @@ def test_a_folder_begins_a_student_and_its_result_is_such_a_folder(folder: Path)
     assert isinstance(again, ImageClassifier)
 
 
-def test_a_configuration_alone_makes_new_weights(folder: Path) -> None:
+def test_a_configuration_alone_makes_new_weights(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained(folder, 'hugging_face = "vit/config.json"\nargs = { options = { hidden_dropout_prob = 0.2 } }')
     assert distance(state(folder, "vit"), kept(folder)) > 0.1
+    assert "no model.safetensors" not in caplog.text
+    weights = folder / "vit" / "model.safetensors"
+    weights.unlink()
+    trained(folder, 'hugging_face = "vit"')
+    assert f"no model.safetensors in {folder / 'vit'}: begins with new weights" in caplog.text
 
 
 def test_another_head_is_refused_or_made_new(folder: Path, sentence: Sentences) -> None:

@@ -13,6 +13,7 @@ from support.messages import Sentences
 from torch import Tensor
 
 from logitstore.pipeline.experiment.document import Experiment
+from logitstore.pipeline.models.initial import initial_identity
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.train import network, stage
@@ -184,6 +185,50 @@ def test_each_setting_of_the_reading_is_part_of_the_identity(tmp_path: Path) -> 
     assert all(one != other for number, one in enumerate(found) for other in found[:number])
     # A student without such keys has the identity that it had before there were any.
     assert not {*SETTINGS, "timm", "torchvision", "hugging_face", "initial", "files"} & found[0].keys()
+
+
+def hugging_face(folder: Path, **keys: Any) -> dict[str, Any]:
+    """The digests in the identity of a student of Hugging Face; no transformers is needed for them."""
+    table = {"name": "small", "teachers": ["wide"], "train": experiments.train(), **keys}
+    experiment = parsed(document() | {"student": [table]}, folder)
+    return initial_identity(experiment.students[0], folder)
+
+
+def test_the_files_of_hugging_face_are_part_of_the_identity(tmp_path: Path) -> None:
+    vit = tmp_path / "vit"
+    vit.mkdir()
+    (vit / "config.json").write_text("{}")
+    alone = hugging_face(tmp_path, hugging_face="vit")
+    assert alone == hugging_face(tmp_path, hugging_face="vit/config.json")
+    assert list(alone) == ["files"] and list(alone["files"]) == ["config.json"]
+    (vit / "preprocessor_config.json").write_text("{}")
+    save_file(state(), vit / "model.safetensors")
+    whole = hugging_face(tmp_path, hugging_face="vit")
+    assert set(whole["files"]) == {"config.json", "preprocessor_config.json"}
+    config = hugging_face(tmp_path, hugging_face="vit/config.json")
+    assert config == {"files": whole["files"]}  # the configuration alone begins with new weights
+    # The folder, named in either way, and the file inside it.
+    for weights in ("vit", "vit/model.safetensors"):
+        assert hugging_face(tmp_path, hugging_face="vit/config.json", weights=weights) == whole
+    save_file(state(seed=8), vit / "model.safetensors")
+    other = hugging_face(tmp_path, hugging_face="vit")
+    assert other["files"] == whole["files"] and other["initial"] != whole["initial"]
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [("pytorch_model.bin", "a pickle"), ("adapter_config.json", "an adapter")],
+)
+def test_a_folder_of_other_weights_does_not_begin_with_new_ones(
+    tmp_path: Path, file: str, found: str
+) -> None:
+    vit = tmp_path / "vit"
+    vit.mkdir()
+    (vit / "config.json").write_text("{}")
+    assert hugging_face(tmp_path, hugging_face="vit")  # negative control
+    (vit / file).write_text("{}")
+    with pytest.raises(BadDataError, match=found):
+        hugging_face(tmp_path, hugging_face="vit")
 
 
 def test_weights_that_change_between_the_digest_and_the_training_are_refused(
