@@ -80,11 +80,12 @@ def weights_in(
     key: str | None = None,
     *,
     spare: Collection[str] = (),
+    headless: str = "",
 ) -> dict[str, Tensor]:
     """Return the tensors of a model from the content of a file, under the names of the model.
 
     own: tensors of the model. key: the part of the file to read, and a prefix of its names, joined by dots. spare: names of
-    further tensors of the model, which the file may hold and which are not read.
+    further tensors of the model, which the file may hold and which are not read. headless: remedy for a file that lacks some.
     Raises BadDataError for a file that does not hold exactly these tensors, or several sets of them. Raises ConfigError for a
     key under which there are none.
     """
@@ -93,7 +94,7 @@ def weights_in(
         parts = _chosen(parts, key, path)
     readings = [reading for part in parts for reading in _readings(part, own, spare)]
     if not readings:
-        raise _unfit(content, parts, own, path)
+        raise _unfit(content, parts, own, path, headless)
     if len(readings) > 1:
         raise _several(readings, own, path)
     (reading,) = readings
@@ -191,8 +192,13 @@ def _readings(part: _Part, own: Mapping[str, Any], spare: Collection[str] = ()) 
             yield _Reading(part, prefix, names, beside)
 
 
-def _unfit(content: object, parts: list[_Part], own: Mapping[str, Any], path: Path) -> BadDataError:
-    """Return the error for a file without all tensors of the model, by its part that has most of them."""
+def _unfit(
+    content: object, parts: list[_Part], own: Mapping[str, Any], path: Path, headless: str
+) -> BadDataError:
+    """Return the error for a file without all tensors of the model, by its part that has most of them.
+
+    headless: remedy if the file has no others.
+    """
     ours = {name.replace(_COMPILED, ""): name for name in own}
     tried = list(ours)[:_TRIED]
     best: tuple[int, _Part, str] = (-1, parts[0], "")
@@ -220,7 +226,7 @@ def _unfit(content: object, parts: list[_Part], own: Mapping[str, Any], path: Pa
         str(path),
         expected=f"the {_counted(len(own))} of the model",
         found=found + _first(", without", missing) + _first(", with", unexpected),
-        remedy=_OTHER_MODEL,
+        remedy=headless if headless and matching and not unexpected else _OTHER_MODEL,
     )
 
 

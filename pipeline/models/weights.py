@@ -28,6 +28,7 @@ from .sources import check_file, unchanged
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
 """Of pickles: `.pth.tar` is torch's older habit, `.ckpt` is Lightning's."""
+_HEADLESS = "name whole weights of this model, or set reset_classifier = true if they lack the head alone"
 _MAX_HEADER_BYTES = 16 << 20
 """Of a safetensors file; 100,000 tensors need about 10 MiB."""
 _SAFE_TORCH = (2, 10)
@@ -66,7 +67,9 @@ def load_weights(
     with unchanged(path):
         own = module.state_dict()
         read = {name: tensor for name, tensor in own.items() if name not in new}
-        tensors = weights_in(_read(path, pickled=pickled), read, path, key, spare=new)
+        headless = "" if classes is None or new else _HEADLESS
+        content = _read(path, pickled=pickled)
+        tensors = weights_in(content, read, path, key, spare=new, headless=headless)
         if classes is not None:
             _check_head(read, tensors, classes, path)
         _check_tensors(read, tensors, path)
