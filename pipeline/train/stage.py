@@ -63,7 +63,7 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     Raises SpecMismatch for checkpoints of another store or setting.
     """
     student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
-    student_identity(work.experiment, run, store)  # raises for a part that is not sealed
+    before = student_identity(work.experiment, run, store)  # raises for a part that is not sealed
     stream, few = open_stream(work, run)
     target = work.choose_device()
     module, begun = begun_network(work.experiment, run, few, store.num_classes, store.class_names)
@@ -74,6 +74,13 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     # After the build, which has imported the student's code: the identity is that of the code that runs.
     identity = student_identity(work.experiment, run, store)
     check_loaded(f"student {student.name!r}", identity.get("initial", {}).get("weights"), begun or "none")
+    if (files := identity.get("files")) != before.get("files"):
+        raise BadDataError(
+            f"student {student.name!r}",
+            expected=f"the files {before.get('files')}, as before it was built",
+            found=f"{files}",
+            remedy="run the same command again when nothing writes them any more",
+        )
     seed_rank(run.seed, ranks)
     loss = StudentLoss(
         student,

@@ -187,6 +187,22 @@ def test_each_setting_of_the_reading_is_part_of_the_identity(tmp_path: Path) -> 
     assert not {*SETTINGS, "timm", "torchvision", "hugging_face", "initial", "files"} & found[0].keys()
 
 
+def test_a_configuration_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = [{"config.json": "sha256:before"}, {"config.json": "sha256:after"}]
+
+    def changing(experiment: Experiment, run: StudentSeed, store: Any) -> dict[str, Any]:
+        return {**student_identity(experiment, run, store), "files": found.pop(0)}
+
+    monkeypatch.setattr(stage, "student_identity", changing)
+    experiment, run = begins(tmp_path)
+    with pytest.raises(BadDataError, match=r"expected the files .*before.*, found .*sha256:after"):
+        train_student(workspace(experiment, tmp_path / "models"), run)
+    found += [{}, {}]
+    assert train_student(workspace(experiment, tmp_path / "models"), run)  # negative control
+
+
 def hugging_face(folder: Path, **keys: Any) -> dict[str, Any]:
     """The digests in the identity of a student of Hugging Face; no transformers is needed for them."""
     table = {"name": "small", "teachers": ["wide"], "train": experiments.train(), **keys}
