@@ -48,7 +48,7 @@ def untrained(
     transformers, (file, processor) = import_library("transformers"), configuration(path)
     where, more = str(path), dict(options or {})
     with unchanged(file):
-        check_attention({**read_json(file), **more}, file)
+        check_attention({**read_json(file), **more}, file.parent)
         _check_options(more)
         try:
             with quiet(transformers):

@@ -278,6 +278,29 @@ def test_folders_that_begin_no_student_are_refused(folder: Path, sentence: Sente
     sentence(refused(ConfigError, folder, key))
 
 
+def test_a_configuration_runs_no_code_and_asks_no_server(folder: Path, sentence: Sentences) -> None:
+    path = folder / "vit" / "config.json"
+    content = json.loads(path.read_text())
+    (folder / "vit" / "own.py").write_text("raise AssertionError('code of a model was run')\n")
+    own = {"AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Model"}
+    for change in ({"model_type": "own", "auto_map": own}, {"auto_map": own}):
+        path.write_text(json.dumps(content | change))
+        if "model_type" in change:
+            line = refused(BadDataError, folder, 'hugging_face = "vit"')
+            assert "makes a model of, without code of its own" in line
+        else:  # transformers has this model itself
+            trained(folder, 'hugging_face = "vit"')
+    path.write_text(json.dumps(content | {"attn_implementation": "somebody/kernel"}))
+    with pytest.raises(ConfigError) as caught:
+        trained(folder, 'hugging_face = "vit"')
+    sentence(str(caught.value))
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="attn_implementation = 'somebody/kernel', a kernel on a server"):
+        trained(
+            folder, 'hugging_face = "vit"\nargs = { options = { attn_implementation = "somebody/kernel" } }'
+        )
+
+
 def test_the_configuration_is_part_of_the_identity(folder: Path) -> None:
     trained(folder, 'hugging_face = "vit"')
     path = folder / "vit" / "preprocessor_config.json"
