@@ -179,15 +179,19 @@ def warn_of_probabilities(logits: Float32[np.ndarray, "rows classes"], where: st
     )
 
 
-def check_finite(logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str) -> None:
-    """Refuse a row with a NaN or an infinity. Raises BadLogitsError."""
+def check_finite(
+    logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
+) -> tuple[Float32[np.ndarray, " rows"], Float32[np.ndarray, " rows"]]:
+    """Return the largest and the smallest logit of each row. Raises BadLogitsError for a NaN or an infinity."""
+    peak, least = logits.max(axis=1), logits.min(axis=1)
     # The maximum of a row with a NaN is NaN.
-    if not (np.isfinite(logits.max(axis=1)).all() and np.isfinite(logits.min(axis=1)).all()):
+    if not (np.isfinite(peak).all() and np.isfinite(least).all()):
         bad = ~np.isfinite(logits)
         remedy = _REMEDY
         if logits[tuple(np.argwhere(bad)[0])] == -np.inf:
             remedy += ", or mask a class by a finite logit such as -1e3"
         raise bad_logits(bad, logits, first_row, where, expected="finite logits", remedy=remedy)
+    return peak, least
 
 
 def bad_logits(

@@ -152,20 +152,20 @@ class ErrorBudget:
         self, logits: Float32[np.ndarray, "rows classes"], first_row: int, where: str
     ) -> dict[str, NDArray[Any]]:
         """Encode rows as codes, `peak`, and the `error` of each row: see `Encoding.encode`."""
-        check_finite(logits, first_row, where)
-        peak = logits.max(axis=1)
-        below = peak.astype(np.float64) - logits.min(axis=1)
+        peak, least = check_finite(logits, first_row, where)
+        below = peak.astype(np.float64) - least
         if (below >= self._reach).any():
             raise self._too_wide(logits, peak, below, first_row, where)
         codes = np.empty(logits.shape, self.dtype)
-        error = np.empty((len(logits), len(TEMPERATURES)), np.float16)
         step = max(1, _CODES // max(1, logits.shape[1]))
         for start in range(0, len(logits), step):
-            rows = slice(start, start + step)
-            codes[rows] = self._codes(logits[rows], peak[rows])
-            decoded = self.decode({"logits": codes[rows]})
-            error[rows] = logit_error(logits[rows] - peak[rows, None], decoded)
-        return {"logits": codes, "peak": peak, "error": error}
+            part = slice(start, start + step)
+            codes[part] = self._codes(logits[part], peak[part])
+
+        def pair(rows: slice | NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            return logits[rows] - peak[rows, None], self.decode({"logits": codes[rows]})
+
+        return {"logits": codes, "peak": peak, "error": logit_error(*logits.shape, pair)}
 
     @property
     def _reach(self) -> float:

@@ -58,8 +58,7 @@ class FloatEncoding:
 
         Raises BadLogitsError for a row with a NaN, an infinity, or a value too far below its maximum for float16.
         """
-        check_finite(logits, first_row, where)
-        peak, least = logits.max(axis=1), logits.min(axis=1)
+        peak, least = check_finite(logits, first_row, where)
         with np.errstate(over="ignore"):
             if not ((least - peak) > -_ROUNDS_TO_INFINITY[self.kind]).all():
                 centred, most = logits - peak[:, None], f"{np.finfo(self.kind).max:.0f}"
