@@ -3,6 +3,7 @@
 import os
 import platform
 
+import budget_encode
 import capture
 import capture_memory
 import checked_inputs
@@ -33,7 +34,7 @@ def main() -> None:
     )
     streaming = (stream, transform_read, training_step, live_teacher, checked_inputs, ranks, memory, variety)
     caching = (stage_one, resume, capture_memory, views, capture, device_teacher)
-    for benchmark in (startup, *streaming, *caching, encoding, transform, covariance, combine):
+    for benchmark in (startup, *streaming, *caching, encoding, budget_encode, transform, covariance, combine):
         benchmark.main()
 
 

@@ -201,9 +201,7 @@ def _tiles(classes: int, most: int) -> Iterator[tuple[slice, int]]:
         yield slice(whole, classes), classes - whole
 
 
-def logit_error(
-    num_rows: int, num_classes: int, pair: Pair
-) -> Float16[np.ndarray, "rows temperatures"]:
+def logit_error(num_rows: int, num_classes: int, pair: Pair) -> Float16[np.ndarray, "rows temperatures"]:
     """Compute T·√(2·KL) of each row at each of `TEMPERATURES`, rounded up to float16, in nats of a logit.
 
     If every logit is within ε, it is at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)): one scale serves them all.

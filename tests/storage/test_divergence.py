@@ -178,11 +178,11 @@ def test_moments_give_the_same_kl(pair: tuple[Logits, Logits]) -> None:
         assert found[:, column] == pytest.approx(wanted, rel=1e-4, abs=1e-12)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 511, 512, 513, 1300])
-@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.1, 0.99])
+@pytest.mark.parametrize("classes", [1, 2, 512, 1300])
+@pytest.mark.parametrize("size", [1e-5, 0.1, 0.99])
 def test_moments_have_six_digits(classes: int, size: float) -> None:
     """Of T·√(2·KL), which is half of the KL's relative error; from one class to several sums."""
-    exact, decoded = wide_pair(classes, size=size)
+    exact, decoded = wide_pair(classes, rows=1, size=size)
     found = at_all(exact, decoded)
     for column in (0, 2, 4):
         wanted = reference(exact, decoded, TEMPERATURES[column])

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from support.divergences import kl
 
 from logitstore.storage.encodings import error_budget
+from logitstore.storage.encodings.divergence import divergence, error_of_kl
 from logitstore.storage.encodings.error_budget import ErrorBudget
 from logitstore.storage.encodings.half import FLOATS, rounding_error
 from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.errors import BadLogitsError, ConfigError
+from logitstore.storage.format.constants import TEMPERATURES
 
 Logits = NDArray[np.float32]
 
@@ -272,6 +274,69 @@ def test_the_error_that_is_recorded_is_that_of_each_row(
         slack = 1e-3 * true + 2e-6 + 2.0**-22 * (abs(recipe.offset) + float(-decoded.min(initial=0)))
         assert (found >= true - slack).all()
         assert (found <= 1.001 * true + slack).all()
+
+
+# Codes and errors by their definition, which stores of earlier versions have
+
+
+def by_definition(encoding: ErrorBudget, logits: Logits) -> tuple[NDArray[np.integer], NDArray[np.float16]]:
+    """Codes row by row, in float32 where that is exact enough, and errors at one temperature after another."""
+    codes = np.empty(logits.shape, encoding.dtype)
+    for row, values in enumerate(logits):
+        below = values.max() - values
+        with np.errstate(over="ignore"):
+            rounded = np.rint(below * np.float32(1 / encoding.step))
+        if not rounded.max() <= 1 << 13:
+            exact = (values.max().astype(np.float64) - values) / encoding.step
+            rounded = np.minimum(np.rint(exact), encoding.most_codes).astype(np.float32)
+        codes[row] = rounded.astype(encoding.dtype) << np.array(encoding.shift, encoding.dtype)
+    decoded, centred = encoding.decode({"logits": codes}), logits - logits.max(axis=1, keepdims=True)
+    return codes, error_of_kl([divergence(centred, decoded, t) for t in TEMPERATURES])
+
+
+def check_definition(encoding: ErrorBudget, logits: Logits) -> None:
+    """The same bits of codes; errors that differ, if at all, by the rounding of the last digit."""
+    stored = encoding.encode(logits, 0, "x")
+    codes, error = by_definition(encoding, logits)
+    assert stored["logits"].tobytes() == codes.tobytes()
+    assert stored["peak"].tobytes() == logits.max(axis=1).tobytes()
+    steps = stored["error"].view(np.int16).astype(int) - error.view(np.int16)
+    assert np.abs(steps).max(initial=0) <= 1
+
+
+@given(encodings(), RECIPES, st.integers(2, 700), st.integers(0, 2**32))
+def test_codes_are_those_of_the_definition(
+    encoding: ErrorBudget, recipe: Recipe, classes: int, seed: int
+) -> None:
+    """Half-way between codes, at their far end, beside large constants; and what float16 kept of these rows."""
+    rows = rows_of(encoding, recipe, classes, np.random.default_rng(seed))
+    check_definition(encoding, rows)
+    if len(rows) and float(rows.max() - rows.min()) < 6e4:
+        kept = FLOATS["float16"].encode(rows, 0, "x")["logits"].astype(np.float32)
+        fits = kept.min(axis=1) > -encoding.most_codes * encoding.step
+        check_definition(encoding, kept[fits])
+
+
+@pytest.mark.parametrize("max_kl", [1e-2, 1e-4, 5.0])
+def test_codes_of_unusual_rows_are_those_of_the_definition(max_kl: float) -> None:
+    """Constant, masked, one-hot and alternating rows among ordinary ones."""
+    rows = np.random.default_rng(0).normal(0, 3, (40, 1300)).astype(np.float32)
+    rows[::7] = 3.5
+    rows[1::7, 5:] = -500
+    rows[2::7, ::2] = -100
+    rows[3::7] = 0
+    rows[3::7, 9] = 90
+    check_definition(ErrorBudget(max_kl), rows)
+
+
+def test_other_codes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a rounding that differs on ties alone."""
+    encoding = ErrorBudget(1e-2)
+    rows = rows_of(encoding, Recipe("ties", 0.01, 0.0), 500, np.random.default_rng(0))
+    check_definition(encoding, rows)
+    monkeypatch.setattr(error_budget, "_FAST_CODES", 0)
+    with pytest.raises(AssertionError):
+        check_definition(encoding, rows)
 
 
 # Negative controls: what the guarantee rests on, taken away
