@@ -39,11 +39,17 @@ class Place(Protocol):
         """Return `length` bytes from `offset` (fewer at the end), and the object's size. Raises FileNotFoundError."""
 
     def read_through(
-        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+        self,
+        key: str,
+        offset: int,
+        length: int,
+        take: Callable[[NDArray[np.uint8]], None],
+        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
     ) -> int:
         """Pass `length` bytes from `offset` (fewer at the end) to `take`, in pieces; return the object's size.
 
-        A piece is valid until `take` returns. Raises FileNotFoundError.
+        A piece is valid until `take` returns. place: may be asked for the target of the next bytes, of which the next piece is
+        then the beginning. Raises FileNotFoundError.
         """
 
     def size(self, key: str) -> int:

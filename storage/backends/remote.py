@@ -89,7 +89,12 @@ class RemoteFolder(Place):
         return bytes(data), size
 
     def read_through(
-        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+        self,
+        key: str,
+        offset: int,
+        length: int,
+        take: Callable[[NDArray[np.uint8]], None],
+        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
     ) -> int:
         data, size = self._read(key, offset, length)
         take(np.frombuffer(data, dtype=np.uint8))

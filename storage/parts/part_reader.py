@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.posix import LARGE, room_for
 from ..checks import check_view
 from ..errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
 from ..format.codec import RAW
@@ -80,10 +81,21 @@ class _Chunks:
     def __init__(self, payloads: Sequence[NDArray[np.uint8]]) -> None:
         self._payloads = payloads
         self._number = self._done = self._running = 0  # current chunk, its bytes so far, their checksum
+        self._checksum = np.empty(CRC_BYTES, np.uint8)
+        self._placed = False  # whether the next bytes are read into their place
         self.taken = 0
         """Bytes so far."""
         self.crc32c: list[int] = []
         """Checksum of each complete payload."""
+
+    def place(self) -> NDArray[np.uint8] | None:
+        """Return the target of the next bytes; None if few of them remain of a payload."""
+        payload = self._payloads[self._number]
+        if self._placed and self._done >= len(payload):
+            return self._checksum[self._done - len(payload) :]
+        rest = payload[self._done :]
+        self._placed = len(rest) >= LARGE
+        return rest if self._placed else None
 
     def take(self, piece: NDArray[np.uint8]) -> None:
         """Take the next bytes, any number of them."""
@@ -92,7 +104,8 @@ class _Chunks:
             payload = self._payloads[self._number]
             part = piece[: max(0, len(payload) - self._done)]
             if len(part):
-                payload[self._done : self._done + len(part)] = part
+                if not self._placed:
+                    payload[self._done : self._done + len(part)] = part
                 self._running = int(google_crc32c.extend(self._running, part))
             else:
                 part = piece[: len(payload) + CRC_BYTES - self._done]
@@ -159,7 +172,7 @@ class PartReader:
         layout = self.layout(array)
         rows = check_rows(rows, self.grid.num_rows)
         try:
-            out = np.empty((len(rows), *layout.row_shape), dtype=layout.numpy_dtype)
+            out = room_for((len(rows), *layout.row_shape), layout.numpy_dtype)
             self.read_into(array, rows, view, out)
         except MemoryError:
             raise LimitExceeded(
@@ -197,7 +210,7 @@ class PartReader:
             begin, end = max(start, chunk * size), min(stop, (chunk + 1) * size)
             target = out[begin - start : end - start]
             if end - begin < size:  # A part of a chunk is copied from the whole chunk.
-                whole = np.empty((size, *layout.row_shape), dtype=layout.numpy_dtype)
+                whole = room_for((size, *layout.row_shape), layout.numpy_dtype)
                 copies.append((target, whole[begin - chunk * size : end - chunk * size]))
                 target = whole
             targets.append(target)
@@ -220,7 +233,7 @@ class PartReader:
             first, last = int(rows[begin]) // layout.chunk_rows, int(rows[end - 1]) // layout.chunk_rows
             block = first // per_block
             shape = (last - first + 1, layout.chunk_rows, *layout.row_shape)
-            decoded = np.empty(shape, dtype=layout.numpy_dtype)
+            decoded = room_for(shape, layout.numpy_dtype)
             self._read_chunks(layout, view, block, first - block * per_block, list(decoded))
             flat = decoded.reshape(-1, *layout.row_shape)
             out[begin:end] = flat[rows[begin:end] - first * layout.chunk_rows]
@@ -235,11 +248,13 @@ class PartReader:
         if layout.codec == RAW:
             payloads = [target.reshape(-1).view(np.uint8) for target in targets]
         else:
-            payloads = [np.empty(stop - start - CRC_BYTES, np.uint8) for start, stop in pairwise(borders)]
+            payloads = [
+                room_for((stop - start - CRC_BYTES,), np.dtype(np.uint8)) for start, stop in pairwise(borders)
+            ]
         chunks = _Chunks(payloads)
         offset, length = borders[0], borders[-1] - borders[0]
         try:
-            size = self.part.folder.read_through(shard.key, offset, length, chunks.take)
+            size = self.part.folder.read_through(shard.key, offset, length, chunks.take, chunks.place)
         except FileNotFoundError:
             raise shard.missing() from None
         shard.check_size(size if chunks.taken == length else offset + chunks.taken)

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ..backends.local import keep_directories
+from ..backends.posix import room_for
 from ..encodings.refine import ESCAPED
 from ..errors import ConfigError
 from .escaped import EscapedField, EscapedRows
@@ -73,7 +74,7 @@ class Buffers:
             self._free = [arrays for arrays in self._free if len(arrays[self._fields[0].name]) >= rows]
             if self._free:
                 return self._free.pop()
-        return {field.name: field.empty(rows) for field in self._fields}
+        return {field.name: room_for((rows, *field.row_shape), field.dtype) for field in self._fields}
 
     def give(self, arrays: Arrays) -> None:
         """Give arrays back."""

@@ -123,9 +123,9 @@ def test_only_the_chunks_that_hold_the_rows_are_read_and_an_index_once(
         asked.append((key, offset, length))
         return read(self, key, offset, length)
 
-    def counted_through(self: Folder, key: str, offset: int, length: int, take: Any) -> int:
+    def counted_through(self: Folder, key: str, offset: int, length: int, *how: Any) -> int:
         asked.append((key, offset, length))
-        return read_through(self, key, offset, length, take)
+        return read_through(self, key, offset, length, *how)
 
     capture = open_store(chunked.path).teachers["codes"]
     file = capture.part.folder.path / "logits/c.0.0.0"

@@ -1,9 +1,12 @@
 """Reads of rows by slices, ranges and lists, and those that are refused."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from support import stores
 from support.questions import QUESTIONS
 from support.stores import Made
 
+from logitstore.storage.backends import posix
 from logitstore.storage.errors import ConfigError, ShardCorrupt
 
 
@@ -57,9 +61,9 @@ def test_only_the_chunks_that_hold_the_rows_are_read(chunked: Made, monkeypatch:
     asked: list[tuple[str, int, int]] = []
     read: Callable[..., int] = Folder.read_through
 
-    def counted(self: Folder, key: str, offset: int, length: int, take: Any) -> int:
+    def counted(self: Folder, key: str, offset: int, length: int, *how: Any) -> int:
         asked.append((key, offset, length))
-        return read(self, key, offset, length, take)
+        return read(self, key, offset, length, *how)
 
     capture = chunked.store.teachers["wide"]
     monkeypatch.setattr(Folder, "read_through", counted)
@@ -80,6 +84,86 @@ def test_the_chunk_that_is_wrong_is_named(tmp_path: Path) -> None:
         with pytest.raises(ShardCorrupt) as caught:
             capture.read(rows)
         assert str(caught.value).startswith(f"{made.path / key} (rows 0 to 2047), chunk 1: expected crc32c ")
+
+
+# Chunks that are large enough to be read into their place
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Make a store of blocks of two chunks of 400 KB."""
+    path = tmp_path_factory.mktemp("reader") / "large.zarr"
+    teachers = {"wide": stores.Teacher(), "codes": stores.Teacher(encoding={"max_kl": 1e-6})}
+    return stores.make(path, rows=3500, classes=200, block_rows=2048, teachers=teachers, names=False)
+
+
+@pytest.mark.parametrize("piece", [70_000, 100_000, 1 << 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_large_chunks_are_read_by_pieces_of_any_length(
+    large: Made, piece: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into their place and through a buffer in turn, whatever the operating system returns of a piece."""
+    random, preadv = np.random.default_rng(seed), os.preadv
+    lengths: list[int] = []
+
+    def some(handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+        most = 1 + int(random.integers(len(buffers[0]) if seed else 1 << 30))
+        lengths.append(len(buffers[0]))
+        return preadv(handle, [buffers[0][:most]], offset)
+
+    wanted = large.centred("wide")[0]
+    codes = {rows: large.store.teachers["codes"].read(slice(*rows)).tobytes() for rows in SPANS}
+    monkeypatch.setattr(posix, "PIECE_BYTES", piece)
+    monkeypatch.setattr("os.preadv", some)
+    for rows in SPANS:
+        found = large.store.teachers["wide"].read(slice(*rows))
+        assert found.tobytes() == wanted[slice(*rows)].tobytes()
+        assert large.store.teachers["codes"].read(slice(*rows)).tobytes() == codes[rows]
+    # A whole chunk is read into its place, and then the checksum behind it.
+    assert piece < 1 << 20 or {1024 * 200 * 2, 4} <= set(lengths)
+
+
+SPANS = [(0, 3500), (1, 3000), (1024, 2048), (2000, 2100), (3072, 3500)]
+"""Whole chunks, and parts of them."""
+
+
+@pytest.mark.parametrize("place", [0, 65_535, 65_536, 200_001, 409_599])
+def test_a_bit_of_a_large_chunk_is_noticed(large: Made, place: int) -> None:
+    key, chunk = "teachers/wide/logits/c.0.0.0", 1024 * 200 * 2 + 4
+    for number in (0, 1):
+        stores.flip(large.path / key, 8 * (number * chunk + place))
+        try:
+            with pytest.raises(ShardCorrupt, match=rf"chunk {number}: expected crc32c "):
+                large.store.teachers["wide"].read(slice(0, 2048))
+        finally:
+            stores.flip(large.path / key, 8 * (number * chunk + place))
+    assert large.store.teachers["wide"].read(slice(0, 2048)).shape == (2048, 200)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 409_600, 409_602, 409_604, 600_000, 819_208])
+def test_a_file_that_ends_within_a_large_chunk_is_noticed(large: Made, tmp_path: Path, kept: int) -> None:
+    """Also one that is cut between `fstat` and the read, of which nothing but the read knows."""
+    file = large.path / "teachers/wide/logits/c.0.0.0"
+    whole = file.read_bytes()
+    try:
+        os.truncate(file, kept)
+        found = f"found {kept}"
+        with pytest.raises(ShardCorrupt, match=found):
+            large.store.teachers["wide"].read(slice(0, 2048))
+        with mock.patch("os.fstat", lambda handle: SimpleNamespace(st_mode=0o100644, st_size=len(whole))):
+            if kept < 819_208:
+                with pytest.raises(ShardCorrupt, match=found):
+                    large.store.teachers["wide"].read(slice(0, 2048))
+    finally:
+        file.write_bytes(whole)
+
+
+def test_large_arrays_lie_apart_from_the_bytes_of_a_file() -> None:
+    for shape, dtype in (((40, 1000), "float32"), ((70_001,), "uint8"), ((3, 20_000), "int64")):
+        array = posix.room_for(shape, np.dtype(dtype))
+        assert array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
+        assert array.ctypes.data % 4096 == 2048
+    assert posix.room_for((5, 3), np.dtype("float16")).flags.owndata
 
 
 _SORT = "sort them, and leave out those that the store does not have"
