@@ -120,14 +120,14 @@ def _log_softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.
     return scaled
 
 
-def divergences(num_rows: int, num_classes: int, pair: Pair) -> Float64[np.ndarray, "rows temperatures"]:
+def divergences(shape: tuple[int, ...], pair: Pair) -> Float64[np.ndarray, "rows temperatures"]:
     """Compute `divergence` of rows at each of `TEMPERATURES`, to six digits; each row by itself.
 
-    pair: makes some rows, a few at a time, so that they are compared while they are in a core's cache. Fast if all are
-    centred (the largest logit of a row 0) and close.
+    shape: (rows, classes). pair: makes some rows, a few at a time, so that they are compared while they are in a core's
+    cache. Fast if all are centred (the largest logit of a row 0) and close.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # in rows that are not sound, which are replaced
-        kl, is_sound = _from_moments(*_moments(num_rows, num_classes, pair))
+        kl, is_sound = _from_moments(*_moments(shape, pair))
     for column, temperature in enumerate(TEMPERATURES):
         others = np.flatnonzero(~is_sound[:, column])
         if len(others):
@@ -152,9 +152,10 @@ def _from_moments(
 
 
 def _moments(
-    num_rows: int, num_classes: int, pair: Pair
+    shape: tuple[int, ...], pair: Pair
 ) -> tuple[Float64[np.ndarray, "rows temperatures powers"], Float32[np.ndarray, " rows"]]:
     """Return Σ exp(exact/T)·eⁿ of each row, for each temperature and n = 0 … 9, and its largest e²."""
+    num_rows, num_classes = shape
     count, width = len(TEMPERATURES), min(num_classes, _SUMMED)
     sums = np.empty((num_rows, -(-num_classes // _SUMMED), count, _POWERS + 1), np.float32)
     largest = np.zeros(num_rows, np.float32)
@@ -201,13 +202,13 @@ def _tiles(classes: int, most: int) -> Iterator[tuple[slice, int]]:
         yield slice(whole, classes), classes - whole
 
 
-def logit_error(num_rows: int, num_classes: int, pair: Pair) -> Float16[np.ndarray, "rows temperatures"]:
+def logit_error(shape: tuple[int, ...], pair: Pair) -> Float16[np.ndarray, "rows temperatures"]:
     """Compute T·√(2·KL) of each row at each of `TEMPERATURES`, rounded up to float16, in nats of a logit.
 
     If every logit is within ε, it is at most ε at any temperature (Hoeffding: KL ≤ ε²/(2T²)): one scale serves them all.
-    pair: as that of `divergences`.
+    shape, pair: as those of `divergences`.
     """
-    return error_of_kl(list(divergences(num_rows, num_classes, pair).T))
+    return error_of_kl(list(divergences(shape, pair).T))
 
 
 def error_of_kl(

@@ -165,7 +165,7 @@ class ErrorBudget:
         def pair(rows: slice | NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             return logits[rows] - peak[rows, None], self.decode({"logits": codes[rows]})
 
-        return {"logits": codes, "peak": peak, "error": logit_error(*logits.shape, pair)}
+        return {"logits": codes, "peak": peak, "error": logit_error(logits.shape, pair)}
 
     @property
     def _reach(self) -> float:

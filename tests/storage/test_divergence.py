@@ -157,7 +157,7 @@ def test_many_rows_are_cut_into_pieces() -> None:
 
 def at_all(exact: Logits, decoded: Logits) -> NDArray[np.float64]:
     """`divergences` of arrays."""
-    return divergences(*exact.shape, lambda rows: (exact[rows], decoded[rows]))
+    return divergences(exact.shape, lambda rows: (exact[rows], decoded[rows]))
 
 
 def wide_pair(classes: int, rows: int = 3, size: float = 0.1) -> tuple[Logits, Logits]:
@@ -253,7 +253,7 @@ def test_the_nearest_float16_would_be_too_small() -> None:
 def test_what_is_kept_is_not_less_than_the_kl(pair: tuple[Logits, Logits]) -> None:
     """At each temperature, to float32's digits; and more by two steps of float16 at the most."""
     exact, decoded = pair
-    error = logit_error(*exact.shape, lambda rows: (exact[rows], decoded[rows]))
+    error = logit_error(exact.shape, lambda rows: (exact[rows], decoded[rows]))
     kept = kl_of_error(error)
     assert (error.shape, kept.shape) == ((len(exact), 5), (len(exact), 5))
     for column, temperature in enumerate(TEMPERATURES):
@@ -268,5 +268,5 @@ def test_an_error_of_every_logit_bounds_it_at_every_temperature(size: float, cla
     rng = np.random.default_rng(seed)
     exact = rng.normal(0, 4, (8, classes)).astype(np.float32)
     decoded = (exact + size * np.sign(rng.normal(0, 1, exact.shape))).astype(np.float32)
-    error = logit_error(*exact.shape, lambda rows: (exact[rows], decoded[rows]))
+    error = logit_error(exact.shape, lambda rows: (exact[rows], decoded[rows]))
     assert float(error.max()) <= np.abs(exact - decoded).max() * (1 + 2e-3)

@@ -161,7 +161,7 @@ def test_a_file_that_ends_within_a_large_chunk_is_noticed(large: Made, tmp_path:
 def test_large_arrays_lie_apart_from_the_bytes_of_a_file() -> None:
     for shape, dtype in (((40, 1000), "float32"), ((70_001,), "uint8"), ((3, 20_000), "int64")):
         array = posix.room_for(shape, np.dtype(dtype))
-        assert array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
+        assert array.shape == shape and array.dtype == np.dtype(dtype) and array.flags.c_contiguous
         assert array.ctypes.data % 4096 == 2048
     assert posix.room_for((5, 3), np.dtype("float16")).flags.owndata
 
