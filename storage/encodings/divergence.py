@@ -37,6 +37,8 @@ _CLOSE: Final = 1.0
 """Errors up to which these moments have six digits of the KL: their remainder is 6e-7 of it, four times that at `_SPREAD`."""
 _TILE: Final = 20_000
 """Logits whose moments are computed at a time. Not a power of 2: the arrays of all powers would share few lines of the cache."""
+_ROWS: Final = 4096
+"""Rows whose moments are held: some megabytes."""
 _SUMMED: Final = 512
 """Classes over which float32 sums: few, so that no digit that counts is lost."""
 _SPREAD: Final = 0.75
@@ -126,8 +128,14 @@ def divergences(shape: tuple[int, ...], pair: Pair) -> Float64[np.ndarray, "rows
     shape: (rows, classes). pair: makes some rows, a few at a time, so that they are compared while they are in a core's
     cache. Fast if all are centred (the largest logit of a row 0) and close.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # in rows that are not sound, which are replaced
-        kl, is_sound = _from_moments(*_moments(shape, pair))
+    kl, is_sound = np.empty((shape[0], len(TEMPERATURES))), np.empty((shape[0], len(TEMPERATURES)), np.bool_)
+    # Ignored in rows that are not sound, which are replaced.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, shape[0], _ROWS):
+            rows = range(start, min(start + _ROWS, shape[0]))
+            kl[start : rows.stop], is_sound[start : rows.stop] = _from_moments(
+                *_moments(rows, shape[1], pair)
+            )
     for column, temperature in enumerate(TEMPERATURES):
         others = np.flatnonzero(~is_sound[:, column])
         if len(others):
@@ -152,10 +160,10 @@ def _from_moments(
 
 
 def _moments(
-    shape: tuple[int, ...], pair: Pair
+    numbers: range, num_classes: int, pair: Pair
 ) -> tuple[Float64[np.ndarray, "rows temperatures powers"], Float32[np.ndarray, " rows"]]:
-    """Return Σ exp(exact/T)·eⁿ of each row, for each temperature and n = 0 … 9, and its largest e²."""
-    num_rows, num_classes = shape
+    """Return Σ exp(exact/T)·eⁿ of some rows, for each temperature and n = 0 … 9, and the largest e² of each."""
+    num_rows = len(numbers)
     count, width = len(TEMPERATURES), min(num_classes, _SUMMED)
     sums = np.empty((num_rows, -(-num_classes // _SUMMED), count, _POWERS + 1), np.float32)
     largest = np.zeros(num_rows, np.float32)
@@ -164,7 +172,7 @@ def _moments(
     buffers = np.empty((count + _POWERS + 1) * step * most, np.float32)
     for start in range(0, num_rows, step):
         rows = slice(start, min(start + step, num_rows))
-        exact, decoded = pair(rows)
+        exact, decoded = pair(slice(numbers[rows.start], numbers[rows.start] + rows.stop - rows.start))
         for part, summed in _tiles(num_classes, most):
             logits, first = exact[:, part], part.start // _SUMMED
             tile = buffers[: (count + _POWERS + 1) * logits.size].reshape(-1, *logits.shape)
