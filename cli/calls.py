@@ -49,6 +49,7 @@ def cache(
     seed: int = 0,
     store_inputs: bool = True,
     block_rows: int | None = None,
+    card: Mapping[str, str] | None = None,
     workers: int = 0,
     threads: int | None = None,
     compile: bool = False,
@@ -84,6 +85,7 @@ def cache(
     seed: of the permutation.
     store_inputs: whether the store keeps the inputs, so that students need no data set.
     block_rows: rows of a block; by default derived from the bytes of a row.
+    card: whose store it is: any of `name`, `data_set`, `licence`, `contact` and `description`, kept in a store that is new.
     workers: processes that prepare inputs; 0 for a thread. They need a data set that can be pickled, and a script that makes
         the call under `if __name__ == "__main__":`.
     threads: CPU threads of a network on the CPU; by default torch's own number.
@@ -118,6 +120,7 @@ def cache(
             augment=augment,
             augment_seed=augment_seed,
             first_view=first_view,
+            card=card,
             transfer_set={"order": order, "seed": seed, "store_inputs": store_inputs}
             if order == "shuffled"
             else {"order": order, "store_inputs": store_inputs},

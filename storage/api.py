@@ -18,11 +18,12 @@ from .digest import given_digests
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
 from .errors import ConfigError, ManifestInvalid, NameTaken
-from .format.constants import MAX_SHARD_BYTES
+from .format.constants import MAX_SHARD_BYTES, SAMPLES
 from .format.grid import Grid, plan_block_rows
 from .format.metadata import RootAttributes
 from .parts.begun import committed_samples
 from .parts.captures import Captures, IndexedCapture
+from .parts.card import card_of, checked_card, warn_of_other_card
 from .parts.clustering_writer import write_clustering
 from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
@@ -128,6 +129,15 @@ class Store:
         return Samples(self._root)
 
     @property
+    def card(self) -> dict[str, str]:
+        """Its maker's `name`, `data_set`, `licence`, `contact` and `description`, where given.
+
+        Empty before the first row is written. Raises ManifestInvalid for damaged metadata.
+        """
+        spec = self._root.begun(SAMPLES) or self.find_spec(SAMPLES)
+        return {} if spec is None else card_of(spec.notes, f"{self.path}: {SAMPLES}")
+
+    @property
     def clusterings(self) -> list[str]:
         """Names of the sealed clusterings."""
         return self._root.names("clusters")
@@ -198,9 +208,12 @@ class Store:
         class_names: Sequence[str] | None = None,
         example: NDArray[Any] | None = None,
         ids: Sequence[str] | None = None,
+        card: Mapping[str, str] | None = None,
     ) -> SamplesWriter:
         """Begin or resume the part "samples"; arguments as of `SamplesWriter`."""
-        return SamplesWriter(self._root, identity=identity, class_names=class_names, example=example, ids=ids)
+        return SamplesWriter(
+            self._root, identity=identity, class_names=class_names, example=example, ids=ids, card=card
+        )
 
     def capture(
         self,
@@ -400,6 +413,7 @@ def create_store(
     store_inputs: bool = False,
     ids: Sequence[str] | None = None,
     block_rows: int | None = None,
+    card: Mapping[str, str] | None = None,
     exist_ok: bool = False,
 ) -> Store:
     """Make a store for a transfer set whose logits come from your own loop.
@@ -407,9 +421,11 @@ def create_store(
     num_rows: compared with the length of what is given; may be left out. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
     given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store.
+    card: whose store it is: a dict with any of `name`, `data_set`, `licence`, `contact` and `description`. The store keeps
+    it for good, and `logitstore inspect` prints it.
     exist_ok: resume the store that this very call would make, for a script that is run again after it was killed, or in
     several processes at once. Labels, ids, digests, class names and inputs are compared with those of the store; what
-    you leave out must be absent there, too.
+    you leave out must be absent there, too. Another card than the store's is logged as a warning, and not kept.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
     first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
     has, ConfigError for lengths that differ, labels out of range and digests that are none; nothing is then left
@@ -434,7 +450,7 @@ def create_store(
     label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
     check_class_names(class_names, str(location))
-    digest = given_digests(digests, inputs)
+    digest, card = given_digests(digests, inputs), checked_card(card)
     if store_inputs and inputs is None:
         raise ConfigError(
             "inputs",
@@ -469,6 +485,7 @@ def create_store(
         class_names=class_names,
         example=None if kept is None else np.empty(kept.shape[1:], kept.dtype),
         ids=ids,
+        card=card,
     )
     with contextlib.closing(writer):
         # Every block: a committed one is compared.
@@ -483,6 +500,7 @@ def create_store(
                 input=None if kept is None else kept[part],
             )
         writer.seal()
+    warn_of_other_card(store.card, card, str(store.path))
     return store
 
 

@@ -35,6 +35,7 @@ def describe(
 
     store = store if isinstance(store, Store) else open_store(store, expect=expect)
     samples: dict[str, Any] | None = None
+    card: dict[str, str] = {}
     class_names: list[str] | None = None
     captures, clusterings, unsealed, unreadable = [], [], [], []
     errors: list[LogitStoreError] = []
@@ -45,7 +46,7 @@ def describe(
             about = {"digest": part.digest, "bytes": part_bytes(part)}
             if group == SAMPLES:
                 samples = {**about, **_samples(part)}
-                class_names = shown_names(store.class_names)
+                class_names, card = shown_names(store.class_names), store.card
             elif group == "teachers":
                 unread = {"divergence": None, "transform": None}
                 captures.append({"name": name, **about, **_capture(store, name), **unread})
@@ -60,6 +61,7 @@ def describe(
     for name in store.unsealed():
         try:
             begun = store.begun(name)
+            card = store.card if name == SAMPLES else card
         except LogitStoreError as error:
             unreadable.append({"part": name, "reason": str(error)})
             errors.append(error)
@@ -70,6 +72,7 @@ def describe(
         "path": store.path,
         "format_version": max([FORMAT_VERSION, *(VERSIONS.get(one["encoding"], "") for one in captures)]),
         "digest": store.digest,
+        "card": card or None,
         "num_rows": store.num_rows,
         "num_classes": store.num_classes,
         "class_names": class_names,

@@ -45,6 +45,9 @@ def _print(record: Mapping[str, Any]) -> None:
         f"classes  {record['num_classes']:,}{names}",
         *([] if samples is None else [f"inputs   {_inputs(samples['inputs'])}"]),
     )
+    if record["card"] is not None:
+        print_text("", "card")
+        print_text(*(f"  {key:<12} {' '.join(text.split())}" for key, text in record["card"].items()))
     _print_parts(record)
     for capture in record["captures"]:
         print_text("", f"teachers/{capture['name']}")

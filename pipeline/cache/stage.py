@@ -432,6 +432,7 @@ def _samples_writer(work: Workspace) -> SamplesWriter:
         class_names=rows.class_names,
         example=rows.first if work.experiment.transfer_set.store_inputs else None,
         ids=rows.ids,
+        card=work.experiment.card.texts,
     )
 
 

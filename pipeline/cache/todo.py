@@ -23,6 +23,7 @@ from ...storage.errors import ConfigError, SpecMismatch
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
 from ...storage.format.grid import Grid, plan_block_rows
 from ...storage.identity import as_json, check_same
+from ...storage.parts.card import warn_of_other_card
 from ...storage.parts.root import BegunPart
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
@@ -73,10 +74,12 @@ class CacheTodo:
 def find_todo(work: Workspace) -> CacheTodo:
     """Find the captures and samples that are missing. Changes nothing.
 
-    Raises SpecMismatch if something in the store has the name of a capture and another identity.
+    Warns of another card than the store's. Raises SpecMismatch if something in the store has the name of a capture and another identity.
     """
     store = work.find_store()
     compared = "" if store is None else check_samples(store, work.rows)
+    if store is not None and work.ranks.is_first and store.identity_of(SAMPLES) is not None:
+        warn_of_other_card(store.card, work.experiment.card.texts, str(store.path))
     return CacheTodo(
         missing_captures(work),
         samples=store is not None and store.is_sealed(SAMPLES) and not store.is_whole(SAMPLES),

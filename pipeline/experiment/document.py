@@ -17,6 +17,7 @@ from .reading import parse_toml, read_text, syntax_error
 from .schema import NAME, Listed, Table, explain, noting, problem, raise_all, show
 from .tables import (
     Cache,
+    Card,
     Cluster,
     Combine,
     EvaluationSet,
@@ -63,6 +64,7 @@ class TeacherMember:
 class Experiment(Table):
     """A whole experiment file; each table's class documents it."""
 
+    card: Card = Field(default_factory=Card)
     transfer_set: TransferSet
     evaluation_set: EvaluationSet | None = None
     teachers: Listed[Teacher] = Field(alias="teacher", min_length=1)

@@ -10,7 +10,7 @@ from ...storage.checks import rows_by_share
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.named import encoding_named
 from ...storage.errors import ConfigError
-from ...storage.format.constants import MAX_CLASSES, MAX_PARTS, MAX_VIEWS
+from ...storage.format.constants import MAX_CARD_CHARACTERS, MAX_CLASSES, MAX_PARTS, MAX_VIEWS
 from .networks import READY, WHOLE, Network, NewNetwork
 from .schema import (
     NAME,
@@ -93,6 +93,29 @@ def among_members(weights: Mapping[str, float], groups: Mapping[str, Sequence[st
 
 Weights = Annotated[dict[str, Positive], BeforeValidator(_as_weights)]
 Views = Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)]
+
+
+CardText: TypeAlias = Annotated[Text, Field(max_length=MAX_CARD_CHARACTERS)]
+
+
+class Card(Table):
+    """`[card]`: whose store it is. Kept when the store is begun, printed by `inspect`, and compared with nothing."""
+
+    name: CardText | None = None
+    """Name of the store for people."""
+    data_set: CardText | None = None
+    """The data set that the rows come from."""
+    licence: CardText | None = None
+    """Terms under which the store may be used, such as an SPDX identifier."""
+    contact: CardText | None = None
+    """Person or address to ask."""
+    description: CardText | None = None
+    """Anything else, of several lines if need be."""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The keys that are given."""
+        return self.model_dump(exclude_none=True)
 
 
 class TransferSet(Factory):

@@ -18,12 +18,13 @@ from jaxtyping import Shaped
 from ...storage.api import Store
 from ...storage.errors import ConfigError, FactoryError
 from ...storage.format.constants import SAMPLES
+from ...storage.parts.card import checked_card
 from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
 from ..datasets.class_names import names_of
 from ..experiment.document import Experiment
 from ..experiment.schema import checked
-from ..experiment.tables import Cache, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
+from ..experiment.tables import Cache, Card, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
 from ..experiment.training import StudentTrain, of_thing
 from ..factories.call import expect_augmentation
 from ..factories.in_hand import InHand, in_hand
@@ -60,10 +61,11 @@ def capture_of(
     first_view: int = 1,
     transfer_set: Mapping[str, Any],
     cache: Mapping[str, Any],
+    card: Mapping[str, str] | None = None,
 ) -> Experiment:
     """Return the experiment of stage one.
 
-    teachers: networks by name. transfer_set, cache: further keys of these tables.
+    teachers: networks by name. transfer_set, cache: further keys of these tables. card: of the store.
 
     Raises ConfigError or BadDataError for a thing that cannot be used.
     """
@@ -81,6 +83,7 @@ def capture_of(
         return of_thing(TransferSet, given, "dataset", num_classes=classes, **transfer_set)
 
     tables = {
+        "card": Card(**checked_card(card)),
         "transfer_set": of_set(num_classes),
         "evaluation_set": _evaluation(evaluation),
         "teacher": tuple(

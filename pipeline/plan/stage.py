@@ -338,7 +338,7 @@ def _samples(experiment: Experiment, rows: TransferRows, grid: Grid) -> Footprin
         name: (DTYPES_OF[name], ()) for name in ("source", "digest", "label")
     }
     arrays = every | arrays_of_samples(experiment, rows)
-    return samples_footprint(grid, arrays, rows.class_names, rows.identity)
+    return samples_footprint(grid, arrays, rows.class_names, rows.identity, experiment.card.texts)
 
 
 def _over_teachers(

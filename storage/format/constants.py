@@ -42,6 +42,8 @@ MAX_CLASSES: Final = 1 << 20
 """Of a store: a reader makes a list of their names."""
 MAX_NAMES_BYTES: Final = 64 << 20
 """Of the names of all classes, as wide as the longest."""
+MAX_CARD_CHARACTERS: Final = 4096
+"""Of each text of a store's card."""
 MAX_SET_MEMBERS: Final = 1 << 22
 """Of a clustering: classes of all its sets together."""
 MAX_BASIS_BYTES: Final = 1 << 30

@@ -22,6 +22,7 @@ from ..format.grid import Grid
 from ..format.layouts import DTYPES_OF, block_array, features_of, small_array
 from ..format.metadata import ArrayLayout, RootAttributes, group_metadata
 from ..format.shard import encode_shard, encode_small, index_bytes, shard_bytes
+from .card import CARD
 from .journal import Commit, Seal, SealTable, StoredShard, root_record
 from .sealed_part import KINDS, part_metadata, small_keys
 
@@ -62,6 +63,7 @@ def samples_footprint(
     arrays: Mapping[str, tuple[str, tuple[int, ...]]],
     class_names: Sequence[str] | None,
     identity: Mapping[str, Any],
+    card: Mapping[str, str],
 ) -> Footprint:
     """Estimate the part `samples`. arrays: dtype and shape of a row of each. identity: of its spec."""
     layouts = [
@@ -71,7 +73,7 @@ def samples_footprint(
     if class_names is not None:
         shape = (len(class_names), max(1, *(len(name.encode()) for name in class_names)))
         layouts.append(small_array(SAMPLES, "class_name", shape))
-    return _part(SAMPLES, SAMPLES, layouts, {}, grid, 1, identity)
+    return _part(SAMPLES, SAMPLES, layouts, {}, grid, 1, identity, {CARD: card} if card else None)
 
 
 def capture_footprint(

@@ -34,6 +34,7 @@ from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
+from .card import CARD, checked_card
 from .chosen_basis import choose_basis
 from .copied import CopiedRows, Encode
 from .journal import Commit, commit_key, committed_blocks
@@ -84,12 +85,15 @@ class SamplesWriter(PartWriter):
         class_names: Sequence[str] | None = None,
         example: NDArray[Any] | None = None,
         ids: Sequence[str] | None = None,
+        card: Mapping[str, str] | None = None,
     ) -> None:
         """Begin or resume `samples`.
 
         identity: fingerprint of the transfer set, order, digest_of. example: any input, for its shape and dtype, if
-        the store keeps inputs. ids: the id of each row, for the width of the longest, if rows have ids.
+        the store keeps inputs. ids: the id of each row, for the width of the longest, if rows have ids. card: kept if
+        the part is begun here, and not compared.
         """
+        notes = {CARD: kept} if (kept := checked_card(card)) else {}
         layouts = [self._rows_of(root, name, ()) for name in ("source", "digest", "label")]
         id_width = max((len(name.encode()) for name in ids or ()), default=0)
         if id_width:
@@ -102,7 +106,7 @@ class SamplesWriter(PartWriter):
             small["class_name"] = text_rows(class_names)
             layouts.append(small_array("samples", "class_name", small["class_name"].shape))
         self._id_width = id_width
-        super().__init__(root, SAMPLES, views=1, identity=identity, notes={}, layouts=layouts, small=small)
+        super().__init__(root, SAMPLES, views=1, identity=identity, notes=notes, layouts=layouts, small=small)
 
     @staticmethod
     def _rows_of(root: Root, name: str, row_shape: tuple[int, ...], dtype: str = "") -> ArrayLayout:

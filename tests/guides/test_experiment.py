@@ -33,6 +33,7 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(GUIDES.g
 SECTIONS: dict[str, type[Table]] = {
     "The file": document.Experiment,
     "`factory` and `args`": training.Factory,
+    "`[card]`": tables.Card,
     "`[transfer_set]`": tables.TransferSet,
     "`[evaluation_set]`": tables.EvaluationSet,
     "`[[teacher]]`": tables.Teacher,
