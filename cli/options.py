@@ -3,6 +3,7 @@
 A default that an experiment can set is not given here: it comes from the experiment's file.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+READING = frozenset({"inspect", "verify"})
+"""Commands that need no more of the system than to read a store."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -55,7 +58,20 @@ def verbosity_options(function: _Command) -> _Command:
 def subcommand(name: str, *calls: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Declare a command with `-v` and `-q`. calls: examples of it, which run as they stand."""
     declare = click.command(name, epilog=examples(*calls))
-    return lambda function: declare(verbosity_options(function))
+    return lambda function: declare(verbosity_options(function if name in READING else _writing(function)))
+
+
+def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that is refused on a system that does not write stores."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        from ..storage.backends.system import check_writes
+
+        check_writes(f"logitstore {click.get_current_context().info_name}")
+        return function(*arguments, **options)
+
+    return call
 
 
 def examples(*lines: str) -> str:

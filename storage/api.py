@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .backends.local import Folder, local_path, writable
 from .backends.obstacles import check_folder
+from .backends.paths import PathFolder
 from .backends.remote import folder_at
 from .checks import as_labels, check_labels
 from .digest import given_digests
@@ -317,7 +318,7 @@ class Store:
         """
         captures = choose_captures(self.teachers, teachers, columns, self.num_classes, str(self.path))
         # A remote store would have to be listed.
-        if teachers is None and isinstance(self._root.folder, Folder):
+        if teachers is None and isinstance(self._root.folder, Folder | PathFolder):
             warn_of_unfinished(self.unsealed(), str(self.path))
         options = StreamOptions(
             num_rows=self.num_rows,

@@ -7,6 +7,7 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
     ├── ConfigError                             config                64   ValueError
     │   └── FactoryError                        factory               64
     ├── MissingPackage                          missing-package       64   ImportError
+    ├── UnsupportedSystem                       unsupported-system    64   NotImplementedError
     ├── BadDataError                            bad-data              65   ValueError
     │   ├── BadLogitsError                      bad-logits            65
     │   └── RowMismatch                         row-mismatch          65
@@ -103,6 +104,13 @@ class MissingPackage(LogitStoreError, ImportError):
     """A package of an extra that is not installed."""
 
     code = "missing-package"
+    exit_code = EX_USAGE
+
+
+class UnsupportedSystem(LogitStoreError, NotImplementedError):
+    """A call that this operating system cannot do, such as writing a store on Windows."""
+
+    code = "unsupported-system"
     exit_code = EX_USAGE
 
 

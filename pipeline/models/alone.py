@@ -6,7 +6,6 @@ process waits, and finds the model trained. On a file system without locks nobod
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -14,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ...storage.backends.system import check_writes, fcntl, flags
 from ...storage.errors import WriterBusy
 
 log = logging.getLogger(__name__)
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS: Final = flags("O_CREAT", "O_RDWR", "O_NOFOLLOW")
 _POLL_S: Final = 0.2
 
 
@@ -29,6 +29,7 @@ def alone(weights: Path, where: str, *, waits: bool = True) -> Iterator[bool]:
     weights: its file. where: the training in messages. waits: whether to wait for another process.
     Raises WriterBusy if another process holds the lock and `waits` is false.
     """
+    check_writes(where)
     path, waited = weights.with_name(f".{weights.stem}.lock"), False
     made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     handle = _open(path)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that are handled, besides Python's own handling of SIGINT."""
 _asked = 0
 """The signal that came, 0 before the first."""

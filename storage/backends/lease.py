@@ -10,7 +10,6 @@ a file system without locks no writer counts as alone, and nothing is removed.
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -20,8 +19,10 @@ from ..errors import StorageError, UntrustedStoreError, WriterBusy
 from ..format.constants import LOCK, STAGING
 from .local import Folder
 from .posix import close_quietly, expecting_folders
+from .system import fcntl, flags
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_LOCK_FILE: Final = flags("O_RDWR", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK")
 _PATIENCE_S: Final = 60.0
 """Seconds to wait for a writer that is alone, and so in the short work of recovery."""
 _POLL_S: Final = 0.02
@@ -127,8 +128,7 @@ class Lease:
             if self._handle < 0:
                 *within, name = LOCK.split("/")
                 with self._folder.directory(within, make=True) as directory:
-                    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                    self._handle = os.open(name, flags, 0o666, dir_fd=directory)
+                    self._handle = os.open(name, _LOCK_FILE, 0o666, dir_fd=directory)
             try:
                 had = self._flock(self._handle, kind)
                 # The last one out may have removed the file after we opened it and before we locked it.

@@ -11,8 +11,7 @@ The child lists; when it is over its limits, it ends, and only it.
 import asyncio
 import json
 import os
-import resource
-import select
+import queue
 import signal
 import subprocess
 import sys
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..errors import LogitStoreError
+from .system import end_process, limit_memory
 from .zarr_bytes import MOST_KEYS, MOST_NAMES, ListingFailed, gathered, typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from zarr.abc.store import Store
 
@@ -101,24 +101,38 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _answer_of(child: "subprocess.Popen[bytes]", request: bytes, seconds: float) -> Any:
-    """Send a request and return the answer: 8 bytes of length, then JSON."""
+    """Send a request and return the answer: 8 bytes of length, then JSON. A child that is late is ended."""
     assert child.stdin is not None and child.stdout is not None
-    deadline = time.monotonic() + seconds
-    child.stdin.write(request)
-    child.stdin.flush()
-    size = int.from_bytes(_read(child, 8, deadline, seconds), "little")
-    if size > _MOST_BYTES:
-        raise ListingFailed(f"a listing of {size} bytes")
-    return json.loads(_read(child, size, deadline, seconds))
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        child.stdin.write(request)
+        child.stdin.flush()
+        size = int.from_bytes(_read(child, 8), "little")
+        if size > _MOST_BYTES:
+            raise ListingFailed(f"a listing of {size} bytes")
+        answer = _read(child, size)
+    except (ListingFailed, OSError):
+        if not late.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise ListingFailed(f"no end of the listing within {seconds:.0f} s")
+    return json.loads(answer)
 
 
-def _read(child: "subprocess.Popen[bytes]", length: int, deadline: float, seconds: float) -> bytes:
+def _read(child: "subprocess.Popen[bytes]", length: int) -> bytes:
     assert child.stdout is not None
     handle, pieces, missing = child.stdout.fileno(), [], length
     while missing:
-        ready, _, _ = select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise ListingFailed(f"no end of the listing within {seconds:.0f} s")
         piece = os.read(handle, min(missing, _PIECE))
         if not piece:
             raise ListingFailed("a listing that took more than the memory for it")
@@ -134,27 +148,37 @@ def serve(open_store: "Callable[[str], Store]") -> None:
     """Answer the requests of the parent, one after another, until it ends: the child. open_store: opens its URL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit_memory()
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    store = open_store(json.loads(requests.readline()))
-    for line in requests:
+    limit_memory(MEMORY_BYTES)
+    answers = os.fdopen(os.dup(1), "wb")
+    store = open_store(json.loads(sys.stdin.buffer.readline()))
+    for line in _requests():
         data = json.dumps(_listed(store, *json.loads(line))).encode()
         answers.write(len(data).to_bytes(8, "little") + data)
         answers.flush()
 
 
+def _requests() -> "Iterator[bytes]":
+    """Yield the requests, which a thread reads; the end of them ends this process, also during a listing."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        end_process()
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent, however that ended: a listing that never ends reads no request."""
+    """End this process soon after its parent: a forked process may hold the pipe of the requests open.
+
+    On Windows, which does not fork, the number of the parent stays the same.
+    """
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _limit_memory() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    end_process()
 
 
 def _listed(store: "Store", what: str, prefix: str, where: str) -> dict[str, Any]:

@@ -39,10 +39,12 @@ from .posix import (
     typed_errors,
 )
 from .staged import COPY_HERE, NewObject
+from .system import LINK_ERRORS, UNOPENED, check_writes, flags, path_of_url, sync
 
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FILE = flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK")
+_BELOW = DIRECTORY | flags("O_NOFOLLOW")
 _STAGING = STAGING.split("/")
-_MOST_LEVELS = 32
+MOST_LEVELS = 32
 """Levels of folders that are listed; a store has five."""
 _ATTEMPTS = 8
 """Attempts to make the staging folder while other writers remove it."""
@@ -81,7 +83,7 @@ def local_path(location: Any) -> Path:
         raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
     parts = split_url(text)
     if parts.scheme == "file" and not parts.netloc:
-        return Path(parts.path)
+        return Path(path_of_url(parts.path))
     if "://" in text:
         remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
@@ -89,7 +91,8 @@ def local_path(location: Any) -> Path:
 
 
 def writable(place: Place) -> "Folder":
-    """Return `place` as a folder to write to. Raises ConfigError for a remote one."""
+    """Return `place` as a folder to write to. Raises ConfigError for a remote one, UnsupportedSystem."""
+    check_writes(str(place.path))
     if isinstance(place, Folder):
         return place
     raise ConfigError(
@@ -100,7 +103,7 @@ def writable(place: Place) -> "Folder":
     )
 
 
-def _untrusted(where: PurePath, found: str) -> UntrustedStoreError:
+def untrusted(where: PurePath, found: str) -> UntrustedStoreError:
     return UntrustedStoreError(
         str(where),
         expected="folders and plain files",
@@ -135,7 +138,9 @@ class Folder(Place):
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store.
 
         held: this folder or one above it, held open, from which is walked instead of from the path.
+        Raises UnsupportedSystem on a system that does not walk by descriptors, and so does not write.
         """
+        check_writes(str(path))
         named = path
         # Absolute: another process, or a later working directory, finds the same folder.
         with contextlib.suppress(FileNotFoundError):  # of a working directory that was removed
@@ -239,7 +244,7 @@ class Folder(Place):
                 try:
                     if make and tuple(walked) not in self._durable and walked[-2:] != _STAGING:
                         # Also if the directory existed: its maker may have been killed before the fsync.
-                        os.fsync(handle)
+                        sync(handle)
                         self._durable.add(tuple(walked))
                 finally:
                     above, handle = handle, below
@@ -251,12 +256,14 @@ class Folder(Place):
 
     def _open_below(self, handle: int, walked: Sequence[str]) -> int:
         try:
-            return os.open(walked[-1], DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
-        except NotADirectoryError:
+            return os.open(walked[-1], _BELOW, dir_fd=handle)
+        except OSError as error:
+            if error.errno not in LINK_ERRORS:
+                raise
             mode = mode_of(walked[-1], handle)
             if stat.S_ISREG(mode):
                 raise
-            raise _untrusted(self._top.joinpath(*walked), kind_of(mode)) from None
+            raise untrusted(self._top.joinpath(*walked), kind_of(mode)) from None
 
     def _make_top(self) -> None:
         """Make the folder that the user named, and its parents, durable; once."""
@@ -285,7 +292,7 @@ class Folder(Place):
             try:
                 status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode):
-                    raise _untrusted(self.path / key, kind_of(status.st_mode))
+                    raise untrusted(self.path / key, kind_of(status.st_mode))
                 yield handle, status.st_size
             finally:
                 close_quietly(handle)
@@ -311,8 +318,8 @@ class Folder(Place):
         try:
             return os.open(name, _FILE, dir_fd=directory)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise _untrusted(self.path / key, kind_of(mode_of(name, directory))) from None
+            if error.errno in UNOPENED:
+                raise untrusted(self.path / key, kind_of(mode_of(name, directory))) from None
             raise
         finally:
             if kept is None:
@@ -380,7 +387,7 @@ class Folder(Place):
                 ):
                     for entry in entries:
                         inner = (*within, entry.name)
-                        if len(inner) <= _MOST_LEVELS and entry.is_dir(follow_symlinks=False):
+                        if len(inner) <= MOST_LEVELS and entry.is_dir(follow_symlinks=False):
                             todo.append(inner)
                         else:
                             keys.append("/".join(inner))
@@ -461,12 +468,12 @@ class Folder(Place):
         with typed_errors(self.path / key), gone, self.directory(within) as directory:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
-            os.fsync(directory)
+            sync(directory)
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""
         with typed_errors(self.path / key), self.directory(components(key, self.path)) as directory:
-            os.fsync(directory)
+            sync(directory)
 
     def sweep(self) -> None:
         """Remove the staged files of killed writers. Only for a writer that holds the folder alone."""

@@ -4,9 +4,7 @@
 """
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import math
 import os
 import re
@@ -21,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import REFUSED, TRANSIENT, StorageError, StorageFull, StorageRefused, TransientIOError
+from .system import check_writes, fcntl, flags, read_into, read_some, sync
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of `link` on a file system without hard links."""
 _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 """Errors that callers expect: they are answers."""
-DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_RENAME_NOREPLACE: Final = 1
+DIRECTORY: Final = flags("O_RDONLY", "O_DIRECTORY")
+_PLAIN: Final = flags("O_RDONLY", "O_NONBLOCK")
 PIECE_BYTES: Final = 1 << 20
 """Bytes that are read and checked at a time: as much as stays in a core's own cache."""
 _PAGE: Final = 4096
@@ -89,17 +88,6 @@ def kind_of(mode: int) -> str:
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device or a socket")
 
 
-def rename_noreplace(from_directory: int, source: str, to_directory: int, target: str) -> None:
-    """Rename a file to a free name (Linux's renameat2). Raises FileExistsError; OSError if the system lacks the call."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(library, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    names = (from_directory, os.fsencode(source), to_directory, os.fsencode(target))
-    if library.renameat2(*names, _RENAME_NOREPLACE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
 def mode_of(name: str, directory: int) -> int:
     """Return the mode of a file in an open directory; a link is not followed."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
@@ -118,7 +106,7 @@ def read_at(handle: int, offset: int, length: int) -> bytes:
     """Read `length` bytes from `offset`; fewer if the file ends before."""
     pieces = []
     while length:
-        piece = os.pread(handle, min(length, CALL_BYTES), offset)
+        piece = read_some(handle, min(length, CALL_BYTES), offset)
         if not piece:
             break
         pieces.append(piece)
@@ -162,7 +150,7 @@ def read_through(
                 buffer = np.empty(most + 2 * _PAGE, np.uint8)
             target = buffer[-buffer.ctypes.data % _PAGE + (offset - _APART) % _PAGE :]
         piece = target[:most]
-        count = os.preadv(handle, [piece.data], offset)
+        count = read_into(handle, piece.data, offset)
         if not count:
             break
         take(piece[:count])
@@ -172,8 +160,9 @@ def read_through(
 def check_writable(path: Path, named: PurePath | None = None) -> None:
     """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
 
-    named: the folder in messages. Raises StorageRefused, StorageFull, StorageError.
+    named: the folder in messages. Raises StorageRefused, StorageFull, StorageError, UnsupportedSystem.
     """
+    check_writes(str(named or path))
     with expecting_folders(named or path):
         current = path.absolute()
         while is_missing(current):
@@ -183,25 +172,25 @@ def check_writable(path: Path, named: PurePath | None = None) -> None:
         handle = _unnamed_file(current)
         try:
             os.write(handle, bytes(_PAGE))
-            os.fsync(handle)  # some file systems find out here that they are full
+            sync(handle)  # some file systems find out here that they are full
         finally:
             close_quietly(handle)
 
 
 def _unnamed_file(folder: Path) -> int:
     """Open a new file without a name in a folder, or with one that is removed at once."""
-    mode = os.O_WRONLY | os.O_CLOEXEC
-    with contextlib.suppress(OSError):
-        return os.open(folder, mode | os.O_TMPFILE, 0o600)
+    if hasattr(os, "O_TMPFILE"):
+        with contextlib.suppress(OSError):
+            return os.open(folder, flags("O_WRONLY", "O_TMPFILE"), 0o600)
     name = folder / f".logitstore-{secrets.token_hex(8)}"
-    handle = os.open(name, mode | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    handle = os.open(name, flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW"), 0o600)
     os.unlink(name)
     return handle
 
 
 def open_plain(path: Path) -> BufferedReader:
     """Open a plain file to read it; a link is followed. Raises OSError, for a pipe or a device too, without waiting."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, _PLAIN)
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
@@ -230,7 +219,7 @@ def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     handle = os.open(path, DIRECTORY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         close_quietly(handle)
 
@@ -258,13 +247,14 @@ def replace_file(path: Path, content: bytes) -> None:
     Missing parent folders are made; what killed calls for this file have left is removed. Raises StorageFull or
     StorageError, and then keeps the old file.
     """
+    check_writes(str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         with _temporary(path) as (temporary, file):
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
             temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:

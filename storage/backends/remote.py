@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
 from .listing import Lister, serve
-from .local import Folder, local_path
+from .local import local_path
+from .paths import local_folder
 from .place import Place, check_size, components, split_url
 from .zarr_bytes import ZarrBytes, is_cloud
 
@@ -158,7 +159,7 @@ def folder_at(location: Any) -> Place:
         text = os.fspath(location)
         if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
             return RemoteFolder(open_url(text))
-        return Folder(local_path(location))
+        return local_folder(local_path(location))
     from zarr.abc.store import Store  # zarr takes half a second to import
 
     if isinstance(location, Store):

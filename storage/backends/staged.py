@@ -16,9 +16,10 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from ..errors import CommitStateUnknown, UnsafeFileSystem
 from .place import components
-from .posix import CALL_BYTES, NO_LINKS, expecting_folders, rename_noreplace
+from .posix import CALL_BYTES, NO_LINKS, expecting_folders
+from .system import flags, rename_noreplace, sync
 
-_NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE: Final = flags("O_CREAT", "O_EXCL", "O_WRONLY", "O_NOFOLLOW")
 COPY_HERE: Final = "write the store on another disk and copy it here; `logitstore doctor` examines a disk"
 """Remedy for a file system that cannot keep writers apart."""
 
@@ -86,10 +87,10 @@ class NewObject:
     def publish(self) -> bool:
         """Give the object its name; return False if the name is taken. The name is durable either way."""
         with expecting_folders(self._path), self._folder.directory(self._within, make=True) as final:
-            os.fsync(self._handle)
+            sync(self._handle)
             won = self._link(final)
             # Also if the name was taken: the other writer may not have synced it yet.
-            os.fsync(final)
+            sync(final)
             return won
 
     def _link(self, final: int) -> bool:

@@ -12,7 +12,6 @@ One machine cannot test another's view, nor a power cut: `Findings.not_tested` l
 
 import contextlib
 import errno
-import fcntl
 import multiprocessing
 import os
 import re
@@ -25,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from ..backends.posix import rename_noreplace
+from ..backends.system import check_writes, fcntl, rename_noreplace, sync
 from ..errors import REFUSED, ConfigError, StorageError, StorageRefused
 
 ROUNDS: Final = 1000
@@ -123,8 +122,9 @@ def examine(path: Path, *, rounds: int = ROUNDS) -> Findings:
     """Examine the file system that a folder is on; leave the folder as it was.
 
     rounds: races of two processes for a name. Raises ConfigError if the folder does not exist, StorageError if nothing
-    can be written there.
+    can be written there, UnsupportedSystem.
     """
+    check_writes(str(path))
     try:
         if not path.is_dir():
             raise ConfigError(
@@ -247,7 +247,7 @@ def _sync(path: Path) -> tuple[bool, str]:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         start = time.perf_counter()
-        os.fsync(handle)
+        sync(handle)
         return True, f"{1e3 * (time.perf_counter() - start):.2f} ms"
     finally:
         os.close(handle)
@@ -279,7 +279,8 @@ def _contend(folder: Path, who: str, kind: str, number: int, start: float) -> bo
         if kind == "link":
             os.link(source, target)
         else:
-            rename_noreplace(-100, str(source), -100, str(target))  # AT_FDCWD
+            # Of absolute paths, no directory counts.
+            rename_noreplace(-1, os.path.abspath(source), -1, os.path.abspath(target))
     except FileExistsError:
         return False
     except OSError as error:

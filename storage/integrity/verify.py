@@ -6,7 +6,7 @@ No file is changed, no teacher is run, nothing that the store names is imported.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backends.local import Folder
+from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import LogitStoreError, NotAStoreError, StorageError, StoreCorrupt, UntrustedStoreError
 from ..format.constants import GROUPS, SAMPLES
@@ -68,7 +68,7 @@ def verify(
     expect: a digest of the store, as of which it is checked.
     Raises NotAStoreError if the place holds no store at all, ConfigError if its files cannot be listed.
     """
-    top = place if isinstance(place, Place) else Folder(place)
+    top = place if isinstance(place, Place) else local_folder(place)
     if not top.can_list:
         top.files()  # raises
     report = Report()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, writable
+from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import (
     ManifestInvalid,
@@ -277,7 +278,7 @@ def join_root(path: Path, num_rows: int, num_classes: int, block_rows: int | Non
 
 def open_root(place: Path | Place, expect: str | None = None) -> Root:
     """Open a store. Raises NotAStoreError if there is none, ManifestInvalid if it is damaged."""
-    folder = place if isinstance(place, Place) else Folder(place)
+    folder = place if isinstance(place, Place) else local_folder(place)
     try:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
 """A disk that is a model: every call seen, every name and byte known, any call refused.
 
-`Disk` stands in for the modules `os` and `fcntl` in `storage/backends/local.py`, `system.py` and `lease.py`, so that the real
+`Disk` stands in for the modules `os` and `fcntl` in `storage/backends/`: `local.py`, `posix.py`, `system.py` and `lease.py`, so that the real
 code runs on it with no line of it changed:
 
     disk = Disk()
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from logitstore.storage.backends import lease, staged
+from logitstore.storage.backends import lease, posix, staged, system
 from logitstore.storage.backends import local as files
-from logitstore.storage.backends import posix as system
 
 MOUNT: Final = "/disk"
 """The directory in which everything happens; it is durable."""
@@ -149,7 +148,7 @@ class Disk:
     def mounted(self) -> Iterator[None]:
         """While this lasts, the storage code runs on this disk. It must close what it opens."""
         with contextlib.ExitStack() as stack:
-            for module in (files, staged, system, lease):
+            for module in (files, staged, posix, system, lease):
                 stack.enter_context(mock.patch.object(module, "os", self))
             stack.enter_context(mock.patch.object(lease, "fcntl", self))
             stack.enter_context(mock.patch.object(lease, "time", self))
