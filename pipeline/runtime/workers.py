@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...storage.backends.system import end_process
 from ...storage.errors import TransientIOError
 
 ANSWER_SECONDS: Final = 1800.0
@@ -141,4 +142,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
+        end_process()

@@ -90,6 +90,7 @@ def windows() -> None:
     _take(signal, *SIGNALS)
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
+    importlib.import_module("shutil")._use_fd_functions = False
     os.supports_dir_fd.clear()
     os.supports_fd.clear()
     for name in (
@@ -148,7 +149,8 @@ def macos() -> None:
 
     def without_proc(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
-            if str(path).startswith(("/proc", "/dev/shm")):
+            # threadpoolctl looks there for what it finds by other means on macOS.
+            if str(path).startswith(("/proc", "/dev/shm")) and path != "/proc/self/maps":
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return real(path, *arguments, **named)
 
@@ -191,7 +193,7 @@ SYSTEMS: Final[dict[str, Callable[[], None]]] = {"native": lambda: None, "window
 # Actions
 
 
-def lacks(*_: str) -> list[str]:
+def lacks() -> list[str]:
     """List the names that are not there: the proof that they were taken away."""
     missing = [f"os.{name}" for name in (*WINDOWS_LACKS, *MACOS_LACKS) if not hasattr(os, name)]
     missing += [f"signal.{name}" for name in SIGNALS if not hasattr(signal, name)]
@@ -211,18 +213,36 @@ def lacks(*_: str) -> list[str]:
     return sorted(set(missing))
 
 
-def read(place: str, *_: str) -> dict[str, Any]:
-    """Read a store in every way: as a record, by rows, by batches, verified, and as the commands print it."""
+def read(*places: str) -> dict[str, Any]:
+    """Read stores in every way: as a record, as the commands print it, and `content`; list what this system lacks."""
     from click.testing import CliRunner
 
     import logitstore
     from logitstore.cli.main import cli
-    from logitstore.storage.backends.remote import folder_at
     from logitstore.storage.describe import describe
+
+    found: dict[str, Any] = {"lacks": lacks()}
+    for place in places:
+        record, errors = describe(place, expect=logitstore.open_store(place).digest)
+        commands = ["inspect", place], ["inspect", place, "--json"], ["verify", place, "--deep"]
+        printed = [CliRunner().invoke(cli, command) for command in commands]
+        found[place] = {
+            "record": json.loads(json.dumps(record, default=str)),
+            "errors": [str(error) for error in errors],
+            "printed": [[done.exit_code, done.output] for done in printed],
+            **content(place),
+        }
+    return found
+
+
+def content(place: str, *_: str) -> dict[str, Any]:
+    """Return digests of all that a store holds, read by rows and by batches, and what `verify` finds."""
+    import logitstore
+    from logitstore.storage.backends.remote import folder_at
     from logitstore.storage.integrity.verify import verify
 
-    store = logitstore.open_store(place, expect=logitstore.open_store(place).digest)
-    record, errors = describe(store)
+    folder: Any = folder_at(place)
+    store = logitstore.open_store(folder)
     rows, batches = sha256(), sha256()
     for name, capture in store.teachers.items():
         temperature = 2.0 if capture.encoding.kind == "top-k" else None
@@ -232,29 +252,49 @@ def read(place: str, *_: str) -> dict[str, Any]:
     stream = store.stream(batch_size=7, teachers=names[:1], views=0, temperature=2.0, window=20, inputs=False)
     for batch in stream:
         batches.update(batch.rows.tobytes() + batch.logits[names[0]].tobytes())
-    listing = folder_at(place).can_list
-    report = verify(folder_at(place), deep=True) if listing else None
-    printed = []
-    for command in (
-        ["inspect", place],
-        ["inspect", place, "--json"],
-        *([["verify", place, "--deep"]] if listing else []),
-    ):
-        done = CliRunner().invoke(cli, command)
-        printed.append([done.exit_code, done.output])
+    report = verify(folder, deep=True) if folder.can_list else None
     return {
-        "record": json.loads(json.dumps(record, default=str)),
-        "errors": [str(error) for error in errors],
         "unsealed": store.unsealed(),
         "labels": sha256(store.samples.labels.tobytes()).hexdigest(),
         "rows": rows.hexdigest(),
         "batches": batches.hexdigest(),
-        "verified": None
-        if report is None
-        else [report.exit_code, report.bytes, report.objects, report.strays],
-        "printed": printed,
-        "folder": type(folder_at(place)).__name__,
+        "verified": report and [report.exit_code, report.bytes, report.objects, report.strays],
+        "folder": type(folder).__name__,
     }
+
+
+def torch_batches(place: str, *_: str) -> dict[str, Any]:
+    """Stream as tensors, with a loss; then make the calls that write, with things in hand."""
+    import torch
+
+    import logitstore
+    from logitstore.pipeline import TorchStream, losses
+
+    store, total = logitstore.open_store(place), 0.0
+    (name,) = list(store.teachers)[:1]
+    for batch in TorchStream(store.stream(batch_size=4, teachers=[name], views=0, shuffle=False)):
+        student = torch.zeros(len(batch.rows), store.num_classes)
+        soft = losses.soft_targets(batch.logits, 2.0)
+        total += float(losses.Distillation(temperature=2.0)(student, soft, batch.labels))
+    network, inputs = torch.nn.Linear(4, 3), torch.zeros(9, 4)
+    new = Path(place).parent / "new"
+    calls: dict[str, Callable[[], Any]] = {
+        "cache": lambda: logitstore.cache(new, {"a": network}, (inputs, torch.arange(9) % 3)),
+        "cluster": lambda: logitstore.cluster(place, clusters=2, classes_per_cluster=2, teachers=name),
+        "distill": lambda: logitstore.distill(
+            place, network, teachers=name, lr=0.1, epochs=1, dataset=inputs
+        ),
+    }
+    return {"loss": total, "errors": [_error_of(one, call) for one, call in calls.items()]}
+
+
+def _error_of(name: str, call: Callable[[], Any]) -> list[str]:
+    """Return a name with the type and the text of the error of a call."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return [name, type(error).__name__, str(error)]
+    return [name, "no error", ""]
 
 
 def refuse(place: str, *_: str) -> list[list[str]]:
@@ -291,17 +331,11 @@ def refuse(place: str, *_: str) -> list[list[str]]:
         "check_writable of a folder": lambda: check_writable(new),
         "Folder": lambda: Folder(new),
     }
-    found = []
-    for name, call in calls.items():
-        try:
-            call()
-            found.append([name, "no error", ""])
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            found.append([name, type(error).__name__, str(error)])
+    found = [_error_of(name, call) for name, call in calls.items()]
     arguments = {
         "demo": [], "run": ["a.toml"], "plan": ["a.toml"], "doctor": ["."], "repair": [place],
         "cluster": [place, "--teacher", "wide", "--clusters", "2", "--classes-per-cluster", "2"],
-        "combine": [place, "--generalist", "wide", "--clustering", "a", "--name", "b"],
+        "combine": [place, "--generalist", "wide", "--specialist", "a", "--name", "b"],
         "compress": [place, "--teacher", "wide", "--name", "b", "--max-kl", "0.1"],
     }  # fmt: skip
     for command in COMMANDS:
@@ -311,12 +345,15 @@ def refuse(place: str, *_: str) -> list[list[str]]:
     return found
 
 
-def write(place: str, after: str = "-1", *_: str) -> dict[str, Any]:
-    """Write a store; end this process as a power cut does after so many files were made durable. Run again, it resumes."""
+def write(place: str, after: str = "-1", links: str = "") -> dict[str, Any]:
+    """Write a store; end this process as a power cut does after so many files were made durable. Run again, it resumes.
+
+    links: "no links" for a disk without hard links.
+    """
     import numpy as np
 
     import logitstore
-    from logitstore.storage.backends import system
+    from logitstore.storage.backends import local, posix, staged, system
 
     count, sync = int(after), system.sync
 
@@ -327,10 +364,14 @@ def write(place: str, after: str = "-1", *_: str) -> dict[str, Any]:
             os.kill(os.getpid(), 9)
         sync(handle)
 
-    from logitstore.storage.backends import local, posix, staged
+    for module in (local, posix, staged) if count > 0 else ():
+        vars(module)["sync"] = counted
+    if links:
 
-    for module in (system, local, posix, staged):
-        module.sync = counted
+        def none(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+        os.link = none
     random = np.random.default_rng(0)
     inputs = random.integers(0, 256, (300, 4), dtype=np.uint8)
     store = logitstore.create_store(
@@ -347,6 +388,8 @@ def write(place: str, after: str = "-1", *_: str) -> dict[str, Any]:
 def main() -> None:
     """Become a system, and run an action there."""
     name, action, *arguments = sys.argv[1:]
+    if action == "torch_batches":
+        importlib.import_module("torch.utils.data")
     SYSTEMS[name]()
     print(json.dumps(globals()[action](*arguments)))
 
