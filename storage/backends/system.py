@@ -75,7 +75,7 @@ def flags(*names: str) -> int:
     return value
 
 
-def leads_elsewhere(status: os.stat_result) -> bool:
+def leads_elsewhere(status: Any) -> bool:
     """Return whether the status of a path, of which no link was followed, is that of a link or a junction."""
     return stat.S_ISLNK(status.st_mode) or bool(getattr(status, "st_reparse_tag", 0) & _NAME_SURROGATE)
 

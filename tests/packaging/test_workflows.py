@@ -94,6 +94,19 @@ def test_what_is_run_in_continuous_integration_is_what_a_contributor_is_told() -
     assert "make lint test" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+def test_stores_are_tried_on_other_systems() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    systems = {name: job["runs-on"] for name, job in workflow["jobs"].items() if name in ("macos", "windows")}
+    assert systems == {"macos": "macos-latest", "windows": "windows-latest"}
+    for name in systems:
+        steps = [step.get("run", "") for step in workflow["jobs"][name]["steps"]]
+        assert "python -m support.other_systems native check" in steps
+        named = re.findall(r"tests/\S+\.py", " ".join(steps))
+        assert all((ROOT / path).is_file() for path in named) and bool(named) == (name == "macos")
+    # git would convert the ends of lines of the stores that are read there.
+    assert "tests/data/** -text" in (ROOT / ".gitattributes").read_text(encoding="utf-8")
+
+
 def pins(name: str) -> set[str]:
     """Return the packages that a file of constraints pins."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()

@@ -17,7 +17,7 @@ from support import stores
 from support.children import environment
 from support.make_golden import DATA
 from support.messages import Sentences
-from support.other_systems import MACOS_LACKS, WINDOWS_LACKS, content, write
+from support.other_systems import MACOS_LACKS, WINDOWS_LACKS, WRITTEN, content, write
 from support.stores import Teacher
 from support.web import serving
 
@@ -128,3 +128,9 @@ def test_macos_without_hard_links_renames(tmp_path: Path) -> None:
     found = on("macos", "write", tmp_path / "store.zarr", -1, "no links")
     assert found["synced"]["renameatx_np"] > 10
     assert found["digest"] == write(str(tmp_path / "native.zarr"))["digest"]
+
+
+@pytest.mark.parametrize("system", ["native", "windows"])
+def test_the_check_of_continuous_integration_passes(system: str) -> None:
+    found = on(system, "check")
+    assert found == {"system": "Linux", "written": WRITTEN} or found == {"system": "Windows", "refused": 24}
