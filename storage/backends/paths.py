@@ -132,10 +132,15 @@ class PathFolder(Place):
             return read_at(handle, offset, max(0, min(size - offset, length))), size
 
     def read_through(
-        self, key: str, offset: int, length: int, take: Callable[[NDArray[np.uint8]], None]
+        self,
+        key: str,
+        offset: int,
+        length: int,
+        take: Callable[[NDArray[np.uint8]], None],
+        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
     ) -> int:
         with self._opened(key) as (handle, size):
-            read_through(handle, offset, max(0, min(size - offset, length)), take)
+            read_through(handle, offset, max(0, min(size - offset, length)), take, place)
             return size
 
     def size(self, key: str) -> int:
