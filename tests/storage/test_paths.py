@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,19 +150,26 @@ def test_without_the_look_a_link_is_followed(
 def test_a_junction_of_windows_is_not_followed(
     pair: tuple[Folder, PathFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tags = os.lstat, {"a": 0xA000_0003}
-
-    def lstat(path: Any) -> Any:
-        status = real(path)
-        fields = {name: getattr(status, name) for name in ("st_mode", "st_size", "st_ino", "st_dev")}
-        return SimpleNamespace(**fields, st_reparse_tag=tags.get(os.path.basename(path), 0))
-
-    monkeypatch.setattr(os, "lstat", lstat)
+    junction = os.stat(pair[1].path / "a").st_ino
+    monkeypatch.setattr(paths, "leads_elsewhere", lambda status: status.st_ino == junction)
     with pytest.raises(UntrustedStoreError, match="found a junction"):
         pair[1].read("a/b")
     assert pair[1].files() == ["a"]
-    tags["a"] = 0x9000_001A  # a folder in a cloud leads nowhere else
-    assert pair[1].read("a/b") == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    ("mode", "tag", "leads"),
+    [
+        (stat.S_IFLNK, 0, True),
+        (stat.S_IFDIR, 0xA000_0003, True),  # a junction
+        (stat.S_IFREG, 0xA000_000C, True),  # a symbolic link of Windows
+        (stat.S_IFDIR, 0x9000_001A, False),  # a folder in a cloud, which leads nowhere else
+        (stat.S_IFREG, 0, False),
+    ],
+)
+def test_a_reparse_point_of_windows_may_lead_elsewhere(mode: int, tag: int, leads: bool) -> None:
+    assert system.leads_elsewhere(SimpleNamespace(st_mode=mode, st_reparse_tag=tag)) == leads
+    assert system.leads_elsewhere(os.lstat(".")) is False  # of a system without such tags
 
 
 def test_a_file_that_is_exchanged_while_it_is_opened(
