@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import REFUSED, TRANSIENT, StorageError, StorageFull, StorageRefused, TransientIOError
-from .system import check_writes, fcntl, flags, read_into, read_some, sync
+from .system import NAMELESS, check_writes, fcntl, flags, read_into, read_some, sync
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -179,9 +179,9 @@ def check_writable(path: Path, named: PurePath | None = None) -> None:
 
 def _unnamed_file(folder: Path) -> int:
     """Open a new file without a name in a folder, or with one that is removed at once."""
-    if hasattr(os, "O_TMPFILE"):
+    if NAMELESS:
         with contextlib.suppress(OSError):
-            return os.open(folder, flags("O_WRONLY", "O_TMPFILE"), 0o600)
+            return os.open(folder, flags("O_WRONLY") | NAMELESS, 0o600)
     name = folder / f".logitstore-{secrets.token_hex(8)}"
     handle = os.open(name, flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW"), 0o600)
     os.unlink(name)

@@ -47,6 +47,8 @@ LINK_ERRORS: Final = frozenset({errno.ENOTDIR, errno.ELOOP, errno.EMLINK})
 """Errors of `open` for a link that is not to be followed: of Linux for a directory, else, and of BSD."""
 UNOPENED: Final = frozenset({errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP})
 """Errors of `open` for a link, a socket or a device in the place of a file."""
+NAMELESS: Final = getattr(os, "O_TMPFILE", 0)
+"""Flag that opens a file without a name in a folder; 0 where there is none."""
 _RENAMES: Final = (("renameat2", 1), ("renameatx_np", 4))
 """Renames that replace nothing, each with its flag: RENAME_NOREPLACE of Linux, RENAME_EXCL of macOS."""
 _NAME_SURROGATE: Final = 0x2000_0000

@@ -5,6 +5,7 @@ A Python of its own loses what they lack (`support.other_systems`). The real one
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from support.make_golden import DATA
 from support.messages import Sentences
 from support.other_systems import MACOS_LACKS, WINDOWS_LACKS, WRITTEN, content, write
 from support.stores import Teacher
+from support.tree import ROOT, python_files
 from support.web import serving
 
 GOLDEN = DATA / "store-v1.0"
@@ -134,3 +136,15 @@ def test_macos_without_hard_links_renames(tmp_path: Path) -> None:
 def test_the_check_of_continuous_integration_passes(system: str) -> None:
     found = on(system, "check")
     assert found == {"system": "Linux", "written": WRITTEN} or found == {"system": "Windows", "refused": 24}
+
+
+ASKING = re.compile(
+    r"sys\.platform|os\.name\b|platform\.system|^\s*import (fcntl|resource|pwd|grp|termios)\b", re.MULTILINE
+)
+
+
+def test_one_module_asks_on_which_system_it_runs() -> None:
+    asking = {
+        str(file) for file in python_files(ROOT) if ASKING.search((ROOT / file).read_text(encoding="utf-8"))
+    }
+    assert asking == {"storage/backends/system.py"}  # negative control: this one is found
