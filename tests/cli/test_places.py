@@ -17,6 +17,7 @@ from support.experiments import document, parsed
 from logitstore.cli.main import cli
 from logitstore.pipeline.run import run
 from logitstore.storage.api import open_store
+from logitstore.storage.backends import posix
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.backends.obstacles import check_folder
 from logitstore.storage.backends.posix import check_writable
@@ -89,7 +90,9 @@ def test_a_disk_that_takes_nothing_is_found_before_a_teacher_is_trained(
 
 def test_a_look_ahead_leaves_no_trace(tmp_path: Path) -> None:
     check_writable(tmp_path / "not" / "yet" / "there")
-    with mock.patch("os.O_TMPFILE", os.O_DIRECTORY | os.O_CREAT):  # a file system without unnamed files
+    with mock.patch.object(
+        posix, "NAMELESS", os.O_DIRECTORY | os.O_CREAT
+    ):  # a file system without unnamed files
         check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -295,7 +295,7 @@ def without(guard: str) -> Any:
                 patch(module, name, 1 << 62)
     elif guard == "links":
         patch(files, "_FILE", os.O_RDONLY | os.O_CLOEXEC)
-        patch(os, "O_NOFOLLOW", 0)
+        patch(files, "_BELOW", files.DIRECTORY)
     elif guard == "names":
         patch(files, "components", lambda key, where: key.split("/"))
         patch(journal, "_file_key", lambda key, where: key)
