@@ -14,7 +14,7 @@ from .backends.local import Folder, local_path, writable
 from .backends.obstacles import check_folder
 from .backends.paths import PathFolder
 from .backends.remote import folder_at
-from .checks import as_labels, check_labels
+from .checks import as_labels, check_labels, common_length
 from .digest import given_digests
 from .encodings.encoding import Encoding
 from .encodings.named import encoding_named
@@ -28,7 +28,7 @@ from .parts.card import card_of, checked_card, warn_of_other_card
 from .parts.clustering_writer import write_clustering
 from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
-from .parts.sealable import check_class_names, check_samples_sealable
+from .parts.sealable import check_class_names, check_samples_sealable, optional_arrays
 from .parts.sealed_part import SealedPart, Spec
 from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
@@ -432,17 +432,7 @@ def create_store(
     has, ConfigError for lengths that differ, labels out of range and digests that are none; nothing is then left
     behind.
     """
-    lengths = {
-        name: len(value)
-        for name, value in (("labels", labels), ("digests", digests), ("inputs", inputs), ("ids", ids))
-        if value is not None
-    }
-    rows = num_rows if num_rows is not None else next(iter(lengths.values()), 0)
-    for name, length in lengths.items():
-        if length != rows:
-            raise ConfigError(
-                name, expected=f"{rows} rows", found=str(length), remedy="pass arrays of one length"
-            )
+    rows = common_length(num_rows, labels=labels, digests=digests, inputs=inputs, ids=ids)
     classes = num_classes if num_classes is not None else len(class_names or ())
     if class_names is not None and len(class_names) != classes:
         raise ConfigError(
@@ -462,7 +452,7 @@ def create_store(
     kept = inputs if store_inputs else None
     if kept is not None:
         check_input_dtype(kept.dtype)
-    input_bytes = 0 if kept is None else kept[:1].nbytes
+    example = None if kept is None else np.empty(kept.shape[1:], kept.dtype)
     there = join_root(local_path(location), rows, classes, block_rows) if exist_ok else None
     if there is not None:
         store = Store(there)
@@ -471,10 +461,10 @@ def create_store(
             location,
             num_rows=rows,
             num_classes=classes,
-            row_bytes=max(4 * classes, input_bytes),
+            row_bytes=max(4 * classes, 0 if example is None else example.nbytes),
             block_rows=block_rows,
             exist_ok=exist_ok,
-            arrays=_beside(kept, ids),
+            arrays=optional_arrays(example, ids),
         )
     writer = store.samples_writer(
         identity={
@@ -484,7 +474,7 @@ def create_store(
             "label_kind": "class",
         },
         class_names=class_names,
-        example=None if kept is None else np.empty(kept.shape[1:], kept.dtype),
+        example=example,
         ids=ids,
         card=card,
     )
@@ -503,13 +493,3 @@ def create_store(
         writer.seal()
     warn_of_other_card(store.card, card, str(store.path))
     return store
-
-
-def _beside(inputs: NDArray[Any] | None, ids: Sequence[str] | None) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and row shape of the arrays of samples that not every store has."""
-    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-    if inputs is not None:
-        arrays["input"] = (inputs.dtype.name, inputs.shape[1:])
-    if width := max((len(one.encode()) for one in ids or ()), default=0):
-        arrays["id"] = ("uint8", (width,))
-    return arrays

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Final
 
 import numpy as np
@@ -252,3 +252,18 @@ def check_labels(labels: Int64[np.ndarray, " rows"], num_classes: int) -> None:
             found=str(int(labels[bad[0]])),
             remedy="correct the labels (they count from 0) or the number of classes",
         )
+
+
+def common_length(stated: int | None, **arrays: Sized | None) -> int:
+    """Return the length of arrays of one length; 0 without any. stated: compared with them, and taken in their place.
+
+    Raises ConfigError with the name of the first array of another length.
+    """
+    lengths = {name: len(array) for name, array in arrays.items() if array is not None}
+    rows = stated if stated is not None else next(iter(lengths.values()), 0)
+    for name, length in lengths.items():
+        if length != rows:
+            raise ConfigError(
+                name, expected=f"{rows} rows", found=str(length), remedy="pass arrays of one length"
+            )
+    return rows

@@ -4,19 +4,19 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.widths import sized
 from ...storage.format.grid import Grid
 from ...storage.parts.footprint import capture_layouts
-from ...storage.parts.sealable import check_class_names, check_samples_sealable, check_sealable
+from ...storage.parts.sealable import (
+    check_class_names,
+    check_samples_sealable,
+    check_sealable,
+    optional_arrays,
+)
 from ..experiment.document import Experiment
 from ..transfer import TransferRows
 
 
 def arrays_of_samples(experiment: Experiment, rows: TransferRows) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and row shape of the arrays of `samples` that not every store has."""
-    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-    if rows.ids and (width := max(len(i.encode()) for i in rows.ids)):
-        arrays["id"] = ("uint8", (width,))
-    if experiment.transfer_set.store_inputs:
-        arrays["input"] = (rows.first.dtype.name, rows.first.shape)
-    return arrays
+    """Return `optional_arrays` of the store of an experiment."""
+    return optional_arrays(rows.first if experiment.transfer_set.store_inputs else None, rows.ids)
 
 
 def check_limits(experiment: Experiment, rows: TransferRows, encoding: Encoding, grid: Grid) -> None:

@@ -8,7 +8,9 @@ These follow from the part as a whole:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from ..errors import ConfigError, LogitStoreError
 from ..format.constants import (
@@ -97,6 +99,18 @@ def _check_names(number: int, width: int, where: str) -> None:
             f"{number:,} names of {width:,} bytes",
             "shorten the longest names, or pass num_classes instead of names",
         )
+
+
+def optional_arrays(
+    example: NDArray[Any] | None, ids: Sequence[str] | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and row shape of the arrays of `samples` that not every store has. example: an input that is kept."""
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if example is not None:
+        arrays["input"] = (example.dtype.name, example.shape)
+    if width := max((len(one.encode()) for one in ids or ()), default=0):
+        arrays["id"] = (DTYPES_OF["id"], (width,))
+    return arrays
 
 
 def check_samples_sealable(grid: Grid, arrays: Mapping[str, tuple[str, tuple[int, ...]]], where: str) -> None:
