@@ -295,6 +295,7 @@ def distill(
     ema: float | None = None,
     precision: Precision = "float32",
     compile: bool = False,
+    workers: int = 0,
     device: str | None = None,
     progress: "bool | Progress | None" = None,
 ) -> "Network":
@@ -335,6 +336,8 @@ def distill(
     ema: decay a step of the moving average of the weights, which is kept instead of the last step.
     precision: of the computation; the loss is always float32.
     compile: whether the network goes through `torch.compile`.
+    workers: processes that decode and augment inputs; 0 for threads. The batches are the same. They need a data set and an
+    augmentation that can be pickled, and a script that makes the call under `if __name__ == "__main__":`.
     device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
     progress: True to print progress and scores, False for none, or a callback; by default on a terminal alone.
 
@@ -375,6 +378,7 @@ def distill(
             "ema": ema,
             "precision": precision,
             "compile": compile,
+            "workers": workers,
             "seeds": [seed],
             "checkpoint_every": checkpoint_every,
         }

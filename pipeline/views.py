@@ -58,7 +58,7 @@ def rows_of_store(store: Store, transfer_set: Any = None) -> OtherRows:
             found="no inputs",
             remedy="pass the data set of the store, transfer_set=…",
         )
-    return _RowsOfStore(store.num_rows, store.samples, transfer_set)
+    return RowsOfStore(store.num_rows, store.samples, transfer_set)
 
 
 def experiment_views(
@@ -153,7 +153,7 @@ class _Replay:
 
 
 @dataclass(frozen=True)
-class _RowsOfStore:
+class RowsOfStore:
     """Inputs from the source of a stream. The stream checks the mixtures against their digests."""
 
     num_rows: int

@@ -17,14 +17,14 @@ from jaxtyping import Int64, Shaped, UInt64
 from numpy.typing import NDArray
 
 from ...storage.digest import digest_rows
-from ...storage.errors import BadDataError, BadLogitsError, ConfigError, FactoryError, LogitStoreError
+from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
 from ..datasets.bad_files import known_files, take_known
 from ..experiment.document import Experiment
 from ..factories.call import describe_exception
 from ..runtime.ahead import run_ahead
-from ..runtime.workers import Worker, end_all, send_array
+from ..runtime.workers import Worker, end_all, refusing_unpicklable, send_array
 from ..transfer import TransferRows
 from ..views import experiment_views
 
@@ -70,7 +70,7 @@ def prepared_by_workers(
     try:
         for first in range(number):  # each has every number-th chunk
             mine = tasks[first::number]
-            with _refusing_unpicklable(experiment):
+            with refusing_unpicklable(experiment.transfer_set, experiment.cache.augment):
                 workers.append(
                     Worker("transfer_set", expected, _send_chunks, experiment, mine, known_files())
                 )
@@ -79,31 +79,6 @@ def prepared_by_workers(
             yield _assembled(which, turns)
     finally:
         end_all(workers)
-
-
-@contextmanager
-def _refusing_unpicklable(experiment: Experiment) -> Iterator[None]:
-    """Refuse things in hand that cannot be sent to a worker. Raises ConfigError."""
-    try:
-        yield
-    except (LogitStoreError, OSError, MemoryError):
-        raise
-    except Exception as error:  # of several kinds, by the version of Python
-        if experiment.transfer_set.in_hand is None:
-            raise
-        if "bootstrapping" in str(error):
-            raise ConfigError(
-                "workers",
-                expected='a call under `if __name__ == "__main__":`, as each worker imports the script',
-                found="a script that makes the call when it is imported",
-                remedy="put the call under that line, or set workers=0",
-            ) from error
-        raise ConfigError(
-            "workers",
-            expected="a data set and an augmentation that can be pickled, of classes in a module",
-            found=describe_exception(error)[:200],
-            remedy="define them in a module, or set workers=0",
-        ) from error
 
 
 _Key = tuple[str, int | None]

@@ -135,6 +135,7 @@ class TeacherTrain(Train):
     elsewhere = (
         ("seeds", "set seed and members of the teacher"),
         ("checkpoint_every", "remove it: a teacher's training has no checkpoints"),
+        ("workers", "set workers in [cache], for the capture, or in [[student]] train"),
     )
 
 
@@ -145,6 +146,8 @@ class StudentTrain(Train):
     """One training for each; tables show mean and spread."""
     checkpoint_every: Count | None = None
     """Steps between two checkpoints, from which an interrupted training resumes; none by default."""
+    workers: Whole = 0
+    """Processes of each rank that decode and augment inputs; 0 for threads of this process. The batches are the same."""
 
 
 class SpecialistTrain(Train):
@@ -156,4 +159,7 @@ class SpecialistTrain(Train):
     checkpoint_every: Count | None = None
     """Steps between two checkpoints, from which an interrupted training resumes; none by default."""
 
-    elsewhere = (("seeds", "set specialists.seed, which counts up from set to set"),)
+    elsewhere = (
+        ("seeds", "set specialists.seed, which counts up from set to set"),
+        ("workers", "set specialists.workers, the processes that train one specialist each"),
+    )

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.backends.system import end_process
-from ...storage.errors import TransientIOError
+from ...storage.errors import ConfigError, LogitStoreError, TransientIOError
+from ..experiment.training import Factory
+from ..factories.call import describe_exception
 
 ANSWER_SECONDS: Final = 1800.0
 """Seconds that `Worker.receive` waits by default: more than a large data set takes to be opened."""
@@ -97,6 +99,34 @@ class Worker:
     def _error(self, found: str) -> TransientIOError:
         remedy = "run the same command again, which goes on where it stopped; with fewer workers, where memory was short"
         return TransientIOError(self._where, expected=self._expected, found=found, remedy=remedy)
+
+
+@contextlib.contextmanager
+def refusing_unpicklable(*tables: Factory | None) -> Iterator[None]:
+    """Refuse things in hand that cannot be sent to a worker. Raises ConfigError.
+
+    tables: those that the worker is sent, with what is in hand of them.
+    """
+    try:
+        yield
+    except (LogitStoreError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of several kinds, by the version of Python
+        if all(table is None or table.in_hand is None for table in tables):
+            raise
+        if "bootstrapping" in str(error):
+            raise ConfigError(
+                "workers",
+                expected='a call under `if __name__ == "__main__":`, as each worker imports the script',
+                found="a script that makes the call when it is imported",
+                remedy="put the call under that line, or set workers=0",
+            ) from error
+        raise ConfigError(
+            "workers",
+            expected="a data set and an augmentation that can be pickled, of classes in a module",
+            found=describe_exception(error)[:200],
+            remedy="define them in a module, or set workers=0",
+        ) from error
 
 
 def end_all(workers: Sequence[Worker]) -> None:

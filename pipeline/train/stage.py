@@ -27,6 +27,7 @@ from ..trainer.trial import check_training, try_neighbours
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views, rows_of_store
 from ..workspace import Workspace
+from .inputs import with_workers
 from .loss import StudentLoss
 from .network import begun_network
 from .todo import StudentSeed, missing_students, shown_captures, student_identity, student_rows, student_seeds
@@ -88,27 +89,23 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
         labels_are_complete=bool((_labels(run, store) >= 0).all()),
         ranks=ranks,
     )
-    return train_and_keep(
-        Kept(
-            "students",
-            run.name,
-            identity,
-            run.seed,
-            settings.checkpoint_every,
-            store,
-            work.models,
-            input_facts(few, store, with_names=student.hugging_face is not None),
-        ),
-        module,
-        TorchStream(stream, target),
-        Epochs(stream.epoch_rows, len(stream)),
-        settings,
-        loss,
-        where=f"training student {run.name}",
-        progress=work.progress,
-        ranks=ranks,
-        loss_is_of_all_ranks=loss.is_of_all_ranks,
-    )
+    where = f"training student {run.name}"
+    facts = input_facts(few, store, with_names=student.hugging_face is not None)
+    with with_workers(stream, settings.workers, work.experiment, store, where) as stream:
+        return train_and_keep(
+            Kept(
+                "students", run.name, identity, run.seed, settings.checkpoint_every, store, work.models, facts
+            ),
+            module,
+            TorchStream(stream, target),
+            Epochs(stream.epoch_rows, len(stream)),
+            settings,
+            loss,
+            where=where,
+            progress=work.progress,
+            ranks=ranks,
+            loss_is_of_all_ranks=loss.is_of_all_ranks,
+        )
 
 
 def input_facts(few: Shaped[np.ndarray, "few ..."], store: Store, *, with_names: bool) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         "train": settled(
             student.train,
             later={"clip_norm", "ema", "label_smoothing", "precision"},
-            idle={"checkpoint_every", "compile", "seeds"},
+            idle={"checkpoint_every", "compile", "seeds", "workers"},
         ),
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),

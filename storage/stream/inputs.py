@@ -7,26 +7,26 @@ The labels of a batch are the store's. Those of a transfer set are compared with
 otherwise with each example that is fetched; an unknown label, on either side, contradicts none.
 """
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..digest import digest_rows
-from ..errors import ConfigError, RowMismatch
+from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.same_inputs import check_same_inputs
 from ..parts.same_rows import is_augmented
-from .items import UNKNOWN, Item, class_number, fetch_items, listed_labels, read_inputs, split_item
+from .items import UNKNOWN, fetch_items, listed_labels, split_item
+from .making import Augment, Form, InputMaker, Wanted, check_form, check_labels, other_label
 from .options import StreamOptions
 from .order import ChunkRun
-from .window import Field
+from .window import Arrays, Field
 
-Augment = Callable[[NDArray[Any], int, NDArray[np.int64]], NDArray[Any]]
-"""(inputs (rows, …), view, rows) -> the inputs of that view, as the capture showed them to its teacher."""
+__all__ = ["Augment", "Inputs"]
+_MADE_FROM, _SEEN = "made from", "seen"
+"""Names of the arrays of a window that inputs are made from."""
 
 
 class Inputs:
@@ -44,12 +44,13 @@ class Inputs:
         self._samples = samples
         self._transfer_set = options.transfer_set
         self._augment = options.augment
-        self._view = options.streamed_views[0]
+        self._streamed = options.streamed_views
+        self._view = self._streamed[0]
         self._shown = next(iter(captures.values()), None)
         self._augmentation = check_same_inputs(captures, options.streamed_views, where)
         self.available = options.inputs and (self._transfer_set is not None or samples.inputs is not None)
         """Whether batches have inputs."""
-        self._one_at_a_time = threading.Lock()
+        self._maker = InputMaker(options.transfer_set, options.augment)
         augmented = [view for view in options.streamed_views if is_augmented(self._augmentation, view)]
         if self.available and self._augment is None and augmented:
             raise ConfigError(
@@ -95,47 +96,57 @@ class Inputs:
         wanted = [int(source[bad[0]])]
         item = split_item(fetch_items(self._transfer_set, wanted)[0], f"transfer set, example {wanted[0]}")
         if not item.is_labelled:
-            self._refuse_label(
-                int(bad[0]), int(listed[wanted[0]]), f" ({len(bad)} of {len(ours)} rows differ)"
-            )
-        self._check_labels(bad[:1], wanted, [item])
+            more = f" ({len(bad)} of {len(ours)} rows differ)"
+            first = int(bad[0])
+            raise other_label(first, wanted[0], int(ours[first]), int(listed[wanted[0]]), more)
+        check_labels(bad[:1], wanted, ours[bad[:1]], [item])
 
-    def _check_labels(self, rows: NDArray[np.int64], indices: list[int], items: Sequence[Any]) -> None:
-        """Compare the labels of fetched items with those of the store. Raises RowMismatch, BadDataError."""
-        for row, index, label, item in zip(
-            rows.tolist(), indices, self._samples.labels[rows].tolist(), items, strict=True
-        ):
-            if label == UNKNOWN:
-                continue
-            place = f"transfer set, example {index}"
-            part = item if isinstance(item, Item) else split_item(item, place)
-            if part.is_labelled:
-                found = class_number(part.label, place)
-                if found not in (label, UNKNOWN):
-                    self._refuse_label(row, found)
-
-    def _refuse_label(self, row: int, found: int, more: str = "") -> None:
-        raise RowMismatch(
-            f"row {row} (index {int(self._samples.source[row])} of the transfer set): label",
-            expected=str(int(self._samples.labels[row])),
-            found=f"{found}{more}",
-            remedy="give the transfer set the labels of the store, or make a new store",
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_one_at_a_time"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._one_at_a_time = threading.Lock()
+    @property
+    def are_made(self) -> bool:
+        """Whether inputs are made, of some view, and not only read from the store."""
+        remade = any(self._is_remade(view) for view in self._streamed)
+        return self.available and (self._transfer_set is not None or remade)
 
     @cached_property
+    def form(self) -> Form:
+        """The form of the inputs of a batch."""
+        stored: Any = self._samples.inputs
+        if stored is None or self._transfer_set is not None or self._is_remade(self._view):
+            stored = self._rows(range(1), self._view)
+        return Form(stored.dtype, stored.shape[1:])
+
+    @property
     def field(self) -> Field:
         """The array of a window that holds the inputs."""
-        form: Any = self._samples.inputs
-        if form is None or self._transfer_set is not None or self._is_remade(self._view):
-            form = self._rows(range(1), self._view)
-        return Field("inputs", form.dtype, form.shape[1:], self._read)
+        return Field("inputs", self.form.dtype, self.form.shape, self._read)
+
+    @property
+    def fields_to_make(self) -> list[Field]:
+        """The arrays of a window that inputs are made from, batch by batch (`wanted`)."""
+        uint64 = np.dtype(np.uint64)
+        reader, stored = self._samples.reader, self._samples.inputs
+        if self._transfer_set is None:
+            assert stored is not None  # inputs are available
+            name, dtype, shape = "input", stored.dtype, stored.shape[1:]
+        else:
+            name, dtype, shape = "digest", uint64, ()
+        given = Field(_MADE_FROM, dtype, shape, lambda run, out: reader.read_into(name, run.rows, 0, out))
+        return [given, Field(_SEEN, uint64, (), self._read_seen)]
+
+    def wanted(self, arrays: Arrays, places: NDArray[np.int64]) -> Wanted:
+        """Return the rows of one view at some places of a batch, with all that their inputs are made from."""
+        view, given = int(arrays["views"][places[0]]), arrays[_MADE_FROM][places]
+        seen = arrays[_SEEN][places] if self._is_remade(view) else None
+        return self._wanted(view, arrays["rows"][places], given, seen)
+
+    def _wanted(
+        self, view: int, rows: NDArray[np.int64], given: NDArray[Any], seen: NDArray[Any] | None
+    ) -> Wanted:
+        """given: the stored inputs of the rows, or the digests of those of the transfer set."""
+        source = self._samples.source[rows]
+        if self._transfer_set is None:
+            return Wanted(view, rows, source, None, None, seen, given)
+        return Wanted(view, rows, source, self._samples.labels[rows], given, seen)
 
     @cached_property
     def made_from_bytes(self) -> int:
@@ -145,63 +156,38 @@ class Inputs:
         if self._transfer_set is None:
             stored: Any = self._samples.inputs
             return int(np.dtype(stored.dtype).itemsize * np.prod(stored.shape[1:], dtype=np.int64))
-        with self._one_at_a_time:
-            return self._fetch(np.arange(1)).nbytes
+        first = np.zeros(1, np.int64)
+        return self._maker.fetch(self._wanted(self._view, first, np.zeros(1, np.uint64), None)).nbytes
 
     def _read(self, run: ChunkRun, out: NDArray[Any]) -> None:
         if self._transfer_set is None and not self._is_remade(run.view):
             self._samples.reader.read_into("input", run.rows, 0, out)
             return
-        inputs = self._rows(run.rows, run.view)
-        if (inputs.dtype, inputs.shape) != (out.dtype, out.shape):
-            raise ConfigError(
-                f"view {run.view}, rows from {int(run.rows[0])}",
-                expected=f"inputs of {out.dtype} {out.shape[1:]}, as in the first rows",
-                found=f"{inputs.dtype} {inputs.shape[1:]}",
-                remedy="stream one view at a time, or capture every view augmented (first_view = 0)",
-            )
+        wanted = self._wanted_run(run.rows, run.view)
+        inputs = self._maker.make(wanted)
+        check_form(inputs, wanted, out.dtype, out.shape[1:])
         out[...] = inputs
+
+    def _read_seen(self, run: ChunkRun, out: NDArray[Any]) -> None:
+        if self._is_remade(run.view):
+            assert self._shown is not None
+            out[...] = self._shown.seen(run.rows, run.view)
 
     def _is_remade(self, view: int) -> bool:
         return self._augment is not None and is_augmented(self._augmentation, view)
 
-    def _rows(self, rows: range | NDArray[np.int64], view: int) -> NDArray[Any]:
+    def _rows(self, rows: range, view: int) -> NDArray[Any]:
         """Return the inputs of `rows` as the teachers saw them, each checked against its digest."""
-        numbers = np.asarray(rows, dtype=np.int64)
-        if self._transfer_set is None:
-            inputs = self._samples.reader.read("input", rows)
-        else:
-            with self._one_at_a_time:  # A data set need not be safe for threads.
-                inputs = self._fetch(numbers)
-            self._check(inputs, self._samples.reader.read("digest", rows), numbers, view=None)
-        if self._is_remade(view) and self._augment is not None:
-            with self._one_at_a_time:
-                inputs = self._augment(inputs, view, numbers)
+        return self._maker.make(self._wanted_run(rows, view))
+
+    def _wanted_run(self, rows: range | NDArray[np.int64], view: int) -> Wanted:
+        """Return rows that are read together, with all that their inputs are made from."""
+        given = self._samples.reader.read("input" if self._transfer_set is None else "digest", rows)
+        seen = None
+        if self._is_remade(view):
             assert self._shown is not None
-            self._check(inputs, self._shown.seen(rows, view), numbers, view=view)
-        return inputs
-
-    def _fetch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        wanted = self._samples.source[rows].tolist()
-        items = fetch_items(self._transfer_set, wanted)
-        inputs = read_inputs(items, wanted, "transfer set")
-        self._check_labels(rows, wanted, items)
-        return inputs
-
-    def _check(
-        self, inputs: NDArray[Any], expected: NDArray[Any], rows: NDArray[np.int64], view: int | None
-    ) -> None:
-        digests = digest_rows(inputs)
-        bad = np.flatnonzero(digests != expected)
-        if len(bad):
-            row = int(rows[bad[0]])
-            origin = "the transfer set" if view is None else f"view {view}, as `augment` makes it"
-            raise RowMismatch(
-                f"row {row} (index {int(self._samples.source[row])} of the transfer set)",
-                expected=f"the input that the teacher saw, digest {int(expected[bad[0]]):016x}",
-                found=f"{int(digests[bad[0]]):016x} from {origin}",
-                remedy="use the transfer set and the augmentation that the store was made from",
-            )
+            seen = self._shown.seen(rows, view)
+        return self._wanted(view, np.asarray(rows, dtype=np.int64), given, seen)
 
 
 def _contradicts(found: NDArray[np.int64], stored: NDArray[np.int64]) -> NDArray[np.bool_]:

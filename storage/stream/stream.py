@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..backends.posix import PIECE_BYTES
 from ..checks import whole_number
-from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.root import Root
 from .batch import Batch, TopKRows, TransformRows
@@ -31,14 +29,13 @@ from .batches import EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
 from .escaped import EscapedField
 from .inputs import Inputs
 from .intervals import Interval
+from .making import Augment, Makers, made_ahead
 from .options import StreamOptions
 from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
 from .picker import Picker, rows_together
 from .shared_basis import share_basis
+from .state import Remaining, remaining_of
 from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
-
-Remaining = tuple[tuple[tuple[Interval, ...], int], ...]
-"""Of each order (one, or one a stratum) the rows that remain, and the positions that belong to the epoch so far."""
 
 
 @dataclass(eq=False)
@@ -85,6 +82,7 @@ class Stream:
         self._is_share = False
         self._iteration: Iteration | None = None  # the latest, which alone moves the position
         self._buffers: list[Buffers] = []
+        self._makers: Makers | None = None
         self._share_bases()
 
     def __repr__(self) -> str:
@@ -202,6 +200,7 @@ class Stream:
         """Bytes that an iteration holds at most: two windows, the buffers of reading threads, two batches.
 
         A thread holds a piece of the file and a chunk run of one array, twice if not all of its rows are needed.
+        Batches whose inputs other processes make (`made_by`) are begun a few ahead.
         A batch is held as stored, narrow rows with those of the next batches, and, if the stream decodes, as float32
         logits. Batches that the caller keeps are not counted.
         """
@@ -214,7 +213,10 @@ class Stream:
         batch_rows = min(self._options.batch_size, self.epoch_rows)
         picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)
         batch = picked_rows * self.row_bytes + batch_rows * (sum(whole_rows) + 4 * classes)
-        return 2 * (self.window_bytes + batch) + reading
+        made = 0
+        if self._makers is not None:  # of the batches ahead: the inputs, twice if they are of several views
+            made = (self._batches_ahead + 2) * batch_rows * (self.row_bytes + 2 * self._inputs.form.nbytes)
+        return 2 * (self.window_bytes + batch) + reading + made
 
     @property
     def row_bytes(self) -> int:
@@ -229,6 +231,27 @@ class Stream:
         """
         other = copy.copy(self)
         other._every, other._is_share = (first, parts), True
+        return other
+
+    @property
+    def makes_inputs(self) -> bool:
+        """Whether inputs come from a transfer set or are augmented, so that other processes could make them."""
+        return self._inputs.are_made
+
+    @property
+    def augment(self) -> Augment | None:
+        """The function of its views."""
+        return self._options.augment
+
+    def made_by(self, makers: Makers) -> "Stream":
+        """Return this stream with inputs that other processes make: the same batches, bit for bit.
+
+        They are made batch by batch, a few ahead of the loop. Windows then hold no inputs that are made.
+        """
+        other = copy.copy(self)
+        if self.makes_inputs:
+            other._makers, other._buffers = makers, []
+            vars(other).pop("_fields", None)
         return other
 
     @property
@@ -282,41 +305,15 @@ class Stream:
 
         Raises ConfigError for a state of another store, seed, window, selection of rows or views.
         """
-        if not isinstance(state, Mapping):
-            raise _bad_state("state", "a result of state_dict()", repr(state)[:80])
-        for key, value in self._order_state().items():
-            if key not in state or state[key] != value:
-                given = repr(state[key])[:80] if key in state else "nothing"
-                raise _bad_state(key, repr(value)[:80], given)
-        epoch = state.get("epoch")
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 1 << 63:
-            raise _bad_state("epoch", "an integer from 0 to 2**63 - 1", repr(epoch)[:80])
-        remaining = self._remaining_of(epoch, state)
+        options = self._options
+        epoch, remaining = remaining_of(
+            state,
+            self._order_state(),
+            len(options.strata),
+            lambda epoch: len(self._order(epoch, options.rows, options.window)),
+        )
         self._go_to(epoch)
         self._loaded, self._resumed = remaining, True
-
-    def _remaining_of(self, epoch: int, state: Mapping[str, Any]) -> Remaining:
-        """Return the intervals of a state, checked."""
-        try:
-            left = [[Interval(*map(int, interval)) for interval in intervals] for intervals in state["left"]]
-            reached = [int(position) for position in state["reached"]]
-        except (KeyError, TypeError, ValueError):
-            raise _bad_state(
-                "left", "lists of [start, stop, first draw]", repr(state.get("left"))[:80]
-            ) from None
-        count = len(self._options.strata) or 1
-        if not len(left) == len(reached) == count:
-            raise _bad_state("left", f"intervals of {count} orders", f"{len(left)}")
-        for intervals, end in zip(left, reached, strict=True):
-            borders = [0, *(border for i in intervals for border in (i.start, i.stop)), end]
-            ascending = all(a <= b for a, b in pairwise(borders))
-            if not ascending or any(i.start == i.stop or i.first_draw < 0 for i in intervals):
-                raise _bad_state("left", f"ascending intervals up to {end}", repr(borders)[:80])
-        if not self._options.strata:
-            rows = len(self._order(epoch, self._options.rows, self._options.window))
-            if reached[0] != rows:
-                raise _bad_state("reached", str(rows), str(reached[0]))
-        return tuple((tuple(intervals), end) for intervals, end in zip(left, reached, strict=True))
 
     # Reading
 
@@ -379,7 +376,7 @@ class Stream:
                 readers.append(reader)
             most = rows_together(self._options.batch_size, self.row_bytes)
             picker = Picker(ranks, readers, self._fields, self._escaped_fields, most)
-            for number, arrays in zip(numbers, picker.batches(numbers), strict=True):
+            for number, arrays in zip(numbers, self._with_inputs(picker.batches(numbers)), strict=True):
                 batch = self._batch(arrays, decode)
                 if number == numbers[-1]:
                     last = batch
@@ -393,6 +390,20 @@ class Stream:
         if last is not None:
             yield last
 
+    def _with_inputs(self, batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        """Yield the arrays of batches, with the inputs that other processes make."""
+        if self._makers is None:
+            return batches
+        inputs = self._inputs
+        return made_ahead(batches, inputs.wanted, inputs.form, self._makers, self._batches_ahead)
+
+    @property
+    def _batches_ahead(self) -> int:
+        """Batches whose inputs are made before they are needed."""
+        if self._makers is None:
+            return 0
+        return self._makers.batches_ahead(self._options.batch_size * self._inputs.form.nbytes)
+
     @cached_property
     def _fields(self) -> list[Field]:
         """The arrays of a window."""
@@ -402,7 +413,9 @@ class Stream:
             Field("views", int64, (), lambda run, out: out.fill(run.view)),
             Field("labels", int64, (), lambda run, out: self._samples.read_labels(run.rows, out)),
         ]
-        if self._inputs.available:
+        if self._makers is not None:
+            fields += self._inputs.fields_to_make
+        elif self._inputs.available:
             fields.append(self._inputs.field)
         for name, capture in self._captures.items():
             for array in capture.encoding.decoded_from:
@@ -473,12 +486,3 @@ def _windows(rank: RankPlan, numbers: Iterable[int]) -> Iterator[int]:
             if part.share != last:
                 yield part.share
             last = part.share
-
-
-def _bad_state(key: str, expected: str, found: str) -> ConfigError:
-    return ConfigError(
-        f"state: {key}",
-        expected=expected,
-        found=found,
-        remedy="make the stream with the store and the arguments of the state",
-    )
