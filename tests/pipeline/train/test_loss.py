@@ -257,7 +257,7 @@ def test_what_changes_a_student_changes_its_identity_and_nothing_else_does() -> 
     for changes in ({"ema": 0.9}, {"clip_norm": 1.0}, {"precision": "bfloat16"}):
         found = identity(experiments.student("a", train=experiments.train(**changes)))
         assert found["train"] == plain["train"] | changes
-    for changes in ({"checkpoint_every": 5}, {"compile": True}, {"precision": "float32"}):
+    for changes in ({"checkpoint_every": 5}, {"compile": True}, {"precision": "float32"}, {"workers": 2}):
         assert identity(experiments.student("a", train=experiments.train(**changes))) == plain
     same = (
         {"loss": "distillation"},
