@@ -1,14 +1,14 @@
 """A student's share of waiting for its inputs, with 0 and with 2 workers.
 
 The images are JPEG files of 3 x 256 x 256 in class folders, and their views random_resized_crop to 224. The store keeps
-no inputs, so every step decodes its files, augments them and compares digests. Waiting is that of the student's log, of
+no inputs, or with --encoded the files of the images, so every step decodes files, augments them and compares digests. Waiting is that of the student's log, of
 its last epoch, in which the workers run already.
 
 Beside it stands the decoders' own time: seconds that one core takes to decode, crop and digest an image. A training
 waits for its inputs if its step takes less than that, divided by the cores that are left for it.
 
 Not part of `make bench`, since a run needs the machine to itself:
-python benchmarks/student_inputs.py [--images 512] [--epochs 3] [--layers 2] [--workers 0 2]
+python benchmarks/student_inputs.py [--images 512] [--epochs 3] [--layers 2] [--workers 0 2] [--encoded]
 """
 
 import argparse
@@ -26,6 +26,7 @@ from torch import nn
 import logitstore
 from logitstore.pipeline.augment import augment_rows, random_resized_crop
 from logitstore.pipeline.datasets import image_folder
+from logitstore.storage.describe import describe
 from logitstore.storage.digest import digest_rows
 
 CLASSES, SIDE, SIZE, BATCH = 8, 256, 224, 32
@@ -72,7 +73,7 @@ def decoders_time(images: Path) -> dict[str, float]:
     return {name: part / len(rows) for name, part in parts.items()}
 
 
-def waiting(folder: Path, images: Path, workers: int, epochs: int, layers: int) -> tuple[float, float]:
+def waiting(folder: Path, dataset: object, workers: int, epochs: int, layers: int) -> tuple[float, float]:
     """Train a student; return its share of waiting in its last epoch, and its images a second."""
     name = f"workers-{workers}"
     logitstore.distill(
@@ -80,7 +81,7 @@ def waiting(folder: Path, images: Path, workers: int, epochs: int, layers: int) 
         Network(layers),
         lr=1e-3,
         epochs=epochs,
-        dataset=image_folder(str(images), mode="RGB"),
+        dataset=dataset,
         augment=random_resized_crop(SIZE),
         views="cycle",
         batch_size=BATCH,
@@ -110,20 +111,21 @@ def step_time(layers: int) -> float:
     return (time.perf_counter() - began) / 5 / BATCH
 
 
-def main(number: int, epochs: int, layers: int, settings: list[int]) -> None:
+def main(number: int, epochs: int, layers: int, settings: list[int], *, encoded: bool = False) -> None:
     """Print the table."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="logitstore-bench-") as made:
         folder = Path(made)
         write_images(folder / "images", number)
-        logitstore.cache(
+        dataset = image_folder(str(folder / "images"), mode="RGB")
+        store = logitstore.cache(
             folder / "store.zarr",
             {"t": Network(1)},
-            image_folder(str(folder / "images"), mode="RGB"),
+            dataset,
             views=2,
             augment=random_resized_crop(SIZE),
             first_view=0,
-            store_inputs=False,
+            store_inputs="encoded" if encoded else False,
             progress=False,
             device="cpu",
         )
@@ -136,8 +138,11 @@ def main(number: int, epochs: int, layers: int, settings: list[int]) -> None:
         print(
             f"  decoders' own time on one core: {1e3 * total:.2f} ms an image ({parts}); a step {1e3 * step:.2f}"
         )
+        if encoded:
+            kept = describe(store)[0]["samples"]["bytes"] / number
+            print(f"  the store keeps {kept:,.0f} bytes a row of files, of {3 * SIDE * SIDE:,} as pixels")
         for workers in settings:
-            share, speed = waiting(folder, folder / "images", workers, epochs, layers)
+            share, speed = waiting(folder, None if encoded else dataset, workers, epochs, layers)
             each = f"{speed:.0f} images/s, {1e3 * share / speed:.2f} ms of waiting an image"
             print(f"  workers = {workers}: {100 * share:5.1f} % waiting; {each}", flush=True)
 
@@ -148,5 +153,6 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="convolutions of the student")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--encoded", action="store_true", help="keep the files in the store")
     given = parser.parse_args()
-    main(given.images, given.epochs, given.layers, given.workers)
+    main(given.images, given.epochs, given.layers, given.workers, encoded=given.encoded)

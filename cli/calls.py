@@ -47,7 +47,7 @@ def cache(
     num_classes: int | None = None,
     order: Literal["shuffled", "as_is"] = "shuffled",
     seed: int = 0,
-    store_inputs: bool = True,
+    store_inputs: 'bool | Literal["encoded"]' = True,
     block_rows: int | None = None,
     card: Mapping[str, str] | None = None,
     workers: int = 0,
@@ -83,7 +83,7 @@ def cache(
     num_classes: number of classes, for a set without names; by default the number of the first teacher's logits.
     order: of the store's rows: a seeded permutation, or the order of the data set.
     seed: of the permutation.
-    store_inputs: whether the store keeps the inputs, so that students need no data set.
+    store_inputs: whether the store keeps the inputs, so that students need no data set; "encoded" keeps the files of images.
     block_rows: rows of a block; by default derived from the bytes of a row.
     card: whose store it is: any of `name`, `data_set`, `licence`, `contact` and `description`, kept in a store that is new.
     workers: processes that prepare inputs; 0 for a thread. They need a data set that can be pickled, and a script that makes

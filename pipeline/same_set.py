@@ -24,11 +24,18 @@ from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMis
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
 from ..storage.stream.items import listed_labels
+from .datasets.stored_images import stored_images
+from .experiment.document import Experiment
+from .experiment.tables import TransferSet
+from .experiment.training import of_thing
+from .factories.in_hand import InHand, name_of
 from .transfer import Examples, Looked, TransferRows
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)
 _REMEDY = "use the transfer set that the store was made from, or make a new store (another --out)"
+DECODING = "decoding"
+"""Key in the identity of samples that keep files: the way to the pixels of an input."""
 _REPEATED = 64
 """Examples that are fetched twice."""
 _REFETCHED = 16
@@ -94,12 +101,26 @@ def _listed(rows: TransferRows) -> Looked | None:
 def compared_inputs(work: Workspace) -> TransferRows | None:
     """Return the transfer set, compared with the store, if the store keeps no inputs; None if it keeps them.
 
-    Raises as `check_samples`.
+    If it keeps their files, they are the set (`stored_set`). Raises as `check_samples`.
     """
     if work.store.samples.inputs is not None:
         return None
+    if work.store.samples.keeps_files:
+        return TransferRows(stored_set(work.experiment, work.store))
     check_samples(work.store, work.rows)
     return work.rows
+
+
+def stored_set(experiment: Experiment, store: Store) -> Experiment:
+    """Return an experiment whose transfer set is the files of a store, if the store keeps them; else the experiment."""
+    if not store.samples.keeps_files:
+        return experiment
+    images = stored_images(store)
+    order = (store.identity_of(SAMPLES) or {}).get("order", {})
+    seed = {"seed": order["seed"]} if "seed" in order else {}
+    given = InHand(images, name_of(images), {})
+    table = of_thing(TransferSet, given, "transfer_set", order=order.get("kind", "as_is"), **seed)
+    return experiment.model_copy(update={"transfer_set": table})
 
 
 def describe_inputs(work: Workspace) -> str:
@@ -109,7 +130,7 @@ def describe_inputs(work: Workspace) -> str:
     """
     if not work.store.is_whole(SAMPLES):
         return ""
-    if work.store.samples.inputs is not None:
+    if work.store.samples.inputs is not None or work.store.samples.keeps_files:
         return "the store holds the inputs; the transfer set was not read"
     return check_samples(work.store, work.rows)
 
@@ -123,6 +144,9 @@ def samples_identity(
     compared for samples that are begun: one half would come from other code. Sealed ones are compared by their rows.
     """
     identity = rows.identity
+    if DECODING in (theirs or {}):
+        # Of files in a store: a set that gives none is compared by its rows.
+        identity[DECODING] = getattr(rows.dataset, DECODING, (theirs or {})[DECODING])
     made_by, written = identity.get("made_by"), (theirs or {}).get("made_by")
     if theirs is None or not isinstance(made_by, Mapping):
         return identity

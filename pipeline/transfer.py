@@ -22,10 +22,11 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
-from ..storage.stream.items import class_number, fetch_items, listed_labels, read_inputs, split_item
+from ..storage.stream.items import class_number, describe, fetch_items, listed_labels, read_inputs, split_item
 from .datasets.class_names import as_ids, is_numbered, names_of
+from .datasets.stored_images import Decoding, GivesFiles
 from .experiment.document import Experiment
-from .experiment.tables import EvaluationSet, TransferSet
+from .experiment.tables import ENCODED, EvaluationSet, TransferSet
 from .factories.call import expect_dataset
 from .factories.local_code import SOURCE
 from .factories.products import local_code_of, product_of
@@ -38,6 +39,8 @@ _LEAST_BYTES = 1024
 _CHUNK_ROWS = 1024
 """Examples that are fetched together."""
 _SAMPLE_SEED = 0x5E7
+_DECODED = 16
+"""Files that are decoded as a store decodes them, and compared, before one is stored."""
 _SPREAD_ROWS = 32
 """Examples all over the set on which two ways to compute are compared."""
 
@@ -318,6 +321,29 @@ class TransferRows(Examples):
             "label_kind": "class",
         }
 
+    @cached_property
+    def files(self) -> "Files | None":
+        """The files of the set; None if it gives none. Raises BadDataError for files that do not decode to its inputs."""
+        dataset = self.dataset
+        if not isinstance(dataset, GivesFiles):
+            return None
+        sizes = dataset.encoded_sizes()
+        decoding = Decoding.of(dataset.decoding, f"{self.where}: decoding")
+        for index in range(min(_DECODED, len(self))):
+            decoded = decoding.decode(dataset.encoded(index), self._name_of(index), f"example {index}")
+            ours, theirs = digest_rows(decoded[None])[0], digest_rows(self.fetch([index])[0])[0]
+            if ours != theirs:
+                raise BadDataError(
+                    f"{self.where}, example {index}",
+                    expected=f"a file that decodes to the input of the set, digest {int(theirs):016x}",
+                    found=f"{int(ours):016x}",
+                    remedy="set store_inputs = true to keep arrays, or false to keep no inputs",
+                )
+        return Files(self, int(sizes.max()), int(sizes.sum()))
+
+    def _name_of(self, index: int) -> str:
+        return "" if self.ids is None else self.ids[index]
+
     def rows(self, rows: range) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Fetch inputs and labels of some rows of the store."""
         return self.fetch(self.source[rows.start : rows.stop].tolist())
@@ -328,5 +354,47 @@ class TransferRows(Examples):
 
 
 def input_bytes(experiment: Experiment, rows: TransferRows) -> int:
-    """Return the bytes of an input in the store; 0 for a store without inputs."""
+    """Return the bytes of an input in the store, the mean of files; 0 for a store without inputs. Raises as `files_of`."""
+    if (files := files_of(experiment, rows)) is not None:
+        return -(-files.total // len(rows))
     return rows.first.nbytes if experiment.transfer_set.store_inputs else 0
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a transfer set, which its store keeps in the place of inputs."""
+
+    rows: TransferRows
+    """The set."""
+    width: int
+    """Bytes of the longest."""
+    total: int
+    """Bytes of all."""
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The way from a file to its pixels, for the identity of the samples."""
+        return dict(self.rows.dataset.decoding)
+
+    def of_rows(self, rows: range) -> list[bytes]:
+        """Read the files of some rows of the store."""
+        return [
+            self.rows.dataset.encoded(index) for index in self.rows.source[rows.start : rows.stop].tolist()
+        ]
+
+
+def files_of(experiment: Experiment, rows: TransferRows) -> Files | None:
+    """Return the files that the store of an experiment keeps; None if it keeps none (`store_inputs = "encoded"`).
+
+    Raises ConfigError for a set that gives no files, BadDataError for files that do not decode to the inputs of the set.
+    """
+    if experiment.transfer_set.store_inputs != ENCODED:
+        return None
+    if rows.files is None:
+        raise ConfigError(
+            "transfer_set.store_inputs",
+            expected="a data set that gives the files of its images, such as image_folder",
+            found=f"{ENCODED!r}, and {describe(rows.dataset)}",
+            remedy="set store_inputs = true to keep arrays, or false to keep no inputs",
+        )
+    return rows.files

@@ -30,7 +30,8 @@ from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealable import check_class_names, check_samples_sealable, optional_arrays
 from .parts.sealed_part import SealedPart, Spec
-from .parts.writer import CaptureWriter, SamplesWriter, check_input_dtype
+from .parts.values import check_input_dtype
+from .parts.writer import CaptureWriter, SamplesWriter
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
 from .stream.inputs import Augment
 from .stream.options import StreamOptions
@@ -209,11 +210,18 @@ class Store:
         class_names: Sequence[str] | None = None,
         example: NDArray[Any] | None = None,
         ids: Sequence[str] | None = None,
+        file_width: int | None = None,
         card: Mapping[str, str] | None = None,
     ) -> SamplesWriter:
         """Begin or resume the part "samples"; arguments as of `SamplesWriter`."""
         return SamplesWriter(
-            self._root, identity=identity, class_names=class_names, example=example, ids=ids, card=card
+            self._root,
+            identity=identity,
+            class_names=class_names,
+            example=example,
+            ids=ids,
+            file_width=file_width,
+            card=card,
         )
 
     def capture(

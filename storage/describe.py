@@ -31,7 +31,7 @@ def describe(
     """
     from .api import Store, open_store
     from .errors import LogitStoreError, UnsupportedFeature
-    from .format.constants import FORMAT_VERSION, SAMPLES, VERSIONS
+    from .format.constants import FORMAT_VERSION, INPUT_FILES, SAMPLES, VERSIONS
 
     store = store if isinstance(store, Store) else open_store(store, expect=expect)
     samples: dict[str, Any] | None = None
@@ -68,9 +68,11 @@ def describe(
         else:
             if begun is not None:
                 unsealed.append({"part": name, "blocks_done": begun.blocks_done, "blocks": begun.blocks})
+    keeps_files = samples is not None and "files" in (samples["inputs"] or {})
+    forms = [INPUT_FILES] * keeps_files + [capture["encoding"] for capture in captures]
     description = {
         "path": store.path,
-        "format_version": max([FORMAT_VERSION, *(VERSIONS.get(one["encoding"], "") for one in captures)]),
+        "format_version": max([FORMAT_VERSION, *(VERSIONS.get(form, "") for form in forms)]),
         "digest": store.digest,
         "card": card or None,
         "num_rows": store.num_rows,
@@ -89,8 +91,12 @@ def describe(
 
 
 def _samples(part: "SealedPart") -> dict[str, Any]:
-    inputs = part.layouts.get("input")
-    stored = None if inputs is None else {"dtype": inputs.dtype, "shape": inputs.row_shape}
+    inputs, files = part.layouts.get("input"), part.layouts.get("file")
+    stored: dict[str, Any] | None = None
+    if inputs is not None:
+        stored = {"dtype": inputs.dtype, "shape": inputs.row_shape}
+    elif files is not None:
+        stored = {"files": True, "most_bytes": files.row_shape[0]}
     return {"inputs": stored, "has_ids": "id" in part.layouts, "identity": part.spec.identity}
 
 

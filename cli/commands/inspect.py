@@ -128,6 +128,8 @@ def _transform(found: Mapping[str, Any], row_bytes: float) -> list[str]:
 def _inputs(stored: Mapping[str, Any] | None) -> str:
     if stored is None:
         return "not stored"
+    if "files" in stored:
+        return f"stored as the files of images, {format_bytes(stored['most_bytes'])} at most"
     return f"stored, {stored['dtype']} of shape ({', '.join(map(str, stored['shape']))})"
 
 

@@ -31,6 +31,7 @@ from ...storage.stream.inputs import Augment
 from ..runtime.ahead import run_ahead
 from ..runtime.inference import Runner
 from ..same_set import check_labels, check_read_again
+from ..transfer import files_of
 from ..views import check_one_form, mixes_rows
 from ..workspace import Workspace
 from .commit_queue import QUEUE_BYTES, CommitQueue
@@ -127,7 +128,7 @@ class CapturePass:
     @property
     def keeps_inputs(self) -> bool:
         """Whether this pass writes the inputs."""
-        return self.samples is not None and self.work.experiment.transfer_set.store_inputs
+        return self.samples is not None and self.work.experiment.transfer_set.store_inputs is True
 
     @property
     def most_bytes(self) -> int:
@@ -321,6 +322,7 @@ class CapturePass:
         rows, labels, digests = self.grid.rows(block.number), block.labels, block.digests
         inputs, ids = last.inputs if len(last.rows) == len(rows) else None, self.work.rows.ids
         source = self.work.rows.source[rows.start : rows.stop]
+        files = files_of(self.work.experiment, self.work.rows)
         return lambda: writer.write(
             rows,
             source=source,
@@ -328,6 +330,7 @@ class CapturePass:
             label=labels,
             id=[ids[i] for i in source] if ids else None,
             input=inputs,
+            file=None if files is None else lambda part: files.of_rows(rows[part]),
         )
 
     def _write_logits(

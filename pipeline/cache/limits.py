@@ -11,12 +11,14 @@ from ...storage.parts.sealable import (
     optional_arrays,
 )
 from ..experiment.document import Experiment
-from ..transfer import TransferRows
+from ..transfer import TransferRows, files_of
 
 
 def arrays_of_samples(experiment: Experiment, rows: TransferRows) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return `optional_arrays` of the store of an experiment."""
-    return optional_arrays(rows.first if experiment.transfer_set.store_inputs else None, rows.ids)
+    files = files_of(experiment, rows)
+    example = rows.first if experiment.transfer_set.store_inputs is True else None
+    return optional_arrays(example, rows.ids, None if files is None else files.width)
 
 
 def check_limits(experiment: Experiment, rows: TransferRows, encoding: Encoding, grid: Grid) -> None:

@@ -38,8 +38,8 @@ from ..experiment.document import TeacherMember
 from ..factories.local_code import SOURCE
 from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
-from ..same_set import check_repeatable, check_samples, samples_identity
-from ..transfer import TransferRows, input_bytes
+from ..same_set import DECODING, check_repeatable, check_samples, samples_identity
+from ..transfer import TransferRows, files_of, input_bytes
 from ..views import check_one_form, experiment_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
@@ -150,13 +150,13 @@ def _check_limits(work: Workspace) -> None:
 def _begin_store(work: Workspace) -> None:
     """Begin the store, or join another process that has just begun one of the same set. Raises NameTaken, SpecMismatch."""
     rows = work.rows
-    widths = row_widths(work.experiment.cache.chosen_encoding, rows.num_classes).values()
+    encoding = work.experiment.cache.chosen_encoding
     store = begin_store(
         work.path,
         num_rows=len(rows),
         num_classes=rows.num_classes,
-        row_bytes=max(input_bytes(work.experiment, rows), *widths),
-        block_rows=work.experiment.cache.block_rows,
+        row_bytes=max(input_bytes(work.experiment, rows), *row_widths(encoding, rows.num_classes).values()),
+        block_rows=plan_grid(work.experiment, rows, encoding).block_rows,
         exist_ok=True,
         arrays=arrays_of_samples(work.experiment, rows),
     )
@@ -427,12 +427,19 @@ def _total(ranks: Ranks, quality: Quality) -> dict[str, Tally]:
 def _samples_writer(work: Workspace) -> SamplesWriter:
     rows, store = work.rows, work.store
     theirs, is_begun = store.identity_of(SAMPLES), store.begun(SAMPLES) is not None
+    files = files_of(work.experiment, rows)
+    identity = {
+        key: value
+        for key, value in samples_identity(rows, theirs, is_begun=is_begun).items()
+        if key != DECODING  # samples that were begun with files are not resumed without
+    }
     return store.samples_writer(
-        identity=samples_identity(rows, theirs, is_begun=is_begun),
+        identity=identity if files is None else identity | {DECODING: files.decoding},
         class_names=rows.class_names,
-        example=rows.first if work.experiment.transfer_set.store_inputs else None,
+        example=rows.first if work.experiment.transfer_set.store_inputs is True else None,
         ids=rows.ids,
         card=work.experiment.card.texts,
+        file_width=None if files is None else files.width,
     )
 
 

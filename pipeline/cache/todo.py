@@ -21,7 +21,7 @@ from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.widths import row_widths
 from ...storage.errors import ConfigError, SpecMismatch
 from ...storage.format.constants import MAX_SHARD_BYTES, SAMPLES
-from ...storage.format.grid import Grid, plan_block_rows
+from ...storage.format.grid import Grid, floor_power_of_two, plan_block_rows
 from ...storage.identity import as_json, check_same
 from ...storage.parts.card import warn_of_other_card
 from ...storage.parts.root import BegunPart
@@ -36,7 +36,7 @@ from ..models.records import Record, as_kept, warn_of_missing_keys
 from ..models.rules import loader_rules
 from ..models.sources import source_digests
 from ..same_set import check_samples
-from ..transfer import TransferRows, input_bytes, set_identity
+from ..transfer import TransferRows, files_of, input_bytes, set_identity
 from ..views import augmentation_identity
 from ..workspace import Workspace
 from .notes import source_note
@@ -48,6 +48,8 @@ REUSED = "reused_from"
 """In the identity of a capture that takes rows of captures in other stores (`reuse`): the seals of these."""
 _OF_SET = ("transfer_set", "num_examples")
 """Keys of a teacher's identity that state the set that it was trained on."""
+_FILES_BYTES = 1 << 29
+"""Most bytes of a block of files before its codec."""
 _RENAME = "change it back, or give what is new another name (or another --out)"
 
 
@@ -388,6 +390,11 @@ def plan_grid(experiment: Experiment, rows: TransferRows, encoding: Encoding) ->
     """Plan the blocks of a new store in an encoding. Raises ConfigError for a block_rows that makes none."""
     widest = max([input_bytes(experiment, rows), *row_widths(encoding, rows.num_classes).values()])
     block_rows = experiment.cache.block_rows or plan_block_rows(len(rows), widest)
+    if (files := files_of(experiment, rows)) is not None:
+        # Rows of files are as wide as the longest. Behind their codec most of them are short.
+        most = floor_power_of_two(_FILES_BYTES // files.width)
+        block_rows = experiment.cache.block_rows or min(block_rows, most)
+        widest = max(widest, files.width)
     if block_rows & (block_rows - 1) or block_rows * widest > MAX_SHARD_BYTES:
         raise ConfigError(
             "block_rows",

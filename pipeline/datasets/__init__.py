@@ -11,6 +11,7 @@ from .digits import digits
 from .idx import idx
 from .image_folder import ImageFolder, image_folder
 from .pictures import PictureSet, hugging_face, pil_images, torchvision
+from .stored_images import stored_images
 
 __all__ = [
     "ArrayDataset",
@@ -23,5 +24,6 @@ __all__ = [
     "idx",
     "image_folder",
     "pil_images",
+    "stored_images",
     "torchvision",
 ]

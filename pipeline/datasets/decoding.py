@@ -53,8 +53,8 @@ class Decoder:
         """Settings of later versions that change pixels, for a fingerprint."""
         return {"follow_exif": True} if self.follow_exif is True else {}
 
-    def decode(self, encoded: bytes, name: str, where: str) -> Image.Image:
-        """Decode the file `name`. where: the file in messages.
+    def decode(self, encoded: bytes, name: str, where: str, *, most_pixels: int | None = None) -> Image.Image:
+        """Decode the file `name`, "" if that is not known. where: the file in messages. most_pixels: Pillow's own by default.
 
         Raises BadDataError for a file that is no image, has more than 8 bits a channel, is transparent without a
         background, or has to be turned if such images are refused.
@@ -63,6 +63,13 @@ class Decoder:
         formats = [*_BY_CONTENT, "TGA"] if suffix_of(name) == ".tga" else _BY_CONTENT
         try:
             with Image.open(io.BytesIO(encoded), formats=formats) as opened:
+                if most_pixels is not None and opened.width * opened.height > most_pixels:
+                    raise BadDataError(
+                        where,
+                        expected=f"an image of at most {most_pixels:,} pixels",
+                        found=f"{opened.height} x {opened.width}",
+                        remedy="replace or remove the file",
+                    )
                 is_deep = ";16" in str(getattr(opened, "tile", ""))
                 self._check_depth(opened, where, is_deep=is_deep)
                 self._warn_of(opened, name, where, is_deep=is_deep)
@@ -140,7 +147,7 @@ class Decoder:
     def _warn_of(self, image: Image.Image, name: str, where: str, *, is_deep: bool) -> None:
         """Warn, once a kind, of images of which not all is read."""
         kind = "JPEG" if image.format == "MPO" else image.format
-        if kind != FORMATS.get(suffix_of(name)):
+        if name and kind != FORMATS.get(suffix_of(name)):
             self._say("suffix", f"{where}: its content is {kind}, which is decoded whatever the suffix")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             self._say("frames", f"{where}: of several frames or pages, only the first is read")

@@ -30,6 +30,7 @@ from .decoding import Decoder, Orientation, as_pixels, colour_of
 from .image_files import FolderFiles, ZipFiles, check_forms, list_images, warn_of_skipped
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
+from .stored_images import Decoding
 
 
 class ImageFolder:
@@ -106,6 +107,19 @@ class ImageFolder:
                 digest.update(json.dumps([name, label, *self._size_and_crc(name)]).encode() + b"\n")
             self._fingerprint = f"sha256:{digest.hexdigest()}"
         return self._fingerprint
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The way from a file to its pixels (`stored_images.GivesFiles`)."""
+        return Decoding(self._decoder, self._sizing, *self._expected_size()).settings
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of a file. Raises BadDataError."""
+        return self._read(self.ids[index])
+
+    def encoded_sizes(self) -> Int64[np.ndarray, "rows"]:
+        """Return the bytes of every file, of the file system or of the directory of the zip."""
+        return np.array([max(0, self._files.stamp(name)[0]) for name in self.ids], dtype=np.int64)
 
     def problems(self) -> Iterator[BadDataError | None]:
         """Decode every image, and yield its error, or None for one that can be used.

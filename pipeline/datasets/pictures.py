@@ -25,6 +25,7 @@ from .class_names import all_texts, names_of
 from .decoding import Decoder, Orientation, as_pixels, colour_of
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
+from .stored_images import Decoding
 
 _RESERVED: Final = ("download", "transform", "target_transform", "transforms", "loader")
 """Arguments of a data set of torchvision that are not passed on: images come as they are, and from this machine."""
@@ -44,8 +45,12 @@ class PictureSet:
         class_names: Sequence[str] | None,
         form: tuple[Decoder, Sizing],
         where: str,
+        files: Any = None,
     ) -> None:
-        """Keep a set. keys: of image and label in a dict. rows: the examples that are taken. where: the set in messages."""
+        """Keep a set. keys: of image and label in a dict. rows: the examples that are taken. where: the set in messages.
+
+        files: the same set of Hugging Face with the files of its images; None if it gives none.
+        """
         self.class_names = class_names
         """One name a class, or None if the set has none."""
         self.labels = labels
@@ -56,6 +61,7 @@ class PictureSet:
         self._decoder, self._sizing = form
         self._where = where
         self._size = self._sizing.shape
+        self._files = files
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -71,6 +77,25 @@ class PictureSet:
         return [
             self._example(item, row) for item, row in zip(fetch_items(self._source, rows), rows, strict=True)
         ]
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The way from a file to its pixels (`stored_images.GivesFiles`). Raises AttributeError for a set without files."""
+        if self._files is None:
+            raise AttributeError("decoding")
+        shape = self[0][0].shape if isinstance(self[0], tuple) else np.shape(self[0])
+        # The library turns images by their orientation tags.
+        decoder = Decoder(self._decoder.mode, self._decoder.background, follow_exif=True)
+        return Decoding(decoder, self._sizing, shape[-2], shape[-1]).settings
+
+    def encoded(self, index: int) -> bytes:
+        """Return the file of an example. Raises BadDataError."""
+        row = int(self._rows[index])
+        return _file_of(fetch_items(self._files, [row])[0][self._keys[0]], f"{self._where}, example {row}")
+
+    def encoded_sizes(self) -> Int64[np.ndarray, " rows"]:
+        """Return the bytes of every file; all of them are read."""
+        return np.array([len(self.encoded(index)) for index in range(len(self))], dtype=np.int64)
 
     def _example(self, item: Any, row: int) -> Example:
         where = f"{self._where}, example {row}"
@@ -125,11 +150,13 @@ def pil_images(
     fraction: float = 1.0,
     seed: int = 0,
     where: str = "transfer set",
+    files: Any = None,
 ) -> PictureSet:
     """Wrap a data set of Pillow images: inputs uint8, (height, width) or (3, height, width).
 
     dataset: map-style, with items (image, label), or dicts as those of Hugging Face. image, label: keys of such a dict;
-        `label=""` for a set without labels. where: the set in messages.
+        `label=""` for a set without labels. where: the set in messages. files: the same set of Hugging Face, its column of
+        images cast to `datasets.Image(decode=False)`, for a store that keeps files.
     Further arguments as `image_folder`, but `mode` is "RGB" by default. Raises ConfigError for wrong ones.
     """
     form = Decoder(mode, colour_of(background), follow_exif), sizing_of(size, resize, crop, interpolation)
@@ -145,7 +172,7 @@ def pil_images(
         subset=subset,
     )
     kept = None if labels is None else labels[rows]
-    made = PictureSet(dataset, (image, label), rows, kept, names, form, where)
+    made = PictureSet(dataset, (image, label), rows, kept, names, form, where, files)
     made.omitted = omitted_numbers(omit_classes, names or ())
     return made
 
@@ -292,6 +319,9 @@ def hugging_face(
                 remedy=f"set {name} in args" + (', label = "" for a set without labels' * (name == "label")),
             )
     loaded = loaded.select_columns([image, label] if label else [image]).with_format(None)
+    files = None
+    if isinstance(loaded.features[image], library.Image):
+        files = loaded.select_columns([image]).cast_column(image, library.Image(decode=False))
     return pil_images(
         loaded,
         image=image,
@@ -308,6 +338,23 @@ def hugging_face(
         fraction=fraction,
         seed=seed,
         where=str(path),
+        files=files,
+    )
+
+
+def _file_of(content: Any, where: str) -> bytes:
+    """Return the bytes of an image of Hugging Face that is not decoded. Raises BadDataError."""
+    if isinstance(content, Mapping):
+        if isinstance(content.get("bytes"), bytes):
+            return bytes(content["bytes"])
+        if isinstance(path := content.get("path"), str) and "://" not in path:
+            with contextlib.suppress(OSError):
+                return Path(path).read_bytes()
+    raise BadDataError(
+        where,
+        expected="an image with its bytes, or a file that can be read",
+        found=describe(content),
+        remedy="save the set with its images: dataset.save_to_disk(path)",
     )
 
 

@@ -32,6 +32,8 @@ from .schema import (
 )
 from .training import Augmentation, Factory, Loss, SpecialistTrain, StudentTrain, TeacherTrain
 
+ENCODED: Final = "encoded"
+"""Value of `store_inputs` that keeps the files of images."""
 AUTO: Final = "auto"
 """The value of a teacher's `head` that stands for its last linear layer."""
 
@@ -52,6 +54,14 @@ def _check_sets(value: object) -> object:
 def _check_views(value: object) -> object:
     if value not in ("all", "cycle") and not _is_whole_number(value):
         raise problem("'all', 'cycle' or the number of a view, from 0", show(value), "write one of these")
+    return value
+
+
+def _check_kept(value: object) -> object:
+    if not isinstance(value, bool) and value != ENCODED:
+        raise problem(
+            f"true, false or '{ENCODED}'", show(value), "write one of these, true or false without quotes"
+        )
     return value
 
 
@@ -92,6 +102,7 @@ def among_members(weights: Mapping[str, float], groups: Mapping[str, Sequence[st
 
 
 Weights = Annotated[dict[str, Positive], BeforeValidator(_as_weights)]
+KeptInputs = Annotated[bool | Literal["encoded"], BeforeValidator(_check_kept)]
 Views = Annotated[Literal["all", "cycle"] | int, BeforeValidator(_check_views)]
 
 
@@ -125,8 +136,8 @@ class TransferSet(Factory):
     """Order of the store's rows: a seeded permutation of the examples, or the order of the examples."""
     seed: Seed = 0
     """Seed of the permutation."""
-    store_inputs: bool = True
-    """Whether the store keeps the inputs, so that students need no other data set."""
+    store_inputs: KeptInputs = True
+    """Whether the store keeps the inputs, so that students need no other data set; "encoded": as the files of images."""
     digest_of: Literal["array"] = "array"
     """Content of a row's digest: dtype, shape and bytes of its input."""
     num_classes: Annotated[int, Field(ge=2)] | None = None

@@ -132,6 +132,9 @@ class _Rows:
             "fingerprint",
             "omitted",
             "is_numbered",
+            "decoding",
+            "encoded",
+            "encoded_sizes",
         ) and "dataset" in vars(self):
             return getattr(self.dataset, name)
         raise AttributeError(name)

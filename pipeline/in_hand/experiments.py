@@ -22,6 +22,7 @@ from ...storage.parts.card import checked_card
 from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
 from ..datasets.class_names import names_of
+from ..datasets.stored_images import stored_images
 from ..experiment.document import Experiment
 from ..experiment.schema import checked
 from ..experiment.tables import Cache, Card, EvaluationSet, Student, Teacher, TransferSet, ViewAugmentation
@@ -121,14 +122,19 @@ def student_of(
     initial: digest of the weights with which its training began. Raises ConfigError or BadDataError for a thing that cannot
     be used.
     """
-    if dataset is None and store.samples.inputs is None:
+    keeps_inputs = store.samples.inputs is not None
+    if dataset is None and not keeps_inputs and not store.samples.keeps_files:
         raise ConfigError(
             f"{store.path}",
             expected="inputs in the store, or a data set",
             found="a store without inputs, and dataset=None",
             remedy="pass dataset=…, the data set that the store was made from",
         )
-    given = data_set_in_hand(StoredRows(store) if store.samples.inputs is not None else dataset, "dataset")
+    if keeps_inputs:
+        dataset = StoredRows(store)
+    elif store.samples.keeps_files:
+        dataset = stored_images(store)
+    given = data_set_in_hand(dataset, "dataset")
     shown = store.teachers[next(iter(teachers))]
     view, first_view = None, 1
     if shown.augmentation:

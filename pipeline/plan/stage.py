@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...storage.api import Store
 from ...storage.backends.local import Folder
@@ -28,6 +29,7 @@ from ...storage.format.constants import SAMPLES, TEMPERATURES
 from ...storage.format.grid import Grid
 from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
+from ...storage.parts.padded_rows import file_rows
 from ...storage.progress import Progress, silent
 from ..cache.limits import arrays_of_samples, check_limits
 from ..cache.set_warnings import warn_of_set, warn_of_stored_inputs
@@ -38,7 +40,7 @@ from ..models.records import Models
 from ..same_set import check_samples
 from ..specialists.todo import special_classes, specialist_runs
 from ..train.todo import student_seeds
-from ..transfer import TransferRows, input_bytes
+from ..transfer import TransferRows, files_of, input_bytes
 from ..views import experiment_views
 from ..workspace import Workspace
 from .encodings import CapturePlan, considered, try_encoding
@@ -47,6 +49,8 @@ from .sample import Origin, sample_teacher, spread_rows
 
 SAMPLE_ROWS: Final = 2048
 """Default number of (row, view) pairs in a sample."""
+_SAMPLED_FILES: Final = 64
+"""Files from which the bytes of all files in a store are estimated."""
 _SAMPLE_LOGITS: Final = 1 << 26
 """Maximum number of logits in a sample of default size: 256 MiB."""
 
@@ -337,8 +341,11 @@ def _samples(experiment: Experiment, rows: TransferRows, grid: Grid) -> Footprin
     every: dict[str, tuple[str, tuple[int, ...]]] = {
         name: (DTYPES_OF[name], ()) for name in ("source", "digest", "label")
     }
-    arrays = every | arrays_of_samples(experiment, rows)
-    return samples_footprint(grid, arrays, rows.class_names, rows.identity, experiment.card.texts)
+    arrays, sample = every | arrays_of_samples(experiment, rows), dict[str, NDArray[Any]]()
+    if (files := files_of(experiment, rows)) is not None:
+        few = range(min(_SAMPLED_FILES, len(rows)))
+        sample["file"], _ = file_rows(files.of_rows(few), files.width, few)
+    return samples_footprint(grid, arrays, rows.class_names, rows.identity, experiment.card.texts, sample)
 
 
 def _over_teachers(

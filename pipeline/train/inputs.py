@@ -9,6 +9,7 @@ A batch has the bits that it has without workers: the rows of a batch are settle
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -27,6 +28,7 @@ from ..datasets.bad_files import known_files, take_known
 from ..experiment.document import Experiment
 from ..experiment.tables import TransferSet
 from ..runtime.workers import Worker, end_all, refusing_unpicklable, send_array
+from ..same_set import stored_set
 from ..transfer import TransferRows
 from ..views import RowsOfStore, experiment_views, mixes_rows
 
@@ -61,12 +63,13 @@ class InputWorkers:
         """Start no process yet. where: the training, in messages."""
         self._number, self._where = number, where
         self._keeps_set = store.samples.inputs is None
-        self._sent = _sent(experiment, keeps_set=self._keeps_set)
+        self._sent = _sent(stored_set(experiment, store), keeps_set=self._keeps_set)
         is_needed = not self._keeps_set and mixes_rows(stream.augment)
         self._samples = (store.num_rows, store.samples) if is_needed else None
         self._workers: list[Worker] = []
         self._idle = SimpleQueue[Worker]()
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="logitstore-inputs")
+        self._starting, self._is_closed = threading.Lock(), False
 
     def batches_ahead(self, batch_bytes: int) -> int:
         """Return how many batches are begun before the first of them is needed."""
@@ -84,18 +87,19 @@ class InputWorkers:
         ]
 
     def close(self) -> None:
-        """End the processes, and the threads that wait for them."""
+        """End the processes, and the threads that wait for them; a thread that reads ahead starts no new ones."""
+        with self._starting:
+            self._is_closed = True
         for worker in self._workers:
             worker.process.kill()  # it holds nothing that could be lost
         # Each thread finds the end of its pipe, before the pipe is closed.
         self._threads.shutdown(wait=True, cancel_futures=True)
         end_all(self._workers)
-        self._workers = []
 
     def _start(self) -> None:
         expected = f"{self._number} workers that make its inputs (train.workers)"
-        while len(self._workers) < self._number:
-            with refusing_unpicklable(self._sent.transfer_set, self._sent.cache.augment):
+        with self._starting, refusing_unpicklable(self._sent.transfer_set, self._sent.cache.augment):
+            while len(self._workers) < self._number and not self._is_closed:
                 worker = Worker(
                     self._where,
                     expected,
@@ -105,11 +109,11 @@ class InputWorkers:
                     self._samples,
                     known_files(),
                 )
-            self._workers.append(worker)
-            self._idle.put(worker)
+                self._workers.append(worker)
+                self._idle.put(worker)
 
     def _make(self, wanted: Wanted, out: NDArray[Any]) -> None:
-        """Have a worker make some inputs. Raises its error, and TransientIOError for one that has ended."""
+        """Send some rows to a worker, and receive their inputs. Raises its error, and TransientIOError for one that has ended."""
         worker = self._idle.get()
         try:
             try:

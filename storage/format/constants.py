@@ -8,9 +8,11 @@ FORMAT_VERSION: Final = "1.0"
 NEWEST_VERSION: Final = "1.1"
 """The last version of the format that is known here."""
 CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM = "capture", "error-budget", "top-k", "transform"
-VERSIONS: Final[Mapping[str, str]] = {TRANSFORM: "1.1"}
+INPUT_FILES: Final = "input-files"
+"""Form of samples that keep each input as the bytes of its file."""
+VERSIONS: Final[Mapping[str, str]] = {TRANSFORM: "1.1", INPUT_FILES: "1.1"}
 """Version of the parts of a form that format 1.0 does not have."""
-FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K, TRANSFORM})
+FEATURES: Final = frozenset({ERROR_BUDGET, TOP_K, TRANSFORM, INPUT_FILES})
 """The `required_features` that this version of logitstore can read."""
 ROOT_METADATA: Final = "zarr.json"
 GROUPS: Final = ("teachers", "clusters")

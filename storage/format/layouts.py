@@ -19,6 +19,7 @@ from .constants import (
     ERROR_BUDGET,
     FEATURES,
     INPUT_DTYPES,
+    INPUT_FILES,
     MAX_ARRAYS,
     MAX_BASIS_BYTES,
     MAX_CHUNK_BYTES,
@@ -28,6 +29,7 @@ from .constants import (
     MAX_VIEWS,
     PRIVATE,
     ROOT_METADATA,
+    SAMPLES,
     TEMPERATURES,
     TOP_K,
     TRANSFORM,
@@ -40,14 +42,16 @@ SMALL_CHUNK_BYTES: Final = 32 << 20
 """Most bytes of a chunk of a small array (unless a single element of its first dimension is larger)."""
 _EVERY_CAPTURE: Final = {"peak": ("view", "row"), "seen": ("view", "row"), "classes": ("class",)}
 _MEASURED: Final = {"error": ("view", "row", "temperature")}
+_EVERY_SAMPLES: Final = {
+    "source": ("row",),
+    "digest": ("row",),
+    "label": ("row",),
+    "id": ("row", "id_width"),
+    "class_name": ("class", "class_name_width"),
+}
 DIMENSIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "samples": {
-        "source": ("row",),
-        "digest": ("row",),
-        "label": ("row",),
-        "id": ("row", "id_width"),
-        "class_name": ("class", "class_name_width"),
-    },
+    SAMPLES: _EVERY_SAMPLES,
+    INPUT_FILES: {"file": ("row", "file_width"), "file_bytes": ("row",), **_EVERY_SAMPLES},
     CAPTURE: {"logits": ("view", "row", "class"), **_EVERY_CAPTURE},
     ERROR_BUDGET: {"logits": ("view", "row", "class"), **_MEASURED, **_EVERY_CAPTURE},
     TOP_K: {
@@ -86,6 +90,8 @@ DTYPES_OF: Final[Mapping[str, str]] = {
     "digest": "uint64",
     "label": "int64",
     "id": "uint8",
+    "file": "uint8",
+    "file_bytes": "uint32",
     "class_name": "uint8",
     "peak": "float32",
     "seen": "uint64",
@@ -108,7 +114,7 @@ DTYPES_OF: Final[Mapping[str, str]] = {
 }
 """Dtypes, by Zarr's names, of the arrays that may have one only."""
 _CHOICES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
-    ("samples", "input"): INPUT_DTYPES,
+    (SAMPLES, "input"): INPUT_DTYPES,
     (CAPTURE, "logits"): ("float16", "float32"),
     (ERROR_BUDGET, "logits"): ("uint8", "uint16"),
     (TOP_K, "logits"): ("float16",),
@@ -121,6 +127,8 @@ _CODECS: Final[Mapping[tuple[str, str, str], str]] = {
     (TOP_K, "index", "uint16"): BLOSC,
     (TOP_K, "index", "uint32"): BLOSC,
     (TOP_K, "logits", "float16"): BLOSC,
+    # Behind a file stand as many zeros as the longest file is longer.
+    (INPUT_FILES, "file", "uint8"): ZSTD,
     (TRANSFORM, "codes", "uint16"): COLUMNS,
     (TRANSFORM, "error", "float16"): COLUMNS,
     (TRANSFORM, "refine", "uint8"): ZSTD,
@@ -146,7 +154,8 @@ _ROW_SHAPES: Final[Mapping[tuple[str, str], tuple[int, ...]]] = {
 BASIS: Final = ("basis", "centre", "step", "weight")
 """The small arrays that a capture in the transform encoding is decoded and encoded by."""
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
-    "samples": frozenset({"source", "digest", "label"}),
+    SAMPLES: frozenset({"source", "digest", "label"}),
+    INPUT_FILES: frozenset({"source", "digest", "label", "file", "file_bytes"}),
     "clustering": frozenset(),
     TRANSFORM: frozenset(DIMENSIONS[TRANSFORM]) - {"peak"},
 } | {form: frozenset(DIMENSIONS[form]) for form in (CAPTURE, ERROR_BUDGET, TOP_K)}
@@ -160,9 +169,11 @@ _OWN_FILE = re.compile(rf"{PRIVATE}/[a-z0-9][a-z0-9._-]{{0,63}}")
 def form_of(kind: str, arrays: Collection[str]) -> str:
     """Return the form of a part, from its kind and the names of its arrays.
 
-    >>> form_of("capture", ["logits", "error"]), form_of("clustering", ["sets"])
-    ('error-budget', 'clustering')
+    >>> form_of("capture", ["logits", "error"]), form_of("clustering", ["sets"]), form_of("samples", ["file"])
+    ('error-budget', 'clustering', 'input-files')
     """
+    if kind == SAMPLES and "file" in arrays:
+        return INPUT_FILES
     if kind == CAPTURE and "codes" in arrays:
         return TRANSFORM
     if kind != CAPTURE or "error" not in arrays:
@@ -188,7 +199,7 @@ def dimensions_of(form: str, name: str, num_dimensions: int) -> tuple[str, ...] 
     >>> dimensions_of("samples", "input", 3)
     ('row', 'input_0', 'input_1')
     """
-    if (form, name) == ("samples", "input"):
+    if (form, name) == (SAMPLES, "input"):
         return ("row", *(f"input_{axis}" for axis in range(num_dimensions - 1)))
     return DIMENSIONS[form].get(name)
 
@@ -236,7 +247,7 @@ def block_array(
             found=f"rows of {row_bytes} bytes",
             remedy="do not store the inputs, or cut them into smaller examples",
         )
-    shape = (grid.num_rows, *row_shape) if form == "samples" else (views, grid.num_rows, *row_shape)
+    shape = (grid.num_rows, *row_shape) if _is_samples(form) else (views, grid.num_rows, *row_shape)
     dimensions = dimensions_of(form, name, len(shape))
     assert dimensions is not None  # writers name arrays of the format
     return ArrayLayout(
@@ -245,7 +256,8 @@ def block_array(
         dtype,
         dimensions,
         grid.block_rows,
-        plan_chunk_rows(grid.block_rows, row_bytes),
+        # A file is read alone, and without the zeros behind it.
+        1 if (form, name) == (INPUT_FILES, "file") else plan_chunk_rows(grid.block_rows, row_bytes),
         fill_value(form, name, dtype),
         _CODECS.get((form, name, dtype), RAW),
         dict(attributes or {}),
@@ -290,7 +302,7 @@ def check_part(
         raise invalid(
             where, f"{grid.num_blocks if sharded else 0} blocks a view", f"{views} views x {blocks}"
         )
-    most = 1 if form == "samples" else MAX_VIEWS
+    most = 1 if _is_samples(form) else MAX_VIEWS
     if views > most:
         raise beyond(where, most, "views", views)
     expected = views * blocks * sum(40 + 4 * chunks for chunks in sharded.values())
@@ -303,6 +315,12 @@ def check_part(
         check_layout(layout, form, grid, views, f"{where}/{name}/zarr.json")
     if "classes" in REQUIRED[form]:
         _check_columns(form, layouts, where)
+    if form == INPUT_FILES and "input" in layouts:
+        raise invalid(where, "inputs as files or as arrays", "both")
+
+
+def _is_samples(form: str) -> bool:
+    return form in (SAMPLES, INPUT_FILES)
 
 
 def _check_columns(form: str, layouts: Mapping[str, ArrayLayout], where: str) -> None:

@@ -19,7 +19,7 @@ from ..format.codec import RAW
 from ..format.constants import GROUPS, ROOT_METADATA, SAMPLES, SPEC
 from ..format.documents import canonical_json
 from ..format.grid import Grid
-from ..format.layouts import DTYPES_OF, block_array, features_of, small_array
+from ..format.layouts import DTYPES_OF, block_array, features_of, form_of, small_array
 from ..format.metadata import ArrayLayout, RootAttributes, group_metadata
 from ..format.shard import encode_shard, encode_small, index_bytes, shard_bytes
 from .card import CARD
@@ -64,16 +64,19 @@ def samples_footprint(
     class_names: Sequence[str] | None,
     identity: Mapping[str, Any],
     card: Mapping[str, str],
+    sample: Mapping[str, NDArray[Any]] | None = None,
 ) -> Footprint:
-    """Estimate the part `samples`. arrays: dtype and shape of a row of each. identity: of its spec."""
+    """Estimate the part `samples`. arrays: dtype and shape of a row of each. identity: of its spec. sample: some files."""
+    form = form_of(SAMPLES, arrays)
     layouts = [
-        block_array(SAMPLES, name, dtype, grid, views=1, row_shape=shape, where=SAMPLES)
+        block_array(form, name, dtype, grid, views=1, row_shape=shape, where=SAMPLES)
         for name, (dtype, shape) in arrays.items()
     ]
     if class_names is not None:
         shape = (len(class_names), max(1, *(len(name.encode()) for name in class_names)))
         layouts.append(small_array(SAMPLES, "class_name", shape))
-    return _part(SAMPLES, SAMPLES, layouts, {}, grid, 1, identity, {CARD: card} if card else None)
+    notes = {CARD: card} if card else None
+    return _part(SAMPLES, form, layouts, sample or {}, grid, 1, identity, notes)
 
 
 def capture_footprint(

@@ -19,7 +19,7 @@ from ..encodings.refine import ESCAPED
 from ..encodings.top_k import tell_apart
 from ..encodings.transform import Transform
 from ..errors import ConfigError
-from ..format.constants import MAX_NAMES_BYTES, MAX_REFINED, SAMPLES, SPEC, TRANSFORM
+from ..format.constants import INPUT_FILES, MAX_NAMES_BYTES, MAX_REFINED, SAMPLES, SPEC, TRANSFORM
 from ..format.documents import beyond, invalid, shorten, table
 from .clusterings import ClusteringReader, check_sets, check_shapes, shapes_of
 from .part_reader import LazyRows, PartReader, check_rows
@@ -98,6 +98,25 @@ class Samples:
     def inputs(self) -> LazyRows | None:
         """The inputs, read on indexing; None if the store does not keep them."""
         return LazyRows(self.reader, "input") if "input" in self._part.layouts else None
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the store keeps the file of each input, from which it is decoded, in the place of the input."""
+        return self._part.form == INPUT_FILES
+
+    def file(self, row: int) -> bytes:
+        """Return the file of a row's input. Raises PartNotFound if the store keeps none, ManifestInvalid for a false size."""
+        one = np.array([row])
+        size = self.reader.read("file_bytes", one)
+        content = self.reader.read("file", one)[0]
+        in_range(size, 1, len(content) + 1, f"{self._part.folder.path}/file_bytes", "sizes")
+        return bytes(content[: int(size[0])].tobytes())
+
+    def id_of(self, row: int) -> str | None:
+        """Return the id of a row, read alone; None if rows have none."""
+        if "id" not in self._part.layouts:
+            return None
+        return texts_of(self.reader.read("id", np.array([row])), f"{self._part.folder.path}/id")[0]
 
     @property
     def ids(self) -> list[str] | None:

@@ -23,7 +23,7 @@ from ..format.constants import (
     SAMPLES,
 )
 from ..format.grid import Grid
-from ..format.layouts import DTYPES_OF, block_array
+from ..format.layouts import DTYPES_OF, block_array, form_of
 from ..format.metadata import ArrayLayout
 
 _SHARD_RECORD_BYTES: Final = 40
@@ -102,14 +102,19 @@ def _check_names(number: int, width: int, where: str) -> None:
 
 
 def optional_arrays(
-    example: NDArray[Any] | None, ids: Sequence[str] | None
+    example: NDArray[Any] | None, ids: Sequence[str] | None, file_width: int | None = None
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and row shape of the arrays of `samples` that not every store has. example: an input that is kept."""
+    """Return dtype and row shape of the arrays of `samples` that not every store has.
+
+    example: an input that is kept. file_width: bytes of the longest file that is kept.
+    """
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
     if example is not None:
         arrays["input"] = (example.dtype.name, example.shape)
     if width := max((len(one.encode()) for one in ids or ()), default=0):
         arrays["id"] = (DTYPES_OF["id"], (width,))
+    if file_width is not None:
+        arrays |= {"file": (DTYPES_OF["file"], (file_width,)), "file_bytes": (DTYPES_OF["file_bytes"], ())}
     return arrays
 
 
@@ -119,11 +124,12 @@ def check_samples_sealable(grid: Grid, arrays: Mapping[str, tuple[str, tuple[int
     arrays: dtype and row shape of those beside source, digest and label.
     """
     named = {name: (DTYPES_OF[name], ()) for name in ("source", "digest", "label")} | dict(arrays)
+    form = form_of(SAMPLES, named)
     layouts = [
-        block_array(SAMPLES, name, dtype, grid, views=1, row_shape=shape, where=f"{where}: {SAMPLES}")
+        block_array(form, name, dtype, grid, views=1, row_shape=shape, where=f"{where}: {SAMPLES}")
         for name, (dtype, shape) in named.items()
     ]
-    check_sealable(SAMPLES, layouts, grid, 1, f"{where}: {SAMPLES}")
+    check_sealable(form, layouts, grid, 1, f"{where}: {SAMPLES}")
 
 
 def _remedy(form: str, blocks: Sequence[ArrayLayout], grid: Grid, views: int, where: str) -> str:

@@ -21,9 +21,11 @@ from ..format.constants import (
     ERROR_BUDGET,
     FEATURES,
     FORMAT_VERSION,
+    INPUT_FILES,
     MAX_JSON_BYTES,
     NEWEST_VERSION,
     ROOT_METADATA,
+    SAMPLES,
     SEAL,
     SPEC,
     TOP_K,
@@ -61,7 +63,9 @@ def part_metadata(kind: str, features: Sequence[str] = ()) -> bytes:
 def part_metadatas(name: str) -> list[bytes]:
     """Return every `zarr.json` that a part of this name may have: one for each form of its kind."""
     kind = KINDS[name.partition("/")[0]]
-    forms = (CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM) if kind == CAPTURE else (kind,)
+    forms = {CAPTURE: (CAPTURE, ERROR_BUDGET, TOP_K, TRANSFORM), SAMPLES: (SAMPLES, INPUT_FILES)}.get(
+        kind, (kind,)
+    )
     return [part_metadata(kind, features_of(form)) for form in forms]
 
 
@@ -72,7 +76,8 @@ def begun_form(folder: Place, name: str) -> str:
         features = group_attributes(folder.read(ROOT_METADATA), name).get("required_features")
     except (FileNotFoundError, LogitStoreError):
         features = None
-    if kind == CAPTURE and isinstance(features, list) and len(features) == 1 and features[0] in FEATURES:
+    known = {SAMPLES: frozenset({INPUT_FILES}), CAPTURE: FEATURES - {INPUT_FILES}}.get(kind, frozenset())
+    if isinstance(features, list) and len(features) == 1 and features[0] in known:
         return str(features[0])
     return kind if features == [] else form_of(kind, folder.names())
 

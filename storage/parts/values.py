@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadDataError
-from ..format.constants import DTYPES
+from ..errors import BadDataError, ConfigError
+from ..format.constants import DTYPES, INPUT_DTYPES
 from ..format.documents import invalid
 
 
@@ -34,4 +34,15 @@ def check_rows_of(where: str, values: Any, dtype: str, wanted: tuple[int, ...]) 
             expected=f"{dtype} of shape {wanted}",
             found=f"{array.dtype} of shape {array.shape}",
             remedy="pass an item a row, of the dtype with which it was begun",
+        )
+
+
+def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
+    """Refuse inputs of a dtype that a store cannot keep. Raises ConfigError."""
+    if np.dtype(dtype).name not in INPUT_DTYPES:
+        raise ConfigError(
+            "inputs",
+            expected=f"one of the dtypes {', '.join(INPUT_DTYPES)}",
+            found=str(dtype),
+            remedy="convert them before they are digested, or do not store them",
         )

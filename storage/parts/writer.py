@@ -30,7 +30,7 @@ from ..errors import (
     SpecMismatch,
     StoreCorrupt,
 )
-from ..format.constants import INPUT_DTYPES, ROOT_METADATA, SAMPLES
+from ..format.constants import INPUT_FILES, ROOT_METADATA, SAMPLES
 from ..format.documents import check_name
 from ..format.layouts import DIMENSIONS, DTYPES_OF, block_array, small_array
 from ..format.metadata import ArrayLayout
@@ -38,12 +38,13 @@ from .card import CARD, checked_card
 from .chosen_basis import choose_basis
 from .copied import CopiedRows, Encode
 from .journal import Commit, commit_key, committed_blocks
+from .padded_rows import file_rows, text_rows
 from .part_reader import PartReader
 from .part_spec import spec_bytes
 from .part_writer import PartWriter
 from .root import Root
 from .same_rows import augmentation_of, check_ids, check_row_labels, check_seen, check_sources, is_augmented
-from .values import check_rows_of
+from .values import check_input_dtype, check_rows_of
 
 log = logging.getLogger(__name__)
 _TRANSFORM_PIECE_BYTES = 16 << 20
@@ -54,26 +55,8 @@ _SUM_ERROR = 2e-2
 """Largest distance of the sum of a softmax from 1, if bfloat16 computed it."""
 
 
-def text_rows(names: Sequence[str], width: int | None = None) -> NDArray[np.uint8]:
-    """Return names as rows of UTF-8, padded with zero bytes: (names, width)."""
-    encoded = [name.encode() for name in names]
-    width = width or max(1, *(len(name) for name in encoded))
-    return np.array([list(name.ljust(width, b"\0")) for name in encoded], dtype=np.uint8).reshape(-1, width)
-
-
-def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
-    """Refuse inputs of a dtype that a store cannot keep. Raises ConfigError."""
-    if np.dtype(dtype).name not in INPUT_DTYPES:
-        raise ConfigError(
-            "inputs",
-            expected=f"one of the dtypes {', '.join(INPUT_DTYPES)}",
-            found=str(dtype),
-            remedy="convert them before they are digested, or do not store them",
-        )
-
-
 class SamplesWriter(PartWriter):
-    """A writer of `samples`: source, digest and label of each row, and optionally id and input."""
+    """A writer of `samples`: source, digest and label of each row, and optionally id, and input or file."""
 
     is_exact = True
 
@@ -85,16 +68,21 @@ class SamplesWriter(PartWriter):
         class_names: Sequence[str] | None = None,
         example: NDArray[Any] | None = None,
         ids: Sequence[str] | None = None,
+        file_width: int | None = None,
         card: Mapping[str, str] | None = None,
     ) -> None:
         """Begin or resume `samples`.
 
         identity: fingerprint of the transfer set, order, digest_of. example: any input, for its shape and dtype, if
-        the store keeps inputs. ids: the id of each row, for the width of the longest, if rows have ids. card: kept if
-        the part is begun here, and not compared.
+        the store keeps inputs. ids: the id of each row, for the width of the longest, if rows have ids. file_width: bytes
+        of the longest file, if the store keeps the files of the inputs instead. card: kept if the part is begun here, and
+        not compared.
         """
         notes = {CARD: kept} if (kept := checked_card(card)) else {}
         layouts = [self._rows_of(root, name, ()) for name in ("source", "digest", "label")]
+        if file_width is not None:
+            layouts.append(self._rows_of(root, "file", (file_width,), form=INPUT_FILES))
+            layouts.append(self._rows_of(root, "file_bytes", (), form=INPUT_FILES))
         id_width = max((len(name.encode()) for name in ids or ()), default=0)
         if id_width:
             layouts.append(self._rows_of(root, "id", (id_width,)))
@@ -109,10 +97,12 @@ class SamplesWriter(PartWriter):
         super().__init__(root, SAMPLES, views=1, identity=identity, notes=notes, layouts=layouts, small=small)
 
     @staticmethod
-    def _rows_of(root: Root, name: str, row_shape: tuple[int, ...], dtype: str = "") -> ArrayLayout:
+    def _rows_of(
+        root: Root, name: str, row_shape: tuple[int, ...], dtype: str = "", form: str = SAMPLES
+    ) -> ArrayLayout:
         dtype = dtype or DTYPES_OF[name]
         where = f"{root.path}: {SAMPLES}"
-        return block_array("samples", name, dtype, root.grid, views=1, row_shape=row_shape, where=where)
+        return block_array(form, name, dtype, root.grid, views=1, row_shape=row_shape, where=where)
 
     def write(
         self,
@@ -123,9 +113,11 @@ class SamplesWriter(PartWriter):
         label: Int64[np.ndarray, " rows"],
         id: Sequence[str] | None = None,
         input: NDArray[Any] | None = None,
+        file: Callable[[slice], Sequence[bytes]] | None = None,
     ) -> None:
         """Commit a block, or compare it with the committed one.
 
+        file: gives the files of a slice of the block's rows; called in order, for a few rows at a time.
         Raises BadDataError for labels out of range, RowMismatch if a committed block holds other inputs, indices,
         labels or ids.
         """
@@ -148,10 +140,19 @@ class SamplesWriter(PartWriter):
             return
         if "input" in self.layouts:
             arrays["input"] = input
-        for name in self.layouts:
-            self.check_array(name, arrays[name], len(block_rows))
+        for name, array in arrays.items():
+            self.check_array(name, array, len(block_rows))
+
+        def piece(part: slice) -> dict[str, Any]:
+            of_rows = {name: array[part] for name, array in arrays.items()}
+            if "file" in self.layouts:
+                assert file is not None  # samples that were begun with files
+                padded = file_rows(file(part), self.layouts["file"].row_shape[0], block_rows[part])
+                of_rows |= {"file": padded[0], "file_bytes": padded[1]}
+            return {name: of_rows[name] for name in self.layouts}
+
         try:
-            self.commit(0, block, lambda part: {name: arrays[name][part] for name in self.layouts})
+            self.commit(0, block, piece)
         except PartSealed:
             # Samples depend on the transfer set alone: another writer of the same rows was faster.
             self._check_same(block, arrays)
@@ -163,7 +164,7 @@ class SamplesWriter(PartWriter):
     def compare_arrays(self) -> None:
         listed = self._files if self.sealed else [f"{name}/{ROOT_METADATA}" for name in self.folder.names()]
         keys = [key for key in listed if self.sealed or self.folder.exists(key)]
-        known = {*DIMENSIONS[SAMPLES], "input"}  # a later minor version may add others
+        known = {*DIMENSIONS[INPUT_FILES], "input"}  # a later minor version may add others
         there = {
             name for name, _, file in (key.rpartition("/") for key in keys) if file == ROOT_METADATA
         } & known

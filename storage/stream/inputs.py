@@ -142,7 +142,7 @@ class Inputs:
     def _wanted(
         self, view: int, rows: NDArray[np.int64], given: NDArray[Any], seen: NDArray[Any] | None
     ) -> Wanted:
-        """given: the stored inputs of the rows, or the digests of those of the transfer set."""
+        """Return rows to be made. given: their stored inputs, or the digests of those of the transfer set."""
         source = self._samples.source[rows]
         if self._transfer_set is None:
             return Wanted(view, rows, source, None, None, seen, given)

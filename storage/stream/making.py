@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,8 +46,21 @@ class Wanted:
 
     def part(self, start: int, stop: int) -> "Wanted":
         """Return the rows number start … stop - 1."""
-        values = (getattr(self, field.name) for field in fields(self)[1:])
-        return Wanted(self.view, *(None if value is None else value[start:stop] for value in values))
+
+        def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[start:stop]
+
+        rows, source = self.rows[start:stop], self.source[start:stop]
+        given = cut(self.labels), cut(self.digests), cut(self.seen), cut(self.stored)
+        return Wanted(self.view, rows, source, *given)
+
+
+@runtime_checkable
+class OfStore(Protocol):
+    """A transfer set that a store keeps itself, and that is decoded here."""
+
+    digest_remedy: str
+    """Remedy for an input other than the teacher's."""
 
 
 class InputMaker:
@@ -70,7 +83,12 @@ class InputMaker:
         if inputs is None:
             inputs = self.fetch(wanted)
             assert wanted.digests is not None
-            _check(inputs, wanted.digests, wanted, "the transfer set")
+            if isinstance(self.transfer_set, OfStore):
+                _check(
+                    inputs, wanted.digests, wanted, "the file in the store", self.transfer_set.digest_remedy
+                )
+            else:
+                _check(inputs, wanted.digests, wanted, "the transfer set")
         if wanted.seen is not None:
             assert self.augment is not None
             with self._one_at_a_time:
@@ -131,7 +149,13 @@ def check_form(inputs: NDArray[Any], wanted: Wanted, dtype: np.dtype[Any], shape
         )
 
 
-def _check(inputs: NDArray[Any], expected: NDArray[Any], wanted: Wanted, origin: str) -> None:
+def _check(
+    inputs: NDArray[Any],
+    expected: NDArray[Any],
+    wanted: Wanted,
+    origin: str,
+    remedy: str = "use the transfer set and the augmentation that the store was made from",
+) -> None:
     digests = digest_rows(inputs)
     bad = np.flatnonzero(digests != expected)
     if len(bad):
@@ -140,7 +164,7 @@ def _check(inputs: NDArray[Any], expected: NDArray[Any], wanted: Wanted, origin:
             f"row {int(wanted.rows[first])} (index {int(wanted.source[first])} of the transfer set)",
             expected=f"the input that the teacher saw, digest {int(expected[first]):016x}",
             found=f"{int(digests[first]):016x} from {origin}",
-            remedy="use the transfer set and the augmentation that the store was made from",
+            remedy=remedy,
         )
 
 

@@ -13,6 +13,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from logitstore.pipeline.datasets import hugging_face, image_folder, pil_images
+from logitstore.pipeline.datasets.stored_images import Decoding
 from logitstore.pipeline.factories.call import build
 from logitstore.storage.errors import BadDataError, ConfigError
 
@@ -123,7 +124,13 @@ def test_a_saved_data_set_of_hugging_face_is_a_transfer_set(
     assert list(read.class_names) == ["ay", "bee"] and read.labels.tolist() == [-1, 0, 0, 1, 1]
     for row in range(5):
         assert np.array_equal(read[row][0], theirs[row][0]) and read[row][1] == read.labels[row]
+    decoding, names = Decoding.of(read.decoding, "here"), theirs.ids
+    for row in range(5):  # from the file that a store may keep
+        assert read.encoded(row) == (folder / names[row]).read_bytes()
+        assert np.array_equal(decoding.decode(read.encoded(row), "", "here"), read[row][0])
+    assert read.encoded_sizes().tolist() == [(folder / name).stat().st_size for name in names]
     part: Any = build(make, {**args, "split": "test"}, base=tmp_path)
+    assert part.encoded(0) == read.encoded(3)
     assert part.labels.tolist() == [1, 0] and np.array_equal(part[0][0], theirs[3][0])
 
 
