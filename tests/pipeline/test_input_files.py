@@ -149,8 +149,7 @@ def test_a_student_has_the_weights_of_any_other_store_of_these_rows(folder: Path
     assert other == plain
 
 
-def test_the_images_may_be_gone(folder: Path, tmp_path: Path) -> None:
-    """A store is a whole: a copy of it trains a student, and its plain rows are streamed, without the folder."""
+def test_a_loop_of_ones_own_streams_the_files(folder: Path) -> None:
     store = opened(folder)
     batch = next(
         iter(
