@@ -394,7 +394,7 @@ def test_inputs_are_arrays_or_files(folder: Path) -> None:
 
 
 def test_every_bit_of_a_stored_file_is_covered(folder: Path, tmp_path: Path) -> None:
-    """A flipped bit of a shard is an error of the store, before any decoder sees it."""
+    """A flipped bit of a shard is an error of the store, before any decoder sees it; the same call mends it."""
     shutil.copytree(folder / "files.zarr", tmp_path / "store.zarr")
     shard = next(
         path
@@ -408,3 +408,6 @@ def test_every_bit_of_a_stored_file_is_covered(folder: Path, tmp_path: Path) -> 
         for row in range(16):
             logitstore.open_store(tmp_path / "store.zarr").samples.file(row)
     assert caught.value.code == "shard-corrupt"
+    assert CliRunner().invoke(cli, ["repair", str(tmp_path / "store.zarr")]).exit_code == 0
+    write_images(tmp_path / "images")
+    assert cached(tmp_path, "store.zarr", store_inputs="encoded").digest == opened(folder).digest
