@@ -14,7 +14,8 @@ import zarr
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
-from support import experiments
+from support import experiments, stores
+from support.make_golden import FILE_PIXELS, FILES, make_files
 from torch import nn
 
 import logitstore
@@ -31,6 +32,7 @@ from logitstore.pipeline.transfer import TransferRows, input_bytes
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.api import Store
 from logitstore.storage.describe import describe
+from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import (
     BadDataError,
     ConfigError,
@@ -43,6 +45,8 @@ from logitstore.storage.format.layouts import check_part
 from logitstore.storage.parts.reader import Samples
 
 ROWS, CLASSES = 60, 3
+GOLDEN_DIGEST = "sha256:0b1ef403d1a8ba10c0c54ea27e89ecc3826a73deaf22227d4058e197975f4042"
+"""Digest of the golden store on the day it was made."""
 
 
 class Net(nn.Module):
@@ -265,6 +269,26 @@ def test_inspect_and_verify_know_the_files(folder: Path) -> None:
     assert record["samples"]["inputs"].keys() == {"files", "most_bytes"}
     assert record["format_version"] == "1.1"
     assert CliRunner().invoke(cli, ["verify", str(folder / "files.zarr")]).exit_code == 0
+
+
+def test_a_golden_store_is_read_as_it_was_made(tmp_path: Path) -> None:
+    """One of the day on which files became a part of format 1.1. A new one has its bytes, but for what is compressed."""
+    for store in (logitstore.open_store(FILES), make_files(tmp_path / "new.zarr")):
+        stored = stored_images(store)
+        for index, pixels in enumerate(FILE_PIXELS):
+            image, label = stored[index]
+            np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
+            assert label == index % 2
+        assert digest_rows(np.stack([stored[index][0] for index in range(6)])).tolist() == (
+            store.samples.digests[::-1].tolist()
+        )
+    assert logitstore.open_store(FILES).digest == GOLDEN_DIGEST
+    assert CliRunner().invoke(cli, ["verify", "--deep", str(FILES)]).exit_code == 0
+    ours, theirs = stores.tree(tmp_path / "new.zarr"), stores.tree(FILES)
+    assert ours.keys() == theirs.keys()
+    compressed = ("file/c.", "file_bytes/c.", "__logitstore__/")  # Pillow's zlib and our zstd may change
+    same = [key for key in ours if not any(part in key for part in compressed) and "file/" not in key]
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
 
 
 # Hostile content

@@ -6,13 +6,18 @@ tests/data holds the output of the day on which the format was fixed. A change o
 changes the format.
 """
 
+import io
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from PIL import Image, PngImagePlugin
 
+from logitstore.storage.api import Store, begin_store
+from logitstore.storage.digest import digest_rows
 from support import transformed
 from support.stores import Made, Teacher, add_clustering, make
 
@@ -20,6 +25,9 @@ DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "store-v1.0"
 PLAIN = DATA / "plain-v1.0"
 TRANSFORMED = DATA / "transform-v1.1"
+FILES = DATA / "files-v1.1"
+FILE_PIXELS = np.random.default_rng(5).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+"""(rows, height, width, 3): pixels of the golden store of files, which PNG files keep exactly."""
 
 
 def make_golden(path: Path) -> Made:
@@ -62,6 +70,52 @@ def make_transformed(path: Path) -> Made:
     labels = np.full(transformed.ROWS, -1, np.int64)
     logits = dict.fromkeys(("peaked", "turned"), transformed.known_logits())
     return Made(path, store, np.arange(transformed.ROWS, dtype=np.uint64), labels, logits)
+
+
+def png_files() -> list[bytes]:
+    """Return the pixels as PNG files of different lengths."""
+    files = []
+    for number, pixels in enumerate(FILE_PIXELS):
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "PNG", pnginfo=_comment("x" * number))
+        files.append(content.getvalue())
+    return files
+
+
+def _comment(text: str) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", text)
+    return info
+
+
+def make_files(path: Path) -> Store:
+    """Make a store that keeps the files of its inputs, in reverse order."""
+    files, rows = png_files(), len(FILE_PIXELS)
+    identity = {
+        "transfer_set": None,
+        "order": {"kind": "as_is"},
+        "digest_of": "array",
+        "label_kind": "class",
+        "decoding": {"mode": "RGB", "height": 4, "width": 4},
+    }
+    source = np.arange(rows)[::-1].copy()
+    digests = digest_rows(np.ascontiguousarray(FILE_PIXELS.transpose(0, 3, 1, 2)))[source]
+    with mock.patch("os.fsync"):
+        store = begin_store(path, num_rows=rows, num_classes=2, block_rows=4)
+        with closing(store.samples_writer(identity=identity, file_width=max(map(len, files)))) as writer:
+            for block in range(2):
+                here = store.grid.rows(block)
+                of_block = source[here.start : here.stop]
+                writer.write(
+                    here,
+                    source=of_block,
+                    digest=digests[here.start : here.stop],
+                    label=of_block % 2,
+                    file=lambda part, of_block=of_block: [files[index] for index in of_block[part]],
+                )
+            writer.seal()
+        store.refresh()
+    return store
 
 
 MAKERS = {GOLDEN.name: make_golden, PLAIN.name: make_plain}
