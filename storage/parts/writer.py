@@ -5,7 +5,7 @@ Each defines the arrays of its part and checks the values that it is given; `par
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -83,8 +83,7 @@ class SamplesWriter(PartWriter):
         if file_width is not None:
             layouts.append(self._rows_of(root, "file", (file_width,), form=INPUT_FILES))
             layouts.append(self._rows_of(root, "file_bytes", (), form=INPUT_FILES))
-        id_width = max((len(name.encode()) for name in ids or ()), default=0)
-        if id_width:
+        if id_width := max((len(name.encode()) for name in ids or ()), default=0):
             layouts.append(self._rows_of(root, "id", (id_width,)))
         if example is not None:
             check_input_dtype(example.dtype)
