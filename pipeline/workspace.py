@@ -1,6 +1,7 @@
 """The workspace of an experiment: its tables, the store and the models that they lead to, and how work is done."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class Workspace:
     """Callback for the rows, steps or models that are done."""
     ranks: Ranks = ALONE
     """The processes that share the work; each of them calls the stage."""
+    outlet: Callable[[int, dict[str, float]], object] | None = None
+    """A function of a step and its values, which a student's training calls with each line of its log."""
     given_rows: TransferRows | None = None
     """The transfer set, if the caller has opened it already."""
 

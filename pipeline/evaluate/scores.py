@@ -31,7 +31,7 @@ from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
 from ..workspace import Workspace
-from .examples import EvaluationExamples
+from ..evaluation_set import EvaluationExamples
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from ..specialists.training import load_specialist
 from ..train.stage import build_student
 from ..train.todo import missing_students, student_seeds
 from ..workspace import Workspace
-from .examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
+from ..evaluation_set import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 

@@ -259,7 +259,7 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
         "train": settled(
             table.train,
             later={"clip_norm", "ema", "label_smoothing", "precision"},
-            idle={"checkpoint_every", "compile"},
+            idle={"compile", "checkpoint_every", "log"},
         ),
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),

@@ -24,7 +24,7 @@ from faults.tally import Tally
 from logitstore.pipeline.cache.teachers import load_teacher
 from logitstore.pipeline.cache.todo import find_teacher
 from logitstore.pipeline.evaluate import stage
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, Scores, subjects
 from logitstore.pipeline.evaluate.stage import evaluate
 from logitstore.pipeline.models.networks import mlp

@@ -16,7 +16,7 @@ from support.experiments import MLP_FACTORY, document, parsed, student
 
 from logitstore.pipeline.cluster.errors_inside import ErrorsInside
 from logitstore.pipeline.evaluate import scores as scores_module
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import (
     Score,
     Scores,

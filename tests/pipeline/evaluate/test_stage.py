@@ -13,7 +13,7 @@ from support import experiments
 from support.experiments import document, parsed, run_document, student, teacher, train
 from torch import nn
 
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, TableRow
 from logitstore.pipeline.evaluate.stage import evaluate
 from logitstore.pipeline.models.networks import mlp

@@ -16,7 +16,7 @@ from support.messages import Sentences
 
 from logitstore.pipeline.cache import todo as caching
 from logitstore.pipeline.evaluate import scores as scoring
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import subjects
 from logitstore.pipeline.experiment import document as experiment_file
 from logitstore.pipeline.experiment.training import Factory
