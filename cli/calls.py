@@ -108,8 +108,8 @@ def cache(
     RowMismatch if a row has another input or label than in the store.
     """
     from ..pipeline.cache.stage import cache as run_stage
-    from ..pipeline.evaluation_set import EvaluationExamples
     from ..pipeline.evaluate.stage import evaluate as score
+    from ..pipeline.evaluation_set import EvaluationExamples
     from ..pipeline.in_hand.experiments import capture_of
     from ..pipeline.in_hand.networks import kept_as_they_are
     from ..pipeline.workspace import Workspace

@@ -43,9 +43,7 @@ class EvaluationExamples(Examples):
     _class_of: Int64[np.ndarray, " own"] | None = None
     """The transfer set's class of each class of this set; None where the numbers are the same."""
 
-    def __init__(
-        self, experiment: Experiment, rows: TransferRows, name: SetName = "evaluation_set"
-    ) -> None:
+    def __init__(self, experiment: Experiment, rows: TransferRows, name: SetName = "evaluation_set") -> None:
         """Open the evaluation set of an experiment. rows: the transfer set. name: of the table.
 
         Raises ConfigError for an experiment without one; BadDataError for a set without labels, and for classes that are

@@ -14,8 +14,8 @@ from ..storage.backends.posix import check_writable, remove_leftovers
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
-from .evaluation_set import EvaluationExamples
 from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
+from .evaluation_set import EvaluationExamples
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .specialists import todo as specialising

@@ -150,7 +150,9 @@ class Experiment(Table):
         if train.validation == "evaluation_set" and self.evaluation_set is None:
             expected, remedy = "[evaluation_set]", f"add [evaluation_set], or set {key}.validation = 0.1"
             raise problem(expected, "no such table", remedy, f"{key}.validation")
-        remedy = "set validation = 0.1, a share of the rows that it does not learn from, or add [validation_set]"
+        remedy = (
+            "set validation = 0.1, a share of the rows that it does not learn from, or add [validation_set]"
+        )
         if train.keep == "best" and source == "evaluation_set":
             # The scores of the table would be those of the examples that chose the epoch.
             found = "validation = 'evaluation_set', from which the scores come"
@@ -168,7 +170,9 @@ class Experiment(Table):
         """Return what a training is validated on: "held_out", "validation_set", "evaluation_set", or None."""
         if train.held_out is not None:
             return "held_out"
-        return train.validation or (None if self.validation_set is None else "validation_set")
+        if train.validation is not None:
+            return "evaluation_set"
+        return None if self.validation_set is None else "validation_set"
 
     def _check_member(self, name: str, key: str) -> None:
         """Refuse a name that is not that of one network."""

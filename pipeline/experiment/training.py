@@ -158,9 +158,7 @@ class ValidatedTrain(Train):
         return self.validation if isinstance(self.validation, float) else None
 
 
-IDLE_KEYS: Final = frozenset(
-    {"checkpoint_every", "log", "validation", "validate_every", "keep", "best_by"}
-)
+IDLE_KEYS: Final = frozenset({"checkpoint_every", "log", "validation", "validate_every", "keep", "best_by"})
 """Keys of a training that `settled` leaves out of its identity: `validation_identity` states those that choose weights."""
 
 
@@ -169,7 +167,7 @@ def validation_identity(train: ValidatedTrain, content: Callable[[], Any]) -> di
 
     content: states the content of the validation set; called only if it chooses the weights.
     """
-    held = {} if train.held_out is None else {"held_out": train.held_out}
+    held: dict[str, Any] = {} if train.held_out is None else {"held_out": train.held_out}
     if train.keep == "best":
         held["keep"] = {
             "best_by": train.best_by,

@@ -14,8 +14,8 @@ from torch import nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ..evaluation_set import EvaluationExamples, warn_if_unlike
 from ..evaluate.metrics import Accumulator, Metrics
+from ..evaluation_set import EvaluationExamples, warn_if_unlike
 from ..experiment.tables import EvaluationSet
 from ..experiment.training import of_thing
 from ..models.records import Models

@@ -45,3 +45,13 @@ def kl_divergence(
     log_q = torch.log_softmax(student / temperature, dim=-1)
     crossed = -(targets.to(log_q.dtype) * log_q).sum(dim=-1)
     return (crossed - entropy(targets.to(log_q.dtype))).clamp(min=0.0)
+
+
+@torch.no_grad()
+def from_cross_entropy(
+    value: Float[Tensor, ""], targets: Float[Tensor, "rows classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """Return the mean KL of a batch whose T² · cross-entropy with the targets, a mean over rows, is known."""
+    rows = max(len(targets), 1)
+    kl = torch.sub(value * temperature**-2, entropy(targets).sum(), alpha=1 / rows)
+    return kl.clamp(min=0.0)

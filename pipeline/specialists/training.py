@@ -29,6 +29,7 @@ from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import find_teacher
 from ..experiment.tables import Specialists
 from ..losses import Distillation, soft_targets
+from ..losses.divergence import from_cross_entropy
 from ..models.records import Record, check_loaded
 from ..models.weights import load_weights
 from ..runtime.inference import check_model, place
@@ -36,6 +37,7 @@ from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Batches, Epochs, Kept, train_and_keep
+from ..trainer.tensorboard import check_tensorboard
 from ..trainer.trial import check_training
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
@@ -70,6 +72,8 @@ def train_specialists(
     scheduler is gone.
     """
     ranks, table = work.ranks, table_of(work.experiment)
+    if table.train.log == "tensorboard":
+        check_tensorboard()
     generalist = check_specialists(work)
     if missing is None:
         missing = missing_specialists(work, find_specialists(work))
@@ -282,6 +286,7 @@ class SpecialistLoss:
         self._full, self._teacher = table.variant == "full", generalist
         self._temperature = table.temperature
         self._distillation = Distillation(table.temperature, 0.0)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, logits: Float[Tensor, "batch columns"], batch: TorchBatch) -> Float[Tensor, ""]:
         """Return the hard cross-entropy; with `variant = "full"` that of the special rows, and the soft one of the others."""
@@ -292,7 +297,12 @@ class SpecialistLoss:
         given = batch.teacher_logits(self._temperature)[self._teacher][first:]
         targets = soft_targets({self._teacher: given}, self._temperature)
         soft: Tensor = self._distillation(logits[first:], targets, batch.labels[first:])
+        self._last = soft.detach(), targets
         return (first * hard + (count - first) * soft) / count
+
+    def divergence(self) -> Tensor | None:
+        """Return the mean KL from the specialist to the generalist, of the rows of other classes in the last batch."""
+        return None if self._last is None else from_cross_entropy(*self._last, self._temperature)
 
     def columns(self, labels: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Return the column of each label."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import losses
 from ..experiment.tables import Student
 from ..losses import Distillation, hard_cross_entropy, soft_targets
+from ..losses.divergence import from_cross_entropy
 from ..runtime.ranks import ALONE, Ranks
 from ..stream.batch import TorchBatch
 
@@ -60,7 +61,7 @@ class StudentLoss:
         if self._distillation is not None:
             targets = soft_targets(given, student.temperature, self._weights, student.mean)
             value: Tensor = self._distillation(own, targets)
-            self._last = partial(_from_cross_entropy, value.detach(), targets, student.temperature)
+            self._last = partial(from_cross_entropy, value.detach(), targets, student.temperature)
         else:
             assert self._matching is not None  # soft targets have one of the two
             mixed = losses.ensemble_logits(given, student.temperature, self._weights, student.mean)
@@ -105,14 +106,6 @@ def _matching(student: Student) -> Matching:
     if name == "dkd":
         return losses.DecoupledDistillation(student.temperature, hard_weight=0.0, **numbers)
     return losses.Dist(student.temperature, hard_weight=0.0, **numbers)
-
-
-@torch.no_grad()
-def _from_cross_entropy(value: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return the KL of a batch whose T² · cross-entropy is known."""
-    rows = max(len(targets), 1)
-    kl = torch.sub(value * temperature**-2, losses.entropy(targets).sum(), alpha=1 / rows)
-    return kl.clamp_(min=0.0)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ its last checkpoint, and several processes may share one.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,7 @@ from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
 from ..trainer.tensorboard import check_tensorboard
 from ..trainer.trial import check_training, make_lazy_layers, try_neighbours
-from ..trainer.validation import Validation, check_labelled, measure
+from ..trainer.validation import Divergences, Labelled, Validation, check_labelled, measure
 from ..trainer.validation_sets import LabelledBatches, open_set, without_teachers
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views, rows_of_store
@@ -120,8 +120,8 @@ def student_validation(
         if settings.keep == "best" and settings.best_by != "kl":
             check_labelled(work.store.samples.labels_of(held), settings, where)
         # Each validation passes over view 0 of the rows: the row itself, unless every view is augmented.
-        batches = TorchStream(_stream(work, run, rows=held, validates=True)[0], device)
-        divergences = loss.divergences
+        batches: Iterable[Labelled] = TorchStream(_stream(work, run, rows=held, validates=True)[0], device)
+        divergences: Divergences = loss.divergences
     else:
         batches = LabelledBatches(open_set(work, source), settings.batch_size, device)
         divergences = without_teachers

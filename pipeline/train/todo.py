@@ -70,9 +70,7 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
             later={"clip_norm", "ema", "label_smoothing", "precision"},
             idle={"compile", "seeds", *IDLE_KEYS},
         ),
-        **validation_identity(
-            student.train, lambda: content_of(experiment.validation_set, experiment.base)
-        ),
+        **validation_identity(student.train, lambda: content_of(experiment.validation_set, experiment.base)),
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),
         "seals": {name: store.digest_of(f"teachers/{name}") for name in shown_captures(experiment, student)},

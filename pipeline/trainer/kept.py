@@ -42,7 +42,9 @@ def training_log(
         yield stack.enter_context(TrainingLog(weights.with_suffix(".metrics.jsonl"), outlets))
 
 
-def keep_both(module: nn.Module, weights: Path, validation: Validation | None, ranks: Ranks) -> dict[str, Any]:
+def keep_both(
+    module: nn.Module, weights: Path, validation: Validation | None, ranks: Ranks
+) -> dict[str, Any]:
     """Write the weights that are not the result beside it, and leave the result in the module; return facts for the record.
 
     Without a validation that selects, files of an earlier training are removed. Raises StorageError.

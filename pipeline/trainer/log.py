@@ -105,10 +105,10 @@ class TrainingLog:
         named = {
             f"{group}/{key}": float(value)
             for key, value in values.items()
-            if key not in ("event", "step", "epoch") and isinstance(value, (int, float))
+            if key not in ("event", "step", "epoch") and type(value) in (int, float)
         }
         for outlet in self._outlets:
-            outlet(values["step"], {"epoch": values["epoch"], **named})
+            outlet(values["step"], {"epoch": float(values["epoch"]), **named})
         if self._path is None:
             return
         if self._file is None:

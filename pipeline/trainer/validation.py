@@ -41,6 +41,10 @@ class Labelled(Protocol):
         """(batch,) int64, -1 where unknown."""
 
 
+Divergences = Callable[[Tensor, Any], Tensor | None]
+"""(logits, batch) -> KL from the network to its soft targets of each row, or None without any."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """Figures of a network on some examples; None where they have no labels, or no teachers' logits."""
@@ -75,7 +79,7 @@ class Best:
 @torch.no_grad()  # not inference_mode: a module may cache tensors that its training uses later
 def measure(
     batches: Iterable[Labelled],
-    divergences: Callable[[Tensor, Any], Tensor | None],
+    divergences: Divergences,
     num_classes: int,
     where: str,
     module: nn.Module,
@@ -154,7 +158,9 @@ class Validation:
             figures = self._measured(module)
             self.last = figures
             if self.selects and self._is_better(figures):
-                tensors = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+                tensors = {
+                    name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()
+                }
                 self.best = Best(epoch, figures, tensors)
         ranks.wait()  # an evaluation may take longer than a collective
         is_best = self.best is not None and self.best.epoch == epoch

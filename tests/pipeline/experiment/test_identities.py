@@ -118,7 +118,10 @@ def identities(experiment: Experiment) -> dict[str, Any]:
     if experiment.cluster is not None:
         made["cluster"] = cluster_identity(STORE, experiment.cluster)
     if (table := experiment.specialists) is not None:
-        later, idle = {"clip_norm", "ema", "label_smoothing", "precision"}, {"checkpoint_every", "compile"}
+        later, idle = (
+            {"clip_norm", "ema", "label_smoothing", "precision"},
+            {"checkpoint_every", "compile", "log"},
+        )
         made["specialists"] = {
             key: getattr(table, key) for key in ("variant", "views", "head", "temperature", "seed", "sets")
         }
