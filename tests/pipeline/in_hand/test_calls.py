@@ -14,6 +14,7 @@ from support.hands import Darker, Net, Pictures, cached, distilled
 from torch import distributed
 
 import logitstore
+from logitstore.cli.calling import check_log
 from logitstore.pipeline.augment import random_resized_crop, shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
@@ -359,10 +360,12 @@ def test_a_choice_on_the_set_of_the_scores_and_a_log_without_a_place_are_refused
         {"keep": "best"},
         {"validation": 2.0},
         {"log": "tensorboard", "checkpoint": None},
-        {"log": "wandb"},
     ]
     for arguments in wrong:
         with pytest.raises(ConfigError) as refused:
             distilled(tmp_path, **arguments)
         sentence(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        check_log("wandb", tmp_path)
+    sentence(refused.value)
     distilled(tmp_path, validation=test, evaluation=test)  # control: to watch it chooses nothing
