@@ -123,7 +123,8 @@ def student_validation(
         batches: Iterable[Labelled] = TorchStream(_stream(work, run, rows=held, validates=True)[0], device)
         divergences: Divergences = loss.divergences
     else:
-        batches = LabelledBatches(open_set(work, source), settings.batch_size, device)
+        size = work.ranks.rows_each(settings.batch_size)
+        batches = LabelledBatches(open_set(work, source), size, device)
         divergences = without_teachers
     classes = work.store.num_classes
     return Validation(settings, source, partial(measure, batches, divergences, classes, where))
@@ -147,7 +148,8 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
     student, store = run.student, work.store
     needed = student.labels_needed_for
     if needed is not None and not (labels := _labels(run, store) >= 0).any():
-        found = f"none in its {len(labels):,} rows" if student.rows < 1 else "a store without any"
+        some = student_rows(run, store.num_rows) is not None
+        found = f"none in its {len(labels):,} rows" if some else "a store without any"
         raise BadDataError(
             f"student {student.name!r}",
             expected=f"labels, for {needed}",
@@ -168,6 +170,7 @@ def _stream(
 ) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:
     """Open a stream of some rows, as `open_stream`. validates: in order, in view 0, and whole in this process."""
     student, store, ranks = run.student, work.store, ALONE if validates else work.ranks
+    rows_each = work.ranks.rows_each(student.train.batch_size)
     needed, views = student.labels_needed_for, 0 if validates else student.views
     names = shown_captures(work.experiment, student)
     first = store.teachers[names[0]]
@@ -179,7 +182,7 @@ def _stream(
         augment = recorded_views(work.experiment, store, names[0], transfer_set)
         check_labels_of_views(f"student {student.name!r}", needed, views, first, augment)
     stream = store.stream(
-        ranks.rows_each(student.train.batch_size),
+        rows_each,
         teachers=names,
         views=views,
         rows=rows,

@@ -8,7 +8,7 @@
 in the line of an epoch (`"event":"epoch"`) the loss is the mean over its steps. `rows_per_second`, and `waiting`, the
 share of the time spent waiting for data: since the last line of the same event, or since the training began or resumed.
 `seconds`: of training so far, without interruptions. `kl`: mean KL from the student to its soft targets, nats, where it
-has any; that of an epoch is the mean over a fourth of its steps. The line of a validation follows that of its epoch.
+has any; that of an epoch is the mean over every eighth step. The line of a validation follows that of its epoch.
 
 The values of a line also go to outlets, such as TensorBoard's files: `train/loss`, `epoch/loss`, `validation/accuracy` …
 

@@ -44,7 +44,7 @@ class HasInputs(Protocol):
 BatchType = TypeVar("BatchType", bound=HasInputs)
 REPORT_EVERY = 20
 """Steps between two reports, each of which waits for the device."""
-KL_EVERY = 4
+KL_EVERY = 8
 """Steps between two whose KL is computed: that of all steps took 5 to 10 % of a step of a small MLP."""
 
 
@@ -272,6 +272,7 @@ class _Run:
         at, validation = self.training.position, self.training.validation
         if validation is None or not at.epoch_steps or not validation.is_due(at.epoch, self.settings.epochs):
             return
+        self.progress(self.where, at.rows, self.total_rows, "rows", "validating")
         figures, is_best = validation.validate(self.training.steps.kept, at.epoch, self.ranks)
         numbers = {key: value for key, value in asdict(figures).items() if value is not None}
         self.log.write(

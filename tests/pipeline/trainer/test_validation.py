@@ -436,3 +436,24 @@ def test_tensorboard_gets_a_curve_a_value_and_is_resumed(
     assert ("epoch/loss", 4) in first.scalars and ("validation/kl", 4) in first.scalars
     assert second.purged == 8 and first.closed and second.closed
     assert weights(tmp_path)
+
+
+# Before anything is trained
+
+
+def test_a_run_finds_what_a_later_training_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of teachers are not spent for a student that cannot be logged or validated."""
+    experiments.write_data(tmp_path)
+    document = experiments.document()
+    document["student"] = [experiments.student("a", train=experiments.train(log="tensorboard"))]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(MissingPackage, match="tensorboard"):
+        experiments.run_document(document, tmp_path, tmp_path / "out")
+    document["student"] = [experiments.student("a")]
+    images, _ = experiments.some_digits(9, 4)
+    np.savez(tmp_path / "images.npz", inputs=images)
+    document["validation_set"] = {**TEST_SET, "args": {"file": "images.npz", "labels": ""}}
+    with pytest.raises(BadDataError, match=r"^validation_set: expected labelled examples"):
+        experiments.run_document(document, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
