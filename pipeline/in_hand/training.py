@@ -25,7 +25,7 @@ from ..runtime.inference import device_of, is_placed, place, run_model
 from ..train.stage import train_students
 from ..train.todo import missing_students, student_seeds
 from ..trainer.checkpoints import Checkpoints
-from ..trainer.validation import Figures
+from ..trainer.validation import in_words
 from ..transfer import Examples
 from ..workspace import Workspace
 from .data_sets import data_set_in_hand
@@ -125,21 +125,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
     finally:
         if not is_placed(network):
             network.to(before)
-    return Trained(was_there, metrics, _validated(models, run.name))
-
-
-def _validated(models: Models, name: str) -> str:
-    """Put the validation in the record of a student in words, as in `best epoch 7: 96.20 % right, …`."""
-    facts = models.recorded_facts("students", name).get("validation")
-    if not isinstance(facts, Mapping):
-        return ""
-    parts = []
-    if (best := facts.get("best")) is not None:
-        figures = Figures(**{key: value for key, value in best.items() if key != "epoch"})
-        parts.append(f"best epoch {best['epoch'] + 1}: {figures.text()}")
-    if (last := facts.get("last")) is not None:
-        parts.append(f"last epoch: {Figures(**last).text()}")
-    return "; ".join(parts)
+    return Trained(was_there, metrics, in_words(models.recorded_facts("students", run.name)))
 
 
 def _with_checkpoints(asked: Distillation) -> dict[str, Any]:

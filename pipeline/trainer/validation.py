@@ -223,6 +223,24 @@ class Validation:
         }
 
 
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Put the validation of a training in words; empty without one. facts: of the record of its network.
+
+    >>> in_words({"validation": {"on": "held_out", "best": {"epoch": 2, "rows": 9, "kl": 0.5}, "last": {"rows": 9, "kl": 1}}})
+    'best epoch 3: KL 0.5; last epoch: KL 1'
+    """
+    validation = facts.get("validation")
+    if not isinstance(validation, Mapping):
+        return ""
+    parts = []
+    if isinstance(best := validation.get("best"), Mapping):
+        figures = Figures(**{key: _number(value) for key, value in best.items() if key != "epoch"})
+        parts.append(f"best epoch {best['epoch'] + 1}: {figures.text()}")
+    if isinstance(last := validation.get("last"), Mapping):
+        parts.append(f"last epoch: {Figures(**{key: _number(value) for key, value in last.items()}).text()}")
+    return "; ".join(parts)
+
+
 def _as_json(figures: Figures) -> dict[str, Any]:
     """Return figures as JSON, which has no NaN or infinity."""
     return {
