@@ -210,7 +210,8 @@ class StudentKeeper:
             training.loss_sum.zero_()  # the first rank holds the sum of all
             training.kl_sum.zero_()
         if training.validation is not None and self._ranks.is_first:
-            training.validation.restore(state.get("validation"), tensors)
+            own = training.steps.kept.state_dict()
+            training.validation.restore(state.get("validation"), tensors, own)
         training.steps.restore(tensors, state["scaler"])
         self._batches.set_epoch(
             at.epoch
@@ -218,11 +219,11 @@ class StudentKeeper:
         self._batches.load_state_dict(state["stream"])
         self._resumed_epoch = at.epoch
         # Last, because the steps above may draw random numbers.
-        own = tensors.get(f"{_RANDOM}/{self._ranks.rank}")
-        if own is None:
+        numbers = tensors.get(f"{_RANDOM}/{self._ranks.rank}")
+        if numbers is None:
             seed_rank(self._kept.seed, self._ranks, checkpoint.step)
         else:
-            set_random_state(own, self._device)
+            set_random_state(numbers, self._device)
 
     def after_step(self, training: Training, *, is_last: bool) -> None:
         """Write a checkpoint, if it is due, or if checkpoints are wanted and the training is stopped."""

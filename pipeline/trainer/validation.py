@@ -201,8 +201,13 @@ class Validation:
         best = {} if self.best is None else self.best.tensors
         return {f"{BEST}/{name}": tensor for name, tensor in best.items()}
 
-    def restore(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the best epoch, unless it was chosen on other examples or by another figure."""
+    def restore(
+        self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> None:
+        """Restore the best epoch, unless it was chosen on other examples or by another figure.
+
+        own: tensors of the network. Raises ValueError for weights of another one, LookupError or TypeError for another state.
+        """
         if state is None or state["of"] != self._of or state["best"] is None:
             return
         epoch, figures = state["best"]
@@ -211,6 +216,8 @@ class Validation:
             for name, tensor in tensors.items()
             if name.startswith(f"{BEST}/")
         }
+        if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in own.items()}:
+            raise ValueError("best weights of other names or shapes")
         self.best = Best(int(epoch), Figures(**{k: _number(v) for k, v in figures.items()}), weights)
 
     def facts(self) -> dict[str, Any]:

@@ -232,6 +232,24 @@ def test_a_checkpoint_without_the_best_weights_is_found_out(tmp_path: Path, best
     assert weights(tmp_path) != weights(best)
 
 
+def test_best_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    """Found when the training is resumed, and not at its end."""
+    document = validated(keep="best", best_by="kl")
+    with interruption(5):
+        trained(document, finished_store(), tmp_path)
+    genuine = Validation.restore
+
+    def narrow(self: Validation, state: Any, tensors: Any, own: Any) -> None:
+        cut = {name: t[:1] if name.startswith("best/") else t for name, t in tensors.items()}
+        genuine(self, state, cut, own)
+
+    with (
+        mock.patch.object(Validation, "restore", narrow),
+        pytest.raises(BadDataError, match="best weights of other names or shapes"),
+    ):
+        trained(document, finished_store(), tmp_path)
+
+
 def test_the_best_of_another_figure_is_not_taken_over(tmp_path: Path) -> None:
     """`best_by` of a training that keeps its last epoch is no part of its identity, and may change on the way."""
     with first_is_best(), interruption(5):
