@@ -211,7 +211,7 @@ class Ranks:
         return torch.cat(parts)
 
     def copy_first(self, tensors: "Iterable[Tensor]") -> None:
-        """Overwrite tensors of all ranks by those of the first, in place."""
+        """Copy tensors of the first rank into those of all others, in place."""
         if self.size == 1:
             return
         from torch import distributed
