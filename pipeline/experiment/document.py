@@ -26,7 +26,7 @@ from .tables import (
     TransferSet,
     among_members,
 )
-from .training import Factory, ValidatedTrain
+from .training import Factory, SpecialistTrain, ValidatedTrain
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,17 @@ class Experiment(Table):
         if train is None:
             return
         source = self.validation_source(train)
+        missing = "neither validation nor [validation_set]"
+        remedy = "set validation = 0.1, a share of the rows that it does not learn from"
+        if isinstance(train, SpecialistTrain):
+            # A set has other shares of the classes than its batches, for which a specialist's logits are.
+            source, missing = (source if source == "held_out" else None), "no validation"
+            if train.validation == "evaluation_set":
+                raise problem("a share of the rows", show(train.validation), remedy, f"{key}.validation")
+        else:
+            remedy += ", or add [validation_set]"
         if train.validation == "evaluation_set" and self.evaluation_set is None:
-            expected, remedy = "[evaluation_set]", f"add [evaluation_set], or set {key}.validation = 0.1"
-            raise problem(expected, "no such table", remedy, f"{key}.validation")
-        remedy = (
-            "set validation = 0.1, a share of the rows that it does not learn from, or add [validation_set]"
-        )
+            raise problem("[evaluation_set]", "no such table", remedy, f"{key}.validation")
         if train.keep == "best" and source == "evaluation_set":
             # The scores of the table would be those of the examples that chose the epoch.
             found = "validation = 'evaluation_set', from which the scores come"
@@ -160,7 +165,7 @@ class Experiment(Table):
         for name in ("keep", "validate_every", "best_by"):
             if source is None and getattr(train, name) != type(train).model_fields[name].default:
                 expected = "examples to validate on"
-                raise problem(expected, "neither validation nor [validation_set]", remedy, f"{key}.{name}")
+                raise problem(expected, missing, remedy, f"{key}.{name}")
         if train.best_by not in (figures if train.held_out is not None else ("accuracy", "nll")):
             expected = "soft targets and validation = SHARE, for rows that have teachers' logits"
             found = "rows held out of a training from labels" if train.held_out is not None else f"[{source}]"
@@ -202,6 +207,7 @@ class Experiment(Table):
             expected, remedy = "cluster.teacher or specialists.generalist", "add specialists.generalist"
             raise problem(expected, "no such key", remedy, "specialists.generalist")
         self._check_view(table.views, "specialists.views")
+        self._check_validation(table.train, "specialists.train", ("accuracy", "nll"))
         most = len(table.sets) if table.sets != "all" else self.cluster.clusters if self.cluster else 0
         if most > MAX_PARTS:
             expected = f"at most {MAX_PARTS:,} specialists, the captures of a store"

@@ -198,7 +198,7 @@ class StudentTrain(ValidatedTrain):
     """Steps between two checkpoints, from which an interrupted training resumes; none by default."""
 
 
-class SpecialistTrain(Train):
+class SpecialistTrain(ValidatedTrain):
     """`[specialists] train`: the training of each specialist, from the generalist's weights."""
 
     # The correction for the shares of a batch needs posteriors, which smoothed labels do not give.
@@ -207,8 +207,4 @@ class SpecialistTrain(Train):
     checkpoint_every: Count | None = None
     """Steps between two checkpoints, from which an interrupted training resumes; none by default."""
 
-    elsewhere = (
-        ("seeds", "set specialists.seed, which counts up from set to set"),
-        ("validation", "remove it: specialists are scored on [evaluation_set], with [combine]"),
-        ("keep", "remove it: the weights of the last epoch are kept"),
-    )
+    elsewhere = (("seeds", "set specialists.seed, which counts up from set to set"),)
