@@ -21,7 +21,7 @@ def entropy(probabilities: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows
     """
     # Faster than torch.special.entr on a CPU. p · ln p of the smallest float is 0 to rounding.
     smallest = torch.finfo(probabilities.dtype).tiny
-    return -(probabilities * probabilities.clamp(min=smallest).log()).sum(dim=-1)
+    return (probabilities * -probabilities.clamp(min=smallest).log()).sum(dim=-1)
 
 
 @torch.no_grad()

@@ -218,7 +218,7 @@ class Validation:
         }
         if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in own.items()}:
             raise ValueError("best weights of other names or shapes")
-        self.best = Best(int(epoch), Figures(**{k: _number(v) for k, v in figures.items()}), weights)
+        self.best = Best(int(epoch), _of_json(figures), weights)
 
     def facts(self) -> dict[str, Any]:
         """Return the figures for the record of the network."""
@@ -241,21 +241,22 @@ def in_words(facts: Mapping[str, Any]) -> str:
         return ""
     parts = []
     if isinstance(best := validation.get("best"), Mapping):
-        figures = Figures(**{key: _number(value) for key, value in best.items() if key != "epoch"})
-        parts.append(f"best epoch {best['epoch'] + 1}: {figures.text()}")
+        parts.append(f"best epoch {best['epoch'] + 1}: {_of_json(best).text()}")
     if isinstance(last := validation.get("last"), Mapping):
-        parts.append(f"last epoch: {Figures(**{key: _number(value) for key, value in last.items()}).text()}")
+        parts.append(f"last epoch: {_of_json(last).text()}")
     return "; ".join(parts)
 
 
 def _as_json(figures: Figures) -> dict[str, Any]:
     """Return figures as JSON, which has no NaN or infinity."""
     return {
-        name: value if value is None or math.isfinite(value) else str(value)
+        name: value if math.isfinite(value) else str(value)
         for name, value in asdict(figures).items()
         if value is not None
     }
 
 
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
+def _of_json(values: Mapping[str, Any]) -> Figures:
+    """Return the figures that `_as_json` returned, with or without an epoch beside them."""
+    numbers = {name: float(values[name]) for name in ("accuracy", "nll", "kl") if name in values}
+    return Figures(int(values["rows"]), **numbers)
