@@ -14,6 +14,7 @@ from .printing.progress import show_progress
 
 if TYPE_CHECKING:
     from ..pipeline.runtime.ranks import Ranks
+    from ..pipeline.trainer.log import Outlet
     from ..storage.api import Store
 
 log = logging.getLogger(__name__)
@@ -102,3 +103,41 @@ def as_weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str]
     if isinstance(teachers, Mapping):
         return {str(name): float(weight) for name, weight in teachers.items()}
     return list(teachers)
+
+
+def check_validation(validation: object, evaluation: object, keep: str) -> None:
+    """Refuse the choice of weights on the examples of the scores. Raises ConfigError."""
+    if validation is not None and validation is evaluation and keep == "best":
+        from ..storage.errors import ConfigError
+
+        raise ConfigError(
+            "validation",
+            expected="examples besides those of evaluation=…, for keep='best'",
+            found="the same set, whose scores would be those of the choice",
+            remedy="pass validation=0.1, a share of the rows that it does not learn from, or another set",
+        )
+
+
+def check_log(log: object, checkpoint: object) -> "Outlet | None":
+    """Return the function among the values of `log`; None for "tensorboard" or nothing. Raises ConfigError."""
+    from ..storage.errors import ConfigError
+
+    if log is None:
+        return None
+    if log == "tensorboard":
+        if checkpoint is None:
+            raise ConfigError(
+                "log='tensorboard'",
+                expected="a folder for its files, checkpoint=…",
+                found="checkpoint=None",
+                remedy="pass checkpoint='runs/NAME'",
+            )
+        return None
+    if not callable(log):
+        raise ConfigError(
+            "log",
+            expected="'tensorboard', or a function of a step and its values",
+            found=repr(log)[:60],
+            remedy="pass log=lambda step, values: …",
+        )
+    return log

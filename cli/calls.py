@@ -7,18 +7,29 @@ does. On a terminal it shows progress and results; elsewhere it is silent unless
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..storage.extras import naming_extras
 from ..storage.progress import Progress
-from .calling import Call, as_stores, as_weights, calling, opened_store, place_of, teacher_names
+from .calling import (
+    Call,
+    as_stores,
+    as_weights,
+    calling,
+    check_log,
+    check_validation,
+    opened_store,
+    place_of,
+    teacher_names,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..pipeline.evaluate.metrics import Metrics
+    from ..pipeline.in_hand.training import Trained
     from ..storage.api import Store
     from ..storage.parts.clusterings import ClusteringReader
 
@@ -103,8 +114,8 @@ def cache(
     RowMismatch if a row has another input or label than in the store.
     """
     from ..pipeline.cache.stage import cache as run_stage
-    from ..pipeline.evaluate.examples import EvaluationExamples
     from ..pipeline.evaluate.stage import evaluate as score
+    from ..pipeline.evaluation_set import EvaluationExamples
     from ..pipeline.in_hand.experiments import capture_of
     from ..pipeline.in_hand.networks import kept_as_they_are
     from ..pipeline.workspace import Workspace
@@ -272,6 +283,11 @@ def distill(
     dataset: Any = None,
     augment: Any = None,
     evaluation: Any = None,
+    validation: Any = None,
+    validate_every: int = 1,
+    keep: Literal["last", "best"] = "last",
+    best_by: Literal["accuracy", "nll", "kl"] = "accuracy",
+    log: "Literal['tensorboard'] | Callable[[int, dict[str, float]], object] | None" = None,
     checkpoint: "str | os.PathLike[str] | None" = None,
     checkpoint_every: int | None = None,
     name: str = "student",
@@ -313,6 +329,14 @@ def distill(
     dataset: the data set that the store was made from, for a store without inputs.
     augment: the augmentation of the captured views, as you passed it to `cache`.
     evaluation: labelled examples, on which the student is scored when it is trained. `evaluate` gives the same scores.
+    validation: a share of the rows, such as 0.1, that it does not learn from, or labelled examples. It is validated on them
+        after epochs: accuracy, NLL, and for a share the KL to the teachers.
+    validate_every: epochs between two validations; the last epoch is always validated.
+    keep: weights that the network ends with: of the last epoch, or of the best validated one. The other ones stand beside
+        them in `checkpoint`.
+    best_by: figure of the best epoch: "accuracy", "nll" or "kl".
+    log: function of a step and its values by name, which is called every 20 steps, after each epoch and each validation;
+        or "tensorboard", for its files in `checkpoint`.
     checkpoint: folder for checkpoints, the log of the training and the final weights; none of them by default.
     checkpoint_every: steps between two checkpoints; about an epoch by default.
     name: name of the files in `checkpoint`.
@@ -351,6 +375,8 @@ def distill(
     with calling(progress) as call, contextlib.ExitStack() as stack:
         opened = opened_store(store)
         names = teacher_names(opened) if teachers is None else teachers
+        check_validation(validation, evaluation, keep)
+        outlet = check_log(log, checkpoint)
         folder = checkpoint
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-"))
@@ -381,6 +407,10 @@ def distill(
             "workers": workers,
             "seeds": [seed],
             "checkpoint_every": checkpoint_every,
+            "validate_every": validate_every,
+            "keep": keep,
+            "best_by": best_by,
+            "log": "tensorboard" if outlet is None and log is not None else None,
         }
         asked = Distillation(
             store=opened,
@@ -390,22 +420,26 @@ def distill(
             dataset=dataset,
             augment=augment,
             evaluation=evaluation,
+            validation=validation,
             folder=Path(folder),
             is_kept=checkpoint is not None,
             student=settings,
             train=train,
         )
-        done = train_in_hand(asked, device=device, progress=call.progress, ranks=call.ranks)
-        _say_trained(call, name, done.was_there, done.metrics)
+        means: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
+        done = train_in_hand(asked, outlet=outlet, **means)
+        _say_trained(call, name, done)
         return student
 
 
-def _say_trained(call: Call, name: str, was_there: bool, metrics: "Metrics | None") -> None:
+def _say_trained(call: Call, name: str, done: "Trained") -> None:
     from .printing.text import nothing_to_do, print_text
 
-    lines = [nothing_to_do(f"{name} is trained and unchanged") if was_there else f"trained   {name}"]
-    if metrics is not None:
-        lines.append(_score_line(name, metrics))
+    lines = [nothing_to_do(f"{name} is trained and unchanged") if done.was_there else f"trained   {name}"]
+    if done.validated:
+        lines.append(f"validated {done.validated}")
+    if done.metrics is not None:
+        lines.append(_score_line(name, done.metrics))
     call.say(lambda: print_text(*lines), "; ".join(lines))
 
 

@@ -14,10 +14,11 @@ from ..storage.backends.posix import check_writable, remove_leftovers
 from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
-from .evaluate.examples import EvaluationExamples
 from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
+from .evaluation_set import EvaluationExamples
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
+from .experiment.training import Train
 from .specialists import todo as specialising
 from .train.todo import StudentSeed, check_compressed, missing_students, student_seeds
 from .workspace import Workspace
@@ -92,7 +93,7 @@ def pending(work: Workspace, examples: EvaluationExamples | None = None) -> Pend
 
 
 def _check_ahead(work: Workspace, todo: Pending) -> None:
-    """Try each network that a later stage needs, before anything is written.
+    """Try each network that a later stage needs, and what its training needs besides, before anything is written.
 
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
@@ -100,6 +101,7 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
     from .runtime.inference import check_model
     from .specialists.heads import find_head
     from .train.network import begun_network
+    from .trainer.tensorboard import check_tensorboard
     from .trainer.trial import check_training
 
     experiment, rows = work.experiment, work.rows
@@ -116,6 +118,14 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
             find_head(network, rows.num_classes, where=where, name=special.head)
         if any(True for _ in network.parameters()):
             check_training(network.requires_grad_(True), work.shown_few, rows.num_classes, where)
+    trains: list[Train | None] = [member.teacher.train for member in todo.cache.captures]
+    trains += [run.student.train for run in todo.students]
+    if special is not None and todo.specialists.train:
+        trains.append(special.train)
+    if any(train is not None and train.log == "tensorboard" for train in trains):
+        check_tensorboard()
+    if trains and experiment.validation_set is not None:
+        EvaluationExamples(experiment, rows, "validation_set")
     first = {run.student.name: run for run in reversed(list(student_seeds(experiment)))}
     for name, student in first.items() if todo.students else ():
         # From labels alone, it learns from the rows themselves if there is one view.

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ class Workspace:
     """Callback for the rows, steps or models that are done."""
     ranks: Ranks = ALONE
     """The processes that share the work; each of them calls the stage."""
+    outlet: Callable[[int, dict[str, float]], object] | None = None
+    """A function of a step and its values, which a student's training calls with each line of its log."""
     given_rows: TransferRows | None = None
     """The transfer set, if the caller has opened it already."""
     reuse: Sequence["str | os.PathLike[str] | Store"] = ()

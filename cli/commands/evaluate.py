@@ -84,9 +84,9 @@ def _evaluate_store(
 def _evaluate_experiment(
     experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
-    from ...pipeline.evaluate.examples import EvaluationExamples
     from ...pipeline.evaluate.scores import Scores, subjects, uncompared, verdicts
     from ...pipeline.evaluate.stage import evaluate
+    from ...pipeline.evaluation_set import EvaluationExamples
     from ...pipeline.same_set import check_samples
 
     with workspace(experiment, location, models, device) as work:

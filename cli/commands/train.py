@@ -1,11 +1,15 @@
 """The command `train`: stage three alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import options
 from ..dask_client import scheduler_at
 from ..printing.text import nothing_to_do, print_text, print_todo
 from ..workspaces import workspace
+
+if TYPE_CHECKING:
+    from ...pipeline.models.records import Models
 
 
 @options.subcommand(
@@ -67,7 +71,16 @@ def command(
             trained = "everything" if has_specialists else "every student"
             write(nothing_to_do(f"{trained} is trained and unchanged", compared))
         verb = "trained   " if has_specialists else "trained  "
-        write(*(f"{verb}{work.models.weights_path('students', name)}" for name in names))
+        for name in names:
+            write(f"{verb}{work.models.weights_path('students', name)}", *_validated(work.models, name))
+
+
+def _validated(models: "Models", name: str) -> list[str]:
+    """Return a line with the best and the last validation of a student; none without one."""
+    from ...pipeline.trainer.validation import in_words
+
+    told = in_words(models.recorded_facts("students", name))
+    return [f"validated {name}: {told}"] if told else []
 
 
 def _discard(*lines: str) -> None:

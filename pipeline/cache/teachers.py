@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
 from ..factories.call import build, expect_module
 from ..factories.products import augmentation_of, product_of
+from ..held_out import held_out_rows, others
 from ..models.alone import alone
 from ..models.class_names import check_class_order, module_class_names
 from ..models.networks import count_parameters
@@ -26,30 +27,18 @@ from ..models.records import Record, check_loaded
 from ..models.sources import source_digests, unchanged
 from ..models.weights import load_weights, save_weights
 from ..runtime.inference import place
+from ..runtime.ranks import ALONE
+from ..trainer.kept import keep_both, training_log
 from ..trainer.loop import fit
+from ..trainer.tensorboard import check_tensorboard
 from ..trainer.trial import check_training
+from ..trainer.validation import Validation, check_labelled, measure
+from ..trainer.validation_sets import LabelledBatch, LabelledBatches, open_set, without_teachers
 from ..views import spread_views
 from ..workspace import Workspace
 from .linear_head import take_head
 from .ready import build_by_factory, check_ready
 from .todo import find_teacher, teacher_identity
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """Inputs and their labels, on a device."""
-
-    inputs: Tensor
-    """(batch, …)."""
-    labels: Int64[Tensor, " batch"]
-    """Class of each, -1 if unknown."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def head(self, count: int) -> "LabelledBatch":
-        """Return the first rows."""
-        return LabelledBatch(self.inputs[:count], self.labels[:count])
 
 
 def build_teacher(work: Workspace, member: TeacherMember) -> nn.Module:
@@ -128,6 +117,8 @@ def train_teacher(work: Workspace, member: TeacherMember) -> Record:
 def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Record:
     """Train a teacher; as `train_teacher`."""
     rows, started = work.rows, time.monotonic()
+    if settings.log == "tensorboard":
+        check_tensorboard()
     target = work.choose_device()
     module = build_teacher(work, member).to(target)
     few, augmentation = rows.a_few, None
@@ -138,8 +129,13 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     # After the build: the identity is that of the code that runs, and of the files that it has read.
     identity = teacher_identity(member, rows)
 
+    held = np.zeros(0, np.int64)
+    if settings.held_out is not None:
+        # Those of the store, as for a student of the same share: its rows are numbers of the set until they are shuffled.
+        held = rows.source[held_out_rows(len(rows), settings.held_out)]
+
     def batches(epoch: int) -> Iterator[LabelledBatch]:
-        order = philox_permutation(len(rows), member.seed, stream=epoch, counter=0)
+        order = others(philox_permutation(len(rows), member.seed, stream=epoch, counter=0), held)
         labelled = 0
         for start in range(0, len(order), settings.batch_size):
             indices = order[start : start + settings.batch_size]
@@ -162,20 +158,46 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
             return logits.sum() * 0.0
         return F.cross_entropy(logits[known], batch.labels[known], label_smoothing=settings.label_smoothing)
 
-    last = fit(
-        module,
-        batches,
-        len(rows),
-        -(-len(rows) // settings.batch_size),
-        settings,
-        loss,
-        where=f"training teacher {member.name}",
-        progress=work.progress,
-    )
+    path, shown = work.models.weights_path("teachers", member.name), len(rows) - len(held)
+    validation = _validation(work, member, settings, held, target)
+    with training_log(path, settings, ALONE) as log:
+        last = fit(
+            module,
+            batches,
+            shown,
+            -(-shown // settings.batch_size),
+            settings,
+            loss,
+            where=f"training teacher {member.name}",
+            progress=work.progress,
+            log=log,
+            validation=validation,
+        )
     facts: dict[str, Any] = {
         "parameters": count_parameters(module),
         "last_loss": last,
         "seconds": round(time.monotonic() - started, 1),
+        **keep_both(module, path, validation, ALONE),
     }
-    weights = save_weights(module, work.models.weights_path("teachers", member.name))
+    weights = save_weights(module, path)
     return work.models.put("teachers", member.name, identity, weights, facts)
+
+
+def _validation(
+    work: Workspace,
+    member: TeacherMember,
+    settings: TeacherTrain,
+    held: Int64[np.ndarray, " held"],
+    device: torch.device,
+) -> Validation | None:
+    """Return the validation of a teacher; None if it has no examples for it. held: examples that it does not learn from."""
+    source, where = work.experiment.validation_source(settings), f"teacher {member.name!r}"
+    if source is None:
+        return None
+    rows, examples = np.sort(held), work.rows if len(held) else open_set(work, source)
+    if len(held) and settings.keep == "best":
+        check_labelled(examples.fetch(rows.tolist())[1], settings, where)
+    batches = LabelledBatches(examples, settings.batch_size, device, rows if len(held) else None)
+    return Validation(
+        settings, source, partial(measure, batches, without_teachers, work.rows.num_classes, where)
+    )

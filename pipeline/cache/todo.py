@@ -25,9 +25,11 @@ from ...storage.format.grid import Grid, floor_power_of_two, plan_block_rows
 from ...storage.identity import as_json, check_same
 from ...storage.parts.card import warn_of_other_card
 from ...storage.parts.root import BegunPart
+from ..evaluation_set import content_of
 from ..experiment.document import Experiment, TeacherMember
 from ..experiment.schema import settled
 from ..experiment.tables import AUTO
+from ..experiment.training import IDLE_KEYS, TeacherTrain, validation_identity
 from ..factories.local_code import SOURCE
 from ..factories.read_files import READ, files_read
 from ..models.class_names import check_class_order, stated_class_names
@@ -95,17 +97,28 @@ def find_todo(work: Workspace) -> CacheTodo:
 def teacher_identity(member: TeacherMember, rows: TransferRows) -> dict[str, Any]:
     """Return the identity of a teacher that is trained here."""
     teacher, later, source = member.teacher, {"clip_norm", "ema", "precision"}, member.source
+    train = teacher.train
     return {
         "factory": stable_name(teacher.factory),
         "args": teacher.args,
-        "train": None if teacher.train is None else settled(teacher.train, later=later, idle={"compile"}),
+        "train": None if train is None else settled(train, later=later, idle={"compile", *IDLE_KEYS}),
         "seed": member.seed,
         "transfer_set": set_identity(rows),
         "num_examples": len(rows),
         **({SOURCE: source} if source else {}),
         **({READ: files} if (files := member.files_read) else {}),
         **loader_rules(teacher, member.weights),
+        **({} if train is None else _validation_identity(member, train, rows)),
     }
+
+
+def _validation_identity(member: TeacherMember, train: TeacherTrain, rows: TransferRows) -> dict[str, Any]:
+    """Return the part of a teacher's identity that follows from its validation."""
+    found = validation_identity(train, lambda: content_of(member.validation_set, member.base))
+    if train.held_out is not None:
+        # The rows of the store are held out, so that they are those of a student.
+        found["validation"]["order"] = rows.identity["order"]
+    return found
 
 
 def as_recorded(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.identity import as_json
 from ..cache.todo import find_teacher, weights_key
 from ..cluster.errors_inside import ErrorsInside
+from ..evaluation_set import EvaluationExamples
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
 from ..experiment.training import Factory
@@ -31,7 +32,6 @@ from ..models.loaders import stable_name
 from ..specialists.todo import can_begin, find_specialists
 from ..train.todo import find_student, student_seeds
 from ..workspace import Workspace
-from .examples import EvaluationExamples
 
 log = logging.getLogger(__name__)
 

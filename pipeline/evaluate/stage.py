@@ -15,6 +15,7 @@ from ..cache.todo import find_teacher, missing_captures
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
 from ..combine.experts import Experts, active_specialists
 from ..combine.solve import combine_rows
+from ..evaluation_set import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from ..experiment.tables import Cluster, Combine
 from ..models.networks import count_parameters
 from ..models.records import check_loaded
@@ -27,7 +28,6 @@ from ..specialists.training import load_specialist
 from ..train.network import new_network
 from ..train.todo import missing_students, student_seeds
 from ..workspace import Workspace
-from .examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from .metrics import ensemble_logits, evaluate_logits
 from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
 

@@ -1,7 +1,7 @@
 """The experiment file as a whole: references between tables, names, and the reading of the file."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .tables import (
     TransferSet,
     among_members,
 )
-from .training import Factory
+from .training import Factory, SpecialistTrain, ValidatedTrain
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class TeacherMember:
     """Its table."""
     base: Path = Path()
     """Folder of the experiment file."""
+    validation_set: EvaluationSet | None = None
+    """`[validation_set]` of the experiment."""
 
     @property
     def source(self) -> dict[str, str]:
@@ -66,6 +68,8 @@ class Experiment(Table):
 
     card: Card = Field(default_factory=Card)
     transfer_set: TransferSet
+    validation_set: EvaluationSet | None = None
+    """Labelled examples on which trainings are validated, epoch by epoch."""
     evaluation_set: EvaluationSet | None = None
     teachers: Listed[Teacher] = Field(alias="teacher", min_length=1)
     """Teachers, in the order of their captures."""
@@ -99,6 +103,8 @@ class Experiment(Table):
                     _claim(owners, name, f"teacher[{index}].name")
             with noting(problems):
                 self._check_head(teacher, f"teacher[{index}].head")
+            with noting(problems):
+                self._check_validation(teacher.train, f"teacher[{index}].train", ("accuracy", "nll"))
         raise_all(problems)  # the others refer to these names
         if self.cluster is not None:
             with noting(problems):
@@ -120,6 +126,8 @@ class Experiment(Table):
                 _check_known(names, owners, f"student[{index}].teachers")
             with noting(problems):
                 self._check_view(student.views, f"student[{index}].views")
+            with noting(problems):
+                self._check_validation(student.train, f"student[{index}].train", student.validated_by)
         raise_all(problems)
         if self.cluster is None or self.cluster.teachers is None:
             return self
@@ -159,6 +167,46 @@ class Experiment(Table):
             remedy = "set cache.encoding = { transform = { max_kl = 1e-2 } }, or remove head"
             raise problem("the transform encoding", found, remedy, key)
 
+    def _check_validation(self, train: ValidatedTrain | None, key: str, figures: Sequence[str]) -> None:
+        """Refuse a validation without examples, and the choice of weights on the examples of the scores.
+
+        figures: those that can be computed of held-out rows.
+        """
+        if train is None:
+            return
+        source = self.validation_source(train)
+        missing = "neither validation nor [validation_set]"
+        remedy = "set validation = 0.1, a share of the rows that it does not learn from"
+        if isinstance(train, SpecialistTrain):
+            # A set has other shares of the classes than its batches, for which a specialist's logits are.
+            source, missing = (source if source == "held_out" else None), "no validation"
+            if train.validation == "evaluation_set":
+                raise problem("a share of the rows", show(train.validation), remedy, f"{key}.validation")
+        else:
+            remedy += ", or add [validation_set]"
+        if train.validation == "evaluation_set" and self.evaluation_set is None:
+            raise problem("[evaluation_set]", "no such table", remedy, f"{key}.validation")
+        if train.keep == "best" and source == "evaluation_set":
+            # The scores of the table would be those of the examples that chose the epoch.
+            found = "validation = 'evaluation_set', from which the scores come"
+            raise problem("examples besides the evaluation set to choose on", found, remedy, f"{key}.keep")
+        for name in ("keep", "validate_every", "best_by"):
+            if source is None and getattr(train, name) != type(train).model_fields[name].default:
+                expected = "examples to validate on"
+                raise problem(expected, missing, remedy, f"{key}.{name}")
+        if train.best_by not in (figures if train.held_out is not None else ("accuracy", "nll")):
+            expected = "soft targets and validation = SHARE, for rows that have teachers' logits"
+            found = "rows held out of a training from labels" if train.held_out is not None else f"[{source}]"
+            raise problem(expected, found, "set best_by = 'nll'", f"{key}.best_by")
+
+    def validation_source(self, train: ValidatedTrain) -> str | None:
+        """Return what a training is validated on: "held_out", "validation_set", "evaluation_set", or None."""
+        if train.held_out is not None:
+            return "held_out"
+        if train.validation is not None:
+            return "evaluation_set"
+        return None if self.validation_set is None else "validation_set"
+
     def _check_member(self, name: str, key: str) -> None:
         """Refuse a name that is not that of one network."""
         members = [member for teacher in self.teachers for member in teacher.member_names]
@@ -187,6 +235,7 @@ class Experiment(Table):
             expected, remedy = "cluster.teacher or specialists.generalist", "add specialists.generalist"
             raise problem(expected, "no such key", remedy, "specialists.generalist")
         self._check_view(table.views, "specialists.views")
+        self._check_validation(table.train, "specialists.train", ("accuracy", "nll"))
         most = len(table.sets) if table.sets != "all" else self.cluster.clusters if self.cluster else 0
         if most > MAX_PARTS:
             expected = f"at most {MAX_PARTS:,} specialists, the captures of a store"
@@ -250,7 +299,14 @@ class Experiment(Table):
     def teacher_members(self) -> tuple[TeacherMember, ...]:
         """Return every network to be cached, in order: members of a teacher one by one, seeds counted up."""
         return tuple(
-            TeacherMember(name, teacher.seed + member, self._weights(teacher, member), teacher, self.base)
+            TeacherMember(
+                name,
+                teacher.seed + member,
+                self._weights(teacher, member),
+                teacher,
+                self.base,
+                self.validation_set,
+            )
             for teacher in self.teachers
             for member, name in enumerate(teacher.member_names)
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from ...storage.checks import rows_by_share
 from ...storage.encodings.encoding import Encoding
@@ -147,7 +147,10 @@ class TransferSet(Factory):
 
 
 class EvaluationSet(Factory):
-    """`[evaluation_set]`: the labelled examples that every score in a table comes from."""
+    """`[evaluation_set]`: the labelled examples that every score in a table comes from. A `[validation_set]` has this form too."""
+
+    _content: Any = PrivateAttr(default=None)
+    """Statement of its content, once it has been read."""
 
 
 class Teacher(Network):
@@ -431,6 +434,11 @@ class Student(NewNetwork):
             remedy = "add teachers = { NAME = 1.0 }, or set targets = 'hard'"
             raise problem("teachers of the soft targets", "no such key", remedy, "teachers")
         return self
+
+    @property
+    def validated_by(self) -> tuple[str, ...]:
+        """The figures that held-out rows give: KL to the teachers for soft targets alone."""
+        return ("accuracy", "nll") if self.targets == "hard" else ("accuracy", "nll", "kl")
 
     @property
     def labels_needed_for(self) -> str | None:

@@ -1,9 +1,9 @@
 """Tables of how a network is trained, and from which loss."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from ..factories.in_hand import InHand
 from .schema import (
@@ -115,6 +115,8 @@ class Train(Table):
     """Precision that the network computes in; the lower two use autocast. The loss is always float32."""
     compile: bool = False
     """Whether the network goes through `torch.compile`."""
+    log: Literal["tensorboard"] | None = None
+    """Where the curves of the training are written, beside its `.metrics.jsonl`: TensorBoard's files, or nowhere."""
 
     effects = (Effect(("momentum",), "optimizer", ("sgd",)),)
 
@@ -126,7 +128,58 @@ class Train(Table):
         return self
 
 
-class TeacherTrain(Train):
+def _check_validation(value: object) -> object:
+    is_share = isinstance(value, float) and 0 < value < 1
+    if not is_share and value not in (None, "evaluation_set"):
+        expected = "a share of the rows between 0 and 1, or 'evaluation_set'"
+        raise problem(expected, show(value), "write one of these, or remove it and add [validation_set]")
+    return value
+
+
+ValidatedOn = Annotated[float | Literal["evaluation_set"], BeforeValidator(_check_validation)]
+
+
+class ValidatedTrain(Train):
+    """Settings of a training that may be validated after its epochs, on examples that it does not learn from."""
+
+    validation: ValidatedOn | None = None
+    """Share of the store's rows that it does not learn from, and is validated on; or the evaluation set, which selects
+    nothing. By default `[validation_set]`, if there is one."""
+    validate_every: Count = 1
+    """Epochs between two validations; the last epoch is always validated."""
+    keep: Literal["last", "best"] = "last"
+    """Weights that become the result: of the last epoch, or of the best validated one. The other ones are kept beside."""
+    best_by: Literal["accuracy", "nll", "kl"] = "accuracy"
+    """Figure of the best epoch: the highest accuracy, or the lowest NLL of the labels or KL to the teachers."""
+
+    @property
+    def held_out(self) -> float | None:
+        """Share of the rows that it does not learn from; None if it learns from all."""
+        return self.validation if isinstance(self.validation, float) else None
+
+
+IDLE_KEYS: Final = frozenset(
+    {"checkpoint_every", "log", "validation", "validate_every", "keep", "best_by", "workers"}
+)
+"""Keys of a training that `settled` leaves out of its identity: `validation_identity` states those that choose weights."""
+
+
+def validation_identity(train: ValidatedTrain, content: Callable[[], Any]) -> dict[str, Any]:
+    """Return the part of an identity that follows from validation: the rows held out, and the choice of the best epoch.
+
+    content: states the content of the validation set; called only if it chooses the weights.
+    """
+    held: dict[str, Any] = {} if train.held_out is None else {"held_out": train.held_out}
+    if train.keep == "best":
+        held["keep"] = {
+            "best_by": train.best_by,
+            "validate_every": train.validate_every,
+            **({"validation_set": content()} if train.held_out is None else {}),
+        }
+    return {"validation": held} if held else {}
+
+
+class TeacherTrain(ValidatedTrain):
     """`[[teacher]] train`: training from the labels of the transfer set, before the capture."""
 
     augment: Augmentation | None = None
@@ -139,7 +192,7 @@ class TeacherTrain(Train):
     )
 
 
-class StudentTrain(Train):
+class StudentTrain(ValidatedTrain):
     """`[[student]] train`."""
 
     seeds: Annotated[Listed[Seed], AfterValidator(check_distinct), Field(min_length=1)] = (0,)
@@ -150,7 +203,7 @@ class StudentTrain(Train):
     """Processes of each rank that decode and augment inputs; 0 for threads of this process. The batches are the same."""
 
 
-class SpecialistTrain(Train):
+class SpecialistTrain(ValidatedTrain):
     """`[specialists] train`: the training of each specialist, from the generalist's weights."""
 
     # The correction for the shares of a batch needs posteriors, which smoothed labels do not give.

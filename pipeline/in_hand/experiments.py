@@ -111,6 +111,7 @@ def student_of(
     name: str,
     dataset: Any = None,
     evaluation: Any = None,
+    validation: Any = None,
     augment: Any = None,
     teachers: Mapping[str, float] | Sequence[str],
     student: Mapping[str, Any],
@@ -119,7 +120,7 @@ def student_of(
 ) -> Experiment:
     """Return the experiment of one student. network: of `module_in_hand`. student, train: further keys of these tables.
 
-    initial: digest of the weights with which its training began. Raises ConfigError or BadDataError for a thing that cannot
+    validation: labelled examples, or a share of the rows. initial: digest of the weights with which its training began. Raises ConfigError or BadDataError for a thing that cannot
     be used.
     """
     keeps_inputs = store.samples.inputs is not None
@@ -155,6 +156,7 @@ def student_of(
     tables = {
         "transfer_set": of_thing(TransferSet, given, "dataset", num_classes=_stated(store, given), **kind),
         "evaluation_set": _evaluation(evaluation),
+        "validation_set": None if isinstance(validation, float) else _evaluation(validation, "validation"),
         # Their networks are not needed: a student reads their captures.
         "teacher": tuple(
             checked(Teacher, f"teachers[{one!r}]", name=one, factory="logitstore:Capture", weights="captured")
@@ -170,7 +172,12 @@ def student_of(
                 "distill",
                 name=name,
                 **({"teachers": named} if student["targets"] == "soft" else {}),
-                train=checked(StudentTrain, "distill", **train),
+                train=checked(
+                    StudentTrain,
+                    "distill",
+                    validation=validation if isinstance(validation, float) else None,
+                    **train,
+                ),
                 **student,
             ),
         ),
@@ -253,10 +260,10 @@ def _as_in_a_file(augment: Any) -> InHand | None:
     return InHand(augment, factory, args, frozenset(modules), source=stated_source(factory, args))
 
 
-def _evaluation(evaluation: Any) -> EvaluationSet | None:
-    if evaluation is None:
+def _evaluation(labelled: Any, where: str = "evaluation") -> EvaluationSet | None:
+    if labelled is None:
         return None
-    return of_thing(EvaluationSet, data_set_in_hand(evaluation, "evaluation"), "evaluation")
+    return of_thing(EvaluationSet, data_set_in_hand(labelled, where), where)
 
 
 def _stated(store: Store, given: InHand) -> int | None:

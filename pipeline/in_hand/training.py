@@ -14,8 +14,8 @@ from torch import nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ..evaluate.examples import EvaluationExamples, warn_if_unlike
 from ..evaluate.metrics import Accumulator, Metrics
+from ..evaluation_set import EvaluationExamples, warn_if_unlike
 from ..experiment.tables import EvaluationSet
 from ..experiment.training import of_thing
 from ..models.records import Models
@@ -25,6 +25,7 @@ from ..runtime.inference import device_of, is_placed, place, run_model
 from ..train.stage import train_students
 from ..train.todo import missing_students, student_seeds
 from ..trainer.checkpoints import Checkpoints
+from ..trainer.validation import in_words
 from ..transfer import Examples
 from ..workspace import Workspace
 from .data_sets import data_set_in_hand
@@ -54,6 +55,8 @@ class Distillation:
     """The augmentation of the captured views."""
     evaluation: Any
     """Labelled examples to score it on."""
+    validation: Any
+    """Labelled examples to validate it on, or a share of the rows that it does not learn from; None for neither."""
     folder: Path
     """Folder of its files."""
     is_kept: bool
@@ -72,12 +75,14 @@ class Trained:
     """Whether it was trained before, so that its weights were loaded."""
     metrics: Metrics | None
     """Its scores; None without an evaluation set."""
+    validated: str
+    """The best and the last validation in words; empty without one."""
 
 
 def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
     """Train a network in place, or resume its training, or load its weights; then score it. All ranks call this.
 
-    settings: `device`, `progress` and `ranks` of the workspace. The network ends in evaluation mode, on the device that it
+    settings: `device`, `progress`, `ranks` and `outlet` of the workspace. The network ends in evaluation mode, on the device that it
     came from. Raises as `train_students`, and ConfigError or BadDataError for a thing that cannot be used.
     """
     store, network, ranks = asked.store, asked.network, settings["ranks"]
@@ -90,6 +95,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
         name=asked.name,
         dataset=asked.dataset,
         evaluation=asked.evaluation,
+        validation=asked.validation,
         augment=asked.augment,
         teachers=asked.teachers,
         student=asked.student,
@@ -119,7 +125,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
     finally:
         if not is_placed(network):
             network.to(before)
-    return Trained(was_there, metrics)
+    return Trained(was_there, metrics, in_words(models.recorded_facts("students", run.name)))
 
 
 def _with_checkpoints(asked: Distillation) -> dict[str, Any]:
@@ -127,6 +133,8 @@ def _with_checkpoints(asked: Distillation) -> dict[str, Any]:
     train, size = dict(asked.train), asked.train["batch_size"]
     if asked.is_kept and train["checkpoint_every"] is None and isinstance(size, int) and size > 0:
         shown = asked.store.num_rows * float(asked.student["rows"])
+        if isinstance(asked.validation, float):
+            shown *= 1 - asked.validation
         if asked.student["views"] == "all":
             shown *= max(asked.store.teachers[name].num_views for name in asked.teachers)
         train["checkpoint_every"] = max(1, round(shown / size))

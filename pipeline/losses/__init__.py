@@ -8,6 +8,7 @@ With logits z of the student and v of a teacher, temperature T and C classes:
     matching         `logit_matching`, `LogitMatching`: the limit of distillation for T → ∞, times C
     decoupled        `DecoupledDistillation`: the target class apart from the others (DKD, Zhao et al. 2022)
     correlation      `Dist`: rows and columns need only correlate (DIST, Huang et al. 2022)
+    divergence       `kl_divergence`, `entropy`: figures to watch beside a loss
     standardisation  `standardise`: rows of mean 0 and deviation 1 before any of them (Sun et al. 2024)
 
 `Distillation` takes the targets as probabilities, `soft_targets(batch.logits, T)`; the others take logits,
@@ -21,6 +22,7 @@ from ...storage.checks import check_temperature
 from .correlation import Dist
 from .decoupled import DecoupledDistillation
 from .distillation import Distillation
+from .divergence import entropy, kl_divergence
 from .hard import hard_cross_entropy
 from .matching import LogitMatching, logit_matching
 from .standardisation import standardise
@@ -34,7 +36,9 @@ __all__ = [
     "check_temperature",
     "ensemble_logits",
     "ensemble_shares",
+    "entropy",
     "hard_cross_entropy",
+    "kl_divergence",
     "logit_matching",
     "soft_targets",
     "soften",

@@ -112,6 +112,11 @@ class Models:
         """Return the record of a model, whatever it was made from; None without one."""
         return self._read(kind, name)
 
+    def recorded_facts(self, kind: str, name: str) -> Mapping[str, Any]:
+        """Return the facts in a model's record; none without a record."""
+        record = self._read(kind, name)
+        return {} if record is None else record.facts
+
     def _read(self, kind: str, name: str) -> Record | None:
         path = self.weights_path(kind, name).with_suffix(".json")
         try:
@@ -132,7 +137,7 @@ class Models:
     def tidy(self, kind: str, name: str) -> None:
         """Remove what a killed run left of a model: unfinished files, and checkpoints of a training that has ended."""
         weights, record = self.weights_path(kind, name), self._read(kind, name)
-        for suffix in (".safetensors", ".json", ".metrics.jsonl"):
+        for suffix in (".safetensors", ".json", ".metrics.jsonl", "@best.safetensors", "@last.safetensors"):
             remove_leftovers(weights.with_name(f"{name}{suffix}"))
         folder = weights.with_suffix(".checkpoints")
         if record is not None and weights.exists() and folder.is_dir():

@@ -11,7 +11,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,14 @@ def save_weights(module: nn.Module, path: Path) -> str:
     Equal weights give equal bytes. Missing parent folders are made. Raises StorageFull or StorageError if the file cannot be
     written; a file that was at `path` before is then kept.
     """
+    return save_tensors(module.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Write the tensors of a state dict as `save_weights` does."""
     # Copies: safetensors refuses tensors that share memory, such as tied weights.
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()
-    }
-    content = safetensors.torch.save(tensors)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(copies)
     replace_file(path, content)
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 

@@ -26,13 +26,14 @@ _CHUNK_ROWS = 256
 
 
 def scan_sets(experiment: Experiment, progress: Progress = silent) -> dict[str, int]:
-    """Read every example of the transfer set and of the evaluation set; return the number of each.
+    """Read every example of the transfer set, of the validation set and of the evaluation set; return the number of each.
 
     Raises the first error of a set, with the others as its notes, and FactoryError.
     """
     tables: dict[str, TransferSet | EvaluationSet] = {"transfer_set": experiment.transfer_set}
-    if experiment.evaluation_set is not None:
-        tables["evaluation_set"] = experiment.evaluation_set
+    for name in ("validation_set", "evaluation_set"):
+        if (table := getattr(experiment, name)) is not None:
+            tables[name] = table
     return {where: _scan(table, experiment.base, where, progress) for where, table in tables.items()}
 
 

@@ -395,7 +395,8 @@ def live_passes(experiment: Experiment) -> dict[str, int]:
 def _passes_an_epoch(experiment: Experiment, student: Student) -> Fraction:
     """Return the rows that a student sees in an epoch, each view counted, as a multiple of the store's."""
     # Exact, as the file has it: 60 epochs of a tenth are six passes and not a little less.
-    return Fraction(str(student.rows)) * (experiment.cache.views if student.views == "all" else 1)
+    rows = Fraction(str(student.rows)) * (1 - Fraction(str(student.train.held_out or 0)))
+    return rows * (experiment.cache.views if student.views == "all" else 1)
 
 
 def count_passes(experiment: Experiment) -> Passes:

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -215,6 +215,18 @@ class Ranks:
         parts = [part[:count] for part, count in zip(self.tensors(padded), counts, strict=True)]
         parts[self.rank] = rows
         return torch.cat(parts)
+
+    def copy_first(self, tensors: "Iterable[Tensor]") -> None:
+        """Copy tensors of the first rank into those of all others, in place."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        for tensor in tensors:
+            sent = tensor.detach().contiguous()
+            distributed.broadcast(sent, src=0)
+            _LENT.append([sent])
+            tensor.detach().copy_(sent)
 
     def first_says(self, text: str) -> str:
         """Broadcast a text from the first rank to all others."""

@@ -24,8 +24,10 @@ from ..combine.todo import check_combined_names, needs_combination
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Combine, Specialists
+from ..experiment.training import IDLE_KEYS, validation_identity
 from ..factories.local_code import SOURCE
 from ..factories.read_files import READ
+from ..held_out import held_out_rows
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
 from ..workspace import Workspace
@@ -60,6 +62,8 @@ class SpecialRows:
     """Rows with another label, ascending."""
     batch: tuple[int, int]
     """Rows of each kind in a batch: special, others."""
+    held_out: Int64[np.ndarray, " held"]
+    """Rows that it does not learn from and is validated on, ascending, in the shares of a batch."""
 
     @property
     def prior(self) -> float:
@@ -193,8 +197,10 @@ def special_rows(work: Workspace, run: SpecialistRun) -> SpecialRows:
             found="a store without any",
             remedy="label the transfer set",
         )
-    mine = np.isin(labels, classes)
-    special, others = np.flatnonzero(mine), np.flatnonzero(known & ~mine)
+    mine, held = np.isin(labels, classes), np.zeros(len(labels), bool)
+    if table.train.held_out is not None:
+        held[held_out_rows(len(labels), table.train.held_out)] = True
+    special, others = np.flatnonzero(mine & ~held), np.flatnonzero(known & ~mine & ~held)
     for rows, of in ((special, "of its classes"), (others, "of other classes")):
         if not len(rows):
             raise BadDataError(
@@ -204,7 +210,18 @@ def special_rows(work: Workspace, run: SpecialistRun) -> SpecialRows:
                 remedy="take other sets (specialists.sets), or a transfer set that has such rows",
             )
     batch = rows_by_share(table.train.batch_size, [table.share, 1 - table.share])
-    return SpecialRows(classes, special, others, (batch[0], batch[1]))
+    own, rest = np.flatnonzero(mine & held), np.flatnonzero(known & ~mine & held)
+    if table.train.held_out is not None and not (len(own) and len(rest)):
+        raise BadDataError(
+            where,
+            expected=f"labelled rows of its classes and of others held out, {shown_classes(classes)}",
+            found=f"{len(own)} and {len(rest)}",
+            remedy="raise specialists.train.validation, or remove it",
+        )
+    # As many others as in a batch beside its own rows, spread over all: its logits are for these shares.
+    count = min(len(rest), max(1, round(len(own) * batch[1] / batch[0])))
+    rest = rest[np.arange(count) * len(rest) // count] if len(rest) else rest
+    return SpecialRows(classes, special, others, (batch[0], batch[1]), np.sort(np.concatenate([own, rest])))
 
 
 def shown_classes(classes: Int64[np.ndarray, " special"]) -> str:
@@ -259,8 +276,9 @@ def specialist_identity(work: Workspace, run: SpecialistRun, generalist: Record)
         "train": settled(
             table.train,
             later={"clip_norm", "ema", "label_smoothing", "precision"},
-            idle={"checkpoint_every", "compile"},
+            idle={"compile", *IDLE_KEYS},
         ),
+        **validation_identity(table.train, lambda: None),
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),
         "seals": {member.name: store.digest_of(f"teachers/{member.name}")},

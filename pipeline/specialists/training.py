@@ -17,6 +17,8 @@ Source: Hinton et al. 2015, sections 5.2 and 6.1.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,10 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...storage.errors import BadDataError, BadLogitsError
+from ...storage.stream.stream import Stream
 from ..cache.teachers import build_teacher, load_teacher
 from ..cache.todo import find_teacher
 from ..experiment.tables import Specialists
 from ..losses import Distillation, soft_targets
+from ..losses.divergence import from_cross_entropy
 from ..models.records import Record, check_loaded
 from ..models.weights import load_weights
 from ..runtime.inference import check_model, place
@@ -36,7 +40,10 @@ from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Batches, Epochs, Kept, train_and_keep
+from ..trainer.tensorboard import check_tensorboard
 from ..trainer.trial import check_training
+from ..trainer.validation import Validation, measure
+from ..trainer.validation_sets import LabelledBatch, without_teachers
 from ..views import check_labels_of_views, recorded_views
 from ..workspace import Workspace
 from .dustbin import DUSTBIN, dustbin_shift, shifts
@@ -70,6 +77,8 @@ def train_specialists(
     scheduler is gone.
     """
     ranks, table = work.ranks, table_of(work.experiment)
+    if table.train.log == "tensorboard":
+        check_tensorboard()
     generalist = check_specialists(work)
     if missing is None:
         missing = missing_specialists(work, find_specialists(work))
@@ -121,16 +130,47 @@ def train_specialist(work: Workspace, run: SpecialistRun, generalist: Record | N
     # After the build, which has imported the generalist's code: the identity is that of the code that runs.
     identity = specialist_identity(work, run, generalist)
     batches = specialist_batches(work, run, special)
+    loss = SpecialistLoss(table, work.experiment.generalist.name, special, work.store.num_classes)
     return train_and_keep(
         Kept(KIND, run.name, identity, run.seed, table.train.checkpoint_every, work.store, work.models),
         module,
         batches,
         Epochs(batches.steps * table.train.batch_size, batches.steps),
         table.train,
-        SpecialistLoss(table, work.experiment.generalist.name, special, work.store.num_classes),
+        loss,
         where=f"training specialist {run.name}",
         progress=work.progress,
+        validation=_validation(work, run, special, loss),
     )
+
+
+def _validation(
+    work: Workspace, run: SpecialistRun, special: SpecialRows, loss: "SpecialistLoss"
+) -> Validation | None:
+    """Return the validation of a specialist, by its own columns: the label of a row of other classes is the dustbin."""
+    table = table_of(work.experiment)
+    if table.train.held_out is None:
+        return None
+    stream = _stream(work, run, special, validates=True)
+    batches = _InColumns(TorchStream(stream, work.choose_device()), loss)
+    columns = len(columns_of(table, special.classes, work.store.num_classes))
+    measured = partial(measure, batches, without_teachers, columns, f"specialist {run.name!r}")
+    return Validation(table.train, "held_out", measured)
+
+
+@dataclass(frozen=True)
+class _InColumns:
+    """Batches whose labels are numbers of a specialist's columns."""
+
+    batches: Batches
+    """Batches whose labels are classes."""
+    loss: "SpecialistLoss"
+    """Loss of the specialist, which has the column of each class."""
+
+    def __iter__(self) -> Iterator[LabelledBatch]:
+        for batch in self.batches:
+            assert batch.inputs is not None  # a training has inputs
+            yield LabelledBatch(batch.inputs, self.loss.columns(batch.labels))
 
 
 def specialist_network(
@@ -241,20 +281,31 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
     Raises SpecMismatch for an augmentation other than that of the generalist's capture, BadDataError for views that have
     no labels.
     """
+    table, store = table_of(work.experiment), work.store
+    capture = store.teachers[work.experiment.generalist.name]
+    stream = _stream(work, run, special)
+    shown = len(special.special) * (capture.num_views if table.views == "all" else 1)
+    return ShortEpochs(TorchStream(stream, work.choose_device()), -(-shown // special.batch[0]))
+
+
+def _stream(work: Workspace, run: SpecialistRun, special: SpecialRows, *, validates: bool = False) -> Stream:
+    """Open a stream of a specialist's rows, as `specialist_batches`. validates: those held out, in order, in view 0."""
     table, name = table_of(work.experiment), work.experiment.generalist.name
     store, full = work.store, table.variant == "full"
-    capture, augment = store.teachers[name], None
+    capture, augment, views = store.teachers[name], None, 0 if validates else table.views
+    chosen: dict[str, Any] = {"strata": [special.special, special.others], "shares": special.batch}
+    if validates:
+        chosen = {"rows": special.held_out, "shuffle": False}
     transfer_set = compared_inputs(work)
     if capture.augmentation:
         augment = recorded_views(work.experiment, store, name, transfer_set)
-        check_labels_of_views(f"specialist {run.name!r}", "its class", table.views, capture, augment)
-    stream = store.stream(
+        check_labels_of_views(f"specialist {run.name!r}", "its class", views, capture, augment)
+    return store.stream(
         table.train.batch_size,
         # Without soft targets the capture is read for its views alone.
         teachers=[name] if full or capture.num_views > 1 or capture.augmentation else [],
-        views=table.views,
-        strata=[special.special, special.others],
-        shares=special.batch,
+        views=views,
+        **chosen,
         seed=run.seed,
         rank=0,
         world_size=1,
@@ -263,8 +314,6 @@ def specialist_batches(work: Workspace, run: SpecialistRun, special: SpecialRows
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=augment,
     )
-    shown = len(special.special) * (capture.num_views if table.views == "all" else 1)
-    return ShortEpochs(TorchStream(stream, work.choose_device()), -(-shown // special.batch[0]))
 
 
 class SpecialistLoss:
@@ -282,6 +331,7 @@ class SpecialistLoss:
         self._full, self._teacher = table.variant == "full", generalist
         self._temperature = table.temperature
         self._distillation = Distillation(table.temperature, 0.0)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, logits: Float[Tensor, "batch columns"], batch: TorchBatch) -> Float[Tensor, ""]:
         """Return the hard cross-entropy; with `variant = "full"` that of the special rows, and the soft one of the others."""
@@ -292,7 +342,12 @@ class SpecialistLoss:
         given = batch.teacher_logits(self._temperature)[self._teacher][first:]
         targets = soft_targets({self._teacher: given}, self._temperature)
         soft: Tensor = self._distillation(logits[first:], targets, batch.labels[first:])
+        self._last = soft.detach(), targets
         return (first * hard + (count - first) * soft) / count
+
+    def divergence(self) -> Tensor | None:
+        """Return the mean KL from the specialist to the generalist, of the rows of other classes in the last batch."""
+        return None if self._last is None else from_cross_entropy(*self._last, self._temperature)
 
     def columns(self, labels: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Return the column of each label."""

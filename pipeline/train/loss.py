@@ -6,12 +6,15 @@ are gathered first (`StudentLoss.is_of_all_ranks`).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from .. import losses
 from ..experiment.tables import Student
 from ..losses import Distillation, hard_cross_entropy, soft_targets
+from ..losses.divergence import from_cross_entropy
 from ..runtime.ranks import ALONE, Ranks
 from ..stream.batch import TorchBatch
 
@@ -38,13 +41,13 @@ class StudentLoss:
         """Whether a value is the loss of the rows of all ranks, and not of this rank's."""
         self._hard_weight = student.hard_weight
         self._distillation = self._matching = None
+        self._last: Callable[[], Tensor] | None = None
         if student.targets == "soft":
-            # The hard term is of logits that are not standardised: it is then added in `__call__`.
-            within = 0.0 if student.standardise else student.hard_weight
+            # The hard term is added in `__call__`: it is of logits that are not standardised, and no part of the KL.
             if student.loss.name == "distillation":
-                self._distillation = Distillation(student.temperature, within)
+                self._distillation = Distillation(student.temperature)
             else:
-                self._matching = _matching(student, within)
+                self._matching = _matching(student)
 
     def __call__(self, logits: Tensor, batch: TorchBatch) -> Tensor:
         """Return the loss, nats, a mean over rows; its gradient is that of this rank's logits."""
@@ -54,30 +57,59 @@ class StudentLoss:
         if student.targets == "hard":
             return hard_cross_entropy(logits, labels, student.train.label_smoothing)
         given = {name: self._of_all(z) for name, z in batch.teacher_logits(student.temperature).items()}
-        own = logits
-        if student.standardise:
-            given = {name: losses.standardise(z) for name, z in given.items()}
-            own = losses.standardise(logits)
+        own, given = self._compared(logits, given)
         if self._distillation is not None:
             targets = soft_targets(given, student.temperature, self._weights, student.mean)
-            value: Tensor = self._distillation(own, targets, labels)
+            value: Tensor = self._distillation(own, targets)
+            self._last = partial(from_cross_entropy, value.detach(), targets, student.temperature)
         else:
             assert self._matching is not None  # soft targets have one of the two
             mixed = losses.ensemble_logits(given, student.temperature, self._weights, student.mean)
             value = self._matching(own, mixed, labels)
-        if student.standardise and self._hard_weight:
+            self._last = partial(_from_logits, own.detach(), mixed, student.temperature)
+        if self._hard_weight:
             value = value + self._hard_weight * hard_cross_entropy(logits, labels)
         return value
+
+    def divergences(self, logits: Tensor, batch: TorchBatch) -> Tensor | None:
+        """Return the KL of each row, as `divergence` means it, of rows that are not learned from."""
+        student = self._student
+        if student.targets == "hard":
+            return None
+        own, given = self._compared(logits, batch.teacher_logits(student.temperature))
+        targets = soft_targets(given, student.temperature, self._weights, student.mean)
+        return losses.kl_divergence(own, targets, student.temperature)
+
+    def _compared(self, logits: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits that are compared, the student's and the teachers': standardised, if the table asks."""
+        if not self._student.standardise:
+            return logits, given
+        return losses.standardise(logits), {name: losses.standardise(z) for name, z in given.items()}
+
+    def divergence(self) -> Tensor | None:
+        """Return the mean KL from the student to the targets in the last batch, nats; None where targets are labels.
+
+        It is that at the temperature, of standardised logits if those are compared. Whatever the loss, 0 is the student
+        that its teachers are.
+        """
+        return None if self._last is None else self._last()
 
     def _of_all(self, rows: Tensor) -> Tensor:
         return self._ranks.rows_of_all(rows) if self.is_of_all_ranks else rows
 
 
-def _matching(student: Student, hard_weight: float) -> Matching:
-    """Return the loss that the table names."""
+def _matching(student: Student) -> Matching:
+    """Return the loss that the table names, without its hard term."""
     name, numbers = student.loss.name, student.loss.numbers
     if name == "logit_matching":
-        return losses.LogitMatching(hard_weight=hard_weight)
+        return losses.LogitMatching()
     if name == "dkd":
-        return losses.DecoupledDistillation(student.temperature, hard_weight=hard_weight, **numbers)
-    return losses.Dist(student.temperature, hard_weight=hard_weight, **numbers)
+        return losses.DecoupledDistillation(student.temperature, hard_weight=0.0, **numbers)
+    return losses.Dist(student.temperature, hard_weight=0.0, **numbers)
+
+
+@torch.no_grad()
+def _from_logits(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    """Return the KL of a batch from the logits of both."""
+    targets = losses.soften(teachers, temperature)
+    return losses.kl_divergence(student, targets, temperature).sum() / max(len(targets), 1)

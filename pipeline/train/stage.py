@@ -7,10 +7,12 @@ its last checkpoint, and several processes may share one.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64, Shaped
 
 from ...storage.api import Store
@@ -19,11 +21,16 @@ from ...storage.errors import BadDataError
 from ...storage.stream.inputs import Augment
 from ...storage.stream.stream import Stream
 from ..experiment.tables import Student
+from ..held_out import held_out_rows
 from ..models.records import Record, check_loaded
+from ..runtime.ranks import ALONE
 from ..same_set import compared_inputs
 from ..stream.torch_stream import TorchStream
 from ..trainer.resume import Epochs, Kept, seed_rank, train_and_keep
+from ..trainer.tensorboard import check_tensorboard
 from ..trainer.trial import check_training, try_neighbours
+from ..trainer.validation import Divergences, Labelled, Validation, check_labelled, measure
+from ..trainer.validation_sets import LabelledBatches, open_set, without_teachers
 from ..transfer import TransferRows
 from ..views import check_labels_of_views, recorded_views, rows_of_store
 from ..workspace import Workspace
@@ -65,6 +72,8 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     """
     student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
     before = student_identity(work.experiment, run, store)  # raises for a part that is not sealed
+    if settings.log == "tensorboard" and ranks.is_first:
+        check_tensorboard()
     stream, few = open_stream(work, run)
     target = work.choose_device()
     module, begun = begun_network(work.experiment, run, few, store.num_classes, store.class_names)
@@ -105,6 +114,8 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
             progress=work.progress,
             ranks=ranks,
             loss_is_of_all_ranks=loss.is_of_all_ranks,
+            validation=student_validation(work, run, loss, target),
+            outlet=work.outlet,
         )
 
 
@@ -119,22 +130,65 @@ def input_facts(few: Shaped[np.ndarray, "few ..."], store: Store, *, with_names:
     }
 
 
+def student_validation(
+    work: Workspace, run: StudentSeed, loss: StudentLoss, device: torch.device
+) -> Validation | None:
+    """Return the validation of a student; None if it has no examples for it.
+
+    Raises ConfigError or BadDataError for a set that cannot be used.
+    """
+    student, settings, experiment = run.student, run.student.train, work.experiment
+    source, where = experiment.validation_source(settings), f"student {student.name!r}"
+    if source is None:
+        return None
+    if settings.held_out is not None:
+        held = held_out_rows(work.store.num_rows, settings.held_out)
+        if settings.keep == "best" and settings.best_by != "kl":
+            check_labelled(work.store.samples.labels_of(held), settings, where)
+        # Each validation passes over view 0 of the rows: the row itself, unless every view is augmented.
+        batches: Iterable[Labelled] = TorchStream(_stream(work, run, rows=held, validates=True)[0], device)
+        divergences: Divergences = loss.divergences
+    else:
+        size = work.ranks.rows_each(settings.batch_size)
+        batches = LabelledBatches(open_set(work, source), size, device)
+        divergences = without_teachers
+    classes = work.store.num_classes
+    return Validation(settings, source, partial(measure, batches, divergences, classes, where))
+
+
 def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:
     """Open the stream that a student learns from, on this rank; with it one or two inputs.
 
     Raises ConfigError for a batch that is no multiple of the ranks, BadDataError for labels that are needed and missing,
     SpecMismatch for an augmentation other than that of the captures.
     """
-    student, store, ranks = run.student, work.store, work.ranks
+    student, store = run.student, work.store
     needed = student.labels_needed_for
     if needed is not None and not (labels := _labels(run, store) >= 0).any():
-        found = f"none in its {len(labels):,} rows" if student.rows < 1 else "a store without any"
+        some = student_rows(run, store.num_rows) is not None
+        found = f"none in its {len(labels):,} rows" if some else "a store without any"
         raise BadDataError(
             f"student {student.name!r}",
             expected=f"labels, for {needed}",
             found=found,
             remedy="train it on soft targets alone, or label the transfer set",
         )
+    if student.targets == "soft" and work.ranks.is_first:
+        _warn_of_temperature(student, store, shown_captures(work.experiment, student))
+    return _stream(work, run, rows=student_rows(run, store.num_rows))
+
+
+def _stream(
+    work: Workspace,
+    run: StudentSeed,
+    *,
+    rows: Int64[np.ndarray, " rows"] | None,
+    validates: bool = False,
+) -> tuple[Stream, Shaped[np.ndarray, "few ..."]]:
+    """Open a stream of some rows, as `open_stream`. validates: in order, in view 0, and whole in this process."""
+    student, store, ranks = run.student, work.store, ALONE if validates else work.ranks
+    rows_each = work.ranks.rows_each(student.train.batch_size)
+    needed, views = student.labels_needed_for, 0 if validates else student.views
     names = shown_captures(work.experiment, student)
     first = store.teachers[names[0]]
     if student.targets == "hard" and first.num_views == 1:
@@ -143,14 +197,13 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
     augment = None
     if names and first.augmentation:
         augment = recorded_views(work.experiment, store, names[0], transfer_set)
-        check_labels_of_views(f"student {student.name!r}", needed, student.views, first, augment)
-    if student.targets == "soft" and ranks.is_first:
-        _warn_of_temperature(student, store, names)
+        check_labels_of_views(f"student {student.name!r}", needed, views, first, augment)
     stream = store.stream(
-        ranks.rows_each(student.train.batch_size),
+        rows_each,
         teachers=names,
-        views=student.views,
-        rows=student_rows(run, store.num_rows),
+        views=views,
+        rows=rows,
+        shuffle=not validates,
         seed=run.seed,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -159,7 +212,7 @@ def open_stream(work: Workspace, run: StudentSeed) -> tuple[Stream, Shaped[np.nd
         transfer_set=None if transfer_set is None else transfer_set.dataset,
         augment=augment,
     )
-    return stream, _a_few(store, transfer_set, augment, student.views)
+    return stream, _a_few(store, transfer_set, augment, views)
 
 
 def _a_few(

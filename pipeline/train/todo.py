@@ -11,13 +11,15 @@ from ...storage.api import Store
 from ...storage.errors import ConfigError, PartNotFound
 from ...storage.format.constants import SAMPLES
 from ...storage.random import philox_permutation
+from ..evaluation_set import content_of
 from ..experiment.document import Experiment
 from ..experiment.schema import settled
 from ..experiment.tables import Student
-from ..experiment.training import Loss
+from ..experiment.training import IDLE_KEYS, Loss, validation_identity
 from ..factories.local_code import SOURCE
 from ..factories.products import local_code_of
 from ..factories.read_files import READ, files_read
+from ..held_out import held_out_rows, others
 from ..models.initial import initial_identity
 from ..models.loaders import stable_name
 from ..models.records import Record
@@ -78,8 +80,9 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
         "train": settled(
             student.train,
             later={"clip_norm", "ema", "label_smoothing", "precision"},
-            idle={"checkpoint_every", "compile", "seeds", "workers"},
+            idle={"compile", "seeds", *IDLE_KEYS},
         ),
+        **validation_identity(student.train, lambda: content_of(experiment.validation_set, experiment.base)),
         "seed": run.seed,
         "samples": store.digest_of(SAMPLES),
         "seals": {name: store.digest_of(f"teachers/{name}") for name in shown_captures(experiment, student)},
@@ -91,13 +94,16 @@ def student_identity(experiment: Experiment, run: StudentSeed, store: Store) -> 
 def student_rows(run: StudentSeed, num_rows: int) -> Int64[np.ndarray, "rows"] | None:
     """Return the rows that a student learns from, ascending; None for all of them.
 
-    Students of the same share and seed learn from the same rows, whatever their targets.
+    Students of the same share and seed learn from the same rows, whatever their targets. Rows that are held out for the
+    validation come off first.
     """
-    share = run.student.rows
-    if share == 1.0:
+    share, held = run.student.rows, run.student.train.held_out
+    if share == 1.0 and held is None:
         return None
     order = philox_permutation(num_rows, run.seed, stream=_ROWS_STREAM, counter=0)
-    return np.sort(order[: max(1, round(share * num_rows))])
+    if held is not None:
+        order = others(order, held_out_rows(num_rows, held))
+    return np.sort(order[: max(1, round(share * len(order)))])
 
 
 def check_compressed(work: Workspace) -> None:

@@ -2,18 +2,23 @@
 
     {"epoch":0,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
 
+    {"accuracy":0.912,"best":true,"epoch":0,"event":"validation","kl":0.042,"nll":0.31,"rows":500,"seconds":2.1,"step":118}
+
 `step`: steps so far, this one included. `epoch`: from 0. `rows`: shown so far, on all ranks. `loss`, `lr`: of this step;
 in the line of an epoch (`"event":"epoch"`) the loss is the mean over its steps. `rows_per_second`, and `waiting`, the
 share of the time spent waiting for data: since the last line of the same event, or since the training began or resumed.
-`seconds`: of training so far, without interruptions.
+`seconds`: of training so far, without interruptions. `kl`: mean KL from the student to its soft targets, nats, where it
+has any; that of an epoch is the mean over every eighth step. The line of a validation follows that of its epoch.
+
+The values of a line also go to outlets, such as TensorBoard's files: `train/loss`, `epoch/loss`, `validation/accuracy` …
 
 A training that resumes from a checkpoint removes the later lines, so that no step has two.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from ...storage.backends.posix import read_plain, replace_file
 from ...storage.errors import LogitStoreError
@@ -65,12 +70,18 @@ class Clock:
         return (self._rows - rows) / passed, min(1.0, (self._waited - waited) / passed)
 
 
-class TrainingLog:
-    """The log file of a training, created with its first line."""
+Outlet = Callable[[int, dict[str, float]], object]
+"""A function of a step and its values, by name."""
+_GROUPS: Final = {"step": "train", "epoch": "epoch", "validation": "validation"}
+"""First part of the names that an outlet gets, by event."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Set the file, or None for no log."""
-        self._path = path
+
+class TrainingLog:
+    """The log file of a training, created with its first line, and further outlets of its values."""
+
+    def __init__(self, path: Path | None, outlets: Sequence[Outlet] = ()) -> None:
+        """Set the file, or None for no file. outlets: called with every line."""
+        self._path, self._outlets = path, outlets
         self._kept = b""
         self._file: TextIO | None = None
 
@@ -89,7 +100,15 @@ class TrainingLog:
         )
 
     def write(self, **values: Any) -> None:
-        """Add a line."""
+        """Add a line, and hand its values to the outlets."""
+        group = _GROUPS[values["event"]]
+        named = {
+            f"{group}/{key}": float(value)
+            for key, value in values.items()
+            if key not in ("event", "step", "epoch") and type(value) in (int, float)
+        }
+        for outlet in self._outlets:
+            outlet(values["step"], {"epoch": float(values["epoch"]), **named})
         if self._path is None:
             return
         if self._file is None:
@@ -108,10 +127,11 @@ class TrainingLog:
 def _is_before(line: bytes, step: int, epoch: int) -> bool:
     """Return whether a line was written before a checkpoint; a torn line was not.
 
-    The line of an epoch follows the checkpoint of its last step, and is written again.
+    The lines of an epoch and of its validation follow the checkpoint of its last step, and are written again.
     """
     try:
         values = parse_json(line, "a line")
-        return int(values["epoch"]) < epoch if values["event"] == "epoch" else int(values["step"]) <= step
+        of_epoch = values["event"] in ("epoch", "validation")
+        return int(values["epoch"]) < epoch if of_epoch else int(values["step"]) <= step
     except (LogitStoreError, KeyError, TypeError, ValueError):
         return False

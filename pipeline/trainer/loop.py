@@ -6,7 +6,7 @@ Callers pass what differs between the two: the batches of an epoch, the loss, an
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -23,6 +23,7 @@ from ..runtime.ranks import ALONE, Ranks
 from .log import Clock, TrainingLog
 from .steps import Steps, autocast
 from .trial import refuses_single_row
+from .validation import Validation
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +44,16 @@ class HasInputs(Protocol):
 BatchType = TypeVar("BatchType", bound=HasInputs)
 REPORT_EVERY = 20
 """Steps between two reports, each of which waits for the device."""
+KL_EVERY = 8
+"""Steps between two whose KL is computed: that of all steps took 5 to 10 % of a step of a small MLP."""
+
+
+@runtime_checkable
+class Diverges(Protocol):
+    """A loss that can tell the KL from the network to its soft targets."""
+
+    def divergence(self) -> Tensor | None:
+        """Return the mean KL of the last batch, a mean over rows as the loss is; None where there are no soft targets."""
 
 
 @dataclass
@@ -71,6 +82,12 @@ class Training:
     """float64 (): sum over the steps of this epoch, of this rank's part of the loss."""
     clock: Clock
     """Time of training."""
+    kl_sum: Tensor
+    """float64 (): sum of this rank's part of the KL, over `kl_steps`."""
+    kl_steps: int = 0
+    """Steps of this epoch whose KL was computed."""
+    validation: Validation | None = None
+    """Validation after the epochs, with the best one so far."""
 
 
 @runtime_checkable
@@ -99,6 +116,7 @@ def fit(
     keeper: Keeper | None = None,
     ranks: Ranks = ALONE,
     loss_is_of_all_ranks: bool = False,
+    validation: Validation | None = None,
 ) -> float:
     """Train `module` in place, on its device; return the mean loss of the last epoch.
 
@@ -107,18 +125,22 @@ def fit(
     where: name of the training, for progress and messages. log: for a line every few steps and every epoch.
     clock: for the time of training. keeper: of checkpoints; none by default.
     loss_is_of_all_ranks: whether `loss` is the mean over the rows of all ranks, instead of this rank's.
+    validation: after epochs; none by default. It holds the weights of the best one; the module ends with the last.
     Raises BadLogitsError if the module fails or returns no logits, BadDataError if the first loss is not finite,
     ConfigError if a later one is not: the settings let the training diverge. Raises `stopping.Stopped` after a step in which
     a signal came, with a checkpoint of it.
     """
     device = device_of(module)
     module.train()
+    nothing = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     run = _Run(
         Training(
             Position(),
             Steps(module, settings, steps_per_epoch, device),
-            torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            nothing,
             clock or Clock(),
+            nothing.clone(),
+            validation=validation,
         ),
         settings,
         where,
@@ -137,7 +159,7 @@ def fit(
     for epoch in range(at.epoch, settings.epochs):
         if epoch != at.epoch:
             at.epoch, at.epoch_steps = epoch, 0
-            run.training.loss_sum.zero_()
+            run.begin_epoch()
         for batch in run.training.clock.waiting_for(epoch_batches(epoch)):
             batch = network.without_single_row(batch)
             # A signal to one rank stops all of them, after the same step.
@@ -145,26 +167,31 @@ def fit(
             if not any(counts):
                 continue
             value = network.loss(batch, loss)
-            part = value.detach()
+            part, kl = value.detach(), run.divergence(loss)
             run.check_first(part)
             if ranks.size > 1:
                 # DistributedDataParallel averages the gradients of the ranks. For the mean over all rows, weight the
                 # losses by their rows, or multiply the loss of all ranks by their number.
                 share = len(batch) / sum(counts)
-                part = part / ranks.size if loss_is_of_all_ranks else part * share
+                own = 1 / ranks.size if loss_is_of_all_ranks else share
+                part, kl = part * own, None if kl is None else kl * own
                 value = value * ranks.size if loss_is_of_all_ranks else value * (share * ranks.size)
             run.training.loss_sum += part
+            if kl is not None:
+                run.training.kl_sum += kl
+                run.training.kl_steps += 1
             run.training.steps.take(at.step, value, network.backward)
             at.step, at.epoch_steps, at.rows = at.step + 1, at.epoch_steps + 1, at.rows + sum(counts)
             run.training.clock.count(sum(counts))
             if at.step % REPORT_EVERY == 0:
-                run.report("step", part)
+                run.report("step", part, kl)
             if keeper is not None:
                 keeper.after_step(run.training, is_last=any(stops))
             ranks.stop(stops)
         mean = run.end_epoch()
+        run.validate()
     run.training.steps.finish()
-    progress(where, run.total_rows, run.total_rows, "rows", f"loss {mean:.4g}")
+    progress(where, run.total_rows, run.total_rows, "rows", run.summary(mean))
     module.eval()
     return mean
 
@@ -180,6 +207,20 @@ class _Run:
     log: TrainingLog
     progress: Progress
     ranks: Ranks
+    epoch_kl: float | None = None
+    """Mean KL of the last epoch."""
+
+    def begin_epoch(self) -> None:
+        """Begin the sums of an epoch."""
+        self.training.loss_sum.zero_()
+        self.training.kl_sum.zero_()
+        self.training.kl_steps = 0
+
+    def divergence(self, loss: object) -> Tensor | None:
+        """Return the KL of the batch whose loss was computed last, at some steps: the first of an epoch, and reported ones."""
+        at = self.training.position
+        is_due = at.epoch_steps % KL_EVERY == 0 or (at.step + 1) % REPORT_EVERY == 0
+        return loss.divergence() if is_due and isinstance(loss, Diverges) else None
 
     def check_first(self, value: Tensor) -> None:
         """Refuse a first loss that is not finite. Raises BadDataError."""
@@ -191,10 +232,14 @@ class _Run:
                 remedy="look for NaN or very large numbers in the inputs and the initial weights",
             )
 
-    def report(self, event: str, part: Tensor) -> float:
-        """Report a step or an epoch; return its loss, of which `part` is this rank's share."""
-        at = self.training.position
-        value = float(self.ranks.mean(part)) * self.ranks.size
+    def report(self, event: str, part: Tensor, kl_part: Tensor | None) -> tuple[float, float | None]:
+        """Report a step or an epoch; return its loss and its KL, of which this rank's shares are given."""
+        at, kl = self.training.position, None
+        if kl_part is None:
+            value = float(self.ranks.mean(part)) * self.ranks.size
+        else:
+            both = torch.stack([part.to(kl_part.dtype), kl_part])
+            value, kl = (each * self.ranks.size for each in self.ranks.mean(both).tolist())
         speed, waiting = self.training.clock.lap(event)
         self.log.write(
             event=event,
@@ -202,22 +247,51 @@ class _Run:
             epoch=at.epoch,
             rows=at.rows,
             loss=value if math.isfinite(value) else None,
+            **({} if kl is None else {"kl": kl if math.isfinite(kl) else None}),
             lr=self.training.steps.learning_rate(at.step - 1),
             rows_per_second=round(speed, 1),
             waiting=round(waiting, 4),
             seconds=round(self.training.clock.seconds, 3),
         )
         if event == "step":
-            detail = f"loss {value:.4g}, waiting {100 * waiting:.0f} %"
+            detail = f"{self.summary(value, kl)}, waiting {100 * waiting:.0f} %"
             self.progress(self.where, at.rows, self.total_rows, "rows", detail)
-        return value
+        return value, kl
+
+    def summary(self, loss: float, kl: float | None = None) -> str:
+        """Put a loss in words, with the KL and the last validation where there are any."""
+        kl = self.epoch_kl if kl is None else kl
+        validation = self.training.validation
+        parts = [f"loss {loss:.4g}", *([] if kl is None else [f"KL {kl:.4g}"])]
+        if validation is not None and validation.last is not None:
+            parts.append(f"validation {validation.last.text()}")
+        return ", ".join(parts)
+
+    def validate(self) -> None:
+        """Validate after an epoch, if it is due: the weights that would be kept now."""
+        at, validation = self.training.position, self.training.validation
+        if validation is None or not at.epoch_steps or not validation.is_due(at.epoch, self.settings.epochs):
+            return
+        self.progress(self.where, at.rows, self.total_rows, "rows", "validating")
+        figures, is_best = validation.validate(self.training.steps.kept, at.epoch, self.ranks)
+        numbers = {key: value for key, value in asdict(figures).items() if value is not None}
+        self.log.write(
+            event="validation",
+            step=at.step,
+            epoch=at.epoch,
+            **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+            **({"best": is_best} if validation.selects else {}),
+            seconds=round(self.training.clock.seconds, 3),
+        )
 
     def end_epoch(self) -> float:
         """Return the mean loss of the epoch. Raises ConfigError if it is not finite."""
         at = self.training.position
         if not at.epoch_steps:
             return math.nan
-        mean = self.report("epoch", self.training.loss_sum / at.epoch_steps)
+        steps = self.training.kl_steps
+        kl_part = self.training.kl_sum / steps if steps else None
+        mean, self.epoch_kl = self.report("epoch", self.training.loss_sum / at.epoch_steps, kl_part)
         if not math.isfinite(mean):
             raise ConfigError(
                 f"{self.where}, epoch {at.epoch}",

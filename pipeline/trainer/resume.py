@@ -8,6 +8,7 @@ of work nor continues from them.
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ from ..runtime.ranks import ALONE, Ranks
 from ..runtime.stopping import held
 from ..stream.batch import TorchBatch
 from .checkpoints import Checkpoint, Checkpoints
-from .log import Clock, TrainingLog
+from .kept import keep_both, training_log
+from .log import Clock, Outlet
 from .loop import Training, fit
+from .validation import Validation
 
 log = logging.getLogger(__name__)
 _RANDOM = "random"
@@ -120,9 +123,9 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
 
 
 def _most_bytes(training: Training) -> int:
-    """Return the most bytes that the tensors of a checkpoint can take: weights, average, and an optimiser's memory."""
+    """Return the most bytes that the tensors of a checkpoint can take: weights, best ones, average, and an optimiser's memory."""
     sizes = (tensor.numel() * max(tensor.element_size(), 4) for tensor in training.steps.tensors().values())
-    return 4 * sum(sizes) + _OTHER_BYTES
+    return 5 * sum(sizes) + _OTHER_BYTES
 
 
 class StudentKeeper:
@@ -202,8 +205,15 @@ class StudentKeeper:
         if not is_within or min(at.rows, training.clock.seconds_before) < 0:
             raise ValueError(f"a position of {at.epoch_steps} steps in epoch {at.epoch}, step {at.step}")
         training.loss_sum.copy_(tensors["loss_sum"])
+        # Checkpoints of earlier versions have no KL: the mean of this epoch is then not known.
+        training.kl_steps = int(state.get("kl_steps", 0))
+        training.kl_sum.copy_(tensors.get("kl_sum", torch.tensor(math.nan)))
         if not self._ranks.is_first:
             training.loss_sum.zero_()  # the first rank holds the sum of all
+            training.kl_sum.zero_()
+        if training.validation is not None and self._ranks.is_first:
+            own = training.steps.kept.state_dict()
+            training.validation.restore(state.get("validation"), tensors, own)
         training.steps.restore(tensors, state["scaler"])
         self._batches.set_epoch(
             at.epoch
@@ -211,11 +221,11 @@ class StudentKeeper:
         self._batches.load_state_dict(state["stream"])
         self._resumed_epoch = at.epoch
         # Last, because the steps above may draw random numbers.
-        own = tensors.get(f"{_RANDOM}/{self._ranks.rank}")
-        if own is None:
+        numbers = tensors.get(f"{_RANDOM}/{self._ranks.rank}")
+        if numbers is None:
             seed_rank(self._kept.seed, self._ranks, checkpoint.step)
         else:
-            set_random_state(own, self._device)
+            set_random_state(numbers, self._device)
 
     def after_step(self, training: Training, *, is_last: bool) -> None:
         """Write a checkpoint, if it is due, or if checkpoints are wanted and the training is stopped."""
@@ -227,10 +237,11 @@ class StudentKeeper:
         """Write a checkpoint between two steps; all ranks call this, and the first writes."""
         states = self._ranks.tensors(random_state(self._device))
         loss_sum = self._ranks.mean(training.loss_sum) * self._ranks.size
+        kl_sum = self._ranks.mean(training.kl_sum) * self._ranks.size
         if not self._ranks.is_first:
             return
         at = training.position
-        tensors = {**training.steps.tensors(), "loss_sum": loss_sum}
+        tensors = {**training.steps.tensors(), "loss_sum": loss_sum, "kl_sum": kl_sum}
         tensors |= {f"{_RANDOM}/{rank}": state for rank, state in enumerate(states)}
         state = {
             "epoch": at.epoch,
@@ -240,7 +251,11 @@ class StudentKeeper:
             "scaler": training.steps.numbers(),
             "stream": self._batches.state_dict(),
             "ranks": self._ranks.size,
+            "kl_steps": training.kl_steps,
         }
+        if training.validation is not None:
+            state["validation"] = training.validation.state()
+            tensors |= training.validation.tensors()
         self.checkpoints.save(Checkpoint(at.step, self._identity, state, tensors))
 
 
@@ -256,11 +271,14 @@ def train_and_keep(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
     loss_is_of_all_ranks: bool = False,
+    validation: Validation | None = None,
+    outlet: Outlet | None = None,
 ) -> Record:
     """Train a network, or resume its training, and keep its weights, its record and its log.
 
     batches: of this rank, on the module's device. loss: (logits, batch) -> scalar. where: name of the training, for
-    messages. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`. A process that finds
+    messages. validation: after epochs; the weights of the last epoch or of the best one are then kept beside the others.
+    outlet: gets the values of each line of the log. Raises SpecMismatch for checkpoints of another training, and the errors of `fit`. A process that finds
     another one training this network waits for its record; several ranks raise WriterBusy.
     """
     with contextlib.ExitStack() as stack:
@@ -279,6 +297,8 @@ def train_and_keep(
             progress=progress,
             ranks=ranks,
             loss_is_of_all_ranks=loss_is_of_all_ranks,
+            validation=validation,
+            outlet=outlet,
         )
 
 
@@ -294,6 +314,8 @@ def _train_and_keep(
     progress: Progress,
     ranks: Ranks,
     loss_is_of_all_ranks: bool,
+    validation: Validation | None,
+    outlet: Outlet | None,
 ) -> Record:
     """Train, without a look at other processes; as `train_and_keep`."""
     keeper = StudentKeeper(kept, batches, device_of(module), ranks)
@@ -303,7 +325,7 @@ def _train_and_keep(
             keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
     clock = Clock()
     with (
-        TrainingLog(kept.weights.with_suffix(".metrics.jsonl") if ranks.is_first else None) as log,
+        training_log(kept.weights, settings, ranks, outlet) as log,
         held() if kept.every is not None or ranks.size > 1 else nullcontext(),
     ):
         last = fit(
@@ -320,6 +342,7 @@ def _train_and_keep(
             keeper=keeper,
             ranks=ranks,
             loss_is_of_all_ranks=loss_is_of_all_ranks,
+            validation=validation,
         )
     facts = {
         **kept.facts,
@@ -327,6 +350,7 @@ def _train_and_keep(
         "last_loss": last,
         "seconds": round(clock.seconds, 1),
     }
+    facts |= keep_both(module, kept.weights, validation, ranks)
     digest = ranks.first_says(save_weights(module, kept.weights) if ranks.is_first else "")
     if not ranks.is_first:
         return Record(as_json(kept.identity), digest, facts)

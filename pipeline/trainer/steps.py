@@ -92,6 +92,11 @@ class Steps:
         if self.averaged is not None:
             self.averaged.update_parameters(self._module)
 
+    @property
+    def kept(self) -> nn.Module:
+        """The module as it would be kept now: with the moving average, if there is one."""
+        return self._module if self.averaged is None else self.averaged.module
+
     def finish(self) -> None:
         """Copy the moving average into the module, if there is one."""
         if self.averaged is not None:

@@ -24,9 +24,9 @@ from faults.tally import Tally
 from logitstore.pipeline.cache.teachers import load_teacher
 from logitstore.pipeline.cache.todo import find_teacher
 from logitstore.pipeline.evaluate import stage
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, Scores, subjects
 from logitstore.pipeline.evaluate.stage import evaluate
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import save_weights
 from logitstore.pipeline.specialists.todo import special_rows

@@ -46,6 +46,7 @@ SECTIONS: dict[str, type[Table]] = {
     "`[[student]]`": tables.Student,
     "`loss`": training.Loss,
     "`train`": training.Train,
+    "Validation": training.ValidatedTrain,
     "`train` of a teacher": training.TeacherTrain,
     "`train` of specialists": training.SpecialistTrain,
     "`train` of a student": training.StudentTrain,

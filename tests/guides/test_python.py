@@ -18,7 +18,7 @@ SCRIPTS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 def test_the_scripts_run_and_find_their_work_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(SCRIPTS) == ["in_hand.py", "resumed.py"]
+    assert list(SCRIPTS) == ["in_hand.py", "resumed.py", "watched.py"]
     monkeypatch.chdir(tmp_path)
     for name, source in SCRIPTS.items():
         Path(name).write_text(source, encoding="utf-8")

@@ -31,7 +31,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"models", "runtime", "transfer"}),
     frozenset({"views", "stream"}),
     frozenset({"workspace"}),
-    frozenset({"same_set", "calibration_rows"}),
+    frozenset({"same_set", "calibration_rows", "evaluation_set", "held_out"}),
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),

@@ -206,6 +206,7 @@ def test_one_more_teacher_is_all_that_is_captured(done: Path, first: bool) -> No
         "fresh-seed4"
     ) | {
         "models/teachers/third.json",
+        "models/teachers/third.metrics.jsonl",
         "models/teachers/third.safetensors",
         "store.zarr/__logitstore__/log/5.json",
     }

@@ -15,11 +15,13 @@ from unittest import mock
 
 import torch
 
-from logitstore.pipeline.runtime.ranks import joined
+from logitstore.pipeline.runtime.ranks import Ranks, joined
 from logitstore.pipeline.runtime.stopping import Stopped, handle_signals
 from logitstore.pipeline.train.loss import StudentLoss
 from logitstore.pipeline.trainer import loop as fit
-from logitstore.storage.api import open_store
+from logitstore.pipeline.trainer import resume
+from logitstore.pipeline.trainer.validation import Validation
+from logitstore.storage.api import Store, open_store
 from logitstore.storage.errors import TransientIOError
 from support import trainings
 from support.children import ranks
@@ -82,8 +84,29 @@ def train(_: int, folder: Path) -> None:
         with trainings.interruption(INTERRUPTED_AT):
             trainings.trained(dropout, plain, folder / "again", joint)
         trainings.trained(dropout, plain, folder / "again", joint)
+        validated(folder / "validated", plain, joint)
         random = torch.rand(1).item()
         (folder / f"random-{joint.rank}.json").write_text(json.dumps([random, os.getpid()]))
+
+
+def validated(folder: Path, store: Store, joint: Ranks) -> None:
+    """Train a student that ends with its first epoch, the best, and note the weights that each rank ends with."""
+    genuine = resume.keep_both
+
+    def keep(module: torch.nn.Module, *rest: Any) -> dict[str, Any]:
+        facts = genuine(module, *rest)
+        numbers = torch.cat([tensor.flatten() for tensor in module.state_dict().values()]).tolist()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"weights-{joint.rank}.json").write_text(json.dumps(numbers))
+        return facts
+
+    settings = {"validation": 0.2, "keep": "best", "best_by": "kl"}
+    # Of equal epochs the first is the best.
+    with (
+        mock.patch.object(resume, "keep_both", keep),
+        mock.patch.object(Validation, "_rank", lambda *_: (0.0, 0.0)),
+    ):
+        trainings.trained(document(train=settings), store, folder, joint)
 
 
 def hang(folder: Path) -> None:

@@ -11,9 +11,9 @@ from support.special import Field, content, grounds
 from logitstore.pipeline.cache.teachers import load_teacher
 from logitstore.pipeline.combine.experts import Experts, active_specialists
 from logitstore.pipeline.combine.solve import combine_rows
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import subjects
 from logitstore.pipeline.evaluate.stage import combination_logits
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.experiment.tables import Combine
 from logitstore.pipeline.runtime.inference import run_model
 from logitstore.pipeline.specialists.todo import find_specialists, special_rows

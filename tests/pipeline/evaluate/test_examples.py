@@ -13,7 +13,7 @@ from PIL import Image
 from support import experiments
 from support.experiments import document, parsed, run_document, student, train
 
-from logitstore.pipeline.evaluate.examples import EvaluationExamples, warn_if_unlike, warn_of_first_class
+from logitstore.pipeline.evaluation_set import EvaluationExamples, warn_if_unlike, warn_of_first_class
 from logitstore.pipeline.models.class_names import match_classes
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, ConfigError
@@ -94,7 +94,7 @@ def test_scores_by_number_are_others(base: Path, monkeypatch: pytest.MonkeyPatch
     order = [3, 1, 0, 2]
     own = [order.index(label) for label in np.load(base / "test.npz")["labels"].tolist()]
     content = with_test_set(base, [NAMES[number] for number in order], own)
-    monkeypatch.setattr("logitstore.pipeline.evaluate.examples.match_classes", lambda *_: None)
+    monkeypatch.setattr("logitstore.pipeline.evaluation_set.match_classes", lambda *_: None)
     assert opened(base, content).fetch(range(9))[1].tolist() == own[:9]
 
 

@@ -16,7 +16,6 @@ from support.experiments import MLP_FACTORY, document, parsed, student
 
 from logitstore.pipeline.cluster.errors_inside import ErrorsInside
 from logitstore.pipeline.evaluate import scores as scores_module
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import (
     Score,
     Scores,
@@ -30,6 +29,7 @@ from logitstore.pipeline.evaluate.scores import (
     uncompared,
     verdicts,
 )
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.experiment.document import Experiment, TeacherMember
 from logitstore.pipeline.transfer import Examples, TransferRows
 from logitstore.pipeline.workspace import Workspace

@@ -13,9 +13,9 @@ from support import experiments
 from support.experiments import document, parsed, run_document, student, teacher, train
 from torch import nn
 
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import Score, TableRow
 from logitstore.pipeline.evaluate.stage import evaluate
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.models.networks import mlp
 from logitstore.pipeline.models.weights import load_weights
 from logitstore.pipeline.workspace import Workspace

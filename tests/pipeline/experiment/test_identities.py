@@ -12,6 +12,7 @@ from logitstore.pipeline.cache.todo import capture_identity, teacher_identity
 from logitstore.pipeline.cluster.todo import cluster_identity
 from logitstore.pipeline.experiment.document import Experiment, parse_experiment
 from logitstore.pipeline.experiment.schema import settled
+from logitstore.pipeline.experiment.training import IDLE_KEYS
 from logitstore.pipeline.train.todo import student_identity, student_seeds
 from logitstore.pipeline.transfer import TransferRows
 from logitstore.storage.api import Store
@@ -118,7 +119,10 @@ def identities(experiment: Experiment) -> dict[str, Any]:
     if experiment.cluster is not None:
         made["cluster"] = cluster_identity(STORE, experiment.cluster)
     if (table := experiment.specialists) is not None:
-        later, idle = {"clip_norm", "ema", "label_smoothing", "precision"}, {"checkpoint_every", "compile"}
+        later, idle = (
+            {"clip_norm", "ema", "label_smoothing", "precision"},
+            {"compile", *IDLE_KEYS},
+        )
         made["specialists"] = {
             key: getattr(table, key) for key in ("variant", "views", "head", "temperature", "seed", "sets")
         }

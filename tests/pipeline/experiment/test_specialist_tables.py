@@ -116,6 +116,22 @@ def test_all_is_known_from_the_clustering() -> None:
             id="label smoothing",
         ),
         pytest.param(
+            {"train": train(validation="evaluation_set")},
+            "train.validation",
+            "a share of the rows",
+            "'evaluation_set'",
+            "set validation = 0.1, a share of the rows that it does not learn from",
+            id="validation on a set",
+        ),
+        pytest.param(
+            {"train": train(keep="best")},
+            "train.keep",
+            "examples to validate on",
+            "no validation",
+            "set validation = 0.1, a share of the rows that it does not learn from",
+            id="best of nothing",
+        ),
+        pytest.param(
             {"views": 3},
             "views",
             "a view below cache.views = 3",

@@ -16,8 +16,8 @@ from support.messages import Sentences
 
 from logitstore.pipeline.cache import todo as caching
 from logitstore.pipeline.evaluate import scores as scoring
-from logitstore.pipeline.evaluate.examples import EvaluationExamples
 from logitstore.pipeline.evaluate.scores import subjects
+from logitstore.pipeline.evaluation_set import EvaluationExamples
 from logitstore.pipeline.experiment import document as experiment_file
 from logitstore.pipeline.experiment.training import Factory
 from logitstore.pipeline.factories import file_digest, read_files

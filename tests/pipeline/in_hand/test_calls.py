@@ -14,12 +14,14 @@ from support.hands import Darker, Net, Pictures, cached, distilled
 from torch import distributed
 
 import logitstore
+from logitstore.cli.calling import check_log
 from logitstore.pipeline.augment import random_resized_crop, shift
 from logitstore.pipeline.datasets import arrays
 from logitstore.pipeline.models import mlp
 from logitstore.pipeline.models.weights import load_weights
 from logitstore.pipeline.runtime.session import session
 from logitstore.pipeline.trainer.checkpoints import Checkpoints
+from logitstore.pipeline.trainer.validation import Validation
 from logitstore.storage.errors import BadDataError, ConfigError, PartNotFound, RowMismatch, SpecMismatch
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -303,3 +305,67 @@ def test_two_ranks_share_the_calls_of_a_script(memory_path: Path) -> None:
     assert report["differing"] == [1, 1]
     assert report["said"][0].startswith("SpecMismatch: rank 1 of 2: expected teacher[0].weights = 'sha256:")
     assert report["said"][1].startswith("OtherRankFailed")
+
+
+# Validation and logs
+
+
+def test_a_network_ends_with_its_best_epoch_and_a_function_sees_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a data set in hand; the weights of the last epoch stand beside."""
+    cached(tmp_path)
+    seen: list[tuple[int, dict[str, float]]] = []
+    with mock.patch.object(Validation, "_rank", lambda *_: (0.0, 0.0)):  # of equal epochs the first counts
+        best = distilled(
+            tmp_path,
+            validation=Pictures(40, 5),
+            keep="best",
+            log=lambda step, values: seen.append((step, values)),
+            progress=True,
+        )
+    assert "validated best epoch 1: " in capsys.readouterr().out
+    accuracies = [values["validation/accuracy"] for _, values in seen if "validation/accuracy" in values]
+    assert len(accuracies) == 2
+    assert logitstore.evaluate(best, Pictures(40, 5)).accuracy == pytest.approx(accuracies[0])
+    last = Net(6)
+    load_weights(last, tmp_path / "student" / "students" / "student-seed0@last.safetensors")
+    assert logitstore.evaluate(last, Pictures(40, 5)).accuracy == pytest.approx(accuracies[1])
+    # The set that chose is part of what the student is: another one begins a new training.
+    again = distilled(tmp_path, validation=Pictures(40, 5), keep="best", progress=True)
+    assert "nothing to do" in capsys.readouterr().out and torch.equal(again.first.weight, best.first.weight)
+    distilled(tmp_path, validation=Pictures(40, 6), keep="best", progress=True)
+    assert "nothing to do" not in capsys.readouterr().out
+
+
+def test_a_share_is_held_out_of_the_rows(tmp_path: Path) -> None:
+    cached(tmp_path)
+    seen: list[dict[str, float]] = []
+    distilled(
+        tmp_path, validation=0.2, checkpoint=None, checkpoint_every=None, log=lambda _, v: seen.append(v)
+    )
+    told = [values["validation/rows"] for values in seen if "validation/rows" in values]
+    assert told == [30.0, 30.0]
+    assert [values["epoch/rows"] for values in seen if "epoch/rows" in values] == [120.0, 240.0]
+    assert all(values["validation/kl"] > 0 for values in seen if "validation/rows" in values)
+
+
+def test_a_choice_on_the_set_of_the_scores_and_a_log_without_a_place_are_refused(
+    tmp_path: Path, sentence: Any
+) -> None:
+    cached(tmp_path)
+    test = Pictures(40, 2)
+    wrong: list[dict[str, Any]] = [
+        {"validation": test, "evaluation": test, "keep": "best"},
+        {"keep": "best"},
+        {"validation": 2.0},
+        {"log": "tensorboard", "checkpoint": None},
+    ]
+    for arguments in wrong:
+        with pytest.raises(ConfigError) as refused:
+            distilled(tmp_path, **arguments)
+        sentence(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        check_log("wandb", tmp_path)
+    sentence(refused.value)
+    distilled(tmp_path, validation=test, evaluation=test)  # control: to watch it chooses nothing

@@ -13,7 +13,9 @@ from torch import Tensor
 from logitstore.pipeline.losses import (
     Distillation,
     LogitMatching,
+    entropy,
     hard_cross_entropy,
+    kl_divergence,
     logit_matching,
     soft_targets,
     soften,
@@ -249,3 +251,17 @@ def test_logit_matching_is_the_limit_of_distillation_with_an_error_of_one_over_t
     assert errors[1000.0] == pytest.approx(0.0025, rel=0.05)
     assert errors[100.0] / errors[1000.0] == pytest.approx(10, rel=0.1)
     assert errors[1000.0] / errors[10_000.0] == pytest.approx(10, rel=0.1)
+
+
+def test_a_divergence_is_that_of_torch_and_takes_probabilities_of_0() -> None:
+    z, targets = torch.randn(5, 7), torch.softmax(torch.randn(5, 7) * 40, dim=1)
+    targets[0] = torch.eye(7)[3]
+    found = kl_divergence(z, targets, 2.0)
+    expected = torch.nn.functional.kl_div(torch.log_softmax(z / 2, dim=1), targets, reduction="none").sum(
+        dim=1
+    )
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert entropy(targets)[0] == 0 and (entropy(targets) >= 0).all()
+    assert entropy(torch.full((1, 7), 1 / 7)).item() == pytest.approx(math.log(7))
+    with pytest.raises(BadLogitsError, match="expected probabilities"):
+        kl_divergence(z, z, 2.0)

@@ -1,6 +1,7 @@
 """A specialist: the generalist with a head of its own, trained on half and half, and trained once."""
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from support.trainings import interruption
 from torch import nn
 
 from logitstore.pipeline.cache.teachers import load_teacher
+from logitstore.pipeline.held_out import held_out_rows
 from logitstore.pipeline.models.records import Models
 from logitstore.pipeline.run import pending
 from logitstore.pipeline.runtime.ranks import Ranks
@@ -44,6 +46,7 @@ from logitstore.pipeline.specialists.training import (
     train_specialists,
 )
 from logitstore.pipeline.stream.batch import TorchBatch
+from logitstore.pipeline.trainer.validation import Validation
 from logitstore.storage.errors import BadDataError, BadLogitsError, ConfigError
 
 
@@ -335,6 +338,36 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(tmp_path: Path, 
     assert checkpoints.is_dir()
     assert trained(Field(tmp_path / "cut", document)) == whole
     assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize("variant", ["joint", "dustbin", "full"])
+def test_a_specialist_is_validated_on_rows_of_both_kinds_that_it_does_not_learn_from(
+    tmp_path: Path, variant: str
+) -> None:
+    """In the shares of its batches; the weights of the best epoch are kept, and those of the last beside."""
+    settings = train(epochs=2, batch_size=16, validation=0.2, keep="best", checkpoint_every=3)
+    field = Field(grounds(tmp_path), content(variant=variant, train=settings))
+    special, labels = special_rows(field.work, field.runs[0]), field.store.samples.labels
+    assert set(special.held_out) <= set(held_out_rows(ROWS, 0.2))
+    assert not set(special.held_out) & {*special.special, *special.others}
+    own = np.isin(labels[special.held_out], SETS[0]).sum()
+    assert own > 2 and 1 <= len(special.held_out) - own <= own
+    with mock.patch.object(Validation, "_rank", lambda *_: (0.0, 0.0)):  # of equal epochs the first counts
+        whole = trained(field)
+        cut = Field(grounds(tmp_path / "cut"), content(variant=variant, train=settings))
+        with interruption(9):
+            trained(cut)
+        assert trained(cut) == whole
+    weights = field.models.weights_path("specialists", "pairs-0")
+    assert weights.with_stem("pairs-0@last").read_bytes() != whole
+    lines = [json.loads(line) for line in weights.with_suffix(".metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["event"] == "validation"]
+    assert [(line["rows"], line["best"]) for line in told] == [
+        (len(special.held_out), True),
+        (len(special.held_out), False),
+    ]
+    assert all(0 <= line["accuracy"] <= 1 and line["nll"] > 0 for line in told)
+    assert all(("kl" in line) == (variant == "full") for line in lines if line["event"] == "epoch")
 
 
 def test_rows_without_a_label_are_no_rows_of_other_classes(tmp_path: Path) -> None:

@@ -83,6 +83,49 @@ def test_standardised_rows_leave_the_hard_term_alone() -> None:
     assert value(table()) != pytest.approx(value(table(standardise=True)), rel=1e-2)
 
 
+@pytest.mark.parametrize("loss", ["distillation", "logit_matching", "dkd", "dist"])
+@pytest.mark.parametrize("standardise", [False, True], ids=["plain", "standardised"])
+def test_the_kl_is_that_to_the_targets_whatever_is_minimised(loss: str, standardise: bool) -> None:
+    """At the temperature, of the logits that are compared, without the hard term; of the pass that gives the loss."""
+    at = 1.0 if loss == "logit_matching" else 20.0
+    student = table(loss=loss, temperature=at, standardise=standardise, hard_weight=W)
+    shares, z, given = {"wide": 0.75, "deep": 0.25}, logits(0), dict(batch().logits)
+    if standardise:
+        z, given = losses.standardise(z), {name: losses.standardise(v) for name, v in given.items()}
+    p = losses.soft_targets(given, at, shares).double()
+    expected = (p * (p.log() - torch.log_softmax(z.double() / at, dim=1))).sum(dim=1)
+    measured = StudentLoss(student, shares)
+    assert measured.divergence() is None  # before the first batch
+    minimised = float(measured(logits(0), batch()))
+    kl = measured.divergence()
+    assert kl is not None and float(kl) == pytest.approx(float(expected.mean()), rel=2e-3, abs=1e-6)
+    assert not kl.requires_grad
+    rows = measured.divergences(logits(0), batch())
+    assert rows is not None and rows.tolist() == pytest.approx(expected.tolist(), rel=2e-3, abs=1e-6)
+    # Negative control: the loss is another number, of which the KL is a small part where it is a cross-entropy.
+    assert abs(minimised - float(kl)) > 0.1
+    if loss == "distillation" and not standardise:
+        assert minimised / at**2 > 20 * float(kl)
+
+
+def test_the_kl_of_a_perfect_student_is_0_and_labels_have_none() -> None:
+    teacher = logits(1)
+    alone = TorchBatch(
+        *(getattr(batch(), n) for n in ("rows", "views", "inputs", "labels")), {"wide": teacher}
+    )
+    perfect = StudentLoss(table(teachers=["wide"], temperature=20.0), {"wide": 1.0})
+    perfect(teacher + 5.0, alone)
+    assert float(perfect.divergence()) == pytest.approx(0.0, abs=1e-6)  # type: ignore[arg-type]
+    hard = StudentLoss(of_labels(), {})
+    hard(teacher, alone)
+    assert hard.divergence() is None and hard.divergences(teacher, alone) is None
+
+
+def of_labels() -> Student:
+    """A student of the labels."""
+    return Student.model_validate(experiments.student("a", targets="hard"))
+
+
 def test_label_smoothing_is_for_the_baseline() -> None:
     hard = experiments.student("a", targets="hard", train=experiments.train(label_smoothing=0.2))
     expected = torch.nn.functional.cross_entropy(logits(0), batch().labels, label_smoothing=0.2)

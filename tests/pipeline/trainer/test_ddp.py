@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import experiments, ranks_child, trainings
 from support.children import apart
 from support.ranks_child import INTERRUPTED_AT, SCENARIOS, document, recorded
@@ -74,6 +75,18 @@ def test_two_ranks_have_the_losses_of_one_process_on_the_same_batches(
         trained(content, read, tmp_path)
     assert close(folder / "two" / name, tmp_path)
     assert len(curve(tmp_path)) > 4
+
+
+def test_all_ranks_end_with_the_best_weights(folder: Path) -> None:
+    """The first rank validates, the others wait; then all have the weights of the file, and not those of the last epoch."""
+    one, other = (json.loads((folder / "validated" / f"weights-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    for file, is_kept in (("a-seed0", True), ("a-seed0@last", False)):
+        tensors = load_file(folder / "validated" / "students" / f"{file}.safetensors")
+        numbers = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+        assert (sorted(numbers.tolist()) == sorted(one)) is is_kept
+    told = [line for line in trainings.lines(folder / "validated") if line["event"] == "validation"]
+    assert [(line["epoch"], line["rows"], line["best"]) for line in told] == [(0, 30, True), (1, 30, False)]
 
 
 def test_ranks_that_each_take_their_own_mean_are_found_out(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The evaluation set, whose labels are classes of the transfer set. Imports no torch.
+"""The evaluation set and the validation set, whose labels are classes of the transfer set. Imports no torch.
 
 Classes are matched by name, so a set that lacks one, or has them in another order, is scored rightly. A set without names is
 taken by number. Its inputs are held against those of the transfer set, as a network gives wrong logits for another scale of
@@ -7,17 +7,20 @@ numbers without a word.
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from ...storage.errors import BadDataError, ConfigError
-from ...storage.stream.items import fetch_items, split_item
-from ..datasets.class_names import is_numbered
-from ..experiment.document import Experiment
-from ..models.class_names import match_classes
-from ..transfer import Examples, TransferRows
-from ..views import first_views
+from ..storage.errors import BadDataError, ConfigError
+from ..storage.stream.items import fetch_items, split_item
+from .datasets.class_names import is_numbered
+from .experiment.document import Experiment
+from .experiment.tables import EvaluationSet
+from .models.class_names import match_classes
+from .transfer import Examples, TransferRows, set_identity
+from .views import first_views
 
 log = logging.getLogger(__name__)
 _COMPARED = 64
@@ -27,6 +30,12 @@ _SPREAD = 3.0
 _APART = 1.0
 """Distance of the means of two sets, in deviations of the transfer set, from which they are of different scales."""
 
+SetName = Literal["evaluation_set", "validation_set"]
+_PURPOSES: Final = {
+    "evaluation_set": "that models are evaluated on",
+    "validation_set": "on which a training is validated",
+}
+
 
 class EvaluationExamples(Examples):
     """Labelled examples of the classes of a transfer set."""
@@ -34,22 +43,23 @@ class EvaluationExamples(Examples):
     _class_of: Int64[np.ndarray, " own"] | None = None
     """The transfer set's class of each class of this set; None where the numbers are the same."""
 
-    def __init__(self, experiment: Experiment, rows: TransferRows) -> None:
-        """Open the evaluation set of an experiment. rows: the transfer set.
+    def __init__(self, experiment: Experiment, rows: TransferRows, name: SetName = "evaluation_set") -> None:
+        """Open the evaluation set of an experiment. rows: the transfer set. name: of the table.
 
         Raises ConfigError for an experiment without one; BadDataError for a set without labels, and for classes that are
         none of the transfer set's.
         """
-        if experiment.evaluation_set is None:
+        table: EvaluationSet | None = getattr(experiment, name)
+        if table is None:
             raise ConfigError(
-                "evaluation_set",
-                expected="the labelled examples that models are evaluated on",
+                name,
+                expected=f"the labelled examples {_PURPOSES[name]}",
                 found="no such table",
-                remedy="add [evaluation_set] to the experiment",
+                remedy=f"add [{name}] to the experiment",
             )
         self._num_classes = rows.num_classes
-        self._made_of = experiment, rows
-        super().__init__(experiment.evaluation_set, experiment.base, "evaluation_set")
+        self._made_of = experiment, rows, name
+        super().__init__(table, experiment.base, name)
         # Networks get views, which may be cast.
         shown = first_views(experiment, rows)
         self.shape_of_views = shown.shape[1:]
@@ -71,7 +81,7 @@ class EvaluationExamples(Examples):
                 self.where,
                 expected="labelled examples, (input, label)",
                 found="a set without labels",
-                remedy="evaluate on a labelled set, or drop [evaluation_set]",
+                remedy=f"evaluate on a labelled set, or drop [{name}]",
             )
         self._class_of = match_classes(self.class_names, rows.class_names, rows.num_classes, self.where)
 
@@ -97,13 +107,25 @@ class EvaluationExamples(Examples):
         return inputs, labels
 
 
+def content_of(table: EvaluationSet | None, base: Path) -> Any:
+    """Return the content of a validation set, for the identity of a model that it chooses; None without one.
+
+    base: folder of relative file names. The set is read once. Raises as `Examples`.
+    """
+    if table is None:
+        return None
+    if table._content is None:
+        table._content = set_identity(Examples(table, base, "validation_set"))
+    return table._content
+
+
 def _kind(inputs: Shaped[np.ndarray, "..."]) -> str:
     """Return what networks tell apart in a dtype: uint8, which they divide by 255, integers, fractions, booleans."""
     return "uint8" if inputs.dtype == np.uint8 else inputs.dtype.kind.replace("u", "i")
 
 
 def warn_if_unlike(examples: EvaluationExamples, rows: Examples) -> None:
-    """Warn of an evaluation set whose inputs have another shape or scale than those of the transfer set."""
+    """Warn of a set whose inputs have another shape or scale than those of the transfer set."""
     if examples.first.shape != examples.shape_of_views:
         log.warning(
             "%s: inputs of shape %s, those of the transfer set have %s",
