@@ -30,7 +30,7 @@ from .parts.reader import Samples
 from .parts.root import BegunPart, Root, create_root, join_root, open_root, unsealed_parts
 from .parts.sealable import check_class_names, check_samples_sealable, optional_arrays
 from .parts.sealed_part import SealedPart, Spec
-from .parts.values import check_input_dtype
+from .parts.values import kept_example
 from .parts.writer import CaptureWriter, SamplesWriter
 from .stream.forgotten_ranks import processes_of_torchrun, warn_of_forgotten_ranks
 from .stream.inputs import Augment
@@ -450,17 +450,8 @@ def create_store(
     check_labels(label, classes)
     check_class_names(class_names, str(location))
     digest, card = given_digests(digests, inputs), checked_card(card)
-    if store_inputs and inputs is None:
-        raise ConfigError(
-            "inputs",
-            expected="the inputs to keep",
-            found="None",
-            remedy="pass inputs=…, or store_inputs=False",
-        )
     kept = inputs if store_inputs else None
-    if kept is not None:
-        check_input_dtype(kept.dtype)
-    example = None if kept is None else np.empty(kept.shape[1:], kept.dtype)
+    example = kept_example(inputs) if store_inputs else None
     there = join_root(local_path(location), rows, classes, block_rows) if exist_ok else None
     if there is not None:
         store = Store(there)

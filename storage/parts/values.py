@@ -46,3 +46,16 @@ def check_input_dtype(dtype: "np.dtype[Any] | str") -> None:
             found=str(dtype),
             remedy="convert them before they are digested, or do not store them",
         )
+
+
+def kept_example(inputs: NDArray[Any] | None) -> NDArray[Any]:
+    """Return an array of the shape and dtype of one of the inputs to keep. Raises ConfigError."""
+    if inputs is None:
+        raise ConfigError(
+            "inputs",
+            expected="the inputs to keep",
+            found="None",
+            remedy="pass inputs=…, or store_inputs=False",
+        )
+    check_input_dtype(inputs.dtype)
+    return np.empty(inputs.shape[1:], inputs.dtype)
