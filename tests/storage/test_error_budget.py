@@ -295,13 +295,18 @@ def by_definition(encoding: ErrorBudget, logits: Logits) -> tuple[NDArray[np.int
 
 
 def check_definition(encoding: ErrorBudget, logits: Logits) -> None:
-    """The same bits of codes; errors that differ, if at all, by the rounding of the last digit."""
+    """The same bits of codes; errors that differ, if at all, by the rounding of the last digit.
+
+    Below the normal numbers of float16 a KL of some 1e-17 is rounded to 0 by the definition itself.
+    """
     stored = encoding.encode(logits, 0, "x")
     codes, error = by_definition(encoding, logits)
     assert stored["logits"].tobytes() == codes.tobytes()
     assert stored["peak"].tobytes() == logits.max(axis=1).tobytes()
     steps = stored["error"].view(np.int16).astype(int) - error.view(np.int16)
-    assert np.abs(steps).max(initial=0) <= 1
+    is_normal = np.maximum(stored["error"], error) >= np.finfo(np.float16).smallest_normal
+    assert np.abs(steps[is_normal]).max(initial=0) <= 1
+    assert np.abs(steps[~is_normal]).max(initial=0) <= 2
 
 
 @given(encodings(), RECIPES, st.integers(2, 700), st.integers(0, 2**32))
