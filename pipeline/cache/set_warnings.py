@@ -28,13 +28,21 @@ LARGE_INPUTS = 10**10
 
 def warn_of_stored_inputs(stored: int, rows: TransferRows) -> None:
     """Warn of a new store most of which would be inputs. stored: bytes of an input there, 0 for a store without inputs."""
-    if (total := stored * len(rows)) >= LARGE_INPUTS:
-        log.warning(
-            "transfer_set: the store keeps the inputs, %s GB as %s; with store_inputs = false in [transfer_set] it keeps "
-            "their digests, and students read the set again",
-            f"{total / 1e9:,.0f}",
-            rows.first.dtype.name,
-        )
+    if (total := stored * len(rows)) < LARGE_INPUTS:
+        return
+    kept, ways = (
+        f"as {rows.first.dtype.name}",
+        'with store_inputs = "encoded" it keeps the files of images, and ',
+    )
+    if stored != rows.first.nbytes:
+        kept, ways = "as files", ""
+    log.warning(
+        "transfer_set: the store keeps the inputs, %s GB %s; %swith store_inputs = false in [transfer_set] it keeps "
+        "their digests, and students read the set again",
+        f"{total / 1e9:,.0f}",
+        kept,
+        ways,
+    )
 
 
 def warn_of_set(rows: TransferRows) -> None:
