@@ -217,7 +217,7 @@ def test_an_identity_without_code_is_seen(folder: Path, tally: Tally, door: Call
     nothing: dict[str, str] = {}
     with (
         mock.patch.object(products, "local_source", return_value=nothing),
-        mock.patch.object(caching, "_noted_files", return_value=nothing),
+        mock.patch.object(caching, "noted_files", return_value=nothing),
         mock.patch.object(records, "with_stable_names", without_source),
         mock.patch.object(resume, "with_stable_names", without_source),
     ):

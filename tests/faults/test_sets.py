@@ -120,7 +120,7 @@ def test_a_changed_set_is_refused(
     tally.reached("sets", count, "changes", trials(made(tmp_path, kind), tmp_path, count))
 
 
-@pytest.mark.parametrize("guard", ["check_labels", "_check_column", "_check_names"])
+@pytest.mark.parametrize("guard", ["check_labels", "_check_column", "check_names"])
 def test_a_guard_that_is_taken_out_is_missed(
     tmp_path: Path, tally: Tally, guard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

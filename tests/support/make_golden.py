@@ -129,3 +129,5 @@ if __name__ == "__main__":
     for name, maker in {**MAKERS, **NEWER}.items():
         shutil.rmtree(target / name, ignore_errors=True)
         print(name, maker(target / name).store.digest)
+    shutil.rmtree(target / FILES.name, ignore_errors=True)
+    print(FILES.name, make_files(target / FILES.name).digest)
