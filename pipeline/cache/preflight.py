@@ -4,13 +4,18 @@
 2. A batch that does not fit the device is halved until it does. The batch is part of a capture's identity: a capture that
    has blocks keeps its own, and is not tried again.
 3. A second run of the same rows must give the same logits: a random layer that is active makes no capture.
-4. Logits that depend on the other rows of a batch, and outputs that look like probabilities, are stored as they are, with
-   a warning that shows the evidence.
+4. Logits that depend on the other rows of a batch, outputs that look like probabilities, and logits of pixels that nothing
+   scales are stored as they are, with a warning that shows the evidence.
 """
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Shaped
-from torch import OutOfMemoryError
+from torch import OutOfMemoryError, Tensor, nn
 
 from ...storage.checks import warn_of_probabilities
 from ...storage.encodings.encoding import Encoding
@@ -21,6 +26,16 @@ from ...storage.errors import BadLogitsError, is_short_of_memory
 from ..experiment.document import Experiment
 from ..runtime.inference import Runner, check_classes, check_rows
 
+log = logging.getLogger(__name__)
+_WEIGHTED: Final = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that multiply their inputs by weights."""
+_LAYERS: Final = (
+    *_WEIGHTED,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 _SUM_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest distance of the sum of a softmax from 1, by the precision of its computation."""
 
@@ -41,7 +56,8 @@ def try_out(
     while True:
         inputs = first[: runner.batch_size]
         try:
-            logits = runner.logits(inputs)
+            with _seeing_pixels(runner) as seen:
+                logits = runner.logits(inputs)
         except BadLogitsError as error:
             if not out_of_memory(error):
                 raise
@@ -60,6 +76,40 @@ def try_out(
     precision = experiment.cache.precision
     check_rows(runner.logits, inputs, logits, runner.where, precision)
     warn_of_probabilities(dense(rows[:TILE] if runner.head else rows), runner.where, _SUM_ERROR[precision])
+    if inputs.dtype == np.uint8 and seen == [True]:
+        log.warning(
+            "%s: its first layer gets uint8 pixels as numbers up to 255: nothing scales or normalises them; "
+            "logitstore.pipeline.models.libraries has PixelsToInputs(channels, mean, std), for its register_forward_pre_hook, "
+            "unless it was trained on such numbers",
+            runner.where,
+        )
+
+
+@contextlib.contextmanager
+def _seeing_pixels(runner: Runner) -> Iterator[list[bool]]:
+    """Yield a list, whose first item says of a run in the block whether the first layer took whole numbers above 1.
+
+    Layers are linear ones, convolutions and normalisations, which may come first on purpose. A compiled network is not
+    looked into.
+    """
+    seen: list[bool] = []
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        given = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        if seen or given is None or not given.is_floating_point():
+            return
+        values = given.float()
+        seen.append(
+            isinstance(layer, _WEIGHTED) and bool((values.max() > 1) & (values == values.round()).all())
+        )
+
+    layers = [] if runner.is_compiled else [m for m in runner.module.modules() if isinstance(m, _LAYERS)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def out_of_memory(error: BadLogitsError) -> bool:

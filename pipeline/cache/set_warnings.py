@@ -61,6 +61,13 @@ def warn_of_set(rows: TransferRows) -> None:
         log.warning("transfer_set: %s", text)
 
 
+def warn_of_views(views: Shaped[np.ndarray, "few ..."], inputs: Shaped[np.ndarray, "few ..."]) -> None:
+    """Warn of views that look like a mistake of the augmentation. inputs: what a few views are made of."""
+    for text in odd_inputs(views):
+        if text not in odd_inputs(inputs):
+            log.warning("cache.augment: views: %s", text)
+
+
 def warn_of_absent_classes(
     labels: Int64[np.ndarray, " rows"],
     num_classes: int,

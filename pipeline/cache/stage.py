@@ -51,7 +51,7 @@ from .preflight import try_out
 from .reuse import SOURCES, OldSet, find_old, note_of, old_sets, warn_of_other_versions, with_old_basis
 from .rows import naming_indices, set_sample
 from .schedule import BlockTodo, plan_blocks
-from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs
+from .set_warnings import warn_of_absent_classes, warn_of_set, warn_of_stored_inputs, warn_of_views
 from .teachers import load_without_head, train_teacher
 from .todo import (
     HALVED,
@@ -115,6 +115,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         if missing:
             work.check_writable(store=True)
         warn_of_set(rows)
+        if missing:
+            warn_of_views(work.shown_few, rows.a_few)
         if missing and work.find_store() is None:
             warn_of_stored_inputs(input_bytes(work.experiment, rows), rows)
         _warn_of_space(work, missing)

@@ -194,7 +194,10 @@ def _validation(
     source, where = work.experiment.validation_source(settings), f"teacher {member.name!r}"
     if source is None:
         return None
-    rows, examples = np.sort(held), work.rows if len(held) else open_set(work, source)
+    rows, examples = (
+        np.sort(held),
+        work.rows if len(held) else open_set(work, source, chooses=settings.keep == "best"),
+    )
     if len(held) and settings.keep == "best":
         check_labelled(examples.fetch(rows.tolist())[1], settings, where)
     batches = LabelledBatches(examples, settings.batch_size, device, rows if len(held) else None)

@@ -264,6 +264,8 @@ class Runner:
         self._precision = precision
         self._channels_last = channels_last
         self._run: Any = module
+        self.is_compiled = compiled
+        """Whether the module goes through `torch.compile`."""
         if channels_last and not is_placed(module):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         if compiled:

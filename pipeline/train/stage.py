@@ -150,7 +150,7 @@ def student_validation(
         divergences: Divergences = loss.divergences
     else:
         size = work.ranks.rows_each(settings.batch_size)
-        batches = LabelledBatches(open_set(work, source), size, device)
+        batches = LabelledBatches(open_set(work, source, chooses=settings.keep == "best"), size, device)
         divergences = without_teachers
     classes = work.store.num_classes
     return Validation(settings, source, partial(measure, batches, divergences, classes, where))

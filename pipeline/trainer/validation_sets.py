@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..evaluation_set import EvaluationExamples, SetName, warn_if_unlike
+from ...storage.errors import ConfigError
+from ..evaluation_set import EvaluationExamples, SetName, content_of, warn_if_unlike
 from ..transfer import Examples
 from ..workspace import Workspace
 
@@ -53,11 +54,25 @@ class LabelledBatches:
             )
 
 
-def open_set(work: Workspace, name: str) -> EvaluationExamples:
+def open_set(work: Workspace, name: str, *, chooses: bool) -> EvaluationExamples:
     """Open the validation set or the evaluation set of an experiment, with a warning if its inputs are of another scale.
 
+    chooses: whether its figures choose the weights that are kept; then it is not the set that models are scored on.
     Raises ConfigError or BadDataError for a set that cannot be used.
     """
+    experiment = work.experiment
+    if chooses and None not in (experiment.evaluation_set, experiment.validation_set):
+        contents = [
+            content_of(table, experiment.base)
+            for table in (experiment.validation_set, experiment.evaluation_set)
+        ]
+        if contents[0] == contents[1]:
+            raise ConfigError(
+                "validation_set",
+                expected="examples besides those of the evaluation set, for keep = 'best'",
+                found="the same examples, whose scores would be those of the choice",
+                remedy="set validation = 0.1, a share of the rows that it does not learn from, or name another set",
+            )
     examples = EvaluationExamples(work.experiment, work.rows, cast(SetName, name))
     if work.ranks.is_first:
         warn_if_unlike(examples, work.rows)

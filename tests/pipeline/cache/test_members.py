@@ -81,7 +81,9 @@ def test_members_that_are_trained_are_not_trained_again(base: Path) -> None:
     with mock.patch.object(teachers, "fit", killed), pytest.raises(KeyboardInterrupt):
         run_document(ten(), base, base / "out")
     kept = experiments.states(base / "out" / "models" / "teachers")
-    assert sorted(kept) == sorted(f"wide-{n}{end}" for n in range(4) for end in (".json", ".safetensors"))
+    assert sorted(kept) == sorted(
+        f"wide-{n}{end}" for n in range(4) for end in (".json", ".metrics.jsonl", ".safetensors")
+    )
     with mock.patch.object(teachers, "fit", side_effect=fit) as counted:
         run_document(ten(), base, base / "out")
     assert counted.call_count == MEMBERS - 4

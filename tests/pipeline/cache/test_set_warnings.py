@@ -11,7 +11,12 @@ from support.experiments import document, parsed
 from support.messages import Sentences
 
 from logitstore.pipeline.cache import set_warnings
-from logitstore.pipeline.cache.set_warnings import odd_inputs, warn_of_absent_classes, warn_of_set
+from logitstore.pipeline.cache.set_warnings import (
+    odd_inputs,
+    warn_of_absent_classes,
+    warn_of_set,
+    warn_of_views,
+)
 from logitstore.pipeline.cache.stage import cache
 from logitstore.pipeline.datasets import ArrayDataset
 from logitstore.pipeline.plan.stage import plan
@@ -283,3 +288,18 @@ def test_many_bytes_of_stored_inputs_are_warned_of_once_beforehand(
     caplog.clear()
     cache(Workspace.of_folder(experiment, tmp_path / "out", device="cpu"))
     assert not warnings_of(caplog), "the store is there"
+
+
+@pytest.mark.parametrize(("scale", "is_odd"), [(1, True), (1 / 255, False)], ids=["to 255", "to 1"])
+def test_views_that_are_pixels_as_floats_are_warned_of(
+    scale: float, is_odd: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    warn_of_views(pixels.astype(np.float32) * np.float32(scale), pixels)
+    assert ("cache.augment: views: inputs of float32 hold whole numbers" in caplog.text) is is_odd
+
+
+def test_what_the_set_was_warned_of_is_not_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.full((2, 3, 8, 8), 200, np.float32)
+    warn_of_views(pixels, pixels)
+    assert not caplog.records

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import experiments, trainings
+from support.messages import Sentences
 from support.trainings import content, finished_store, interruption, only_run, trained, weights
 from torch import nn
 
@@ -278,6 +279,21 @@ def test_validation_may_be_rare_and_sees_the_last_epoch(tmp_path: Path) -> None:
 
 
 # Identity and refusals
+
+
+@pytest.mark.parametrize("file", ["test.npz", "train.npz"])
+def test_weights_are_not_chosen_on_the_examples_of_the_scores(
+    tmp_path: Path, file: str, sentence: Sentences
+) -> None:
+    """Of a set of the same content, whatever its table says; not of the control, train.npz."""
+    same = {"factory": TEST_SET["factory"], "args": {"file": file, "fraction": 1.0}}
+    document = content({"epochs": 1, "keep": "best"}) | {"validation_set": same, "evaluation_set": TEST_SET}
+    if file == "train.npz":
+        trained(document, finished_store(), tmp_path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        trained(document, finished_store(), tmp_path)
+    sentence(str(caught.value))
 
 
 def identity(document: dict[str, Any]) -> Any:
