@@ -5,21 +5,29 @@ If that code changes, an unfinished capture is not resumed: its two halves would
 capture the change is only logged, since it may be a comment.
 """
 
-import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
-from typing import Any, Final
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
+from ..augment import Seeded
 from ..experiment.document import Experiment, TeacherMember
+from ..factories.in_hand import Description
 from ..factories.local_code import SOURCE
-from ..factories.products import local_code_of
+from ..factories.products import augmentation_of, local_code_of
 
-_LIBRARIES: Final = {"hugging_face": "transformers", "timm": "timm", "torchvision": "torchvision"}
+if TYPE_CHECKING:
+    from torch import nn
+
+LIBRARIES: Final = ("timm", "torchvision", "transformers", "albumentations")
+"""Packages whose version is noted where a network or an augmentation has code of theirs."""
 
 
-def capture_notes(experiment: Experiment, member: TeacherMember, device: str) -> dict[str, Any]:
-    """Return the notes of a capture. device: type of the device, as "cuda"."""
+def capture_notes(
+    experiment: Experiment, member: TeacherMember, module: "nn.Module", device: str
+) -> dict[str, Any]:
+    """Return the notes of a capture. module: the network that is run. device: type of the device, as "cuda"."""
     import numpy as np
     import torch
 
@@ -29,11 +37,44 @@ def capture_notes(experiment: Experiment, member: TeacherMember, device: str) ->
         "numpy": np.__version__,
         "torch": torch.__version__,
     }
-    for key, library in _LIBRARIES.items():
-        if getattr(member.teacher, key) is not None:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                notes[library] = importlib.metadata.version(library)
-    return notes | source_note(experiment, member)
+    used = {*_modules_of_network(member, module), *_modules_of_views(experiment)}
+    return notes | versions_of(used) | source_note(experiment, member)
+
+
+def versions_of(modules: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of `LIBRARIES` that some modules are of."""
+    packages = {module.partition(".")[0] for module in modules}
+    found = {library: _version(library) for library in LIBRARIES if library in packages}
+    return {library: version for library, version in found.items() if version}
+
+
+def _version(library: str) -> str:
+    """Return the version of a package; without metadata, as of a folder of sources, what it states itself."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(library), "__version__", ""))
+
+
+def _modules_of_network(member: TeacherMember, module: "nn.Module") -> set[str]:
+    """Return the modules that define the layers of a network, and what they inherit from."""
+    kinds = {type(part) for part in module.modules()}
+    given = member.teacher.in_hand
+    return {str(base.__module__) for kind in kinds for base in kind.__mro__} | (
+        set() if given is None else set(given.modules)
+    )
+
+
+def _modules_of_views(experiment: Experiment) -> set[str]:
+    """Return the modules that define an augmentation, and a transform in it."""
+    if (augment := experiment.cache.augment) is None:
+        return set()
+    given, found = augment.in_hand, Description()
+    thing = augmentation_of(augment, base=experiment.base)
+    found.add(type(thing))
+    if isinstance(thing, Seeded):
+        found.value(thing.made)
+    return found.modules | (set() if given is None else set(given.modules))
 
 
 def source_note(experiment: Experiment, member: TeacherMember) -> dict[str, Mapping[str, str]]:

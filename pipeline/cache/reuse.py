@@ -38,6 +38,7 @@ from ..factories.local_code import SOURCE
 from ..same_set import check_names
 from ..transfer import TransferRows
 from ..workspace import Workspace
+from .notes import LIBRARIES
 from .todo import HALVED, REUSED, agreed, noted_files
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ _MAY_DIFFER: Final = frozenset(
 )
 """Keys of an identity that may differ between a capture and one that it takes rows from."""
 
-_COMPUTED_BY: Final = ("device", "torch", "timm", "torchvision", "transformers")
+_COMPUTED_BY: Final = ("device", "torch", *LIBRARIES)
 """Notes of a capture that its bits follow from."""
 _NOTED: Final = (*_COMPUTED_BY, "python", "numpy", "batch_size", "threads", "compile", "channels_last")
 """What the capture that takes rows notes of the one that they are from."""

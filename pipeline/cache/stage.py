@@ -329,7 +329,7 @@ def ready_teacher(
         threads=_threads(work, module, there),
         head=head,
     )
-    notes = capture_notes(work.experiment, member, runner.device.type)
+    notes = capture_notes(work.experiment, member, module, runner.device.type)
     return ReadyTeacher(name, runner, identity, notes, encoding, columns, there is not None)
 
 

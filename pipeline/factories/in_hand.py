@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.format.documents import json_digest
+from .attributes import is_configuration, is_module, own_attributes, settings_of
 from .local_code import is_known_by_name
 from .running_source import globals_of, source_digest_of
 
@@ -181,8 +182,16 @@ class Description:
             return thing.__name__
         if isinstance(thing, Path):
             return str(thing)
-        own = {key: self.value(item) for key, item in getattr(thing, "__dict__", {}).items()}
-        return {"class": self.add(type(thing)), **({"attributes": own} if own else {})}
+        found = settings_of(thing) if is_configuration(thing) else own_attributes(thing)
+        own = {key: self.value(item) for key, item in found.items()}
+        described: dict[str, Any] = {"class": self.add(type(thing))}
+        if own:
+            described["attributes"] = own
+        elif type(thing).__module__ == "torch" and not is_module(thing):
+            described["is"] = plain_text(
+                repr(thing)
+            )  # torch.float32 differs from torch.float16 in its text alone
+        return described
 
     def add(self, code: Any) -> str:
         """Note the source of a class or function and of all local code that it uses; return its name."""
@@ -241,6 +250,8 @@ def _is_simple(value: Any) -> bool:
 
 def _is_setting(value: Any) -> bool:
     """Return whether an attribute is a setting, and no part or state of its object."""
+    if is_configuration(value):
+        return True
     if isinstance(value, Mapping):
         return all(map(_is_setting, value.values()))
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):

@@ -232,6 +232,8 @@ def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation 
     except FactoryError as error:
         remedy = "pass a function that takes an input and a numpy.random.Generator"
         raise ConfigError("augment", expected=error.expected, found=error.found, remedy=remedy) from None
+    if type(augment) is Seeded:
+        augment = replace(augment)  # without the transform that it has made, which would be described twice
     return of_thing(
         ViewAugmentation,
         _as_in_a_file(augment) or in_hand(augment),

@@ -10,6 +10,8 @@ activation, which their layers show. So the identity is
     source        sha256 of the source of each class that is no installed one, and of the code that it uses
     globals       simple values among the globals of that code
 
+The folder that a model was loaded from is none of them (`factories.attributes`).
+
 A capture runs a copy, so that the caller's module keeps its mode, its device and its counters.
 """
 
@@ -28,6 +30,7 @@ from torch.nn.parameter import is_lazy
 from ...storage.errors import ConfigError
 from ...storage.format.documents import json_digest
 from ...storage.stream.items import describe
+from ..factories.attributes import without_origin
 from ..factories.call import describe_exception
 from ..factories.in_hand import Description, InHand, name_of, plain_text
 from ..models.module_state import state_digest, tensor_digests
@@ -49,7 +52,9 @@ def module_in_hand(module: Any, where: str) -> InHand:
         kind = found.add(type(part))
         layers.append([name, kind, _text(part.extra_repr()), _text(getattr(part, "code", ""))])
         own = {
-            key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"
+            key: value
+            for key, value in without_origin(part, vars(part)).items()
+            if not key.startswith("_") and key != "training"
         }
         if settings := found.settings(own):
             attributes[name] = settings
