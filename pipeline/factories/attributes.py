@@ -10,6 +10,7 @@ The first two are known by the library whose class sets them: your own attribute
 """
 
 import inspect
+import logging
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -47,8 +48,12 @@ _NO_SETTINGS: Final = frozenset(
     }
 )
 """Attributes of a configuration of transformers from which no logit follows."""
-_HELD: Final = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forward_hooks")
-"""Attributes of a module that hold tensors, parts, and functions that its calls run."""
+_HELD: Final = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module that hold its tensors and parts."""
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks")
+"""Attributes of a module that hold functions that a call of it runs; their keys count the hooks of the process."""
+_WITHOUT_EFFECT: Final = frozenset({"torch", "transformers", "accelerate"})
+"""Packages whose hooks move and record tensors, or follow from tensors that are part of an identity."""
 _SHOWS: Final = frozenset({"extra_repr", "__repr__", "train", "eval"})
 """Methods that use `training` without a change of the result."""
 
@@ -58,13 +63,25 @@ def own_attributes(thing: Any) -> dict[str, Any]:
     own = without_origin(thing, getattr(thing, "__dict__", {}))
     if not is_module(thing):
         return own
-    held = {name: own[name] for name in _HELD if own.get(name)}
-    for name in held.keys() & {"_forward_pre_hooks", "_forward_hooks"}:
-        held[name] = list(held[name].values())  # their keys count the hooks of the process
+    held = {name: own[name] for name in _HELD if own.get(name)} | hooks_of(thing)
     bare = vars(sys.modules["torch"].nn.Module())
     if "training" in own and _uses_training(type(thing)):
         held["training"] = own["training"]
     return {name: value for name, value in own.items() if name not in bare} | held
+
+
+def hooks_of(module: Any) -> dict[str, list[Any]]:
+    """Return the functions that a call of a module runs before and after its own code, in their order, if there are any."""
+    found = {name: list((vars(module).get(name) or {}).values()) for name in _HOOKS}
+    own = {
+        name: [one for one in hooks if _package(one) not in _WITHOUT_EFFECT] for name, hooks in found.items()
+    }
+    return {name: hooks for name, hooks in own.items() if hooks}
+
+
+def _package(function: Any) -> str:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return str(module).partition(".")[0]
 
 
 def without_origin(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +110,15 @@ def settings_of(configuration: Any) -> dict[str, Any]:
 
     So a setting that a later version of transformers adds, with its default, does not count.
     """
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)  # parts without settings of their own are named in lines
     try:
         usual = vars(type(configuration)())
     except Exception:  # noqa: BLE001 - a class whose configuration needs arguments
         usual = {}
+    finally:
+        log.setLevel(level)
     return {
         name: value
         for name, value in sorted(vars(configuration).items())

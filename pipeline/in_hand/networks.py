@@ -6,7 +6,7 @@ activation, which their layers show. So the identity is
 
     weights       sha256 over state dict, further buffers, and tensors among the attributes
     layers        sha256 over name, class and printed settings of each layer
-    attributes    sha256 over numbers, texts and functions among the attributes of each layer
+    attributes    sha256 over numbers, texts and functions among the attributes of each layer, and its forward hooks
     source        sha256 of the source of each class that is no installed one, and of the code that it uses
     globals       simple values among the globals of that code
 
@@ -30,7 +30,7 @@ from torch.nn.parameter import is_lazy
 from ...storage.errors import ConfigError
 from ...storage.format.documents import json_digest
 from ...storage.stream.items import describe
-from ..factories.attributes import without_origin
+from ..factories.attributes import hooks_of, without_origin
 from ..factories.call import describe_exception
 from ..factories.in_hand import Description, InHand, name_of, plain_text
 from ..models.module_state import state_digest, tensor_digests
@@ -56,7 +56,8 @@ def module_in_hand(module: Any, where: str) -> InHand:
             for key, value in without_origin(part, vars(part)).items()
             if not key.startswith("_") and key != "training"
         }
-        if settings := found.settings(own):
+        hooks = {key: found.value(functions) for key, functions in hooks_of(part).items()}
+        if settings := found.settings(own) | hooks:
             attributes[name] = settings
     args = {"layers": json_digest(layers), "attributes": json_digest(attributes), **found.code()}
     weights = weights_of(plain, where)

@@ -22,6 +22,7 @@ from logitstore.pipeline.cache import reuse
 from logitstore.pipeline.experiment.document import parse_experiment
 from logitstore.pipeline.factories.in_hand import in_hand
 from logitstore.pipeline.in_hand.networks import module_in_hand
+from logitstore.pipeline.models.libraries import PixelsToInputs
 from logitstore.pipeline.run import run
 
 VERSIONS: Final = MappingProxyType(
@@ -112,6 +113,8 @@ SAME: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "default of a later version": lambda: (OfTransformers(), OfTransformers(scaling=1.0)),
     "ran before": lambda: (OfTransformers(), changed(OfTransformers(), warnings_issued={"tokens": True})),
     "file of timm": lambda: (OfTimm("/a"), OfTimm("/b")),
+    "hook of the same settings": lambda: (shown(0.5), shown(0.5)),
+    "hook of a library": lambda: (Net(), recorded()),
     "inside a wrapper": lambda: (nn.Sequential(OfTransformers("/a")), nn.Sequential(OfTransformers("/b"))),
 }
 
@@ -122,6 +125,21 @@ def test_where_a_network_was_loaded_from_does_not_count(name: str) -> None:
     assert identity(one) == identity(other)
 
 
+def shown(mean: float | None) -> nn.Module:
+    """Return a network with the hook that a teacher of uint8 pixels has."""
+    net = Net()
+    if mean is not None:
+        net.register_forward_pre_hook(PixelsToInputs(1, [mean], [0.5]))
+    return net
+
+
+def recorded() -> nn.Module:
+    """Return a network with a hook of a library, which records an output."""
+    net = Net()
+    net.register_forward_hook(of("transformers", type("Hook", (), {"__call__": lambda *given: None}))())
+    return net
+
+
 DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "an attribute of one's own": lambda: (Own("/a"), Own("/b")),
     "a setting of a configuration": lambda: (OfTransformers(), OfTransformers(scaling=2.0)),
@@ -129,6 +147,8 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
         OfTransformers(dtype=torch.float32),
         OfTransformers(dtype=torch.float32, pad_token_id=3),
     ),
+    "a hook": lambda: (shown(None), shown(0.5)),
+    "a setting of a hook": lambda: (shown(0.5), shown(0.25)),
     "another attribute": lambda: (OfTransformers(), changed(OfTransformers(), scale=1.0)),
 }
 
