@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...storage.api import Store
 from ...storage.errors import BadDataError
-from ...storage.identity import as_json, check_same
+from ...storage.identity import as_json, check_same, difference
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
 from ..models.alone import alone
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _RANDOM = "random"
 _OTHER_BYTES = 64 << 20
 """Of a checkpoint: the header, and the states of all ranks' random numbers."""
+_SHOWN = 80
+"""Characters of a setting in a warning."""
 _RANK_SEEDS = 0x9E3779B97F4A7C15
 """Distance of the seeds of two ranks: odd and large, so that they differ from the seeds of other students."""
 
@@ -302,6 +304,22 @@ def train_and_keep(
         )
 
 
+def _warn_of_replaced(kept: Kept, finished: Mapping[str, Any]) -> None:
+    """Warn of the weights of a finished training with another identity, which this training replaces."""
+    if not finished or not kept.weights.exists():
+        return
+    first = difference(as_kept(with_stable_names(as_json(kept.identity)), finished), finished)
+    if first is not None:
+        key, ours, theirs = first
+        log.warning(
+            "%s: replaces the finished training with %s = %s by one with %s; choose another folder to keep both",
+            kept.weights,
+            key,
+            theirs[:_SHOWN],
+            ours[:_SHOWN],
+        )
+
+
 def _train_and_keep(
     kept: Kept,
     module: nn.Module,
@@ -323,6 +341,7 @@ def _train_and_keep(
         finished = as_json(kept.models.recorded_identity(kept.kind, kept.name) or {})
         if finished in keeper.checkpoints.identities():
             keeper.checkpoints.remove()  # of a finished training that was killed before it removed them
+        _warn_of_replaced(kept, finished)
     clock = Clock()
     with (
         training_log(kept.weights, settings, ranks, outlet) as log,

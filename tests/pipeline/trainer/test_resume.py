@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from support import experiments, trainings
+from support.messages import Sentences
 from support.trainings import STEPS_PER_EPOCH, content, curve, finished_store, interruption, trained, weights
 
 from logitstore.pipeline.stream.torch_stream import TorchStream
@@ -363,3 +364,15 @@ def test_a_checkpoint_that_was_only_written_again_is_gone_on_with(tmp_path: Path
     tampered(tmp_path, lambda record, tensors: None)
     trained(content(), finished_store(), tmp_path)
     assert weights(tmp_path) == weights(whole)
+
+
+def test_a_finished_training_is_replaced_with_a_warning_of_the_first_difference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sentence: Sentences
+) -> None:
+    trained(content(), finished_store(), tmp_path)
+    (tmp_path / "students" / "a-seed0.safetensors").unlink()
+    trained(content(), finished_store(), tmp_path)
+    assert caplog.messages == []  # negative control: the same training again
+    trained(content({"epochs": 1}), finished_store(), tmp_path)
+    (warning,) = caplog.messages
+    sentence(warning)
