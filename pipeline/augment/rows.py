@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from ...storage.errors import ConfigError, FactoryError, LogitStoreError, described
 from ...storage.random import raw_words, row_generator
+from .transforms import library_of
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """(input, generator) -> view: same dtype, one shape for all rows, and a pure function of both arguments."""
+SEEDED: Final = "seeded(…) of it, from logitstore.pipeline.augment"
+"""Remedy for a transform of another library that is given as an augmentation."""
 _FEW: Final = 16
 """Rows of the largest batch of which every row is augmented twice, as in the trial of an augmentation."""
 
@@ -130,7 +133,7 @@ def _made(
             # A copy, so that an augmentation in place does not change the data set.
             one, generator = inputs[position].copy(), row_generator(seed, view, row)
             where = f"augmentation of row {row}, view {view}"
-            shown = _checked(partial(augmentation, one, generator), dtype, where)
+            shown = _checked(partial(augmentation, one, generator), dtype, where, library_of(augmentation))
             if views is None:
                 views = np.empty((len(rows), *shown.shape), shown.dtype)
             elif shown.shape != views.shape[1:]:
@@ -221,7 +224,10 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return shown
 
 
-def _checked(make: Callable[[], Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+def _checked(
+    make: Callable[[], Any], dtype: np.dtype[Any], where: str, library: str | None = None
+) -> NDArray[Any]:
+    """Return a made view. library: that of a transform which is called as an augmentation. Raises FactoryError."""
     try:
         made = np.asarray(make())
     except LogitStoreError:
@@ -231,7 +237,7 @@ def _checked(make: Callable[[], Any], dtype: np.dtype[Any], where: str) -> NDArr
             where,
             expected="an augmented input",
             found=f"an error, {described(error)}",
-            remedy="correct the augmentation",
+            remedy="correct the augmentation" if library is None else f"use {SEEDED}",
         ) from error
     if made.dtype != dtype:
         raise FactoryError(

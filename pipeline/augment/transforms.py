@@ -275,7 +275,17 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 def _is_of_albumentations(transform: object) -> bool:
     """Return whether a transform takes its image by keyword and returns a table, as those of albumentations do."""
-    return any(one.__module__.partition(".")[0] == "albumentations" for one in type(transform).__mro__)
+    return library_of(transform) == "albumentations"
+
+
+def library_of(transform: object) -> str | None:
+    """Return the library that a transform or a base of its class comes from; None for another thing.
+
+    >>> library_of(len) is None
+    True
+    """
+    roots = [one.__module__.partition(".")[0] for one in type(transform).__mro__]
+    return next((name for name in ("albumentations", "torchvision") if name in roots), None)
 
 
 @contextlib.contextmanager

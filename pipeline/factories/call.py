@@ -22,6 +22,8 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from ...storage.errors import FactoryError, LogitStoreError
 from ...storage.stream.items import describe
 from ..augment import Augmentation, PairAugmentation
+from ..augment.rows import SEEDED
+from ..augment.transforms import library_of
 from ..augment.versions import stated_version
 from ..datasets.arrays import TransferSet
 from .local_code import local_source, noted_import, watched_path
@@ -259,6 +261,10 @@ def expect_augmentation(value: object, factory: str) -> Augmentation | PairAugme
     is_class, problem = inspect.isclass(value), ""
     if isinstance(value, PairAugmentation) and not is_class:
         return value
+    expected = "an augmentation: a callable (input, generator) -> input"
+    library = None if is_class else library_of(value)
+    if library is not None and type(value).__module__.partition(".")[0] == library:
+        raise _refuse(factory, expected, f"{_described(value)} of {library}", f"use {SEEDED}")
     if callable(value) and not is_class:
         try:
             inspect.signature(value).bind(None, None)
@@ -267,8 +273,7 @@ def expect_augmentation(value: object, factory: str) -> Augmentation | PairAugme
             problem = f" with other parameters ({error})"
         except ValueError:
             return value  # callables of extension modules may lack a signature
-    expected = "an augmentation: a callable (input, generator) -> input"
-    remedy = "return such a callable from the factory"
+    remedy = "return such a callable from the factory" if library is None else f"use {SEEDED}"
     raise _refuse(factory, expected, f"{_described(value)}{problem}", remedy)
 
 

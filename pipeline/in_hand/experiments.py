@@ -21,6 +21,8 @@ from ...storage.format.constants import SAMPLES
 from ...storage.parts.card import checked_card
 from ...storage.stream.items import describe, read_inputs
 from ..augment import CropFlip, Cutmix, Identity, Mixup, RandomResizedCrop, Seeded, Shift
+from ..augment.rows import SEEDED
+from ..augment.transforms import library_of
 from ..datasets.class_names import names_of
 from ..datasets.stored_images import stored_images
 from ..experiment.document import Experiment
@@ -231,6 +233,8 @@ def _augmentation(augment: Any, seed: int, first_view: int) -> ViewAugmentation 
         expect_augmentation(augment, "augment")
     except FactoryError as error:
         remedy = "pass a function that takes an input and a numpy.random.Generator"
+        if library_of(augment) is not None:
+            remedy = f"pass {SEEDED}"
         raise ConfigError("augment", expected=error.expected, found=error.found, remedy=remedy) from None
     if type(augment) is Seeded:
         augment = replace(augment)  # without the transform that it has made, which would be described twice

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import experiments
 from support.experiments import document, parsed
+from support.hands import Net, Pictures
+from support.messages import Sentences
 from support.random_states import generator_states
 
 from logitstore.pipeline.augment import augment_rows, rand_augment, seeded
 from logitstore.pipeline.augment.torch_draws import SeededDraws
-from logitstore.pipeline.factories.call import build_augmentation
+from logitstore.pipeline.factories.call import build_augmentation, expect_augmentation
+from logitstore.pipeline.in_hand.experiments import capture_of
 from logitstore.pipeline.views import augmentation_identity, replay
 from logitstore.storage.errors import BadDataError, ConfigError, FactoryError
 
@@ -367,3 +370,23 @@ def test_an_experiment_runs_on_views_of_another_dtype(tmp_path: Path) -> None:
         FactoryError, match=r"view 1: expected inputs of uint8 .*, found float32 .*; set first_view = 0"
     ):
         experiments.run_document(content, tmp_path, tmp_path / "mixed")
+
+
+def test_a_transform_that_is_not_seeded_is_refused_by_name(sentence: Sentences) -> None:
+    compose = type("Compose", (), {"__module__": "torchvision.transforms.v2._container", "__call__": _fails})
+    own = type("Mine", (compose,), {"__module__": "my_transforms"})
+    with pytest.raises(FactoryError) as of_file:
+        expect_augmentation(compose(), "ls_mine:views")
+    with pytest.raises(ConfigError) as in_hand:
+        capture_of({"net": Net()}, Pictures(), augment=compose(), transfer_set={}, cache={})
+    assert expect_augmentation(own(), "m:f")  # it may take a generator, so that it is tried first
+    with pytest.raises(FactoryError) as tried:
+        augment_rows(IMAGES, own(), 0, 1, ROWS)
+    with pytest.raises(FactoryError) as other:  # negative control
+        augment_rows(IMAGES, _fails, 0, 1, ROWS)
+    for error in (of_file, in_hand, tried, other):
+        sentence(error.value)
+
+
+def _fails(*_: Any) -> Any:
+    raise TypeError("No image, video, mask, bounding box of keypoint was found in the sample")
