@@ -103,13 +103,16 @@ def _check_ahead(work: Workspace, todo: Pending) -> None:
     from .train.network import begun_network
     from .trainer.tensorboard import check_tensorboard
     from .trainer.trial import check_training
+    from .views import naming_unlike_views
 
     experiment, rows = work.experiment, work.rows
     # Stage one tries teachers with weights before it writes; but it trains the others first.
     if any(member.teacher.train is not None for member in todo.cache.captures):
         for member in todo.cache.captures:
             check = check_model if member.teacher.train is None else check_training
-            check(build_teacher(work, member), work.shown_few, rows.num_classes, f"teacher {member.name!r}")
+            module = build_teacher(work, member)
+            with naming_unlike_views(experiment, rows):
+                check(module, work.shown_few, rows.num_classes, f"teacher {member.name!r}")
     special = experiment.specialists
     if special is not None and todo.specialists.train:
         where = f"specialists of {experiment.generalist.name!r}"

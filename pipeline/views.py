@@ -6,7 +6,8 @@ each with the digest of the teacher's input. Stage one makes its views with the 
 An augmentation that mixes two rows needs the second one: `rows_of_store` reads it from the source of the stream.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
 from ..storage.api import Store
-from ..storage.errors import BadDataError, ConfigError, FactoryError, SpecMismatch
+from ..storage.errors import BadDataError, BadLogitsError, ConfigError, FactoryError, SpecMismatch
 from ..storage.identity import as_json
 from ..storage.parts.reader import CaptureReader, Samples
 from ..storage.parts.same_rows import is_augmented
@@ -115,8 +116,26 @@ def check_one_form(
             f"view {view}",
             expected=f"inputs of {like.dtype} of shape {like.shape[1:]}, as in view 0",
             found=f"{shown.dtype} of shape {shown.shape[1:]}",
-            remedy="set first_view = 0 in the table of the augmentation, so that every view is augmented",
+            remedy="set first_view = 0 beside the augmentation, so that every view is augmented",
         )
+
+
+@contextlib.contextmanager
+def naming_unlike_views(experiment: Experiment, rows: TransferRows) -> Iterator[None]:
+    """Where a network fails on view 0, refuse augmented views of another shape first: it may be made for these.
+
+    Raises FactoryError, as `check_one_form`, in place of a BadLogitsError.
+    """
+    try:
+        yield
+    except BadLogitsError:
+        table, few = experiment.cache.augment, rows.a_few
+        if table is not None and 0 < table.first_view < experiment.cache.views:
+            make_view = experiment_views(experiment, rows, made_twice=False)
+            assert make_view is not None  # there is a table
+            numbers = np.arange(len(few), dtype=np.int64)
+            check_one_form(make_view(few, table.first_view, numbers), table.first_view, few)
+        raise
 
 
 def mixes_rows(make_view: Augment | None) -> bool:

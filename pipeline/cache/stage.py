@@ -40,7 +40,7 @@ from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import DECODING, check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, files_of, input_bytes
-from ..views import check_one_form, experiment_views
+from ..views import check_one_form, experiment_views, naming_unlike_views
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
@@ -120,8 +120,9 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         if missing and work.find_store() is None:
             warn_of_stored_inputs(input_bytes(work.experiment, rows), rows)
         _warn_of_space(work, missing)
-        for member in missing:
-            train_teacher(work, member)
+        with naming_unlike_views(work.experiment, rows):
+            for member in missing:
+                train_teacher(work, member)
     ranks.wait()
     teachers = [_with_old(work, sets, _prepare(work, member)) for member in missing]
     if sets and work.find_store() is None and not any(teacher.old for teacher in teachers):
@@ -363,7 +364,8 @@ def try_teachers_out(work: Workspace, teachers: Sequence[ReadyTeacher], make_vie
             inputs = make_view(inputs, 0, np.arange(len(inputs), dtype=np.int64))
         for teacher in new:
             runner = teacher.runner
-            try_out(work.experiment, inputs, runner, len(teacher.columns), teacher.encoding)
+            with naming_unlike_views(work.experiment, rows):
+                try_out(work.experiment, inputs, runner, len(teacher.columns), teacher.encoding)
             runner.batch_size = min(work.ranks.counts(runner.batch_size))
             if runner.batch_size != settings.batch_size and work.ranks.is_first:
                 log.warning(

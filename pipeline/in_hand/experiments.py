@@ -34,7 +34,7 @@ from ..factories.in_hand import InHand, in_hand
 from ..factories.products import stated_source
 from ..runtime.inference import device_of, forward
 from ..transfer import TransferRows
-from ..views import first_views
+from ..views import first_views, naming_unlike_views
 from .data_sets import data_set_in_hand
 from .networks import copy_of, kept_as_they_are, module_in_hand
 
@@ -102,8 +102,11 @@ def capture_of(
         [given.thing[0]], [0], "dataset"
     )  # an item of another form is refused under the name of the argument
     name, first = next(iter(networks.items()))
-    shown = first_views(experiment, TransferRows(experiment))
-    return _experiment({**tables, "transfer_set": of_set(_outputs(first.thing, shown, f"teacher {name!r}"))})
+    rows = TransferRows(experiment)
+    shown = first_views(experiment, rows)
+    with naming_unlike_views(experiment, rows):
+        outputs = _outputs(first.thing, shown, f"teacher {name!r}")
+    return _experiment({**tables, "transfer_set": of_set(outputs)})
 
 
 def student_of(

@@ -39,6 +39,13 @@ class Net(nn.Module):
         return logits
 
 
+class Floats(nn.Module):
+    """The inputs in float32."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.float()
+
+
 class Pictures:
     """A data set as torchvision has them: pairs, and the names in `classes`."""
 

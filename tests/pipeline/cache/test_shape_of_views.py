@@ -215,7 +215,7 @@ def test_views_of_two_shapes_are_refused_before_anything_is_written(folder: Path
         cache(work)
     assert str(caught.value) == (
         "view 1: expected inputs of uint8 of shape (12, 8), as in view 0, found uint8 of shape (5, 6); set first_view = 0 "
-        "in the table of the augmentation, so that every view is augmented"
+        "beside the augmentation, so that every view is augmented"
     )
     assert not (tmp_path / "store.zarr").exists()
 

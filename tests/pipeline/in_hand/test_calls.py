@@ -22,7 +22,15 @@ from logitstore.pipeline.models.weights import load_weights
 from logitstore.pipeline.runtime.session import session
 from logitstore.pipeline.trainer.checkpoints import Checkpoints
 from logitstore.pipeline.trainer.validation import Validation
-from logitstore.storage.errors import BadDataError, ConfigError, PartNotFound, RowMismatch, SpecMismatch
+from logitstore.storage.errors import (
+    BadDataError,
+    BadLogitsError,
+    ConfigError,
+    FactoryError,
+    PartNotFound,
+    RowMismatch,
+    SpecMismatch,
+)
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -201,6 +209,23 @@ def test_examples_of_the_shape_of_the_views_are_scored_without_a_warning(
     # Negative control: images of the shape that the views are made from.
     distilled(tmp_path, **settings | {"evaluation": pictures})
     assert "inputs of shape (4, 4), those of the transfer set have (2, 8)" in caplog.text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_teacher_for_the_size_of_the_crops_names_first_view(
+    tmp_path: Path, sentence: Any, named: bool
+) -> None:
+    """Whether the set names its classes, or the teacher is run to count them."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), hands.Floats(), torch.nn.Linear(9, hands.CLASSES))
+    pictures: Any = Pictures() if named else Pictures().images
+    settings: dict[str, Any] = {"dataset": pictures, "views": 2, "device": "cpu"}
+    with pytest.raises(FactoryError) as refused:
+        logitstore.cache(
+            tmp_path / "store.zarr", {"net": net}, augment=random_resized_crop((3, 3)), **settings
+        )
+    sentence(refused.value)
+    with pytest.raises(BadLogitsError, match="correct the model for uint8 inputs"):  # negative control
+        logitstore.cache(tmp_path / "store.zarr", {"net": net}, augment=shift(pixels=1), **settings)
 
 
 def test_scores_are_those_of_the_network_in_evaluation_mode(tmp_path: Path) -> None:
