@@ -1,5 +1,6 @@
 """The options of a stream, checked once."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,13 +54,7 @@ class StreamOptions:
         reads_every_row = self.rank is None and self.world_size is None
         rank, world_size = check_ranks(self.rank, self.world_size)
         strata, shares = self._checked_strata(batch_size)
-        if self.augment is not None and not callable(self.augment):
-            raise ConfigError(
-                "augment",
-                expected="a function",
-                found=repr(self.augment)[:80],
-                remedy="pass replay(…), or None",
-            )
+        _check_augment(self.augment)
         vars(self).update(
             batch_size=batch_size,
             world_size=world_size,
@@ -130,6 +125,33 @@ class StreamOptions:
         rows = None if self.rows is None else _digest(self.rows)
         plain = {name: getattr(self, name) for name in ("seed", "shuffle", "views", "num_views", "window")}
         return {**plain, "rows": rows, "strata": list(map(_digest, self.strata)), "shares": list(self.shares)}
+
+
+def _check_augment(augment: Any) -> None:
+    """Refuse what is no function of inputs, view and rows, such as an augmentation of single inputs. Raises ConfigError."""
+    if augment is None:
+        return
+    if not callable(augment):
+        raise ConfigError(
+            "augment",
+            expected="a function",
+            found=repr(augment)[:80],
+            remedy="pass replay(…), or None",
+        )
+    try:
+        signature = inspect.signature(augment)
+    except (TypeError, ValueError):  # of an extension module
+        return
+    try:
+        signature.bind(None, 0, None)
+    except TypeError as error:
+        name = getattr(augment, "__name__", type(augment).__name__)
+        raise ConfigError(
+            "augment",
+            expected="a function (inputs, view, rows) of many rows",
+            found=f"{name}({', '.join(signature.parameters)})"[:120],
+            remedy="pass replay(…) of an augmentation, from logitstore.pipeline, with the seed and first_view of the capture",
+        ) from error
 
 
 def _selection(rows: Any, num_rows: int, name: str) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import stores
+from support.messages import Sentences
 from support.orders import Item, flaws
 from support.stores import Made, Teacher
 
@@ -536,6 +537,17 @@ def test_augmented_views_need_their_augmentation(augmented: Made) -> None:
     assert error.remedy == "pass augment=…, or views=0, or inputs=False if you need no inputs"
     assert len(list(augmented.store.stream(teachers=["wide"], views=0, transfer_set=examples)))
     assert len(list(augmented.store.stream(teachers=["wide"], inputs=False)))
+
+
+def test_an_augmentation_of_single_inputs_is_referred_to_replay(augmented: Made, sentence: Sentences) -> None:
+    def darker(example: Any, generator: Any) -> Any:
+        return example
+
+    asked: dict[str, Any] = {"teachers": ["wide"], "transfer_set": Examples(augmented.inputs)}
+    with pytest.raises(ConfigError) as caught:
+        augmented.store.stream(**asked, augment=darker)
+    sentence(caught.value)
+    augmented.store.stream(**asked, augment=lambda *given: stores.augment(*given))  # negative control
 
 
 def test_captures_of_other_augmentations_are_not_mixed(augmented: Made) -> None:
