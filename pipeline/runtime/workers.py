@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,9 @@ ANSWER_SECONDS: Final = 1800.0
 _LOOK_SECONDS: Final = 1.0
 """Seconds between two looks at a silent worker."""
 _DRAIN_BYTES: Final = 1 << 16
+_NAME: Final = "logitstore-worker"
+_IMPORTS_A_CALL: Final = 78
+"""Exit code of a worker whose import of the script makes a call that starts workers."""
 _END_SECONDS: Final = 20.0
 """Seconds that a worker has to end by itself, for example to write a checkpoint."""
 
@@ -39,15 +43,16 @@ class Worker:
     def __init__(self, where: str, expected: str, function: Callable[..., None], *arguments: Any) -> None:
         """Start a process that calls `function(connection, *arguments)`, all of which are pickled.
 
-        where, expected: of the error that is raised if it ends early or does not answer.
+        where, expected: of the error that is raised if it ends early or does not answer. Raises as `gone`.
         """
+        end_if_imported()
         self._where, self._expected = where, expected
         context = multiprocessing.get_context("spawn")
+        # Over the pipe, as `start` writes arguments that a dead process never reads, and waits.
+        given = bytes(ForkingPickler.dumps((function, arguments)))
         self.connection, theirs = context.Pipe()
         """This end of the pipe."""
-        self.process = context.Process(
-            target=_run, args=(theirs, function, arguments), name="logitstore-worker", daemon=True
-        )
+        self.process = context.Process(target=_run, args=(theirs,), name=_NAME, daemon=True)
         """The process."""
         # The first start of a process starts the tracker as well, after which some versions of Python unblock SIGINT.
         resource_tracker.ensure_running()
@@ -58,9 +63,16 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+        try:
+            self.connection.send_bytes(given)
+        except OSError as error:
+            raise self.gone() from error
+        except BaseException:
+            self.process.kill()
+            raise
 
     def receive(self, seconds: float | None = ANSWER_SECONDS) -> Any:
-        """Return the next object that it sends. seconds: the most to wait. Raises TransientIOError."""
+        """Return the next object that it sends. seconds: the most to wait. Raises as `gone`."""
         self._wait(seconds)
         try:
             return self.connection.recv()
@@ -68,7 +80,7 @@ class Worker:
             raise self.gone() from error
 
     def receive_into(self, array: NDArray[Any]) -> None:
-        """Fill a contiguous array with the next bytes that it sends (`send_array`). Raises TransientIOError."""
+        """Fill a contiguous array with the next bytes that it sends (`send_array`). Raises as `gone`."""
         view = array.reshape(-1).view(np.uint8).data
         while len(view):
             self._wait(ANSWER_SECONDS)
@@ -80,10 +92,12 @@ class Worker:
                 raise self.gone()
             view = view[count:]
 
-    def gone(self) -> TransientIOError:
-        """Return the error of a worker that has ended."""
+    def gone(self) -> LogitStoreError:
+        """Return the error of a worker that has ended: a ConfigError where the script lacks its guard, else a TransientIOError."""
         self.process.join(_END_SECONDS)
         code = self.process.exitcode
+        if code == _IMPORTS_A_CALL:
+            return _unguarded()
         by = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         return self._error(f"a worker that was ended {by}")
 
@@ -115,12 +129,7 @@ def refusing_unpicklable(*tables: Factory | None) -> Iterator[None]:
         if all(table is None or table.in_hand is None for table in tables):
             raise
         if "bootstrapping" in str(error):
-            raise ConfigError(
-                "workers",
-                expected='a call under `if __name__ == "__main__":`, as each worker imports the script',
-                found="a script that makes the call when it is imported",
-                remedy="put the call under that line, or set workers=0",
-            ) from error
+            raise _unguarded() from error
         raise ConfigError(
             "workers",
             expected="a data set and an augmentation that can be pickled, of classes in a module",
@@ -152,10 +161,34 @@ def send_array(connection: Connection, array: NDArray[Any]) -> None:
         view = view[os.write(connection.fileno(), view) :]
 
 
-def _run(connection: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Run a worker's function, and end the worker with its parent."""
+def end_if_imported() -> None:
+    """End a worker that is importing the script of its parent, so that the parent names the missing guard.
+
+    Called by whatever starts workers. A worker that went on would make the call of its parent once more, and might wait for it.
+    """
+    if multiprocessing.current_process().name == _NAME and not _begun:
+        raise SystemExit(_IMPORTS_A_CALL)
+
+
+def _unguarded() -> ConfigError:
+    return ConfigError(
+        "workers",
+        expected='a call under `if __name__ == "__main__":`, as each worker imports the script',
+        found="a script that makes the call when it is imported",
+        remedy="put the call under that line, or set workers=0",
+    )
+
+
+_begun: list[bool] = []
+"""Not empty in a worker that runs its function."""
+
+
+def _run(connection: Connection) -> None:
+    """Run the function that the parent sends, and end the worker with its parent."""
+    _begun.append(True)
     watch_parent()
     with connection:
+        function, arguments = connection.recv()
         function(connection, *arguments)
 
 
