@@ -150,7 +150,7 @@ CALLS = {
     "cache": 'logitstore.cache("store.zarr", {"net": Net()}, Pictures(), workers=1, device="cpu")',
     # Its pipe does not hold the data set.
     "cache of a large set": """
-large = np.zeros((50_000, 4, 4), np.uint8), np.arange(50_000) % 3
+large = np.zeros((50_000, 4, 4), np.uint8), np.arange(50_000) % 4
 logitstore.cache("store.zarr", {"net": Net()}, large, workers=1, device="cpu")
 """,
     # A worker that went on would wait for the training of its parent.
