@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...storage.errors import BadDataError, LogitStoreError
-from ...storage.stream.items import as_array, describe, listed_labels
+from ...storage.stream.items import as_array, describe, in_file, listed_labels
 from ..datasets.arrays import ArrayDataset
 from ..factories.call import describe_exception, is_picture
 from ..factories.in_hand import InHand, name_of
@@ -62,7 +62,7 @@ def _with_pairs(dataset: Any, where: str) -> Any:
     except LogitStoreError:
         raise
     except Exception as error:
-        place = f"{where}, example 0"
+        place = f"{where}, example 0{in_file(dataset, 0)}"
         raise _refused(place, describe_exception(error)[:200], "repair the data set") from error
     keys = _keys(first, where) if isinstance(first, Mapping) else None
     example = first

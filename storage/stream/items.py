@@ -9,6 +9,7 @@ else is refused with the index of the example. A fraction, a text, a boolean, No
 `int()` would turn it into a wrong class without an error.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,23 +41,23 @@ class Item(NamedTuple):
 
 def fetch_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
     """Fetch items of a map-style data set, at once if it has `__getitems__`. Raises BadDataError for its errors."""
-    where = _span(indices)
+    where, failing = _span(indices), indices[0] if len(indices) == 1 else None
     try:
         if hasattr(dataset, "__getitems__"):
             items = list(dataset.__getitems__(list(indices)))
         else:
             items = []
             for index in indices:
-                where = f"example {index}"
+                where, failing = f"example {index}", index
                 items.append(dataset[index])
     except (LogitStoreError, MemoryError):
         raise
     except Exception as error:
         raise BadDataError(
-            f"transfer set, {where}",
+            f"transfer set, {where}{in_file(dataset, failing)}",
             expected="an example",
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": "),
-            remedy="repair the data set, and run the same command again; the store keeps its blocks",
+            remedy="repair the data set, and run the same command again",
         ) from error
     if len(items) != len(indices):
         raise BadDataError(
@@ -198,6 +199,30 @@ def listed_labels(dataset: Any) -> Int64[np.ndarray, " rows"] | None:
     return labels.astype(np.int64)
 
 
+def file_of(dataset: Any, index: int) -> str | None:
+    """Return the file of an example, where a set lists its files as those of torchvision do; None otherwise.
+
+    They are `samples` or `imgs`: pairs that begin with a path. Subsets and concatenations of torch have those of their sets.
+
+    >>> class Folder: samples = [("a.png", 0), ("b.png", 1)]
+    >>> file_of(Folder(), 1), file_of([], 1)
+    ('b.png', None)
+    """
+    try:
+        inner, indices, joined = (getattr(dataset, name, None) for name in ("dataset", "indices", "datasets"))
+        if inner is not None and indices is not None:
+            return file_of(inner, int(indices[index]))
+        for one in joined if isinstance(joined, list | tuple) else ():
+            if index < len(one):
+                return file_of(one, index)
+            index -= len(one)
+        listed = next(v for n in ("samples", "imgs") if (v := getattr(dataset, n, None)) is not None)
+        path = listed[index][0]
+    except Exception:  # noqa: BLE001 - attributes of a user's set may be anything
+        return None
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+
+
 def describe(value: Any) -> str:
     """Describe a value in the words of a message: type, shape and dtype, or the value itself if it is short.
 
@@ -265,5 +290,13 @@ def _remedy(label: Any, class_names: Sequence[str]) -> str:
     return "return an integer; logitstore does not round"
 
 
+def in_file(dataset: Any, index: int | None) -> str:
+    """Return the file of an example in brackets, for a message; nothing where it is not known."""
+    path = None if index is None else file_of(dataset, index)
+    return "" if path is None else f" ({path[:300]})"
+
+
 def _span(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"example {indices[0]}"
     return f"examples {min(indices)} to {max(indices)}" if len(indices) else "no examples"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.messages import Sentences
+from torch.utils.data import ConcatDataset, Subset
 
 from logitstore.storage.checks import as_labels
 from logitstore.storage.errors import BadDataError, ConfigError
@@ -214,6 +216,36 @@ def test_a_set_that_returns_fewer_items_is_named() -> None:
     assert len(fetch_items([X, X], [0, 1])) == 2
     with pytest.raises(BadDataError, match=r"expected 2 items of __getitems__, one an index, found 1"):
         fetch_items(Short([X, X]), [0, 1])
+
+
+class Folder:
+    """A folder of images as torchvision has it; its second file is broken."""
+
+    samples = (("birds/a.png", 0), ("birds/b.png", 0), ("cats/c.png", 1))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 1:
+            raise OSError("image file is truncated")
+        return X
+
+
+@pytest.mark.parametrize(
+    ("dataset", "index"),
+    [
+        (Folder(), 1),
+        (Subset(Folder(), [2, 1]), 1),
+        (ConcatDataset([Folder(), Folder()]), 4),
+        (type("Unlisted", (Folder,), {"samples": ()})(), 1),
+    ],
+    ids=["whole", "part", "joined", "without a list of files"],
+)
+def test_an_example_that_cannot_be_read_names_its_file(dataset: Any, index: int, sentence: Sentences) -> None:
+    with pytest.raises(BadDataError) as caught:
+        fetch_items(dataset, [index])
+    sentence(caught.value)
 
 
 @pytest.mark.parametrize(
