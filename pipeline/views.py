@@ -122,7 +122,7 @@ def check_one_form(
 
 @contextlib.contextmanager
 def naming_unlike_views(experiment: Experiment, rows: TransferRows) -> Iterator[None]:
-    """Where a network fails on view 0, refuse augmented views of another shape first: it may be made for these.
+    """Refuse augmented views of another shape where a network fails on view 0: it may be made for these.
 
     Raises FactoryError, as `check_one_form`, in place of a BadLogitsError.
     """
