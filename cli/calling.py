@@ -53,6 +53,17 @@ def calling(progress: "bool | Progress | None") -> Iterator[Call]:
             yield Call(ranks, shown, shows)
 
 
+def end_if_imported(workers: int) -> None:
+    """End a worker that makes a call while it imports the script of its parent, so that the parent names the missing guard.
+
+    A worker that went on would make the call of its parent once more, and might wait for it. workers: of the call.
+    """
+    from ..pipeline.runtime.workers import IMPORTS_A_CALL, is_importing_script
+
+    if workers and is_importing_script():
+        raise SystemExit(IMPORTS_A_CALL)
+
+
 def place_of(store: "Store | str | os.PathLike[str]") -> Path:
     """Return the folder of a store that may still have to be made. Raises ConfigError for a remote one."""
     from ..storage.api import Store

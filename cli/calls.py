@@ -20,6 +20,7 @@ from .calling import (
     calling,
     check_log,
     check_validation,
+    end_if_imported,
     opened_store,
     place_of,
     teacher_names,
@@ -121,6 +122,7 @@ def cache(
     from ..pipeline.workspace import Workspace
     from .printing.scores import print_scores
 
+    end_if_imported(workers)
     with calling(progress) as call:
         experiment = capture_of(
             teachers,
@@ -372,6 +374,7 @@ def distill(
     """
     from ..pipeline.in_hand.training import Distillation, train_in_hand
 
+    end_if_imported(workers)
     with calling(progress) as call, contextlib.ExitStack() as stack:
         opened = opened_store(store)
         names = teacher_names(opened) if teachers is None else teachers

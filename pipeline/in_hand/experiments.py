@@ -33,7 +33,6 @@ from ..factories.call import expect_augmentation
 from ..factories.in_hand import InHand, in_hand
 from ..factories.products import stated_source
 from ..runtime.inference import device_of, forward
-from ..runtime.workers import end_if_imported
 from ..transfer import TransferRows
 from ..views import first_views, naming_unlike_views
 from .data_sets import data_set_in_hand
@@ -73,8 +72,6 @@ def capture_of(
 
     Raises ConfigError or BadDataError for a thing that cannot be used.
     """
-    if cache.get("workers"):
-        end_if_imported()
     networks = _teachers(teachers)
     given = data_set_in_hand(dataset, "dataset", class_names)
     if cache.get("views", 1) > 1 and augment is None:

@@ -22,7 +22,6 @@ from ..models.records import Models
 from ..models.weights import load_weights
 from ..runtime.device import choose_device
 from ..runtime.inference import device_of, is_placed, place, run_model
-from ..runtime.workers import end_if_imported
 from ..train.stage import train_students
 from ..train.todo import missing_students, student_seeds
 from ..trainer.checkpoints import Checkpoints
@@ -86,8 +85,6 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
     settings: `device`, `progress`, `ranks` and `outlet` of the workspace. The network ends in evaluation mode, on the device that it
     came from. Raises as `train_students`, and ConfigError or BadDataError for a thing that cannot be used.
     """
-    if asked.train["workers"]:
-        end_if_imported()
     store, network, ranks = asked.store, asked.network, settings["ranks"]
     described = module_in_hand(network, f"student {asked.name!r}")
     models, ours = Models(asked.folder), described.weights

@@ -31,7 +31,7 @@ _LOOK_SECONDS: Final = 1.0
 """Seconds between two looks at a silent worker."""
 _DRAIN_BYTES: Final = 1 << 16
 _NAME: Final = "logitstore-worker"
-_IMPORTS_A_CALL: Final = 78
+IMPORTS_A_CALL: Final = 78
 """Exit code of a worker whose import of the script makes a call that starts workers."""
 _END_SECONDS: Final = 20.0
 """Seconds that a worker has to end by itself, for example to write a checkpoint."""
@@ -45,7 +45,8 @@ class Worker:
 
         where, expected: of the error that is raised if it ends early or does not answer. Raises as `gone`.
         """
-        end_if_imported()
+        if is_importing_script():
+            raise _unguarded()
         self._where, self._expected = where, expected
         context = multiprocessing.get_context("spawn")
         # Over the pipe, as `start` writes arguments that a dead process never reads, and waits.
@@ -96,7 +97,7 @@ class Worker:
         """Return the error of a worker that has ended: a ConfigError where the script lacks its guard, else a TransientIOError."""
         self.process.join(_END_SECONDS)
         code = self.process.exitcode
-        if code == _IMPORTS_A_CALL:
+        if code == IMPORTS_A_CALL:
             return _unguarded()
         by = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         return self._error(f"a worker that was ended {by}")
@@ -161,13 +162,9 @@ def send_array(connection: Connection, array: NDArray[Any]) -> None:
         view = view[os.write(connection.fileno(), view) :]
 
 
-def end_if_imported() -> None:
-    """End a worker that is importing the script of its parent, so that the parent names the missing guard.
-
-    Called by whatever starts workers. A worker that went on would make the call of its parent once more, and might wait for it.
-    """
-    if multiprocessing.current_process().name == _NAME and not _begun:
-        raise SystemExit(_IMPORTS_A_CALL)
+def is_importing_script() -> bool:
+    """Return whether this process is a worker that imports the script of its parent, and is to run nothing of it."""
+    return multiprocessing.current_process().name == _NAME and not _begun
 
 
 def _unguarded() -> ConfigError:
