@@ -103,7 +103,7 @@ def test_a_worker_ends_with_its_parent(whose: str, number: int, tmp_path: Path) 
     try:
         time.sleep(3)  # it may still be importing: the lines above are all that it does
         parent.send_signal(number)
-        parent.wait(10)
+        parent.wait(60)
         stays = is_alive(pid, 3 if is_control else 15)
     finally:
         parent.kill()
