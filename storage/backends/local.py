@@ -16,16 +16,14 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import ConfigError, UnsafeFileSystem, UntrustedStoreError, WrongStore
-from ..format.constants import MAX_JSON_BYTES, STAGING
-from .place import Place, check_size, components, split_url
+from ..format.constants import STAGING
+from .place import Place, components, split_url
+from .plain_files import PlainFiles
 from .posix import (
     DIRECTORY,
     close_quietly,
@@ -33,8 +31,6 @@ from .posix import (
     is_missing,
     kind_of,
     mode_of,
-    read_at,
-    read_through,
     sync_directory,
     typed_errors,
 )
@@ -129,10 +125,8 @@ class Held:
     __del__ = close
 
 
-class Folder(Place):
+class Folder(PlainFiles):
     """A directory of a local store, for objects that are written once."""
-
-    can_list = True
 
     def __init__(self, path: Path, inside: Sequence[str] = (), held: "Held | None" = None) -> None:
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store.
@@ -324,31 +318,6 @@ class Folder(Place):
         finally:
             if kept is None:
                 close_quietly(directory)
-
-    def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
-        with self._opened(key) as (handle, size):
-            check_size(size, most, self.path / key)  # before anything is allocated
-            return read_at(handle, 0, size)
-
-    def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        with self._opened(key) as (handle, size):
-            return read_at(handle, offset, max(0, min(size - offset, length))), size
-
-    def read_through(
-        self,
-        key: str,
-        offset: int,
-        length: int,
-        take: Callable[[NDArray[np.uint8]], None],
-        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
-    ) -> int:
-        with self._opened(key) as (handle, size):
-            read_through(handle, offset, max(0, min(size - offset, length)), take, place)
-            return size
-
-    def size(self, key: str) -> int:
-        with self._opened(key) as (_, size):
-            return size
 
     def exists(self, key: str) -> bool:
         *within, name = components(key, self.path)

@@ -8,19 +8,16 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import UnsupportedSystem
-from ..format.constants import MAX_JSON_BYTES
 from .local import MOST_LEVELS, Folder, untrusted
-from .place import Place, check_size, components
-from .posix import close_quietly, kind_of, read_at, read_through, typed_errors
+from .place import Place, components
+from .plain_files import PlainFiles
+from .posix import close_quietly, kind_of, typed_errors
 from .system import WRITES, flags, leads_elsewhere
 
 _FILE: Final = flags("O_RDONLY", "O_NONBLOCK", "O_NOFOLLOW")
@@ -43,10 +40,8 @@ def local_folder(path: Path) -> Place:
     return Folder(path) if WRITES else PathFolder(path)
 
 
-class PathFolder(Place):
+class PathFolder(PlainFiles):
     """A folder of a local store, which is read by paths and never written to."""
-
-    can_list = True
 
     def __init__(self, path: Path, inside: Sequence[str] = ()) -> None:
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store."""
@@ -121,31 +116,6 @@ class PathFolder(Place):
                 yield handle, status.st_size
             finally:
                 close_quietly(handle)
-
-    def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
-        with self._opened(key) as (handle, size):
-            check_size(size, most, self.path / key)
-            return read_at(handle, 0, size)
-
-    def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        with self._opened(key) as (handle, size):
-            return read_at(handle, offset, max(0, min(size - offset, length))), size
-
-    def read_through(
-        self,
-        key: str,
-        offset: int,
-        length: int,
-        take: Callable[[NDArray[np.uint8]], None],
-        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
-    ) -> int:
-        with self._opened(key) as (handle, size):
-            read_through(handle, offset, max(0, min(size - offset, length)), take, place)
-            return size
-
-    def size(self, key: str) -> int:
-        with self._opened(key) as (_, size):
-            return size
 
     def exists(self, key: str) -> bool:
         *within, name = components(key, self.path)
