@@ -151,13 +151,8 @@ def classifier(
     with unchanged(path):
         config = read_json(path / CONFIG)
         head = _head(config, path)
-        if pad_id is not None and head == "Image":
-            raise ConfigError(
-                where,
-                expected="no pad_id for images",
-                found=f"pad_id = {pad_id}",
-                remedy="remove it from args",
-            )
+        if head == "Image":
+            check_no_pad_id(pad_id, where)
         check_attention(config, path)
         _check_problem(config, path)
         more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
@@ -180,22 +175,36 @@ def classifier(
             ) from error
         _check_complete(loading, path)
         _check_class(model, config, path)
-        channels = int(getattr(model.config, "num_channels", 3))
-        preprocessing: PixelValues | LogitStoreError | None = None
-        if head == "Image":
-            try:
-                with quiet(transformers):
-                    preprocessing = pixel_values(transformers, path, model.config, channels)
-            except LogitStoreError as error:
-                preprocessing = error  # float inputs need none
+        classifier = image_classifier(transformers, model, path, where) if head == "Image" else None
     if _dtype(model) != getattr(torch, dtype):
-        model = model.to(getattr(torch, dtype))
-    if preprocessing is not None:
-        return ImageClassifier(model, channels, preprocessing, where)
+        model.to(getattr(torch, dtype))
+    if classifier is not None:
+        return classifier
     pad = set_pad_id(model, pad_id, where)
     if pad is None:
         log.info("%s: config.json has no pad id; every token is attended to", where)
     return SequenceClassifier(model, pad, where)
+
+
+def image_classifier(transformers: Any, model: nn.Module, folder: Path, where: str) -> ImageClassifier:
+    """Give a model of images the preprocessing of uint8 pixels that a folder states. where: the model in messages."""
+    config: Any = model.config
+    channels = int(getattr(config, "num_channels", 3))
+    preprocessing: PixelValues | LogitStoreError
+    try:
+        with quiet(transformers):
+            preprocessing = pixel_values(transformers, folder, config, channels)
+    except LogitStoreError as error:
+        preprocessing = error  # float inputs need none
+    return ImageClassifier(model, channels, preprocessing, where)
+
+
+def check_no_pad_id(pad_id: int | None, where: str) -> None:
+    """Refuse the id of a padding token for a model of images. Raises ConfigError."""
+    if pad_id is not None:
+        raise ConfigError(
+            where, expected="no pad_id for images", found=f"pad_id = {pad_id}", remedy="remove it from args"
+        )
 
 
 @contextlib.contextmanager

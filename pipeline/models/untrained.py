@@ -18,10 +18,17 @@ from torch import Tensor
 
 from ...storage.errors import BadDataError, ConfigError, LogitStoreError
 from ..factories.call import describe_exception
-from .hugging_face import ImageClassifier, SequenceClassifier, check_attention, quiet, set_pad_id
+from .hugging_face import (
+    ImageClassifier,
+    SequenceClassifier,
+    check_attention,
+    check_no_pad_id,
+    image_classifier,
+    quiet,
+    set_pad_id,
+)
 from .initial import configuration
 from .libraries import import_library
-from .preprocessing import PixelValues, pixel_values
 from .sources import read_json, source_digests, unchanged
 
 log = logging.getLogger(__name__)
@@ -74,18 +81,8 @@ def untrained(
             ) from error
     if head == "Sequence":
         return SequenceClassifier(model, set_pad_id(model, pad_id, where), where)
-    if pad_id is not None:
-        raise ConfigError(
-            where, expected="no pad_id for images", found=f"pad_id = {pad_id}", remedy="remove it from args"
-        )
-    channels = int(getattr(model.config, "num_channels", 3))
-    preprocessing: PixelValues | LogitStoreError
-    try:
-        with quiet(transformers):
-            preprocessing = pixel_values(transformers, processor.parent, model.config, channels)
-    except LogitStoreError as error:
-        preprocessing = error  # float inputs need none
-    return ImageClassifier(model, channels, preprocessing, where)
+    check_no_pad_id(pad_id, where)
+    return image_classifier(transformers, model, processor.parent, where)
 
 
 def _check_options(options: dict[str, Any]) -> None:
