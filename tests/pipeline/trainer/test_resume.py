@@ -22,17 +22,9 @@ from logitstore.pipeline.trainer.steps import Steps
 from logitstore.storage.errors import BadDataError, LogitStoreError, SpecMismatch
 from logitstore.storage.format.documents import canonical_json
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 2 * STEPS_PER_EPOCH
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Sums are taken in one order."""
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.random.set_rng_state(state)
 
 
 @pytest.fixture(scope="module")

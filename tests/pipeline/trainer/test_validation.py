@@ -28,6 +28,8 @@ from logitstore.pipeline.trainer.validation_sets import LabelledBatch, without_t
 from logitstore.pipeline.workspace import Workspace
 from logitstore.storage.errors import BadDataError, ConfigError, MissingPackage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 """120 rows that are learned from, 32 a step."""
 TEST_SET = {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "test.npz"}}
@@ -36,16 +38,6 @@ TEST_SET = {"factory": "logitstore.pipeline.datasets:arrays", "args": {"file": "
 def validated(**train: Any) -> dict[str, Any]:
     """A document with one student that holds a fifth of the rows out."""
     return content({"epochs": EPOCHS, "validation": 0.2, **train})
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Sums are taken in one order."""
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.random.set_rng_state(state)
 
 
 def beside(folder: Path, which: str) -> Path:
