@@ -9,6 +9,7 @@ A description leaves these out:
 The first two are known by the library whose class sets them: your own attribute of such a name counts.
 """
 
+import functools
 import inspect
 import logging
 import sys
@@ -137,6 +138,7 @@ def _differs(value: Any, usual: Any) -> bool:
         return True
 
 
+@functools.cache  # a network has many modules of few classes
 def _uses_training(kind: type) -> bool:
     """Return whether the code of a class of modules reads its mode."""
     module = sys.modules["torch"].nn.Module
