@@ -378,9 +378,8 @@ def begin_store(
 ) -> Store:
     """Make a store without samples, for `Store.samples_writer`.
 
-    row_bytes: bytes of the widest row; those of float32 logits by default. arrays: dtype and row shape of `id` and `input`,
-    if the samples will have them. exist_ok: join a store of the same sizes, for
-    processes that begin one at the same moment.
+    row_bytes: bytes of the widest row; those of float32 logits by default. arrays: `optional_arrays` of the samples.
+    exist_ok: join a store of the same sizes, for processes that begin one at the same moment.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), ConfigError for sizes out
     of range.
     """

@@ -220,8 +220,8 @@ def find_old(
 ) -> tuple[OldCapture, ...]:
     """Return the captures that the capture of a teacher takes rows from.
 
-    sets: of `old_sets`. name: of the teacher. identity, notes: of its capture, which may be there. Those of a capture that is there are the ones that
-    it names. Raises SpecMismatch if such a store was not given.
+    sets: of `old_sets`. name: of the teacher. identity, notes: of its capture. If that was begun already, its own identity
+    names the captures. Raises SpecMismatch if the store of one of them was not given.
     """
     store = work.find_store()
     there = None if store is None else store.identity_of(f"teachers/{name}")

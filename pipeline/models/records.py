@@ -114,7 +114,7 @@ class Models:
 
     def recorded_facts(self, kind: str, name: str) -> Mapping[str, Any]:
         """Return the facts in a model's record; none without a record."""
-        record = self._read(kind, name)
+        record = self.record(kind, name)
         return {} if record is None else record.facts
 
     def _read(self, kind: str, name: str) -> Record | None:

@@ -132,9 +132,8 @@ def limit_memory(most: int) -> None:
     _resource.setrlimit(_resource.RLIMIT_CORE, (0, 0))
     _, hard = _resource.getrlimit(_resource.RLIMIT_AS)
     most = most if hard == _resource.RLIM_INFINITY else min(most, hard)
-    with contextlib.suppress(
-        ValueError, OSError
-    ):  # macOS refuses limits below the address space that it reserves
+    # macOS refuses limits below the address space that it reserves.
+    with contextlib.suppress(ValueError, OSError):
         _resource.setrlimit(_resource.RLIMIT_AS, (most, hard))
 
 
