@@ -152,14 +152,16 @@ class Transform:
         fine = refine[refine != ESCAPED]
         # Half of the rows are to need no more than GUESS.
         step *= 2.0 ** ((GUESS - float(np.median(fine)) if len(fine) else 0.0) / 2)
-        finest = step_factor(fine).min(initial=1.0) * basis.step
-        used = extent > _SPARE * finest
-        used[0] = True
-        # No softmax sees a constant, but the projection does: without that axis it would lay it on the others.
-        used |= np.ptp(basis.basis, axis=1) < _CONSTANT * np.abs(basis.basis).max(axis=1)
         # Rows unlike these may need every axis of a head. One without a code takes hardly a byte.
-        kept = basis if isinstance(logits, FeatureLogits) else basis.some(used)
-        return self.with_basis(kept.with_step(step))
+        if not isinstance(logits, FeatureLogits):
+            finest = step_factor(fine).min(initial=1.0) * basis.step
+            used = extent > _SPARE * finest
+            used[0] = True
+            # No softmax sees a constant, but the projection does: without that axis it would lay it on the others.
+            highest, lowest = basis.basis.max(axis=1), basis.basis.min(axis=1)
+            used |= highest - lowest < _CONSTANT * np.maximum(highest, -lowest)
+            basis = basis.some(used)
+        return self.with_basis(basis.with_step(step))
 
     def _tried(
         self, logits: Rows, basis: Basis, where: str
