@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
+from timing import peak_mib
 from transform import row_bytes, whole_row
 
 import logitstore
@@ -32,12 +33,6 @@ CLASSES, FEATURES, DIRECTIONS = 21_843, 768, 64
 CALIBRATION_ROWS, ROWS, MAX_KL, MIB = 2048, 1024, 1e-2, 1 << 20
 TRIED_ROWS = (256, 512, 2048)
 """Calibration rows of which a basis is made: fewer and more than there are features."""
-
-
-def peak_mib() -> int:
-    """Return the peak memory of this process so far."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-    return int(line.split()[1]) // 1024
 
 
 def drawn_head(random: np.random.Generator) -> LinearHead:

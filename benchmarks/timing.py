@@ -7,6 +7,7 @@ of the machine slows both.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 ROUNDS = 7
@@ -67,3 +68,9 @@ def line(what: str, figure: str, comparison: Comparison) -> str:
     """Format one line of a benchmark's table."""
     spread = f"{comparison.low:.2f} … {comparison.high:.2f}"
     return f"  {what:58s} {figure:>10s}   ({spread}; {comparison.ours:.3f} s and {comparison.theirs:.3f} s)"
+
+
+def peak_mib() -> int:
+    """Return the peak memory of this process so far (VmHWM, Linux), MiB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    return int(line.split()[1]) // 1024
