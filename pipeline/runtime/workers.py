@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -35,6 +36,13 @@ IMPORTS_A_CALL: Final = 78
 """Exit code of a worker whose import of the script makes a call that starts workers."""
 _END_SECONDS: Final = 20.0
 """Seconds that a worker has to end by itself, for example to write a checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Unloadable:
+    """The answer of a worker that cannot load what it was sent."""
+
+    found: str
 
 
 class Worker:
@@ -73,12 +81,23 @@ class Worker:
             raise
 
     def receive(self, seconds: float | None = ANSWER_SECONDS) -> Any:
-        """Return the next object that it sends. seconds: the most to wait. Raises as `gone`."""
+        """Return the next object that it sends. seconds: the most to wait.
+
+        Raises ConfigError for a worker that cannot load what it was sent, and as `gone`.
+        """
         self._wait(seconds)
         try:
-            return self.connection.recv()
+            received = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self.gone() from error
+        if isinstance(received, _Unloadable):
+            raise ConfigError(
+                "workers",
+                expected="things of modules that a new process of Python can import",
+                found=received.found,
+                remedy="define them in a module on PYTHONPATH (not in a notebook's cell), or set workers=0",
+            )
+        return received
 
     def receive_into(self, array: NDArray[Any]) -> None:
         """Fill a contiguous array with the next bytes that it sends (`send_array`). Raises as `gone`."""
@@ -185,7 +204,11 @@ def _run(connection: Connection) -> None:
     _begun.append(True)
     watch_parent()
     with connection:
-        function, arguments = connection.recv()
+        try:
+            function, arguments = connection.recv()
+        except (ImportError, AttributeError) as error:
+            connection.send(_Unloadable(describe_exception(error)[:200]))
+            return
         function(connection, *arguments)
 
 

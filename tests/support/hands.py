@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,32 @@ class Darker:
 
     def __call__(self, image: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
         return np.maximum(image, 90) - np.uint8(generator.integers(self.most))
+
+
+class Failing(Pictures):
+    """A set with one example that fails, once it was captured."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 70:
+            raise ValueError("a torn file")
+        return super().__getitem__(index)
+
+
+class Changed(Pictures):
+    """A set with one other example than the store."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = super().__getitem__(index)
+        return (image + 1 if index == 70 else image), label
+
+
+class Killing(Darker):
+    """An augmentation during which the process is killed, if it is a worker."""
+
+    def __call__(self, image: Any, generator: Any) -> Any:
+        if os.getppid() == int(os.environ["TEST_PARENT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(image, generator)
 
 
 def closure(most: int) -> Any:

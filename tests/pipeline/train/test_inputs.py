@@ -2,17 +2,17 @@
 
 import json
 import os
-import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 from support import experiments, hands
 from support.experiments import document, parsed, student, train
-from support.hands import Darker, Pictures
+from support.hands import Changed, Darker, Failing, Killing, Pictures
 
 import logitstore
 from logitstore.pipeline.models.records import Models
@@ -102,34 +102,6 @@ def test_an_experiment_of_a_file_has_the_same_weights(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-class Failing(Pictures):
-    """A set with one example that fails, once it was captured."""
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if index == 70:
-            raise ValueError("a torn file")
-        return super().__getitem__(index)
-
-
-class Changed(Pictures):
-    """A set with one other example than the store."""
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = super().__getitem__(index)
-        return (image + 1 if index == 70 else image), label
-
-
-class Killing(Darker):
-    """An augmentation during which the process is killed, if it is a worker."""
-
-    parent = os.getpid()
-
-    def __call__(self, image: Any, generator: Any) -> Any:
-        if os.getppid() == int(os.environ["TEST_PARENT"]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(image, generator)
-
-
 def test_errors_of_a_worker_are_the_lines_without_one(folder: Path, tmp_path: Path) -> None:
     def refusal(number: int, **changes: Any) -> str:
         with (
@@ -164,6 +136,18 @@ def test_things_that_no_worker_can_have_are_refused(folder: Path, tmp_path: Path
     assert "pickle" in refused.value.found
     with pytest.raises(ConfigError) as refused:
         distilled(folder, tmp_path, workers=-1)
+    sentence(refused.value)
+
+
+def test_a_class_that_a_worker_cannot_import_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Any
+) -> None:
+    """As one of a notebook's cell, which is in `__main__` of the parent alone."""
+    cell = ModuleType("a_cell")
+    cell.Own = type("Own", (Darker,), {"__module__": "a_cell", "__qualname__": "Own"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_cell", cell)
+    with pytest.raises(ConfigError) as refused:
+        distilled(folder, tmp_path, workers=1, augment=cell.Own())
     sentence(refused.value)
 
 
