@@ -15,7 +15,7 @@ from .cache import todo as caching
 from .cluster.errors_inside import ErrorsInside
 from .cluster.todo import missing_clustering
 from .evaluate.scores import Scores, Subject, TableRow, errors_in_sets, subjects, table
-from .evaluation_set import EvaluationExamples
+from .evaluation_set import EvaluationExamples, SetName
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .experiment.training import Train
@@ -92,53 +92,36 @@ def pending(work: Workspace, examples: EvaluationExamples | None = None) -> Pend
     return Pending(cache, cluster, specialists, students, scores)
 
 
-def _check_ahead(work: Workspace, todo: Pending) -> None:
+def _check_ahead(work: Workspace, todo: Pending, examples: EvaluationExamples | None) -> None:
     """Try each network that a later stage needs, and what its training needs besides, before anything is written.
 
+    examples: the evaluation set, if there is one.
     Raises FactoryError, ConfigError or BadDataError; BadLogitsError for a model that fails.
     """
-    from .cache.teachers import build_teacher
-    from .runtime.inference import check_model
-    from .specialists.heads import find_head
-    from .train.network import begun_network
     from .trainer.tensorboard import check_tensorboard
-    from .trainer.trial import check_training
-    from .views import naming_unlike_views
+    from .trials import try_ahead
 
-    experiment, rows = work.experiment, work.rows
-    # Stage one tries teachers with weights before it writes; but it trains the others first.
-    if any(member.teacher.train is not None for member in todo.cache.captures):
-        for member in todo.cache.captures:
-            check = check_model if member.teacher.train is None else check_training
-            module = build_teacher(work, member)
-            with naming_unlike_views(experiment, rows):
-                check(module, work.shown_few, rows.num_classes, f"teacher {member.name!r}")
-    special = experiment.specialists
-    if special is not None and todo.specialists.train:
-        where = f"specialists of {experiment.generalist.name!r}"
-        network = build_teacher(work, experiment.generalist)
-        if special.variant == "dustbin":
-            find_head(network, rows.num_classes, where=where, name=special.head)
-        if any(True for _ in network.parameters()):
-            check_training(network.requires_grad_(True), work.shown_few, rows.num_classes, where)
+    experiment = work.experiment
+    special = experiment.specialists if todo.specialists.train else None
     trains: list[Train | None] = [member.teacher.train for member in todo.cache.captures]
     trains += [run.student.train for run in todo.students]
-    if special is not None and todo.specialists.train:
-        trains.append(special.train)
+    trains += [] if special is None else [special.train]
     if any(train is not None and train.log == "tensorboard" for train in trains):
         check_tensorboard()
+    sets: dict[SetName, EvaluationExamples | None] = {}
+    if examples is not None:
+        sets["evaluation_set"] = examples
     if trains and experiment.validation_set is not None:
-        EvaluationExamples(experiment, rows, "validation_set")
-    first = {run.student.name: run for run in reversed(list(student_seeds(experiment)))}
-    for name, student in first.items() if todo.students else ():
-        # From labels alone, it learns from the rows themselves if there is one view.
-        few = (
-            rows.a_few
-            if student.student.targets == "hard" and experiment.cache.views == 1
-            else work.shown_few
-        )
-        module, _ = begun_network(experiment, student, few, rows.num_classes, rows.class_names)
-        check_training(module, few, rows.num_classes, f"student {name!r}")
+        sets["validation_set"] = None
+    # Stage one tries teachers with weights before it writes; but it trains the others first.
+    trains_teachers = any(member.teacher.train is not None for member in todo.cache.captures)
+    try_ahead(
+        work,
+        teachers=todo.cache.captures if trains_teachers else (),
+        specialists=special is not None,
+        students=bool(todo.students),
+        sets=sets,
+    )
 
 
 def _tidy(work: Workspace) -> None:
@@ -168,7 +151,7 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
         return _report(work, todo, examples)
     work.check_writable(store=bool(todo.cache or todo.cluster or todo.specialists))
     check_writable(work.scores.parent)
-    _check_ahead(work, todo)
+    _check_ahead(work, todo, examples)
     specialists, students = todo.specialists, todo.students
     if todo.cache:
         from .cache.stage import cache

@@ -7,7 +7,7 @@ An augmentation that mixes two rows needs the second one: `rows_of_store` reads 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,12 +211,19 @@ def check_labels_of_views(
     needed: the setting, if any. asked: the view that is shown, or the text "all" or "cycle".
     """
     views = range(shown.num_views) if isinstance(asked, str) else [asked]
-    mixed = [view for view in views if is_augmented(shown.augmentation, view)]
-    if needed is not None and mixed and mixes_rows(augment):
+    augmented = [view for view in views if is_augmented(shown.augmentation, view)]
+    refuse_mixtures(where, needed, augmented, augment)
+
+
+def refuse_mixtures(
+    where: str, needed: str | None, augmented: Sequence[int], augment: Augment | None
+) -> None:
+    """Refuse a setting that needs labels where some augmented views are mixtures. Raises BadDataError. needed: the setting."""
+    if needed is not None and augmented and mixes_rows(augment):
         raise BadDataError(
             where,
             expected=f"labelled inputs, for {needed}",
-            found=f"unlabelled mixtures of two rows in views {mixed}",
+            found=f"unlabelled mixtures of two rows in views {augmented}",
             remedy="train it on soft targets alone, or on a view that is not augmented (views = 0)",
         )
 

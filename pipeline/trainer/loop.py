@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...storage.errors import BadDataError, ConfigError, LogitStoreError
+from ...storage.errors import ConfigError, LogitStoreError
 from ...storage.progress import Progress, silent
 from ..experiment.training import Train
 from ..factories.call import describe_exception
@@ -22,7 +22,7 @@ from ..runtime.inference import device_of, forward, refusing_failures
 from ..runtime.ranks import ALONE, Ranks
 from .log import Clock, TrainingLog
 from .steps import Steps, autocast
-from .trial import refuses_single_row
+from .trial import not_finite, refuses_single_row
 from .validation import Validation
 
 _logger = logging.getLogger(__name__)
@@ -225,12 +225,7 @@ class _Run:
     def check_first(self, value: Tensor) -> None:
         """Refuse a first loss that is not finite. Raises BadDataError."""
         if not self.training.position.step and not math.isfinite(value.item()):
-            raise BadDataError(
-                f"{self.where}, first step",
-                expected="a finite loss",
-                found=f"{value.item()} before the first update",
-                remedy="look for NaN or very large numbers in the inputs and the initial weights",
-            )
+            raise not_finite(self.where, value.item())
 
     def report(self, event: str, part: Tensor, kl_part: Tensor | None) -> tuple[float, float | None]:
         """Report a step or an epoch; return its loss and its KL, of which this rank's shares are given."""

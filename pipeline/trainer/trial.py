@@ -6,6 +6,7 @@ they were.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parameter import is_lazy
 
 from ...storage.errors import BadDataError, BadLogitsError
-from ..runtime.inference import check_classes, check_model, check_rows, device_of, forward, kept_modes
+from ..runtime.inference import (
+    Precision,
+    check_classes,
+    check_model,
+    check_rows,
+    device_of,
+    forward,
+    kept_modes,
+    refusing_failures,
+)
+from .steps import autocast
 
 _SINGLE_ROW = "Expected more than 1 "
 """How torch begins its refusal of a batch whose statistics are those of one value."""
@@ -41,6 +52,37 @@ def check_training(
     check_classes(logits, num_classes, f"{where} in training mode")
     if not logits.requires_grad:
         raise _nothing_to_train(where, "logits that do not depend on any (no_grad, or detached)")
+
+
+def check_backward(
+    module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], precision: Precision, where: str
+) -> None:
+    """Compute the gradients of a few examples, as the first step of a training would; of the mean log Σ exp of the logits.
+
+    inputs: one or two are enough. precision: of the training. where: the training in messages.
+    Raises BadLogitsError if the module fails forward or backward, BadDataError if its loss is not finite.
+    """
+    few = inputs if len(inputs) > 1 else np.repeat(inputs, 2, axis=0)
+    device = device_of(module)
+    with _as_it_was(module), _kept_gradients(module), torch.enable_grad():
+        batch = torch.from_numpy(few.copy()).to(device)
+        with autocast(device, precision):
+            logits = forward(module.train(), batch, where)
+        loss = logits.float().logsumexp(dim=1).mean()
+        if not math.isfinite(loss.item()):
+            raise not_finite(where, loss.item())
+        with refusing_failures(where, batch):
+            loss.backward()
+
+
+def not_finite(where: str, loss: float) -> BadDataError:
+    """Return the error of a first loss that is no number. where: the training in messages."""
+    return BadDataError(
+        f"{where}, first step",
+        expected="a finite loss",
+        found=f"{loss} before the first update",
+        remedy="look for NaN or very large numbers in the inputs and the initial weights",
+    )
 
 
 def try_neighbours(module: nn.Module, inputs: Shaped[np.ndarray, "rows ..."], where: str) -> None:
@@ -97,6 +139,19 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def _kept_gradients(module: nn.Module) -> Iterator[None]:
+    """Restore the gradients of a module after the block; it has none inside."""
+    kept = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        for parameter, _ in kept:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
 
 
 def _nothing_to_train(where: str, found: str) -> BadDataError:

@@ -35,6 +35,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"trainer", "cluster", "combine", "compress"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),
+    frozenset({"trials"}),
     frozenset({"evaluate", "plan"}),
     frozenset({"in_hand", "run"}),
 )
