@@ -1,8 +1,8 @@
 """The command `plan`: the cost of an experiment before it is run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -55,7 +55,9 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Print the cost of an EXPERIMENT: bytes, files and error with every encoding, and teacher hours.
+    """Print the cost of an EXPERIMENT: bytes, files and error with every encoding, and hours.
+
+    The networks of all students are tried, and the labelled sets compared with the transfer set.
 
     Each teacher with weights is run on a few rows. Without weights the figures come from a model of logits, and the output
     names it. Nothing is written.
@@ -96,7 +98,16 @@ def _print(made: "Plan") -> None:
         if reason is not None
     ]
     reasons += _unpaid(made)
-    print_text("", *reasons, *([""] if reasons else []), *_passes(made), *_reuse(made), _disk(made))
+    print_text(
+        "",
+        *reasons,
+        *([""] if reasons else []),
+        *_passes(made),
+        *_stage_one(made),
+        *_students(made),
+        *_reuse(made),
+        _disk(made),
+    )
 
 
 def _reuse(made: "Plan") -> list[str]:
@@ -199,13 +210,67 @@ def _passes(made: "Plan") -> list[str]:
         line += f", {passes.live / passes.cached:.3g} times fewer; pays from epoch {passes.pays_from:,} on"
     return [
         f"teacher passes  {line}",
-        f"teacher hours   cached {_hours(cached)}, live {_hours(live)} on {made.device}, without reading inputs",
+        f"teacher hours   cached {_hours(cached)}, live {_hours(live)} on {made.device}, without inputs",
         *(
             f"  {teacher.name}: {teacher.rows_per_second:,.0f} rows/s, {_hours(teacher.cached_hours)} for the cache"
             f"{' (not trained yet)' * (teacher.source == 'model')}"
             for teacher in teachers
         ),
     ]
+
+
+_BOUND: Final[Mapping[str, str]] = {
+    "inputs": "the inputs take longer",
+    "network": "the network takes longer",
+    "processors": "both share the processors of this machine",
+}
+
+
+def _stage_one(made: "Plan") -> list[str]:
+    """Return the hours of stage one with its inputs, and the time of each a row."""
+    inputs = made.inputs
+    teachers = sum(teacher.cached_hours for teacher in made.teachers) * 3600 / made.num_rows
+    parts = f"fetched in {_milliseconds(inputs.fetch_seconds)}"
+    if inputs.view_seconds:
+        parts += f", an augmented view made in {_milliseconds(inputs.view_seconds)}"
+    views = f" of {made.views:,} views" if made.views > 1 else ""
+    line = f"{_hours(inputs.hours)}: inputs take {_milliseconds(inputs.row_seconds)} a row{views} ({parts}), "
+    line += f"teachers {_milliseconds(teachers)}; {_bound(inputs.bound, 'cache.workers', inputs.workers)}"
+    return [f"stage one       {line}"]
+
+
+def _students(made: "Plan") -> list[str]:
+    """Return the hours of the students, and the time of inputs and network of each a row."""
+    if not made.students:
+        return []
+    lines = [
+        f"student hours   {_hours(sum(one.hours for one in made.students))}, all seeds, without optimiser"
+    ]
+    for one in made.students:
+        inputs = (
+            f"inputs take {_milliseconds(one.input_seconds)} a row" if one.input_seconds else "stored inputs"
+        )
+        lines.append(
+            f"  {one.name}: {_hours(one.hours)}; {inputs}, the network {_milliseconds(1 / one.rows_per_second)}"
+            + (f"; {_bound(one.bound, 'train.workers', one.workers)}" if one.input_seconds else "")
+        )
+    return lines
+
+
+def _bound(bound: str, key: str, workers: int) -> str:
+    """Return the part of the work that a run waits for. key: of the workers."""
+    line = f"{_BOUND[bound]} ({key} = {workers})"
+    return line.replace("the network takes", "the teachers take") if key.startswith("cache") else line
+
+
+def _milliseconds(seconds: float) -> str:
+    """Format milliseconds to two digits.
+
+    >>> _milliseconds(0.00731), _milliseconds(0.0123), _milliseconds(1.5), _milliseconds(2e-7)
+    ('7.3 ms', '12 ms', '1,500 ms', '0.0002 ms')
+    """
+    value = float(f"{seconds * 1000:.2g}")
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.6f}".rstrip("0").rstrip(".") + " ms"
 
 
 def _disk(made: "Plan") -> str:

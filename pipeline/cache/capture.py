@@ -79,6 +79,21 @@ def teacher_logits(runner: Runner, shown: Shown, logits: BlockLogits) -> None:
     logits.add(shown.inputs)
 
 
+def cut_of(block_rows: int, logit_bytes: int, batch: int, row_bytes: int, *, keeps_inputs: bool) -> Cut:
+    """Return the division of a block into pieces and sweeps.
+
+    logit_bytes: of a row of one view, of all teachers. batch: rows. row_bytes: of an input or of its view, the larger one.
+    keeps_inputs: whether they are written.
+
+    >>> cut_of(8192, 4 * 1000, 256, 3 * 224 * 224, keeps_inputs=False)
+    Cut(piece_rows=256, views_a_sweep=4)
+    """
+    views = max(1, GATHERED_BYTES // (block_rows * logit_bytes))
+    if keeps_inputs:
+        return Cut(block_rows, views)  # a block of inputs is written as a whole
+    return Cut(min(block_rows, batch * max(1, PIECE_BYTES // (batch * max(1, row_bytes)))), views)
+
+
 @dataclass(frozen=True)
 class CapturePass:
     """One pass over the blocks that are missing. A view of a block is fetched once and shown to every teacher."""
@@ -167,15 +182,11 @@ class CapturePass:
     @cached_property
     def cut(self) -> Cut:
         """Division of a block into pieces and sweeps."""
-        rows = self.block_rows
-        gathered = rows * self.logit_bytes * max(1, len(self.writers))
-        views = max(1, GATHERED_BYTES // gathered)
-        if self.keeps_inputs:
-            return Cut(rows, views)  # a block of inputs is written as a whole
         # Whole batches of every teacher.
         batch = math.lcm(*(teacher.runner.batch_size for teacher in self.teachers.values()))
-        row_bytes = max(1, self.work.rows.first.nbytes, self.view_bytes)
-        return Cut(min(rows, batch * max(1, PIECE_BYTES // (batch * row_bytes))), views)
+        row_bytes = max(self.work.rows.first.nbytes, self.view_bytes)
+        logit_bytes = self.logit_bytes * max(1, len(self.writers))
+        return cut_of(self.block_rows, logit_bytes, batch, row_bytes, keeps_inputs=self.keeps_inputs)
 
     def run(self) -> None:
         """Write the blocks; seal nothing.

@@ -1,8 +1,10 @@
 """The cost of an experiment in bytes, files, error and teacher hours, before it is run.
 
-1. Every teacher gives the logits of a sample of the transfer set (`sample`).
-2. Every encoding stores that sample (`encodings`): the bytes of all rows follow, and error and time are measured.
-3. The passes of the teachers are counted, for the cache and for students that would run them live.
+1. The networks of all students are tried, and the labelled sets compared with the transfer set (`trials`).
+2. Inputs are timed (`inputs`), and a step of each student (`students`).
+3. Every teacher gives the logits of a sample of the transfer set (`sample`).
+4. Every encoding stores that sample (`encodings`): the bytes of all rows follow, and error and time are measured.
+5. The passes of the teachers are counted, for the cache and for students that would run them live.
 
 Nothing is written.
 """
@@ -33,19 +35,29 @@ from ...storage.parts.padded_rows import file_rows
 from ...storage.progress import Progress, silent
 from ..cache.limits import arrays_of_samples, check_limits
 from ..cache.set_warnings import warn_of_set, warn_of_stored_inputs
-from ..cache.todo import capture_identity, plan_grid
+from ..cache.todo import capture_identity, find_teacher, plan_grid
 from ..experiment.document import Experiment
-from ..experiment.tables import Student
 from ..models.records import Models
 from ..same_set import check_samples
 from ..specialists.todo import special_classes, specialist_runs
 from ..train.todo import student_seeds
 from ..transfer import TransferRows, files_of, input_bytes
+from ..trials import LABELLED_SETS, try_ahead
 from ..views import experiment_views
 from ..workspace import Workspace
 from .encodings import CapturePlan, considered, try_encoding
+from .inputs import (
+    Bound,
+    InputTimes,
+    measure_inputs,
+    network_threads,
+    processors_here,
+    row_seconds,
+    together,
+)
 from .reuse import ReusePlan, plan_reuse
 from .sample import Origin, sample_teacher, spread_rows
+from .students import StudentPlan, StudentTimes, passes_an_epoch, plan_students
 
 SAMPLE_ROWS: Final = 2048
 """Default number of (row, view) pairs in a sample."""
@@ -130,6 +142,24 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class InputsPlan:
+    """The inputs of stage one, and its hours with them."""
+
+    fetch_seconds: float
+    """Seconds of one thread to fetch, decode and digest an input."""
+    view_seconds: float
+    """Seconds of one thread to make an augmented view of it, and to digest that; 0 without an augmentation."""
+    row_seconds: float
+    """Seconds of one thread for all views of a row, each fetch counted."""
+    workers: int
+    """Processes that prepare them (`cache.workers`); 0 for a thread of stage one."""
+    hours: float
+    """Hours of stage one: inputs and all teachers, which work at the same time."""
+    bound: Bound
+    """The one of inputs, networks and processors that takes so long."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cost of an experiment."""
 
@@ -153,6 +183,10 @@ class Plan:
     """Every encoding that the plan compares."""
     passes: Passes
     """Passes of the teachers."""
+    inputs: InputsPlan
+    """Inputs of stage one."""
+    students: tuple[StudentPlan, ...]
+    """Each student."""
     specialists: int
     """Number of captures of specialists and of their combination, beside those of the teachers."""
     specialist_bytes: int
@@ -185,7 +219,7 @@ def plan(
 
     store: path of its store, which may exist. sample_rows: maximum number of (row, view) pairs that a teacher is run on.
     rows: the transfer set, where the caller has opened it. device: as for `cache`. reuse: earlier stores.
-    Raises what `cache` would raise before it writes: ConfigError, FactoryError, BadDataError, BadLogitsError,
+    Raises what `cache` would raise before it writes, and what trainings and `evaluate` would of their networks and sets: ConfigError, FactoryError, BadDataError, BadLogitsError,
     SpecMismatch where the store is one of another transfer set.
     """
     work = Workspace(experiment, store, models, device, progress, given_rows=rows, reuse=reuse)
@@ -195,6 +229,18 @@ def plan(
     warn_of_set(rows)
     if opened is None:
         warn_of_stored_inputs(input_bytes(experiment, rows), rows)
+    measured = StudentTimes()
+    try_ahead(
+        work,
+        teachers=[member for member in experiment.teacher_members() if find_teacher(work, member) is None],
+        views=True,
+        specialists=True,
+        students=True,
+        sets={name: None for name in LABELLED_SETS if getattr(experiment, name) is not None},
+        warns=True,
+        and_then=measured,
+    )
+    times = measure_inputs(work)
     most = min(SAMPLE_ROWS, max(1, _SAMPLE_LOGITS // rows.num_classes))
     sample = spread_rows(len(rows), views, most if sample_rows is None else max(1, sample_rows))
     own, encodings = experiment.cache.chosen_encoding, considered(experiment, rows.num_classes)
@@ -247,11 +293,29 @@ def plan(
         tuple(teachers),
         tuple(replace(one, cheaper=_cheaper(name, encodings, plans)) for name, one in plans.items()),
         count_passes(experiment),
+        _plan_inputs(work, times, own_grid, teachers),
+        plan_students(work, times, measured),
         *_of_specialists(experiment, opened, rows.num_classes, own_grid),
         store,
         Folder(store).free_bytes(),
         tuple(reused.values()),
     )
+
+
+def _plan_inputs(
+    work: Workspace, times: InputTimes, grid: Grid, teachers: Sequence[TeacherPlan]
+) -> InputsPlan:
+    """Return the hours of stage one, in which inputs are prepared while the teachers run."""
+    settings, device = work.experiment.cache, work.choose_device()
+    row = row_seconds(work, times, grid)
+    both = together(
+        row * len(work.rows) / 3600,
+        sum(teacher.cached_hours for teacher in teachers),
+        settings.workers,
+        network_threads(device, settings.threads),
+        processors_here(),
+    )
+    return InputsPlan(times.fetch, times.view, row, settings.workers, both.seconds, both.bound)
 
 
 def _grid(experiment: Experiment, rows: TransferRows, encoding: Encoding, fixed: Grid | None) -> Grid | str:
@@ -388,15 +452,8 @@ def live_passes(experiment: Experiment) -> dict[str, int]:
     passes = dict.fromkeys((member.name for member in experiment.teacher_members()), Fraction())
     for run in student_seeds(experiment):
         for name in passes.keys() & experiment.teacher_weights(run.student):
-            passes[name] += run.student.train.epochs * _passes_an_epoch(experiment, run.student)
+            passes[name] += run.student.train.epochs * passes_an_epoch(experiment, run.student)
     return {name: round(count) for name, count in passes.items()}
-
-
-def _passes_an_epoch(experiment: Experiment, student: Student) -> Fraction:
-    """Return the rows that a student sees in an epoch, each view counted, as a multiple of the store's."""
-    # Exact, as the file has it: 60 epochs of a tenth are six passes and not a little less.
-    rows = Fraction(str(student.rows)) * (1 - Fraction(str(student.train.held_out or 0)))
-    return rows * (experiment.cache.views if student.views == "all" else 1)
 
 
 def count_passes(experiment: Experiment) -> Passes:
@@ -405,7 +462,7 @@ def count_passes(experiment: Experiment) -> Passes:
     live, epochs = Fraction(), 0
     pays_from = None
     for run in student_seeds(experiment):
-        each = len(experiment.teacher_weights(run.student)) * _passes_an_epoch(experiment, run.student)
+        each = len(experiment.teacher_weights(run.student)) * passes_an_epoch(experiment, run.student)
         if each:
             before, live = live, live + each * run.student.train.epochs
             if pays_from is None and live > cached:
