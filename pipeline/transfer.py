@@ -22,8 +22,17 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, ConfigError
 from ..storage.format.constants import INPUT_DTYPES
 from ..storage.random import philox_permutation, raw_words
-from ..storage.stream.items import class_number, describe, fetch_items, listed_labels, read_inputs, split_item
+from ..storage.stream.items import (
+    class_number,
+    describe,
+    fetch_items,
+    in_file,
+    listed_labels,
+    read_inputs,
+    split_item,
+)
 from .datasets.class_names import as_ids, is_numbered, names_of
+from .datasets.listed_files import listed_files
 from .datasets.stored_images import Decoding, GivesFiles
 from .experiment.document import Experiment
 from .experiment.tables import ENCODED, EvaluationSet, TransferSet
@@ -324,25 +333,16 @@ class TransferRows(Examples):
     @cached_property
     def files(self) -> "Files | None":
         """The files of the set; None if it gives none. Raises BadDataError for files that do not decode to its inputs."""
-        dataset = self.dataset
-        if not isinstance(dataset, GivesFiles):
+        dataset: Any = self.dataset
+        giver = dataset if isinstance(dataset, GivesFiles) else listed_files(dataset)
+        if giver is None:
             return None
-        sizes = dataset.encoded_sizes()
-        decoding = Decoding.of(dataset.decoding, f"{self.where}: decoding")
-        for index in range(min(_DECODED, len(self))):
-            decoded = decoding.decode(dataset.encoded(index), self._name_of(index), f"example {index}")
-            ours, theirs = digest_rows(decoded[None])[0], digest_rows(self.fetch([index])[0])[0]
-            if ours != theirs:
-                raise BadDataError(
-                    f"{self.where}, example {index}",
-                    expected=f"a file that decodes to the input of the set, digest {int(theirs):016x}",
-                    found=f"{int(ours):016x}",
-                    remedy="set store_inputs = true to keep arrays, or false to keep no inputs",
-                )
-        return Files(self, int(sizes.max()), int(sizes.sum()))
-
-    def _name_of(self, index: int) -> str:
-        return "" if self.ids is None else self.ids[index]
+        sizes = giver.encoded_sizes()
+        files = Files(self, giver, int(sizes.max()), int(sizes.sum()))
+        indices = np.unique(np.linspace(0, len(self) - 1, _DECODED).astype(np.int64))
+        for index in indices.tolist():
+            files.check(index, giver.encoded(index), digest_rows(self.fetch([index])[0])[0])
+        return files
 
     def rows(self, rows: range) -> tuple[Shaped[np.ndarray, "rows ..."], Int64[np.ndarray, " rows"]]:
         """Fetch inputs and labels of some rows of the store."""
@@ -366,6 +366,8 @@ class Files:
 
     rows: TransferRows
     """The set."""
+    giver: GivesFiles
+    """The set as far as it gives files, or those that it lists."""
     width: int
     """Bytes of the longest."""
     total: int
@@ -374,13 +376,37 @@ class Files:
     @property
     def decoding(self) -> dict[str, Any]:
         """The way from a file to its pixels, for the identity of the samples."""
-        return dict(self.rows.dataset.decoding)
+        return dict(self.giver.decoding)
 
-    def of_rows(self, rows: range) -> list[bytes]:
-        """Read the files of some rows of the store."""
-        return [
-            self.rows.dataset.encoded(index) for index in self.rows.source[rows.start : rows.stop].tolist()
-        ]
+    @cached_property
+    def _decoding(self) -> Decoding:
+        return Decoding.of(self.decoding, f"{self.rows.where}: decoding")
+
+    def of_rows(self, rows: range, digests: UInt64[np.ndarray, " rows"] | None = None) -> list[bytes]:
+        """Read the files of some rows of the store.
+
+        digests: of their inputs, with which the files are compared if other code than ours decodes them in the set. Raises
+        BadDataError as `check`.
+        """
+        indices = self.rows.source[rows.start : rows.stop].tolist()
+        contents = [self.giver.encoded(index) for index in indices]
+        if digests is not None and getattr(self.giver, "is_decoded_elsewhere", False):
+            for index, content, digest in zip(indices, contents, digests, strict=True):
+                self.check(index, content, digest)
+        return contents
+
+    def check(self, index: int, content: bytes, digest: np.uint64) -> None:
+        """Compare the pixels of a file with the input of its example. Raises BadDataError for other ones. digest: of the input."""
+        where = f"{self.rows.where}, example {index}{in_file(self.rows.dataset, index)}"
+        name = "" if self.rows.ids is None else self.rows.ids[index]
+        ours = digest_rows(self._decoding.decode(content, name, where)[None])[0]
+        if ours != digest:
+            raise BadDataError(
+                where,
+                expected=f"a file that decodes to the input of the set, digest {int(digest):016x}",
+                found=f"{int(ours):016x}",
+                remedy="set store_inputs = true to keep arrays, or false to keep no inputs",
+            )
 
 
 def files_of(experiment: Experiment, rows: TransferRows) -> Files | None:
@@ -393,7 +419,7 @@ def files_of(experiment: Experiment, rows: TransferRows) -> Files | None:
     if rows.files is None:
         raise ConfigError(
             "transfer_set.store_inputs",
-            expected="a data set that gives the files of its images, such as image_folder",
+            expected="a data set that gives the files of its images, such as image_folder or torchvision's ImageFolder",
             found=f"{ENCODED!r}, and {describe(rows.dataset)}",
             remedy="set store_inputs = true to keep arrays, or false to keep no inputs",
         )

@@ -341,7 +341,7 @@ class CapturePass:
             label=labels,
             id=[ids[i] for i in source] if ids else None,
             input=inputs,
-            file=None if files is None else lambda part: files.of_rows(rows[part]),
+            file=None if files is None else lambda part: files.of_rows(rows[part], digests[part]),
         )
 
     def _write_logits(

@@ -23,6 +23,7 @@ from ...storage.stream.items import describe, fetch_items, listed_labels
 from .arrays import Example
 from .class_names import all_texts, names_of
 from .decoding import Decoder, Orientation, as_pixels, colour_of
+from .listed_files import ListedPaths, has_files
 from .selection import omitted_numbers, select
 from .sizing import Interpolation, Sizing, sizing_of
 from .stored_images import Decoding
@@ -49,7 +50,7 @@ class PictureSet:
     ) -> None:
         """Keep a set. keys: of image and label in a dict. rows: the examples that are taken. where: the set in messages.
 
-        files: the same set of Hugging Face with the files of its images; None if it gives none.
+        files: the same set of Hugging Face with the files of its images, or the paths that a set lists; None if it gives none.
         """
         self.class_names = class_names
         """One name a class, or None if the set has none."""
@@ -62,6 +63,8 @@ class PictureSet:
         self._where = where
         self._size = self._sizing.shape
         self._files = files
+        self.is_decoded_elsewhere = isinstance(files, ListedPaths)
+        """Whether a loader of the user's decodes the files: each is then compared with its input when it is stored."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -84,17 +87,22 @@ class PictureSet:
         if self._files is None:
             raise AttributeError("decoding")
         shape = self[0][0].shape if isinstance(self[0], tuple) else np.shape(self[0])
-        # The library turns images by their orientation tags.
-        decoder = Decoder(self._decoder.mode, self._decoder.background, follow_exif=True)
+        # Hugging Face's library turns images by their orientation tags; loaders of torchvision do not.
+        follows = self._decoder.follow_exif if isinstance(self._files, ListedPaths) else True
+        decoder = Decoder(self._decoder.mode, self._decoder.background, follows)
         return Decoding(decoder, self._sizing, shape[-2], shape[-1]).settings
 
     def encoded(self, index: int) -> bytes:
         """Return the file of an example. Raises BadDataError."""
         row = int(self._rows[index])
+        if isinstance(self._files, ListedPaths):
+            return self._files.read(row)
         return _file_of(fetch_items(self._files, [row])[0][self._keys[0]], f"{self._where}, example {row}")
 
     def encoded_sizes(self) -> Int64[np.ndarray, " rows"]:
-        """Return the bytes of every file; all of them are read."""
+        """Return the bytes of every file; those of Hugging Face are all read."""
+        if isinstance(self._files, ListedPaths):
+            return np.array([self._files.size(row) for row in self._rows.tolist()], dtype=np.int64)
         return np.array([len(self.encoded(index)) for index in range(len(self))], dtype=np.int64)
 
     def _example(self, item: Any, row: int) -> Example:
@@ -156,7 +164,8 @@ def pil_images(
 
     dataset: map-style, with items (image, label), or dicts as those of Hugging Face. image, label: keys of such a dict;
         `label=""` for a set without labels. where: the set in messages. files: the same set of Hugging Face, its column of
-        images cast to `datasets.Image(decode=False)`, for a store that keeps files.
+        images cast to `datasets.Image(decode=False)`, for a store that keeps files. A set that lists its files, as
+        `ImageFolder` of torchvision does, needs none.
     Further arguments as `image_folder`, but `mode` is "RGB" by default. Raises ConfigError for wrong ones.
     """
     form = Decoder(mode, colour_of(background), follow_exif), sizing_of(size, resize, crop, interpolation)
@@ -172,6 +181,8 @@ def pil_images(
         subset=subset,
     )
     kept = None if labels is None else labels[rows]
+    if files is None and has_files(dataset) and getattr(dataset, "transform", None) is None:
+        files = ListedPaths(dataset)
     made = PictureSet(dataset, (image, label), rows, kept, names, form, where, files)
     made.omitted = omitted_numbers(omit_classes, names or ())
     return made

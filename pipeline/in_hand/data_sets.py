@@ -14,6 +14,8 @@ from typing import Any, Final
 from ...storage.errors import BadDataError, LogitStoreError
 from ...storage.stream.items import as_array, describe, in_file, listed_labels
 from ..datasets.arrays import ArrayDataset
+from ..datasets.listed_files import has_files
+from ..datasets.pictures import pil_images
 from ..factories.call import describe_exception, is_picture
 from ..factories.in_hand import InHand, name_of
 
@@ -70,6 +72,8 @@ def _with_pairs(dataset: Any, where: str) -> Any:
         example = first[keys[0]]
     elif isinstance(first, (tuple, list)) and first:
         example = first[0]
+    if is_picture(example) and keys is None and has_files(dataset):
+        return pil_images(dataset, where=where)
     if is_picture(example):
         remedy = "give the data set a transform that ends in a tensor, such as torchvision.transforms.PILToTensor()"
         if keys is not None:
@@ -135,6 +139,10 @@ class _Rows:
             "decoding",
             "encoded",
             "encoded_sizes",
+            "is_decoded_elsewhere",
+            "samples",
+            "imgs",
+            "transform",
         ) and "dataset" in vars(self):
             return getattr(self.dataset, name)
         raise AttributeError(name)

@@ -31,9 +31,9 @@ _CHUNKS: Final = 5
 """Places in the transfer set whose rows are timed."""
 _FIRST_ROWS: Final = 16
 """Rows by which the size of the chunks is chosen."""
-_CHUNK_SECONDS: Final = 0.1
+_CHUNK_SECONDS: Final = 0.05
 """Time that a chunk should take."""
-_MOST_ROWS: Final = 1024
+_MOST_ROWS: Final = 256
 """Maximum number of rows in a chunk."""
 
 
