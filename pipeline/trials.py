@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import nn
 
-from ..storage.errors import MOST_LISTED, BadDataError, BadLogitsError, LogitStoreError, with_notes
+from ..storage.errors import MOST_LISTED, BadDataError, LogitStoreError, with_notes
 from ..storage.stream.items import fetch_items, listed_labels, split_item
 from .cache.teachers import build_teacher
 from .evaluation_set import EvaluationExamples, SetName, warn_if_unlike
@@ -204,11 +204,11 @@ def _try_set(work: Workspace, name: SetName, examples: EvaluationExamples | None
         module = build()
         try:
             check_model(module, shown, classes, network)
-        except BadLogitsError:
+        except LogitStoreError:
             continue
         try:
             check_model(module, few, classes, network)
-        except BadLogitsError as error:
+        except LogitStoreError as error:
             raise BadDataError(
                 name,
                 expected=f"inputs of {shown.dtype} of shape {shown.shape[1:]}, as networks get them of the transfer set",
