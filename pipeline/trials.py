@@ -82,10 +82,12 @@ def try_ahead(
     failures, experiment, rows = Failures(), work.experiment, work.rows
     for member in teachers:
         with failures.noting():
-            check = check_model if member.teacher.train is None else check_training
-            module = build_teacher(work, member)
+            train, module, few = member.teacher.train, build_teacher(work, member), work.shown_few
+            check = check_model if train is None else check_training
             with naming_unlike_views(experiment, rows):
-                check(module, work.shown_few, rows.num_classes, f"teacher {member.name!r}")
+                check(module, few, rows.num_classes, f"teacher {member.name!r}")
+                if train is not None:
+                    check_backward(module, few, train.precision, f"training teacher {member.name}")
             del module
     if views:
         with failures.noting():

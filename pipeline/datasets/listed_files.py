@@ -26,7 +26,7 @@ from .sizing import Interpolation, Sizing, sizing_of
 from .stored_images import Decoding
 
 Result = TypeVar("Result")
-_KEY: Final = "transfer_set.store_inputs"
+_KEY: Final = "transfer_set.store_inputs = 'encoded'"
 _PLAIN: Final = frozenset({"PILToTensor", "ToImage", "ToImageTensor", "ToPureTensor", "Identity"})
 """Steps that change no pixel."""
 _OF_LIBRARY: Final = "torchvision"
@@ -206,4 +206,4 @@ def _refused(
     expected: str = f"a transform that students can repeat from the files: {_ALLOWED}",
     remedy: str = "pass the other steps as augment, or set store_inputs = true to keep arrays",
 ) -> ConfigError:
-    return ConfigError(_KEY, expected=expected, found=f"'encoded', and {found}", remedy=remedy)
+    return ConfigError(_KEY, expected=expected, found=found, remedy=remedy)

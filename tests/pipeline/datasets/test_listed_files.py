@@ -38,7 +38,8 @@ class Net(nn.Module):
 class Step:
     """A step of a transform, of torchvision as far as its module tells."""
 
-    __module__ = "torchvision.transforms.transforms"
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "torchvision.transforms.transforms"
 
     def __init__(self, **given: Any) -> None:
         vars(self).update(given)
