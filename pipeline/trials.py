@@ -11,6 +11,7 @@ A trial ends in the line that the stage itself would raise. All of them are run,
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from .cache.teachers import build_teacher
 from .evaluation_set import EvaluationExamples, SetName, warn_if_unlike
 from .experiment.document import TeacherMember
 from .experiment.tables import Student
+from .experiment.training import ValidatedTrain
 from .runtime.inference import check_model
 from .specialists.heads import JointDustbin, find_head, replace_head
 from .train.network import begun_network
@@ -159,8 +161,7 @@ def _try_student(work: Workspace, run: StudentSeed, and_then: StudentTrial | Non
     student, where, classes = run.student, f"student {run.student.name!r}", work.rows.num_classes
     _check_labels(work, student, where)
     few = student_few(work, student)
-    module, _ = begun_network(work.experiment, run, few, classes, work.rows.class_names)
-    module.to(work.choose_device())
+    module = _built(work, run).to(work.choose_device())
     check_training(module, few, classes, where)
     check_backward(module, few, student.train.precision, f"training student {run.name}")
     if and_then is not None:
@@ -221,17 +222,21 @@ def _try_set(work: Workspace, name: SetName, examples: EvaluationExamples | None
 
 def _networks(work: Workspace, name: SetName) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Yield the networks that are run on a labelled set: each name, with the function that builds it."""
-    experiment, rows = work.experiment, work.rows
+    experiment = work.experiment
+
+    def is_run(train: ValidatedTrain | None) -> bool:
+        scores = name == "evaluation_set"
+        return scores or (train is not None and experiment.validation_source(train) == name)
+
     for member in experiment.teacher_members():
-        train = member.teacher.train
-        if name == "evaluation_set" or (train is not None and experiment.validation_source(train) == name):
-            yield f"teacher {member.name!r}", lambda member=member: build_teacher(work, member)
+        if is_run(member.teacher.train):
+            yield f"teacher {member.name!r}", partial(build_teacher, work, member)
     for run in first_runs(work):
-        train = run.student.train
-        if name == "evaluation_set" or experiment.validation_source(train) == name:
+        if is_run(run.student.train):
+            yield f"student {run.student.name!r}", partial(_built, work, run)
 
-            def build(run: StudentSeed = run) -> nn.Module:
-                few = student_few(work, run.student)
-                return begun_network(experiment, run, few, rows.num_classes, rows.class_names)[0]
 
-            yield f"student {run.student.name!r}", build
+def _built(work: Workspace, run: StudentSeed) -> nn.Module:
+    """Build the network of a student as its training begins."""
+    few, rows = student_few(work, run.student), work.rows
+    return begun_network(work.experiment, run, few, rows.num_classes, rows.class_names)[0]
