@@ -147,7 +147,7 @@ def test_a_loader_of_other_pixels_is_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_single_transparent_image_is_not_stored_as_another(folder: Path, tmp_path: Path) -> None:
-    """The loader drops the transparency; our decoder refuses it. It is none of the files that are tried before."""
+    """Refuse a file whose transparency the loader drops; it is none of those that are tried before."""
     dataset = ImageFolder(str(folder), transforms.Compose(SIZED))
     tried = set(np.linspace(0, ROWS - 1, 16).astype(int).tolist())
     index = next(i for i in range(ROWS) if i not in tried and dataset.samples[i][0].endswith("png"))

@@ -1,4 +1,4 @@
-"""What a plan finds before a run: students that do not fit, labelled sets of another form, and what inputs cost."""
+"""Students that do not fit, labelled sets of another form, and the cost of inputs, all found by a plan before a run."""
 
 import time
 from pathlib import Path
@@ -217,7 +217,7 @@ def test_a_labelled_set_of_another_form_is_refused(
 
 
 def test_a_network_that_takes_any_shape_is_let_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The control: shapes that differ are no fault by themselves, and warned of."""
+    """Negative control: warn of shapes that differ, which are no fault by themselves."""
     experiments.write_data(tmp_path)
     held = dict(np.load(tmp_path / "test.npz"))
     np.savez(tmp_path / "other.npz", **(held | {"inputs": np.pad(held["inputs"], [(0, 0), (0, 1), (0, 0)])}))
@@ -283,7 +283,7 @@ def test_stored_inputs_cost_a_student_nothing_but_its_views(tmp_path: Path) -> N
 
 
 def test_fast_inputs_leave_the_hours_to_the_network(tmp_path: Path) -> None:
-    """The control."""
+    """Negative control."""
     content = document()
     content["teacher"] = [experiments.teacher("wide", factory=f"{HERE}:sleepy", args={})]
     made = planned(content, tmp_path)
