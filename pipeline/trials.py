@@ -115,11 +115,16 @@ def first_runs(work: Workspace) -> list[StudentSeed]:
 
 
 def _try_views(work: Workspace) -> None:
-    """Make each view of a few rows. Raises FactoryError for one of another form than view 0."""
-    make_view, few = experiment_views(work.experiment, work.rows), work.rows.a_few
-    if make_view is not None:
-        for view in range(work.experiment.cache.views):
-            check_one_form(make_view(few, view, np.arange(len(few))), view, work.shown_few)
+    """Make the first, the first augmented and the last view of a few rows. Raises FactoryError for one of another form."""
+    make_view, few, cache = (
+        experiment_views(work.experiment, work.rows),
+        work.rows.a_few,
+        work.experiment.cache,
+    )
+    if make_view is None or cache.augment is None:
+        return
+    for view in sorted({0, min(cache.augment.first_view, cache.views - 1), cache.views - 1}):
+        check_one_form(make_view(few, view, np.arange(len(few))), view, work.shown_few)
 
 
 def _try_specialists(work: Workspace) -> None:
