@@ -1,66 +1,129 @@
-"""Background writes: the objects of a block are written while its next piece is encoded.
+"""Background writes: the objects of a block are written and checked while its next piece is encoded.
 
-One thread writes in the order of the calls; then one thread an object waits for its fsync. A small block is written in
-the caller's thread.
+One thread writes and checks in the order of the calls; then one thread an object waits for its fsync. A small block is
+written in the caller's thread.
 """
 
+import os
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from .staged import NewObject
 
 _WRITE_BYTES = 128 << 10
 """Bytes below which buffers are gathered into one write."""
 _AHEAD = 2
-"""Most pieces of a block that wait to be written."""
+"""Most pieces of a block that wait to be written and checked."""
+_SYNCS = 16
+"""Most objects of a block whose fsyncs run at once."""
+
+
+class Crew:
+    """The threads of one block at a time: one that writes, and some that wait for the disk. They start when needed."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.writing = ThreadPoolExecutor(1, "logitstore-write")
+        self.syncing = ThreadPoolExecutor(_SYNCS, "logitstore-sync")
+
+    def end(self) -> None:
+        """End the threads, after the work that they have."""
+        self.writing.shutdown()
+        self.syncing.shutdown()
+
+
+class Crews:
+    """Crews that wait for the next block, since threads take longer to start than a small block to write."""
+
+    def __init__(self) -> None:
+        self._idle: list[Crew] = []
+
+    def take(self) -> Crew:
+        """Return a crew that no other block has."""
+        while self._idle:
+            crew = self._idle.pop()
+            if crew.process == os.getpid():  # a forked child has none of the threads
+                return crew
+        return Crew()
+
+    def give_back(self, crew: Crew) -> None:
+        """Keep a crew, which has no work left, for another block."""
+        self._idle.append(crew)
+
+    def end(self) -> None:
+        """End the crews that no block has."""
+        while self._idle:
+            crew = self._idle.pop()
+            if crew.process == os.getpid():
+                crew.end()
 
 
 class Background:
-    """A writer of staged objects, in order: at once, or in a thread while the caller encodes and hashes."""
+    """A writer of staged objects, in order: at once, or in a thread while the caller encodes."""
 
-    def __init__(self, with_thread: bool) -> None:
-        self._pool = ThreadPoolExecutor(1, "logitstore-write") if with_thread else None
-        self._waiting: deque[Future[None]] = deque()
+    def __init__(self, crews: Crews | None) -> None:
+        """Begin a block. crews: gives its threads; None to write in the caller's."""
+        self._crews = crews
+        self._crew = None if crews is None else crews.take()
+        self._waiting: deque[Future[Any]] = deque()
         self._gathered: dict[NewObject, list[memoryview]] = {}
 
     def __enter__(self) -> "Background":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._crews is None or self._crew is None:
+            return
+        for one in self._waiting:
+            one.cancel()
+        wait(self._waiting)  # nothing is written after this: the files are closed next
+        self._crews.give_back(self._crew)
 
-    def write(self, new: NewObject, buffers: Sequence[memoryview], *, last: bool = False) -> None:
-        """Write buffers, at the latest when `wait` returns. Raises the errors of earlier writes."""
+    def write(
+        self, new: NewObject, buffers: Sequence[memoryview], check: Callable[[], None], *, last: bool = False
+    ) -> None:
+        """Write buffers, then call `check`, at the latest when `wait` returns. Raises the errors of earlier calls.
+
+        check: checks and hashes what was handed out for this object so far.
+        """
         gathered = self._gathered.setdefault(new, [])
         gathered += buffers
         if not last and sum(map(len, gathered)) < _WRITE_BYTES:
             return
         del self._gathered[new]
-        if self._pool is None:
+        if self._crew is None:
             new.write(b"".join(gathered))
+            check()
             return
-        self._waiting.append(self._pool.submit(_write_all, new, gathered))
-        while len(self._waiting) > _AHEAD:
-            self._waiting.popleft().result()
+        self._waiting.append(self._crew.writing.submit(_write_all, new, gathered, check))
+        self._wait(_AHEAD)
 
     def wait(self) -> None:
-        """Wait until everything is written. Raises the errors of the writes."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        """Wait until everything is written and checked. Raises the errors of that."""
+        self._wait(0)
+
+    def _wait(self, most: int) -> None:
+        """Wait until at most so many calls are left. One that an interrupt stops waiting for is among them still."""
+        while len(self._waiting) > most:
+            self._waiting[0].result()
+            self._waiting.popleft()
 
     def publish(self, new: Mapping[str, NewObject]) -> dict[str, bool]:
         """Publish the objects, their fsyncs in parallel; return which of them won their names."""
-        if self._pool is None:
+        if self._crew is None:
             return {name: one.publish() for name, one in new.items()}
         # A thread each: they only wait for the disk, which syncs many files as fast as one.
-        with ThreadPoolExecutor(len(new), "logitstore-sync") as pool:
-            return dict(zip(new, pool.map(NewObject.publish, new.values()), strict=True))
+        first, *others = new.values()
+        publishing = [self._crew.syncing.submit(one.publish) for one in others]
+        self._waiting += publishing  # also if `first` fails
+        won = [first.publish(), *(one.result() for one in publishing)]
+        return dict(zip(new, won, strict=True))
 
 
-def _write_all(new: NewObject, buffers: Sequence[memoryview]) -> None:
-    """Write buffers, the small ones together."""
+def _write_all(new: NewObject, buffers: Sequence[memoryview], check: Callable[[], None]) -> None:
+    """Write buffers, the small ones together, and check them."""
     small: list[memoryview] = []
     for buffer in buffers:
         if len(buffer) < _WRITE_BYTES:
@@ -72,3 +135,4 @@ def _write_all(new: NewObject, buffers: Sequence[memoryview]) -> None:
         new.write(buffer)
     if small:
         new.write(b"".join(small))
+    check()

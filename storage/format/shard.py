@@ -13,6 +13,7 @@ We write shards ourselves, whole, once. Zarr would read, change and rewrite a sh
 so at once, and fails if the old shard is torn.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -55,8 +56,8 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
 class ShardEncoder:
     """An encoder of the rows of a block as one shard, piece by piece; raw chunks are not copied.
 
-    `append` returns the buffers to write. `check`, which may run while they are written, hashes them, decompresses
-    compressed chunks, and compares each chunk's checksum again.
+    `append` returns the buffers to write. `check`, which may run in another thread meanwhile, hashes them, decompresses
+    compressed chunks, and compares each chunk's checksum again. Each of the two runs in one thread at a time.
     """
 
     def __init__(self, layout: ArrayLayout) -> None:
@@ -65,8 +66,8 @@ class ShardEncoder:
         self._open: list[NDArray[np.uint8]] = []  # its bytes, if a codec needs them together
         self._payload_bytes = 0  # of the open chunk, as handed out
         self._running = self._again = 0  # its checksum so far: when handed out, when checked
-        self._unchecked: list[tuple[NDArray[np.uint8], int | None]] = []
-        self._undecoded: list[tuple[NDArray[np.uint8], int]] = []
+        self._unchecked: deque[tuple[NDArray[np.uint8], int | None]] = deque()
+        self._undecoded: deque[tuple[NDArray[np.uint8], int]] = deque()
         self._index = np.full((layout.chunks_per_shard, 2), ABSENT, dtype="<u8")
         self._crc32c: list[int] = []
         self._sha256 = sha256()
@@ -105,7 +106,8 @@ class ShardEncoder:
 
     def check(self) -> None:
         """Hash the buffers handed out since the last call. Raises ShardCorrupt if a chunk has changed since."""
-        for buffer, ends_with in self._unchecked:
+        while self._unchecked:
+            buffer, ends_with = self._unchecked.popleft()
             self._sha256.update(buffer.data)
             if ends_with is None or len(buffer) > CRC_BYTES:
                 self._again = int(google_crc32c.extend(self._again, buffer))
@@ -116,8 +118,8 @@ class ShardEncoder:
                     f"crc32c {ends_with:08x}, as encoded", f"{self._again:08x}, changed in memory"
                 )
             self._again = 0
-        self._unchecked = []
-        for compressed, checksum in self._undecoded:
+        while self._undecoded:
+            compressed, checksum = self._undecoded.popleft()
             decoded = np.empty((self._layout.chunk_rows, *self._layout.row_shape), self._layout.numpy_dtype)
             try:
                 decompress(self._layout.codec, compressed, decoded)
@@ -126,7 +128,6 @@ class ShardEncoder:
             again = crc32c(decoded.reshape(-1).view(np.uint8))
             if again != checksum:
                 raise self._changed(f"crc32c {checksum:08x} of the decompressed chunk", f"{again:08x}")
-        self._undecoded = []
 
     def _changed(self, expected: str, found: str) -> ShardCorrupt:
         return ShardCorrupt(

@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 
 from numpy.typing import NDArray
 
-from ..backends.background import Background
+from ..backends.background import Background, Crews
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder
 from ..checks import check_view
@@ -111,6 +111,7 @@ class PartWriter:
                 self._metadata.update(zip(small_keys(layout), chunks, strict=True))
         self._files: dict[str, str] = {}
         self._beginning = threading.Lock()
+        self._crews = Crews()
         self._table: SealTable | None = None
         try:
             self._open()
@@ -336,15 +337,14 @@ class PartWriter:
         large = sum(shard_bytes(layout, rows) for layout in self.layouts.values()) >= _OVERLAP_BYTES
         encoders = {name: ShardEncoder(layout) for name, layout in self.layouts.items()}
         # The thread is entered last and left first: no file is closed while it writes.
-        with self.folder.stage(*keys.values()) as staged, Background(large) as background:
+        crews = self._crews if large else None
+        with self.folder.stage(*keys.values()) as staged, Background(crews) as background:
             new = dict(zip(keys, staged, strict=True))
             for arrays in pieces:
                 for name, encoder in encoders.items():
-                    background.write(new[name], encoder.append(arrays[name]))
-                    encoder.check()
+                    background.write(new[name], encoder.append(arrays[name]), encoder.check)
             for name, encoder in encoders.items():
-                background.write(new[name], encoder.finish(), last=True)
-                encoder.check()
+                background.write(new[name], encoder.finish(), encoder.check, last=True)
             background.wait()
             objects = {name: StoredShard.of(encoder) for name, encoder in encoders.items()}
             self._compare_with_seal(view, block, objects)
@@ -464,4 +464,5 @@ class PartWriter:
 
     def close(self) -> None:
         """Release the part, sealed or not, to other writers. A second call does nothing."""
+        self._crews.end()
         self._binding.let_go()

@@ -1,6 +1,7 @@
 """Shards: as Zarr's `sharding_indexed` defines them, raw or compressed; a single changed bit shows."""
 
 import re
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -396,7 +397,9 @@ def test_a_bit_that_flips_in_what_was_handed_out_is_noticed(codec: str) -> None:
     assert payload.readonly  # nobody changes it by mistake; memory may
     unchecked = [np.array(buffer) for buffer, _ in encoder._unchecked]
     unchecked[0][3] ^= 16
-    encoder._unchecked = [(new, end) for new, (_, end) in zip(unchecked, encoder._unchecked, strict=True)]
+    encoder._unchecked = deque(
+        (new, end) for new, (_, end) in zip(unchecked, encoder._unchecked, strict=True)
+    )
     with pytest.raises(ShardCorrupt, match=r"expected crc32c .*, as encoded, found .*, changed in memory"):
         encoder.check()
 
