@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..backends.background import Background, Crews
 from ..backends.lease import lease, tidy_up
-from ..backends.local import Folder
+from ..backends.local import Folder, keep_directories
 from ..checks import check_view
 from ..errors import (
     ConfigError,
@@ -444,17 +444,18 @@ class PartWriter:
         self._begin()
         self._binding.share()
         plan = self._plan(self._files[SPEC])
-        commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
-        for commit in commits:
-            if not has_shards(self.folder, commit, self.layouts.values()):
-                rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
-                raise ShardCorrupt(
-                    f"{self._where}, view {commit.view}, {rows}",
-                    expected="the shards that were committed",
-                    found="other files, or none",
-                    remedy="run `logitstore repair` and then the same command again",
-                )
-            self.check_rows(commit.view, commit.block)
+        with keep_directories():
+            commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
+            for commit in commits:
+                if not has_shards(self.folder, commit, self.layouts.values()):
+                    rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
+                    raise ShardCorrupt(
+                        f"{self._where}, view {commit.view}, {rows}",
+                        expected="the shards that were committed",
+                        found="other files, or none",
+                        remedy="run `logitstore repair` and then the same command again",
+                    )
+                self.check_rows(commit.view, commit.block)
         samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
         shape = (self.views, self.root.grid.num_blocks)
         digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
