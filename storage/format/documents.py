@@ -61,10 +61,15 @@ def _spell(value: object) -> bytes:
 
 def _with_text_keys(value: Any) -> Any:
     """Replace keys by their JSON text, in which 10 sorts before 9. Raises ValueError if two become equal."""
+    # Most values are integers, checksums of chunks among them: for those no call.
     if isinstance(value, list | tuple):
-        return [_with_text_keys(item) for item in value]
+        return [item if type(item) is int else _with_text_keys(item) for item in value]
     if not isinstance(value, dict):
         return value
+    if all(type(key) is str for key in value):
+        return {
+            key: item if type(item) in (int, str) else _with_text_keys(item) for key, item in value.items()
+        }
     keys = [key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0})))) for key in value]
     if len(set(keys)) != len(keys):
         raise ValueError("two keys with the same spelling")
@@ -104,7 +109,9 @@ def _not_ours(where: str, found: str) -> ManifestInvalid:
 def _is_deeper(value: object, levels: int) -> bool:
     """Return whether lists and objects are nested deeper than so many levels."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
+    return inner is not None and (
+        levels == 0 or any(_is_deeper(item, levels - 1) for item in inner if type(item) is not int)
+    )
 
 
 def beyond(where: str, most: int, what: str, found: object) -> LimitExceeded:
