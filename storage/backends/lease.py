@@ -67,7 +67,7 @@ class Lease:
 
         Raises WriterBusy if another writer holds it alone for a minute.
         """
-        with expecting_folders(self._folder.path / LOCK):
+        with expecting_folders(self._folder.path, LOCK):
             alone = self._lock(fcntl.LOCK_EX)
             if alone is None:
                 return False
@@ -89,7 +89,7 @@ class Lease:
     def share(self) -> None:
         """Share the part with other writers from now on."""
         deadline = time.monotonic() + _PATIENCE_S
-        with expecting_folders(self._folder.path / LOCK):
+        with expecting_folders(self._folder.path, LOCK):
             # Converting a lock releases the first one: another writer may hold the part alone by now.
             while self._lock(fcntl.LOCK_SH) is False:
                 if time.monotonic() > deadline:

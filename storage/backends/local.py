@@ -291,8 +291,7 @@ class Folder(PlainFiles):
             finally:
                 close_quietly(handle)
         except OSError:
-            # Not around all of it: to make a path takes as long as to open a file.
-            with typed_errors(self.path / key):
+            with typed_errors(self.path, key):
                 raise
 
     def _open_plain(self, key: str) -> int:
@@ -321,7 +320,7 @@ class Folder(PlainFiles):
 
     def exists(self, key: str) -> bool:
         *within, name = components(key, self.path)
-        with typed_errors(self.path / key):
+        with typed_errors(self.path, key):
             try:
                 with self.directory(within) as directory:
                     mode_of(name, directory)
@@ -331,7 +330,7 @@ class Folder(PlainFiles):
 
     def names(self, prefix: str = "") -> list[str]:
         within = components(prefix, self.path) if prefix else []
-        with typed_errors(self.path / prefix):
+        with typed_errors(self.path, prefix):
             try:
                 with self.directory(within) as directory:
                     return sorted(os.listdir(directory))
@@ -384,10 +383,9 @@ class Folder(PlainFiles):
 
         An object that is not published inside the block is removed.
         """
-        path = self.path / (keys[0] if keys else "")
         with contextlib.ExitStack() as stack:
             for attempt in range(_ATTEMPTS):
-                with expecting_folders(path):
+                with expecting_folders(self.path, keys[0] if keys else ""):
                     try:
                         directory = stack.enter_context(self.directory(_STAGING, make=True))
                         new = [stack.enter_context(NewObject(self, key, directory)) for key in keys]
@@ -434,19 +432,19 @@ class Folder(PlainFiles):
         """
         *within, name = components(key, self.path)
         gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
-        with typed_errors(self.path / key), gone, self.directory(within) as directory:
+        with typed_errors(self.path, key), gone, self.directory(within) as directory:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
             sync(directory)
 
     def sync(self, key: str) -> None:
         """Make the names in a folder durable."""
-        with typed_errors(self.path / key), self.directory(components(key, self.path)) as directory:
+        with typed_errors(self.path, key), self.directory(components(key, self.path)) as directory:
             sync(directory)
 
     def sweep(self) -> None:
         """Remove the staged files of killed writers. Only for a writer that holds the folder alone."""
-        with typed_errors(self.path / STAGING):
+        with typed_errors(self.path, STAGING):
             try:
                 with self.directory(_STAGING) as directory:
                     for name in os.listdir(directory):

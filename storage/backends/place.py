@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
@@ -88,12 +89,19 @@ def check_size(size: int, most: int, where: PurePath) -> None:
 
 def components(key: str, where: PurePath) -> list[str]:
     """Split a key into names. Raises UntrustedStoreError if one of them leads out of the store."""
-    parts = key.split("/")
-    if any(part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255 for part in parts):
+    if not _is_inside(key):
         raise UntrustedStoreError(
             str(where),
             expected="keys inside the store",
             found=repr(key)[:80],
             remedy="do not use this store: logitstore writes no such key",
         )
-    return parts
+    return key.split("/")
+
+
+@lru_cache(maxsize=1024)
+def _is_inside(key: str) -> bool:
+    """Return whether a key names something inside the store. A writer asks it of each key several times."""
+    return not any(
+        part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255 for part in key.split("/")
+    )

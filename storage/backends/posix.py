@@ -40,8 +40,11 @@ CALL_BYTES: Final = 1 << 30
 
 
 @contextlib.contextmanager
-def typed_errors(where: PurePath) -> Iterator[None]:
-    """Turn OSError into a typed error about `where`; the errors of `_PASS` pass."""
+def typed_errors(folder: PurePath, key: str = "") -> Iterator[None]:
+    """Turn OSError into a typed error about a folder, or what is under a key in it; the errors of `_PASS` pass.
+
+    The path is made for an error alone: to make it takes as long as to open a file.
+    """
     try:
         yield
     except (*_PASS, StorageError):
@@ -58,19 +61,19 @@ def typed_errors(where: PurePath) -> Iterator[None]:
         elif error.errno in REFUSED:
             kind = StorageRefused
         found = f"{error.strerror or error} (errno {error.errno})"
-        raise kind(str(where), expected=expected, found=found, remedy=remedy) from error
+        raise kind(str(folder / key), expected=expected, found=found, remedy=remedy) from error
 
 
 @contextlib.contextmanager
-def expecting_folders(path: PurePath) -> Iterator[None]:
-    """Turn OSError into a typed error; a missing folder on the way to `path` is one, too."""
+def expecting_folders(folder: PurePath, key: str = "") -> Iterator[None]:
+    """Turn OSError into a typed error, as `typed_errors`; a missing folder on the way is one, too."""
     try:
-        with typed_errors(path):
+        with typed_errors(folder, key):
             yield
     except (FileNotFoundError, NotADirectoryError) as error:
         is_file = isinstance(error, NotADirectoryError)
         raise (StorageRefused if is_file else StorageError)(
-            str(path),
+            str(folder / key),
             expected="folders at every level of the path",
             found="a file" if is_file else "a folder that was removed meanwhile",
             remedy="choose another path" if is_file else "run the same command again",

@@ -41,7 +41,7 @@ class NewObject:
     def __init__(self, folder: Walked, key: str, staging: int) -> None:
         """Begin an object in an open staging folder. Raises FileNotFoundError if that was removed."""
         self._folder = folder
-        self._path = folder.path / key
+        self._key = key
         *self._within, self._name = components(key, folder.path)
         self._temporary = secrets.token_hex(12)
         self._directory = staging
@@ -74,19 +74,25 @@ class NewObject:
 
     def write(self, data: Any) -> None:
         """Append bytes (any contiguous buffer)."""
-        with expecting_folders(self._path):
+        with expecting_folders(self._folder.path, self._key):
             view = memoryview(data).cast("B")
             while view:
                 view = view[os.write(self._handle, view[:CALL_BYTES]) :]
 
     def take_name(self) -> bool:
         """Give the object its name, without syncing; return False if the name is taken."""
-        with expecting_folders(self._path), self._folder.directory(self._within, make=True) as final:
+        with (
+            expecting_folders(self._folder.path, self._key),
+            self._folder.directory(self._within, make=True) as final,
+        ):
             return self._link(final)
 
     def publish(self) -> bool:
         """Give the object its name; return False if the name is taken. The name is durable either way."""
-        with expecting_folders(self._path), self._folder.directory(self._within, make=True) as final:
+        with (
+            expecting_folders(self._folder.path, self._key),
+            self._folder.directory(self._within, make=True) as final,
+        ):
             sync(self._handle)
             won = self._link(final)
             # Also if the name was taken: the other writer may not have synced it yet.
@@ -125,7 +131,7 @@ class NewObject:
             return False
         except OSError as error:
             raise CommitStateUnknown(
-                str(self._path),
+                str(self._folder.path / self._key),
                 expected="the file that has this name, after a link that failed",
                 found=f"{error.strerror} (errno {error.errno})",
                 remedy="run the same command again: it looks for the object",
@@ -144,7 +150,7 @@ class NewObject:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, *NO_LINKS):
                 raise
             raise UnsafeFileSystem(
-                str(self._path),
+                str(self._folder.path / self._key),
                 expected="a file system with hard links, or with renames that replace nothing",
                 found=f"a file system with neither ({cause.strerror}; {error.strerror})",
                 remedy=COPY_HERE,
