@@ -58,7 +58,9 @@ from .values import check_rows_of
 log = logging.getLogger(__name__)
 _OVERLAP_BYTES = 16 << 10
 """Blocks of this size or more are written by a thread; for smaller ones it costs more than it saves."""
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 512 << 10
+"""Bytes of the widest array that are encoded, then written and hashed by the thread. A block has a few of them: neither
+the caller waits long for the last to be written, nor the thread for the first."""
 _RECORD_BYTES = 4096
 """Approximate size of a commit record on a disk."""
 
