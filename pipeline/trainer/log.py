@@ -1,10 +1,10 @@
 """The log of a training: JSON lines beside the weights.
 
-    {"epoch":0,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
+    {"epoch":1,"event":"step","loss":1.94,"lr":0.001,"rows":2560,"rows_per_second":51234.5,"seconds":0.1,"step":20,"waiting":0.02}
 
-    {"accuracy":0.912,"best":true,"epoch":0,"event":"validation","kl":0.042,"nll":0.31,"rows":500,"seconds":2.1,"step":118}
+    {"accuracy":0.912,"best":true,"epoch":1,"event":"validation","kl":0.042,"nll":0.31,"rows":500,"seconds":2.1,"step":118}
 
-`step`: steps so far, this one included. `epoch`: from 0. `rows`: shown so far, on all ranks. `loss`, `lr`: of this step;
+`step`: steps so far, this one included. `epoch`: from 1, as in every text. `rows`: shown so far, on all ranks. `loss`, `lr`: of this step;
 in the line of an epoch (`"event":"epoch"`) the loss is the mean over its steps. `rows_per_second`, and `waiting`, the
 share of the time spent waiting for data: since the last line of the same event, or since the training began or resumed.
 `seconds`: of training so far, without interruptions. `kl`: mean KL from the student to its soft targets, nats, where it
@@ -94,7 +94,7 @@ class TrainingLog:
             self._file = None
 
     def begin(self, step: int, epoch: int) -> None:
-        """Keep the lines up to `step` and before the end of `epoch`; later lines are removed."""
+        """Keep the lines up to `step` and before the end of `epoch`, which counts from 0; later lines are removed."""
         self._kept = (
             b"".join(line for line in self._lines() if _is_before(line, step, epoch)) if step else b""
         )
@@ -132,6 +132,6 @@ def _is_before(line: bytes, step: int, epoch: int) -> bool:
     try:
         values = parse_json(line, "a line")
         of_epoch = values["event"] in ("epoch", "validation")
-        return int(values["epoch"]) < epoch if of_epoch else int(values["step"]) <= step
+        return int(values["epoch"]) <= epoch if of_epoch else int(values["step"]) <= step
     except (LogitStoreError, KeyError, TypeError, ValueError):
         return False

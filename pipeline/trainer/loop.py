@@ -239,7 +239,7 @@ class _Run:
         self.log.write(
             event=event,
             step=at.step,
-            epoch=at.epoch,
+            epoch=at.epoch + 1,
             rows=at.rows,
             loss=value if math.isfinite(value) else None,
             **({} if kl is None else {"kl": kl if math.isfinite(kl) else None}),
@@ -273,7 +273,7 @@ class _Run:
         self.log.write(
             event="validation",
             step=at.step,
-            epoch=at.epoch,
+            epoch=at.epoch + 1,
             **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
             **({"best": is_best} if validation.selects else {}),
             seconds=round(self.training.clock.seconds, 3),
@@ -289,7 +289,7 @@ class _Run:
         mean, self.epoch_kl = self.report("epoch", self.training.loss_sum / at.epoch_steps, kl_part)
         if not math.isfinite(mean):
             raise ConfigError(
-                f"{self.where}, epoch {at.epoch}",
+                f"{self.where}, epoch {at.epoch + 1}",
                 expected="a finite loss",
                 found=str(mean),
                 remedy=f"lower train.lr (now {self.settings.lr:g}), or add warmup_epochs",

@@ -221,11 +221,11 @@ class Validation:
         self.best = Best(int(epoch), _of_json(figures), weights)
 
     def facts(self) -> dict[str, Any]:
-        """Return the figures for the record of the network."""
+        """Return the figures for the record of the network, whose epochs count from 1 as those of the log."""
         best, last = self.best, self.last
         return {
             "on": self.source,
-            **({} if best is None else {"best": {"epoch": best.epoch, **_as_json(best.figures)}}),
+            **({} if best is None else {"best": {"epoch": best.epoch + 1, **_as_json(best.figures)}}),
             **({} if last is None else {"last": _as_json(last)}),
         }
 
@@ -233,7 +233,7 @@ class Validation:
 def in_words(facts: Mapping[str, Any]) -> str:
     """Put the validation of a training in words; empty without one. facts: of the record of its network.
 
-    >>> in_words({"validation": {"on": "held_out", "best": {"epoch": 2, "rows": 9, "kl": 0.5}, "last": {"rows": 9, "kl": 1}}})
+    >>> in_words({"validation": {"on": "held_out", "best": {"epoch": 3, "rows": 9, "kl": 0.5}, "last": {"rows": 9, "kl": 1}}})
     'best epoch 3: KL 0.5; last epoch: KL 1'
     """
     validation = facts.get("validation")
@@ -241,7 +241,7 @@ def in_words(facts: Mapping[str, Any]) -> str:
         return ""
     parts = []
     if isinstance(best := validation.get("best"), Mapping):
-        parts.append(f"best epoch {best['epoch'] + 1}: {_of_json(best).text()}")
+        parts.append(f"best epoch {best['epoch']}: {_of_json(best).text()}")
     if isinstance(last := validation.get("last"), Mapping):
         parts.append(f"last epoch: {_of_json(last).text()}")
     return "; ".join(parts)

@@ -86,7 +86,7 @@ def test_all_ranks_end_with_the_best_weights(folder: Path) -> None:
         numbers = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
         assert (sorted(numbers.tolist()) == sorted(one)) is is_kept
     told = [line for line in trainings.lines(folder / "validated") if line["event"] == "validation"]
-    assert [(line["epoch"], line["rows"], line["best"]) for line in told] == [(0, 30, True), (1, 30, False)]
+    assert [(line["epoch"], line["rows"], line["best"]) for line in told] == [(1, 30, True), (2, 30, False)]
 
 
 def test_ranks_that_each_take_their_own_mean_are_found_out(folder: Path, tmp_path: Path) -> None:

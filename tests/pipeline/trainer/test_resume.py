@@ -76,7 +76,7 @@ def test_what_came_after_the_checkpoint_is_cut_off_the_log(tmp_path: Path, whole
     told = [(line[0], line[1]) for line in curve(tmp_path)]
     assert told == [("step", 2), ("step", 4), ("epoch", 5), ("step", 6)]
     with (tmp_path / "students" / "a-seed0.metrics.jsonl").open("a") as log:
-        log.write('{"epoch":1,"event":"st')
+        log.write('{"epoch":2,"event":"st')
     trained(content({"checkpoint_every": 4}), finished_store(), tmp_path)
     assert curve(tmp_path) == curve(whole)
     assert weights(tmp_path) == weights(whole)
@@ -85,13 +85,13 @@ def test_what_came_after_the_checkpoint_is_cut_off_the_log(tmp_path: Path, whole
 def test_the_log_has_a_line_every_few_steps_and_one_an_epoch(whole: Path) -> None:
     told = [(line["event"], line["step"], line["epoch"], line["rows"]) for line in trainings.lines(whole)]
     assert told == [
-        ("step", 2, 0, 64),
-        ("step", 4, 0, 128),
-        ("epoch", 5, 0, 150),
-        ("step", 6, 1, 182),
-        ("step", 8, 1, 246),
-        ("step", 10, 1, 300),
-        ("epoch", 10, 1, 300),
+        ("step", 2, 1, 64),
+        ("step", 4, 1, 128),
+        ("epoch", 5, 1, 150),
+        ("step", 6, 2, 182),
+        ("step", 8, 2, 246),
+        ("step", 10, 2, 300),
+        ("epoch", 10, 2, 300),
     ]
     for line in trainings.lines(whole):
         assert 0 <= line["waiting"] <= 1 and line["rows_per_second"] > 0 and line["seconds"] > 0

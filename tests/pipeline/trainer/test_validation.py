@@ -62,9 +62,9 @@ def test_figures_are_those_of_the_weights_on_the_held_out_rows(tmp_path: Path) -
     trained(validated(), store, tmp_path)
     *_, last = lines = validations(tmp_path)
     assert [(line["epoch"], line["step"], line["rows"]) for line in lines] == [
-        (0, 4, 30),
-        (1, 8, 30),
-        (2, 12, 30),
+        (1, 4, 30),
+        (2, 8, 30),
+        (3, 12, 30),
     ]
     held = held_out_rows(experiments.ROWS, 0.2)
     network = mlp([6], 0.3, input_shape=[4, 4], num_classes=experiments.CLASSES).eval()
@@ -172,9 +172,9 @@ def test_best_and_last_are_both_kept(tmp_path: Path) -> None:
     assert weights(tmp_path / "best") == beside(tmp_path / "last", "best").read_bytes()
     assert weights(tmp_path / "last") != weights(tmp_path / "best")
     assert not beside(tmp_path / "best", "best").exists() and not beside(tmp_path / "last", "last").exists()
-    assert record.facts["validation"]["best"]["epoch"] == 0
+    assert record.facts["validation"]["best"]["epoch"] == 1
     told = [(line["epoch"], line["best"]) for line in validations(tmp_path / "best")]
-    assert told == [(0, True), (1, False), (2, False)]
+    assert told == [(1, True), (2, False), (3, False)]
 
 
 def test_a_later_training_without_validation_leaves_no_best_weights_of_another(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_best_of_another_figure_is_not_taken_over(tmp_path: Path) -> None:
     with first_is_best(), interruption(5):
         trained(validated(best_by="kl"), finished_store(), tmp_path)
     trained(validated(best_by="nll"), finished_store(), tmp_path)
-    assert facts(tmp_path)["best"]["epoch"] == 2
+    assert facts(tmp_path)["best"]["epoch"] == 3
 
 
 def test_equal_accuracies_are_told_apart_by_the_likelihood() -> None:
@@ -267,7 +267,7 @@ def test_equal_accuracies_are_told_apart_by_the_likelihood() -> None:
 
 def test_validation_may_be_rare_and_sees_the_last_epoch(tmp_path: Path) -> None:
     trained(validated(epochs=5, validate_every=2), finished_store(), tmp_path)
-    assert [line["epoch"] for line in validations(tmp_path)] == [1, 3, 4]
+    assert [line["epoch"] for line in validations(tmp_path)] == [2, 4, 5]
 
 
 # Identity and refusals
@@ -382,7 +382,7 @@ def test_a_teacher_keeps_its_best_epoch_and_a_log(tmp_path: Path) -> None:
         "wide@last.safetensors",
     ]
     record = json.loads((folder / "wide.json").read_text())
-    assert record["facts"]["validation"]["best"]["epoch"] == 0
+    assert record["facts"]["validation"]["best"]["epoch"] == 1
     assert record["facts"]["validation"]["last"]["rows"] == 30
     assert record["identity"]["validation"]["held_out"] == 0.2
     lines = [json.loads(line) for line in (folder / "wide.metrics.jsonl").read_text().splitlines()]
