@@ -4,10 +4,10 @@ Each stage finds its todo first. Torch is imported when there is something to do
 time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store
 from ..storage.backends.posix import check_writable, remove_leftovers
@@ -22,6 +22,9 @@ from .experiment.training import Train
 from .specialists import todo as specialising
 from .train.todo import StudentSeed, check_compressed, missing_students, student_seeds
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .cache.monitor import Tally
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class RunReport:
 
     done: Sequence[str]
     """A line for each thing that was done now; empty if nothing was to be done."""
+    figures: Mapping[str, str]
+    """By line of `done`: the accuracy of a capture and the validation of a training, in words; only those that have some."""
     store: Store
     """The store."""
     compared: str
@@ -148,15 +153,16 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
     todo = pending(work, examples)
     _tidy(work)
     if not todo:
-        return _report(work, todo, examples)
+        return _report(work, todo, examples, {})
     work.check_writable(store=bool(todo.cache or todo.cluster or todo.specialists))
     check_writable(work.scores.parent)
     _check_ahead(work, todo, examples)
     specialists, students = todo.specialists, todo.students
+    tallies: Mapping[str, Tally] = {}
     if todo.cache:
         from .cache.stage import cache
 
-        cache(work, todo.cache)
+        tallies = cache(work, todo.cache).quality
     if todo.cluster is not None:
         from .cluster.stage import cluster_store
 
@@ -179,12 +185,42 @@ def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
 
         evaluate(work, examples)
     done = replace(todo, specialists=specialists, students=students)
-    return _report(work, done, examples)
+    return _report(work, done, examples, _figures(work, done, tallies))
 
 
-def _report(work: Workspace, todo: Pending, examples: EvaluationExamples | None) -> RunReport:
+def _figures(work: Workspace, done: Pending, tallies: Mapping[str, "Tally"]) -> dict[str, str]:
+    """Return the figures that the stages print of their work, by its line in `Pending.lines`. tallies: of the captures."""
+    from .trainer.validation import in_words
+
+    def validated(kind: str, name: str) -> str:
+        told = in_words(work.models.recorded_facts(kind, name))
+        return f"validated: {told}" if told else ""
+
+    figures = {
+        f"capture teacher {member.name}": "; ".join(
+            filter(
+                None,
+                (
+                    tallies[member.name].described if member.name in tallies else "",
+                    validated("teachers", member.name) if member.teacher.train is not None else "",
+                ),
+            )
+        )
+        for member in done.cache.captures
+    }
+    figures |= {
+        f"train specialist {one.name}": validated(specialising.KIND, one.name)
+        for one in done.specialists.train
+    }
+    figures |= {f"train student {one.name}": validated("students", one.name) for one in done.students}
+    return {line: told for line, told in figures.items() if told}
+
+
+def _report(
+    work: Workspace, todo: Pending, examples: EvaluationExamples | None, figures: Mapping[str, str]
+) -> RunReport:
     done, compared = todo.lines(), todo.cache.compared
     if examples is None:
-        return RunReport(done, work.store, compared)
+        return RunReport(done, figures, work.store, compared)
     found, scores = list(subjects(work, examples)), Scores(work.scores)
-    return RunReport(done, work.store, compared, table(found, scores), errors_in_sets(found, scores))
+    return RunReport(done, figures, work.store, compared, table(found, scores), errors_in_sets(found, scores))

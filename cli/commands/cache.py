@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .. import options
+from ..printing.scores import validated_lines
 from ..printing.stores import captured_line, print_store
 from ..printing.text import nothing_to_do, print_text, print_todo
 from ..workspaces import workspace
@@ -59,7 +60,9 @@ def command(
         if not work.ranks.is_first:
             return
         for name in report.captured:
-            print_text(captured_line(name, report.quality[name]))
+            print_text(
+                captured_line(name, report.quality[name]), *validated_lines(work.models, "teachers", name)
+            )
         if not report.captured:
             kept = f"{', '.join(report.kept)} captured already and unchanged"
             print_text(nothing_to_do(kept, report.compared))

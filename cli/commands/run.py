@@ -85,7 +85,8 @@ def run_experiment(
         )
         return
     if report.done:
-        print_text("done now:", *(f"  {line}" for line in report.done), "")
+        figures = {line: f"  ({told})" for line, told in report.figures.items()}
+        print_text("done now:", *(f"  {line}{figures.get(line, '')}" for line in report.done), "")
     else:
         print_text(nothing_to_do("everything is done and unchanged", report.compared), "")
     if report.table:

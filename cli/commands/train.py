@@ -1,15 +1,11 @@
 """The command `train`: stage three alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 from .. import options
 from ..dask_client import scheduler_at
+from ..printing.scores import validated_lines
 from ..printing.text import nothing_to_do, print_text, print_todo
 from ..workspaces import workspace
-
-if TYPE_CHECKING:
-    from ...pipeline.models.records import Models
 
 
 @options.subcommand(
@@ -59,7 +55,9 @@ def command(
 
             with scheduler_at(scheduler) as client:
                 done = make_specialists(work, special, scheduler=client)
-            write(*(f"trained   {work.models.weights_path('specialists', name)}" for name in done.trained))
+            for name in done.trained:
+                path = work.models.weights_path("specialists", name)
+                write(f"trained   {path}", *validated_lines(work.models, "specialists", name))
             write(*(f"captured  {name}" for name in done.captured))
             write(*(f"combined  {name}" for name in [done.combined] if name is not None))
         names: list[str] = []
@@ -72,15 +70,7 @@ def command(
             write(nothing_to_do(f"{trained} is trained and unchanged", compared))
         verb = "trained   " if has_specialists else "trained  "
         for name in names:
-            write(f"{verb}{work.models.weights_path('students', name)}", *_validated(work.models, name))
-
-
-def _validated(models: "Models", name: str) -> list[str]:
-    """Return a line with the best and the last validation of a student; none without one."""
-    from ...pipeline.trainer.validation import in_words
-
-    told = in_words(models.recorded_facts("students", name))
-    return [f"validated {name}: {told}"] if told else []
+            write(f"{verb}{work.models.weights_path('students', name)}", *validated_lines(work.models, "students", name))
 
 
 def _discard(*lines: str) -> None:

@@ -8,6 +8,7 @@ from .text import pick, print_table, print_text
 
 if TYPE_CHECKING:
     from ...pipeline.evaluate.scores import TableRow
+    from ...pipeline.models.records import Models
 
 _FORMATS = {"errors": ",.1f", "accuracy": ".2%", "nll": ".4f", "calibration_error": ".4f"}
 """Measures with a spread, and their formats."""
@@ -67,3 +68,14 @@ def _figures(rows: Sequence["TableRow"], measure: str, form: str) -> list[str]:
         else f"{mean:>{width}} ± {spread:{form}}"
         for mean, spread in zip(means, spreads, strict=True)
     ]
+
+
+def validated_lines(models: "Models", kind: str, name: str) -> list[str]:
+    """Return a line with the best and the last validation of a trained network; none without one.
+
+    kind: "teachers", "specialists" or "students".
+    """
+    from ...pipeline.trainer.validation import in_words
+
+    told = in_words(models.recorded_facts(kind, name))
+    return [f"validated {name}: {told}"] if told else []

@@ -31,9 +31,7 @@ def print_store(store: "Store") -> None:
 
 def captured_line(name: str, tally: "Tally") -> str:
     """Return the line of a capture that was made now."""
-    good = f"{tally.accuracy:.2%} right, {tally.nll:.3g} nats a row" if tally.rows else ""
-    facts = ", ".join(filter(None, (tally.described_reuse, good)))
-    return f"captured  {name}" + (f"  ({facts})" if facts else "")
+    return f"captured  {name}" + (f"  ({tally.described})" if tally.described else "")
 
 
 def print_fidelity(records: Sequence[Mapping[str, Any]], *, source: str | None) -> None:

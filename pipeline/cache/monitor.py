@@ -46,6 +46,16 @@ class Tally:
         return self.nats / self.rows if self.rows else float("nan")
 
     @property
+    def described(self) -> str:
+        """The rows that were reused and those that are right, in words; empty without either.
+
+        >>> Tally(rows=50, right=48, nats=6.0, shown=100, reused=50).described
+        'reused 50 of 100 rows, 96.00% right, 0.12 nats a row'
+        """
+        good = f"{self.accuracy:.2%} right, {self.nll:.3g} nats a row" if self.rows else ""
+        return ", ".join(filter(None, (self.described_reuse, good)))
+
+    @property
     def described_reuse(self) -> str:
         """The rows that were reused, in words; empty for none.
 

@@ -92,9 +92,9 @@ def test_run_says_what_it_did_and_where_things_stand(whole: tuple[Path, Result])
     folder, result = whole
     store = logitstore.open_store(folder / "out" / "store.zarr")
     head, table, verdict, sets, where = result.stdout.split("\n\n")
-    assert head.splitlines() == [
+    assert re.sub(r"\d\S*% right, \S+ nats a row", "FIGURES", head).splitlines() == [
         "done now:",
-        "  capture teacher line",
+        "  capture teacher line  (FIGURES)",
         "  make clustering line-2x2",
         "  train student small-seed0",
         "  train student plain-seed0",
@@ -954,7 +954,7 @@ def test_the_demo(quick_demo: Callable[..., Result], tmp_path: Path) -> None:
     experiment = load_experiment(folder / "digits.toml")
     text = result.stdout
     for name in [member.name for member in experiment.teacher_members()]:
-        assert f"  capture teacher {name}\n" in text
+        assert f"  capture teacher {name}  (" in text
     assert "ensemble" in text
     for student in experiment.students:
         (line,) = [line for line in text.splitlines() if line.startswith(f"student   {student.name} ")]
