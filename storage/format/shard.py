@@ -30,6 +30,10 @@ from .metadata import ArrayLayout
 CRC_BYTES = 4
 UNSEALABLE = "do not read this part: no writer of this format sealed it"
 REMAKE = "run `logitstore repair`, then the command that wrote it; or restore the file from a copy"
+COPY = "restore the file from a copy"
+"""The remedy of a file that neither `repair` nor a writer brings back."""
+COPY_OF_SEAL = "restore the file from a copy; if the copy has the same file or none, restore the log"
+"""The same of a seal, whose sha256 stands in a record of the log: the last record is vouched for by nothing."""
 ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of an absent chunk."""
 

@@ -10,16 +10,16 @@ from ..format.constants import (
     MAX_CHUNK_BYTES,
     MAX_JSON_BYTES,
     MAX_SHARD_BYTES,
+    SEAL,
     SPEC,
 )
 from ..format.documents import canonical_json, parse_json
 from ..format.metadata import ArrayLayout
-from ..format.shard import CRC_BYTES, REMAKE, crc32c
+from ..format.shard import COPY, COPY_OF_SEAL, CRC_BYTES, REMAKE, crc32c
 from ..parts.journal import Commit, StoredShard
 
 PIECE: Final = 8 << 20
 """Bytes of a shard that are read at a time."""
-COPY = "restore the file from a copy"
 FAILURES = (
     LogitStoreError,
     FileNotFoundError,
@@ -61,7 +61,8 @@ def no_file(where: str, expected: str = "a file", remedy: str = REMAKE) -> Manif
 
 def from_a_copy(error: LogitStoreError) -> LogitStoreError:
     """Return an error with another remedy: neither `repair` nor a writer brings the file back."""
-    return type(error)(error.where, expected=error.expected, found=error.found, remedy=COPY)
+    remedy = COPY_OF_SEAL if error.where.endswith(SEAL) else COPY
+    return type(error)(error.where, expected=error.expected, found=error.found, remedy=remedy)
 
 
 def file_digest(folder: Place, key: str, most: int) -> tuple[int, str]:
@@ -148,6 +149,7 @@ def _is_record(data: bytes, sealed: Commit, where: str) -> bool:
     """Return whether a record agrees with the seal. A later minor version may put more keys into it."""
     if data == sealed.to_bytes():
         return True
-    if data != canonical_json(parse_json(data, where)):
-        return False
-    return Commit.from_bytes(data, where) == sealed
+    try:
+        return data == canonical_json(parse_json(data, where)) and Commit.from_bytes(data, where) == sealed
+    except ManifestInvalid:
+        return False  # its remedy would be a copy, which this record does not need

@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from ..errors import ManifestInvalid
+from ..format.shard import COPY
 from ..parts.journal import Seal, log_key
 from ..parts.recovery import Plan
 from ..parts.root import Root, open_root, unsealed_parts
 from ..progress import Progress
-from .checks import COPY, FAILURES, typed
+from .checks import FAILURES, typed
 from .faults import Fault
 from .part_diagnosis import Search
 from .sealed_faults import SealedDiagnosis

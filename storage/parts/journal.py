@@ -30,16 +30,19 @@ from ..format.constants import (
     ROOT_METADATA,
     SEAL,
     SEAL_TABLE,
+    SPEC,
 )
-from ..format.documents import beyond, canonical_json, integer, invalid, parse_json, sha256_hex
+from ..format.documents import beyond, canonical_json, integer, invalid, parse_json, remedied, sha256_hex
 from ..format.metadata import ArrayLayout, group_metadata
-from ..format.shard import REMAKE, ShardEncoder
+from ..format.shard import COPY, COPY_OF_SEAL, REMAKE, ShardEncoder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = re.compile(r"(0|[1-9]\d{0,8})\.json")
 _ARRAY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
 _REPAIR = "run `logitstore repair`, which finds the damaged record; or restore the log from a copy"
+_COPY_OF_LOG = "restore the log from a copy"
+"""The remedy of the last record, for which no other one vouches."""
 ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
 """Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
 
@@ -376,7 +379,8 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
     previous = check_root(root)
     empty = f"sha256:{sha256_hex(previous)}"
     records: list[LogRecord] = []
-    for number in range(1, last_record(root) + 1):
+    last = last_record(root)
+    for number in range(1, last + 1):
         where = str(root.path / log_key(number))
         try:
             data = root.read(log_key(number))
@@ -384,7 +388,9 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
             raise ManifestInvalid(
                 where, expected=f"record {number} of the log", found="no file", remedy=_REPAIR
             ) from None
-        value = parse_json(data, where)
+        with remedied(_REPAIR if number < last else _COPY_OF_LOG):
+            value = parse_json(data, where)
+            seal = _digest(value.get("seal"), where)
         part = value.get("part")
         if value.get("previous") != sha256_hex(previous) or not isinstance(part, str) or not is_part(part):
             raise ManifestInvalid(
@@ -393,7 +399,7 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
                 found=f"{str(value.get('previous'))[:12]}…",
                 remedy=_REPAIR,
             )
-        records.append(LogRecord(part, _digest(value.get("seal"), where), f"sha256:{sha256_hex(data)}"))
+        records.append(LogRecord(part, seal, f"sha256:{sha256_hex(data)}"))
         previous = data
     names = [record.part for record in records]
     if len(set(names)) != len(names):
@@ -424,11 +430,13 @@ def check_root(root: Place) -> bytes:
             remedy="name the folder of a store, or make one with `logitstore cache`; if it is a store, run `logitstore repair`",
         ) from None
     where = str(root.path / log_key(0))
-    files = parse_json(record, where).get("root")
-    if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
-        raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
-    for key, digest in files.items():
-        data = read_checked(root, key, _digest(digest, where))
+    with remedied(_REPAIR if last_record(root) else _COPY_OF_LOG):
+        files = parse_json(record, where).get("root")
+        if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
+            raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
+        digests = {key: _digest(digest, where) for key, digest in files.items()}
+    for key, digest in digests.items():
+        data = read_checked(root, key, digest)
         if key != ROOT_METADATA and data != group_metadata():
             raise invalid(str(root.path / key), "a group without attributes", "other metadata")
     return record
@@ -472,11 +480,12 @@ def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTE
     Raises ManifestInvalid if it is missing or differs, LimitExceeded if it is larger.
     """
     where = str(folder.path / key)
+    remedy = {SPEC: COPY, SEAL: COPY_OF_SEAL}.get(key, REMAKE)
     try:
         data = folder.read(key, most)
     except FileNotFoundError:
         raise ManifestInvalid(
-            where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=REMAKE
+            where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=remedy
         ) from None
     found = sha256_hex(data)
     if found != digest:
@@ -484,6 +493,6 @@ def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTE
             where,
             expected=f"sha256 {digest[:12]}…",
             found=f"{found[:12]}… ({len(data)} bytes)",
-            remedy=REMAKE,
+            remedy=remedy,
         )
     return data

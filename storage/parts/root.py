@@ -11,6 +11,7 @@ from ..backends.local import Folder, writable
 from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import (
+    LogitStoreError,
     ManifestInvalid,
     NameTaken,
     NotAStoreError,
@@ -283,11 +284,15 @@ def open_root(place: Path | Place, expect: str | None = None) -> Root:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):
         kinds = {"nothing": "nothing", "a folder": "a folder without zarr.json"}
+        remedy = "name the folder of a store, or make one with `logitstore cache`"
+        with contextlib.suppress(LogitStoreError, OSError):
+            if folder.exists(log_key(0)):
+                remedy = "run `logitstore repair`, which rebuilds it"
         raise NotAStoreError(
             str(folder.path),
             expected="a store",
             found=kinds.get(folder.kind(), "a file"),
-            remedy="name the folder of a store, or make one with `logitstore cache`",
+            remedy=remedy,
         ) from None
     check_root(folder)  # before the metadata, which a damaged file may state wrongly
     return Root(folder, RootAttributes.from_bytes(data, str(folder.path / ROOT_METADATA)), expect)
