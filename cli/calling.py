@@ -108,12 +108,33 @@ def teacher_names(store: "Store") -> list[str]:
 
 
 def as_weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str] | dict[str, float]:
-    """Return captures as a table of an experiment names them: a list, or weights by name."""
+    """Return captures as a table of an experiment names them: a list, or weights by name. Raises ConfigError."""
+    from ..storage.errors import ConfigError
+
     if isinstance(teachers, str):
         return [teachers]
-    if isinstance(teachers, Mapping):
-        return {str(name): float(weight) for name, weight in teachers.items()}
-    return list(teachers)
+    if isinstance(teachers, (Mapping, Sequence)) and teachers and all(isinstance(one, str) for one in teachers):
+        if not isinstance(teachers, Mapping):
+            return list(teachers)
+        with contextlib.suppress(TypeError, ValueError):
+            return {name: float(weight) for name, weight in teachers.items()}
+    raise ConfigError(
+        "teachers",
+        expected="the name of a capture, a list of names, or weights by name",
+        found=repr(teachers)[:60],
+        remedy="pass teachers=['NAME', …] or {'NAME': 1.0, …}, or leave it out for all teachers",
+    )
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse an argument that is neither None nor a number from 0 to 1. Raises ConfigError."""
+    from ..storage.errors import ConfigError
+
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= float(str(value)) <= 1):
+        raise ConfigError(
+            name, expected="a number from 0 to 1, or None", found=repr(value)[:60], remedy=f"pass another {name}"
+        )
 
 
 def check_validation(validation: object, evaluation: object, keep: str) -> None:

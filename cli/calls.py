@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..storage.extras import naming_extras
 from ..storage.progress import Progress
+from .argument_names import naming_arguments
 from .calling import (
     Call,
     as_stores,
     as_weights,
     calling,
     check_log,
+    check_share,
     check_validation,
     end_if_imported,
     opened_store,
@@ -42,6 +44,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @naming_extras()
+@naming_arguments("cache")
 def cache(
     store: "Store | str | os.PathLike[str]",
     teachers: "Mapping[str, nn.Module]",
@@ -123,6 +126,7 @@ def cache(
     from .printing.scores import print_scores
 
     end_if_imported(workers)
+    check_share("stop_below", stop_below)
     with calling(progress) as call:
         experiment = capture_of(
             teachers,
@@ -183,6 +187,7 @@ def _say_captured(call: Call, report: Any, made: "Store") -> None:
 
 
 @naming_extras()
+@naming_arguments("cluster")
 def cluster(
     store: "Store | str | os.PathLike[str]",
     *,
@@ -275,6 +280,7 @@ def cluster(
 
 
 @naming_extras()
+@naming_arguments("distill")
 def distill(
     store: "Store | str | os.PathLike[str]",
     student: "Network",
@@ -388,7 +394,7 @@ def distill(
             "mean": mean,
             "temperature": temperature,
             "hard_weight": hard_weight,
-            "loss": loss if isinstance(loss, str) else dict(loss),
+            "loss": dict(loss) if isinstance(loss, Mapping) else loss,
             "standardise": standardise,
             "views": views,
             "rows": rows,
@@ -454,6 +460,7 @@ def _score_line(name: str, metrics: "Metrics") -> str:
 
 
 @naming_extras()
+@naming_arguments("evaluate")
 def evaluate(
     network: "nn.Module",
     dataset: Any,
@@ -475,6 +482,8 @@ def evaluate(
     """
     from ..pipeline.in_hand.networks import kept_random_state
     from ..pipeline.in_hand.training import metrics_of
+    from ..storage.checks import whole_number
 
+    whole_number("batch_size", batch_size, 1)
     with kept_random_state():
         return metrics_of(network, dataset, batch_size=batch_size, device=device)

@@ -309,7 +309,8 @@ class TransferRows(Examples):
     def __init__(self, experiment: Experiment) -> None:
         """Make the data set and its order. Raises FactoryError, BadDataError or ConfigError."""
         table = experiment.transfer_set
-        super().__init__(table, experiment.base, "transfer_set")
+        # A caller of Python passed it as `dataset`.
+        super().__init__(table, experiment.base, "transfer_set" if table.in_hand is None else "dataset")
         self._order: dict[str, Any] = {"kind": table.order}
         self.source: Int64[np.ndarray, " rows"] = np.arange(len(self), dtype=np.int64)
         """Index in the transfer set of each row of the store."""

@@ -37,8 +37,9 @@ def warn_of_stored_inputs(stored: int, rows: TransferRows) -> None:
     if stored != rows.first.nbytes:
         kept, ways = "as files", ""
     log.warning(
-        "transfer_set: the store keeps the inputs, %s GB %s; %swith store_inputs = false in [transfer_set] it keeps "
-        "their digests, and students read the set again",
+        "%s: the store keeps the inputs, %s GB %s; %swith store_inputs = false it keeps their digests, and students "
+        "read the set again",
+        rows.where,
         f"{total / 1e9:,.0f}",
         kept,
         ways,
@@ -54,11 +55,12 @@ def warn_of_set(rows: TransferRows) -> None:
             labels,
             rows.num_classes,
             rows.class_names,
+            where=rows.where,
             omitted=getattr(rows.dataset, "omitted", ()),
             is_numbered=is_numbered(rows.dataset),
         )
     for text in odd_inputs(rows.a_few):
-        log.warning("transfer_set: %s", text)
+        log.warning("%s: %s", rows.where, text)
 
 
 def warn_of_views(views: Shaped[np.ndarray, "few ..."], inputs: Shaped[np.ndarray, "few ..."]) -> None:
@@ -73,10 +75,11 @@ def warn_of_absent_classes(
     num_classes: int,
     class_names: Sequence[str] | None,
     *,
+    where: str = "transfer_set",
     omitted: Sequence[int] = (),
     is_numbered: bool = False,
 ) -> None:
-    """Warn of classes that no row has. omitted: those that were left out on purpose. Nothing is said of a set without labels.
+    """Warn of classes that no row has. where: the set in the warning. omitted: those that were left out on purpose. Nothing is said of a set without labels.
 
     is_numbered: whether the classes only number the labels, up to the largest one.
     """
@@ -92,7 +95,8 @@ def warn_of_absent_classes(
             "set first_label = 1 in args, or subtract 1 from them" if is_numbered else "subtract 1 from them"
         )
         log.warning(
-            "transfer_set: no row of class 0: the labels run from 1 to %d, and labels count from 0; if yours count from 1, %s",
+            "%s: no row of class 0: the labels run from 1 to %d, and labels count from 0; if yours count from 1, %s",
+            where,
             int(there.max()),
             remedy,
         )
@@ -102,7 +106,8 @@ def warn_of_absent_classes(
             repr(class_names[n]) if class_names and not is_numbered else str(n) for n in absent[:_SHOWN]
         )
         log.warning(
-            "transfer_set: no row of %d of %d classes: %s%s",
+            "%s: no row of %d of %d classes: %s%s",
+            where,
             len(absent),
             num_classes,
             shown,

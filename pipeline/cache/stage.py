@@ -138,7 +138,9 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     names = tuple(teacher.name for teacher in teachers)
     tallies = capture_teachers(work, teachers, make_view, Quality(names, stop_below))
     if ranks.is_first and listed_labels(rows.dataset) is None:
-        warn_of_absent_classes(work.store.samples.labels, rows.num_classes, rows.class_names)
+        warn_of_absent_classes(
+            work.store.samples.labels, rows.num_classes, rows.class_names, where=rows.where
+        )
     return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
 
 

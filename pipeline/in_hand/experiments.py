@@ -74,8 +74,9 @@ def capture_of(
     """
     networks = _teachers(teachers)
     given = data_set_in_hand(dataset, "dataset", class_names)
-    if cache.get("views", 1) > 1 and augment is None:
-        found = f"views={cache['views']} without augment"
+    views = cache.get("views", 1)
+    if isinstance(views, int) and views > 1 and augment is None:
+        found = f"views={views} without augment"
         remedy = "pass augment=…, a function (input, numpy generator) -> input"
         raise ConfigError(
             "cache: augment", expected="an augmentation, or views=1", found=found, remedy=remedy
