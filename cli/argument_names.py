@@ -64,7 +64,7 @@ _PLACES: Final = (
     (r"^augment: ", "cache.augment."),
     (r"^distill: (?=train\.)", "student."),
     (r"^distill: seeds", "student.train.seeds"),
-    (r"^student '[^']*': (?=train\.)", "student."),
+    (r"^student '[^']*': (?=train\.|rows$)", "student."),
     (r"\b(student|teacher)\[\d+\]", r"\1"),
     (r"\bseeds\[0\]", "seeds"),
 )

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from ...storage.encodings.feature_logits import LinearHead
 from ...storage.errors import BadDataError
 from ...storage.random import philox_permutation
+from ...storage.stream.items import listed_labels
 from ..augment import augment_rows
 from ..experiment.document import TeacherMember
 from ..experiment.training import TeacherTrain
 from ..factories.call import build, expect_module
 from ..factories.products import augmentation_of, product_of
-from ..held_out import held_out_rows, others
+from ..held_out import check_shares, held_out_rows, others, warn_of_lost_classes
 from ..models.alone import alone
 from ..models.class_names import check_class_order, module_class_names
 from ..models.networks import count_parameters
@@ -117,6 +118,7 @@ def train_teacher(work: Workspace, member: TeacherMember) -> Record:
 def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Record:
     """Train a teacher; as `train_teacher`."""
     rows, started = work.rows, time.monotonic()
+    check_shares(settings, len(rows), f"teacher {member.name!r}")
     if settings.log == "tensorboard":
         check_tensorboard()
     target = work.choose_device()
@@ -133,6 +135,9 @@ def _train(work: Workspace, member: TeacherMember, settings: TeacherTrain) -> Re
     if settings.held_out is not None:
         # Those of the store, as for a student of the same share: its rows are numbers of the set until they are shuffled.
         held = rows.source[held_out_rows(len(rows), settings.held_out)]
+        if (listed := listed_labels(rows.dataset)) is not None:
+            learned = np.setdiff1d(np.arange(len(rows)), held)
+            warn_of_lost_classes(listed, learned, held, f"teacher {member.name}")
 
     def batches(epoch: int) -> Iterator[LabelledBatch]:
         order = others(philox_permutation(len(rows), member.seed, stream=epoch, counter=0), held)

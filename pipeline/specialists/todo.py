@@ -27,7 +27,7 @@ from ..experiment.tables import Combine, Specialists
 from ..experiment.training import IDLE_KEYS, validation_identity
 from ..factories.local_code import SOURCE
 from ..factories.read_files import READ
-from ..held_out import held_out_rows
+from ..held_out import check_shares, held_out_rows
 from ..models.loaders import stable_name
 from ..models.records import Record, as_kept
 from ..workspace import Workspace
@@ -197,6 +197,7 @@ def special_rows(work: Workspace, run: SpecialistRun) -> SpecialRows:
             found="a store without any",
             remedy="label the transfer set",
         )
+    check_shares(table.train, len(labels), where)
     mine, held = np.isin(labels, classes), np.zeros(len(labels), bool)
     if table.train.held_out is not None:
         held[held_out_rows(len(labels), table.train.held_out)] = True

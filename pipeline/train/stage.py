@@ -21,7 +21,7 @@ from ...storage.errors import BadDataError
 from ...storage.stream.inputs import Augment
 from ...storage.stream.stream import Stream
 from ..experiment.tables import Student
-from ..held_out import held_out_rows
+from ..held_out import check_shares, held_out_rows, warn_of_lost_classes
 from ..models.records import Record, check_loaded
 from ..runtime.ranks import ALONE
 from ..same_set import compared_inputs
@@ -58,6 +58,8 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
             work.models.tidy("students", run.name)
         if todo:
             work.check_writable(store=False)
+    for run in todo:
+        check_shares(run.student.train, work.store.num_rows, f"student {run.student.name!r}", rows=run.student.rows)
     work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in todo})
     for run in todo:
         train_student(work, run)
@@ -72,6 +74,7 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
     """
     student, settings, store, ranks = run.student, run.student.train, work.store, work.ranks
     before = student_identity(work.experiment, run, store)  # raises for a part that is not sealed
+    check_shares(settings, store.num_rows, f"student {student.name!r}", rows=student.rows)
     if settings.log == "tensorboard" and ranks.is_first:
         check_tensorboard()
     stream, few = open_stream(work, run)
@@ -91,6 +94,8 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
             found=f"{files}",
             remedy="run the same command again when nothing writes them any more",
         )
+    if ranks.is_first:
+        _warn_of_shares(run, store)
     seed_rank(run.seed, ranks)
     loss = StudentLoss(
         student,
@@ -117,6 +122,15 @@ def train_student(work: Workspace, run: StudentSeed) -> Record:
             validation=student_validation(work, run, loss, target),
             outlet=work.outlet,
         )
+
+
+def _warn_of_shares(run: StudentSeed, store: Store) -> None:
+    """Warn of classes that the shares of a student leave out."""
+    if (learned := student_rows(run, store.num_rows)) is not None:
+        share = run.student.train.held_out
+        held = None if share is None else held_out_rows(store.num_rows, share)
+        labels = store.samples.labels_of(slice(None))
+        warn_of_lost_classes(labels, learned, held, f"student {run.name}")
 
 
 def input_facts(few: Shaped[np.ndarray, "few ..."], store: Store, *, with_names: bool) -> dict[str, Any]:

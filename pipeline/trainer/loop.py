@@ -44,6 +44,8 @@ class HasInputs(Protocol):
 BatchType = TypeVar("BatchType", bound=HasInputs)
 REPORT_EVERY = 20
 """Steps between two reports, each of which waits for the device."""
+_MOSTLY = 0.5
+"""Share of a moving average from which on the weights of the first step are most of it."""
 KL_EVERY = 8
 """Steps between two whose KL is computed: that of all steps took 5 to 10 % of a step of a small MLP."""
 
@@ -149,6 +151,7 @@ def fit(
         progress,
         ranks,
     )
+    _warn_of_average(settings, steps_per_epoch, where)
     if keeper is not None:
         keeper.resume(run.training)
     at = run.training.position
@@ -194,6 +197,19 @@ def fit(
     progress(where, run.total_rows, run.total_rows, "rows", run.summary(mean))
     module.eval()
     return mean
+
+
+def _warn_of_average(settings: Train, steps_per_epoch: int, where: str) -> None:
+    """Warn of a moving average that would still be mostly the weights of the first step at the end."""
+    steps = settings.epochs * steps_per_epoch
+    if settings.ema is not None and steps > 1 and (first := settings.ema ** (steps - 1)) > _MOSTLY:
+        _logger.warning(
+            "%s: ema = %g: after %d steps %.0f %% of the average are the weights of the first step; lower ema, or train longer",
+            where,
+            settings.ema,
+            steps,
+            100 * first,
+        )
 
 
 @dataclass
