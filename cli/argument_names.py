@@ -17,15 +17,44 @@ _CACHE: Final = (
     *("channels_last", "augment"),
 )
 _STUDENT: Final = (
-    *("name", "teachers", "targets", "mean", "temperature", "hard_weight", "loss", "standardise", "views", "rows"),
+    *(
+        "name",
+        "teachers",
+        "targets",
+        "mean",
+        "temperature",
+        "hard_weight",
+        "loss",
+        "standardise",
+        "views",
+        "rows",
+    ),
 )
 _TRAIN: Final = (
     *("lr", "epochs", "optimizer", "momentum", "weight_decay", "batch_size", "schedule", "warmup_epochs"),
-    *("label_smoothing", "clip_norm", "ema", "precision", "compile", "workers", "checkpoint_every", "validation"),
+    *(
+        "label_smoothing",
+        "clip_norm",
+        "ema",
+        "precision",
+        "compile",
+        "workers",
+        "checkpoint_every",
+        "validation",
+    ),
     *("validate_every", "keep", "best_by", "log"),
 )
 _CLUSTER: Final = (
-    *("teachers", "clusters", "classes_per_cluster", "temperature", "seed", "method", "restarts", "normalise"),
+    *(
+        "teachers",
+        "clusters",
+        "classes_per_cluster",
+        "temperature",
+        "seed",
+        "method",
+        "restarts",
+        "normalise",
+    ),
     *("disjoint", "memory", "name"),
 )
 
@@ -72,7 +101,10 @@ _WORDS: Final = (
     (r"neither validation nor \[validation_set\]", "validation=None"),
     (r"no validation\b(?! )", "validation=None"),
     (r" between 0 and 1, or 'evaluation_set'", " between 0 and 1, or labelled examples"),
-    (r"write one of these, or remove it and add \[validation_set\]", "pass validation=0.1, or (inputs, labels)"),
+    (
+        r"write one of these, or remove it and add \[validation_set\]",
+        "pass validation=0.1, or (inputs, labels)",
+    ),
     (r", or add \[validation_set\]", ", or labelled examples"),
     (r"validation = SHARE", "validation=0.1"),
     (r"a view below cache\.views = (\d+)", r"a view below \1, the number of views in the store"),
@@ -147,5 +179,7 @@ def in_python(text: str, call: str) -> str:
     while _TABLE.search(text):
         text = _TABLE.sub(lambda found: "\x02" + _PAIR.sub(r'"\1": \2', found[1]) + "\x03", text)
     text = text.replace("\x02", "{").replace("\x03", "}")
-    names = "|".join(sorted({*keys.values(), *(f"{name}\\.\\w+" for name in ("loss",))}, key=len, reverse=True))
+    names = "|".join(
+        sorted({*keys.values(), *(f"{name}\\.\\w+" for name in ("loss",))}, key=len, reverse=True)
+    )
     return re.sub(rf"\b({names}) = (?=\S)", r"\1=", text)

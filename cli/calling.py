@@ -113,7 +113,11 @@ def as_weights(teachers: str | Sequence[str] | Mapping[str, float]) -> list[str]
 
     if isinstance(teachers, str):
         return [teachers]
-    if isinstance(teachers, (Mapping, Sequence)) and teachers and all(isinstance(one, str) for one in teachers):
+    if (
+        isinstance(teachers, (Mapping, Sequence))
+        and teachers
+        and all(isinstance(one, str) for one in teachers)
+    ):
         if not isinstance(teachers, Mapping):
             return list(teachers)
         with contextlib.suppress(TypeError, ValueError):
@@ -133,7 +137,10 @@ def check_share(name: str, value: object) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 <= float(str(value)) <= 1):
         raise ConfigError(
-            name, expected="a number from 0 to 1, or None", found=repr(value)[:60], remedy=f"pass another {name}"
+            name,
+            expected="a number from 0 to 1, or None",
+            found=repr(value)[:60],
+            remedy=f"pass another {name}",
         )
 
 

@@ -1,6 +1,7 @@
 """The command `train`: stage three alone."""
 
 from pathlib import Path
+
 from .. import options
 from ..dask_client import scheduler_at
 from ..printing.scores import validated_lines
@@ -70,7 +71,10 @@ def command(
             write(nothing_to_do(f"{trained} is trained and unchanged", compared))
         verb = "trained   " if has_specialists else "trained  "
         for name in names:
-            write(f"{verb}{work.models.weights_path('students', name)}", *validated_lines(work.models, "students", name))
+            write(
+                f"{verb}{work.models.weights_path('students', name)}",
+                *validated_lines(work.models, "students", name),
+            )
 
 
 def _discard(*lines: str) -> None:

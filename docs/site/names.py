@@ -87,7 +87,9 @@ def first_sentence(docstring: str) -> str:
 def _signature(definition: ast.FunctionDef | ast.ClassDef) -> str:
     """Return the arguments of a function, or of the `__init__` of a class; nothing for a class that is made elsewhere."""
     if isinstance(definition, ast.ClassDef):
-        makers = [one for one in definition.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+        makers = [
+            one for one in definition.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"
+        ]
         if not makers:
             return _fields(definition)
         definition = makers[0]

@@ -59,7 +59,9 @@ def train_students(work: Workspace, missing: Sequence[StudentSeed] | None = None
         if todo:
             work.check_writable(store=False)
     for run in todo:
-        check_shares(run.student.train, work.store.num_rows, f"student {run.student.name!r}", rows=run.student.rows)
+        check_shares(
+            run.student.train, work.store.num_rows, f"student {run.student.name!r}", rows=run.student.rows
+        )
     work.agree(students={run.name: student_identity(work.experiment, run, work.store) for run in todo})
     for run in todo:
         train_student(work, run)

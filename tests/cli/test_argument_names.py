@@ -104,6 +104,7 @@ OF_ITS_TYPE: Mapping[str, Any] = {
     **dict.fromkeys(("augment_seed", "first_view", "num_classes", "workers"), -1),
     "teachers": [],
     "keep": "first",
+    "name": "A B",
     "card": {"a": "b"},
 }
 WRONG = [(call, name) for call in KEYS for name in sorted(set(KEYS[call].values()) - {"student", "log"})]

@@ -6,6 +6,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -64,6 +65,47 @@ def test_a_name_without_a_page_is_noticed() -> None:
     """Negative control."""
     without = reference().replace("::: logitstore.pipeline.losses.Dist\n", "")
     assert undocumented(without) == ["Dist"]
+
+
+# Names in the pages of the reference, for readers of a clone
+
+
+@pytest.fixture(scope="module")
+def names() -> ModuleType:
+    """Return the script that writes the lists of names."""
+    spec = importlib.util.spec_from_file_location("names", DOCS / "site" / "names.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "reference").glob("*.md")), ids=lambda path: path.stem)
+def test_a_page_of_the_reference_lists_its_names(path: Path, names: ModuleType) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert names.listed(page) == page, "run `python docs/site/names.py`"
+    items = re.findall(
+        r"^- `[^`]+`(.*)", page.partition(names.BEGIN)[2].partition(names.END)[0], re.MULTILINE
+    )
+    assert len(items) >= len(re.findall(r"^::: ", page, re.MULTILINE))
+    assert all(item.startswith(":") for item in items if item), "a name without a sentence"
+
+
+def test_a_list_that_is_stale_is_noticed(names: ModuleType) -> None:
+    """Negative control: another sentence, another argument, and a page without its list."""
+    page = (DOCS / "reference" / "losses.md").read_text(encoding="utf-8")
+    assert "- `soft_targets(" in page
+    for stale in (
+        page.replace("- `soft_targets(", "- `soft_targets(more, "),
+        re.sub(rf"{names.BEGIN}.*{names.END}\n\n", "", page, flags=re.DOTALL),
+    ):
+        assert stale != page
+        assert names.listed(stale) == page
+
+
+def test_the_examples_of_the_list_of_names_hold(names: ModuleType) -> None:
+    failed, tried = doctest.testmod(names)
+    assert (failed, tried > 0) == (0, True)
 
 
 # Paths in pages

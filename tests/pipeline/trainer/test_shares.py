@@ -27,7 +27,9 @@ def documents() -> dict[str, dict[str, Any]]:
     specialists = experiments.whole_document()
     specialists["specialists"] = {"train": experiments.train(batch_size=16, validation=0.9999)}
     return {
-        "teacher": experiments.document() | {"teacher": [experiments.teacher("wide", train=few)]} | {"student": []},
+        "teacher": experiments.document()
+        | {"teacher": [experiments.teacher("wide", train=few)]}
+        | {"student": []},
         "student": experiments.document() | {"student": [experiments.student("a", train=few)]},
         "rows": experiments.document() | {"student": [experiments.student("a", rows=0.01)]},
         "specialists": specialists,
