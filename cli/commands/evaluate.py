@@ -23,9 +23,15 @@ from ..workspaces import workspace
 @options.device_option
 @options.dry_run_option
 @click.option(
-    "--generalist", metavar="NAME", help="Without an experiment: compare every capture with this one …"
+    "--generalist",
+    metavar="NAME",
+    help="Without an experiment: the capture that every other one is compared with.",
 )
-@click.option("--clustering", metavar="NAME", help="… by the sets of this clustering.")
+@click.option(
+    "--clustering",
+    metavar="NAME",
+    help="Without an experiment: the clustering whose sets the captures are compared by.",
+)
 @click.option(
     "--view", type=int, metavar="N", help="Without an experiment: the view to look at; 0 by default."
 )

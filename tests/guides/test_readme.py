@@ -52,11 +52,14 @@ def run(source: str, given: dict[str, object] | None = None) -> dict[str, object
 
 def test_the_calls_run_with_things_in_hand(here: Path) -> None:
     """The things are those of a reader; a second run of the script finds everything done."""
-    dataset = hands.Pictures()
+    dataset, written = hands.Pictures(), set()
     for _ in range(2):
         given = {"model": hands.Net(), "dataset": dataset, "net": hands.Net(4)}
         names = run(CALLS.replace("epochs=20", "epochs=2").replace("clusters=4, ", "clusters=2, "), given)
         assert names["student"] is given["net"]
+        (weights,) = here.glob("student/**/*.safetensors")
+        written.add(weights.stat().st_mtime_ns)
+    assert len(written) == 1
     assert list(logitstore.open_store(here / "store.zarr").teachers) == ["r50"]
 
 
