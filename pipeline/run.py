@@ -19,7 +19,6 @@ from .evaluation_set import EvaluationExamples, SetName
 from .experiment.document import Experiment
 from .experiment.tables import Cluster
 from .experiment.training import Train
-from .held_out import check_shares
 from .specialists import todo as specialising
 from .train.todo import StudentSeed, check_compressed, missing_students, student_seeds
 from .workspace import Workspace

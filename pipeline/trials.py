@@ -27,6 +27,7 @@ from .evaluation_set import EvaluationExamples, SetName, warn_if_unlike
 from .experiment.document import TeacherMember
 from .experiment.tables import Student
 from .experiment.training import ValidatedTrain
+from .held_out import check_shares
 from .runtime.inference import check_model
 from .specialists.heads import JointDustbin, find_head, replace_head
 from .train.network import begun_network
@@ -84,7 +85,10 @@ def try_ahead(
     failures, experiment, rows = Failures(), work.experiment, work.rows
     for member in teachers:
         with failures.noting():
-            train, module, few = member.teacher.train, build_teacher(work, member), work.shown_few
+            train = member.teacher.train
+            if train is not None:
+                check_shares(train, len(rows), f"teacher {member.name!r}")
+            module, few = build_teacher(work, member), work.shown_few
             check = check_model if train is None else check_training
             with naming_unlike_views(experiment, rows):
                 check(module, few, rows.num_classes, f"teacher {member.name!r}")
@@ -134,6 +138,7 @@ def _try_specialists(work: Workspace) -> None:
     if special is None:
         return
     where = f"specialists of {experiment.generalist.name!r}"
+    check_shares(special.train, len(work.rows), where)
     network = build_teacher(work, experiment.generalist)
     own = range(1 if cluster is None else max(1, min(cluster.classes_per_cluster, classes - 1)))
     head = None
@@ -164,6 +169,7 @@ def sees_views(work: Workspace, student: Student) -> bool:
 def _try_student(work: Workspace, run: StudentSeed, and_then: StudentTrial | None) -> None:
     """Build the network of a student, and try it forward and backward. Raises as its training would."""
     student, where, classes = run.student, f"student {run.student.name!r}", work.rows.num_classes
+    check_shares(student.train, len(work.rows), where, rows=student.rows)
     _check_labels(work, student, where)
     few = student_few(work, student)
     module = _built(work, run).to(work.choose_device())
