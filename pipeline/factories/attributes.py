@@ -66,7 +66,8 @@ def own_attributes(thing: Any) -> dict[str, Any]:
         return own
     held = {name: own[name] for name in _HELD if own.get(name)} | hooks_of(thing)
     bare = vars(sys.modules["torch"].nn.Module())
-    if "training" in own and _uses_training(type(thing)):
+    kind: Any = type(thing)  # mypy takes no class for a Hashable
+    if "training" in own and _uses_training(kind):
         held["training"] = own["training"]
     return {name: value for name, value in own.items() if name not in bare} | held
 
