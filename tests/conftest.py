@@ -98,6 +98,12 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show no progress: on a busy machine any task lasts long enough for a line on stderr."""
+    monkeypatch.setattr("logitstore.cli.printing.progress.SHOW_AFTER", float("inf"))
+
+
+@pytest.fixture(autouse=True)
 def no_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test finds nothing of another, nor of what its fixtures ran, in its process: no modules, no level of the log."""
     temporary = (str(tmp_path_factory.getbasetemp()), "/dev/shm/")

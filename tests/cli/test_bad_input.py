@@ -35,12 +35,6 @@ TRAINED = (
 """Makes the teacher one that is trained here, from labels."""
 
 
-@pytest.fixture(autouse=True)
-def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stderr holds the error alone: on a busy machine a task that lasts would have a line too."""
-    monkeypatch.setattr("logitstore.cli.printing.progress.SHOW_AFTER", float("inf"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Lay out a folder with the small experiment."""

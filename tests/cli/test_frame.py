@@ -29,6 +29,11 @@ SHARED = ("cache", "train", "plan", "inspect", "verify", "doctor")
 HEAVY = ("torch", "numpy", "zarr", "dask", "pydantic", "rich", "sklearn")
 
 
+@pytest.fixture(autouse=True)
+def no_progress() -> None:
+    """Leave progress as it is, which is shown here."""
+
+
 def in_python(code: str, *, pipe_to: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program text in a fresh interpreter."""
     command = [sys.executable, "-W", "error", "-c", code]
