@@ -530,7 +530,7 @@ def _fill_disk_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
         count += 1
         if count > write:
             really(self, data[: len(data) // 2])
-            with typed_errors(self._path):
+            with typed_errors(self._folder.path, self._key):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         really(self, data)
 

@@ -188,7 +188,7 @@ def basis_after_its_record(disk: Disk) -> Iterator[None]:
 def written_in_place(disk: Disk) -> Iterator[None]:
     def begin(self: Any, folder: Folder, key: str, staging: int) -> None:
         *self._within, self._name = key.split("/")
-        self._folder, self._path, self._directory, self._is_staged = folder, folder.path / key, staging, False
+        self._folder, self._key, self._directory, self._is_staged = folder, key, staging, False
         self._process = disk.getpid()
         with folder.directory(self._within, make=True) as final:
             flags = disk.O_CREAT | disk.O_EXCL | disk.O_WRONLY
