@@ -172,7 +172,7 @@ def test_a_call_that_fails_while_a_basis_is_put_does_no_harm(tally: Tally) -> No
 
 
 def test_an_error_that_is_not_typed_is_seen(tally: Tally) -> None:
-    def untyped(path: Any) -> Any:
+    def untyped(folder: Any, key: str = "") -> Any:
         return contextlib.nullcontext()
 
     with contextlib.ExitStack() as stack:
