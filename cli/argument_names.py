@@ -135,6 +135,7 @@ def naming_arguments(call: str) -> Iterator[None]:
     except LogitStoreError as error:
         if isinstance(error, (ConfigError, BadDataError)):  # those of a store and its files begin with a path
             error.where = _place(error.where, call)
+        error.where = re.sub(r"^--reuse\b", "reuse", error.where)
         error.expected, error.found, error.remedy = (
             in_python(text, call) for text in (error.expected, error.found, error.remedy)
         )
