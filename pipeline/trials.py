@@ -138,7 +138,7 @@ def _try_specialists(work: Workspace) -> None:
     if special is None:
         return
     where = f"specialists of {experiment.generalist.name!r}"
-    check_shares(special.train, len(work.rows), where)
+    check_shares(special.train, len(work.rows), "specialists")
     network = build_teacher(work, experiment.generalist)
     own = range(1 if cluster is None else max(1, min(cluster.classes_per_cluster, classes - 1)))
     head = None
