@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.local import Folder, local_path, writable
+from .backends.local import Folder, writable
 from .backends.obstacles import check_folder
 from .backends.paths import PathFolder
-from .backends.remote import folder_at
+from .backends.place import Place
+from .backends.remote import folder_at, folder_to_write
 from .checks import as_labels, check_labels, common_length
 from .digest import given_digests
 from .encodings.encoding import Encoding
@@ -355,10 +356,10 @@ class Store:
 
 
 def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:
-    """Open a store to read it, or, on a local disk, to add captures to it.
+    """Open a store to read it, or, on a local disk or in a bucket, to add captures to it.
 
-    location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store. A remote
-    store is read-only, with the same checks of every byte (docs/remote.md).
+    location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store. The checks of
+    every byte are the same everywhere (docs/remote.md).
     expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
     Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
     the expected digest.
@@ -367,7 +368,7 @@ def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | 
 
 
 def begin_store(
-    location: str | os.PathLike[str],
+    location: "str | os.PathLike[str] | ZarrStore | Place",
     *,
     num_rows: int,
     num_classes: int,
@@ -397,20 +398,20 @@ def begin_store(
             found=str(rows),
             remedy="leave it out, and logitstore chooses",
         )
-    path = local_path(location)
-    check_samples_sealable(Grid(num_rows, rows), arrays or {}, str(path))
+    folder = folder_to_write(location)
+    check_samples_sealable(Grid(num_rows, rows), arrays or {}, str(folder.path))
     try:
-        return Store(create_root(path, RootAttributes(num_rows, num_classes, rows)))
+        return Store(create_root(folder, RootAttributes(num_rows, num_classes, rows)))
     except NameTaken:
         # Another process may have made it just now.
-        there = join_root(path, num_rows, num_classes, rows) if exist_ok else None
+        there = join_root(folder, num_rows, num_classes, rows) if exist_ok else None
         if there is None:
             raise
         return Store(there)
 
 
 def create_store(
-    location: str | os.PathLike[str],
+    location: "str | os.PathLike[str] | ZarrStore",
     *,
     num_rows: int | None = None,
     num_classes: int | None = None,
@@ -451,12 +452,13 @@ def create_store(
     digest, card = given_digests(digests, inputs), checked_card(card)
     kept = inputs if store_inputs else None
     example = kept_example(inputs) if store_inputs else None
-    there = join_root(local_path(location), rows, classes, block_rows) if exist_ok else None
+    folder = folder_to_write(location)
+    there = join_root(folder, rows, classes, block_rows) if exist_ok else None
     if there is not None:
         store = Store(there)
     else:
         store = begin_store(
-            location,
+            folder,
             num_rows=rows,
             num_classes=classes,
             row_bytes=max(4 * classes, 0 if example is None else example.nbytes),

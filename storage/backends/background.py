@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from .staged import NewObject
+from .writable import Staged
 
 _WRITE_BYTES = 128 << 10
 """Bytes below which buffers are gathered into one write."""
@@ -68,7 +68,7 @@ class Background:
         self._crews = crews
         self._crew = None if crews is None else crews.take()
         self._waiting: deque[Future[Any]] = deque()
-        self._gathered: dict[NewObject, list[memoryview]] = {}
+        self._gathered: dict[Staged, list[memoryview]] = {}
 
     def __enter__(self) -> "Background":
         return self
@@ -82,7 +82,7 @@ class Background:
         self._crews.give_back(self._crew)
 
     def write(
-        self, new: NewObject, buffers: Sequence[memoryview], check: Callable[[], None], *, last: bool = False
+        self, new: Staged, buffers: Sequence[memoryview], check: Callable[[], None], *, last: bool = False
     ) -> None:
         """Write buffers, then call `check`, at the latest when `wait` returns. Raises the errors of earlier calls.
 
@@ -110,11 +110,11 @@ class Background:
             self._waiting[0].result()
             self._waiting.popleft()
 
-    def publish(self, new: Mapping[str, NewObject]) -> dict[str, bool]:
+    def publish(self, new: Mapping[str, Staged]) -> dict[str, bool]:
         """Publish the objects, their fsyncs in parallel; return which of them won their names."""
         if self._crew is None:
             return {name: one.publish() for name, one in new.items()}
-        # A thread each: they only wait for the disk, which syncs many files as fast as one.
+        # A thread each: they only wait, for the disk or the network, which take many objects as fast as one.
         first, *others = new.values()
         publishing = [self._crew.syncing.submit(one.publish) for one in others]
         self._waiting += publishing  # also if `first` fails
@@ -122,7 +122,7 @@ class Background:
         return dict(zip(new, won, strict=True))
 
 
-def _write_all(new: NewObject, buffers: Sequence[memoryview], check: Callable[[], None]) -> None:
+def _write_all(new: Staged, buffers: Sequence[memoryview], check: Callable[[], None]) -> None:
     """Write buffers, the small ones together, and check them."""
     small: list[memoryview] = []
     for buffer in buffers:

@@ -1,5 +1,8 @@
 """Leases on parts: locks by which writers detect each other.
 
+A lease protects removals, and nothing else. Commits need none: a name is given once, and a block that two writers make is
+there once. In a bucket nothing is removed, so a writer there has no lease (`Unleased`).
+
 A writer holds a lock on the part, shared with other writers, while it writes. A writer that is alone may do what others
 must not see half done: remove torn files, and what killed writers staged. The last one out removes the lock's file, so
 that a finished part holds no trace of its writers.
@@ -13,13 +16,14 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from ..errors import StorageError, UntrustedStoreError, WriterBusy
 from ..format.constants import LOCK, STAGING
 from .local import Folder
 from .posix import close_quietly, expecting_folders
 from .system import fcntl, flags
+from .writable import Writable
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _LOCK_FILE: Final = flags("O_RDWR", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK")
@@ -29,10 +33,33 @@ _POLL_S: Final = 0.02
 _WAIT: Final = "wait for it, or end it, and run the same command again"
 
 
+@runtime_checkable
+class Hold(Protocol):
+    """A writer's hold on a part: a `Lease`, or none where nothing is removed."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the part by this object."""
+
+    def take(self) -> bool:
+        """Take hold of the part; return whether alone, and so whether remains of killed writers may be removed."""
+
+    def share(self) -> None:
+        """Share the part with other writers from now on."""
+
+    def release(self) -> None:
+        """Release the part. A second call does nothing."""
+
+
+def lease_on(folder: Writable) -> Hold:
+    """Return the kind of hold that a place has; it is not taken yet."""
+    return Lease(folder) if isinstance(folder, Folder) else Unleased()
+
+
 @contextlib.contextmanager
-def lease(folder: Folder) -> Iterator["Lease"]:
+def lease(folder: Writable) -> Iterator[Hold]:
     """Hold a folder, shared with other writers, while the block runs."""
-    held = Lease(folder)
+    held = lease_on(folder)
     try:
         held.take()
         held.share()
@@ -41,12 +68,46 @@ def lease(folder: Folder) -> Iterator["Lease"]:
         held.release()
 
 
-def tidy_up(folder: Folder) -> None:
-    """Remove the lock and the staged files of killed writers, unless a writer is at work."""
+def tidy_up(folder: Writable) -> None:
+    """Remove the lock and the staged files of killed writers, unless a writer is at work; in a bucket, their probes."""
     with contextlib.suppress(StorageError, UntrustedStoreError):  # tidiness alone
-        if folder.exists(LOCK) or folder.exists(STAGING):
+        if not isinstance(folder, Folder):
+            folder.tidy()
+        elif folder.exists(LOCK) or folder.exists(STAGING):
             with lease(folder):
                 pass
+
+
+class Unleased:
+    """The hold of a writer where nothing is removed: it is never alone, and keeps nobody out.
+
+    | what a writer that is alone does on a disk | in a bucket |
+    | --- | --- |
+    | remove torn files | there are none: an object appears whole |
+    | write the lost record of a whole block | the next writer of the block finds its objects, checks and records them |
+    | remove the blocks of another store, deleted and begun anew here | refused in one line where their rows differ |
+    | remove staged files and the lock | there are none |
+    """
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has taken it, which keeps nobody out."""
+        return self._process == os.getpid()
+
+    def take(self) -> bool:
+        """Take it; return False, as other writers may be at work."""
+        self._process = os.getpid()
+        return False
+
+    def share(self) -> None:
+        """Do nothing: it is shared."""
+
+    def release(self) -> None:
+        """Let it go."""
+        self._process = None
 
 
 class Lease:

@@ -36,6 +36,7 @@ from .posix import (
 )
 from .staged import COPY_HERE, NewObject
 from .system import LINK_ERRORS, UNOPENED, check_writes, flags, path_of_url, sync
+from .writable import Writable
 
 _FILE = flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK")
 _BELOW = DIRECTORY | flags("O_NOFOLLOW")
@@ -81,21 +82,22 @@ def local_path(location: Any) -> Path:
     if parts.scheme == "file" and not parts.netloc:
         return Path(path_of_url(parts.path))
     if "://" in text:
-        remedy = "copy the store to a local disk first; remote stores are read-only (docs/remote.md)"
+        remedy = "copy the store to a local disk first (docs/remote.md)"
         raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
     return Path(text)
 
 
-def writable(place: Place) -> "Folder":
-    """Return `place` as a folder to write to. Raises ConfigError for a remote one, UnsupportedSystem."""
-    check_writes(str(place.path))
-    if isinstance(place, Folder):
+def writable(place: Place) -> Writable:
+    """Return `place` as a folder to write to. Raises ConfigError for one that is only read, UnsupportedSystem."""
+    if isinstance(place, PlainFiles):
+        check_writes(str(place.path))
+    if isinstance(place, Writable):
         return place
     raise ConfigError(
         str(place.path),
-        expected="a store on a local disk",
+        expected="a store that can be written to: on a local disk, or s3://, gs:// or az:// through obstore",
         found="a store that is read through Zarr, which is read-only",
-        remedy="copy it to a local disk, write there, and copy it back",
+        remedy="copy it to a local disk, write there, and copy it back; for a bucket, pip install 'logitstore[remote]'",
     )
 
 
@@ -127,6 +129,8 @@ class Held:
 
 class Folder(PlainFiles):
     """A directory of a local store, for objects that are written once."""
+
+    is_remote = False
 
     def __init__(self, path: Path, inside: Sequence[str] = (), held: "Held | None" = None) -> None:
         """Name a folder by the store's path, in which links are followed, and its place `inside` the store.

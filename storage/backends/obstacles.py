@@ -7,13 +7,17 @@ from ..errors import StorageRefused, UntrustedStoreError
 from .local import Folder
 from .place import components
 from .posix import check_writable, typed_errors
+from .writable import Writable
 
 
-def check_folder(folder: Folder) -> None:
+def check_folder(folder: Writable) -> None:
     """Refuse a folder that cannot be made or written to, before work is done for it; leave no trace.
 
-    Raises StorageRefused, StorageFull, StorageError.
+    Of a bucket it is also tested whether it keeps writers apart. Raises StorageRefused, StorageFull, StorageError.
     """
+    if not isinstance(folder, Folder):
+        folder.prove_exclusive()
+        return
     check_writable(folder.top, folder.path)
     for name in folder.names():
         refused = False

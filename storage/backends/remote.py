@@ -1,8 +1,8 @@
 """Stores that are not on a local disk, read through Zarr's stores.
 
 `folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`). A `RemoteFolder` is read key by key, by
-the code that checks seals, sizes and checksums. It is read-only: the commits of format 1.0 rest on the links and locks
-of a file system.
+the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to (`object_folder`); all else
+is read-only.
 
 | URL | library | credentials, region … |
 | --- | --- | --- |
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
 from .listing import Lister, serve
-from .local import local_path
+from .local import local_path, writable
 from .paths import local_folder
 from .place import Place, check_size, components, split_url
+from .writable import Writable
 from .zarr_bytes import ZarrBytes, is_cloud
 
 if TYPE_CHECKING:
@@ -158,18 +159,41 @@ def folder_at(location: Any) -> Place:
     if isinstance(location, str | os.PathLike):
         text = os.fspath(location)
         if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
-            return RemoteFolder(open_url(text))
+            return _folder_of(open_url(text))
         return local_folder(local_path(location))
     from zarr.abc.store import Store  # zarr takes half a second to import
 
     if isinstance(location, Store):
-        return RemoteFolder(ZarrBytes(location, " ".join(str(location).split())[:200]))
+        return _folder_of(ZarrBytes(location, " ".join(str(location).split())[:200]))
     raise ConfigError(
         "the place of a store",
         expected="a path, a URL or a store of Zarr's (zarr.abc.store.Store)",
         found=f"a {type(location).__name__}",
         remedy="pass a path, a URL or a store",
     )
+
+
+def _folder_of(objects: ZarrBytes) -> RemoteFolder:
+    """Return the top folder of some objects, to be written to where they can be."""
+    from .object_folder import ObjectFolder  # which is built on this module
+
+    return ObjectFolder(objects) if objects.can_put else RemoteFolder(objects)
+
+
+def folder_to_write(location: Any) -> Writable:
+    """Return the folder at a place that a store is written to, without any request. Raises ConfigError, UnsupportedSystem."""
+    return writable(folder_at(location))
+
+
+def path_of(location: str | os.PathLike[str]) -> PurePath:
+    """Return the path of a store: a local one, or an `Address`. Raises ConfigError for a URL of an unknown scheme.
+
+    >>> str(path_of("s3://bucket/store.zarr/").parent), str(path_of("runs/store.zarr").parent)
+    ('s3://bucket', 'runs')
+    """
+    text = os.fspath(location)
+    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | {"memory"}
+    return Address(text) if is_remote else local_path(location)
 
 
 def open_url(url: str) -> ZarrBytes:
@@ -222,5 +246,5 @@ def _open_store(scheme: str, url: str) -> "Store":
         return ObjectStore(http, read_only=True)
     if scheme in _OBSTORE:
         # Without client options, which would replace those of the environment (AWS_ALLOW_HTTP, …).
-        return ObjectStore(from_url(url, retry_config=_RETRY), read_only=True)
+        return ObjectStore(from_url(url, retry_config=_RETRY))
     return FsspecStore.from_url(url, read_only=True)

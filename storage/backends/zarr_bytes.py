@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
@@ -74,6 +75,10 @@ class ZarrBytes:
         self._uses_obstore = kind.__name__ == "ObjectStore" and kind.__module__.startswith("zarr.")
         self.can_list = bool(store.supports_listing) and not _is_web_server(store)
         """Whether it lists its objects. Web servers do not, in any reliable way."""
+        self.can_put = self._uses_obstore and not store.read_only and not _is_web_server(store)
+        """Whether objects can be put, unless their names are taken."""
+        self.is_proven = False
+        """Whether the store was seen to refuse a second object of one name."""
         self._list_apart = list_apart
         self._check_process()
 
@@ -188,6 +193,29 @@ class ZarrBytes:
                 raise answer
         return [isinstance(answer, int) for answer in answers]
 
+    async def create(self, key: str, data: bytes, seconds: float) -> "Failure | None":
+        """Put an object unless its name is taken; None if it was stored, else what the answer was.
+
+        An object that was not stored by this request may have been by an earlier one whose answer was lost.
+        """
+        import obstore
+
+        store: Any = self._store
+        try:
+            await asyncio.wait_for(
+                obstore.put_async(store.store, key, data, mode="create"), max(1.0, seconds)
+            )
+        except Exception as error:  # noqa: BLE001 - of the library
+            return _failure(error)
+        return None
+
+    async def delete(self, key: str) -> None:
+        """Delete an object."""
+        import obstore
+
+        store: Any = self._store
+        await obstore.delete_async(store.store, key)
+
     async def names(self, prefix: str, where: str) -> list[str]:
         """Return the names directly under a prefix ("" for the top), sorted. where: the place in messages."""
         names = await self._listed("names", prefix, where, MOST_NAMES)
@@ -206,6 +234,42 @@ class ZarrBytes:
             if not _is_missing(error):
                 raise
             return []
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer to a conditional PUT that is no success: the object may be stored, or not."""
+
+    found: str
+    """The answer, in one line."""
+    cause: Exception
+
+
+class Taken(Failure):
+    """The name is taken: by another's object, or by this one, if an earlier answer was lost; or there was a conflict."""
+
+
+@dataclass(frozen=True)
+class Refused(Failure):
+    """The request was refused, and would be again."""
+
+    status: int | None
+    """HTTP status."""
+
+
+def _failure(error: Exception) -> Failure:
+    """Return what an error of obstore's tells of a conditional PUT."""
+    found, status = _summary(error), _status(error)
+    if isinstance(error, _obstore_errors("AlreadyExistsError", "PreconditionError")):
+        return Taken("a name that is taken", error)
+    if isinstance(error, TimeoutError):
+        return Failure("no answer in time", error)
+    refusals = _obstore_errors("PermissionDeniedError", "UnauthenticatedError", "NotSupportedError")
+    if isinstance(error, (FileNotFoundError, *refusals)):
+        return Refused(found, error, status)
+    if status == 501 or (status is not None and 400 <= status < 500 and status not in _RETRIED):
+        return Refused(found, error, status)
+    return Failure(found, error)
 
 
 async def _just(value: int) -> int:

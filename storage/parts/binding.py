@@ -7,6 +7,8 @@ store. Before each commit three comparisons turn that into an error:
     path         ─ leads to ─>  the very folders that are held open
     log/<n>.json ─ sha256 ──>   the record that was the last one when the store was opened
     spec.json    ─ sha256 ──>   the spec with which the part was begun
+
+In a bucket nothing can be held open, and only the last two are compared.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import os
 import weakref
 from collections.abc import Iterator
 
-from ..backends.lease import Lease
+from ..backends.lease import lease_on
 from ..backends.local import writable
 from ..errors import StorageError, WrongStore
 from ..format.constants import SPEC
@@ -32,7 +34,7 @@ class Binding:
         """The folder of the store."""
         self.folder = self.store.sub(name)
         """The folder of the part."""
-        self.lease = Lease(self.folder)
+        self.lease = lease_on(self.folder)
         """The lease of the part."""
         self._process = -1
 
@@ -47,7 +49,7 @@ class Binding:
         """Hold the part open, and take its lease; return whether alone. The caller then shares it."""
         self.open()
         self.folder = self.store.sub(self._name).hold(make=True)
-        self.lease = Lease(self.folder)
+        self.lease = lease_on(self.folder)
         weakref.finalize(self, self.lease.release)
         self._process = os.getpid()
         return self.lease.take()

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.local import Folder
 from ..backends.place import Place
+from ..backends.writable import Writable
 from ..errors import ManifestInvalid, NotAStoreError, StoreCorrupt
 from ..format.constants import (
     COMMITS,
@@ -293,7 +293,7 @@ class Seal:
 
 
 def seal_blocks(
-    part: Folder,
+    part: Writable,
     layouts: Sequence[ArrayLayout],
     commits: Sequence[Commit],
     shape: tuple[int, int],
@@ -333,7 +333,7 @@ def read_table(part: Place, seal: Seal) -> SealTable:
     return SealTable(seal.arrays, seal.views, seal.blocks, data)
 
 
-def put_same(folder: Folder, key: str, data: bytes) -> None:
+def put_same(folder: Writable, key: str, data: bytes) -> None:
     """Write an object whose bytes follow from the settings: every writer writes the same ones.
 
     Raises StoreCorrupt if other bytes have the name.
@@ -451,7 +451,7 @@ def is_part(name: str) -> bool:
     return bool(re.fullmatch(r"samples|(teachers|clusters)/[a-z0-9][a-z0-9._-]{0,63}", name))
 
 
-def append_log(root: Folder, part: str, seal: str) -> None:
+def append_log(root: Writable, part: str, seal: str) -> None:
     """Add a part to the log, unless it is there with this seal. Raises StoreCorrupt if it is there with another.
 
     If another writer takes the next number first, the record is made anew for the number after it.

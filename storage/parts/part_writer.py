@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..backends.background import Background, Crews
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, keep_directories
+from ..backends.writable import Writable
 from ..checks import check_view
 from ..errors import (
     ConfigError,
@@ -139,9 +140,16 @@ class PartWriter:
         self._committed = self._recorded_blocks()
 
     @property
-    def folder(self) -> Folder:
+    def folder(self) -> Writable:
         """The folder of the part, held open while this writer holds the part."""
         return self._binding.folder
+
+    @property
+    def remake(self) -> str:
+        """The remedy for blocks of other rows that are there."""
+        if self.folder.is_remote:
+            return f"end all writers, delete {self.folder.path} and run the same command again"
+        return "end all writers and run the same command again: a writer that is alone makes these rows again"
 
     def _check_bound(self) -> None:
         """Refuse to write into a store or a part other than the one that was opened. Raises WrongStore."""
@@ -159,6 +167,7 @@ class PartWriter:
 
     def _recover(self) -> None:
         """Repair the remains of killed writers; no other writer may be at work."""
+        assert isinstance(self.folder, Folder)  # nobody is alone elsewhere
         done = recover(self.folder, self._plan(sha256_hex(self.folder.read(SPEC))), self.check_rows)
         if done.adopted:
             log.info("%s: adopted %d whole blocks without a record", self.name, len(done.adopted))
@@ -339,7 +348,7 @@ class PartWriter:
         large = sum(shard_bytes(layout, rows) for layout in self.layouts.values()) >= _OVERLAP_BYTES
         encoders = {name: ShardEncoder(layout) for name, layout in self.layouts.items()}
         # The thread is entered last and left first: no file is closed while it writes.
-        crews = self._crews if large else None
+        crews = self._crews if large or self.folder.is_remote else None
         with self.folder.stage(*keys.values()) as staged, Background(crews) as background:
             new = dict(zip(keys, staged, strict=True))
             for arrays in pieces:
@@ -357,6 +366,8 @@ class PartWriter:
                     if self.is_exact and there != objects[name]:
                         raise self._other_rows(name, block)
                     objects[name] = there
+                    if self.folder.is_remote:  # where no writer that is alone looks at it first
+                        self.check_rows(view, block)
             self._compare_with_seal(view, block, objects)
         return objects
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..backends.local import Folder
 from ..backends.place import Place
+from ..backends.writable import Writable
 from ..errors import ManifestInvalid, RowMismatch, ShardCorrupt, StoreCorrupt
 from ..format.constants import SPEC
 from ..format.grid import Grid
@@ -88,6 +89,8 @@ def stored_shard(folder: Place, layout: ArrayLayout, view: int, block: int, rows
     where = str(folder.path / key)
     size = folder.size(key)
     remedy = "end all writers and run the same command again: a writer that is alone removes it"
+    if isinstance(folder, Writable) and folder.is_remote:
+        remedy = f"end all writers, delete {folder.path / key} and run the same command again"
     check_shard_bytes(layout, rows, size, where, remedy)
     data = folder.read(key, most=size)
     # Encoding the decoded rows gives checksums and sha256, and shows that the file holds no other bytes.

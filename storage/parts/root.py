@@ -7,9 +7,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..backends.lease import lease, tidy_up
-from ..backends.local import Folder, writable
+from ..backends.local import writable
 from ..backends.paths import local_folder
 from ..backends.place import Place
+from ..backends.writable import Writable
 from ..errors import (
     LogitStoreError,
     ManifestInvalid,
@@ -220,17 +221,17 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else f"{digest[:12]}…"
 
 
-def create_root(path: Path, attributes: RootAttributes) -> Root:
+def create_root(place: Path | Place, attributes: RootAttributes) -> Root:
     """Make an empty store, or finish an interrupted creation. Raises NameTaken if the path is not free.
 
     Processes that make one of the same sizes at the same moment make it together.
     """
-    folder = Folder(path)
+    folder = _folder_to_write(place)
     groups = {f"{group}/zarr.json": group_metadata() for group in GROUPS}
     files = {ROOT_METADATA: attributes.to_bytes(), **groups}
 
     def taken(found: str, remedy: str = "choose another path") -> NameTaken:
-        return NameTaken(str(path), expected="a path that is free", found=found, remedy=remedy)
+        return NameTaken(str(folder.path), expected="a path that is free", found=found, remedy=remedy)
 
     # Never "move it away": another process may be at work on it.
     join = "pass exist_ok=True to resume a store of the same rows, or choose another path"
@@ -255,21 +256,26 @@ def create_root(path: Path, attributes: RootAttributes) -> Root:
     return Root(folder, attributes)
 
 
-def join_root(path: Path, num_rows: int, num_classes: int, block_rows: int | None) -> Root | None:
+def _folder_to_write(place: Path | Place) -> Writable:
+    return writable(place if isinstance(place, Place) else local_folder(place))
+
+
+def join_root(place: Path | Place, num_rows: int, num_classes: int, block_rows: int | None) -> Root | None:
     """Open the store at a path to resume it; None if there is none. Raises NameTaken if it has other sizes.
 
     block_rows: None for those that the store has.
     """
-    if not Folder(path).exists(log_key(0)):
+    folder = _folder_to_write(place)
+    if not folder.exists(log_key(0)):
         return None
-    root = open_root(path)
+    root = open_root(folder)
     found = root.attributes
     there = (found.num_rows, found.num_classes, found.block_rows)
     wanted = (num_rows, num_classes, block_rows or found.block_rows)
     if wanted != there:
         sizes = "a store of {} rows and {} classes, in blocks of {} rows"
         raise NameTaken(
-            str(path),
+            str(folder.path),
             expected=f"{sizes.format(*wanted)}, or a free path",
             found=sizes.format(*there),
             remedy="choose another path",

@@ -490,7 +490,7 @@ class CaptureWriter(PartWriter):
     def check_rows(self, view: int, block: int) -> None:
         if self._compares(view):
             rows = self.root.grid.rows(block)
-            remedy = "end all writers and run the same command again: a writer that is alone makes these rows again"
+            remedy = self.remake
             check_seen(
                 f"{self.root.path}: {self.name}, view {view}",
                 rows,
