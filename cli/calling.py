@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from ..storage.progress import Progress, silent
@@ -64,12 +64,12 @@ def end_if_imported(workers: int) -> None:
         raise SystemExit(IMPORTS_A_CALL)
 
 
-def place_of(store: "Store | str | os.PathLike[str]") -> Path:
-    """Return the folder of a store that may still have to be made. Raises ConfigError for a remote one."""
+def place_of(store: "Store | str | os.PathLike[str]") -> PurePath:
+    """Return the place of a store that may still have to be made. Raises ConfigError for a URL of an unknown scheme."""
     from ..storage.api import Store
-    from ..storage.backends.local import local_path
+    from ..storage.backends.remote import path_of
 
-    return local_path(str(store.path) if isinstance(store, Store) else os.fspath(store))
+    return path_of(str(store.path) if isinstance(store, Store) else os.fspath(store))
 
 
 def opened_store(store: "Store | str | os.PathLike[str]") -> "Store":
@@ -141,6 +141,19 @@ def check_share(name: str, value: object) -> None:
             expected="a number from 0 to 1, or None",
             found=repr(value)[:60],
             remedy=f"pass another {name}",
+        )
+
+
+def check_scored(place: PurePath, evaluation: object) -> None:
+    """Refuse scores of a store that is not on a local disk, where they would lie beside it. Raises ConfigError."""
+    from ..storage.errors import ConfigError
+
+    if evaluation is not None and not isinstance(place, Path):
+        raise ConfigError(
+            "evaluation",
+            expected="a store on a local disk, beside which the scores are kept",
+            found=str(place),
+            remedy="leave it out; logitstore.evaluate scores networks",
         )
 
 

@@ -21,6 +21,7 @@ from .calling import (
     calling,
     check_log,
     check_share,
+    check_scored,
     check_validation,
     end_if_imported,
     opened_store,
@@ -80,7 +81,7 @@ def cache(
     their mode, their device and their numbers: copies of them run, in evaluation mode. Under `torchrun` every rank makes
     the call, and the ranks share the rows.
 
-    store: folder of the store, made if it is not there; more teachers may be added later.
+    store: folder of the store, or its URL in a bucket, made if it is not there; more teachers may be added later.
     teachers: networks by name in the store. Each takes a batch (batch, …) of inputs, as the data set has them, to logits
         (batch, classes), or to an output with `logits`, as models of transformers do.
     dataset: `(inputs, labels)` or `inputs` as arrays or tensors; or a map-style data set whose items are
@@ -155,7 +156,11 @@ def cache(
         )
         settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
         settings["reuse"] = as_stores(reuse)
-        work = Workspace.of_store(experiment, place_of(store), **settings)
+        place = place_of(store)
+        # Networks in hand are not kept: nothing is written to the folder of models.
+        models = None if isinstance(place, Path) else Path("models")
+        check_scored(place, evaluation)
+        work = Workspace.of_store(experiment, place, models, **settings)
         examples = None if evaluation is None else EvaluationExamples(experiment, work.rows)
         with kept_as_they_are(teachers.values()):
             report = run_stage(work, stop_below=stop_below)

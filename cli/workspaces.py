@@ -13,6 +13,7 @@ from .printing.progress import show_progress
 
 if TYPE_CHECKING:
     from ..pipeline.workspace import Workspace
+    from ..storage.api import Store
 
 _OF_ONE_RANK = {"experiment", "store", "models", "device", "reuse"}
 """Parameters that may differ between ranks: places, and a device of each."""
@@ -22,7 +23,7 @@ _OF_ONE_RANK = {"experiment", "store", "models", "device", "reuse"}
 def workspace(
     experiment: Path, store: str, models: Path | None, device: str | None, reuse: Sequence[str] = ()
 ) -> "Iterator[Workspace]":
-    """Yield the workspace of an experiment around a local store; every rank of a `torchrun` joins.
+    """Yield the workspace of an experiment around a store; every rank of a `torchrun` joins.
 
     reuse: earlier stores.
     Raises SpecMismatch if the ranks run different commands or versions.
@@ -30,7 +31,7 @@ def workspace(
     from ..pipeline.experiment.document import load_experiment
     from ..pipeline.runtime.ranks import joined
     from ..pipeline.workspace import Workspace
-    from ..storage.backends.local import local_path
+    from ..storage.backends.remote import path_of
 
     with (
         joined() as ranks,
@@ -40,7 +41,17 @@ def workspace(
             call = click.get_current_context()
             options = {key: value for key, value in call.params.items() if key not in _OF_ONE_RANK}
             ranks.agree({"logitstore": version("logitstore"), "command": call.info_name, "options": options})
-        loaded, path = load_experiment(experiment), local_path(store)
+        loaded, path = load_experiment(experiment), path_of(store)
         yield Workspace.of_store(
             loaded, path, models, device=device, progress=progress, ranks=ranks, reuse=reuse
         )
+
+
+def store_to_write(store: str) -> "Store":
+    """Open a store that will be written to. Raises ConfigError for one that is only read, NotAStoreError."""
+    from ..storage.api import open_store
+    from ..storage.backends.local import writable
+    from ..storage.backends.remote import folder_at, path_of
+
+    writable(folder_at(path_of(store)))  # before anything is read
+    return open_store(path_of(store))

@@ -5,14 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store, open_store
-from ..storage.backends.local import Folder
 from ..storage.backends.obstacles import check_folder
+from ..storage.backends.place import Place
 from ..storage.backends.posix import check_writable
-from ..storage.errors import ManifestInvalid, NotAStoreError, UntrustedStoreError
+from ..storage.backends.remote import folder_at, folder_to_write
+from ..storage.errors import ConfigError, ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
 from ..storage.format.metadata import RootAttributes
 from ..storage.progress import Progress, silent
@@ -37,12 +38,14 @@ class Workspace:
     DIR/store.zarr         the store
     DIR/models/            trained networks, each with a record of its origin
     DIR/evaluation.json    the scores
+
+    A store in a bucket has its models, and the scores among them, in a local folder that is named.
     """
 
     experiment: Experiment
     """The tables of the experiment file."""
-    path: Path
-    """The store's place."""
+    path: PurePath
+    """The store's place: a `Path`, or the `Address` of a URL."""
     models: Models
     """The trained networks."""
     device: str | None = None
@@ -69,10 +72,21 @@ class Workspace:
 
     @classmethod
     def of_store(
-        cls, experiment: Experiment, path: Path, models: Path | None = None, **settings: Any
+        cls, experiment: Experiment, path: PurePath, models: Path | None = None, **settings: Any
     ) -> "Workspace":
-        """Lay out a workspace around a store. models: folder of the networks, `models` beside the store by default."""
-        return cls(experiment, path, Models(models or path.parent / "models"), **settings)
+        """Lay out a workspace around a store. models: folder of the networks, `models` beside the store by default.
+
+        Raises ConfigError for a remote store without a folder of the networks.
+        """
+        if models is None and not isinstance(path, Path):
+            raise ConfigError(
+                str(path),
+                expected="a local folder for the trained networks, beside a store at a URL",
+                found="none",
+                remedy="add --models DIR",
+            )
+        assert isinstance(path, Path) or models is not None
+        return cls(experiment, path, Models(models or Path(path.parent / "models")), **settings)
 
     @cached_property
     def rows(self) -> TransferRows:
@@ -123,7 +137,7 @@ class Workspace:
         store: whether the store is written to, beside the models.
         """
         if store:
-            check_folder(Folder(self.path))
+            check_folder(folder_to_write(self.path))
         check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":
@@ -134,29 +148,31 @@ class Workspace:
 
     @property
     def scores(self) -> Path:
-        """File of the scores, beside the store."""
-        return self.path.parent / "evaluation.json"
+        """File of the scores, beside the store, or among the models of a remote one."""
+        folder = self.path.parent if isinstance(self.path, Path) else self.models.folder
+        return folder / "evaluation.json"
 
 
-def open_existing(path: Path) -> Store | None:
+def open_existing(path: PurePath) -> Store | None:
     """Open the store at `path`; None if it is still to be made. Raises NotAStoreError if something else is there."""
     try:
         return open_store(path)
     except NotAStoreError:
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set[str]()
-        if path.is_file() or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
+        place = folder_at(path)
+        names = set(place.names() if place.can_list else ())
+        if place.kind() not in ("nothing", "a folder") or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
             raise
         # Another program's Zarr group is refused before a teacher is trained for it.
-        if ROOT_METADATA in names and not _begins_a_store(path):
+        if ROOT_METADATA in names and not _begins_a_store(place):
             raise
         # Nothing, an empty folder, or a store whose creation was interrupted.
         return None
 
 
-def _begins_a_store(path: Path) -> bool:
-    """Return whether the root metadata at `path` are those of a store."""
+def _begins_a_store(place: Place) -> bool:
+    """Return whether the root metadata of a folder are those of a store."""
     try:
-        RootAttributes.from_bytes(Folder(path).read(ROOT_METADATA), str(path / ROOT_METADATA))
+        RootAttributes.from_bytes(place.read(ROOT_METADATA), str(place.path / ROOT_METADATA))
     except (ManifestInvalid, NotAStoreError, UntrustedStoreError):
         return False
     return True

@@ -12,6 +12,7 @@ from ..dask_client import scheduler_at
 from ..printing.clusterings import error_record, errors_sentence, print_clustering
 from ..printing.progress import show_progress
 from ..printing.text import print_json, print_text, print_todo
+from ..workspaces import store_to_write
 
 if TYPE_CHECKING:
     from ...pipeline.experiment.tables import Cluster
@@ -75,13 +76,11 @@ def command(
     from ...pipeline.cluster.figure import check_figure, check_matrix, draw_clustering
     from ...pipeline.cluster.stage import cluster_store, errors_in_sets
     from ...pipeline.cluster.todo import check_cluster, needs_clustering
-    from ...storage.api import open_store
-    from ...storage.backends.local import local_path
 
     cluster = _checked(teachers, table)
     if figure is not None:
         check_figure(figure)
-    opened = open_store(local_path(store))  # it will be written to
+    opened = store_to_write(store)
     for teacher in cluster.shares:
         _ = opened.teachers[teacher]  # raises for a missing teacher before anything else
     dimensions, name = check_cluster(cluster, opened.num_classes), cluster.part_name

@@ -7,6 +7,7 @@ import click
 from .. import options
 from ..printing.progress import show_progress
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
+from ..workspaces import store_to_write
 
 _KINDS = {"encoding": (), "transform_kl": options.TRANSFORM_OPTIONS, "max_kl": ("min_temperature",)}
 """The encodings, each with the options that refine it."""
@@ -82,8 +83,6 @@ def command(
     """
     from ...pipeline.combine.stage import combine
     from ...pipeline.combine.todo import plan_combination
-    from ...storage.api import open_store
-    from ...storage.backends.local import local_path
 
     asked = {"encoding": encoding, "transform_kl": transform_kl, "temperatures": temperatures}
     asked |= {"calibration_rows": calibration_rows, "calibration_seed": calibration_seed}
@@ -91,7 +90,7 @@ def command(
     chosen = options.transform_named("combine", options.choose_one("combine", _KINDS, asked))
     wish: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     wish |= {"specialists": list(specialists), "encoding": encoding or chosen or "float16"}
-    opened = open_store(local_path(store))  # it will be written to
+    opened = store_to_write(store)
     if dry_run:
         print_todo(plan_combination(opened, **wish).lines, as_json=as_json)
         return

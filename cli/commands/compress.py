@@ -9,6 +9,7 @@ from .. import options
 from ..printing.progress import show_progress
 from ..printing.stores import format_bytes, print_fidelity
 from ..printing.text import pick, print_json, print_table, print_text, print_todo
+from ..workspaces import store_to_write
 
 _KINDS = {
     "transform_kl": options.TRANSFORM_OPTIONS,
@@ -56,12 +57,10 @@ def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, *
     source is measured, recorded and printed. If the command is killed, run it again to resume.
     """
     from ...pipeline.compress.stage import compress, plan_compression, say
-    from ...storage.api import open_store
-    from ...storage.backends.local import local_path
 
     chosen = options.choose_one("compress", _KINDS, wishes, required=True)
     wish = options.transform_named("compress", chosen)
-    opened = open_store(local_path(store))  # it will be written to
+    opened = store_to_write(store)
     plan = plan_compression(opened, teacher, name, wish)
     if dry_run:
         print_todo(plan.lines, as_json=as_json)

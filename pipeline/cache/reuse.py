@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
@@ -301,7 +301,7 @@ def old_sets(work: Workspace) -> list[OldSet]:
     return sets
 
 
-def _check_store(store: Store, rows: TransferRows, path: Path) -> None:
+def _check_store(store: Store, rows: TransferRows, path: PurePath) -> None:
     where = f"--reuse {store.path}"
     if os.path.realpath(str(store.path)) == os.path.realpath(path):
         raise ConfigError(

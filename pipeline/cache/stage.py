@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from torch import nn
 
 from ...storage.api import begin_store
-from ...storage.backends.local import Folder
+from ...storage.backends.remote import folder_to_write
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.feature_logits import LinearHead
 from ...storage.encodings.transform import Transform
@@ -240,7 +240,7 @@ def _warn_of_space(work: Workspace, missing: Sequence[TeacherMember]) -> None:
         begun = None if store is None else store.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
         needed += left * settings.views * len(rows) * (logits + _ROW_BYTES)
-    if needed > (free := Folder(work.path).free_bytes()):
+    if needed > (free := folder_to_write(work.path).free_bytes()):
         log.warning(
             "%s: this needs about %s bytes and %s are free; what fits will be kept, and the same command goes on "
             "where it stopped when there is more room",

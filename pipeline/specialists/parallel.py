@@ -145,7 +145,8 @@ def _train_there(work: Workspace, run: SpecialistRun, number: int, train: Traini
 
 def _sent(work: Workspace) -> Workspace:
     """Return a workspace to pickle: without the open store and the caller's progress, with absolute paths."""
-    path, models = Path(str(work.store.path)).resolve(), Models(work.models.folder.resolve())
+    path, models = work.path, Models(work.models.folder.resolve())
+    path = path.resolve() if isinstance(path, Path) else path
     return replace(work, path=path, models=models, progress=silent, given_rows=None)
 
 

@@ -81,7 +81,10 @@ class MemoryS3:
             if key not in self.objects:
                 return 404, {}, b""
             data = self.objects[key]
-        common = {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+        common = {
+            "ETag": f'"{hashlib.md5(data).hexdigest()}"',
+            "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
+        }
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         if found is None:
             return 200, common, data
@@ -176,7 +179,11 @@ class Bucket:
 
     def store(self, prefix: str = "store.zarr", **options: Any) -> "ObjectStore[S3Store]":
         """The objects under a prefix, through a client of its own that is soon out of patience."""
-        backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
+        backoff = {
+            "init_backoff": timedelta(milliseconds=5),
+            "max_backoff": timedelta(milliseconds=20),
+            "base": 2,
+        }
         return ObjectStore(
             S3Store(
                 NAME,
