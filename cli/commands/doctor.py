@@ -1,4 +1,4 @@
-"""The command `doctor`: whether a disk is safe for several writers."""
+"""The command `doctor`: whether a disk or a bucket is safe for several writers."""
 
 from pathlib import Path
 
@@ -10,8 +10,13 @@ from ..printing.stores import format_bytes
 from ..printing.text import pick, print_json, print_table, print_text
 
 
-@options.subcommand("doctor", "logitstore doctor .", "logitstore doctor /scratch --rounds 10000 --json")
-@click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+@options.subcommand(
+    "doctor",
+    "logitstore doctor .",
+    "logitstore doctor /scratch --rounds 10000 --json",
+    "logitstore doctor s3://bucket/runs",
+)
+@click.argument("path", type=str, metavar="PATH")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -20,34 +25,46 @@ from ..printing.text import pick, print_json, print_table, print_text
     help="Races of two processes for a name.",
 )
 @options.json_option
-def command(path: Path, rounds: int, as_json: bool) -> None:
-    """Test whether several processes may write a store in the folder PATH at once.
+def command(path: str, rounds: int, as_json: bool) -> None:
+    """Test whether several processes may write a store in the folder PATH at once, or under a URL of a bucket.
 
-    Two processes try the operations that writers need, in a temporary folder inside PATH.
+    Two processes try the operations that writers need, in a temporary folder inside PATH. What is put in a bucket is
+    deleted again.
 
     \b
     Exit codes: 0 safe for several writers, 1 one writer at a time or unsafe, 4 PATH is not writable.
     """
     from ...storage.errors import StorageError
-    from ...storage.integrity.doctor import IO_ERROR, examine
+    from ...storage.integrity.bucket_doctor import BucketFindings, examine_bucket
+    from ...storage.integrity.doctor import IO_ERROR, Findings, examine
 
+    findings: Findings | BucketFindings
     try:
-        findings = examine(path, rounds=rounds)
+        if "://" in path:
+            findings = examine_bucket(path, rounds=rounds)
+        else:
+            findings = examine(Path(path), rounds=rounds)
     except StorageError as error:
         echo("logitstore: " + " ".join(str(error).split()), err=True)
         click.get_current_context().exit(IO_ERROR)
-    mount = findings.mount
-    if as_json:
-        names = "path", "verdict", "exit_code", "mount", "free_bytes", "checks", "not_tested"
-        print_json({**pick(findings, *names), "network": mount.is_network})
-    else:
-        limit = ", as far as this machine can see" if mount.is_network else ""
-        print_text(
+    names = ["path", "verdict", "exit_code", "checks", "not_tested"]
+    limit, facts, more = "", [f"bucket       {findings.path}"], {}
+    if isinstance(findings, Findings):
+        mount = findings.mount
+        names[3:3] = ["mount", "free_bytes"]
+        limit, more = (
+            ", as far as this machine can see" if mount.is_network else "",
+            {"network": mount.is_network},
+        )
+        facts = [
             f"folder       {findings.path}",
             f"file system  {mount.kind} at {mount.point} from {mount.source} ({mount.options})",
             f"free         {format_bytes(findings.free_bytes)}",
-            "",
-        )
+        ]
+    if as_json:
+        print_json({**pick(findings, *names), **more})
+    else:
+        print_text(*facts, "")
         print_table(
             ["tried", "passed", "found", "needed by"],
             [[check.name, check.passed, check.found, check.needed_by] for check in findings.checks],

@@ -1,7 +1,7 @@
 """Stores that are not on a local disk, read through Zarr's stores.
 
 `folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`). A `RemoteFolder` is read key by key, by
-the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to (`object_folder`); all else
+the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to (`ObjectFolder`); all else
 is read-only.
 
 | URL | library | credentials, region … |
@@ -11,6 +11,7 @@ is read-only.
 | `memory://path` | fsspec | of this process alone |
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -21,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS
+from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS, STAGING
+from .conditional import PATIENCE_S, prove_exclusive, put_new
 from .listing import Lister, serve
 from .local import local_path, writable
 from .paths import local_folder
 from .place import Place, check_size, components, split_url
-from .writable import Writable
+from .writable import ENDLESS, Writable
 from .zarr_bytes import ZarrBytes, is_cloud
 
 if TYPE_CHECKING:
@@ -149,6 +151,100 @@ class RemoteFolder(Place):
         )
 
 
+class ObjectFolder(RemoteFolder):
+    """A folder of a store in a bucket, for objects that are written once (`conditional`)."""
+
+    is_remote = True
+
+    def __init__(self, objects: ZarrBytes, inside: Sequence[str] = (), *, is_held: bool = False) -> None:
+        super().__init__(objects, inside)
+        self._is_held = is_held
+
+    def __repr__(self) -> str:
+        return f"ObjectFolder({str(self.path)!r})"
+
+    def sub(self, name: str) -> "ObjectFolder":
+        inside = (*self._inside, *components(name, self.path))
+        return ObjectFolder(self._objects, inside, is_held=self._is_held)
+
+    # A bucket has no folders to hold: what is compared before each commit is the log and the spec (`parts.binding`).
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `hold` gave the folder, or one above it."""
+        return self._is_held
+
+    def hold(self, *, make: bool = False) -> "ObjectFolder":
+        """Return this folder. Nothing is made: a folder is there with its first object."""
+        return ObjectFolder(self._objects, self._inside, is_held=True)
+
+    def let_go(self) -> None:
+        """Do nothing: nothing is held open."""
+
+    def check_in_place(self) -> None:
+        """Do nothing: the prefix of a URL leads nowhere else."""
+
+    def sync(self, key: str) -> None:
+        """Do nothing: an object is durable, and listed, once it was put."""
+
+    def free_bytes(self) -> int:
+        """Return `ENDLESS`: a bucket states no limit."""
+        return ENDLESS
+
+    @contextlib.contextmanager
+    def stage(self, *keys: str) -> Iterator[list["NewRemoteObject"]]:
+        """Begin objects, which are kept in memory until they are published."""
+        yield [NewRemoteObject(self, key) for key in keys]
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Put an object under a free name; return False if other bytes have the name. As `conditional.put_new`."""
+        inner, where = self._key(key)
+        return put_new(self._objects, inner, where, data)
+
+    def put_once(self, key: str, data: bytes) -> str | None:
+        """Put an object by one request, if its name is free; None if it was stored, else what the answer was."""
+        inner, where = self._key(key)
+        failure = self._objects.ask(where, self._objects.create, inner, data, PATIENCE_S)
+        return None if failure is None else failure.found
+
+    def put_unconditionally(self, key: str, data: bytes) -> None:
+        """Put an object, whatever has its name: for examinations alone."""
+        inner, where = self._key(key)
+        self._objects.ask(where, self._objects.put, inner, data)
+
+    def delete(self, key: str) -> None:
+        """Delete an object: for examinations alone. Whether a missing one raises FileNotFoundError differs by place."""
+        inner, where = self._key(key)
+        self._objects.ask(where, self._objects.delete, inner)
+
+    def prove_exclusive(self) -> None:
+        """Test that the second of two objects of one name is refused. As `conditional.prove_exclusive`."""
+        prove_exclusive(self._objects)
+
+    def tidy(self) -> None:
+        """Remove the probes of killed writers. A part has none: they lie at the top of the store."""
+        for name in () if self._inside else self.names(STAGING):
+            with contextlib.suppress(FileNotFoundError):
+                self.delete(f"{STAGING}/{name}")
+
+
+class NewRemoteObject:
+    """An object in memory, to be put whole under its name."""
+
+    def __init__(self, folder: ObjectFolder, key: str) -> None:
+        self._folder, self._key = folder, key
+        self._pieces: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        """Append bytes (any contiguous buffer)."""
+        self._pieces.append(bytes(data))
+
+    def publish(self) -> bool:
+        """Put the object; return False if other bytes have its name."""
+        pieces, self._pieces = self._pieces, []
+        return self._folder.put_new(self._key, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+
 def folder_at(location: Any) -> Place:
     """Return the folder at a path, at a URL, or at the top of a `zarr.abc.store.Store`, without any request.
 
@@ -175,8 +271,6 @@ def folder_at(location: Any) -> Place:
 
 def _folder_of(objects: ZarrBytes) -> RemoteFolder:
     """Return the top folder of some objects, to be written to where they can be."""
-    from .object_folder import ObjectFolder  # which is built on this module
-
     return ObjectFolder(objects) if objects.can_put else RemoteFolder(objects)
 
 

@@ -1,6 +1,6 @@
 """Places that stores are written to: the objects of a `Place`, put under free names, whole, once and durably.
 
-| | `local.Folder` | `object_folder.ObjectFolder` |
+| | `local.Folder` | `remote.ObjectFolder` |
 | --- | --- | --- |
 | `put_new` | temporary file, fsync, link, fsync of the directory | conditional PUT, then read back if the answer leaves doubt |
 | `hold` | a descriptor: the folder stays the same one, whatever becomes of its path | nothing: the log and the spec are compared |

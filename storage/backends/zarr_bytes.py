@@ -209,6 +209,13 @@ class ZarrBytes:
             return _failure(error)
         return None
 
+    async def put(self, key: str, data: bytes) -> None:
+        """Put an object, whatever has its name."""
+        import obstore
+
+        store: Any = self._store
+        await obstore.put_async(store.store, key, data)
+
     async def delete(self, key: str) -> None:
         """Delete an object."""
         import obstore

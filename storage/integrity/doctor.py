@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -79,6 +79,14 @@ class Check:
     """`EVERY`, `SEVERAL` or `NOBODY`."""
 
 
+def verdict_of(checks: Sequence[Check]) -> str:
+    """Return "safe for several writers", "one writer at a time" or "not safe"."""
+    failed = {check.needed_by for check in checks if not check.passed}
+    if EVERY in failed:
+        return "not safe"
+    return "one writer at a time" if SEVERAL in failed else SAFE_VERDICT
+
+
 @dataclass
 class Findings:
     """All that was found about a file system."""
@@ -92,15 +100,10 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
     """The tests, in order."""
 
-    def _fails(self, needed_by: str) -> bool:
-        return any(check.needed_by == needed_by and not check.passed for check in self.checks)
-
     @property
     def verdict(self) -> str:
         """ "safe for several writers", "one writer at a time" or "not safe"."""
-        if self._fails(EVERY):
-            return "not safe"
-        return "one writer at a time" if self._fails(SEVERAL) else SAFE_VERDICT
+        return verdict_of(self.checks)
 
     @property
     def exit_code(self) -> int:

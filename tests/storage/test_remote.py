@@ -287,20 +287,28 @@ def test_verify_needs_a_place_that_lists_its_files(web: Web) -> None:
     [
         ("compress", "{}", "--teacher", "wide", "--name", "new", "--max-kl", "1e-2"),
         ("cluster", "{}", "--teacher", "wide", "--clusters", "2", "--classes-per-cluster", "2"),
-        ("repair", "{}"),
+        ("combine", "{}", "--generalist", "wide", "--specialist", "small", "--name", "new"),
+        ("doctor", "{}"),
     ],
 )
-def test_commands_that_write_refuse_a_url_before_they_ask_anything(
+def test_commands_that_write_refuse_a_web_server_before_they_ask_anything(
     web: Web, arguments: tuple[str, ...]
 ) -> None:
     done = call(*(argument.format(url_of(web)) for argument in arguments))
+    assert done.exit_code == 64
+    assert "expected a store that can be written to: on a local disk, or s3://, gs:// or az://" in done.output
+    assert web.requests == []
+
+
+def test_a_repair_refuses_a_url_before_it_asks_anything(web: Web) -> None:
+    done = call("repair", url_of(web))
     assert done.exit_code == 64
     assert "expected a local path, found a http:// URL; copy the store to a local disk first" in done.output
     assert web.requests == []
 
 
-def test_a_store_is_not_made_at_a_url(web: Web) -> None:
-    with pytest.raises(ConfigError, match="expected a local path, found a http:// URL"):
+def test_a_store_is_not_made_at_a_url_of_a_web_server(web: Web) -> None:
+    with pytest.raises(ConfigError, match="expected a store that can be written to"):
         begin_store(url_of(web), num_rows=3, num_classes=2)
     assert web.requests == []
 

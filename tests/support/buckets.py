@@ -22,7 +22,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from obstore.store import S3Store
 from zarr.storage import ObjectStore
@@ -68,6 +68,16 @@ class MemoryS3:
         parts = urlsplit(path)
         key = unquote(parts.path).removeprefix(f"/{NAME}").lstrip("/")
         with self._lock:
+            if not key and method == "POST":
+                keys = re.findall(r"<Key>([^<]*)</Key>", body.decode())
+                for name in map(unescape, keys):
+                    self.objects.pop(name, None)
+                done = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in keys)
+                return (
+                    200,
+                    {"Content-Type": "application/xml"},
+                    f"<DeleteResult>{done}</DeleteResult>".encode(),
+                )
             if not key:
                 return 200, {"Content-Type": "application/xml"}, self._listing(parse_qs(parts.query))
             if method == "PUT":
@@ -236,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if kind == "reset before":
             return self._reset()
-        if kind in BEFORE:
+        if kind.isdigit():
             return self._send(*error_of(int(kind)))
         if kind == "slow":
             time.sleep(0.3)
