@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -179,7 +180,14 @@ class Bucket:
     """"PUT /bucket/key", as they came."""
     hangs_s: float = 2.5
     """How long an answer hangs: longer than its client waits."""
+    watch: "Callable[[str, bool], None] | None" = None
+    """Called at each PUT with the client's access key, before and after it is stored (True)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stored_twice(self) -> set[str]:
+        """The keys that were stored more than once, but for probes, which another writer may take away at any time."""
+        counts = Counter(key for key in self.stored if "/__logitstore__/tmp/" not in key)
+        return {key for key, count in counts.items() if count > 1}
 
     def fault_of(self) -> str:
         """The kind of fault of the PUT that has just come; "" for none."""
@@ -187,25 +195,31 @@ class Bucket:
             number, self.puts = self.puts, self.puts + 1
             return next((f.kind for f in self.faults if f.first <= number < f.first + f.times), "")
 
-    def store(self, prefix: str = "store.zarr", **options: Any) -> "ObjectStore[S3Store]":
-        """The objects under a prefix, through a client of its own that is soon out of patience."""
-        backoff = {
-            "init_backoff": timedelta(milliseconds=5),
-            "max_backoff": timedelta(milliseconds=20),
-            "base": 2,
-        }
-        return ObjectStore(
-            S3Store(
-                NAME,
-                prefix=prefix,
-                endpoint=self.url,
-                region="us-east-1",
-                access_key_id="key",
-                secret_access_key="secret",
-                client_options={"allow_http": True, "timeout": "1s", **options},
-                retry_config={"max_retries": 1, "backoff": backoff, "retry_timeout": timedelta(seconds=5)},  # type: ignore[typeddict-item]
-            )
+    def store(self, prefix: str = "store.zarr", key: str = "key", **options: Any) -> "ObjectStore[S3Store]":
+        """The objects under a prefix, through a client of its own that is soon out of patience. key: its access key."""
+        return client_of(self.url, prefix, key, **options)
+
+
+def client_of(url: str, prefix: str, key: str = "key", **options: Any) -> "ObjectStore[S3Store]":
+    """The objects under a prefix of the bucket at a URL, through a client that is soon out of patience."""
+    backoff = {
+        "init_backoff": timedelta(milliseconds=5),
+        "max_backoff": timedelta(milliseconds=20),
+        "base": 2,
+    }
+    retries: Any = {"max_retries": 1, "backoff": backoff, "retry_timeout": timedelta(seconds=5)}
+    return ObjectStore(
+        S3Store(
+            NAME,
+            prefix=prefix,
+            endpoint=url,
+            region="us-east-1",
+            access_key_id=key,
+            secret_access_key="secret",
+            client_options={"allow_http": True, "timeout": "1s", **options},
+            retry_config=retries,
         )
+    )
 
 
 @contextlib.contextmanager
@@ -242,7 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
     def do_PUT(self) -> None:
-        kind = self.served.fault_of()
+        kind, watch = self.served.fault_of(), self.served.watch
+        client = re.search(r"Credential=([^/]*)/", self.headers.get("Authorization", ""))
+        who = client[1] if client else ""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if kind == "reset before":
             return self._reset()
@@ -250,7 +266,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(*error_of(int(kind)))
         if kind == "slow":
             time.sleep(0.3)
+        if watch is not None:
+            watch(who, False)
         answer = self._pass_on(body)
+        if watch is not None:
+            watch(who, True)
         if kind == "500 after":
             return self._send(*error_of(500))
         if kind == "reset after":
