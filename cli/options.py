@@ -4,6 +4,7 @@ A default that an experiment can set is not given here: it comes from the experi
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,16 @@ def transform_named(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file in the place of a folder, before anything is computed for it."""
+    """Refuse a file in the place of a folder, and a URL, before anything is computed for it."""
+    if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", path.as_posix()) and not path.exists():
+        from ..storage.errors import ConfigError
+
+        raise ConfigError(
+            f"{parameter.opts[0]} {str(path)[:200]}",
+            expected="a local folder",
+            found="a URL",
+            remedy="name a folder; `logitstore cache EXPERIMENT URL --models DIR` writes a store to a bucket",
+        )
     try:
         found = "a file" if path is not None and path.exists() and not path.is_dir() else ""
     except OSError as error:  # a name that is too long

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import obstore
 import pytest
+import torch
 from click.testing import CliRunner
 from obstore.store import MemoryStore
+from support import small_experiment
 from support.bucket_stores import BLOCKS, CLASSES, ROWS, Writers, golden, write
 from support.buckets import AFTER, BEFORE, Bucket, Fault, MemoryS3, serving_bucket
 from zarr.storage import ObjectStore
 
+import logitstore
 from logitstore.cli.main import cli
 from logitstore.storage.api import begin_store, create_store, open_store
 from logitstore.storage.backends import conditional
@@ -378,8 +381,61 @@ def test_a_capture_is_clustered_in_a_bucket(bucket: Bucket, at_url: str) -> None
     assert verify(store.root.folder, deep=True).exit_code == 0
 
 
-def test_a_cache_in_a_bucket_needs_a_local_folder_of_models(at_url: str, tmp_path: Path) -> None:
-    experiment = tmp_path / "experiment.toml"
-    experiment.write_text("")
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """An experiment with one teacher, which has weights."""
+    return small_experiment.lay_out(tmp_path / "experiment")
+
+
+def test_stage_one_writes_the_same_objects_in_a_bucket(
+    bucket: Bucket, at_url: str, experiment: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "store.zarr"
+    done = call("cache", str(experiment), str(local))
+    assert done.exit_code == 0, done.output
+    done = call("cache", str(experiment), at_url, "--models", str(tmp_path / "models"))
+    assert done.exit_code == 0, done.output
+    assert objects_in(bucket) == small_experiment.files(local)
+    done = call("cache", str(experiment), at_url, "--models", str(tmp_path / "models"))
+    assert done.exit_code == 0 and "nothing to do" in done.output
+
+
+def test_a_cache_in_a_bucket_needs_a_local_folder_of_models(
+    bucket: Bucket, at_url: str, experiment: Path
+) -> None:
     done = call("cache", str(experiment), at_url)
-    assert done.exit_code != 0
+    assert done.exit_code == 64, done.output
+    assert (
+        "expected a local folder for the trained networks" in done.output
+        and "add --models DIR" in done.output
+    )
+    assert bucket.requests == []
+
+
+def test_a_bucket_that_replaces_objects_is_refused_before_a_teacher_runs(
+    bucket: Bucket, at_url: str, experiment: Path, tmp_path: Path
+) -> None:
+    assert isinstance(bucket.serve, MemoryS3)
+    bucket.serve.is_conditional = False
+    done = call("cache", str(experiment), at_url, "--models", str(tmp_path / "models"))
+    assert done.exit_code == 75
+    assert "a second object replaced the first" in done.output
+    assert objects_in(bucket) == {}
+
+
+def test_a_folder_is_not_made_for_a_url(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("run", str(experiment), "--out", "s3://bucket/runs")
+    assert done.exit_code == 64 and "expected a local folder, found a URL" in done.output
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_networks_in_hand_are_cached_in_a_bucket(bucket: Bucket, at_url: str) -> None:
+    inputs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    teachers = {"line": torch.nn.Linear(4, 3)}
+    store = logitstore.cache(at_url, teachers, (inputs, np.arange(20) % 3), progress=False)
+    assert str(store.path) == at_url and list(store.teachers) == ["line"]
+    with pytest.raises(ConfigError, match="beside which the scores are kept"):
+        logitstore.cache(at_url, teachers, inputs, evaluation=(inputs, np.arange(20) % 3))
