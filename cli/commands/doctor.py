@@ -47,24 +47,22 @@ def command(path: str, rounds: int, as_json: bool) -> None:
     except StorageError as error:
         echo("logitstore: " + " ".join(str(error).split()), err=True)
         click.get_current_context().exit(IO_ERROR)
-    names = ["path", "verdict", "exit_code", "checks", "not_tested"]
-    limit, facts, more = "", [f"bucket       {findings.path}"], {}
-    if isinstance(findings, Findings):
-        mount = findings.mount
-        names[3:3] = ["mount", "free_bytes"]
-        limit, more = (
-            ", as far as this machine can see" if mount.is_network else "",
-            {"network": mount.is_network},
-        )
-        facts = [
-            f"folder       {findings.path}",
-            f"file system  {mount.kind} at {mount.point} from {mount.source} ({mount.options})",
-            f"free         {format_bytes(findings.free_bytes)}",
-        ]
+    mount, limit = findings.mount, ""
     if as_json:
-        print_json({**pick(findings, *names), **more})
+        names = "path", "verdict", "exit_code", "mount", "free_bytes", "checks", "not_tested"
+        print_json({**pick(findings, *names), "network": mount is None or mount.is_network})
     else:
-        print_text(*facts, "")
+        if isinstance(findings, BucketFindings):
+            print_text(f"bucket       {findings.path}", "")
+        else:
+            limit = ", as far as this machine can see" if findings.mount.is_network else ""
+            print_text(
+                f"folder       {findings.path}",
+                f"file system  {findings.mount.kind} at {findings.mount.point} from {findings.mount.source} "
+                f"({findings.mount.options})",
+                f"free         {format_bytes(findings.free_bytes)}",
+                "",
+            )
         print_table(
             ["tried", "passed", "found", "needed by"],
             [[check.name, check.passed, check.found, check.needed_by] for check in findings.checks],

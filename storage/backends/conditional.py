@@ -114,8 +114,7 @@ def _replaces(objects: ZarrBytes, key: str, where: str) -> bool:
 
 def _holds(objects: ZarrBytes, key: str, where: str, data: bytes) -> bool:
     """Return whether the object of a name has these bytes. Raises FileNotFoundError, StorageError."""
-    found, size = objects.ask(where, objects.read, key, 0, len(data) + 1)
-    return size == len(data) and found == data
+    return objects.ask(where, objects.holds, key, data)
 
 
 def _waited(wait: float) -> float:

@@ -209,6 +209,22 @@ class ZarrBytes:
             return _failure(error)
         return None
 
+    async def holds(self, key: str, data: bytes) -> bool:
+        """Return whether an object has these bytes, and no more of it is read than they are. Raises FileNotFoundError."""
+        import obstore
+
+        store: Any = self._store
+        answer = await obstore.get_async(store.store, key)
+        if answer.meta["size"] != len(data):
+            return False
+        expected, offset = memoryview(data), 0
+        async for piece in answer.stream(min_chunk_size=min(max(1, len(data)), _PIECE)):
+            found = memoryview(piece).cast("B")
+            if found != expected[offset : offset + len(found)]:
+                return False
+            offset += len(found)
+        return offset == len(data)
+
     async def put(self, key: str, data: bytes) -> None:
         """Put an object, whatever has its name."""
         import obstore

@@ -33,6 +33,10 @@ class BucketFindings:
     """The URL that was examined."""
     checks: list[Check] = field(default_factory=list)
     """The tests, in order."""
+    mount: None = None
+    """A bucket is on no file system."""
+    free_bytes: None = None
+    """A bucket states no limit."""
 
     @property
     def verdict(self) -> str:

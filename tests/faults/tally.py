@@ -44,6 +44,8 @@ ROWS: Final = {
     "interleave": "two writers, every interleaving of their steps",
     "ranks": "ranks that differ",
     "memory": "small shared memory",
+    "buckets": "wrong answers of the server of a bucket, and none",
+    "bucket_kills": "SIGKILL of writers of a bucket",
     "golden": "golden stores",
 }
 """Key of each row -> its title, in the order in which they are printed."""

@@ -14,10 +14,10 @@ from support.bucket_stores import Writers, golden
 from support.buckets import AFTER, BEFORE, Bucket, Fault, serving_bucket
 from support.seaweedfs import KEY, seaweedfs
 
+from faults.bucket_killing import KEYS, killed_run
+from faults.tally import Tally
 from logitstore.storage.backends import conditional
 from logitstore.storage.errors import StorageRefused
-
-from .bucket_killing import KEYS, killed_run
 
 POSITIONS = (0, 1, 2, 5, 9, 14, 20, 27, 33, 38)
 """Numbers of the PUT at which a fault begins; one writer makes some 45."""
@@ -79,23 +79,26 @@ def times_of(kind: str, chance: random.Random) -> int:
     return 1 if kind in ("hang after", "slow") else chance.choice((1, 2, 5))
 
 
-def test_some_faults_leave_one_whole_store(memory: Bucket) -> None:
+def test_some_faults_leave_one_whole_store(memory: Bucket, tally: Tally) -> None:
     golden()
     chance = random.Random(1)
     for number, kind in enumerate((*BEFORE, *AFTER)):
         prefix = f"store-{number}"
         run_case(memory, prefix, kind, chance.choice(POSITIONS), 1 + number % 3, times_of(kind, chance))
+    tally.reached("buckets", len(BEFORE + AFTER), "cases")
 
 
-def test_writers_that_are_killed_leave_the_store_of_one_that_was_not(memory: Bucket) -> None:
+def test_writers_that_are_killed_leave_the_store_of_one_that_was_not(memory: Bucket, tally: Tally) -> None:
     golden()
     killed, kept = killed_run(memory, "store-0", random.Random(0), incarnations=2)
     there = objects_in(memory, "store-0")
     assert killed > 0 and kept <= there.keys() and there == golden()
+    tally.reached("bucket_kills", 1, "runs", kills=killed)
 
 
-def test_a_lost_acknowledgement_is_resolved(memory: Bucket) -> None:
+def test_lost_acknowledgements_are_resolved(memory: Bucket, tally: Tally) -> None:
     lost_acknowledgements(memory, 10)
+    tally.reached("buckets", 10, "cases", lost_acknowledgements=10)
 
 
 def lost_acknowledgements(bucket: Bucket, count: int) -> None:
@@ -111,21 +114,23 @@ def lost_acknowledgements(bucket: Bucket, count: int) -> None:
 
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", (*BEFORE, *AFTER))
-def test_every_fault_leaves_one_whole_store(real: Bucket, kind: str) -> None:
+def test_every_fault_leaves_one_whole_store(real: Bucket, kind: str, tally: Tally) -> None:
     golden()
     chance = random.Random(2)
     for number, (_, position, writers) in enumerate(case for case in CASES if case[0] == kind):
         run_case(real, f"{kind.replace(' ', '-')}-{number}", kind, position, writers, times_of(kind, chance))
+    tally.reached("buckets", number + 1, "cases")
 
 
 @pytest.mark.deep
-def test_a_hundred_lost_acknowledgements_are_resolved(real: Bucket) -> None:
+def test_a_hundred_lost_acknowledgements_are_resolved(real: Bucket, tally: Tally) -> None:
     lost_acknowledgements(real, 100)
+    tally.reached("buckets", 100, "cases", lost_acknowledgements=100)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("serve", ["memory", "real"])
-def test_a_hundred_runs_of_killed_writers(serve: str, request: pytest.FixtureRequest) -> None:
+def test_a_hundred_runs_of_killed_writers(serve: str, request: pytest.FixtureRequest, tally: Tally) -> None:
     golden()
     bucket: Bucket = request.getfixturevalue(serve)
     bucket.faults = []
@@ -135,7 +140,8 @@ def test_a_hundred_runs_of_killed_writers(serve: str, request: pytest.FixtureReq
         there = objects_in(bucket, f"killed-{number}")
         assert kept <= there.keys() and there == golden(), number
         killed += count
-    assert killed > 50
+    assert killed > 20
+    tally.reached("bucket_kills", number + 1, "runs", kills=killed)
 
 
 MUTANTS: dict[str, Callable[..., Any]] = {
@@ -146,9 +152,10 @@ MUTANTS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_writer_that_trusts_the_answer_is_found_wrong(
-    memory: Bucket, monkeypatch: pytest.MonkeyPatch, mutant: str
+    memory: Bucket, monkeypatch: pytest.MonkeyPatch, mutant: str, tally: Tally
 ) -> None:
     golden()
     monkeypatch.setattr(conditional, "_holds", MUTANTS[mutant])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) as caught:
         run_case(memory, "store-0", "409", 5, 1, 3)
+    tally.control("buckets", mutant, bool(caught))

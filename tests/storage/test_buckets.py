@@ -1,5 +1,6 @@
 """Stores that are written in buckets: every answer of the server, and none, ends in the store of a local disk."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from obstore.store import MemoryStore
 from support import small_experiment
 from support.bucket_stores import BLOCKS, CLASSES, ROWS, Writers, golden, write
 from support.buckets import AFTER, BEFORE, Bucket, Fault, MemoryS3, serving_bucket
+from support.json_schema import problems
+from support.torchrun import torchrun
+from support.tree import ROOT
 from zarr.storage import ObjectStore
 
 import logitstore
@@ -375,6 +379,12 @@ def test_the_doctor_finds_a_bucket_unsafe_that_replaces_objects(bucket: Bucket, 
     assert objects_in(bucket) == {}
 
 
+def test_the_doctors_json_has_the_keys_and_types_of_its_schema(bucket: Bucket, at_url: str) -> None:
+    schema = json.loads((ROOT / "docs" / "reference" / "schemas" / "doctor.json").read_text())
+    done = call("doctor", at_url, "--rounds", "20", "--json")
+    assert problems(json.loads(done.output), schema) == []
+
+
 def test_the_doctor_says_that_nothing_can_be_put(bucket: Bucket, at_url: str) -> None:
     bucket.faults = [Fault("403", first=0, times=1000)]
     done = call("doctor", at_url)
@@ -420,6 +430,18 @@ def test_stage_one_writes_the_same_objects_in_a_bucket(
     assert objects_in(bucket) == small_experiment.files(local)
     done = call("cache", str(experiment), at_url, "--models", str(tmp_path / "models"))
     assert done.exit_code == 0 and "nothing to do" in done.output
+
+
+@pytest.mark.deep
+def test_several_ranks_write_the_same_objects_in_a_bucket(
+    bucket: Bucket, at_url: str, experiment: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "store.zarr"
+    assert call("cache", str(experiment), str(local)).exit_code == 0
+    command = ("-m", "logitstore", "cache", experiment, at_url, "--models", tmp_path / "models")
+    done = torchrun(2, *command)
+    assert done.returncode == 0, done.stderr
+    assert objects_in(bucket) == small_experiment.files(local)
 
 
 def test_a_cache_in_a_bucket_needs_a_local_folder_of_models(
