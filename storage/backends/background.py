@@ -6,14 +6,17 @@ written in the caller's thread.
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from .writable import Staged
 
 _WRITE_BYTES = 128 << 10
 """Bytes below which buffers are gathered into one write."""
+_AT_ONCE = 16
+"""Requests in flight."""
+_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
 _AHEAD = 2
 """Most pieces of a block that wait to be written and checked."""
 _SYNCS = 16
@@ -58,6 +61,17 @@ class Crews:
             crew = self._idle.pop()
             if crew.process == os.getpid():
                 crew.end()
+
+
+def each(function: Callable[[_Item], _Answer], items: Iterable[_Item], *, at_once: bool) -> list[_Answer]:
+    """Call a function for each item, and return its answers in their order; at once: by threads that wait for a network.
+
+    Raises the error of the first item that has one.
+    """
+    if not at_once:
+        return list(map(function, items))
+    with ThreadPoolExecutor(_AT_ONCE, "logitstore-ask") as pool:
+        return list(pool.map(function, items))
 
 
 class Background:

@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 
 from numpy.typing import NDArray
 
-from ..backends.background import Background, Crews
+from ..backends.background import Background, Crews, each
 from ..backends.lease import lease, tidy_up
 from ..backends.local import Folder, keep_directories
 from ..backends.writable import Writable
@@ -464,24 +464,29 @@ class PartWriter:
         self._begin()
         self._binding.share()
         plan = self._plan(self._files[SPEC])
+        at_once = self.folder.is_remote
         with keep_directories():
-            commits = [read_commit(self.folder, view, block, plan) for view, block in plan.blocks()]
-            for commit in commits:
-                if not has_shards(self.folder, commit, self.layouts.values()):
-                    rows = f"rows {commit.rows.start} to {commit.rows.stop - 1}"
-                    raise ShardCorrupt(
-                        f"{self._where}, view {commit.view}, {rows}",
-                        expected="the shards that were committed",
-                        found="other files, or none",
-                        remedy="run `logitstore repair` and then the same command again",
-                    )
-                self.check_rows(commit.view, commit.block)
+            commits = each(
+                lambda place: read_commit(self.folder, *place, plan), plan.blocks(), at_once=at_once
+            )
+            each(self._check_committed, commits, at_once=at_once)
         samples = None if self.name == SAMPLES else self.root.part(SAMPLES).digest.removeprefix("sha256:")
         shape = (self.views, self.root.grid.num_blocks)
         digest = seal_blocks(self.folder, plan.layouts, commits, shape, self._files, samples)
         self._check_still_bound()
         with lease(self._binding.store):
             append_log(self._binding.store, self.name, digest)
+
+    def _check_committed(self, commit: Commit) -> None:
+        """Refuse a block whose shards are not there, or of other rows. Raises ShardCorrupt, RowMismatch."""
+        if not has_shards(self.folder, commit, self.layouts.values()):
+            raise ShardCorrupt(
+                f"{self._where}, view {commit.view}, rows {commit.rows.start} to {commit.rows.stop - 1}",
+                expected="the shards that were committed",
+                found="other files, or none",
+                remedy="run `logitstore repair` and then the same command again",
+            )
+        self.check_rows(commit.view, commit.block)
 
     def close(self) -> None:
         """Release the part, sealed or not, to other writers. A second call does nothing."""
