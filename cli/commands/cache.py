@@ -15,6 +15,7 @@ from ..workspaces import workspace
     "cache",
     "logitstore cache experiments/mnist.toml runs/mnist/store.zarr",
     "logitstore cache new.toml new/store.zarr --reuse runs/mnist/store.zarr",
+    "logitstore cache experiments/mnist.toml s3://bucket/mnist.zarr --models runs/mnist/models",
     "torchrun --nproc-per-node 2 -m logitstore cache experiments/mnist.toml runs/mnist/store.zarr",
 )
 @options.experiment_argument

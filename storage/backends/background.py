@@ -16,7 +16,8 @@ _WRITE_BYTES = 128 << 10
 """Bytes below which buffers are gathered into one write."""
 _AT_ONCE = 16
 """Requests in flight."""
-_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 _AHEAD = 2
 """Most pieces of a block that wait to be written and checked."""
 _SYNCS = 16

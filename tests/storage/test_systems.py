@@ -107,7 +107,8 @@ with open({str(began)!r}, "a") as file:
         paths = os.pathsep.join([str(site), environment()["PYTHONPATH"]])
         found = on("windows", "content", url, PYTHONPATH=paths, AWS_REGION="nowhere-1", **bucket)
     here = content(str(golden))
-    assert (found.pop("folder"), here.pop("folder")) == ("RemoteFolder", "Folder")
+    kind = "RemoteFolder" if place == "http" else "ObjectFolder"
+    assert (found.pop("folder"), here.pop("folder")) == (kind, "Folder")
     if place == "http":
         here["verified"] = None  # a web server lists nothing
     assert found == here
