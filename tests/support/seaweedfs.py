@@ -81,8 +81,8 @@ def _make_bucket(port: int, key: str) -> None:
     )
     deadline = time.monotonic() + _STARTS_WITHIN_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
             connection.request("PUT", f"/{NAME}", headers=_signed(port, key))
             connection.getresponse().read()
         try:
