@@ -208,6 +208,7 @@ def client_of(url: str, prefix: str, key: str = "key", **options: Any) -> "Objec
         "base": 2,
     }
     retries: Any = {"max_retries": 1, "backoff": backoff, "retry_timeout": timedelta(seconds=5)}
+    client: Any = {"allow_http": True, "timeout": "1s", **options}
     return ObjectStore(
         S3Store(
             NAME,
@@ -216,7 +217,7 @@ def client_of(url: str, prefix: str, key: str = "key", **options: Any) -> "Objec
             region="us-east-1",
             access_key_id=key,
             secret_access_key="secret",
-            client_options={"allow_http": True, "timeout": "1s", **options},
+            client_options=client,
             retry_config=retries,
         )
     )
