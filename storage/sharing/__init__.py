@@ -1,0 +1,1 @@
+"""Stores copied, merged and found: between disks, object stores and web servers."""

@@ -1,0 +1,188 @@
+"""Copies of stores: whole objects, in parallel, each compared with the seal when it arrives, the log last.
+
+    source ── log, seals ──▶ what there is          (read and checked as for any reader)
+    destination ── log ────▶ what it lacks          (another store there: an error, before anything is written)
+    parts, one after another, their objects in parallel
+    log records, each on the next free number       (two copies at once: both stay)
+
+Onto a store of the same samples, the parts that it lacks are added: copies of one store that grew apart are merged.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from ..backends.local import Folder
+from ..backends.place import Place
+from ..backends.remote import folder_at
+from ..errors import ConfigError, StorageFull
+from ..format.constants import SAMPLES
+from ..format.documents import check_name, sha256_hex
+from ..parts.journal import LogRecord, log_key, part_record
+from ..parts.root import Root, open_root, unsealed_parts
+from ..parts.sealable import check_log
+from ..progress import Progress, silent
+from .destination import (
+    Destination,
+    add_to_log,
+    begin_store,
+    check_part,
+    destination_at,
+    held,
+    is_local,
+    records_there,
+)
+from .in_flight import LOCAL, REMOTE, InFlight
+from .part_copy import PartCopy, PartPlan
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+else:
+    ZarrStore = Any
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The result of a copy; of one with `dry_run`, what it would be."""
+
+    source: PurePath
+    """The store that was copied."""
+    path: PurePath
+    """The destination."""
+    dry_run: bool
+    """Whether nothing was written."""
+    digest: str
+    """ "sha256:…" of the store at the destination."""
+    parts: tuple[PartPlan, ...]
+    """The parts that the log of the destination lacked, and the bytes that were missing of each."""
+    there: tuple[str, ...]
+    """The chosen parts that it had."""
+    sent: int
+    """Bytes that were written; commit records and the log are not counted."""
+    unsealed: tuple[str, ...]
+    """Parts of the source that are not sealed, and so not copied."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the parts that the destination lacked."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def missing(self) -> int:
+        """Those bytes of them that it lacked; the others had arrived by an earlier copy."""
+        return sum(part.missing for part in self.parts)
+
+
+def copy_store(
+    source: "str | os.PathLike[str] | ZarrStore | Place",
+    destination: "str | os.PathLike[str] | Place",
+    *,
+    teachers: Sequence[str] | None = None,
+    expect: str | None = None,
+    merge: bool = False,
+    dry_run: bool = False,
+    in_flight: int | None = None,
+    progress: Progress = silent,
+) -> Copied:
+    """Copy a store, or the parts of it that the store at the destination lacks.
+
+    Every object is compared with the seal when it arrives. A part is in the log once all of it is there. A copy that was
+    killed resumes when it is called again, and sends nothing again that had arrived. Unsealed parts are not copied.
+
+    source: a path, a URL, or a store of Zarr's. destination: a path, or the URL of a bucket.
+    teachers: captures that are copied, with the samples, on which they rest; None for every part.
+    expect: "sha256:…", a present or former digest of the source, as of which it is copied.
+    merge: the destination has to be a store already. dry_run: count, and write nothing.
+    in_flight: transfers at a time; 24 by default, and 4 between disks.
+    Raises NotAStoreError, WrongStore, StoreIncomplete or PartNotFound for the source, ShardCorrupt, ShardMissing or
+    ManifestInvalid if it is damaged; NameTaken if the destination holds another store, other things, or another part of
+    a name; StorageFull before anything is written to a disk without room.
+    """
+    root = open_root(folder_at(source), expect)
+    names = _chosen(root, teachers)
+    place = destination_at(destination)
+    records = records_there(place, root, merge)
+    lacking = [name for name in names if not check_part(place, records or [], root, name)]
+    for number, name in enumerate(lacking):
+        check_log(len(records or []) + number, name, f"{place.path}: {name}")
+    most = in_flight or (LOCAL if is_local(place) and is_local(root.folder) else REMOTE)
+    with ThreadPoolExecutor(most, "logitstore-plan") as pool:
+        copies = list(pool.map(lambda name: PartCopy(root, name, place), lacking))
+        plans = tuple(pool.map(PartCopy.plan, copies))
+    _check_room(place, sum(plan.missing for plan in plans))
+    tally = _Tally(progress, plans)
+    digest = _digest_after(root, records, lacking)
+    if not dry_run:
+        with held(place) as folder, InFlight(most) as flight:
+            if records is None:
+                begin_store(folder, root)
+            for copy in copies:
+                copy.bring(folder, flight, tally.add)
+            digest = add_to_log(folder, root, lacking)
+        tally.end()
+    there = tuple(name for name in names if name not in lacking)
+    unsealed = tuple(unsealed_parts(root))
+    return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed)
+
+
+def _chosen(root: Root, teachers: Sequence[str] | None) -> list[str]:
+    """Return the parts to be copied, in the order of the log. Raises StoreIncomplete, PartNotFound, ConfigError."""
+    root.digest_of(SAMPLES)
+    if teachers is None:
+        return [record.part for record in root.records]
+    if isinstance(teachers, str):
+        raise ConfigError(
+            "teachers", expected="a list of names", found=repr(teachers), remedy=f"pass [{teachers!r}]"
+        )
+    chosen = {SAMPLES, *(f"teachers/{check_name(name, 'teachers')}" for name in teachers)}
+    for name in sorted(chosen):
+        root.digest_of(name)
+    return [record.part for record in root.records if record.part in chosen]
+
+
+def _check_room(place: Destination, missing: int) -> None:
+    """Refuse a disk without room for what is missing. Raises StorageFull."""
+    if isinstance(place, Folder) and missing > (free := place.free_bytes()):
+        raise StorageFull(
+            str(place.path),
+            expected=f"room for {missing:,} bytes",
+            found=f"{free:,} free bytes",
+            remedy="free space, choose another disk, or copy some captures alone with `--teacher`",
+        )
+
+
+def _digest_after(root: Root, records: Sequence[LogRecord] | None, added: Sequence[str]) -> str:
+    """Return the digest of the store at the destination once parts are added. records: of its log."""
+    last = records[-1].digest.removeprefix("sha256:") if records else sha256_hex(root.folder.read(log_key(0)))
+    for name in added:
+        last = sha256_hex(part_record(name, last, root.digest_of(name).removeprefix("sha256:")))
+    return f"sha256:{last}"
+
+
+class _Tally:
+    """Bytes that are there, reported as they come."""
+
+    def __init__(self, progress: Progress, plans: Sequence[PartPlan]) -> None:
+        self._progress = progress
+        self._total = sum(plan.bytes for plan in plans)
+        self._there = self._total - sum(plan.missing for plan in plans)
+        self.sent = 0
+        """Bytes that were put."""
+        self._report(self._there)
+
+    def _report(self, done: int) -> None:
+        if self._total:
+            self._progress("copy", min(done, self._total), self._total, "bytes")
+
+    def add(self, count: int) -> None:
+        """Note that bytes were put."""
+        self.sent += count
+        self._report(self._there + self.sent)
+
+    def end(self) -> None:
+        """Note that all is there: another copy may have put the rest."""
+        if self._there + self.sent < self._total:
+            self._report(self._total)

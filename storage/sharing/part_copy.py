@@ -1,0 +1,204 @@
+"""One sealed part, carried object by object to a destination, in the order in which writers put it.
+
+    spec.json                            decides what the part is
+    zarr.json files, small arrays
+    block by block   shards              each compared with the seal when it arrives
+                     commit record       follows from the seal, and is not requested
+    seal.bin, seal.json                  now the part is whole; the log names it later
+
+A copy that was killed resumes as writers do: a block with its record is there, and so are its shards, by name and size.
+Of the blocks that were under way, shards that are there are read back and compared. Nothing that arrived is sent again.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Final
+
+from ..errors import ShardCorrupt, ShardMissing
+from ..format.constants import COMMITS, MAX_JSON_BYTES, MAX_SEAL_TABLE_BYTES, PRIVATE, SEAL, SEAL_TABLE, SPEC
+from ..format.documents import sha256_hex
+from ..format.metadata import ArrayLayout
+from ..format.shard import CRC_BYTES, UNSEALABLE, check_shard_bytes
+from ..parts.journal import Commit, SealTable, StoredShard, read_checked, read_table
+from ..parts.root import Root
+from ..parts.sealed_part import small_keys
+from .destination import Destination, below, check_sealed, check_size, put_sealed, settle, shared
+from .in_flight import InFlight
+
+_RESTORE: Final = "run `logitstore verify --deep` on the store that is copied, and restore the file there"
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """The bytes of a part, and of those the ones that the destination lacks. Commit records are not counted."""
+
+    part: str
+    """Its name: "teachers/wide"."""
+    bytes: int
+    """Bytes of its shards, and of the files beside them."""
+    missing: int
+    """Bytes that are not at the destination yet."""
+
+
+class PartCopy:
+    """The copy of one sealed part."""
+
+    def __init__(self, source: Root, name: str, place: Destination) -> None:
+        """Open the part, and compare its metadata with the format. place: the store at the destination."""
+        self.name = name
+        self._part = source.part(name)
+        self._grid = source.grid
+        self._target = below(place, name)
+        self._folders = ("", PRIVATE, COMMITS, *self._part.layouts)
+        self._arrived: frozenset[str] | None = frozenset()
+        # Keys at the destination, by name alone; None where it does not list them.
+
+    @property
+    def _layouts(self) -> dict[str, ArrayLayout]:
+        """The block arrays, in the order of the seal."""
+        return {name: self._part.layouts[name] for name, _ in self._part.seal.arrays}
+
+    def _table(self) -> SealTable:
+        """Read `seal.bin`, which is not kept: a store may have thousands of parts."""
+        seal = self._part.seal
+        return read_table(self._part.folder, seal) if seal.arrays else SealTable((), 0, 0)
+
+    def _has(self, key: str) -> bool:
+        """Return whether the name is taken at the destination."""
+        return self._target.exists(key) if self._arrived is None else key in self._arrived
+
+    def _look(self) -> None:
+        """Find what an earlier copy has brought, unless the part is not begun."""
+        if not self._target.exists(SPEC):
+            return
+        if not self._target.can_list:
+            self._arrived = None
+            return
+        names = {folder: self._target.names(folder) for folder in self._folders}
+        self._arrived = frozenset(
+            f"{folder}/{name}".lstrip("/") for folder, found in names.items() for name in found
+        )
+
+    def plan(self) -> PartPlan:
+        """Count the bytes of the part, and those that are missing at the destination; nothing is written."""
+        self._look()
+        folder, seal = self._part.folder, self._part.seal
+        sizes = {key: folder.size(key) for key in (*seal.files, SEAL)}
+        if seal.arrays:
+            sizes[SEAL_TABLE] = seal.table_size
+        whole = self._has(SEAL)
+        total = sum(sizes.values())
+        missing = 0 if whole else sum(size for key, size in sizes.items() if not self._has(key))
+        table = self._table()
+        total += table.total_bytes()
+        if not whole:
+            missing += sum(
+                table.size(name, view, block)
+                for view, block in self._blocks()
+                for name, layout in self._layouts.items()
+                if not self._has(layout.shard_key(view, block))
+            )
+        return PartPlan(self.name, total, missing)
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        seal = self._part.seal
+        return ((view, block) for view in range(seal.views) for block in range(seal.blocks))
+
+    def bring(self, place: Destination, flight: InFlight, sent: Callable[[int], None]) -> None:
+        """Bring what is missing of the part, all but its record in the log, once `plan` has looked.
+
+        place: the store at the destination, held open. sent: called with bytes that were put. Raises ShardCorrupt, ShardMissing or ManifestInvalid for a damaged source, NameTaken for other bytes at the
+        destination.
+        """
+        self._target = below(place, self.name)
+        seal, digest = self._part.seal, self._part.digest.removeprefix("sha256:")
+        with shared(self._target):
+            if self._arrived:
+                settle(self._target, self._folders)
+            if self._has(SEAL):  # the last object of a part
+                check_sealed(self._target, SEAL, self._part.folder.size(SEAL), digest)
+                return
+            sent(self._file(SPEC, seal.files[SPEC], MAX_JSON_BYTES))
+            files = ((most, partial(self._file, key, seal.files[key], most)) for key, most in self._files())
+            flight.run(files, sent)
+            table = self._table()
+            flight.run(self._block_tasks(table), sent)
+            if seal.arrays:
+                sent(self._put(SEAL_TABLE, table.to_bytes(), seal.table_sha256 or ""))
+            sent(self._file(SEAL, digest, MAX_JSON_BYTES))
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        """Yield the files that the seal lists, but for the spec, each with the most bytes that it may have."""
+        chunks = {
+            key: layout.shard_rows * layout.row_bytes + CRC_BYTES
+            for layout in self._part.layouts.values()
+            if not layout.is_block_array
+            for key in small_keys(layout)
+        }
+        for key in self._part.seal.files:
+            if key != SPEC:
+                named = MAX_SEAL_TABLE_BYTES if key.startswith(f"{PRIVATE}/") else MAX_JSON_BYTES
+                yield key, chunks.get(key, named)
+
+    def _file(self, key: str, digest: str, most: int) -> int:
+        """Bring a file that is listed by its sha256; return the bytes that were put."""
+        data = read_checked(self._part.folder, key, digest, most)
+        return self._put(key, data, digest)
+
+    def _put(self, key: str, data: bytes, digest: str) -> int:
+        if self._has(key):
+            check_sealed(self._target, key, len(data), digest)
+            return 0
+        return len(data) if put_sealed(self._target, key, data, digest) else 0
+
+    def _block_tasks(self, table: SealTable) -> Iterator[tuple[int, Callable[[], int]]]:
+        for view, block in self._blocks():
+            objects = {name: table.shard(name, view, block) for name in self._layouts}
+            commit = Commit(view, block, self._grid.rows(block), self._part.seal.files[SPEC], objects)
+            # Twice: a library's buffer of an object, and the object.
+            yield 2 * max(stored.size for stored in objects.values()), partial(self._block, commit)
+
+    def _block(self, commit: Commit) -> int:
+        """Bring the shards of a block, then its record; return the bytes of the shards that were put."""
+        record = commit.to_bytes()
+        digest = sha256_hex(record)
+        is_committed = self._has(commit.key)
+        if is_committed:
+            check_sealed(self._target, commit.key, len(record), digest)
+        put = sum(self._shard(commit, name, is_committed) for name in commit.objects)
+        if not is_committed:
+            put_sealed(self._target, commit.key, record, digest)
+        return put
+
+    def _shard(self, commit: Commit, name: str, is_committed: bool) -> int:
+        layout, stored = self._layouts[name], commit.objects[name]
+        key = layout.shard_key(commit.view, commit.block)
+        if self._has(key):
+            if is_committed:
+                check_size(self._target, key, stored.size)
+            else:
+                check_sealed(self._target, key, stored.size, stored.sha256)
+            return 0
+        data = self._read(key, layout, stored, commit.rows)
+        return len(data) if put_sealed(self._target, key, data, stored.sha256) else 0
+
+    def _read(self, key: str, layout: ArrayLayout, stored: StoredShard, rows: range) -> bytes:
+        """Read a whole shard of the source, and compare it with the seal. Raises ShardCorrupt, ShardMissing."""
+        where = f"{self._part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
+        check_shard_bytes(layout, len(rows), stored.size, where, UNSEALABLE)
+        try:
+            data, size = self._part.folder.read_range(key, 0, stored.size)
+        except FileNotFoundError:
+            expected = "the shard that the seal lists"
+            raise ShardMissing(where, expected=expected, found="no file", remedy=_RESTORE) from None
+        found = sha256(data).hexdigest()
+        if (size, found) != (stored.size, stored.sha256):
+            raise ShardCorrupt(
+                where,
+                expected=f"{stored.size} bytes of sha256 {stored.sha256[:12]}…",
+                found=f"{size} bytes of sha256 {found[:12]}…",
+                remedy=_RESTORE,
+            )
+        return data
