@@ -27,12 +27,15 @@ COMMANDS = {
     "evaluate": "Print errors, likelihood and calibration of teachers and students.",
     "inspect": "List the contents of a store without reading a logit.",
     "compress": "Write a smaller copy of a capture, its error bounded or measured.",
+    "copy": "Copy a store, or some of its captures, to another place.",
+    "merge": "Add to a store the parts of another copy of it.",
+    "list": "List the stores under a folder or a URL.",
     "verify": "Check every byte of a store without running a teacher.",
     "repair": "Remove damaged parts of a store, so that they are made again.",
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
-OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "repair")
+OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "copy", "merge", "repair")
 """Commands that every process of a `torchrun` would run as a whole."""
 
 

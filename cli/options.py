@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-READING = frozenset({"inspect", "verify"})
+READING = frozenset({"inspect", "list", "verify"})
 """Commands that need no more of the system than to read a store."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -207,6 +207,14 @@ expect_option = click.option(
 """expect: str | None."""
 teacher_option = click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")
 """teacher: str."""
+captures_option = click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="NAME",
+    help="Copy this capture and the samples alone. May be repeated; default: every part.",
+)
+"""teachers: tuple[str, ...]."""
 device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: the GPU if there is one."
 )

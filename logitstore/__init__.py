@@ -3,6 +3,7 @@
     cache, cluster, distill     the three stages, with networks and data sets in hand
     load_student                a trained student as a network
     evaluate                    errors, likelihood and calibration of a network
+    copy_store, find_stores     a store in another place; the stores under a folder or a URL
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
     from .storage.errors import LogitStoreError
+    from .storage.sharing.catalog import find_stores
+    from .storage.sharing.copying import copy_store
 
 __all__ = [
     "Capture",
@@ -33,10 +36,12 @@ __all__ = [
     "__version__",
     "cache",
     "cluster",
+    "copy_store",
     "create_store",
     "digest_rows",
     "distill",
     "evaluate",
+    "find_stores",
     "load_student",
     "open_store",
 ]
@@ -55,10 +60,12 @@ _HOMES = {
     "Store": "storage.api",
     "cache": "cli.calls",
     "cluster": "cli.calls",
+    "copy_store": "storage.sharing.copying",
     "create_store": "storage.api",
     "digest_rows": "storage.digest",
     "distill": "cli.calls",
     "evaluate": "cli.calls",
+    "find_stores": "storage.sharing.catalog",
     "load_student": "cli.trained",
     "open_store": "storage.api",
 }

@@ -308,7 +308,12 @@ def unsealed_parts(root: Root) -> list[str]:
     """Return the parts that are not sealed; only samples if the backend cannot list files."""
     groups = GROUPS if root.folder.can_list else ()
     begun = [SAMPLES, *(f"{g}/{name}" for g in groups for name in root.folder.names(g))]
-    sealed = {record.part for record in root.records} | set(root.later)
+    # Of the group's own metadata nothing is asked: two requests less, and there is one in each group.
+    known = {
+        *(record.part for record in root.records),
+        *root.later,
+        *(f"{g}/{ROOT_METADATA}" for g in GROUPS),
+    }
     # A part that lost its spec counts as well.
     traces = (SPEC, ROOT_METADATA)
-    return [name for name in begun if name not in sealed and any(map(root.folder.sub(name).exists, traces))]
+    return [name for name in begun if name not in known and any(map(root.folder.sub(name).exists, traces))]

@@ -112,6 +112,9 @@ def copy_store(
     with ThreadPoolExecutor(most, "logitstore-plan") as pool:
         copies = list(pool.map(lambda name: PartCopy(root, name, place), lacking))
         plans = tuple(pool.map(PartCopy.plan, copies))
+    with InFlight(most) as flight:
+        for copy in copies:
+            copy.compare(flight)
     _check_room(place, sum(plan.missing for plan in plans))
     tally = _Tally(progress, plans)
     digest = _digest_after(root, records, lacking)

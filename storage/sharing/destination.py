@@ -16,12 +16,15 @@ from ..backends.place import Place, components
 from ..backends.remote import folder_at
 from ..backends.system import check_writes, sync
 from ..errors import ConfigError, NameTaken, StorageError
-from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SPEC
+from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..integrity.checks import file_digest
 from ..parts.journal import ROOT_FILES, LogRecord, log_key, part_record, read_log
 from ..parts.root import Root
 
 OTHER_PLACE = "choose another destination"
+OTHER_BYTES = (
+    "choose another destination; or remove the unfinished part there, and run the same command again"
+)
 
 
 @runtime_checkable
@@ -114,7 +117,7 @@ def _other_bytes(place: Place, key: str, expected: str, size: int, digest: str =
         str(place.path / key),
         expected=f"{expected}, as the store that is copied has them",
         found=f"{size} bytes" + (f" of sha256 {digest[:12]}…" if digest else ""),
-        remedy="choose another destination; or remove the unfinished part there, and run the same command again",
+        remedy=OTHER_BYTES,
     )
 
 
@@ -159,7 +162,7 @@ def _check_free(place: Destination, source: Root, merges: bool, kind: str) -> No
             found="nothing" if kind == "nothing" else "a folder without a store",
             remedy="use `logitstore copy` to begin a store there",
         )
-    strangers = sorted(set(place.names()) - {ROOT_METADATA, *GROUPS, PRIVATE})
+    strangers = sorted(set(place.names() if place.can_list else ()) - {ROOT_METADATA, *GROUPS, PRIVATE})
     if strangers:
         raise _taken(place.path, f"a folder with other things in it ({strangers[0]!r})")
     if place.exists(ROOT_METADATA) and place.read(ROOT_METADATA) != source.folder.read(ROOT_METADATA):
@@ -174,8 +177,9 @@ def check_part(place: Destination, records: list[LogRecord], source: Root, name:
         if there != ours:
             raise _name_taken(place, name, f"sha256:{ours[:12]}…", f"sha256:{there[:12]}…")
         return True
-    folder = below(place, name)
-    if folder.exists(SPEC) and folder.read(SPEC) != source.folder.sub(name).read(SPEC):
+    folder, theirs = below(place, name), source.folder.sub(name)
+    differs = any(folder.exists(key) and folder.read(key) != theirs.read(key) for key in (SPEC, SEAL))
+    if differs:
         if name == SAMPLES:
             raise _other(place, source, "a store of other samples, which is being made")
         raise _name_taken(place, name, f"sha256:{ours[:12]}…", "an unfinished part of another identity")
@@ -212,7 +216,8 @@ def begin_store(place: Destination, source: Root) -> None:
         place.prove_exclusive()
     for key in (*ROOT_FILES, log_key(0)):
         data = source.folder.read(key)
-        if not place.put_new(key, data) and place.read(key) != data:
+        is_new = not place.exists(key) and place.put_new(key, data)
+        if not is_new and place.read(key) != data:
             raise _other(place, source, "a store of other sizes, which has just been begun")
 
 

@@ -6,8 +6,9 @@
                      commit record       follows from the seal, and is not requested
     seal.bin, seal.json                  now the part is whole; the log names it later
 
-A copy that was killed resumes as writers do: a block with its record is there, and so are its shards, by name and size.
-Of the blocks that were under way, shards that are there are read back and compared. Nothing that arrived is sent again.
+A copy that was killed resumes as writers do. A block with its record is there, and so are its shards, by name and size. Of
+the blocks that were under way, the shards that are there are read back and compared, before anything is written. Nothing
+that arrived is sent again.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +17,24 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-from ..errors import ShardCorrupt, ShardMissing
-from ..format.constants import COMMITS, MAX_JSON_BYTES, MAX_SEAL_TABLE_BYTES, PRIVATE, SEAL, SEAL_TABLE, SPEC
+from ..errors import NameTaken, ShardCorrupt, ShardMissing
+from ..format.constants import (
+    COMMITS,
+    MAX_JSON_BYTES,
+    MAX_SEAL_TABLE_BYTES,
+    PRIVATE,
+    ROOT_METADATA,
+    SEAL,
+    SEAL_TABLE,
+    SPEC,
+)
 from ..format.documents import sha256_hex
 from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, SealTable, StoredShard, read_checked, read_table
 from ..parts.root import Root
 from ..parts.sealed_part import small_keys
-from .destination import Destination, below, check_sealed, check_size, put_sealed, settle, shared
+from .destination import OTHER_BYTES, Destination, below, check_sealed, check_size, put_sealed, settle, shared
 from .in_flight import InFlight
 
 _RESTORE: Final = "run `logitstore verify --deep` on the store that is copied, and restore the file there"
@@ -106,19 +116,64 @@ class PartCopy:
         seal = self._part.seal
         return ((view, block) for view in range(seal.views) for block in range(seal.blocks))
 
-    def bring(self, place: Destination, flight: InFlight, sent: Callable[[int], None]) -> None:
-        """Bring what is missing of the part, all but its record in the log, once `plan` has looked.
+    def compare(self, flight: InFlight) -> None:
+        """Compare what is at the destination with the seal, once `plan` has looked; nothing is written.
 
-        place: the store at the destination, held open. sent: called with bytes that were put. Raises ShardCorrupt, ShardMissing or ManifestInvalid for a damaged source, NameTaken for other bytes at the
-        destination.
+        Of a block with its record: the record, and the sizes of its shards. Of the others: every byte. Raises NameTaken if
+        anything differs.
+        """
+        if self._arrived is not None and not self._arrived:
+            return
+        self._refuse_strangers()
+        files = dict(self._part.seal.files) | {SEAL: self._part.digest.removeprefix("sha256:")}
+        flight.run(((1, partial(self._compare_file, key, digest)) for key, digest in files.items()), _nothing)
+        if not self._has(SEAL):  # the last object of a part
+            blocks = ((1, partial(self._compare_block, commit)) for commit in self._commits(self._table()))
+            flight.run(blocks, _nothing)
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a part that has arrays which this one lacks. Raises NameTaken."""
+        if self._arrived is None:
+            return
+        ours = {ROOT_METADATA, PRIVATE, *self._part.layouts}
+        strangers = sorted({key.partition("/")[0] for key in self._arrived} - ours)
+        if strangers:
+            raise NameTaken(
+                f"{self._target.path / strangers[0]}",
+                expected=f"the arrays {', '.join(self._part.layouts)} alone",
+                found=strangers[0],
+                remedy=OTHER_BYTES,
+            )
+
+    def _compare_file(self, key: str, digest: str) -> int:
+        if self._has(key):
+            check_sealed(self._target, key, self._part.folder.size(key), digest)
+        return 0
+
+    def _compare_block(self, commit: Commit) -> int:
+        record = commit.to_bytes()
+        is_committed = self._has(commit.key)
+        if is_committed:
+            check_sealed(self._target, commit.key, len(record), sha256_hex(record))
+        for name, stored in commit.objects.items():
+            key = self._layouts[name].shard_key(commit.view, commit.block)
+            if self._has(key) and is_committed:
+                check_size(self._target, key, stored.size)
+            elif self._has(key):
+                check_sealed(self._target, key, stored.size, stored.sha256)
+        return 0
+
+    def bring(self, place: Destination, flight: InFlight, sent: Callable[[int], None]) -> None:
+        """Bring what is missing of the part, all but its record in the log, after `plan` and `compare`.
+
+        place: the store at the destination, held open. sent: called with bytes that were put. Raises ShardCorrupt,
+        ShardMissing or ManifestInvalid for a damaged source, NameTaken for other bytes at the destination.
         """
         self._target = below(place, self.name)
         seal, digest = self._part.seal, self._part.digest.removeprefix("sha256:")
         with shared(self._target):
-            if self._arrived:
-                settle(self._target, self._folders)
-            if self._has(SEAL):  # the last object of a part
-                check_sealed(self._target, SEAL, self._part.folder.size(SEAL), digest)
+            settle(self._target, self._folders if self._arrived else ())
+            if self._has(SEAL):
                 return
             sent(self._file(SPEC, seal.files[SPEC], MAX_JSON_BYTES))
             files = ((most, partial(self._file, key, seal.files[key], most)) for key, most in self._files())
@@ -126,7 +181,8 @@ class PartCopy:
             table = self._table()
             flight.run(self._block_tasks(table), sent)
             if seal.arrays:
-                sent(self._put(SEAL_TABLE, table.to_bytes(), seal.table_sha256 or ""))
+                data, sha = table.to_bytes(), seal.table_sha256 or ""
+                sent(0 if self._has(SEAL_TABLE) else self._put(SEAL_TABLE, data, sha))
             sent(self._file(SEAL, digest, MAX_JSON_BYTES))
 
     def _files(self) -> Iterator[tuple[str, int]]:
@@ -143,46 +199,37 @@ class PartCopy:
                 yield key, chunks.get(key, named)
 
     def _file(self, key: str, digest: str, most: int) -> int:
-        """Bring a file that is listed by its sha256; return the bytes that were put."""
-        data = read_checked(self._part.folder, key, digest, most)
-        return self._put(key, data, digest)
+        """Bring a file that is listed by its sha256, unless it is there; return the bytes that were put."""
+        if self._has(key):
+            return 0
+        return self._put(key, read_checked(self._part.folder, key, digest, most), digest)
 
     def _put(self, key: str, data: bytes, digest: str) -> int:
-        if self._has(key):
-            check_sealed(self._target, key, len(data), digest)
-            return 0
         return len(data) if put_sealed(self._target, key, data, digest) else 0
 
-    def _block_tasks(self, table: SealTable) -> Iterator[tuple[int, Callable[[], int]]]:
+    def _commits(self, table: SealTable) -> Iterator[Commit]:
+        spec = self._part.seal.files[SPEC]
         for view, block in self._blocks():
             objects = {name: table.shard(name, view, block) for name in self._layouts}
-            commit = Commit(view, block, self._grid.rows(block), self._part.seal.files[SPEC], objects)
+            yield Commit(view, block, self._grid.rows(block), spec, objects)
+
+    def _block_tasks(self, table: SealTable) -> Iterator[tuple[int, Callable[[], int]]]:
+        for commit in self._commits(table):
             # Twice: a library's buffer of an object, and the object.
-            yield 2 * max(stored.size for stored in objects.values()), partial(self._block, commit)
+            yield 2 * max(stored.size for stored in commit.objects.values()), partial(self._block, commit)
 
     def _block(self, commit: Commit) -> int:
         """Bring the shards of a block, then its record; return the bytes of the shards that were put."""
-        record = commit.to_bytes()
-        digest = sha256_hex(record)
-        is_committed = self._has(commit.key)
-        if is_committed:
-            check_sealed(self._target, commit.key, len(record), digest)
-        put = sum(self._shard(commit, name, is_committed) for name in commit.objects)
-        if not is_committed:
-            put_sealed(self._target, commit.key, record, digest)
+        put = 0
+        for name, stored in commit.objects.items():
+            layout = self._layouts[name]
+            key = layout.shard_key(commit.view, commit.block)
+            if not self._has(key):
+                put += self._put(key, self._read(key, layout, stored, commit.rows), stored.sha256)
+        if not self._has(commit.key):
+            record = commit.to_bytes()
+            self._put(commit.key, record, sha256_hex(record))
         return put
-
-    def _shard(self, commit: Commit, name: str, is_committed: bool) -> int:
-        layout, stored = self._layouts[name], commit.objects[name]
-        key = layout.shard_key(commit.view, commit.block)
-        if self._has(key):
-            if is_committed:
-                check_size(self._target, key, stored.size)
-            else:
-                check_sealed(self._target, key, stored.size, stored.sha256)
-            return 0
-        data = self._read(key, layout, stored, commit.rows)
-        return len(data) if put_sealed(self._target, key, data, stored.sha256) else 0
 
     def _read(self, key: str, layout: ArrayLayout, stored: StoredShard, rows: range) -> bytes:
         """Read a whole shard of the source, and compare it with the seal. Raises ShardCorrupt, ShardMissing."""
@@ -202,3 +249,7 @@ class PartCopy:
                 remedy=_RESTORE,
             )
         return data
+
+
+def _nothing(_: int) -> None:
+    """Take the result of a comparison, which has none."""

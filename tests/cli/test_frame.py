@@ -24,7 +24,7 @@ from logitstore.cli.printing.text import print_json, print_records, print_table,
 from logitstore.pipeline.runtime.ranks import OtherRankFailed
 from logitstore.storage.errors import ConfigError, StorageFull
 
-SHARED = ("cache", "train", "plan", "inspect", "verify", "doctor")
+SHARED = ("cache", "train", "plan", "inspect", "list", "verify", "doctor")
 """Commands that ranks share, or that only read: these need no refusal."""
 HEAVY = ("torch", "numpy", "zarr", "dask", "pydantic", "rich", "sklearn")
 

@@ -20,6 +20,7 @@ STORAGE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"encodings", "backends"}),
     frozenset({"parts"}),
     frozenset({"stream", "integrity", "dask_view"}),
+    frozenset({"sharing"}),
     frozenset({"api"}),
     frozenset({"describe"}),
 )
