@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from ..backends.local import Folder
 from ..backends.place import Place
+from ..backends.plain_files import PlainFiles
 from ..backends.remote import folder_at
 from ..errors import ConfigError, LimitExceeded, LogitStoreError, NotAStoreError
 from ..format.constants import PRIVATE, ROOT_METADATA, SAMPLES, SPEC
@@ -107,14 +108,14 @@ def find_stores(
     if depth < 0:
         raise ConfigError("depth", expected="0 or more", found=str(depth), remedy="leave it out")
     top = folder_at(prefix)
-    if isinstance(top, Folder) and (kind := top.kind()) != "a folder":
+    if isinstance(top, PlainFiles) and (kind := top.kind()) != "a folder":
         raise ConfigError(
             str(top.path),
             expected="a folder, or a URL that lists its files",
             found=kind,
             remedy="correct the path",
         )
-    most = in_flight or (LOCAL if isinstance(top, Folder) else REMOTE)
+    most = in_flight or (LOCAL if isinstance(top, PlainFiles) else REMOTE)
     with ThreadPoolExecutor(most, "logitstore-list") as pool:
         stores, frontier, looked = list[str](), [""], 0
         for level in range(depth + 1):

@@ -83,6 +83,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             for number, kind in enumerate(kinds)
         ]
         clean = printed("inspect", STORE)
+        copies = ("copy", STORE, "c/store.zarr"), ("merge", STORE, "c/store.zarr")
+        found["copy"] = [printed(*copies[0], "--dry-run"), printed(*copies[0], "--teacher", "wide")]
+        found["merge"] = [printed(*copies[1])]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)
         with pytest.raises(KeyboardInterrupt), store.capture("begun", provenance={}) as capture:
@@ -93,6 +96,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         shutil.copytree(STORE, "bad.zarr")
         spoil(Path("bad.zarr/teachers/wide/logits"), "c.*")
         spoil(Path("bad.zarr/teachers/new"), "seal.json")
+        found["list"] = [printed("list", "c"), printed("list", ".", code=65)]
         found["inspect"] = [clean, printed("inspect", "bad.zarr", code=65)]
         found["verify"].append(printed("verify", "bad.zarr", code=1))
         found["repair"].append(printed("repair", "bad.zarr", "--dry-run", code=1))
@@ -204,5 +208,6 @@ def test_the_commands_with_codes_of_their_own_have_them_in_the_table() -> None:
         "repair": (repair.DONE, repair.BEYOND),
         "doctor": (doctor.SAFE, doctor.UNSAFE, doctor.IO_ERROR),
         "inspect": (errors.EX_DATAERR, errors.EX_TEMPFAIL),
+        "list": (errors.EX_DATAERR, errors.EX_TEMPFAIL),
     }
     assert found == {(name, code) for name, codes in theirs.items() for code in codes}

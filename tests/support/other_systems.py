@@ -331,12 +331,14 @@ def refuse(place: str, *_: str) -> list[list[str]]:
         "replace_file": lambda: replace_file(new, b""),
         "check_writable of a folder": lambda: check_writable(new),
         "Folder": lambda: Folder(new),
+        "copy_store": lambda: logitstore.copy_store(place, new),
     }
     found = [_error_of(name, call) for name, call in calls.items()]
     arguments = {
         "demo": [], "run": ["a.toml"], "plan": ["a.toml"], "doctor": ["."], "repair": [place],
         "cluster": [place, "--teacher", "wide", "--clusters", "2", "--classes-per-cluster", "2"],
         "combine": [place, "--generalist", "wide", "--specialist", "a", "--name", "b"],
+        "copy": [place, str(new)], "merge": [place, str(new)],
         "compress": [place, "--teacher", "wide", "--name", "b", "--max-kl", "0.1"],
     }  # fmt: skip
     for command in COMMANDS:
