@@ -33,6 +33,7 @@ from .destination import (
     destination_at,
     held,
     is_local,
+    prove,
     records_there,
 )
 from .in_flight import LOCAL, REMOTE, InFlight
@@ -120,6 +121,7 @@ def copy_store(
     digest = _digest_after(root, records, lacking)
     if not dry_run:
         with held(place) as folder, InFlight(most) as flight:
+            prove(folder)
             if records is None:
                 begin_store(folder, root)
             for copy in copies:

@@ -210,10 +210,18 @@ def _name_taken(place: Destination, name: str, expected: str, found: str) -> Nam
     )
 
 
+def prove(place: Destination) -> None:
+    """Test that the second of two objects of one name is refused there, where the place can test it.
+
+    Raises UnsafeFileSystem if it is accepted.
+    """
+    test = getattr(place, "prove_exclusive", None)
+    if test is not None:
+        test()
+
+
 def begin_store(place: Destination, source: Root) -> None:
     """Put the root of a store: its metadata, then record 0 of the log. Raises NameTaken if another one is begun there."""
-    if isinstance(place, Folder):
-        place.prove_exclusive()
     for key in (*ROOT_FILES, log_key(0)):
         data = source.folder.read(key)
         is_new = not place.exists(key) and place.put_new(key, data)
