@@ -18,7 +18,7 @@ class InFlight:
     """A pool of threads that carry objects."""
 
     def __init__(self, most: int, most_bytes: int = MOST_BYTES) -> None:
-        """most: transfers at a time. most_bytes: their bytes together."""
+        """Begin without a transfer. most: transfers at a time. most_bytes: their bytes together."""
         self._most, self._most_bytes = most, most_bytes
         self._pool = ThreadPoolExecutor(most, "logitstore-copy")
 

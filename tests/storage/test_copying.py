@@ -584,8 +584,7 @@ def test_an_error_is_raised_once_nothing_runs_any_more() -> None:
     assert 1 <= len(ended) < 10
 
 
-def test_a_writer_that_reads_the_record_that_another_lost_race_left(whole: Path) -> None:
-    """The same part added by another copy is not added twice."""
+def test_a_part_that_another_copy_has_just_added_is_not_added_twice(whole: Path) -> None:
     shared = Bucket()
     copied(whole, shared, teachers=[])
 
