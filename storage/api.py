@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends.cache_choice import cache_limits
 from .backends.local import Folder, writable
 from .backends.obstacles import check_folder
+from .backends.options import check_options
 from .backends.paths import PathFolder
 from .backends.place import Place
 from .backends.remote import folder_at, folder_to_write
@@ -355,16 +357,27 @@ class Store:
         return stream
 
 
-def open_store(location: "str | os.PathLike[str] | ZarrStore", *, expect: str | None = None) -> Store:
+def open_store(
+    location: "str | os.PathLike[str] | ZarrStore",
+    *,
+    expect: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    cache: "bool | str | os.PathLike[str] | None" = None,
+    cache_size: "int | str | None" = None,
+) -> Store:
     """Open a store to read it, or, on a local disk or in a bucket, to add captures to it.
 
     location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store. The checks of
     every byte are the same everywhere (docs/remote.md).
     expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
+    storage_options: of the library that opens a URL: credentials, region, endpoint … No message shows them.
+    cache: a folder that keeps shards of a remote store, False for none, True for the user's own; by default LOGITSTORE_CACHE
+    says it. cache_size: its bytes, such as "50GB"; LOGITSTORE_CACHE_SIZE, else 32 GiB.
     Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
     the expected digest.
     """
-    return Store(open_root(folder_at(location), expect))
+    limits = cache_limits(cache, cache_size)
+    return Store(open_root(folder_at(location, check_options(storage_options), limits), expect))
 
 
 def begin_store(

@@ -26,6 +26,7 @@ from support.messages import (  # noqa: F401 - hooks and fixtures
     stale_messages,
 )
 
+os.environ["LOGITSTORE_CACHE"] = "off"  # requests are counted, and the user's cache is the user's
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
 # Modules of a user's folder are written again within a second, and their cache would then seem to be their own.
 sys.dont_write_bytecode = True

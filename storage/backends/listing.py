@@ -26,7 +26,7 @@ from .system import end_process, limit_memory
 from .zarr_bytes import MOST_KEYS, MOST_NAMES, ListingFailed, gathered, typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from zarr.abc.store import Store
 
@@ -41,9 +41,12 @@ _POLL_SECONDS: Final = 0.2
 class Lister:
     """A child process that lists the objects of a store; started at the first listing."""
 
-    def __init__(self, url: str, serve: str) -> None:
-        """Name the store by its URL, which the child opens itself. serve: its "module:function", which calls `serve`."""
-        self._url, self._serve = url, serve
+    def __init__(self, url: str, serve: str, options: "Mapping[str, Any] | None" = None) -> None:
+        """Name the store by its URL, which the child opens itself. serve: its "module:function", which calls `serve`.
+
+        options: of the library that opens it; they go through a pipe, which nobody else reads.
+        """
+        self._url, self._serve, self._options = url, serve, dict(options or {})
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -81,7 +84,7 @@ class Lister:
         )
         weakref.finalize(self, _end, child)
         assert child.stdin is not None
-        child.stdin.write(json.dumps(self._url).encode() + b"\n")
+        child.stdin.write(json.dumps([self._url, self._options]).encode() + b"\n")
         child.stdin.flush()
         return child
 
@@ -144,13 +147,13 @@ def _read(child: "subprocess.Popen[bytes]", length: int) -> bytes:
 # The child
 
 
-def serve(open_store: "Callable[[str], Store]") -> None:
-    """Answer the requests of the parent, one after another, until it ends: the child. open_store: opens its URL."""
+def serve(open_store: "Callable[[str, Mapping[str, Any]], Store]") -> None:
+    """Answer the requests of the parent, one after another, until it ends: the child. open_store: opens its URL by options."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     limit_memory(MEMORY_BYTES)
     answers = os.fdopen(os.dup(1), "wb")
-    store = open_store(json.loads(sys.stdin.buffer.readline()))
+    store = open_store(*json.loads(sys.stdin.buffer.readline()))
     for line in _requests():
         data = json.dumps(_listed(store, *json.loads(line))).encode()
         answers.write(len(data).to_bytes(8, "little") + data)

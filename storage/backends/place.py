@@ -4,7 +4,9 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Protocol, runtime_checkable
@@ -16,6 +18,18 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, LimitExceeded, UntrustedStoreError
 from ..format.constants import MAX_JSON_BYTES
 from ..format.documents import shorten
+
+
+@dataclass(frozen=True)
+class SealedShard:
+    """An object whose size and digest are sealed."""
+
+    key: str
+    """Its key in the folder of the part."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of all of them, in hexadecimal digits."""
 
 
 @runtime_checkable
@@ -52,6 +66,40 @@ class Place(Protocol):
         A piece is valid until `take` returns. place: may be asked for the target of the next bytes, of which the next piece is
         then the beginning. Raises FileNotFoundError.
         """
+
+    is_remote: bool = False
+    """Whether each read is a request over a network, of which many are made at once."""
+
+    def read_ahead(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Return a block inside which `read` of these keys, by this thread, costs no request each."""
+        return nullcontext()
+
+    def read_sealed(
+        self,
+        shard: SealedShard,
+        offset: int,
+        length: int,
+        take: Callable[[NDArray[np.uint8]], None],
+        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
+    ) -> int:
+        """Do what `read_through` does, of a shard that a remote place may keep on a local disk."""
+        return self.read_through(shard.key, offset, length, take, place)
+
+    def keep(self, shard: SealedShard) -> bool:
+        """Fetch a shard to the local disk, and return whether it is there; False where none are kept."""
+        return False
+
+    def announce(self, shard: SealedShard) -> None:
+        """Say that a whole shard will be needed: the first read of any of it keeps it."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a local disk for shards, with room."""
+        return False
+
+    def forget(self, shard: SealedShard) -> bool:
+        """Remove a shard from the local disk whose bytes are not those of its seal; return whether it was there."""
+        return False
 
     def size(self, key: str) -> int:
         """Return the bytes of an object. Raises FileNotFoundError."""

@@ -12,24 +12,31 @@ is read-only.
 """
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
-from ..format.constants import LOG, MAX_JSON_BYTES, MAX_PARTS, STAGING
-from .conditional import PATIENCE_S, prove_exclusive, put_new
+from ..errors import ConfigError, StorageRefused, TransientIOError
+from ..format.constants import LOG, LOG_AHEAD, MAX_JSON_BYTES, MAX_PARTS, STAGING
+from .conditional import PATIENCE_S as PUT_PATIENCE_S
+from .conditional import prove_exclusive, put_new
 from .listing import Lister, serve
 from .local import local_path, writable
+from .options import for_obstore, secrets_of
 from .paths import local_folder
-from .place import Place, check_size, components, split_url
+from .place import Place, SealedShard, check_size, components, split_url
+from .posix import close_quietly, read_through
+from .shard_cache import CacheLimits, ShardCache
 from .writable import ENDLESS, Writable
-from .zarr_bytes import ZarrBytes, is_cloud
+from .zarr_bytes import ZarrBytes, is_cloud, typed
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -39,8 +46,22 @@ _OBSTORE: Final = _WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "ad
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """Retries before an error is raised; obstore's default takes minutes."""
+PATIENCE_S: Final = 60.0
+"""Seconds during which a shard is asked for again while the server cannot be reached: it may restart."""
+_PAUSES: Final = (0.5, 5.0)
+"""Seconds between two tries: at first, and at most."""
 _AT_ONCE: Final = 16
-"""Log records that are requested at once from a place that does not list its files."""
+"""Log records that are requested at once from a place that does not list its files, after the first."""
+_GAP: Final = 3
+"""Absent records after the last one, by which it is known as such."""
+_ABSENT: Final = f"{LOG}/absent.json"
+"""A name that no store has."""
+_WHOLE: Final = 2
+"""A read of one part in so many of a shard, or more, fetches the shard into the cache."""
+_ahead = threading.local()
+"""`answers`: objects that this thread has read ahead, by store and key."""
+log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class Address(PurePosixPath):
@@ -64,6 +85,7 @@ class RemoteFolder(Place):
         self._inside = tuple(inside)
         self.path: PurePath = Address(objects.name).joinpath(*inside)
         self.can_list = objects.can_list
+        self.is_remote = True
 
     def __repr__(self) -> str:
         return f"RemoteFolder({str(self.path)!r})"
@@ -79,18 +101,119 @@ class RemoteFolder(Place):
         inner = components(key, self.path) if key else []
         return "/".join((*self._inside, *inner)), str(self.path / key)
 
-    def _read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
+    def _read(self, key: str, offset: int, length: int) -> tuple[list[memoryview], int]:
         inner, where = self._key(key)
         return self._objects.ask(where, self._objects.read, inner, offset, length)
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
-        data, size = self._read(key, 0, most)
+        inner, where = self._key(key)
+        answer = _answers().get((self._objects, inner))
+        if isinstance(answer, Exception):
+            raise typed(answer, where) from answer
+        if answer is None or answer[1] > MAX_JSON_BYTES:
+            answer = self._read(key, 0, most)
+        pieces, size = answer
         check_size(size, most, self.path / key)
-        return bytes(data)
+        return b"".join(pieces)
+
+    @contextlib.contextmanager
+    def read_ahead(self, keys: Sequence[str]) -> Iterator[None]:
+        before = _answers()
+        wanted = [self._key(key)[0] for key in keys]
+        wanted = [key for key in wanted if (self._objects, key) not in before]
+        found = self._ask_all(wanted) if wanted else []
+        places = [(self._objects, key) for key in wanted]
+        _ahead.answers = {**before, **dict(zip(places, found, strict=True))}
+        try:
+            yield
+        finally:
+            _ahead.answers = before
+
+    def _ask_all(self, keys: Sequence[str]) -> list[Any]:
+        """Return (pieces, size) or the error of each of some objects, asked for at once."""
+        answers: list[Any] = self._objects.ask(str(self.path), self._objects.read_all, keys, MAX_JSON_BYTES)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def read_sealed(
+        self,
+        shard: SealedShard,
+        offset: int,
+        length: int,
+        take: Callable[[NDArray[np.uint8]], None],
+        place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
+    ) -> int:
+        cache = self._objects.cache
+        if cache is not None:
+            handle = cache.open(shard.sha256, shard.size)
+            whole = shard.sha256 in cache.announced or _WHOLE * length >= shard.size
+            if handle is None and whole and self.keep(shard):
+                handle = cache.open(shard.sha256, shard.size)
+            if handle is not None:
+                try:
+                    read_through(handle, offset, max(0, min(shard.size - offset, length)), take, place)
+                finally:
+                    close_quietly(handle)
+                return shard.size
+        pieces, size = self._patiently(lambda: self._read(shard.key, offset, length))
+        for piece in pieces:
+            take(np.frombuffer(piece, dtype=np.uint8))
+        return size
+
+    def keep(self, shard: SealedShard) -> bool:
+        cache = self._objects.cache
+        if cache is None:
+            return False
+        inner, where = self._key(shard.key)
+
+        def download(write: Callable[[memoryview], None]) -> None:
+            done = 0
+
+            def count(piece: memoryview) -> None:
+                nonlocal done
+                write(piece)
+                done += len(piece)
+
+            self._patiently(
+                lambda: self._objects.ask(where, self._objects.download, inner, shard.size, count, done)
+            )
+
+        try:
+            return cache.fetch(shard.sha256, shard.size, download)
+        except FileNotFoundError:
+            return False  # the reader that needs it says so
+
+    def announce(self, shard: SealedShard) -> None:
+        if self._objects.cache is not None:
+            self._objects.cache.announced.add(shard.sha256)
+
+    def forget(self, shard: SealedShard) -> bool:
+        cache = self._objects.cache
+        return cache is not None and cache.forget(shard.sha256)
+
+    @property
+    def keeps(self) -> bool:
+        cache = self._objects.cache
+        return cache is not None and not cache.takes_no_more
+
+    def _patiently(self, request: Callable[[], _Result]) -> _Result:
+        """Make a request, and again for `PATIENCE_S` while the server cannot be reached. Raises what it raises."""
+        until, (pause, longest) = time.monotonic() + PATIENCE_S, _PAUSES
+        while True:
+            try:
+                return request()
+            except TransientIOError as error:
+                if time.monotonic() + pause > until:
+                    raise
+                self._objects.warn_once(f"{error.where}: {error.found}; asked again for {PATIENCE_S:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
 
     def read_range(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        data, size = self._read(key, offset, length)
-        return bytes(data), size
+        pieces, size = self._read(key, offset, length)
+        return b"".join(pieces), size
 
     def read_through(
         self,
@@ -100,8 +223,9 @@ class RemoteFolder(Place):
         take: Callable[[NDArray[np.uint8]], None],
         place: Callable[[], NDArray[np.uint8] | None] = lambda: None,
     ) -> int:
-        data, size = self._read(key, offset, length)
-        take(np.frombuffer(data, dtype=np.uint8))
+        pieces, size = self._read(key, offset, length)
+        for piece in pieces:
+            take(np.frombuffer(piece, dtype=np.uint8))
         return size
 
     def size(self, key: str) -> int:
@@ -119,20 +243,44 @@ class RemoteFolder(Place):
         """
         if self.can_list:
             inner, where = self._key(prefix)
-            return self._objects.ask(where, self._objects.names, inner, where)
+            try:
+                return self._objects.ask(where, self._objects.names, inner, where)
+            except StorageRefused:
+                if prefix != LOG:
+                    raise
+                self._go_on_without_listings()
         if prefix == LOG:
             return sorted(self._numbered())
         raise self._unlisted(prefix)
 
+    def _go_on_without_listings(self) -> None:
+        """Treat a bucket that may not be listed as a web server; it answers for a missing object as for one that it refuses."""
+        (answer,) = self._ask_all([self._key(_ABSENT)[0]])
+        self._objects.can_list = self.can_list = False
+        if isinstance(answer, Exception):
+            missing = typed(answer, _ABSENT)
+            if not isinstance(missing, FileNotFoundError | StorageRefused):
+                raise missing
+            self._objects.hides_missing = isinstance(missing, StorageRefused)
+
     def _numbered(self) -> Iterator[str]:
-        """Find the log's records by their numbers, up to a gap of `_AT_ONCE`."""
-        for start in range(0, MAX_PARTS + 2, _AT_ONCE):
-            names = [f"{number}.json" for number in range(start, start + _AT_ONCE)]
+        """Find the log's records by their numbers, up to a gap of `_GAP`."""
+        start, stop, last = 0, LOG_AHEAD, 0
+        while start <= MAX_PARTS + 1:
+            names = [f"{number}.json" for number in range(start, stop)]
             keys = [self._key(f"{LOG}/{name}")[0] for name in names]
-            exist = self._objects.ask(str(self.path / LOG), self._objects.exist, keys)
-            yield from (name for name, exists in zip(names, exist, strict=True) if exists)
-            if not any(exist):
+            ahead = [_answers().get((self._objects, key)) for key in keys]
+            answers = self._ask_all(keys) if None in ahead else ahead
+            for number, answer in enumerate(answers, start):
+                if not isinstance(answer, Exception):
+                    last = number
+                    yield names[number - start]
+                elif not self._objects.is_missing(answer):
+                    where = str(self.path / LOG / names[number - start])
+                    raise typed(answer, where) from answer
+            if stop - 1 - last >= _GAP:
                 return
+            start, stop = stop, stop + _AT_ONCE
 
     def files(self) -> list[str]:
         """Return the keys of all objects in the folder, sorted. Raises ConfigError if the place does not list them."""
@@ -204,7 +352,7 @@ class ObjectFolder(RemoteFolder):
     def put_once(self, key: str, data: bytes) -> str | None:
         """Put an object by one request, if its name is free; None if it was stored, else what the answer was."""
         inner, where = self._key(key)
-        failure = self._objects.ask(where, self._objects.create, inner, data, PATIENCE_S)
+        failure = self._objects.ask(where, self._objects.create, inner, data, PUT_PATIENCE_S)
         return None if failure is None else failure.found
 
     def put_unconditionally(self, key: str, data: bytes) -> None:
@@ -245,9 +393,17 @@ class NewRemoteObject:
         return self._folder.put_new(self._key, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
-def folder_at(location: Any) -> Place:
+def _answers() -> dict[Any, Any]:
+    found: dict[Any, Any] = getattr(_ahead, "answers", {})
+    return found
+
+
+def folder_at(
+    location: Any, options: Mapping[str, Any] | None = None, cache: CacheLimits | None = None
+) -> Place:
     """Return the folder at a path, at a URL, or at the top of a `zarr.abc.store.Store`, without any request.
 
+    options: of the library that opens a URL. cache: where shards of a remote store are kept, if anywhere.
     Raises ConfigError for anything else, or if a library is not installed.
     """
     if isinstance(location, Place):
@@ -255,12 +411,20 @@ def folder_at(location: Any) -> Place:
     if isinstance(location, str | os.PathLike):
         text = os.fspath(location)
         if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
-            return _folder_of(open_url(text))
+            return _folder_of(open_url(text, options, cache))
+        if options:
+            raise ConfigError(
+                "storage_options",
+                expected="no options for a path",
+                found=", ".join(map(str, options))[:80],
+                remedy="leave them out, or pass a URL",
+            )
         return local_folder(local_path(location))
     from zarr.abc.store import Store  # zarr takes half a second to import
 
     if isinstance(location, Store):
-        return _folder_of(ZarrBytes(location, " ".join(str(location).split())[:200]))
+        kept = None if cache is None else ShardCache(cache)
+        return _folder_of(ZarrBytes(location, " ".join(str(location).split())[:200], cache=kept))
     raise ConfigError(
         "the place of a store",
         expected="a path, a URL or a store of Zarr's (zarr.abc.store.Store)",
@@ -290,8 +454,11 @@ def path_of(location: str | os.PathLike[str]) -> PurePath:
     return Address(text) if is_remote else local_path(location)
 
 
-def open_url(url: str) -> ZarrBytes:
+def open_url(
+    url: str, options: Mapping[str, Any] | None = None, cache: CacheLimits | None = None
+) -> ZarrBytes:
     """Return the objects under a URL, without any request. Raises ConfigError if it cannot be opened."""
+    options = dict(options or {})
     parts = split_url(url)
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError(
@@ -302,7 +469,7 @@ def open_url(url: str) -> ZarrBytes:
         )
     name = url.rstrip("/")
     try:
-        store = _open_store(parts.scheme, name)
+        store = _open_store(parts.scheme, name, options)
     except ImportError as error:
         raise ConfigError(
             name,
@@ -317,28 +484,31 @@ def open_url(url: str) -> ZarrBytes:
             found=" ".join(str(error).split())[:200],
             remedy="check the URL and the environment, or pass a store of Zarr's, such as ObjectStore",
         ) from error
-    apart = Lister(name, f"{__name__}:serve_listings").ask if is_cloud(store) else None
-    return ZarrBytes(store, name, None if parts.scheme == "memory" else (open_url, name), apart)
+    apart = Lister(name, f"{__name__}:serve_listings", options).ask if is_cloud(store) else None
+    again = None if parts.scheme == "memory" else (open_url, (name, options, cache))
+    # What lies in the memory of this machine is not kept on its disk.
+    kept = None if cache is None or parts.scheme == "memory" else ShardCache(cache)
+    return ZarrBytes(store, name, again, apart, kept, secrets_of(options))
 
 
 def serve_listings() -> None:
     """List the objects under a URL for a parent process: the child of `listing`."""
-    serve(lambda url: _open_store(split_url(url).scheme, url))
+    serve(lambda url, options: _open_store(split_url(url).scheme, url, options))
 
 
-def _open_store(scheme: str, url: str) -> "Store":
+def _open_store(scheme: str, url: str, options: Mapping[str, Any]) -> "Store":
     """Open a URL as a store of Zarr's, by obstore if it is installed and knows the scheme. Raises ImportError."""
     from zarr.storage import FsspecStore, ObjectStore
 
     try:
         from obstore.store import HTTPStore, from_url
     except ImportError:
-        return FsspecStore.from_url(url, read_only=True)
+        return FsspecStore.from_url(url, storage_options=dict(options) or None, read_only=True)
     if scheme in _WEB:  # not `from_url`: for a cloud's host it would ask for credentials
-        options: Any = {**_CLIENT, "allow_http": scheme == "http"}
-        http = HTTPStore.from_url(url, client_options=options, retry_config=_RETRY)
+        client: Any = {**_CLIENT, "allow_http": scheme == "http", **options}
+        http = HTTPStore.from_url(url, client_options=client, retry_config=_RETRY)
         return ObjectStore(http, read_only=True)
     if scheme in _OBSTORE:
         # Without client options, which would replace those of the environment (AWS_ALLOW_HTTP, …).
-        return ObjectStore(from_url(url, retry_config=_RETRY))
-    return FsspecStore.from_url(url, read_only=True)
+        return ObjectStore(from_url(url, retry_config=_RETRY, **for_obstore(options)))
+    return FsspecStore.from_url(url, storage_options=dict(options) or None, read_only=True)

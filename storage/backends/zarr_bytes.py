@@ -9,17 +9,22 @@ would wait for ever, so it is refused.
 """
 
 import asyncio
+import inspect
+import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
+from .shard_cache import ShardCache
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S: Final = 600.0
 """Seconds to wait for one answer, however much of it has come; the libraries below give up, after retries, far earlier."""
@@ -29,9 +34,13 @@ MOST_KEYS: Final = 1 << 22
 """Objects of a whole store."""
 _PIECE: Final = 1 << 20
 """Bytes of an answer that obstore gathers before it hands them over."""
+_ONE_REQUEST: Final = 64 << 20
+"""Most bytes of one request of a whole object, which the libraries' limits of time count from anew."""
 _MAX_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_CODE: Final = re.compile(r"<Code>\s*([\w.-]{1,64})\s*</Code>|\"code\"\s*:\s*\"?([\w.-]{1,64})")
+_MESSAGE: Final = re.compile(r"<Message>([^<]{1,120})")
 _RETRIED: Final = frozenset({408, 425, 429})
 """HTTP statuses from 400 to 499 after which the same request may succeed."""
 _obstore_process: int | None = None
@@ -57,12 +66,15 @@ class ZarrBytes:
         self,
         store: "Store",
         name: str,
-        reopen: "tuple[Callable[[str], ZarrBytes], str] | None" = None,
+        reopen: "tuple[Callable[..., ZarrBytes], tuple[Any, ...]] | None" = None,
         list_apart: ListApart | None = None,
+        cache: ShardCache | None = None,
+        secrets: Sequence[str] = (),
     ) -> None:
         """name: the store in messages. reopen: how another process opens it; if None, from a copy of `store`.
 
-        list_apart: lists its objects in place of `store`, within limits.
+        list_apart: lists its objects in place of `store`, within limits. cache: keeps its shards on the local disk.
+        secrets: texts that no message shows.
 
         Raises ConfigError in a process that was forked from one that used obstore.
         """
@@ -79,13 +91,17 @@ class ZarrBytes:
         """Whether objects can be put, unless their names are taken."""
         self.is_proven = False
         """Whether the store was seen to refuse a second object of one name."""
+        self.hides_missing = False
+        """Whether a missing object is answered as one that must not be read, as by a bucket that may not be listed."""
+        self.cache = cache
+        self._secrets = tuple(secrets)
+        self._warned = False
         self._list_apart = list_apart
         self._check_process()
 
     def __reduce__(self) -> tuple[object, ...]:
         if self._reopen is not None:
-            open_again, url = self._reopen
-            return open_again, (url,)
+            return self._reopen
         try:
             if _is_memory(self._store):
                 raise TypeError("it lies in the memory of this process")
@@ -97,7 +113,13 @@ class ZarrBytes:
                 found=f"a {type(self._store).__name__} that cannot be sent to one ({_summary(error)})",
                 remedy="open the store by its URL, or open it in each worker",
             ) from error
-        return ZarrBytes, (self._store, self.name)
+        return ZarrBytes, (self._store, self.name, None, None, self.cache)
+
+    def warn_once(self, text: str) -> None:
+        """Log a warning, the first one of this store."""
+        if not self._warned:
+            self._warned = True
+            log.warning("%s", text)
 
     def _check_process(self) -> None:
         """Refuse a process that was forked after the store, or obstore, was used: it would wait for ever."""
@@ -129,13 +151,54 @@ class ZarrBytes:
 
         try:
             return sync(within_limits())
-        except (LogitStoreError, MemoryError):
+        except MemoryError:
             raise
+        except LogitStoreError as error:
+            if (discreet := self._discreet(error)) is error:
+                raise
+            raise discreet from None
         except Exception as error:
-            raise typed(error, where) from error
+            found = self._discreet(typed(error, where))
+            if self._secrets:  # which the library's own error may show
+                raise found from None
+            raise found from error
 
-    async def read(self, key: str, offset: int, length: int) -> tuple[memoryview, int]:
-        """Read `length` bytes from `offset` (fewer at the end), and the object's size.
+    def _discreet(self, error: Exception) -> Exception:
+        """Return an error without the texts that no message shows."""
+        if isinstance(error, LogitStoreError):
+            found = error.found
+            for secret in self._secrets:
+                found = found.replace(secret, "…")
+            if found != error.found:
+                return type(error)(error.where, expected=error.expected, found=found, remedy=error.remedy)
+        return error
+
+    def is_missing(self, error: BaseException) -> bool:
+        """Return whether an error means that an object does not exist, as far as the place tells."""
+        return _is_missing(error) or (self.hides_missing and _is_refused(error))
+
+    async def read(self, key: str, offset: int, length: int) -> tuple[list[memoryview], int]:
+        """Read `length` bytes from `offset` (fewer at the end), in pieces, and the object's size."""
+        if self._uses_obstore and length > 0:
+            return await self._ranged(key, offset, length)
+        return await self._sized(key, offset, length)
+
+    async def _ranged(self, key: str, offset: int, length: int) -> tuple[list[memoryview], int]:
+        """Read a range through obstore, whose answer states the size: one request."""
+        pieces: list[memoryview] = []
+        try:
+            size = await _stream(self._store, key, offset, length, pieces.append)
+        except Exception as error:
+            if _is_missing(error) or not _may_be_beyond(self._store, error):
+                raise
+            size = await self.size(key)
+            if offset < size:
+                raise
+            return [], size  # servers differ in their answer to a range beyond the end
+        return pieces, size
+
+    async def _sized(self, key: str, offset: int, length: int) -> tuple[list[memoryview], int]:
+        """Read a range of a store that does not state the size with it.
 
         The size is requested at the same time, then remembered, and compared with the bytes. Before a remembered size
         leads to an error it is requested again: the object may have been replaced.
@@ -149,12 +212,12 @@ class ZarrBytes:
             return_exceptions=True,
         )
         if isinstance(size, int) and offset >= size and remembered is None:
-            return memoryview(b""), size  # servers differ in their answer to a range beyond the end
+            return [], size  # servers differ in their answer to a range beyond the end
         if isinstance(data, memoryview) and isinstance(size, int) and len(data) == min(length, size - offset):
-            return data, size
+            return [data], size
         if remembered is not None:
             del self._sizes[key]
-            return await self.read(key, offset, length)
+            return await self._sized(key, offset, length)
         for answer in (data, size):
             if isinstance(answer, BaseException):
                 raise answer
@@ -168,14 +231,41 @@ class ZarrBytes:
 
         if length <= 0:
             return memoryview(b"")
-        if self._uses_obstore:
-            return await _stream(self._store, key, offset, length)
         request = RangeByteRequest(offset, offset + length)
         data = await self._store.get(key, default_buffer_prototype(), request)
         if data is None:
             raise FileNotFoundError(key)
         values: Any = data.as_numpy_array()
         return memoryview(values).cast("B") if len(data) else memoryview(b"")
+
+    async def download(
+        self, key: str, size: int, write: Callable[[memoryview], None], offset: int = 0
+    ) -> int:
+        """Pass an object of `size` bytes, from `offset`, to `write`, piece after piece; return its size.
+
+        `write` is called in other threads. At most two pieces are in memory.
+        """
+        loop = asyncio.get_running_loop()
+        while offset < size:
+            length = min(_ONE_REQUEST, size - offset)
+            if self._uses_obstore:
+                writing = _Writing(loop, write)
+                try:
+                    found = await _stream(self._store, key, offset, length, writing.take)
+                finally:
+                    await writing.end()
+            else:
+                pieces, found = await self._sized(key, offset, length)
+                for piece in pieces:
+                    await loop.run_in_executor(None, write, piece)
+            if found != size:
+                return found
+            offset += length
+        return size
+
+    async def read_all(self, keys: Sequence[str], most: int) -> list[Any]:
+        """Read the beginnings of objects at once; return (pieces, size) or the error of each."""
+        return await asyncio.gather(*(self.read(key, 0, most) for key in keys), return_exceptions=True)
 
     async def size(self, key: str) -> int:
         """Return the bytes of an object."""
@@ -189,7 +279,7 @@ class ZarrBytes:
         """Return which of some objects exist, asking for all at once."""
         answers = await asyncio.gather(*map(self.size, keys), return_exceptions=True)
         for answer in answers:
-            if isinstance(answer, BaseException) and not _is_missing(answer):
+            if isinstance(answer, BaseException) and not self.is_missing(answer):
                 raise answer
         return [isinstance(answer, int) for answer in answers]
 
@@ -295,6 +385,23 @@ def _failure(error: Exception) -> Failure:
     return Failure(found, error)
 
 
+class _Writing:
+    """Pieces of an answer that a thread writes, one while the next one comes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, write: Callable[[memoryview], None]) -> None:
+        self._loop, self._write = loop, write
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def take(self, piece: memoryview) -> None:
+        await self.end()
+        self._waiting = self._loop.run_in_executor(None, self._write, piece)
+
+    async def end(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            await waiting
+
+
 async def _just(value: int) -> int:
     return value
 
@@ -310,21 +417,36 @@ async def gathered(store: "Store", what: str, prefix: str, most: int) -> list[st
     return found
 
 
-async def _stream(store: Any, key: str, offset: int, length: int) -> memoryview:
-    """Read a range through obstore, and no byte more of it than was asked for. Raises FileNotFoundError.
+async def _stream(store: Any, key: str, offset: int, length: int, take: Callable[[memoryview], Any]) -> int:
+    """Read a range through obstore, and no byte more of it than was asked for; return the object's size.
 
-    obstore's own reads keep whatever a server sends.
+    take: gets the bytes, piece after piece; may be a coroutine function. obstore's own reads keep whatever a server sends.
+    Raises FileNotFoundError.
     """
     import obstore
 
     answer = await obstore.get_async(store.store, key, options={"range": (offset, offset + length)})
-    pieces, size = [], 0
+    size = int(answer.meta["size"])
+    expected = min(length, size - offset)
+    if tuple(answer.range) != (offset, offset + expected):
+        raise _RangeIgnored
+    taken = 0
     async for piece in answer.stream(min_chunk_size=min(length, _PIECE)):
-        pieces.append(memoryview(piece).cast("B"))
-        size += len(pieces[-1])
-        if size > length:
+        view = memoryview(piece).cast("B")
+        taken += len(view)
+        if taken > expected:
             raise _RangeIgnored
-    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        if inspect.isawaitable(waiting := take(view)):
+            await waiting
+    if taken != expected:
+        raise ConnectionError(f"{taken} bytes of {expected}")
+    return size
+
+
+def _may_be_beyond(store: Any, error: Exception) -> bool:
+    """Return whether an error may be the answer to a range beyond the end of an object."""
+    kind = type(store.store).__name__
+    return _status(error) == 416 or (_status(error) is None and kind in ("LocalStore", "MemoryStore"))
 
 
 # Kinds of stores
@@ -373,6 +495,13 @@ def _is_missing(error: BaseException) -> bool:
     return isinstance(cause, _obstore_errors("GenericError")) and "Not a directory" in str(cause)
 
 
+def _is_refused(error: BaseException) -> bool:
+    """Return whether an error means that an object must not be read."""
+    cause = _cause(error)
+    kinds = (PermissionError, *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"))
+    return _status(cause) in (401, 403) or isinstance(cause, kinds)
+
+
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status of a server's answer, or None if there was no answer."""
     for name in ("status", "code"):  # aiohttp, botocore
@@ -386,9 +515,16 @@ def _status(error: BaseException) -> int | None:
 
 
 def _summary(error: BaseException) -> str:
-    """Return an error's message in one line of at most 200 characters; of obstore's, the part after the request."""
-    text = " ".join(str(error).partition("\n")[0].split()).rpartition(" - ")[2]
-    return (text or type(error).__name__)[:200].rstrip(": ")
+    """Return an error's message in one line of at most 200 characters; of obstore's, the part after the request.
+
+    Of an answer in XML or JSON, the server's own code and message.
+    """
+    whole = str(error)
+    text = " ".join(whole.partition("\n")[0].split()).rpartition(" - ")[2].partition("<")[0].partition("{")[0]
+    code, message = _CODE.search(whole), _MESSAGE.search(whole)
+    said = ": ".join(found[1] for found in (code, message) if found)
+    text = (text or type(error).__name__).rstrip(": ")
+    return " ".join(f"{text} ({said})".split() if said else text.split())[:200]
 
 
 def typed(error: Exception, where: str) -> Exception:
@@ -405,11 +541,12 @@ def typed(error: Exception, where: str) -> Exception:
         expected = "the requested range of bytes (HTTP range requests)"
         found = "another range, or the whole object"
         remedy = "use a server that supports range requests, or copy the store to a local disk"
-    elif status in (401, 403) or isinstance(
-        cause, (PermissionError, *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"))
-    ):
+    elif _is_refused(error):
         expected = "permission to read the object"
         remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
+    elif "builder error" in found:
+        expected, found = "an https:// endpoint, or leave to use http://", "an http:// endpoint without it"
+        remedy = "set AWS_ALLOW_HTTP=true, or pass storage_options={'allow_http': True}, if nobody listens in between"
     elif status is not None and 400 <= status < 500 and status not in _RETRIED:
         expected, remedy = "HTTP status 200, or 404 for a missing object", "check the URL"
     elif isinstance(cause, MemoryError):

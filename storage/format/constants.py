@@ -27,6 +27,8 @@ COMMITS: Final = f"{PRIVATE}/commits"
 STAGING: Final = f"{PRIVATE}/tmp"
 LOCK: Final = f"{PRIVATE}/lock"
 LOG: Final = f"{PRIVATE}/log"
+LOG_AHEAD: Final = 6
+"""Records of the log, from 0, that a remote store is asked for at once: so many have few requests, and one wait."""
 
 # Limits of readers: the most that a store may state. docs/format-v1.md has the same table under this name.
 

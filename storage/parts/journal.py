@@ -23,6 +23,7 @@ from ..format.constants import (
     COMMITS,
     GROUPS,
     LOG,
+    LOG_AHEAD,
     MAX_CHUNKS_PER_SHARD,
     MAX_JSON_BYTES,
     MAX_PARTS,
@@ -45,6 +46,11 @@ _COPY_OF_LOG = "restore the log from a copy"
 """The remedy of the last record, for which no other one vouches."""
 ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
 """Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
+
+
+def opening_keys() -> list[str]:
+    """Return what is read of every store to open it."""
+    return [*ROOT_FILES, *(log_key(number) for number in range(LOG_AHEAD))]
 
 
 def _digest(value: object, where: str) -> str:
@@ -210,6 +216,11 @@ class SealTable:
     def size(self, array: str, view: int, block: int) -> int:
         """Return the bytes of one shard."""
         return int(self._table[view, block][array]["size"])
+
+    def sha256(self, array: str, view: int, block: int) -> str:
+        """Return the sha256 of one shard, in hexadecimal digits."""
+        digest: bytes = self._table[view, block][array]["sha256"].tobytes()
+        return digest.hex()
 
     def checksums(self, array: str, view: int, block: int) -> NDArray[np.uint32]:
         """Return the crc32c of each inner chunk of one shard."""
@@ -380,14 +391,10 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
     empty = f"sha256:{sha256_hex(previous)}"
     records: list[LogRecord] = []
     last = last_record(root)
-    for number in range(1, last + 1):
+    with root.read_ahead([log_key(number) for number in range(1, last + 1)]):
+        found = [_record_bytes(root, number) for number in range(1, last + 1)]
+    for number, data in enumerate(found, 1):
         where = str(root.path / log_key(number))
-        try:
-            data = root.read(log_key(number))
-        except FileNotFoundError:
-            raise ManifestInvalid(
-                where, expected=f"record {number} of the log", found="no file", remedy=_REPAIR
-            ) from None
         with remedied(_REPAIR if number < last else _COPY_OF_LOG):
             value = parse_json(data, where)
             seal = _digest(value.get("seal"), where)
@@ -405,6 +412,18 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
     if len(set(names)) != len(names):
         raise invalid(str(root.path / LOG), "each part once", f"{max(names, key=names.count)} twice")
     return empty, records
+
+
+def _record_bytes(root: Place, number: int) -> bytes:
+    try:
+        return root.read(log_key(number))
+    except FileNotFoundError:
+        raise ManifestInvalid(
+            str(root.path / log_key(number)),
+            expected=f"record {number} of the log",
+            found="no file",
+            remedy=_REPAIR,
+        ) from None
 
 
 def last_record(root: Place) -> int:

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.place import SealedShard
 from ..backends.posix import LARGE, room_for
 from ..checks import check_view
 from ..errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
@@ -120,12 +121,10 @@ class _Chunks:
 class _Shard:
     """A shard as its seal and its index have it, checked once for all its chunks."""
 
-    key: str
-    """Its key, relative to the part."""
     where: str
     """Its file and rows, in messages."""
-    size: int
-    """Bytes, by the seal."""
+    sealed: SealedShard
+    """Its key, size and digest."""
     checksums: NDArray[np.uint32]
     """crc32c of each chunk, by the seal."""
     ends: NDArray[np.int64]
@@ -133,13 +132,15 @@ class _Shard:
 
     def check_size(self, size: int) -> None:
         """Refuse a file of another size. Raises ShardCorrupt."""
-        if size != self.size:
-            raise ShardCorrupt(self.where, expected=f"{self.size} bytes", found=str(size), remedy=REMAKE)
+        if size != self.sealed.size:
+            raise ShardCorrupt(
+                self.where, expected=f"{self.sealed.size} bytes", found=str(size), remedy=REMAKE
+            )
 
     def missing(self) -> ShardMissing:
         """Return the error of a file that is not there."""
         return ShardMissing(
-            self.where, expected=f"a shard of {self.size} bytes", found="no file", remedy=REMAKE
+            self.where, expected=f"a shard of {self.sealed.size} bytes", found="no file", remedy=REMAKE
         )
 
 
@@ -150,6 +151,11 @@ class PartReader:
         self.part = part
         self.grid = grid
         self._shards: dict[tuple[str, int, int], _Shard] = {}
+
+    def sealed_shard(self, array: str, view: int, block: int) -> SealedShard:
+        """Return key, size and digest of a shard, as the seal has them."""
+        table, key = self.part.table, self.part.layouts[array].shard_key(view, block)
+        return SealedShard(key, table.size(array, view, block), table.sha256(array, view, block))
 
     def layout(self, array: str) -> ArrayLayout:
         """Return the layout of a block array. Raises PartNotFound for another name."""
@@ -242,6 +248,18 @@ class PartReader:
         self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
     ) -> None:
         """Read inner chunks first, first + 1, … of a shard, each into a target of a chunk's rows, and check them."""
+        try:
+            self._read_checked(layout, view, block, first, targets)
+        except ShardCorrupt:
+            # Of a remote store, the bytes may have changed on the disk of this machine.
+            if not self.part.folder.forget(self.sealed_shard(layout.name, view, block)):
+                raise
+            self._shards.pop((layout.name, view, block), None)
+            self._read_checked(layout, view, block, first, targets)
+
+    def _read_checked(
+        self, layout: ArrayLayout, view: int, block: int, first: int, targets: Sequence[NDArray[Any]]
+    ) -> None:
         shard = self._shards.get((layout.name, view, block)) or self._shard(layout, view, block)
         end = first + len(targets)
         borders = [int(shard.ends[first - 1]) if first else 0, *shard.ends[first:end].tolist()]
@@ -254,7 +272,7 @@ class PartReader:
         chunks = _Chunks(payloads)
         offset, length = borders[0], borders[-1] - borders[0]
         try:
-            size = self.part.folder.read_through(shard.key, offset, length, chunks.take, chunks.place)
+            size = self.part.folder.read_sealed(shard.sealed, offset, length, chunks.take, chunks.place)
         except FileNotFoundError:
             raise shard.missing() from None
         shard.check_size(size if chunks.taken == length else offset + chunks.taken)
@@ -266,19 +284,24 @@ class PartReader:
 
     def _shard(self, layout: ArrayLayout, view: int, block: int) -> _Shard:
         """Return what is known of a shard; the index of compressed chunks is read once. Raises ShardCorrupt."""
-        key, rows, table = layout.shard_key(view, block), self.grid.rows(block), self.part.table
-        where = f"{self.part.folder.path / key} (rows {rows.start} to {rows.stop - 1})"
-        size = table.size(layout.name, view, block)
+        rows, table = self.grid.rows(block), self.part.table
+        sealed = self.sealed_shard(layout.name, view, block)
+        where = f"{self.part.folder.path / sealed.key} (rows {rows.start} to {rows.stop - 1})"
+        size = sealed.size
         check_shard_bytes(layout, len(rows), size, where, UNSEALABLE)
         # All chunks of one length, unless an index tells.
         ends = np.arange(1, -(-len(rows) // layout.chunk_rows) + 1) * chunk_bytes(layout)[1]
-        shard = _Shard(key, where, size, table.checksums(layout.name, view, block), ends)
+        shard = _Shard(where, sealed, table.checksums(layout.name, view, block), ends)
         if layout.codec != RAW:
             length = index_bytes(layout)
+            pieces: list[bytes] = []
             try:
-                index, found = self.part.folder.read_range(key, size - length, length)
+                found = self.part.folder.read_sealed(
+                    sealed, size - length, length, lambda piece: pieces.append(piece.tobytes())
+                )
             except FileNotFoundError:
                 raise shard.missing() from None
+            index = b"".join(pieces)
             shard.check_size(found if len(index) == length else size - length + len(index))
             shard = replace(shard, ends=chunk_ends(layout, index, len(rows), size, where))
         if len(self._shards) >= _MOST_SHARDS:

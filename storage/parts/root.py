@@ -31,6 +31,7 @@ from .journal import (
     check_root,
     committed_blocks,
     log_key,
+    opening_keys,
     put_same,
     read_checked,
     read_log,
@@ -76,7 +77,8 @@ class Root:
 
         Raises WrongStore if the log does not go on from the one that was read before.
         """
-        empty, records = read_log(self.folder)
+        with self.folder.read_ahead(opening_keys()):
+            empty, records = read_log(self.folder)
         digests = [empty, *(record.digest for record in records)]
         known = self.expect or self.digest
         if known and known not in digests:
@@ -286,6 +288,11 @@ def join_root(place: Path | Place, num_rows: int, num_classes: int, block_rows: 
 def open_root(place: Path | Place, expect: str | None = None) -> Root:
     """Open a store. Raises NotAStoreError if there is none, ManifestInvalid if it is damaged."""
     folder = place if isinstance(place, Place) else local_folder(place)
+    with folder.read_ahead(opening_keys()):
+        return _open_root(folder, expect)
+
+
+def _open_root(folder: Place, expect: str | None) -> Root:
     try:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):

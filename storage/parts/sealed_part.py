@@ -96,6 +96,12 @@ class SealedPart:
         where = str(folder.path / SEAL)
         self._table: SealTable | None = None
         self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
+        with folder.read_ahead(
+            [key for key in self.seal.files if key.endswith(ROOT_METADATA) or key == SPEC]
+        ):
+            self._open(grid)
+
+    def _open(self, grid: Grid) -> None:
         features = self._check_attributes()
         arrays = [
             key.removesuffix("/zarr.json") for key in sorted(self.seal.files) if key.endswith("/zarr.json")
@@ -105,18 +111,20 @@ class SealedPart:
         self.form = form_of(self.kind, self.layouts)
         """Its kind, or the encoding of a capture; determines its arrays."""
         if features != list(features_of(self.form)):
-            where = str(folder.path / ROOT_METADATA)
+            where = str(self.folder.path / ROOT_METADATA)
             raise invalid(where, f"the features of its arrays, {self.form}", features)
         check_part(
             self.form,
             self.layouts,
             grid,
-            str(folder.path),
+            str(self.folder.path),
             arrays=self.seal.arrays,
             shape=(self.seal.views, self.seal.blocks),
             table_bytes=self.seal.table_size,
             files=self.seal.files,
         )
+        if self.folder.is_remote:
+            _ = self.spec  # which every reader needs, and which has been read ahead
 
     def __repr__(self) -> str:
         return f"<SealedPart {self.name!r}: {', '.join(self.layouts)}>"

@@ -114,8 +114,11 @@ def _slow(one: Connection) -> None:
 
 
 def _long_size(one: Connection) -> bool:
-    if one.method == "HEAD" and one.path.endswith("zarr.json"):
-        one.head(200, f"Content-Length: {1 << 60}")
+    if one.method != "HEAD" and one.path.endswith("zarr.json"):
+        line, _, size = one.range_line.rpartition("/")
+        data = (one.server.root / one.path.lstrip("/")).read_bytes()
+        one.head(206, f"{line}/{1 << 60}", f"Content-Length: {size}")
+        one.handle.sendall(data)
         return True
     return False
 
@@ -209,11 +212,12 @@ def _without(guard: str) -> Iterator[None]:
     """Take a guard of the product out."""
     from logitstore.storage.backends import remote, zarr_bytes
 
-    async def as_obstore_reads(store: Any, key: str, offset: int, length: int) -> memoryview:
+    async def as_obstore_reads(store: Any, key: str, offset: int, length: int, take: Any) -> int:
         import obstore
 
         data = await obstore.get_range_async(store.store, key, start=offset, end=offset + length)
-        return memoryview(bytes(data))
+        take(memoryview(bytes(data)))
+        return offset + len(data)
 
     patches: dict[str, Any] = {
         "bytes of a range": ("_stream", as_obstore_reads),

@@ -21,4 +21,4 @@ class Named:
 def serve_named() -> None:
     """Serve it: the child."""
     store: Any = Named()
-    serve(lambda url: store)
+    serve(lambda url, options: store)
