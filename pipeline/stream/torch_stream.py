@@ -138,7 +138,7 @@ class TorchStream(IterableDataset[TorchBatch]):
 
     def _here(self) -> Iterator[TorchBatch]:
         iteration = self.stream.begin()
-        with closing(self._on_device(iteration)) as batches:
+        with self.stream.going_on(iteration), closing(self._on_device(iteration)) as batches:
             for batch in batches:
                 self.stream.hand_out(iteration)
                 yield batch

@@ -23,7 +23,6 @@ from ..format.constants import (
     COMMITS,
     GROUPS,
     LOG,
-    LOG_AHEAD,
     MAX_CHUNKS_PER_SHARD,
     MAX_JSON_BYTES,
     MAX_PARTS,
@@ -46,11 +45,6 @@ _COPY_OF_LOG = "restore the log from a copy"
 """The remedy of the last record, for which no other one vouches."""
 ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
 """Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
-
-
-def opening_keys() -> list[str]:
-    """Return what is read of every store to open it."""
-    return [*ROOT_FILES, *(log_key(number) for number in range(LOG_AHEAD))]
 
 
 def _digest(value: object, where: str) -> str:
@@ -418,12 +412,8 @@ def _record_bytes(root: Place, number: int) -> bytes:
     try:
         return root.read(log_key(number))
     except FileNotFoundError:
-        raise ManifestInvalid(
-            str(root.path / log_key(number)),
-            expected=f"record {number} of the log",
-            found="no file",
-            remedy=_REPAIR,
-        ) from None
+        where, expected = str(root.path / log_key(number)), f"record {number} of the log"
+        raise ManifestInvalid(where, expected=expected, found="no file", remedy=_REPAIR) from None
 
 
 def last_record(root: Place) -> int:

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, SupportsIndex
@@ -35,6 +36,10 @@ from ..format.shard import (
 )
 from .sealed_part import SealedPart
 
+_AT_ONCE = 16
+"""Shards of a remote store that are read at once."""
+_BYTES_AT_ONCE = 128 << 20
+"""Bytes of such shards together."""
 _MOST_SHARDS = 4096
 """Shards of which a reader keeps what it has checked, of 8 bytes a chunk."""
 
@@ -199,9 +204,20 @@ class PartReader:
         views = max(1, self.part.seal.views) if layout.row_axis else 1
         view = check_view(view, views, self.part.name, "choose a view that was captured")
         if isinstance(rows, range):
-            for block, span in self.grid.split(rows.start, rows.stop):
+            spans = list(self.grid.split(rows.start, rows.stop))
+
+            def read(place: tuple[int, range]) -> None:
+                block, span = place
                 into = out[span.start - rows.start : span.stop - rows.start]
                 self._read_span(layout, view, block, span, into)
+
+            if self.part.folder.is_remote and len(spans) > 1:
+                largest = max(1, self.grid.block_rows * layout.row_bytes)
+                with ThreadPoolExecutor(max(1, min(_AT_ONCE, _BYTES_AT_ONCE // largest))) as threads:
+                    list(threads.map(read, spans))
+            else:
+                for place in spans:
+                    read(place)
         else:
             self._read_scattered(layout, view, rows, out)
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Final
 
 from ..backends.lease import lease, tidy_up
 from ..backends.local import writable
@@ -21,23 +21,26 @@ from ..errors import (
     StoreIncomplete,
     WrongStore,
 )
-from ..format.constants import GROUPS, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
+from ..format.constants import GROUPS, LOG_AHEAD, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
 from .journal import (
+    ROOT_FILES,
     LogRecord,
     Seal,
     check_root,
     committed_blocks,
     log_key,
-    opening_keys,
     put_same,
     read_checked,
     read_log,
     root_record,
 )
 from .sealed_part import SealedPart, Spec
+
+_OPENED_BY: Final = (*ROOT_FILES, *(log_key(number) for number in range(LOG_AHEAD)))
+"""Keys of what is read of every store to open it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Root:
 
         Raises WrongStore if the log does not go on from the one that was read before.
         """
-        with self.folder.read_ahead(opening_keys()):
+        with self.folder.read_ahead(_OPENED_BY):
             empty, records = read_log(self.folder)
         digests = [empty, *(record.digest for record in records)]
         known = self.expect or self.digest
@@ -288,7 +291,7 @@ def join_root(place: Path | Place, num_rows: int, num_classes: int, block_rows: 
 def open_root(place: Path | Place, expect: str | None = None) -> Root:
     """Open a store. Raises NotAStoreError if there is none, ManifestInvalid if it is damaged."""
     folder = place if isinstance(place, Place) else local_folder(place)
-    with folder.read_ahead(opening_keys()):
+    with folder.read_ahead(_OPENED_BY):
         return _open_root(folder, expect)
 
 

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.same_inputs import check_same_inputs
 from ..parts.same_rows import is_augmented
+from .fetch_ahead import Source
 from .items import UNKNOWN, fetch_items, listed_labels, split_item
 from .making import Augment, Form, InputMaker, Wanted, check_form, check_labels, other_label
 from .options import StreamOptions
@@ -118,7 +119,14 @@ class Inputs:
     @property
     def field(self) -> Field:
         """The array of a window that holds the inputs."""
-        return Field("inputs", self.form.dtype, self.form.shape, self._read)
+        name = "input" if self._transfer_set is None else "digest"
+        sources = (Source(self._samples.reader, name, has_views=False), *self._seen_sources)
+        return Field("inputs", self.form.dtype, self.form.shape, self._read, sources)
+
+    @property
+    def _seen_sources(self) -> tuple[Source, ...]:
+        remade = self._shown is not None and any(map(self._is_remade, self._streamed))
+        return (Source(self._shown.reader, "seen", has_views=True),) if remade and self._shown else ()
 
     @property
     def fields_to_make(self) -> list[Field]:
@@ -130,8 +138,11 @@ class Inputs:
             name, dtype, shape = "input", stored.dtype, stored.shape[1:]
         else:
             name, dtype, shape = "digest", uint64, ()
-        given = Field(_MADE_FROM, dtype, shape, lambda run, out: reader.read_into(name, run.rows, 0, out))
-        return [given, Field(_SEEN, uint64, (), self._read_seen)]
+        source = (Source(reader, name, has_views=False),)
+        given = Field(
+            _MADE_FROM, dtype, shape, lambda run, out: reader.read_into(name, run.rows, 0, out), source
+        )
+        return [given, Field(_SEEN, uint64, (), self._read_seen, self._seen_sources)]
 
     def wanted(self, arrays: Arrays, places: NDArray[np.int64]) -> Wanted:
         """Return the rows of one view at some places of a batch, with all that their inputs are made from."""

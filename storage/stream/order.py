@@ -75,6 +75,11 @@ class Order:
         self._repetition = repetition
         self._window = window or WINDOW_RUNS * grid.run_rows
 
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """The selected rows, ascending; None for all."""
+        return self._rows
+
     @cached_property
     def _cuts(self) -> Int64[np.ndarray, " runs_plus_one"]:
         """Return the index in `rows` at which each run of one view begins."""
@@ -176,6 +181,11 @@ class RepeatedOrder:
                 self._orders.clear()
             self._orders[repetition] = self._order_of(repetition)
         return self._orders[repetition]
+
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """The selected rows, ascending; None for all."""
+        return self._order(0).rows
 
     @property
     def repeats(self) -> bool:

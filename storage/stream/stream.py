@@ -10,9 +10,9 @@ Nothing forks, nothing is shared between processes, and the state is a few integ
 
 import copy
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,17 +25,19 @@ from ..checks import whole_number
 from ..parts.reader import CaptureReader, Samples
 from ..parts.root import Root
 from .batch import Batch, TopKRows, TransformRows
-from .batches import EpochPlan, RankPlan, Stratum, plan_epoch, plan_strata
+from .batches import EpochPlan, Stratum, plan_epoch, plan_strata
 from .escaped import EscapedField
+from .fetch_ahead import FETCH_BYTES, FETCHES, FetchAhead, Plan
+from .fields import Labels, fields_of, sources_of
 from .inputs import Inputs
 from .intervals import Interval
 from .making import Augment, Makers, made_ahead
 from .options import StreamOptions
-from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
+from .order import WINDOW_RUNS, Order, RepeatedOrder
 from .picker import Picker, rows_together
 from .shared_basis import share_basis
 from .state import Remaining, remaining_of
-from .window import READ_THREADS, Arrays, Buffers, Field, ReadAhead
+from .window import READ_THREADS, REMOTE_THREADS, Arrays, Buffers, Field, ReadAhead, runs_of, windows_of
 
 
 @dataclass(eq=False)
@@ -66,6 +68,7 @@ class Stream:
         self._root = root
         self._samples = Samples(root)
         self._captures = dict(captures)
+        self._labels = Labels(self._samples, root)
         self._options = options
         self.decode, self.temperature = options.decode, options.temperature
         if options.decode:
@@ -199,6 +202,7 @@ class Stream:
     def memory_bytes(self) -> int:
         """Bytes that an iteration holds at most: two windows, the buffers of reading threads, two batches.
 
+        Of a remote store also its labels, and the pieces of the shards that are being fetched.
         A thread holds a piece of the file and a chunk run of one array, twice if not all of its rows are needed.
         Batches whose inputs other processes make (`made_by`) are begun a few ahead.
         A batch is held as stored, narrow rows with those of the next batches, and, if the stream decodes, as float32
@@ -209,7 +213,9 @@ class Stream:
         widest = max(
             [self._inputs.made_from_bytes, *whole_rows, *(field.row_bytes for field in self._fields)]
         )
-        reading = READ_THREADS * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
+        reading = self._read_threads * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
+        if self._root.folder.is_remote:
+            reading += FETCHES * FETCH_BYTES + self._labels.held_bytes
         batch_rows = min(self._options.batch_size, self.epoch_rows)
         picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)
         batch = picked_rows * self.row_bytes + batch_rows * (sum(whole_rows) + 4 * classes)
@@ -324,11 +330,23 @@ class Stream:
     def batches(self, decode: bool) -> Iterator[Batch]:
         """Iterate, decoding or not whatever the stream's own option."""
         iteration = self.begin()
-        with closing(self.read(iteration, decode)) as batches:
+        with self.going_on(iteration), closing(self.read(iteration, decode)) as batches:
             for batch in batches:
                 self.hand_out(iteration)
                 yield batch
         self.end(iteration)
+
+    @contextmanager
+    def going_on(self, iteration: Iteration) -> Iterator[None]:
+        """Let the next iteration be the rest of this one, if it ends with an error of reading or making a batch."""
+        try:
+            yield
+        except Exception:
+            if self._iteration is iteration and self._batches > 0:
+                pinned = self._pinned
+                self.load_state_dict(self.state_dict())
+                self._pinned = pinned
+            raise
 
     def begin(self) -> Iteration:
         """Begin an iteration, of which `hand_out` and `end` move the position until another begins.
@@ -364,14 +382,32 @@ class Stream:
         while len(self._buffers) < len(plans):  # kept from epoch to epoch
             self._buffers.append(Buffers(self._fields))
         process = os.getpid()
-        threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="logitstore-read-ahead")
+        threads = ThreadPoolExecutor(self._read_threads, thread_name_prefix="logitstore-read-ahead")
         readers: list[ReadAhead] = []
+        ahead: FetchAhead | None = None
         last: Batch | None = None
         try:
-            for plan, rank, buffers in zip(plans, ranks, self._buffers, strict=True):
-                windows = _windows(rank, numbers)
+            fetched: list[Plan | None] = [None] * len(plans)
+            if self._root.folder.keeps:
+                self._labels.hold()
+                sources = sources_of(self._fields, self._escaped_fields)
+                fetched = [Plan(plan.order, sources, self._root.grid.block_rows) for plan in plans]
+            runs = [
+                runs_of(plan.order, rank.remainder, windows_of(rank, numbers))
+                for plan, rank in zip(plans, ranks, strict=True)
+            ]
+            ahead = FetchAhead.of(fetched, runs)
+            for plan, rank, buffers, each in zip(plans, ranks, self._buffers, fetched, strict=True):
                 reader = ReadAhead(
-                    plan.order, rank.remainder, windows, self._fields, buffers, threads, self._escaped_fields
+                    plan.order,
+                    rank.remainder,
+                    windows_of(rank, numbers),
+                    self._fields,
+                    buffers,
+                    threads,
+                    self._escaped_fields,
+                    self._read_threads,
+                    each,
                 )
                 readers.append(reader)
             most = rows_together(self._options.batch_size, self.row_bytes)
@@ -383,6 +419,8 @@ class Stream:
                 else:
                     yield batch
         finally:
+            if ahead is not None:
+                ahead.close()
             if os.getpid() == process:  # A fork has no threads to wait for.
                 threads.shutdown(wait=True, cancel_futures=True)
                 for reader in readers:
@@ -407,22 +445,16 @@ class Stream:
     @cached_property
     def _fields(self) -> list[Field]:
         """The arrays of a window."""
-        int64 = np.dtype(np.int64)
-        fields = [
-            Field("rows", int64, (), _read_rows),
-            Field("views", int64, (), lambda run, out: out.fill(run.view)),
-            Field("labels", int64, (), lambda run, out: self._samples.read_labels(run.rows, out)),
-        ]
+        inputs: list[Field] = []
         if self._makers is not None:
-            fields += self._inputs.fields_to_make
+            inputs = self._inputs.fields_to_make
         elif self._inputs.available:
-            fields.append(self._inputs.field)
-        for name, capture in self._captures.items():
-            for array in capture.encoding.decoded_from:
-                layout = capture.part.layouts[array]
-                read = partial(_read_stored, capture, array)
-                fields.append(Field(f"{array}/{name}", layout.numpy_dtype, layout.row_shape, read))
-        return fields
+            inputs = [self._inputs.field]
+        return fields_of(self._labels, inputs, self._captures)
+
+    @property
+    def _read_threads(self) -> int:
+        return REMOTE_THREADS if self._root.folder.is_remote else READ_THREADS
 
     @cached_property
     def _escaped_fields(self) -> list[EscapedField]:
@@ -467,22 +499,3 @@ class Stream:
         """Return the temperature of the softmax by teacher, of those whose rows are decoded for one."""
         names = [name for name, capture in self._captures.items() if not capture.encoding.is_dense]
         return {} if self.temperature is None else dict.fromkeys(names, self.temperature)
-
-
-def _read_rows(run: ChunkRun, out: NDArray[Any]) -> None:
-    rows = run.rows  # NumPy takes a range element by element.
-    out[...] = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
-
-
-def _read_stored(capture: CaptureReader, array: str, run: ChunkRun, out: NDArray[Any]) -> None:
-    capture.read_stored_into(array, run.rows, run.view, out)
-
-
-def _windows(rank: RankPlan, numbers: Iterable[int]) -> Iterator[int]:
-    """Yield the window shares that some batches need, each once, in order."""
-    last = -1
-    for number in numbers:
-        for part in rank.batch(number):
-            if part.share != last:
-                yield part.share
-            last = part.share

@@ -9,7 +9,7 @@ Memory of two windows is allocated and used again. Nothing forks, and nothing is
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,12 +23,16 @@ from ..backends.local import keep_directories
 from ..backends.posix import room_for
 from ..encodings.refine import ESCAPED
 from ..errors import ConfigError
+from .batches import RankPlan
 from .escaped import EscapedField, EscapedRows
+from .fetch_ahead import Plan, Source
 from .intervals import Remainder, WindowShare
 from .order import ChunkRun, WindowedOrder
 
 READ_THREADS = 4
 """Threads that read chunk runs, whatever the cores: while one waits for the disk, another copies and checks."""
+REMOTE_THREADS = 16
+"""Threads that read chunk runs of a remote store: while one waits for an answer, the others have asked."""
 _RUNS_TOGETHER = 8
 """Most chunk runs that a thread reads together."""
 
@@ -45,6 +49,8 @@ class Field:
     """Shape of a row."""
     read: Callable[[ChunkRun, NDArray[Any]], None]
     """Reads a chunk run into an array (rows, *row_shape) of that dtype."""
+    sources: tuple[Source, ...] = ()
+    """The stored arrays that it is read from."""
 
     @property
     def row_bytes(self) -> int:
@@ -156,6 +162,22 @@ class _Layout:
             position = end
 
 
+def windows_of(rank: RankPlan, numbers: Iterable[int]) -> Iterator[int]:
+    """Yield the window shares that some batches need, each once, in order."""
+    last = -1
+    for number in numbers:
+        for part in rank.batch(number):
+            if part.share != last:
+                yield part.share
+            last = part.share
+
+
+def runs_of(order: WindowedOrder, remainder: Remainder, numbers: Iterable[int]) -> Iterator[ChunkRun]:
+    """Yield the chunk runs of a rank. numbers: indices in `remainder.shares`."""
+    for number in numbers:
+        yield from (run for run, _ in _Layout(order, remainder, remainder.shares[number]).runs())
+
+
 class ReadAhead:
     """The windows of one rank in the order of their use: one in use, the next being read."""
 
@@ -168,11 +190,14 @@ class ReadAhead:
         buffers: Buffers,
         threads: ThreadPoolExecutor,
         escaped: Sequence[EscapedField] = (),
+        num_threads: int = READ_THREADS,
+        plan: Plan | None = None,
     ) -> None:
         """Begin to read; `numbers` are indices in `remainder.shares`, in the order in which `get` is called.
 
-        escaped: arrays of which a window holds few rows.
+        escaped: arrays of which a window holds few rows. num_threads: of `threads`. plan: of shards that are fetched whole.
         """
+        self._num_threads, self._plan = num_threads, plan
         self._order = order
         self._remainder = remainder
         self._numbers = numbers
@@ -204,7 +229,9 @@ class ReadAhead:
         self._filling = self._buffers.take(self._rows)
         self._escaped_next = [EscapedRows(field, self._rows) for field in self._escaped_fields]
         runs = list(self._layout.runs())
-        together = max(1, min(_RUNS_TOGETHER, len(runs) // READ_THREADS))
+        if self._plan is not None:
+            self._plan.announce(run for run, _ in runs)
+        together = max(1, min(_RUNS_TOGETHER, len(runs) // self._num_threads))
         self._reading = [
             self._threads.submit(
                 self._read, runs[first : first + together], self._filling, self._escaped_next

@@ -1,0 +1,122 @@
+"""Shards of a remote store, fetched to the local disk in the order in which an epoch needs them.
+
+    windows of the epoch ──▶ shards, each once, by first need ──▶ threads: `Place.keep`
+    reading threads      ──▶ a shard that is not there yet: the one who comes first fetches it, the other waits
+
+Reading ends where the room on the disk does: shards without room are read run by run, as by a stream without a cache.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Final
+
+import numpy as np
+
+from ..backends.place import Place, SealedShard
+from ..errors import LogitStoreError
+from ..parts.part_reader import PartReader
+from .order import ChunkRun, WindowedOrder
+
+FETCHES: Final = 16
+"""Shards that are fetched at once."""
+FETCH_BYTES: Final = 4 << 20
+"""Bytes of a shard in memory while it is fetched: the piece that is written, the next one, and those of the connection."""
+_LEAST_SHARE: Final = 4
+"""A shard of whose rows an epoch needs one in so many, or more, is fetched whole."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An array of a sealed part that a field is read from."""
+
+    reader: PartReader
+    """Reads the part."""
+    array: str
+    """Its name."""
+    has_views: bool
+    """Whether each view has shards of its own."""
+
+
+class Plan:
+    """The shards that an epoch needs whole."""
+
+    def __init__(self, order: WindowedOrder, sources: Sequence[Source], block_rows: int) -> None:
+        """Plan an epoch. sources: what is read of each run."""
+        self._sources = sources
+        self._block_rows = block_rows
+        rows = order.rows
+        self._counts = None if rows is None else np.bincount(rows // block_rows)
+        self._seen: set[tuple[int, int, int]] = set()
+
+    def _is_whole(self, block: int) -> bool:
+        return self._counts is None or int(self._counts[block]) * _LEAST_SHARE >= self._block_rows
+
+    def places(self, runs: Iterable[ChunkRun]) -> Iterator[tuple[int, int, int]]:
+        """Yield the number of the source, the view and the block of each shard that runs need."""
+        for run in runs:
+            block = int(run.rows[0]) // self._block_rows
+            if self._is_whole(block):
+                for number, source in enumerate(self._sources):
+                    yield number, run.view if source.has_views else 0, block
+
+    def shard(self, place: tuple[int, int, int]) -> tuple[Place, SealedShard]:
+        """Return the folder and the seal of a shard."""
+        source = self._sources[place[0]]
+        return source.reader.part.folder, source.reader.sealed_shard(source.array, *place[1:])
+
+    def shards(self, runs: Iterable[ChunkRun]) -> Iterator[tuple[Place, SealedShard]]:
+        """Yield the shards that runs need, each once, by first need."""
+        for place in self.places(runs):
+            if place not in self._seen:
+                self._seen.add(place)
+                yield self.shard(place)
+
+    def announce(self, runs: Iterable[ChunkRun]) -> None:
+        """Say that runs will be read: whoever reads of their shards first fetches them whole, and others wait."""
+        for place in dict.fromkeys(self.places(runs)):
+            folder, shard = self.shard(place)
+            folder.announce(shard)
+
+
+class FetchAhead:
+    """Threads that fetch shards, until they are told to stop or there is no more room."""
+
+    def __init__(self, shards: Iterator[tuple[Place, SealedShard]], threads: int = FETCHES) -> None:
+        """Begin to fetch."""
+        self._shards = shards
+        self._lock = threading.Lock()
+        self._stopped = False
+        for _ in range(threads):
+            threading.Thread(target=self._fetch, name="logitstore-fetch-ahead", daemon=True).start()
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan | None], runs: Sequence[Iterator[ChunkRun]]) -> "FetchAhead | None":
+        """Fetch the shards of the runs of each order, in turn; None without plans."""
+        shards = [plan.shards(each) for plan, each in zip(plans, runs, strict=True) if plan is not None]
+        if not shards:
+            return None
+        return cls(shard for turn in zip_longest(*shards) for shard in turn if shard is not None)
+
+    def _next(self) -> tuple[Place, SealedShard] | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            found = next(self._shards, None)
+            if found is None or not found[0].keeps:
+                self._stopped = True
+                return None
+            return found
+
+    def _fetch(self) -> None:
+        # The thread that reads a shard that failed here fetches it again, and says why.
+        while (found := self._next()) is not None:
+            with suppress(LogitStoreError):
+                found[0].keep(found[1])
+
+    def close(self) -> None:
+        """Fetch no more shards. Those that are being fetched are completed in the background."""
+        with self._lock:
+            self._stopped = True
