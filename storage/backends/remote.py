@@ -176,9 +176,7 @@ class RemoteFolder(Place):
                 write(piece)
                 done += len(piece)
 
-            self._patiently(
-                lambda: self._objects.ask(where, self._objects.download, inner, shard.size, count, done)
-            )
+            self._patiently(lambda: self._objects.download(where, inner, shard.size, count, done))
 
         try:
             return cache.fetch(shard.sha256, shard.size, download)

@@ -9,14 +9,13 @@ would wait for ever, so it is refused.
 """
 
 import asyncio
-import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
 from .shard_cache import ShardCache
@@ -157,11 +156,12 @@ class ZarrBytes:
             if (discreet := self._discreet(error)) is error:
                 raise
             raise discreet from None
-        except Exception as error:
-            found = self._discreet(typed(error, where))
-            if self._secrets:  # which the library's own error may show
-                raise found from None
-            raise found from error
+        except Exception as error:  # noqa: BLE001 - of the library
+            self._raise(error, where)
+
+    def _raise(self, error: Exception, where: str) -> NoReturn:
+        """Raise the typed error; from the library's own, unless that may show what no message shows."""
+        raise self._discreet(typed(error, where)) from (None if self._secrets else error)
 
     def _discreet(self, error: Exception) -> Exception:
         """Return an error without the texts that no message shows."""
@@ -238,30 +238,31 @@ class ZarrBytes:
         values: Any = data.as_numpy_array()
         return memoryview(values).cast("B") if len(data) else memoryview(b"")
 
-    async def download(
-        self, key: str, size: int, write: Callable[[memoryview], None], offset: int = 0
+    def download(
+        self, where: str, key: str, size: int, write: Callable[[memoryview], None], offset: int = 0
     ) -> int:
         """Pass an object of `size` bytes, from `offset`, to `write`, piece after piece; return its size.
 
-        `write` is called in other threads. At most two pieces are in memory.
+        where: the object in messages. obstore waits in this thread: the event loop would hand each piece to and fro. Its
+        client limits the time of a request. Raises as `ask`.
         """
-        loop = asyncio.get_running_loop()
-        while offset < size:
+        found = size
+        while offset < size and found == size:
             length = min(_ONE_REQUEST, size - offset)
             if self._uses_obstore:
-                writing = _Writing(loop, write)
+                self._check_process()
                 try:
-                    found = await _stream(self._store, key, offset, length, writing.take)
-                finally:
-                    await writing.end()
+                    found = _through(self._store, key, offset, length, write)
+                except LogitStoreError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - of the library
+                    self._raise(error, where)
             else:
-                pieces, found = await self._sized(key, offset, length)
+                pieces, found = self.ask(where, self._sized, key, offset, length)
                 for piece in pieces:
-                    await loop.run_in_executor(None, write, piece)
-            if found != size:
-                return found
+                    write(piece)
             offset += length
-        return size
+        return found
 
     async def read_all(self, keys: Sequence[str], most: int) -> list[Any]:
         """Read the beginnings of objects at once; return (pieces, size) or the error of each."""
@@ -385,23 +386,6 @@ def _failure(error: Exception) -> Failure:
     return Failure(found, error)
 
 
-class _Writing:
-    """Pieces of an answer that a thread writes, one while the next one comes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, write: Callable[[memoryview], None]) -> None:
-        self._loop, self._write = loop, write
-        self._waiting: asyncio.Future[None] | None = None
-
-    async def take(self, piece: memoryview) -> None:
-        await self.end()
-        self._waiting = self._loop.run_in_executor(None, self._write, piece)
-
-    async def end(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            await waiting
-
-
 async def _just(value: int) -> int:
     return value
 
@@ -420,7 +404,7 @@ async def gathered(store: "Store", what: str, prefix: str, most: int) -> list[st
 async def _stream(store: Any, key: str, offset: int, length: int, take: Callable[[memoryview], Any]) -> int:
     """Read a range through obstore, and no byte more of it than was asked for; return the object's size.
 
-    take: gets the bytes, piece after piece; may be a coroutine function. obstore's own reads keep whatever a server sends.
+    take: gets the bytes, piece after piece. obstore's own reads keep whatever a server sends.
     Raises FileNotFoundError.
     """
     import obstore
@@ -436,8 +420,27 @@ async def _stream(store: Any, key: str, offset: int, length: int, take: Callable
         taken += len(view)
         if taken > expected:
             raise _RangeIgnored
-        if inspect.isawaitable(waiting := take(view)):
-            await waiting
+        take(view)
+    if taken != expected:
+        raise ConnectionError(f"{taken} bytes of {expected}")
+    return size
+
+
+def _through(store: Any, key: str, offset: int, length: int, write: Callable[[memoryview], None]) -> int:
+    """Do what `_stream` does, in this thread."""
+    import obstore
+
+    answer = obstore.get(store.store, key, options={"range": (offset, offset + length)})
+    size = int(answer.meta["size"])
+    expected, taken = min(length, size - offset), 0
+    if tuple(answer.range) != (offset, offset + expected):
+        raise _RangeIgnored
+    for piece in answer.stream(min_chunk_size=min(length, _PIECE)):
+        view = memoryview(piece).cast("B")
+        taken += len(view)
+        if taken > expected:
+            raise _RangeIgnored
+        write(view)
     if taken != expected:
         raise ConnectionError(f"{taken} bytes of {expected}")
     return size

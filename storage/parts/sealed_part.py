@@ -27,6 +27,7 @@ from ..format.constants import (
     ROOT_METADATA,
     SAMPLES,
     SEAL,
+    SEAL_TABLE,
     SPEC,
     TOP_K,
     TRANSFORM,
@@ -41,6 +42,9 @@ from .journal import LogRecord, Seal, SealTable, read_checked, read_table
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 """First component of a part's name -> its kind."""
+
+_SMALL = ("classes/c.0", "class_name/c.0")
+"""Chunks that every reader of a part needs."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,12 @@ class SealedPart:
         """sha256 of its seal."""
         where = str(folder.path / SEAL)
         self._table: SealTable | None = None
+        self._held: dict[str, bytes] = {}
         self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
-        with folder.read_ahead(
-            [key for key in self.seal.files if key.endswith(ROOT_METADATA) or key == SPEC]
-        ):
+        ahead = [key for key in self.seal.files if key.endswith(ROOT_METADATA) or key in (SPEC, *_SMALL)]
+        if 0 < self.seal.table_size <= MAX_JSON_BYTES:
+            ahead.append(SEAL_TABLE)
+        with folder.read_ahead(ahead):
             self._open(grid)
 
     def _open(self, grid: Grid) -> None:
@@ -124,7 +130,11 @@ class SealedPart:
             files=self.seal.files,
         )
         if self.folder.is_remote:
-            _ = self.spec  # which every reader needs, and which has been read ahead
+            # What every reader needs, and what has been read ahead.
+            _ = self.spec
+            if 0 < self.seal.table_size <= MAX_JSON_BYTES:
+                _ = self.table
+            self._held = {key: self._file(key) for key in _SMALL if key in self.seal.files}
 
     def __repr__(self) -> str:
         return f"<SealedPart {self.name!r}: {', '.join(self.layouts)}>"
@@ -160,7 +170,7 @@ class SealedPart:
                 found="no digest",
                 remedy="run `logitstore verify`",
             )
-        return read_checked(self.folder, key, self.seal.files[key], most)
+        return self._held.get(key) or read_checked(self.folder, key, self.seal.files[key], most)
 
     def _layout(self, name: str) -> ArrayLayout:
         key = f"{name}/zarr.json"
