@@ -37,7 +37,7 @@ from timing import seconds
 import logitstore
 from logitstore.pipeline import TorchStream
 
-ROWS, LATENCY_MS, MEGABYTES, ROUNDS = 65_536, 20.0, 250.0, 5
+ROWS, LATENCY_MS, MEGABYTES, ROUNDS = 65_536, 20.0, 125.0, 5
 COLD_BAR, WARM_BAR, OPEN_BAR = 0.8, 0.9, 10
 THREADS = 16
 MIB = 1 << 20

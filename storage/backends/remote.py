@@ -109,7 +109,7 @@ class RemoteFolder(Place):
         inner, where = self._key(key)
         answer = _answers().get((self._objects, inner))
         if isinstance(answer, Exception):
-            raise typed(answer, where) from answer
+            self._objects.raise_typed(answer, where)
         if answer is None or answer[1] > MAX_JSON_BYTES:
             answer = self._read(key, 0, most)
         pieces, size = answer
@@ -274,8 +274,7 @@ class RemoteFolder(Place):
                     last = number
                     yield names[number - start]
                 elif not self._objects.is_missing(answer):
-                    where = str(self.path / LOG / names[number - start])
-                    raise typed(answer, where) from answer
+                    self._objects.raise_typed(answer, str(self.path / LOG / names[number - start]))
             if stop - 1 - last >= _GAP:
                 return
             start, stop = stop, stop + _AT_ONCE

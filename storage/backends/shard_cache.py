@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import file_digest
 from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Final
@@ -94,6 +95,7 @@ class ShardCache:
         if sha256 not in self._used:
             if os.fstat(handle).st_size != size:  # cut short by a power cut
                 close_quietly(handle)
+                self._use(sha256)
                 self.forget(sha256)
                 return None
             self._use(sha256)
@@ -106,13 +108,19 @@ class ShardCache:
         return os.path.exists(self._object(sha256))
 
     def forget(self, sha256: str) -> bool:
-        """Remove a shard whose bytes have changed; return whether it was held."""
-        try:
-            os.unlink(self._object(sha256))
-        except OSError:
-            return False
-        log.warning("%s: a shard has changed on the disk and is fetched again", self._top)
-        return True
+        """Remove a shard whose bytes have changed; return whether a reader had it from here, and may read it again.
+
+        Another thread may have fetched it anew meanwhile: one of the right bytes stays.
+        """
+        was_used = sha256 in self._used
+        with contextlib.suppress(OSError):
+            path = self._object(sha256)
+            with open(path, "rb") as file:
+                if file_digest(file, "sha256").hexdigest() == sha256:
+                    return was_used
+            os.unlink(path)
+            log.warning("%s: a shard has changed on the disk and is fetched again", self._top)
+        return was_used
 
     def fetch(self, sha256: str, size: int, download: Download) -> bool:
         """Fetch a shard, unless it is held or another thread or process fetches it; return whether it is held then.

@@ -157,9 +157,9 @@ class ZarrBytes:
                 raise
             raise discreet from None
         except Exception as error:  # noqa: BLE001 - of the library
-            self._raise(error, where)
+            self.raise_typed(error, where)
 
-    def _raise(self, error: Exception, where: str) -> NoReturn:
+    def raise_typed(self, error: Exception, where: str) -> NoReturn:
         """Raise the typed error; from the library's own, unless that may show what no message shows."""
         raise self._discreet(typed(error, where)) from (None if self._secrets else error)
 
@@ -256,7 +256,7 @@ class ZarrBytes:
                 except LogitStoreError:
                     raise
                 except Exception as error:  # noqa: BLE001 - of the library
-                    self._raise(error, where)
+                    self.raise_typed(error, where)
             else:
                 pieces, found = self.ask(where, self._sized, key, offset, length)
                 for piece in pieces:

@@ -30,6 +30,10 @@ class Web:
     """Whether it knows ranges; where not, it sends the whole."""
     answers: dict[str, int] = field(default_factory=dict)
     """Status to answer with, by the end of a path."""
+    lists: bool = True
+    """Whether the bucket may be listed; where not, it answers for a missing object as for one that must not be read."""
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """The headers of each request."""
     cut: int = 0
     """Bytes by which every answer of more than that is shorter than it says."""
     requests: list[str] = field(default_factory=list)
@@ -74,8 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         path, wanted = unquote(parts.path), self.headers.get("Range")
         web.requests.append(f"{self.command} {path}" + (f" {wanted}" if wanted else ""))
         status = next((code for end, code in web.answers.items() if path.endswith(end)), None)
+        web.headers.append(dict(self.headers))
         if status is not None:
             return self._send(status, b"")
+        if not web.lists and (
+            path.rstrip("/") + "/" == BUCKET or not (web.root / path.removeprefix(BUCKET)).is_file()
+        ):
+            return self._send(
+                403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            )
         if path.rstrip("/") + "/" == BUCKET:
             return self._send(200, _listing(web.root, parse_qs(parts.query)))
         file = web.root / path.removeprefix(BUCKET).lstrip("/")
