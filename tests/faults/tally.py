@@ -32,6 +32,7 @@ ROWS: Final = {
     "transform": "hostile captures in the transform encoding",
     "clustering": "ready-made hostile clusterings and class names",
     "lengths": "servers that lie about lengths, or take for ever",
+    "misbehaviour": "web servers that misbehave",
     "checkpoint": "hostile checkpoints and factory strings",
     "weights": "weights exchanged before they are loaded",
     "code": "changed code of networks",
