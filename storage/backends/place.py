@@ -91,6 +91,7 @@ class Place(Protocol):
 
     def announce(self, shard: SealedShard) -> None:
         """Say that a whole shard will be needed: the first read of any of it keeps it."""
+        return
 
     @property
     def keeps(self) -> bool:

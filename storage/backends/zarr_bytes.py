@@ -501,7 +501,10 @@ def _is_missing(error: BaseException) -> bool:
 def _is_refused(error: BaseException) -> bool:
     """Return whether an error means that an object must not be read."""
     cause = _cause(error)
-    kinds = (PermissionError, *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"))
+    kinds: tuple[type[BaseException], ...] = (
+        PermissionError,
+        *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"),
+    )
     return _status(cause) in (401, 403) or isinstance(cause, kinds)
 
 

@@ -8,7 +8,10 @@ Lost metadata and small arrays are put back by the next run of the part's writer
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from ..errors import LogitStoreError, StoreCorrupt
 from ..format.constants import ROOT_METADATA, SEAL, SEAL_TABLE, SPEC
@@ -24,6 +27,11 @@ from ..parts.sealed_part import part_metadatas
 from . import checks
 from .faults import Cure, Fault, Rebuild, Remake
 from .part_diagnosis import PartDiagnosis
+
+_AT_ONCE: Final = 16
+"""Blocks of a remote store that are compared at once."""
+_AHEAD: Final = 256
+"""Blocks that are handed to the threads together."""
 
 
 class SealedDiagnosis(PartDiagnosis):
@@ -102,19 +110,39 @@ class SealedDiagnosis(PartDiagnosis):
             table = again
         recorded = committed_blocks(self.folder)
         total = seal.views * seal.blocks
-        for number in range(total):
-            place = view, block = divmod(number, seal.blocks)
-            rows, spec = self.root.grid.rows(block), seal.files[SPEC]
-            objects = {array: table.shard(array, view, block) for array, _ in seal.arrays}
-            commit = Commit(view, block, rows, spec, objects)
-            yield from self._shard_faults(commit)
-            data = commit.to_bytes()
-            record = (self.folder, commit, place in recorded, self.deep)
-            yield from self.compare(
-                commit.key, checks.check_sealed_record, *record, cure=Rebuild(data), digest=sha256_hex(data)
-            )
-            self.search.objects += 1 + len(objects)
+
+        def faults_of(number: int) -> list[Fault]:
+            return list(self._one_block(seal, table, recorded, number))
+
+        for number, faults in enumerate(self._at_once(faults_of, total)):
+            yield from faults
+            place = divmod(number, seal.blocks)
+            self.search.bytes += sum(table.size(array, *place) for array, _ in seal.arrays)
+            self.search.objects += 1 + len(seal.arrays)
             self.progress(number + 1, total)
+
+    def _at_once(self, faults_of: Callable[[int], list[Fault]], total: int) -> Iterator[list[Fault]]:
+        """Yield the faults of each block, in order; of a remote store many blocks are compared at once."""
+        if not self.folder.is_remote or self.search.repairs:
+            yield from map(faults_of, range(total))
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for start in range(0, total, _AHEAD):
+                yield from threads.map(faults_of, range(start, min(start + _AHEAD, total)))
+
+    def _one_block(
+        self, seal: Seal, table: SealTable, recorded: AbstractSet[tuple[int, int]], number: int
+    ) -> Iterator[Fault]:
+        place = view, block = divmod(number, seal.blocks)
+        rows, spec = self.root.grid.rows(block), seal.files[SPEC]
+        objects = {array: table.shard(array, view, block) for array, _ in seal.arrays}
+        commit = Commit(view, block, rows, spec, objects)
+        yield from self._shard_faults(commit)
+        data = commit.to_bytes()
+        record = (self.folder, commit, place in recorded, self.deep)
+        yield from self.compare(
+            commit.key, checks.check_sealed_record, *record, cure=Rebuild(data), digest=sha256_hex(data)
+        )
 
     def _shard_faults(self, commit: Commit) -> Iterator[Fault]:
         """Compare the shards of a block with what the seal has of them."""
@@ -122,7 +150,6 @@ class SealedDiagnosis(PartDiagnosis):
         for array, stored in commit.objects.items():
             layout = self._layouts.get(array)
             key = self.shard_key(array, *place) if layout is None else layout.shard_key(*place)
-            self.search.bytes += stored.size
             if layout is not None:
                 # Before as many bytes are read as the seal states.
                 size = (layout, len(commit.rows), stored.size, self.where(key), UNSEALABLE)
