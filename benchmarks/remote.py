@@ -76,7 +76,7 @@ def serve(root: str, latency: float, rate: float) -> None:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr."""
+            """Print nothing."""
 
         def do_GET(self) -> None:
             if self.path == "/count":

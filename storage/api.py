@@ -370,14 +370,13 @@ def open_store(
     location: a path, a URL (s3://, gs://, https:// …) or a `zarr.abc.store.Store` whose top is the store. The checks of
     every byte are the same everywhere (docs/remote.md).
     expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
-    storage_options: of the library that opens a URL: credentials, region, endpoint … No message shows them.
-    cache: a folder that keeps shards of a remote store, False for none, True for the user's own; by default LOGITSTORE_CACHE
-    says it. cache_size: its bytes, such as "50GB"; LOGITSTORE_CACHE_SIZE, else 32 GiB.
+    storage_options: of the library that opens a URL: credentials, region … No message shows them. cache: a folder for shards
+    of a remote store, False for none; else that of LOGITSTORE_CACHE, or the user's. cache_size: its bytes, such as "50GB".
     Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
     the expected digest.
     """
-    limits = cache_limits(cache, cache_size)
-    return Store(open_root(folder_at(location, check_options(storage_options), limits), expect))
+    place = folder_at(location, check_options(storage_options), cache_limits(cache, cache_size))
+    return Store(open_root(place, expect))
 
 
 def begin_store(
@@ -399,9 +398,8 @@ def begin_store(
     """
     for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
         if value < least:
-            raise ConfigError(
-                name, expected=f"at least {least}", found=str(value), remedy="check the transfer set"
-            )
+            expected, remedy = f"at least {least}", "check the transfer set"
+            raise ConfigError(name, expected=expected, found=str(value), remedy=remedy)
     widest = row_bytes or 4 * num_classes
     rows = block_rows or plan_block_rows(num_rows, widest)
     if rows < 1 or rows & (rows - 1) or rows * widest > MAX_SHARD_BYTES:
@@ -456,9 +454,8 @@ def create_store(
     rows = common_length(num_rows, labels=labels, digests=digests, inputs=inputs, ids=ids)
     classes = num_classes if num_classes is not None else len(class_names or ())
     if class_names is not None and len(class_names) != classes:
-        raise ConfigError(
-            "class_names", expected=f"{classes} names", found=str(len(class_names)), remedy="pass one a class"
-        )
+        found = str(len(class_names))
+        raise ConfigError("class_names", expected=f"{classes} names", found=found, remedy="pass one a class")
     label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
     check_class_names(class_names, str(location))

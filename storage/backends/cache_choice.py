@@ -1,4 +1,4 @@
-"""Whether shards of remote stores are kept on the local disk, where, and how many: by argument, environment or default."""
+"""The place of the cache of remote reads and its bytes, by argument, environment or default."""
 
 import os
 import re

@@ -90,7 +90,7 @@ class Place(Protocol):
         return False
 
     def announce(self, shard: SealedShard) -> None:
-        """Say that a whole shard will be needed: the first read of any of it keeps it."""
+        """Take note that a whole shard will be needed: the first read of any of it keeps it."""
         return
 
     @property

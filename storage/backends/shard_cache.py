@@ -51,7 +51,7 @@ Download = Callable[[Callable[[memoryview], None]], None]
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """Where shards are kept, and how many bytes of them."""
+    """The place of the shards, and the most bytes of them."""
 
     folder: Path
     """The folder of the cache; it is made with the first shard."""
@@ -355,7 +355,7 @@ class _Lease:
         os.write(self._handle, bytes.fromhex(sha256))
 
     def end(self) -> None:
-        """Let the shards go."""
+        """Remove the file: the shards are free."""
         if os.getpid() == self._process:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)

@@ -75,7 +75,7 @@ class Plan:
                 yield self.shard(place)
 
     def announce(self, runs: Iterable[ChunkRun]) -> None:
-        """Say that runs will be read: whoever reads of their shards first fetches them whole, and others wait."""
+        """Announce the shards of runs: whoever reads of one first fetches it whole, and others wait."""
         for place in dict.fromkeys(self.places(runs)):
             folder, shard = self.shard(place)
             folder.announce(shard)

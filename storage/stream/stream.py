@@ -214,8 +214,7 @@ class Stream:
             [self._inputs.made_from_bytes, *whole_rows, *(field.row_bytes for field in self._fields)]
         )
         reading = self._read_threads * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
-        if self._root.folder.is_remote:
-            reading += FETCHES * FETCH_BYTES + self._labels.held_bytes
+        reading += (FETCHES * FETCH_BYTES if self._root.folder.is_remote else 0) + self._labels.held_bytes
         batch_rows = min(self._options.batch_size, self.epoch_rows)
         picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)
         batch = picked_rows * self.row_bytes + batch_rows * (sum(whole_rows) + 4 * classes)
@@ -338,7 +337,7 @@ class Stream:
 
     @contextmanager
     def going_on(self, iteration: Iteration) -> Iterator[None]:
-        """Let the next iteration be the rest of this one, if it ends with an error of reading or making a batch."""
+        """Resume there with the next iteration, if this one ends with an error of reading or making a batch."""
         try:
             yield
         except Exception:

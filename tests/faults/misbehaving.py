@@ -112,7 +112,7 @@ def _stall(one: Connection, told: list[int]) -> bool:
 
 
 def _redirect(one: Connection, told: list[int]) -> bool:
-    """Lead to the same object by another name, and without an end from there."""
+    """Send the reader to the same object again, without an end."""
     one.head(302, f"Location: {one.path}", "Content-Length: 0")
     return True
 

@@ -30,7 +30,7 @@ MANY = 1 << 30
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store; it is not changed."""
+    """Make a store; it is not changed."""
     path = tmp_path_factory.mktemp("whole") / "store.zarr"
     stores.make(path, rows=150, classes=7, block_rows=32, teachers={"wide": Teacher(views=2)})
     return path
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def web(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """A web server of the store, at <url>/store.zarr; who asks it is patient for a moment alone."""
+    """Serve the store at <url>/store.zarr; who asks it is patient for a moment alone."""
     monkeypatch.setattr(remote, "_RETRY", {"max_retries": 0})
     monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
     with serving(whole.parent) as found:
@@ -50,7 +50,7 @@ def opened(web: Web, cache: Path, **options: Any) -> Store:
 
 
 def epoch(store: Store) -> list[Any]:
-    """All arrays of an epoch, batch by batch."""
+    """Return all arrays of an epoch, batch by batch."""
     batches = list(store.stream(40, views="all", seed=3))
     return [(b.rows, b.views, b.labels, b.inputs, b.logits["wide"]) for b in batches]
 
