@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.cache_choice import cache_limits
 from .backends.local import Folder, writable
 from .backends.obstacles import check_folder
-from .backends.options import check_options
 from .backends.paths import PathFolder
 from .backends.place import Place
-from .backends.remote import folder_at, folder_to_write
+from .backends.remote import folder_to_write, place_at
 from .checks import as_labels, check_labels, common_length
 from .digest import given_digests
 from .encodings.encoding import Encoding
@@ -375,8 +373,7 @@ def open_store(
     Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
     the expected digest.
     """
-    place = folder_at(location, check_options(storage_options), cache_limits(cache, cache_size))
-    return Store(open_root(place, expect))
+    return Store(open_root(place_at(location, storage_options, cache, cache_size), expect))
 
 
 def begin_store(

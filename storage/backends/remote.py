@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, StorageRefused, TransientIOError
 from ..format.constants import LOG, LOG_AHEAD, MAX_JSON_BYTES, MAX_PARTS, STAGING
+from .cache_choice import cache_limits
 from .conditional import PATIENCE_S as PUT_PATIENCE_S
 from .conditional import prove_exclusive, put_new
 from .listing import Lister, serve
 from .local import local_path, writable
-from .options import for_obstore, secrets_of
+from .options import check_options, for_obstore, secrets_of
 from .paths import local_folder
 from .place import Place, SealedShard, check_size, components, split_url
 from .posix import close_quietly, read_through
@@ -449,6 +450,11 @@ def path_of(location: str | os.PathLike[str]) -> PurePath:
     text = os.fspath(location)
     is_remote = "://" in text and split_url(text).scheme in _OBSTORE | {"memory"}
     return Address(text) if is_remote else local_path(location)
+
+
+def place_at(location: Any, options: Mapping[str, Any] | None, cache: Any, cache_size: Any) -> Place:
+    """Return `folder_at` with options and a cache as a caller of `open_store` gives them. Raises ConfigError."""
+    return folder_at(location, check_options(options), cache_limits(cache, cache_size))
 
 
 def open_url(
