@@ -85,8 +85,11 @@ class Place(Protocol):
         """Do what `read_through` does, of a shard that a remote place may keep on a local disk."""
         return self.read_through(shard.key, offset, length, take, place)
 
-    def keep(self, shard: SealedShard) -> bool:
-        """Fetch a shard to the local disk, and return whether it is there; False where none are kept."""
+    def keep(self, shard: SealedShard, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Fetch a shard to the local disk, and return whether it is there; False where none are kept.
+
+        wanted: asked meanwhile; the fetch is given up once it says no.
+        """
         return False
 
     def announce(self, shard: SealedShard) -> None:

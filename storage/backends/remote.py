@@ -77,6 +77,10 @@ class Address(PurePosixPath):
         return f"{scheme}://{rest}" if colon else scheme
 
 
+class _GivenUp(BaseException):
+    """A fetch that nobody wants any more; no failure that is tried again."""
+
+
 class RemoteFolder(Place):
     """A folder of a store that is read through one of Zarr's stores."""
 
@@ -163,7 +167,7 @@ class RemoteFolder(Place):
             take(np.frombuffer(piece, dtype=np.uint8))
         return size
 
-    def keep(self, shard: SealedShard) -> bool:
+    def keep(self, shard: SealedShard, wanted: Callable[[], bool] = lambda: True) -> bool:
         cache = self._objects.cache
         if cache is None:
             return False
@@ -174,6 +178,8 @@ class RemoteFolder(Place):
 
             def count(piece: memoryview) -> None:
                 nonlocal done
+                if not wanted():
+                    raise _GivenUp
                 write(piece)
                 done += len(piece)
 
@@ -181,8 +187,8 @@ class RemoteFolder(Place):
 
         try:
             return cache.fetch(shard.sha256, shard.size, download)
-        except FileNotFoundError:
-            return False  # the reader that needs it says so
+        except (FileNotFoundError, _GivenUp):
+            return False  # the reader that needs a missing one says so
 
     def announce(self, shard: SealedShard) -> None:
         if self._objects.cache is not None:

@@ -71,7 +71,7 @@ class ShardCache:
         self._running: dict[str, threading.Event] = {}
         self._used: set[str] = set()
         self._refused = False
-        self._differing: set[str] = set()  # shards that the network gives with other bytes
+        self._left_out: set[str] = set()  # shards of other bytes than sealed, and those whose fetcher stalls
         self.announced: set[str] = set()
         """Shards that a stream needs whole."""
 
@@ -128,7 +128,7 @@ class ShardCache:
         False for a cache without room, a disk that fails, bytes that differ from the sha256, or another process that
         stalls. Raises what `download` raises.
         """
-        if self._refused or sha256 in self._differing:
+        if self._refused or sha256 in self._left_out:
             return self.holds(sha256)
         with self._lock:
             running = self._running.get(sha256)
@@ -170,7 +170,7 @@ class ShardCache:
                 found = _Written(handle)
                 download(found.write)
                 if found.sha256.hexdigest() != sha256 or found.size != size:
-                    self._differing.add(sha256)
+                    self._left_out.add(sha256)
                     return False
                 self._use(sha256)  # before it has its name, so that nobody removes it
                 with _disk():
@@ -200,6 +200,7 @@ class ShardCache:
                         seen, changed = status.st_mtime_ns, time.monotonic()
                     elif time.monotonic() - changed > STALL_SECONDS:
                         log.warning("%s: another process stopped fetching; read without the cache", part)
+                        self._left_out.add(sha256)
                         break
                     time.sleep(_POLL_SECONDS)
                 close_quietly(handle)

@@ -7,6 +7,7 @@ Reading ends where the room on the disk does: shards without room are read run b
 """
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ FETCHES: Final = 16
 """Shards that are fetched at once."""
 FETCH_BYTES: Final = 4 << 20
 """Bytes of a shard in memory while it is fetched: the piece that is written, the next one, and those of the connection."""
+_CLOSE_SECONDS: Final = 5.0
 _LEAST_SHARE: Final = 4
 """A shard of whose rows an epoch needs one in so many, or more, is fetched whole."""
 
@@ -88,9 +90,13 @@ class FetchAhead:
         """Begin to fetch."""
         self._shards = shards
         self._lock = threading.Lock()
-        self._stopped = False
-        for _ in range(threads):
-            threading.Thread(target=self._fetch, name="logitstore-fetch-ahead", daemon=True).start()
+        self._stopped = self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._fetch, name="logitstore-fetch-ahead", daemon=True)
+            for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @classmethod
     def of(cls, plans: Sequence[Plan | None], runs: Sequence[Iterator[ChunkRun]]) -> "FetchAhead | None":
@@ -114,9 +120,15 @@ class FetchAhead:
         # The thread that reads a shard that failed here fetches it again, and says why.
         while (found := self._next()) is not None:
             with suppress(LogitStoreError):
-                found[0].keep(found[1])
+                found[0].keep(found[1], lambda: not self._is_closed)
 
     def close(self) -> None:
-        """Fetch no more shards. Those that are being fetched are completed in the background."""
+        """Give the fetches up, and wait for the threads: none of them may be in a library when the interpreter ends.
+
+        One whose server is silent is not waited for.
+        """
         with self._lock:
-            self._stopped = True
+            self._stopped = self._is_closed = True
+        until = time.monotonic() + _CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))

@@ -404,3 +404,12 @@ def test_an_http_endpoint_names_the_option_that_allows_it(
         open_store(bucket)
     assert open_store(bucket, storage_options={"allow_http": True}).num_rows == 150
     assert open_store(bucket, storage_options={"aws_allow_http": "true", "region": "y"}).num_rows == 150
+
+
+def test_a_stream_that_is_left_gives_its_fetches_up(web: Web, whole: Path, tmp_path: Path) -> None:
+    iterator = iter(opened(web, tmp_path).stream(10, views="all", seed=3, window=1))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    assert [thread.name for thread in threading.enumerate() if "fetch-ahead" in thread.name] == []
+    assert list((tmp_path / "v1" / "parts").iterdir()) == []
+    assert_same(epoch(opened(web, tmp_path)), epoch(open_store(whole)))
