@@ -308,7 +308,7 @@ def test_an_iteration_after_an_error_goes_on_where_the_one_before_ended(web: Web
 
 
 def test_an_iteration_that_is_left_begins_the_epoch_anew(whole: Path) -> None:
-    """Without an error the position is not kept: the control of the test above."""
+    """Check the control of the test above: without an error no position is kept."""
     stream = open_store(whole).stream(10, views="all", seed=3)
     first = next(iter(stream)).rows
     assert np.array_equal(next(iter(stream)).rows, first)
