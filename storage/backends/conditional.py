@@ -22,7 +22,8 @@ from typing import Final
 
 from ..errors import CommitStateUnknown, StorageError, StorageRefused, TransientIOError, UnsafeFileSystem
 from ..format.constants import STAGING
-from .zarr_bytes import Failure, Refused, Taken, ZarrBytes
+from .store_errors import Failure, Refused, Taken
+from .zarr_bytes import ZarrBytes
 
 log = logging.getLogger(__name__)
 PATIENCE_S: Final = 120.0

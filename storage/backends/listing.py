@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..errors import LogitStoreError
+from .store_errors import ListingFailed, typed
 from .system import end_process, limit_memory
-from .zarr_bytes import MOST_KEYS, MOST_NAMES, ListingFailed, gathered, typed
+from .zarr_bytes import MOST_KEYS, MOST_NAMES, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,22 +11,29 @@ would wait for ever, so it is refused.
 import asyncio
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from ..errors import ConfigError, LogitStoreError, StorageError, StorageRefused, TransientIOError
+from ..errors import ConfigError, LogitStoreError
+from . import store_errors
 from .shard_cache import ShardCache
+from .store_errors import (
+    Failure,
+    ListingFailed,
+    RangeIgnored,
+    failure_of,
+    is_missing,
+    is_refused,
+    status_of,
+    summary_of,
+    typed,
+)
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
-_TIMEOUT_S: Final = 600.0
-"""Seconds to wait for one answer, however much of it has come; the libraries below give up, after retries, far earlier."""
 MOST_NAMES: Final = 1 << 20
 """Names directly under a prefix: more than the seal of any part has shards."""
 MOST_KEYS: Final = 1 << 22
@@ -37,25 +44,8 @@ _ONE_REQUEST: Final = 64 << 20
 """Most bytes of one request of a whole object, which the libraries' limits of time count from anew."""
 _MAX_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
-_MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_CODE: Final = re.compile(r"<Code>\s*([\w.-]{1,64})\s*</Code>|\"code\"\s*:\s*\"?([\w.-]{1,64})")
-_MESSAGE: Final = re.compile(r"<Message>([^<]{1,120})")
-_RETRIED: Final = frozenset({408, 425, 429})
-"""HTTP statuses from 400 to 499 after which the same request may succeed."""
 _obstore_process: int | None = None
 """The process that used obstore first: a process forked from it cannot use obstore."""
-
-
-class _RangeIgnored(Exception):
-    """An answer that is longer than the range that was requested."""
-
-
-class ListingFailed(Exception):
-    """A listing that did not end within its limits."""
-
-
-ListApart = Callable[[str, str, str, float], list[str]]
-"""Lists in another process: (`names` or `keys`, prefix, place in messages, seconds) -> names."""
 
 
 class ZarrBytes:
@@ -109,7 +99,7 @@ class ZarrBytes:
             raise ConfigError(
                 self.name,
                 expected="a place that another process can open",
-                found=f"a {type(self._store).__name__} that cannot be sent to one ({_summary(error)})",
+                found=f"a {type(self._store).__name__} that cannot be sent to one ({summary_of(error)})",
                 remedy="open the store by its URL, or open it in each worker",
             ) from error
         return ZarrBytes, (self._store, self.name, None, None, self.cache)
@@ -146,7 +136,7 @@ class ZarrBytes:
 
         async def within_limits() -> _Answer:
             # Not the timeout of `sync`, which leaves the request running.
-            return await asyncio.wait_for(request(*arguments), _TIMEOUT_S)
+            return await asyncio.wait_for(request(*arguments), store_errors.TIMEOUT_S)
 
         try:
             return sync(within_limits())
@@ -175,7 +165,7 @@ class ZarrBytes:
 
     def is_missing(self, error: BaseException) -> bool:
         """Return whether an error means that an object does not exist, as far as the place tells."""
-        return _is_missing(error) or (self.hides_missing and _is_refused(error))
+        return is_missing(error) or (self.hides_missing and is_refused(error))
 
     async def read(self, key: str, offset: int, length: int) -> tuple[list[memoryview], int]:
         """Read `length` bytes from `offset` (fewer at the end), in pieces, and the object's size."""
@@ -189,7 +179,7 @@ class ZarrBytes:
         try:
             size = await _stream(self._store, key, offset, length, pieces.append)
         except Exception as error:
-            if _is_missing(error) or not _may_be_beyond(self._store, error):
+            if is_missing(error) or not _may_be_beyond(self._store, error):
                 raise
             size = await self.size(key)
             if offset < size:
@@ -222,7 +212,7 @@ class ZarrBytes:
             if isinstance(answer, BaseException):
                 raise answer
         if len(data) > min(length, size - offset):
-            raise _RangeIgnored
+            raise RangeIgnored
         raise ConnectionError(f"{len(data)} bytes of {min(length, size - offset)}")
 
     async def _get(self, key: str, offset: int, length: int) -> memoryview:
@@ -297,7 +287,7 @@ class ZarrBytes:
                 obstore.put_async(store.store, key, data, mode="create"), max(1.0, seconds)
             )
         except Exception as error:  # noqa: BLE001 - of the library
-            return _failure(error)
+            return failure_of(error)
         return None
 
     async def holds(self, key: str, data: bytes) -> bool:
@@ -341,49 +331,13 @@ class ZarrBytes:
 
     async def _listed(self, what: str, prefix: str, where: str, most: int) -> list[str]:
         if self._list_apart is not None:
-            return await asyncio.to_thread(self._list_apart, what, prefix, where, _TIMEOUT_S)
+            return await asyncio.to_thread(self._list_apart, what, prefix, where, store_errors.TIMEOUT_S)
         try:
             return await gathered(self._store, what, prefix, most)
         except Exception as error:
-            if not _is_missing(error):
+            if not is_missing(error):
                 raise
             return []
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An answer to a conditional PUT that is no success: the object may be stored, or not."""
-
-    found: str
-    """The answer, in one line."""
-    cause: Exception
-
-
-class Taken(Failure):
-    """The name is taken: by another's object, or by this one, if an earlier answer was lost; or there was a conflict."""
-
-
-@dataclass(frozen=True)
-class Refused(Failure):
-    """The request was refused, and would be again."""
-
-    status: int | None
-    """HTTP status."""
-
-
-def _failure(error: Exception) -> Failure:
-    """Return what an error of obstore's tells of a conditional PUT."""
-    found, status = _summary(error), _status(error)
-    if isinstance(error, _obstore_errors("AlreadyExistsError", "PreconditionError")):
-        return Taken("a name that is taken", error)
-    if isinstance(error, TimeoutError):
-        return Failure("no answer in time", error)
-    refusals = _obstore_errors("PermissionDeniedError", "UnauthenticatedError", "NotSupportedError")
-    if isinstance(error, (FileNotFoundError, *refusals)):
-        return Refused(found, error, status)
-    if status == 501 or (status is not None and 400 <= status < 500 and status not in _RETRIED):
-        return Refused(found, error, status)
-    return Failure(found, error)
 
 
 async def _just(value: int) -> int:
@@ -413,13 +367,13 @@ async def _stream(store: Any, key: str, offset: int, length: int, take: Callable
     size = int(answer.meta["size"])
     expected = min(length, size - offset)
     if tuple(answer.range) != (offset, offset + expected):
-        raise _RangeIgnored
+        raise RangeIgnored
     taken = 0
     async for piece in answer.stream(min_chunk_size=min(length, _PIECE)):
         view = memoryview(piece).cast("B")
         taken += len(view)
         if taken > expected:
-            raise _RangeIgnored
+            raise RangeIgnored
         take(view)
     if taken != expected:
         raise ConnectionError(f"{taken} bytes of {expected}")
@@ -434,12 +388,12 @@ def _through(store: Any, key: str, offset: int, length: int, write: Callable[[me
     size = int(answer.meta["size"])
     expected, taken = min(length, size - offset), 0
     if tuple(answer.range) != (offset, offset + expected):
-        raise _RangeIgnored
+        raise RangeIgnored
     for piece in answer.stream(min_chunk_size=min(length, _PIECE)):
         view = memoryview(piece).cast("B")
         taken += len(view)
         if taken > expected:
-            raise _RangeIgnored
+            raise RangeIgnored
         write(view)
     if taken != expected:
         raise ConnectionError(f"{taken} bytes of {expected}")
@@ -449,7 +403,7 @@ def _through(store: Any, key: str, offset: int, length: int, write: Callable[[me
 def _may_be_beyond(store: Any, error: Exception) -> bool:
     """Return whether an error may be the answer to a range beyond the end of an object."""
     kind = type(store.store).__name__
-    return _status(error) == 416 or (_status(error) is None and kind in ("LocalStore", "MemoryStore"))
+    return status_of(error) == 416 or (status_of(error) is None and kind in ("LocalStore", "MemoryStore"))
 
 
 # Kinds of stores
@@ -473,95 +427,3 @@ def is_cloud(store: "Store") -> bool:
 
 def _is_memory(store: "Store") -> bool:
     return hasattr(store, "_store_dict") or "memory" in _protocols(store)
-
-
-# Errors of the libraries
-
-
-def _obstore_errors(*names: str) -> tuple[type[Exception], ...]:
-    """Return obstore's exception classes of these names; none unless obstore, an extra, was imported."""
-    exceptions = sys.modules.get("obstore.exceptions")
-    return tuple(getattr(exceptions, name) for name in names) if exceptions else ()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return the error behind a FileNotFoundError, which fsspec raises for any failure of a web server."""
-    return error.__cause__ if isinstance(error, _MISSING) and error.__cause__ else error
-
-
-def _is_missing(error: BaseException) -> bool:
-    """Return whether an error means that the object does not exist."""
-    cause = _cause(error)
-    if isinstance(cause, _MISSING) or _status(cause) in (404, 410):
-        return True
-    # obstore's class for a key below a local file is GenericError; only its message differs from a failed disk's.
-    return isinstance(cause, _obstore_errors("GenericError")) and "Not a directory" in str(cause)
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Return whether an error means that an object must not be read."""
-    cause = _cause(error)
-    kinds: tuple[type[BaseException], ...] = (
-        PermissionError,
-        *_obstore_errors("PermissionDeniedError", "UnauthenticatedError"),
-    )
-    return _status(cause) in (401, 403) or isinstance(cause, kinds)
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of a server's answer, or None if there was no answer."""
-    for name in ("status", "code"):  # aiohttp, botocore
-        if isinstance(value := getattr(error, name, None), int):
-            return value
-    if not isinstance(error, _obstore_errors("GenericError")):
-        return None
-    # obstore has no attribute for the status, and no class for one other than 401, 403 and 404: only this message.
-    digits = str(error).partition("status code: ")[2][:3]
-    return int(digits) if digits.isdecimal() else None
-
-
-def _summary(error: BaseException) -> str:
-    """Return an error's message in one line of at most 200 characters; of obstore's, the part after the request.
-
-    Of an answer in XML or JSON, the server's own code and message.
-    """
-    whole = str(error)
-    text = " ".join(whole.partition("\n")[0].split()).rpartition(" - ")[2].partition("<")[0].partition("{")[0]
-    code, message = _CODE.search(whole), _MESSAGE.search(whole)
-    said = ": ".join(found[1] for found in (code, message) if found)
-    text = (text or type(error).__name__).rstrip(": ")
-    return " ".join(f"{text} ({said})".split() if said else text.split())[:200]
-
-
-def typed(error: Exception, where: str) -> Exception:
-    """Return the error of `errors` for one of a store's library; FileNotFoundError for a missing object."""
-    if _is_missing(error):
-        return FileNotFoundError(where)
-    cause = _cause(error)
-    status, found = _status(cause), _summary(cause)
-    kind: type[StorageError] = StorageRefused
-    if isinstance(cause, ListingFailed):
-        expected, found = "a listing that ends", str(cause)
-        remedy = "check the URL, or copy the store to a local disk"
-    elif isinstance(cause, (_RangeIgnored, *_obstore_errors("NotSupportedError"))):
-        expected = "the requested range of bytes (HTTP range requests)"
-        found = "another range, or the whole object"
-        remedy = "use a server that supports range requests, or copy the store to a local disk"
-    elif _is_refused(error):
-        expected = "permission to read the object"
-        remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
-    elif "builder error" in found:
-        expected, found = "an https:// endpoint, or leave to use http://", "an http:// endpoint without it"
-        remedy = "set AWS_ALLOW_HTTP=true, or pass storage_options={'allow_http': True}, if nobody listens in between"
-    elif status is not None and 400 <= status < 500 and status not in _RETRIED:
-        expected, remedy = "HTTP status 200, or 404 for a missing object", "check the URL"
-    elif isinstance(cause, MemoryError):
-        expected, found = "an answer that fits into memory", "a longer one"
-        remedy = "check the URL, or copy the store to a local disk"
-    elif isinstance(cause, TimeoutError):
-        kind, expected, found = TransientIOError, f"a whole answer within {_TIMEOUT_S:.0f} s", "no end of it"
-        remedy = "run the same command again; if it fails again, check the network and the URL"
-    else:
-        kind, expected = TransientIOError, "an answer of the server"
-        remedy = "run the same command again; if it fails again, check the network and the URL"
-    return kind(where, expected=expected, found=found, remedy=remedy)

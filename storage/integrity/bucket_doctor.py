@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..backends.remote import ObjectFolder, folder_to_write
+from ..backends.object_folder import ObjectFolder
+from ..backends.remote import folder_to_write
 from ..errors import ConfigError, StorageError
 from .doctor import EVERY, NOBODY, SAFE, SAFE_VERDICT, SEVERAL, UNSAFE, Check, verdict_of
 

@@ -210,7 +210,7 @@ class Liar:
 @contextlib.contextmanager
 def _without(guard: str) -> Iterator[None]:
     """Take a guard of the product out."""
-    from logitstore.storage.backends import remote, zarr_bytes
+    from logitstore.storage.backends import remote, store_errors, zarr_bytes
 
     async def as_obstore_reads(store: Any, key: str, offset: int, length: int, take: Any) -> int:
         import obstore
@@ -222,9 +222,10 @@ def _without(guard: str) -> Iterator[None]:
     patches: dict[str, Any] = {
         "bytes of a range": ("_stream", as_obstore_reads),
         "process of listings": ("is_cloud", lambda store: False),
-        "time of an answer": ("_TIMEOUT_S", 3 * PATIENCE_S),
+        "time of an answer": ("TIMEOUT_S", 3 * PATIENCE_S),
     }
-    module = remote if guard == "process of listings" else zarr_bytes
+    modules = {"process of listings": remote, "time of an answer": store_errors}
+    module = modules.get(guard, zarr_bytes)
     with mock.patch.object(module, *patches[guard]) if guard else contextlib.nullcontext():
         yield
 
@@ -244,7 +245,7 @@ def opened(url: str, guard: str = "") -> dict[str, Any]:
     import zarr.storage  # noqa: F401
 
     from logitstore.storage.api import open_store
-    from logitstore.storage.backends import remote, zarr_bytes
+    from logitstore.storage.backends import remote, store_errors
     from logitstore.storage.errors import LogitStoreError
 
     address = {"AWS_ENDPOINT": url, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "x", "AWS_SKIP_SIGNATURE": "true"}
@@ -255,7 +256,7 @@ def opened(url: str, guard: str = "") -> dict[str, Any]:
     location = "s3://bucket" if url.endswith("/bucket") else url
     os.environ["AWS_ENDPOINT"] = url.removesuffix("/bucket")
     retry = mock.patch.object(remote, "_RETRY", {"max_retries": 1})
-    with mock.patch.object(zarr_bytes, "_TIMEOUT_S", PATIENCE_S), retry, _without(guard):
+    with mock.patch.object(store_errors, "TIMEOUT_S", PATIENCE_S), retry, _without(guard):
         try:
             store = open_store(location)
             outcome = f"opened {store.digest}"

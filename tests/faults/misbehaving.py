@@ -205,11 +205,11 @@ def trial(folder: Path, kind: str, read: str, cache: Path) -> list[str]:
 
 def impatient() -> ExitStack:
     """Shorten every limit, so that a trial takes seconds."""
-    from logitstore.storage.backends import remote, zarr_bytes
+    from logitstore.storage.backends import remote, remote_folder, store_errors
 
     stack = ExitStack()
     for module, name, value in (
-        (remote, "PATIENCE_S", 0.0),
+        (remote_folder, "PATIENCE_S", 0.0),
         (remote, "_CLIENT", {"timeout": "3s", "connect_timeout": "3s"}),
         (
             remote,
@@ -220,7 +220,7 @@ def impatient() -> ExitStack:
                 "retry_timeout": timedelta(seconds=3),
             },
         ),
-        (zarr_bytes, "_TIMEOUT_S", 6.0),
+        (store_errors, "TIMEOUT_S", 6.0),
     ):
         stack.enter_context(mock.patch.object(module, name, value))
     return stack

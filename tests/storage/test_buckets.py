@@ -26,7 +26,8 @@ from logitstore.storage.api import begin_store, create_store, open_store
 from logitstore.storage.backends import conditional
 from logitstore.storage.backends.lease import Lease, Unleased, lease_on
 from logitstore.storage.backends.local import Folder
-from logitstore.storage.backends.remote import ObjectFolder, folder_to_write
+from logitstore.storage.backends.object_folder import ObjectFolder
+from logitstore.storage.backends.remote import folder_to_write
 from logitstore.storage.backends.writable import Writable
 from logitstore.storage.errors import (
     CommitStateUnknown,

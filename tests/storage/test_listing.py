@@ -10,7 +10,8 @@ import pytest
 from support.listed import SLOW_SECONDS
 
 from logitstore.storage.backends.listing import Lister
-from logitstore.storage.backends.zarr_bytes import ListingFailed, gathered
+from logitstore.storage.backends.store_errors import ListingFailed
+from logitstore.storage.backends.zarr_bytes import gathered
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from support.stores import Teacher
 from support.web import Web, serving
 
 from logitstore.storage.api import Store, open_store
-from logitstore.storage.backends import remote, shard_cache
+from logitstore.storage.backends import remote, remote_folder, shard_cache
 from logitstore.storage.backends.cache_choice import bytes_of, cache_limits
 from logitstore.storage.backends.shard_cache import CacheLimits, ShardCache
 from logitstore.storage.errors import ConfigError, ShardCorrupt, StorageError
@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def web(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """Serve the store at <url>/store.zarr; who asks it is patient for a moment alone."""
     monkeypatch.setattr(remote, "_RETRY", {"max_retries": 0})
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(remote_folder, "PATIENCE_S", 0.0)
     with serving(whole.parent) as found:
         yield found
 
@@ -318,7 +318,7 @@ def test_an_iteration_that_is_left_begins_the_epoch_anew(whole: Path) -> None:
 def test_a_server_that_restarts_within_the_minute_does_not_end_an_epoch(
     web: Web, whole: Path, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(remote_folder, "PATIENCE_S", 20.0)
     store = open_store(f"{web.url}/store.zarr", cache=tmp_path if cached else False)
     web.answers["c.0.2.0"] = web.answers["c.1"] = 503
     timer = threading.Timer(1.0, web.answers.clear)

@@ -23,8 +23,10 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import Folder, writable
+from logitstore.storage.backends.object_folder import ObjectFolder
 from logitstore.storage.backends.place import Place
-from logitstore.storage.backends.remote import ObjectFolder, RemoteFolder, folder_at
+from logitstore.storage.backends.remote import folder_at
+from logitstore.storage.backends.remote_folder import RemoteFolder
 from logitstore.storage.errors import (
     ConfigError,
     LimitExceeded,

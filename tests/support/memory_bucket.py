@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.storage.backends.place import Place, check_size
-from logitstore.storage.backends.remote import Address
+from logitstore.storage.backends.remote_folder import Address
 from logitstore.storage.format.constants import MAX_JSON_BYTES
 
 
