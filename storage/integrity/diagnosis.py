@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..errors import ManifestInvalid
 from ..format.shard import COPY
-from ..parts.journal import Seal, log_key
+from ..parts.journal import Seal
+from ..parts.log import log_key
 from ..parts.recovery import Plan
 from ..parts.root import Root, open_root, unsealed_parts
 from ..progress import Progress

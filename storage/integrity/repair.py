@@ -22,7 +22,8 @@ from ..backends.obstacles import file_on_the_way
 from ..errors import LogitStoreError, StorageError
 from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
 from ..format.shard import REMAKE
-from ..parts.journal import commit_key, log_key
+from ..parts.journal import commit_key
+from ..parts.log import log_key
 from ..parts.recovery import Plan, recover
 from ..parts.root import open_root
 from ..progress import Progress, silent

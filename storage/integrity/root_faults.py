@@ -15,7 +15,7 @@ from ..format.constants import GROUPS, ROOT_METADATA, SAMPLES, SEAL
 from ..format.documents import parse_json, sha256_hex
 from ..format.metadata import RootAttributes, group_metadata
 from ..format.shard import COPY
-from ..parts.journal import ROOT_FILES, is_part, last_record, log_key, part_record, root_record
+from ..parts.log import ROOT_FILES, is_part, last_record, log_key, part_record, root_record
 from .checks import check_file, error_of
 from .faults import Fault, Rebuild, curable
 

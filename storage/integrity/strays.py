@@ -17,7 +17,8 @@ from ..format.constants import (
     SPEC,
     STAGING,
 )
-from ..parts.journal import ROOT_FILES, Seal, commit_key, is_part
+from ..parts.journal import Seal, commit_key
+from ..parts.log import ROOT_FILES, is_part
 from ..parts.root import Root, unsealed_parts
 
 MAX_STRAYS: Final = 1000

@@ -10,7 +10,7 @@ from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import LogitStoreError, NotAStoreError, StorageError, StoreCorrupt, UntrustedStoreError
 from ..format.constants import GROUPS, SAMPLES
-from ..parts.journal import log_key
+from ..parts.log import log_key
 from ..parts.root import Root, open_root
 from ..progress import Progress, silent
 from .diagnosis import Diagnosis, guarded

@@ -23,7 +23,8 @@ from ..format.layouts import DTYPES_OF, block_array, features_of, form_of, small
 from ..format.metadata import ArrayLayout, RootAttributes, group_metadata
 from ..format.shard import encode_shard, encode_small, index_bytes, shard_bytes
 from .card import CARD
-from .journal import Commit, Seal, SealTable, StoredShard, root_record
+from .journal import Commit, Seal, SealTable, StoredShard
+from .log import root_record
 from .sealed_part import KINDS, part_metadata, small_keys
 
 _ZEROS = "0" * 64

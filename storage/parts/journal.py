@@ -1,4 +1,4 @@
-"""Journal of a store: records of committed blocks, seals of parts, and the log, which orders the seals.
+"""Journal of a store: records of committed blocks, and seals of parts, which the log (`log`) orders.
 
 1. A `Commit` covers all arrays of one block. The block counts from the moment that its record is there.
 2. A `Seal` makes a part immutable: `seal.bin` has size, sha256 and chunk checksums of every shard,
@@ -18,36 +18,26 @@ from numpy.typing import NDArray
 
 from ..backends.place import Place
 from ..backends.writable import Writable
-from ..errors import ManifestInvalid, NotAStoreError, StoreCorrupt
+from ..errors import ManifestInvalid, StoreCorrupt
 from ..format.constants import (
     COMMITS,
-    GROUPS,
-    LOG,
     MAX_CHUNKS_PER_SHARD,
     MAX_JSON_BYTES,
-    MAX_PARTS,
     MAX_SEAL_TABLE_BYTES,
-    ROOT_METADATA,
     SEAL,
     SEAL_TABLE,
     SPEC,
 )
-from ..format.documents import beyond, canonical_json, integer, invalid, parse_json, remedied, sha256_hex
-from ..format.metadata import ArrayLayout, group_metadata
+from ..format.documents import beyond, canonical_json, integer, invalid, parse_json, sha256_hex
+from ..format.metadata import ArrayLayout
 from ..format.shard import COPY, COPY_OF_SEAL, REMAKE, ShardEncoder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RECORD = re.compile(r"(0|[1-9]\d{0,8})\.json")
 _ARRAY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COMMIT = re.compile(r"(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.json")
-_REPAIR = "run `logitstore repair`, which finds the damaged record; or restore the log from a copy"
-_COPY_OF_LOG = "restore the log from a copy"
-"""The remedy of the last record, for which no other one vouches."""
-ROOT_FILES = (ROOT_METADATA, *(f"{group}/{ROOT_METADATA}" for group in GROUPS))
-"""Keys of the root's own metadata, whose sha256 record 0 of the log holds."""
 
 
-def _digest(value: object, where: str) -> str:
+def sha256_in(value: object, where: str) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise invalid(where, "a sha256 in 64 hexadecimal digits", repr(value)[:80])
     return value
@@ -127,7 +117,7 @@ class Commit:
             objects = {
                 _array_name(name, where): StoredShard(
                     integer(o["size"], 0, where, "size"),
-                    _digest(o["sha256"], where),
+                    sha256_in(o["sha256"], where),
                     tuple(integer(c, 0, where, "crc32c") for c in o["crc32c"]),
                 )
                 for name, o in body["objects"].items()
@@ -137,7 +127,7 @@ class Commit:
                 integer(body["view"], 0, where, "view"),
                 integer(body["block"], 0, where, "block"),
                 range(start, stop),
-                _digest(body["spec"], where),
+                sha256_in(body["spec"], where),
                 objects,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -286,10 +276,10 @@ class Seal:
                 arrays,
                 integer(value["views"], 0, where, "views"),
                 integer(value["blocks"], 0, where, "blocks"),
-                None if table is None else _digest(table["sha256"], where),
+                None if table is None else sha256_in(table["sha256"], where),
                 0 if table is None else integer(table["size"], 0, where, "seal_bin"),
-                {_file_key(key, where): _digest(digest, where) for key, digest in value["files"].items()},
-                None if value["samples"] is None else _digest(value["samples"], where),
+                {_file_key(key, where): sha256_in(digest, where) for key, digest in value["files"].items()},
+                None if value["samples"] is None else sha256_in(value["samples"], where),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, ManifestInvalid):
@@ -350,137 +340,6 @@ def put_same(folder: Writable, key: str, data: bytes) -> None:
             found="other bytes",
             remedy="run `logitstore repair`; or remove the unfinished part, or begin it under another name",
         )
-
-
-@dataclass(frozen=True)
-class LogRecord:
-    """A record of the log: one sealed part."""
-
-    part: str
-    """Name of the part: "samples", "teachers/wide", "clusters/wide-8x4"."""
-    seal: str
-    """sha256 of its seal.json."""
-    digest: str
-    """Digest of the store from this record on: "sha256:" and the sha256 of the record."""
-
-
-def log_key(number: int) -> str:
-    """Return the key of record `number` of the log."""
-    return f"{LOG}/{number}.json"
-
-
-def root_record(files: Mapping[str, bytes]) -> bytes:
-    """Return record 0 of the log: the sha256 of the root's own metadata, by key."""
-    return canonical_json({"previous": None, "root": {key: sha256_hex(data) for key, data in files.items()}})
-
-
-def part_record(part: str, previous: str, seal: str) -> bytes:
-    """Return the record of a part. previous: sha256 of the record before. seal: sha256 of the part's `seal.json`."""
-    return canonical_json({"part": part, "previous": previous, "seal": seal})
-
-
-def read_log(root: Place) -> tuple[str, list[LogRecord]]:
-    """Return the digest of the store without parts, and the parts in order. Raises NotAStoreError, ManifestInvalid."""
-    previous = check_root(root)
-    empty = f"sha256:{sha256_hex(previous)}"
-    records: list[LogRecord] = []
-    last = last_record(root)
-    with root.read_ahead([log_key(number) for number in range(1, last + 1)]):
-        found = [_record_bytes(root, number) for number in range(1, last + 1)]
-    for number, data in enumerate(found, 1):
-        where = str(root.path / log_key(number))
-        with remedied(_REPAIR if number < last else _COPY_OF_LOG):
-            value = parse_json(data, where)
-            seal = _digest(value.get("seal"), where)
-        part = value.get("part")
-        if value.get("previous") != sha256_hex(previous) or not isinstance(part, str) or not is_part(part):
-            raise ManifestInvalid(
-                where,
-                expected=f"a record that holds the sha256 of record {number - 1}, {sha256_hex(previous)[:12]}…",
-                found=f"{str(value.get('previous'))[:12]}…",
-                remedy=_REPAIR,
-            )
-        records.append(LogRecord(part, seal, f"sha256:{sha256_hex(data)}"))
-        previous = data
-    names = [record.part for record in records]
-    if len(set(names)) != len(names):
-        raise invalid(str(root.path / LOG), "each part once", f"{max(names, key=names.count)} twice")
-    return empty, records
-
-
-def _record_bytes(root: Place, number: int) -> bytes:
-    try:
-        return root.read(log_key(number))
-    except FileNotFoundError:
-        where, expected = str(root.path / log_key(number)), f"record {number} of the log"
-        raise ManifestInvalid(where, expected=expected, found="no file", remedy=_REPAIR) from None
-
-
-def last_record(root: Place) -> int:
-    """Return the largest number in the log. Files of other names are no records."""
-    numbers = [int(name.removesuffix(".json")) for name in root.names(LOG) if _RECORD.fullmatch(name)]
-    if len(numbers) > MAX_PARTS:
-        raise beyond(str(root.path / LOG), MAX_PARTS, "records", len(numbers))
-    return max(numbers, default=0)
-
-
-def check_root(root: Place) -> bytes:
-    """Compare the root's own metadata with record 0 of the log, and return that record.
-
-    Raises NotAStoreError if there is no log, ManifestInvalid if they differ.
-    """
-    try:
-        record = root.read(log_key(0))
-    except FileNotFoundError:
-        raise NotAStoreError(
-            str(root.path),
-            expected="a store",
-            found="a Zarr group without a log",
-            remedy="name the folder of a store, or make one with `logitstore cache`; if it is a store, run `logitstore repair`",
-        ) from None
-    where = str(root.path / log_key(0))
-    with remedied(_REPAIR if last_record(root) else _COPY_OF_LOG):
-        files = parse_json(record, where).get("root")
-        if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
-            raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
-        digests = {key: _digest(digest, where) for key, digest in files.items()}
-    for key, digest in digests.items():
-        data = read_checked(root, key, digest)
-        if key != ROOT_METADATA and data != group_metadata():
-            raise invalid(str(root.path / key), "a group without attributes", "other metadata")
-    return record
-
-
-def is_part(name: str) -> bool:
-    """Return whether `name` may name a part.
-
-    >>> is_part("teachers/wide"), is_part("../wide"), is_part("samples")
-    (True, False, True)
-    """
-    return bool(re.fullmatch(r"samples|(teachers|clusters)/[a-z0-9][a-z0-9._-]{0,63}", name))
-
-
-def append_log(root: Writable, part: str, seal: str) -> None:
-    """Add a part to the log, unless it is there with this seal. Raises StoreCorrupt if it is there with another.
-
-    If another writer takes the next number first, the record is made anew for the number after it.
-    """
-    while True:
-        empty, records = read_log(root)
-        there = {record.part: record.seal for record in records}
-        if part in there:
-            if there[part] != seal:
-                raise StoreCorrupt(
-                    f"{root.path}: {part}",
-                    expected=f"the seal of the log, {there[part]}",
-                    found=seal,
-                    remedy="run `logitstore verify`",
-                )
-            return
-        previous = (records[-1].digest if records else empty).removeprefix("sha256:")
-        record = part_record(part, previous, seal)
-        if root.put_new(log_key(len(records) + 1), record):
-            return
 
 
 def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTES) -> bytes:

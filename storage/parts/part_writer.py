@@ -42,13 +42,13 @@ from .journal import (
     Commit,
     SealTable,
     StoredShard,
-    append_log,
     commit_key,
     committed_blocks,
     put_same,
     read_table,
     seal_blocks,
 )
+from .log import append_log
 from .part_spec import compare_identity, spec_bytes
 from .recovery import Plan, has_shards, read_commit, recover, stored_shard
 from .root import Root

@@ -25,18 +25,8 @@ from ..format.constants import GROUPS, LOG_AHEAD, PRIVATE, ROOT_METADATA, SAMPLE
 from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
-from .journal import (
-    ROOT_FILES,
-    LogRecord,
-    Seal,
-    check_root,
-    committed_blocks,
-    log_key,
-    put_same,
-    read_checked,
-    read_log,
-    root_record,
-)
+from .journal import Seal, committed_blocks, put_same, read_checked
+from .log import ROOT_FILES, LogRecord, check_root, log_key, read_log, root_record
 from .sealed_part import SealedPart, Spec
 
 _OPENED_BY: Final = (*ROOT_FILES, *(log_key(number) for number in range(LOG_AHEAD)))

@@ -38,7 +38,8 @@ from ..format.grid import Grid
 from ..format.layouts import check_part, features_of, form_of
 from ..format.metadata import ArrayLayout, group_attributes, group_metadata
 from ..format.shard import CRC_BYTES, decode_small
-from .journal import LogRecord, Seal, SealTable, read_checked, read_table
+from .journal import Seal, SealTable, read_checked, read_table
+from .log import LogRecord
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 """First component of a part's name -> its kind."""

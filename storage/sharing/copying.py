@@ -21,7 +21,7 @@ from ..backends.remote import folder_at
 from ..errors import ConfigError, StorageFull
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
-from ..parts.journal import LogRecord, log_key, part_record
+from ..parts.log import LogRecord, log_key, part_record
 from ..parts.root import Root, open_root, unsealed_parts
 from ..parts.sealable import check_log
 from ..progress import Progress, silent

@@ -18,7 +18,7 @@ from ..backends.system import check_writes, sync
 from ..errors import ConfigError, NameTaken, StorageError
 from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..integrity.checks import file_digest
-from ..parts.journal import ROOT_FILES, LogRecord, log_key, part_record, read_log
+from ..parts.log import ROOT_FILES, LogRecord, log_key, part_record, read_log
 from ..parts.root import Root
 
 OTHER_PLACE = "choose another destination"

@@ -22,7 +22,7 @@ from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import Folder
 from logitstore.storage.format.constants import LOCK, STAGING
 from logitstore.storage.integrity.verify import verify
-from logitstore.storage.parts.journal import log_key
+from logitstore.storage.parts.log import log_key
 from logitstore.storage.sharing import copying
 from logitstore.storage.sharing.copying import copy_store
 from logitstore.storage.sharing.part_copy import PartCopy

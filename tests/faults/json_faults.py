@@ -32,7 +32,8 @@ from logitstore.storage.errors import (
 )
 from logitstore.storage.format.documents import canonical_json, parse_spec, sha256_hex
 from logitstore.storage.format.metadata import ArrayLayout, RootAttributes, group_attributes
-from logitstore.storage.parts.journal import Commit, Seal, read_log
+from logitstore.storage.parts.journal import Commit, Seal
+from logitstore.storage.parts.log import read_log
 from logitstore.storage.parts.reader import Samples, sets_of
 from logitstore.storage.parts.root import Root
 

@@ -36,7 +36,8 @@ from logitstore.storage.format.documents import sha256_hex
 from logitstore.storage.integrity.repair import repair
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.binding import Binding
-from logitstore.storage.parts.journal import Commit, log_key, part_record
+from logitstore.storage.parts.journal import Commit
+from logitstore.storage.parts.log import log_key, part_record
 from logitstore.storage.parts.part_writer import PartWriter
 from logitstore.storage.parts.root import Root
 from logitstore.storage.parts.writer import CaptureWriter

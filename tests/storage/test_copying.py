@@ -33,7 +33,7 @@ from logitstore.storage.errors import (
     WrongStore,
 )
 from logitstore.storage.integrity.verify import verify
-from logitstore.storage.parts.journal import log_key
+from logitstore.storage.parts.log import log_key
 from logitstore.storage.sharing import part_copy
 from logitstore.storage.sharing.copying import Copied, copy_store
 from logitstore.storage.sharing.in_flight import InFlight

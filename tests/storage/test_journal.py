@@ -19,13 +19,11 @@ from logitstore.storage.parts.journal import (
     Seal,
     SealTable,
     StoredShard,
-    append_log,
     committed_blocks,
-    is_part,
     put_same,
     read_checked,
-    read_log,
 )
+from logitstore.storage.parts.log import append_log, is_part, read_log
 from logitstore.storage.parts.root import create_root
 
 HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
