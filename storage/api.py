@@ -370,8 +370,7 @@ def open_store(
     expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
     storage_options: of the library that opens a URL: credentials, region … No message shows them. cache: a folder for shards
     of a remote store, False for none; else that of LOGITSTORE_CACHE, or the user's. cache_size: its bytes, such as "50GB".
-    Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had
-    the expected digest.
+    Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had that digest.
     """
     return Store(open_root(place_at(location, storage_options, cache, cache_size), expect))
 
@@ -390,8 +389,7 @@ def begin_store(
 
     row_bytes: bytes of the widest row; those of float32 logits by default. arrays: `optional_arrays` of the samples.
     exist_ok: join a store of the same sizes, for processes that begin one at the same moment.
-    Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), ConfigError for sizes out
-    of range.
+    Raises NameTaken if the path is not free (with exist_ok, to a store of other sizes), ConfigError for sizes out of range.
     """
     for name, value, least in (("num_rows", num_rows, 1), ("num_classes", num_classes, 2)):
         if value < least:
