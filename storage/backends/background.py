@@ -4,6 +4,7 @@ One thread writes and checks in the order of the calls; then one thread an objec
 written in the caller's thread.
 """
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,11 +47,8 @@ class Crews:
 
     def take(self) -> Crew:
         """Return a crew that no other block has."""
-        while self._idle:
-            crew = self._idle.pop()
-            if crew.process == os.getpid():  # a forked child has none of the threads
-                return crew
-        return Crew()
+        crew = self._next()
+        return Crew() if crew is None else crew
 
     def give_back(self, crew: Crew) -> None:
         """Keep a crew, which has no work left, for another block."""
@@ -58,10 +56,19 @@ class Crews:
 
     def end(self) -> None:
         """End the crews that no block has."""
-        while self._idle:
-            crew = self._idle.pop()
-            if crew.process == os.getpid():
-                crew.end()
+        while (crew := self._next()) is not None:
+            crew.end()
+
+    def _next(self) -> Crew | None:
+        """Take an idle crew of this process: a forked child has none of its parent's threads. None if there is none."""
+        with contextlib.suppress(
+            IndexError
+        ):  # not `if self._idle`: another thread may take the last one meanwhile
+            while True:
+                crew = self._idle.pop()
+                if crew.process == os.getpid():
+                    return crew
+        return None
 
 
 def each(function: Callable[[_Item], _Answer], items: Iterable[_Item], *, at_once: bool) -> list[_Answer]:

@@ -86,3 +86,19 @@ def test_a_forked_child_takes_no_threads_of_its_parent() -> None:
     parents.process -= 1
     crews.give_back(parents)
     assert crews.take() is not parents
+
+
+def test_a_crew_that_another_thread_takes_first_is_not_missed() -> None:
+    """The list is full when it is looked at, and empty when a crew is taken."""
+
+    class Emptied(list[Crew]):
+        def __bool__(self) -> bool:
+            return True
+
+        def __len__(self) -> int:
+            return 1
+
+    crews = Crews()
+    crews._idle = Emptied()
+    assert isinstance(crews.take(), Crew)
+    crews.end()
