@@ -13,12 +13,12 @@ them.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from ...storage.errors import MOST_LISTED, BadDataError, LogitStoreError, with_notes
+from ...storage.processors import processors
 from ...storage.progress import Progress, silent
 
 _AT_ONCE: Final = 1024
@@ -55,7 +55,7 @@ class Problems:
 
 def in_threads(function: Callable[[Given], Result], items: Sequence[Given]) -> Iterator[Result]:
     """Yield the results of a function in the order of the items. A bounded number of them waits in memory."""
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(_MOST_THREADS, processors())) as threads:
         for start in range(0, len(items), _AT_ONCE):
             yield from threads.map(function, items[start : start + _AT_ONCE])
 

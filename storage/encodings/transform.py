@@ -10,7 +10,6 @@ Codes are stored as zigzag, 0, −1, 1, −2 … as 0, 1, 2, 3 …, so that smal
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadLogitsError, ConfigError
 from ..format.constants import MAX_TEMPERATURES, TRANSFORM
+from ..processors import processors
 from .basis import MOST_LOGIT, Basis, make_basis
 from .divergence import coarser_up, divergence, error_of_kl
 from .encoding import ArraySpec
@@ -361,10 +361,7 @@ def _by_threads(piece: Callable[[slice], Result], shape: tuple[int, ...]) -> lis
 
 
 def _threads() -> int:
-    return min(
-        _MOST_THREADS,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
+    return min(_MOST_THREADS, processors())
 
 
 def zigzag(codes: Int32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:

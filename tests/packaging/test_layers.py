@@ -12,7 +12,7 @@ import pytest
 from support.tree import IMPORT_NAME, ROOT, module_name, module_names, python_files
 
 STORAGE_LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "progress"}),
+    frozenset({"errors", "processors", "progress"}),
     frozenset({"checks", "extras", "random"}),
     frozenset({"digest"}),
     frozenset({"format"}),
