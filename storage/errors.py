@@ -34,8 +34,9 @@ programs), an `exit_code` (of the command line), and a builtin base class that a
         └── CommitStateUnknown                  commit-state-unknown  75
 """
 
+import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, TypeVar
 
 EX_USAGE = 64
@@ -73,6 +74,10 @@ class LogitStoreError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+    def with_remedy(self, remedy: str) -> "LogitStoreError":
+        """Return the same error with another remedy."""
+        return type(self)(self.where, expected=self.expected, found=self.found, remedy=remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.where, self.expected, self.found, self.remedy)
@@ -320,6 +325,24 @@ def with_notes(listed: Sequence[_Error], rest: str = "") -> _Error:
     if rest:
         first.add_note(rest)
     return first
+
+
+@contextlib.contextmanager
+def remedied(kind: type[LogitStoreError], remedy: str) -> Iterator[None]:
+    """Give another remedy to an error of this kind in the block."""
+    try:
+        yield
+    except kind as error:
+        raise error.with_remedy(remedy) from None
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """Return the first names, separated by commas, with an ellipsis in the place of the others.
+
+    >>> some_of(["a", "b", "c"], 2), some_of(["a", "b"], 2)
+    ('a, b, …', 'a, b')
+    """
+    return ", ".join([*names[:most], *["…"] * (len(names) > most)])
 
 
 def described(error: BaseException) -> str:

@@ -1,9 +1,7 @@
 """JSON documents of a store, written in one canonical spelling and read within limits."""
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -128,17 +126,6 @@ def beyond(where: str, most: int, what: str, found: object) -> LimitExceeded:
 def invalid(where: str, expected: str, found: object) -> ManifestInvalid:
     """Make the error of metadata that state something impossible."""
     return ManifestInvalid(where, expected=expected, found=str(found)[:120], remedy=_RESTORE)
-
-
-@contextlib.contextmanager
-def remedied(remedy: str) -> Iterator[None]:
-    """Give another remedy to the error of metadata in the block. Raises ManifestInvalid."""
-    try:
-        yield
-    except ManifestInvalid as error:
-        raise ManifestInvalid(
-            error.where, expected=error.expected, found=error.found, remedy=remedy
-        ) from None
 
 
 def check_version(version: object, where: str) -> None:

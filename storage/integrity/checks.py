@@ -62,7 +62,7 @@ def no_file(where: str, expected: str = "a file", remedy: str = REMAKE) -> Manif
 def from_a_copy(error: LogitStoreError) -> LogitStoreError:
     """Return an error with another remedy: neither `repair` nor a writer brings the file back."""
     remedy = COPY_OF_SEAL if error.where.endswith(SEAL) else COPY
-    return type(error)(error.where, expected=error.expected, found=error.found, remedy=remedy)
+    return error.with_remedy(remedy)
 
 
 def file_digest(folder: Place, key: str, most: int) -> tuple[int, str]:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from ..backends.place import Place
 from ..backends.writable import Writable
-from ..errors import ManifestInvalid, NotAStoreError, StoreCorrupt
+from ..errors import ManifestInvalid, NotAStoreError, StoreCorrupt, remedied
 from ..format.constants import (
     GROUPS,
     LOG,
     MAX_PARTS,
     ROOT_METADATA,
 )
-from ..format.documents import beyond, canonical_json, invalid, parse_json, remedied, sha256_hex
+from ..format.documents import beyond, canonical_json, invalid, parse_json, sha256_hex
 from ..format.metadata import group_metadata
 from .journal import read_checked, sha256_in
 
@@ -66,7 +66,7 @@ def read_log(root: Place) -> tuple[str, list[LogRecord]]:
         found = [_record_bytes(root, number) for number in range(1, last + 1)]
     for number, data in enumerate(found, 1):
         where = str(root.path / log_key(number))
-        with remedied(_REPAIR if number < last else _COPY_OF_LOG):
+        with remedied(ManifestInvalid, _REPAIR if number < last else _COPY_OF_LOG):
             value = parse_json(data, where)
             seal = sha256_in(value.get("seal"), where)
         part = value.get("part")
@@ -116,7 +116,7 @@ def check_root(root: Place) -> bytes:
             remedy="name the folder of a store, or make one with `logitstore cache`; if it is a store, run `logitstore repair`",
         ) from None
     where = str(root.path / log_key(0))
-    with remedied(_REPAIR if last_record(root) else _COPY_OF_LOG):
+    with remedied(ManifestInvalid, _REPAIR if last_record(root) else _COPY_OF_LOG):
         files = parse_json(record, where).get("root")
         if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
             raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])

@@ -7,7 +7,7 @@ So a record vouches for the basis in which its codes were made. A basis is trust
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..backends.place import Place
 from ..encodings.basis import MOST_LOGIT, Basis
-from ..errors import ManifestInvalid, ShardCorrupt
+from ..errors import ManifestInvalid, ShardCorrupt, remedied
 from ..format.constants import MAX_JSON_BYTES, SPEC, TRANSFORM
 from ..format.documents import invalid, parse_spec, shorten
 from ..format.grid import Grid
@@ -179,7 +179,8 @@ class HeldBasis:
             return None
         check_basis(there, there["basis"].shape[1], self._where)
         arrays = {}
-        with _made_again():
+        # `repair` removes a torn chunk, and the writer makes it again.
+        with remedied(ShardCorrupt, REMAKE):
             for name, layout in there.items():
                 size = layout.shard_rows * layout.row_bytes + CRC_BYTES
                 chunks = [self._file(key, size) for key in small_keys(layout)]
@@ -199,15 +200,6 @@ class HeldBasis:
         layout = ArrayLayout.from_bytes(name, data, where)
         check_layout(layout, TRANSFORM, self._grid, 1, where)
         return layout
-
-
-@contextlib.contextmanager
-def _made_again() -> Iterator[None]:
-    """Change the remedy of a torn chunk: `repair` removes it, and the writer makes it again."""
-    try:
-        yield
-    except ShardCorrupt as error:
-        raise ShardCorrupt(error.where, expected=error.expected, found=error.found, remedy=REMAKE) from None
 
 
 def check_held(folder: Place, grid: Grid) -> None:
