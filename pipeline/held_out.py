@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from ..storage.errors import ConfigError
+from ..storage.errors import ConfigError, some_of
 from ..storage.random import philox_permutation
 from .experiment.training import Train, ValidatedTrain
 
@@ -82,15 +82,12 @@ def warn_of_lost_classes(
             continue
         lost = np.setdiff1d(there, labels[rows])
         if len(lost):
-            shown = ", ".join(str(number) for number in lost[:_SHOWN].tolist())
-            more = ", …" if len(lost) > _SHOWN else ""
             log.warning(
-                "%s: no row of %d of %d classes to %s: %s%s; %s",
+                "%s: no row of %d of %d classes to %s: %s; %s",
                 where,
                 len(lost),
                 len(there),
                 doing,
-                shown,
-                more,
+                some_of(lost.astype(str).tolist(), _SHOWN),
                 remedy,
             )

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...storage.errors import some_of
 from .text import pick, print_text, shorten_names
 
 if TYPE_CHECKING:
@@ -71,9 +72,8 @@ def set_remarks(sets: Sequence[Sequence[str]]) -> list[str]:
         if 2 * count > len(sets) > 2
     ]
     if common:
-        more = ", …" if len(common) > _MAX_NAMES else ""
         remarks.append(
-            f"warning: {', '.join(common[:_MAX_NAMES])}{more}. "
+            f"warning: {some_of(common, _MAX_NAMES)}. "
             "Rare classes lie close to every cluster centre; try --normalise to cluster correlations."
         )
     return remarks

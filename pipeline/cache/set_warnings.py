@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from ...storage.errors import some_of
 from ...storage.stream.items import listed_labels
 from ..datasets.class_names import is_numbered
 from ..transfer import TransferRows
@@ -102,16 +103,9 @@ def warn_of_absent_classes(
         )
         absent = absent[1:]
     if absent:
-        shown = ", ".join(
-            repr(class_names[n]) if class_names and not is_numbered else str(n) for n in absent[:_SHOWN]
-        )
+        names = [repr(class_names[n]) if class_names and not is_numbered else str(n) for n in absent]
         log.warning(
-            "%s: no row of %d of %d classes: %s%s",
-            where,
-            len(absent),
-            num_classes,
-            shown,
-            ", …" if len(absent) > _SHOWN else "",
+            "%s: no row of %d of %d classes: %s", where, len(absent), num_classes, some_of(names, _SHOWN)
         )
 
 

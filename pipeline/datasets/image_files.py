@@ -21,7 +21,7 @@ from typing import Final
 
 from PIL import features
 
-from ...storage.errors import BadDataError, described
+from ...storage.errors import BadDataError, described, some_of
 
 log = logging.getLogger(__name__)
 MAX_BYTES: Final = 1 << 28
@@ -435,14 +435,12 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _counts(counter: Counter[str]) -> str:
-    most = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
-    shown = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in most]
-    return ", ".join(shown) + (", …" if len(counter) > _SHOWN else "")
+    most = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    return some_of([f"{suffix or 'no suffix'} {count:,}" for suffix, count in most], _SHOWN)
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in sorted(names)[:_SHOWN])
-    return shown + (", …" if len(names) > _SHOWN else "")
+    return some_of([repr(name) for name in sorted(names)], _SHOWN)
 
 
 def _warn(message: str) -> None:

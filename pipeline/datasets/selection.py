@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from ...storage.errors import ConfigError
+from ...storage.errors import ConfigError, some_of
 from ...storage.random import philox_permutation
 
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?", re.ASCII)
@@ -110,10 +110,9 @@ def _class_number(entry: int | str, class_names: Sequence[str]) -> int:
         return list(class_names).index(entry)
     if isinstance(entry, int) and 0 <= entry < len(class_names):
         return entry
-    shown = ", ".join(class_names[:12]) + (", …" if len(class_names) > 12 else "")
     raise ConfigError(
         "omit_classes",
-        expected=f"names or numbers of the {len(class_names)} classes ({shown})",
+        expected=f"names or numbers of the {len(class_names)} classes ({some_of(class_names, 12)})",
         found=repr(entry),
         remedy="correct omit_classes",
     )
