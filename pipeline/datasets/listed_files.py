@@ -34,7 +34,12 @@ _ALLOWED: Final = "transform=Compose([Resize(256), CenterCrop(224), PILToTensor(
 
 
 class ListedPaths:
-    """The paths that a set lists, one an example."""
+    """The files that a set lists, one an example: a `pictures.FilesOfRows`."""
+
+    are_turned = False
+    """Whether the set turns its images by their orientation tags, as no loader of torchvision does."""
+    is_decoded_elsewhere = True
+    """Whether other code than ours makes the inputs of the set from its files: each file is then compared with its input."""
 
     def __init__(self, dataset: Any) -> None:
         """Keep the set. It lists its files (`has_files`)."""
@@ -88,8 +93,7 @@ def has_files(dataset: Any) -> bool:
 class ListedFiles:
     """The files of a set that lists them: a `stored_images.GivesFiles` beside the set itself."""
 
-    is_decoded_elsewhere = True
-    """Whether other code than ours makes the inputs of the set from its files: each file is then compared with its input."""
+    is_decoded_elsewhere = ListedPaths.is_decoded_elsewhere
 
     def __init__(self, dataset: Any, decoding: Decoding) -> None:
         """Keep the set, and the way from its files to its inputs."""

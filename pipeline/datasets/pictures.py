@@ -12,7 +12,7 @@ import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -34,6 +34,42 @@ _NONE: Final = object()
 """The label of an item without one."""
 
 
+@runtime_checkable
+class FilesOfRows(Protocol):
+    """The files of the images of a data set, by row."""
+
+    are_turned: bool
+    """Whether the set turns its images by their orientation tags."""
+    is_decoded_elsewhere: bool
+    """Whether a loader of the user's decodes them."""
+
+    def read(self, index: int) -> bytes:
+        """Return the content of a file. Raises BadDataError."""
+
+    def size(self, index: int) -> int:
+        """Return the bytes of a file. Raises BadDataError."""
+
+
+class UndecodedColumn:
+    """The files in a column of Hugging Face, whose library turns images by their orientation tags."""
+
+    are_turned, is_decoded_elsewhere = True, False
+
+    def __init__(self, dataset: Any, column: str, where: str) -> None:
+        """Keep a set whose images are not decoded. where: the set in messages."""
+        self._dataset, self._column, self._where = dataset, column, where
+
+    def read(self, index: int) -> bytes:
+        """Return the content of a file. Raises BadDataError."""
+        return _file_of(
+            fetch_items(self._dataset, [index])[0][self._column], f"{self._where}, example {index}"
+        )
+
+    def size(self, index: int) -> int:
+        """Return the bytes of a file, which is read. Raises BadDataError."""
+        return len(self.read(index))
+
+
 class PictureSet:
     """Images of Pillow as uint8 arrays; made by `pil_images`, `torchvision` and `hugging_face`."""
 
@@ -46,11 +82,11 @@ class PictureSet:
         class_names: Sequence[str] | None,
         form: tuple[Decoder, Sizing],
         where: str,
-        files: Any = None,
+        files: "FilesOfRows | None" = None,
     ) -> None:
         """Keep a set. keys: of image and label in a dict. rows: the examples that are taken. where: the set in messages.
 
-        files: the same set of Hugging Face with the files of its images, or the paths that a set lists; None if it gives none.
+        files: of the images of `dataset`; None if it gives none.
         """
         self.class_names = class_names
         """One name a class, or None if the set has none."""
@@ -63,7 +99,7 @@ class PictureSet:
         self._where = where
         self._size = self._sizing.shape
         self._files = files
-        self.is_decoded_elsewhere = isinstance(files, ListedPaths)
+        self.is_decoded_elsewhere = files is not None and files.is_decoded_elsewhere
         """Whether a loader of the user's decodes the files: each is then compared with its input when it is stored."""
 
     def __len__(self) -> int:
@@ -87,23 +123,19 @@ class PictureSet:
         if self._files is None:
             raise AttributeError("decoding")
         shape = self[0][0].shape if isinstance(self[0], tuple) else np.shape(self[0])
-        # Hugging Face's library turns images by their orientation tags; loaders of torchvision do not.
-        follows = self._decoder.follow_exif if isinstance(self._files, ListedPaths) else True
+        follows = self._files.are_turned or self._decoder.follow_exif
         decoder = Decoder(self._decoder.mode, self._decoder.background, follows)
         return Decoding(decoder, self._sizing, shape[-2], shape[-1]).settings
 
     def encoded(self, index: int) -> bytes:
         """Return the file of an example. Raises BadDataError."""
-        row = int(self._rows[index])
-        if isinstance(self._files, ListedPaths):
-            return self._files.read(row)
-        return _file_of(fetch_items(self._files, [row])[0][self._keys[0]], f"{self._where}, example {row}")
+        assert self._files is not None  # of a set that has `decoding`
+        return self._files.read(int(self._rows[index]))
 
     def encoded_sizes(self) -> Int64[np.ndarray, " rows"]:
         """Return the bytes of every file; those of Hugging Face are all read."""
-        if isinstance(self._files, ListedPaths):
-            return np.array([self._files.size(row) for row in self._rows.tolist()], dtype=np.int64)
-        return np.array([len(self.encoded(index)) for index in range(len(self))], dtype=np.int64)
+        assert self._files is not None
+        return np.array([self._files.size(row) for row in self._rows.tolist()], dtype=np.int64)
 
     def _example(self, item: Any, row: int) -> Example:
         where = f"{self._where}, example {row}"
@@ -181,9 +213,10 @@ def pil_images(
         subset=subset,
     )
     kept = None if labels is None else labels[rows]
+    given: FilesOfRows | None = None if files is None else UndecodedColumn(files, image, where)
     if files is None and has_files(dataset) and getattr(dataset, "transform", None) is None:
-        files = ListedPaths(dataset)
-    made = PictureSet(dataset, (image, label), rows, kept, names, form, where, files)
+        given = ListedPaths(dataset)
+    made = PictureSet(dataset, (image, label), rows, kept, names, form, where, given)
     made.omitted = omitted_numbers(omit_classes, names or ())
     return made
 
