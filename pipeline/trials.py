@@ -29,12 +29,13 @@ from .experiment.tables import Student
 from .experiment.training import ValidatedTrain
 from .held_out import check_shares
 from .runtime.inference import check_model
-from .specialists.heads import JointDustbin, find_head, replace_head
+from .specialists.heads import find_head
+from .specialists.training import begin_specialist
 from .train.network import begun_network
 from .train.todo import StudentSeed, student_seeds
 from .trainer.trial import check_backward, check_training
 from .transfer import TransferRows
-from .views import check_one_form, experiment_views, naming_unlike_views, refuse_mixtures
+from .views import check_one_form, experiment_views, naming_unlike_views, refuse_mixtures, shown_views
 from .workspace import Workspace
 
 LABELLED_SETS: Final[tuple[SetName, ...]] = ("evaluation_set", "validation_set")
@@ -140,20 +141,14 @@ def _try_specialists(work: Workspace) -> None:
     where = f"specialists of {experiment.generalist.name!r}"
     check_shares(special.train, len(work.rows), "specialists")
     network = build_teacher(work, experiment.generalist)
-    own = range(1 if cluster is None else max(1, min(cluster.classes_per_cluster, classes - 1)))
-    head = None
+    own = np.arange(1 if cluster is None else max(1, min(cluster.classes_per_cluster, classes - 1)))
     if special.variant == "dustbin":
-        head = find_head(network, classes, where=where, name=special.head)
+        find_head(network, classes, where=where, name=special.head)
     if not any(True for _ in network.parameters()):
         return
-    check_model(network, work.shown_few, classes, where)  # it also makes the layers of a lazy module
-    columns = classes if special.variant == "full" else len(own) + 1
-    if head is not None:
-        replace_head(network, own, classes, where=where, name=head)
-    elif special.variant == "joint":
-        network = JointDustbin(network, own, classes, 0.0)
-    check_training(network.requires_grad_(True), work.shown_few, columns, where)
-    check_backward(network, work.shown_few, special.train.precision, where)
+    few = work.shown_few
+    network = begin_specialist(network, special, own, classes, few, where, offset=0.0)
+    check_backward(network, few, special.train.precision, where)
 
 
 def student_few(work: Workspace, student: Student) -> Shaped[np.ndarray, "few ..."]:
@@ -192,7 +187,7 @@ def _check_labels(work: Workspace, student: Student, where: str) -> None:
             remedy="train it on soft targets alone, or label the transfer set",
         )
     if sees_views(work, student) and (table := experiment.cache.augment) is not None:
-        views = range(experiment.cache.views) if isinstance(student.views, str) else [student.views]
+        views = shown_views(student.views, experiment.cache.views)
         make_view = experiment_views(experiment, work.rows, made_twice=False)
         refuse_mixtures(where, needed, [view for view in views if view >= table.first_view], make_view)
 

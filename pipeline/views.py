@@ -203,14 +203,19 @@ def augmentation_identity(experiment: Experiment) -> dict[str, Any] | None:
     }
 
 
+def shown_views(asked: str | int, num_views: int) -> Sequence[int]:
+    """Return the views that a student is shown. asked: of its table, a view or the text "all" or "cycle"."""
+    return range(num_views) if isinstance(asked, str) else [asked]
+
+
 def check_labels_of_views(
     where: str, needed: str | None, asked: str | int, shown: CaptureReader, augment: Augment
 ) -> None:
     """Refuse a setting that needs the labels of mixtures, which have none. Raises BadDataError.
 
-    needed: the setting, if any. asked: the view that is shown, or the text "all" or "cycle".
+    needed: the setting, if any. asked: as `shown_views`.
     """
-    views = range(shown.num_views) if isinstance(asked, str) else [asked]
+    views = shown_views(asked, shown.num_views)
     augmented = [view for view in views if is_augmented(shown.augmentation, view)]
     refuse_mixtures(where, needed, augmented, augment)
 

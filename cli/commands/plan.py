@@ -1,8 +1,8 @@
 """The command `plan`: the cost of an experiment before it is run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from ..printing.stores import format_bytes
 from ..printing.text import format_cell, print_json, print_table, print_text
 
 if TYPE_CHECKING:
+    from ...pipeline.plan.inputs import Bound
     from ...pipeline.plan.stage import EncodingPlan, Plan, TeacherPlan
 
 _MAX_NAMES = 8
@@ -219,13 +220,6 @@ def _passes(made: "Plan") -> list[str]:
     ]
 
 
-_BOUND: Final[Mapping[str, str]] = {
-    "inputs": "the inputs take longer",
-    "network": "the network takes longer",
-    "processors": "both share the processors of this machine",
-}
-
-
 def _stage_one(made: "Plan") -> list[str]:
     """Return the hours of stage one with its inputs, and the time of each a row."""
     inputs = made.inputs
@@ -235,7 +229,7 @@ def _stage_one(made: "Plan") -> list[str]:
         parts += f", an augmented view made in {_milliseconds(inputs.view_seconds)}"
     views = f" of {made.views:,} views" if made.views > 1 else ""
     line = f"{_hours(inputs.hours)}: inputs take {_milliseconds(inputs.row_seconds)} a row{views} ({parts}), "
-    line += f"teachers {_milliseconds(teachers)}; {_bound(inputs.bound, 'cache.workers', inputs.workers)}"
+    line += f"teachers {_milliseconds(teachers)}; {_waits(inputs.bound, 'the teachers take', f'cache.workers = {inputs.workers}')}"
     return [f"stage one       {line}"]
 
 
@@ -252,15 +246,16 @@ def _students(made: "Plan") -> list[str]:
         )
         lines.append(
             f"  {one.name}: {_hours(one.hours)}; {inputs}, the network {_milliseconds(1 / one.rows_per_second)}"
-            + (f"; {_bound(one.bound, 'train.workers', one.workers)}" if one.input_seconds else "")
+            + f"; {_waits(one.bound, 'the network takes', f'train.workers = {one.workers}')}"
+            * bool(one.input_seconds)
         )
     return lines
 
 
-def _bound(bound: str, key: str, workers: int) -> str:
-    """Return the part of the work that a run waits for. key: of the workers."""
-    line = f"{_BOUND[bound]} ({key} = {workers})"
-    return line.replace("the network takes", "the teachers take") if key.startswith("cache") else line
+def _waits(bound: "Bound", network: str, workers: str) -> str:
+    """Return what a run waits for, in words. network: it, with its verb. workers: the key with its value."""
+    longer = {"inputs": "the inputs take longer", "network": f"{network} longer"}
+    return f"{longer.get(bound, 'both share the processors of this machine')} ({workers})"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -11,7 +11,6 @@ machine have to do in all where a network runs on them too:
     processors  all seconds of both, on so many processors
 """
 
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from ...storage.format.grid import Grid
 from ..cache.capture import cut_of
 from ..cache.rows import prepare
-from ..views import experiment_views
+from ..views import experiment_views, shown_views
 from ..workspace import Workspace
 
 Bound = Literal["inputs", "network", "processors"]
@@ -52,35 +51,34 @@ def measure_inputs(work: Workspace) -> InputTimes:
     rows, settings = work.rows, work.experiment.cache
     make_view, table = experiment_views(work.experiment, rows, made_twice=False), settings.augment
     augmented = None if table is None or table.first_view >= settings.views else settings.views - 1
-    fetched, viewed = list[float](), list[float]()
 
-    def chunk(start: int, count: int) -> float:
-        """Time some rows, after they were read; return their seconds."""
+    def timed(start: int, count: int) -> InputTimes:
+        """Time some rows, a row, after they were read."""
         which = range(start, start + count)
         prepare(rows, which, make_view)
         begun = time.perf_counter()
         _, view_of = prepare(rows, which, make_view)
-        seconds = time.perf_counter() - begun
-        fetched.append(seconds / count)
+        fetch, view = (time.perf_counter() - begun) / count, 0.0
         if augmented is not None:
             view_of(augmented)
             begun = time.perf_counter()
             view_of(augmented)
-            viewed.append((time.perf_counter() - begun) / count)
-            seconds += viewed[-1] * count
-        return seconds
+            view = (time.perf_counter() - begun) / count
+        return InputTimes(fetch, view)
 
     few = min(_FIRST_ROWS, len(rows))
-    chunk(0, few)  # imports decoders
-    count = int(few * _CHUNK_SECONDS / max(chunk(0, few), 1e-9))
+    timed(0, few)  # imports decoders
+    first = timed(0, few)
+    count = int(_CHUNK_SECONDS / max(first.fetch + first.view, 1e-9))
     count = max(1, min(count, _MOST_ROWS, len(rows)))
-    fetched.clear()
-    viewed.clear()
+    chunks = list[InputTimes]()
     for number in range(_CHUNKS):
         work.progress("timing inputs", number, _CHUNKS, "chunks")
-        chunk((len(rows) - count) * number // (_CHUNKS - 1), count)
+        chunks.append(timed((len(rows) - count) * number // (_CHUNKS - 1), count))
     work.progress("timing inputs", _CHUNKS, _CHUNKS, "chunks")
-    return InputTimes(statistics.median(fetched), statistics.median(viewed) if viewed else 0.0)
+    return InputTimes(
+        statistics.median(chunk.fetch for chunk in chunks), statistics.median(chunk.view for chunk in chunks)
+    )
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,6 @@ def together(inputs: float, network: float, workers: int, threads: int, processo
     if busy > longest and made and network:
         return Together(busy, "processors")
     return Together(longest, "inputs" if made > network else "network")
-
-
-def processors_here() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def network_threads(device: torch.device, threads: int | None = None) -> int:
@@ -148,6 +141,6 @@ def student_seconds(work: Workspace, times: InputTimes, views: int | str, *, aug
     made = 0.0 if kept else times.fetch
     if not augments or settings.augment is None:
         return made
-    shown = range(settings.views) if isinstance(views, str) else [views]
-    share = float(np.mean([view >= settings.augment.first_view for view in shown]))
+    first = settings.augment.first_view
+    share = float(np.mean([view >= first for view in shown_views(views, settings.views)]))
     return made + share * times.view

@@ -32,6 +32,7 @@ from ...storage.format.grid import Grid
 from ...storage.format.layouts import DTYPES_OF
 from ...storage.parts.footprint import Footprint, plain_bytes, root_footprint, samples_footprint
 from ...storage.parts.padded_rows import file_rows
+from ...storage.processors import processors
 from ...storage.progress import Progress, silent
 from ..cache.limits import arrays_of_samples, check_limits
 from ..cache.set_warnings import warn_of_set, warn_of_stored_inputs
@@ -51,7 +52,6 @@ from .inputs import (
     InputTimes,
     measure_inputs,
     network_threads,
-    processors_here,
     row_seconds,
     together,
 )
@@ -313,7 +313,7 @@ def _plan_inputs(
         sum(teacher.cached_hours for teacher in teachers),
         settings.workers,
         network_threads(device, settings.threads),
-        processors_here(),
+        processors(),
     )
     return InputsPlan(times.fetch, times.view, row, settings.workers, both.seconds, both.bound)
 

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ...storage.processors import processors
 from ..experiment.document import Experiment
 from ..experiment.tables import Student
-from ..runtime.inference import device_of, forward
+from ..runtime.inference import device_of
 from ..train.todo import StudentSeed
-from ..trainer.steps import autocast
+from ..trainer.trial import step_backward
 from ..trials import first_runs, sees_views
 from ..workspace import Workspace
-from .inputs import Bound, InputTimes, network_threads, processors_here, student_seconds, together
+from .inputs import Bound, InputTimes, network_threads, student_seconds, together
 
 _TIMED: Final = 3
 """Steps that are timed, after one that warms up."""
@@ -57,18 +58,14 @@ class StudentTimes:
         """By name of the student."""
 
     def __call__(self, run: StudentSeed, module: nn.Module, few: NDArray[Any]) -> None:
-        """Time steps without the optimiser. few: one or two inputs, which are repeated to a batch. Raises BadLogitsError."""
+        """Time steps without the optimiser. few: one or two inputs, which are repeated to a batch. Raises as `step_backward`."""
         settings, device = run.student.train, device_of(module)
         batch = np.resize(few, (settings.batch_size, *few.shape[1:]))
         took = []
         for _ in range(1 + _TIMED):
             begun = time.perf_counter()
             given = torch.from_numpy(batch).to(device).clone()
-            with autocast(device, settings.precision):
-                logits = forward(module.train(), given, f"training student {run.name}")
-            loss = logits.float().logsumexp(dim=1).mean()
-            loss.backward()
-            loss.item()
+            step_backward(module, given, settings.precision, f"training student {run.name}")
             _wait_for(device)
             module.zero_grad(set_to_none=True)
             took.append(time.perf_counter() - begun)
@@ -84,14 +81,14 @@ def _wait_for(device: torch.device) -> None:
 
 def plan_students(work: Workspace, times: InputTimes, measured: StudentTimes) -> tuple[StudentPlan, ...]:
     """Return the hours of each student. measured: the time of its network."""
-    experiment, processors, plans = work.experiment, processors_here(), list[StudentPlan]()
+    experiment, plans = work.experiment, list[StudentPlan]()
     threads = network_threads(work.choose_device())
     for run in first_runs(work):
         student, seconds = run.student, measured.seconds[run.student.name]
         inputs = student_seconds(work, times, student.views, augments=sees_views(work, student))
         shown = float(passes_an_epoch(experiment, student)) * len(work.rows)
         shown *= student.train.epochs * len(student.train.seeds)
-        both = together(inputs, seconds, student.train.workers, threads, processors)
+        both = together(inputs, seconds, student.train.workers, threads, processors())
         hours = shown * both.seconds / 3600
         plans.append(StudentPlan(student.name, 1 / seconds, inputs, student.train.workers, hours, both.bound))
     return tuple(plans)

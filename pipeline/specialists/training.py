@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +36,7 @@ from ..losses import Distillation, soft_targets
 from ..losses.divergence import from_cross_entropy
 from ..models.records import Record, check_loaded
 from ..models.weights import load_weights
-from ..runtime.inference import check_model, place
+from ..runtime.inference import check_model, device_of, place
 from ..same_set import compared_inputs
 from ..stream.batch import TorchBatch
 from ..stream.torch_stream import TorchStream
@@ -178,15 +179,33 @@ def specialist_network(
 ) -> nn.Module:
     """Build a specialist as its training begins: the generalist with its own head, on its device, in evaluation mode.
 
-    weights: digest of the generalist's. Raises BadDataError for other ones. Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
-    no head can be replaced, BadLogitsError if the logits are then not those of the new head.
+    weights: digest of the generalist's. Raises BadDataError for other ones, and as `begin_specialist`.
     """
-    experiment, few, num_classes = work.experiment, work.shown_few, work.store.num_classes
-    table = table_of(experiment)
-    columns = len(columns_of(table, special.classes, num_classes))
-    where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
+    experiment, num_classes = work.experiment, work.store.num_classes
     module = load_teacher(work, experiment.generalist, weights)
     torch.manual_seed(run.seed)  # after the generalist, whose network has the generalist's seed
+    where = f"specialist {run.name!r} of {experiment.generalist.name!r}"
+    table, few, offset = table_of(experiment), work.shown_few, joint_offset(special)
+    return begin_specialist(module, table, special.classes, num_classes, few, where, offset=offset)
+
+
+def begin_specialist(
+    module: nn.Module,
+    table: Specialists,
+    classes: Int64[np.ndarray, " own"],
+    num_classes: int,
+    few: Shaped[np.ndarray, "few ..."],
+    where: str,
+    *,
+    offset: float,
+) -> nn.Module:
+    """Give a generalist the outputs of a specialist, and try it.
+
+    classes: those of the specialist, ascending. few: one or two inputs. offset: of `JointDustbin`.
+    Raises BadDataError for a network without parameters, such as a frozen TorchScript file, BadDataError or ConfigError if
+    no head can be replaced, BadLogitsError if the logits are then not those of the new head.
+    """
+    columns = len(columns_of(table, classes, num_classes))
     if not any(True for _ in module.parameters()):
         raise BadDataError(
             where,
@@ -196,9 +215,10 @@ def specialist_network(
         )
     check_model(module, few, num_classes, where)  # it also makes the layers of a lazy module
     if table.variant == "joint":
-        module = place(joint_dustbin(module, special, num_classes), work.choose_device()).eval()
+        module = JointDustbin(module, classes.tolist(), num_classes, offset)
+        module = place(module, device_of(module.network)).eval()
     if table.variant == "dustbin":
-        head = replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
+        head = replace_head(module, classes.tolist(), num_classes, where=where, name=table.head)
         try:
             check_model(module, few, columns, where)
         except BadLogitsError as error:
@@ -225,7 +245,7 @@ def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows, w
         where = f"specialist {run.name!r}"
         replace_head(module, special.classes.tolist(), num_classes, where=where, name=table.head)
     if table.variant == "joint":
-        module = joint_dustbin(module, special, num_classes)
+        module = JointDustbin(module, special.classes.tolist(), num_classes, joint_offset(special))
     check_loaded(
         f"specialist {run.name!r}", weights, load_weights(module, work.models.weights_path(KIND, run.name))
     )
@@ -234,10 +254,9 @@ def load_specialist(work: Workspace, run: SpecialistRun, special: SpecialRows, w
     return place(Corrected(module, shift), work.choose_device()).eval()
 
 
-def joint_dustbin(module: nn.Module, special: SpecialRows, num_classes: int) -> JointDustbin:
-    """Wrap a module of all classes as a specialist that begins where the module is, at the shares of its batches."""
-    before = -dustbin_shift(special.prior, special.share)
-    return JointDustbin(module, special.classes.tolist(), num_classes, before)
+def joint_offset(special: SpecialRows) -> float:
+    """Return the offset with which a joint specialist begins where the generalist is, at the shares of its batches."""
+    return -dustbin_shift(special.prior, special.share)
 
 
 class ShortEpochs:

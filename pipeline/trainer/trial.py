@@ -65,14 +65,18 @@ def check_backward(
     few = inputs if len(inputs) > 1 else np.repeat(inputs, 2, axis=0)
     device = device_of(module)
     with _as_it_was(module), _kept_gradients(module), torch.enable_grad():
-        batch = torch.from_numpy(few.copy()).to(device)
-        with autocast(device, precision):
-            logits = forward(module.train(), batch, where)
-        loss = logits.float().logsumexp(dim=1).mean()
-        if not math.isfinite(loss.item()):
-            raise not_finite(where, loss.item())
-        with refusing_failures(where, batch):
-            loss.backward()
+        step_backward(module, torch.from_numpy(few.copy()).to(device), precision, where)
+
+
+def step_backward(module: nn.Module, batch: Tensor, precision: Precision, where: str) -> None:
+    """Run a batch forward, in training mode, and backward, as `check_backward`, but the module changes."""
+    with autocast(batch.device, precision):
+        logits = forward(module.train(), batch, where)
+    loss = logits.float().logsumexp(dim=1).mean()
+    if not math.isfinite(loss.item()):
+        raise not_finite(where, loss.item())
+    with refusing_failures(where, batch):
+        loss.backward()
 
 
 def not_finite(where: str, loss: float) -> BadDataError:
