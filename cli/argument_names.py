@@ -13,49 +13,63 @@ from typing import Final
 from ..storage.errors import BadDataError, ConfigError, LogitStoreError
 
 _CACHE: Final = (
-    *("encoding", "views", "batch_size", "precision", "block_rows", "workers", "threads", "compile"),
-    *("channels_last", "augment"),
+    "encoding",
+    "views",
+    "batch_size",
+    "precision",
+    "block_rows",
+    "workers",
+    "threads",
+    "compile",
+    "channels_last",
+    "augment",
 )
 _STUDENT: Final = (
-    *(
-        "name",
-        "teachers",
-        "targets",
-        "mean",
-        "temperature",
-        "hard_weight",
-        "loss",
-        "standardise",
-        "views",
-        "rows",
-    ),
+    "name",
+    "teachers",
+    "targets",
+    "mean",
+    "temperature",
+    "hard_weight",
+    "loss",
+    "standardise",
+    "views",
+    "rows",
 )
 _TRAIN: Final = (
-    *("lr", "epochs", "optimizer", "momentum", "weight_decay", "batch_size", "schedule", "warmup_epochs"),
-    *(
-        "label_smoothing",
-        "clip_norm",
-        "ema",
-        "precision",
-        "compile",
-        "workers",
-        "checkpoint_every",
-        "validation",
-    ),
-    *("validate_every", "keep", "best_by", "log"),
+    "lr",
+    "epochs",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+    "schedule",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_norm",
+    "ema",
+    "precision",
+    "compile",
+    "workers",
+    "checkpoint_every",
+    "validation",
+    "validate_every",
+    "keep",
+    "best_by",
+    "log",
 )
 _CLUSTER: Final = (
-    *(
-        "teachers",
-        "clusters",
-        "classes_per_cluster",
-        "temperature",
-        "seed",
-        "method",
-        "restarts",
-        "normalise",
-    ),
-    *("disjoint", "memory", "name"),
+    "teachers",
+    "clusters",
+    "classes_per_cluster",
+    "temperature",
+    "seed",
+    "method",
+    "restarts",
+    "normalise",
+    "disjoint",
+    "memory",
+    "name",
 )
 
 KEYS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -113,7 +127,6 @@ _WORDS: Final = (
     (r"write 0 without quotes", "write seed without quotes"),
     (r"\btrue or false\b", "True or False"),
     (r"\btrue, false or ", "True, False or "),
-    (r"\btrue or false without", "True or False without"),
     (r"--stop-below", "stop_below"),
     (r"--reuse OLD_STORE", "reuse=OLD_STORE"),
     (r"--reuse", "reuse"),
@@ -153,13 +166,10 @@ def _place(where: str, call: str) -> str:
     >>> _place("transfer_set, example 3", "cache"), _place("augment: seed", "cache")
     ('dataset, example 3', 'cache: augment_seed')
     """
-    place = where
     for pattern, table in _PLACES:
-        place = re.sub(pattern, table, place)
+        where = re.sub(pattern, table, where)
     keys = KEYS[call]
-    if place in keys:
-        return f"{call}: {keys[place]}"
-    return in_python(where if place == where else place, call)
+    return f"{call}: {keys[where]}" if where in keys else in_python(where, call)
 
 
 def in_python(text: str, call: str) -> str:
@@ -181,7 +191,5 @@ def in_python(text: str, call: str) -> str:
     while _TABLE.search(text):
         text = _TABLE.sub(lambda found: "\x02" + _PAIR.sub(r'"\1": \2', found[1]) + "\x03", text)
     text = text.replace("\x02", "{").replace("\x03", "}")
-    names = "|".join(
-        sorted({*keys.values(), *(f"{name}\\.\\w+" for name in ("loss",))}, key=len, reverse=True)
-    )
+    names = "|".join(sorted({*keys.values(), r"loss\.\w+"}, key=len, reverse=True))
     return re.sub(rf"\b({names}) = (?=\S)", r"\1=", text)

@@ -134,8 +134,8 @@ def check_share(name: str, value: object) -> None:
     """Refuse an argument that is neither None nor a number from 0 to 1. Raises ConfigError."""
     from ..storage.errors import ConfigError
 
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 <= float(str(value)) <= 1):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    if value is not None and not is_number:
         raise ConfigError(
             name,
             expected="a number from 0 to 1, or None",
