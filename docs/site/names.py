@@ -6,6 +6,8 @@ page; a test compares the lists.
 """
 
 import ast
+import copy
+import importlib.util
 import re
 import textwrap
 from collections.abc import Iterator
@@ -93,21 +95,12 @@ def _signature(definition: ast.FunctionDef | ast.ClassDef) -> str:
         if not makers:
             return _fields(definition)
         definition = makers[0]
-    arguments, shown = definition.args, list[str]()
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    for one, default in zip(positional, defaults, strict=True):
-        if one.arg != "self":
-            shown.append(one.arg if default is None else f"{one.arg}={ast.unparse(default)}")
-    if arguments.vararg is not None:
-        shown.append(f"*{arguments.vararg.arg}")
-    elif arguments.kwonlyargs:
-        shown.append("*")
-    for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        shown.append(one.arg if value is None else f"{one.arg}={ast.unparse(value)}")
-    if arguments.kwarg is not None:
-        shown.append(f"**{arguments.kwarg.arg}")
-    return f"({', '.join(shown)})"
+    arguments = copy.deepcopy(definition.args)
+    arguments.args = [one for one in arguments.args if one.arg != "self"]
+    for one in ast.walk(arguments):
+        if isinstance(one, ast.arg):
+            one.annotation = None
+    return f"({ast.unparse(arguments)})"
 
 
 def _fields(definition: ast.ClassDef) -> str:
@@ -171,7 +164,7 @@ def _defined(path: Path, module: str, name: str) -> tuple[ast.Module, Definition
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    source = _absolute(package, node)
+                    source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                     if (file := _module(source)) is not None:
                         return _defined(file, source, alias.name)
     lazy = re.search(rf'"{name}": "([\w.]+)"', path.read_text(encoding="utf-8"))
@@ -180,14 +173,6 @@ def _defined(path: Path, module: str, name: str) -> tuple[ast.Module, Definition
         if (file := _module(source)) is not None:
             return _defined(file, source, name)
     raise LookupError(f"{module}.{name}")
-
-
-def _absolute(package: str, node: ast.ImportFrom) -> str:
-    """Return the absolute name of the module that an import names."""
-    if not node.level:
-        return node.module or ""
-    base = package.split(".")[: len(package.split(".")) - node.level + 1]
-    return ".".join([*base, *([node.module] if node.module else [])])
 
 
 def main() -> None:
