@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from support.hands import MeanColour
 from support.messages import Sentences
-from torch import nn
 from torch.utils.data import Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -22,19 +22,6 @@ from logitstore.storage.errors import BadDataError, ConfigError
 
 ROWS = 24
 SIZED = [transforms.Resize(24), transforms.CenterCrop(20), transforms.PILToTensor()]
-
-
-class Net(nn.Module):
-    """A small network of uint8 images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.layer(images.float().mean(dim=(2, 3)) / 255)
-        return logits
 
 
 @pytest.fixture
@@ -56,12 +43,12 @@ def folder(tmp_path: Path) -> Path:
 def cached(path: Path, dataset: Any, **changes: Any) -> Any:
     settings: dict[str, Any] = {"store_inputs": "encoded", "block_rows": 8, "device": "cpu"} | changes
     with mock.patch("os.fsync"):
-        return logitstore.cache(path, {"net": Net()}, dataset, **settings)
+        return logitstore.cache(path, {"net": MeanColour()}, dataset, **settings)
 
 
 def weights(store: Any, out: Path, **changes: Any) -> bytes:
     net = logitstore.distill(
-        store, Net(), lr=1e-2, epochs=1, batch_size=8, checkpoint=out, device="cpu", **changes
+        store, MeanColour(), lr=1e-2, epochs=1, batch_size=8, checkpoint=out, device="cpu", **changes
     )
     return b"".join(tensor.numpy().tobytes() for tensor in net.state_dict().values())
 

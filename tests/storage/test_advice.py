@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from faults.damage import Case
 from support import stores
-from support.stores import Teacher
 
 from logitstore.storage.api import create_store
 from logitstore.storage.backends.remote import folder_at
@@ -25,23 +24,6 @@ from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts import journal
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A store with all kinds of parts, which the tests copy."""
-    case = Case(tmp_path_factory.mktemp("advice") / "store.zarr", teachers={"wide": Teacher(views=2)})
-    case.write()
-    return case
-
-
-@pytest.fixture
-def case(written: Case, tmp_path: Path) -> Case:
-    """A copy of it."""
-    shutil.copytree(written.path, tmp_path / "store.zarr")
-    copy = Case(tmp_path / "store.zarr", teachers=written.teachers)
-    _ = copy.whole
-    return copy
 
 
 KEYS = (

@@ -6,7 +6,6 @@ faults/test_machine.py.
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from faults.damage import Case
 from support import stores
-from support.stores import Teacher
 
 from logitstore.cli.main import cli
 from logitstore.storage.api import open_store
@@ -26,24 +24,6 @@ from logitstore.storage.integrity.repair import BEYOND, DONE, Repairs, repair
 from logitstore.storage.integrity.verify import CLEAN, INCOMPLETE, verify
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A store with all kinds of parts, which the tests copy."""
-    case = Case(tmp_path_factory.mktemp("repair") / "store.zarr", teachers={"wide": Teacher(views=2)})
-    case.write()
-    _ = case.whole
-    return case
-
-
-@pytest.fixture
-def case(written: Case, tmp_path: Path) -> Case:
-    """A copy of it."""
-    shutil.copytree(written.path, tmp_path / "store.zarr")
-    copy = Case(tmp_path / "store.zarr", teachers=written.teachers)
-    _ = copy.whole
-    return copy
 
 
 def what(done: Repairs) -> dict[str, Any]:

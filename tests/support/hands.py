@@ -40,6 +40,19 @@ class Net(nn.Module):
         return logits
 
 
+class MeanColour(nn.Module):
+    """A small network of uint8 images in colour, of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(images.float().mean(dim=(2, 3)) / 255)
+        return logits
+
+
 class Floats(nn.Module):
     """The inputs in float32."""
 

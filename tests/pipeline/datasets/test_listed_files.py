@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.hands import MeanColour
 from support.messages import Sentences
-from torch import nn
 
 import logitstore
 from logitstore.pipeline.datasets import pil_images, stored_images
@@ -20,19 +20,6 @@ from logitstore.storage.errors import BadDataError, ConfigError, RowMismatch
 ROWS = 40
 ODD = 38
 """An example that is none of the files that are tried beforehand."""
-
-
-class Net(nn.Module):
-    """A small network of uint8 images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.layer(images.float().mean(dim=(2, 3)) / 255)
-        return logits
 
 
 class Step:
@@ -112,7 +99,7 @@ def folder(tmp_path: Path) -> Path:
 def cached(path: Path, dataset: Any, **changes: Any) -> Any:
     settings: dict[str, Any] = {"store_inputs": "encoded", "block_rows": 16, "device": "cpu"} | changes
     with mock.patch("os.fsync"):
-        return logitstore.cache(path, {"net": Net()}, dataset, **settings)
+        return logitstore.cache(path, {"net": MeanColour()}, dataset, **settings)
 
 
 @pytest.mark.parametrize("steps", [[PILToTensor()], [Resize(size=(8, 9)), PILToTensor()]], ids=str)
@@ -174,7 +161,7 @@ def test_a_single_file_of_other_pixels_is_refused_when_it_is_written(folder: Pat
         store = cached(tmp_path / "t.zarr", dataset)
     with pytest.raises(RowMismatch, match=f"index {ODD} of the transfer set"):
         logitstore.distill(
-            store, Net(), lr=1e-2, epochs=1, batch_size=8, checkpoint=tmp_path / "c", device="cpu"
+            store, MeanColour(), lr=1e-2, epochs=1, batch_size=8, checkpoint=tmp_path / "c", device="cpu"
         )
 
 
