@@ -27,10 +27,6 @@ class ListingFailed(Exception):
     """A listing that did not end within its limits."""
 
 
-ListApart = Callable[[str, str, str, float], list[str]]
-"""Lists in another process: (`names` or `keys`, prefix, place in messages, seconds) -> names."""
-
-
 def typed(error: Exception, where: str) -> Exception:
     """Return the error of `errors` for one of a store's library; FileNotFoundError for a missing object."""
     if is_missing(error):

@@ -46,6 +46,8 @@ _MAX_SIZES: Final = 1 << 16
 """Objects whose size is remembered."""
 _obstore_process: int | None = None
 """The process that used obstore first: a process forked from it cannot use obstore."""
+ListApart = Callable[[str, str, str, float], list[str]]
+"""Lists in another process: (`names` or `keys`, prefix, place in messages, seconds) -> names."""
 
 
 class ZarrBytes:
