@@ -38,6 +38,8 @@ class Report:
     """Parts that were sealed after the expected digest; they were not checked."""
     strays: list[str] = field(default_factory=list)
     """Keys of files that no seal lists and no reader takes for data; the first `MAX_STRAYS`."""
+    leftovers: list[str] = field(default_factory=list)
+    """Parts that were removed, of which files are left; `rm` or `repair` removes these."""
 
     _reported: set[str] = field(default_factory=set, repr=False)
 
@@ -79,9 +81,10 @@ def verify(
     diagnosis = Diagnosis(root, deep=deep, progress=progress)
     for fault in diagnosis.faults():
         report.add(fault.error)
-    report.objects = diagnosis.search.objects + len(root.records) + 2 + len(GROUPS)
+    report.objects = diagnosis.search.objects + len(root.log) + 2 + len(GROUPS)
     report.bytes = diagnosis.search.bytes
     report.unsealed, report.strays = diagnosis.unsealed, diagnosis.strays
+    report.leftovers = diagnosis.leftovers
     if not root.has(SAMPLES) and SAMPLES not in report.unsealed:
         report.unsealed.insert(0, SAMPLES)
     return report

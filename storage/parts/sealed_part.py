@@ -39,7 +39,7 @@ from ..format.layouts import check_part, features_of, form_of
 from ..format.metadata import ArrayLayout, group_attributes, group_metadata
 from ..format.shard import CRC_BYTES, decode_small
 from .journal import Seal, SealTable, read_checked, read_table
-from .log import LogRecord
+from .log import LogRecord, is_gone
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 """First component of a part's name -> its kind."""
@@ -90,9 +90,10 @@ def begun_form(folder: Place, name: str) -> str:
 class SealedPart:
     """A part that the log names, its metadata checked."""
 
-    def __init__(self, folder: Place, record: LogRecord, grid: Grid) -> None:
-        """Open a part. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
+    def __init__(self, folder: Place, record: LogRecord, grid: Grid, store: Place | None = None) -> None:
+        """Open a part. store: the folder of its store. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
         self.folder = folder
+        self._store = store
         self.name = record.part
         """Its name in the store: "teachers/wide"."""
         self.kind = KINDS[record.part.partition("/")[0]]
@@ -181,6 +182,11 @@ class SealedPart:
     def spec(self) -> Spec:
         """The identity and the notes of the part."""
         return Spec(*parse_spec(self._file(SPEC), str(self.folder.path / SPEC)))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was removed since it was opened, by the log as it is now."""
+        return self._store is not None and is_gone(self._store, self.name)
 
     @property
     def table(self) -> SealTable:
