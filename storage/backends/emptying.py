@@ -22,6 +22,7 @@ from .place import Place, components
 from .posix import typed_errors
 from .system import sync
 
+_remove = os.unlink
 _AT_ONCE: Final = 24
 """Deletions in a bucket at a time."""
 
@@ -67,7 +68,7 @@ def _unlink(folder: Folder, within: str, names: Sequence[str]) -> int:
             with folder.directory(inner) as directory:
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=directory)
+                        _remove(name, dir_fd=directory)
                 sync(directory)
         except (FileNotFoundError, NotADirectoryError):
             return 0

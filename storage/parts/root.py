@@ -32,7 +32,6 @@ from .log import (
     LogRecord,
     check_root,
     gone_from,
-    is_gone,
     log_key,
     name_gone,
     parts_of,
@@ -165,14 +164,7 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """Return a sealed part. Raises StoreIncomplete if it is unfinished, PartNotFound if it is absent."""
         if name not in self._parts:
-            record = self._sealed(name)
-            try:
-                part = SealedPart(self.folder.sub(name), record, self.grid, self.folder)
-            except ManifestInvalid:
-                if is_gone(self.folder, name):  # since this log was read
-                    self.refresh()
-                    raise self._absent(name) from None
-                raise
+            part = SealedPart(self.folder.sub(name), self._sealed(name), self.grid, self.folder)
             self._check_samples(part)
             self._parts[name] = part
         return self._parts[name]

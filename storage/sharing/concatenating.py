@@ -306,6 +306,7 @@ def _write(
         small={layout.name: first.small(layout.name) for layout in layouts if not layout.is_block_array},
     )
     readers = [PartReader(part, source.grid) for part, source in zip(parts, sources, strict=True)]
+    firsts = _firsts(readers) if name == SAMPLES else [0] * len(readers)
     total, done = views * grid.num_rows, views * grid.num_rows - _missing_rows(writer, grid, views)
     with contextlib.closing(writer):
         progress(f"concatenate {name}", done, total)
@@ -313,7 +314,7 @@ def _write(
             for rows in list(writer.missing_blocks(view)):
                 block = rows.start // grid.block_rows
                 arrays = {
-                    layout.name: _rows_of(readers, layout, rows, view)
+                    layout.name: _rows_of(readers, firsts, layout, rows, view)
                     for layout in laid
                     if layout.is_block_array
                 }
@@ -331,10 +332,12 @@ def _cut(arrays: Mapping[str, NDArray[Any]], part: slice) -> dict[str, NDArray[A
     return {name: values[part] for name, values in arrays.items()}
 
 
-def _rows_of(readers: Sequence[PartReader], layout: ArrayLayout, rows: range, view: int) -> NDArray[Any]:
-    """Return rows of the new store as they are stored in the sources; `source` goes on from one to the next."""
-    pieces, begin, first = list[NDArray[Any]](), 0, 0
-    for reader in readers:
+def _rows_of(
+    readers: Sequence[PartReader], firsts: Sequence[int], layout: ArrayLayout, rows: range, view: int
+) -> NDArray[Any]:
+    """Return rows of the new store as they are stored in the sources. firsts: what is added to their `source`."""
+    pieces, begin = list[NDArray[Any]](), 0
+    for reader, first in zip(readers, firsts, strict=True):
         count = reader.grid.num_rows
         inside = range(max(rows.start - begin, 0), min(rows.stop - begin, count))
         if inside:
@@ -342,15 +345,14 @@ def _rows_of(readers: Sequence[PartReader], layout: ArrayLayout, rows: range, vi
             if layout.name in PADDED and layout.row_axis == 0:
                 values = _padded(values, layout.row_bytes)
             pieces.append(values + first if layout.name == "source" else values)
-        if layout.name == "source":
-            first += _examples(reader)
         begin += count
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _examples(reader: PartReader) -> int:
-    """Return the number of examples that the transfer set of a store has, at least."""
-    return int(reader.read("source", slice(None)).max(initial=-1)) + 1
+def _firsts(readers: Sequence[PartReader]) -> list[int]:
+    """Return the index of the first example of each source in the transfer sets, one behind the other."""
+    examples = [int(reader.read("source", slice(None)).max(initial=-1)) + 1 for reader in readers]
+    return [sum(examples[:number]) for number in range(len(readers))]
 
 
 def _identity(root: Root, sources: Sequence[Root], name: str, parts: Sequence[SealedPart]) -> dict[str, Any]:
