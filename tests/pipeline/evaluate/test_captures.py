@@ -210,8 +210,10 @@ def test_a_combination_whose_generalist_was_removed_is_scored_and_not_compared(
     store.refresh()
     assert comparisons(store) == []
     (line,) = (entry.getMessage() for entry in caplog.records)
-    assert line.endswith("is not compared with its generalist: `logitstore rm` has removed teachers/generalist")
-    assert list(evaluate_captures(store).captures) == ["combined"]
+    assert line.endswith(
+        "is not compared with its generalist: `logitstore rm` has removed teachers/generalist"
+    )
+    assert list(evaluate_captures(store).metrics) == ["combined"]
 
 
 def test_without_labels_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
