@@ -10,7 +10,7 @@ from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import LogitStoreError, NotAStoreError, StorageError, StoreCorrupt, UntrustedStoreError
 from ..format.constants import GROUPS, SAMPLES
-from ..parts.log import log_key
+from ..parts.log import is_gone, log_key
 from ..parts.root import Root, open_root
 from ..progress import Progress, silent
 from .diagnosis import Diagnosis, guarded
@@ -81,6 +81,8 @@ def verify(
     diagnosis = Diagnosis(root, deep=deep, progress=progress)
     for fault in diagnosis.faults():
         report.add(fault.error)
+    if report.problems:
+        _leave_out_removed(root, report)
     report.objects = diagnosis.search.objects + len(root.log) + 2 + len(GROUPS)
     report.bytes = diagnosis.search.bytes
     report.unsealed, report.strays = diagnosis.unsealed, diagnosis.strays
@@ -88,6 +90,14 @@ def verify(
     if not root.has(SAMPLES) and SAMPLES not in report.unsealed:
         report.unsealed.insert(0, SAMPLES)
     return report
+
+
+def _leave_out_removed(root: Root, report: Report) -> None:
+    """Leave out the problems of parts that another process has removed meanwhile."""
+    gone = [record.part for record in root.records if is_gone(root.folder, record.part)]
+    names = tuple(name for part in gone for name in (str(root.path / part), f"{root.path}: {part}"))
+    if names:
+        report.problems = [problem for problem in report.problems if not problem.where.startswith(names)]
 
 
 def _opened(top: Place, expect: str | None, report: Report) -> Root | None:

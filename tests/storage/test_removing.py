@@ -312,13 +312,13 @@ def test_a_record_that_another_process_put_first_is_not_put_twice(path: Path) ->
     def slow(folder: Folder, key: str, data: bytes) -> bool:
         if key == log_key(5) and not (path / key).exists():
             with mock.patch.object(Folder, "put_new", put_new):
-                write(open_store(path), "another")
+                append_log(Folder(path), "teachers/another", sha256_hex(b"its seal"))
         return put_new(folder, key, data)
 
     with mock.patch.object(Folder, "put_new", slow):
         remove(path, "wide")
     assert [record.removes for record in open_store(path).root.log] == [False] * 5 + [True]
-    assert list(open_store(path).teachers) == ["deep", "another"]
+    assert list(open_store(path).teachers) == ["deep", "another"] and not (path / "teachers/wide").exists()
 
 
 # Writers at work
@@ -464,3 +464,18 @@ def test_a_lost_record_is_found_again_by_its_successor(path: Path, lost: int, ho
     assert verify(path).exit_code == CORRUPT
     repair(path)
     assert stores.tree(path) == whole
+
+
+def test_a_part_that_is_removed_while_it_is_verified_is_no_damage(path: Path) -> None:
+    names = Folder.names
+
+    def meanwhile(folder: Folder, prefix: str = "") -> list[str]:
+        if folder.path == path / "teachers/wide" and not (path / log_key(5)).exists():
+            with mock.patch.object(Folder, "names", names):
+                remove(path, "wide")
+        return names(folder, prefix)
+
+    with mock.patch.object(Folder, "names", meanwhile):
+        report = verify(path, deep=True)
+    assert (path / log_key(5)).exists()
+    assert (report.problems, report.exit_code) == ([], CLEAN)
