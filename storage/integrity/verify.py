@@ -82,7 +82,7 @@ def verify(
     for fault in diagnosis.faults():
         report.add(fault.error)
     if report.problems:
-        _leave_out_removed(root, report)
+        _drop_removed(root, report)
     report.objects = diagnosis.search.objects + len(root.log) + 2 + len(GROUPS)
     report.bytes = diagnosis.search.bytes
     report.unsealed, report.strays = diagnosis.unsealed, diagnosis.strays
@@ -92,8 +92,8 @@ def verify(
     return report
 
 
-def _leave_out_removed(root: Root, report: Report) -> None:
-    """Leave out the problems of parts that another process has removed meanwhile."""
+def _drop_removed(root: Root, report: Report) -> None:
+    """Drop the problems of parts that another process has removed meanwhile."""
     gone = [record.part for record in root.records if is_gone(root.folder, record.part)]
     names = tuple(name for part in gone for name in (str(root.path / part), f"{root.path}: {part}"))
     if names:
