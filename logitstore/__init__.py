@@ -4,6 +4,8 @@
     load_student                a trained student as a network
     evaluate                    errors, likelihood and calibration of a network
     copy_store, find_stores     a store in another place; the stores under a folder or a URL
+    concat_stores               the rows of several stores in one
+    remove_parts                captures and clusterings that nobody wants any more
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
     from .storage.errors import LogitStoreError
     from .storage.sharing.catalog import find_stores
+    from .storage.sharing.concatenating import concat_stores
     from .storage.sharing.copying import copy_store
+    from .storage.sharing.removing import remove_parts
 
 __all__ = [
     "Capture",
@@ -36,6 +40,7 @@ __all__ = [
     "__version__",
     "cache",
     "cluster",
+    "concat_stores",
     "copy_store",
     "create_store",
     "digest_rows",
@@ -44,6 +49,7 @@ __all__ = [
     "find_stores",
     "load_student",
     "open_store",
+    "remove_parts",
 ]
 
 __version__ = "0.1.0"
@@ -60,6 +66,7 @@ _HOMES = {
     "Store": "storage.api",
     "cache": "cli.calls",
     "cluster": "cli.calls",
+    "concat_stores": "storage.sharing.concatenating",
     "copy_store": "storage.sharing.copying",
     "create_store": "storage.api",
     "digest_rows": "storage.digest",
@@ -68,6 +75,7 @@ _HOMES = {
     "find_stores": "storage.sharing.catalog",
     "load_student": "cli.trained",
     "open_store": "storage.api",
+    "remove_parts": "storage.sharing.removing",
 }
 
 

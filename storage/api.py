@@ -188,7 +188,8 @@ class Store:
         return self.find_spec(part) is not None and self._root.is_whole(part)
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
-        """Return the identity of a part, sealed or unfinished; None if its name is free."""
+        """Return the identity of a part, sealed or unfinished; None if its name is free. Raises NameTaken if it was removed."""
+        self._root.check_name(part)
         known = self._root.begun(part) or self.find_spec(part)
         return None if known is None else known.identity
 
@@ -309,8 +310,7 @@ class Store:
         (any scale, equal by default), in their order. An epoch passes once over the stratum that lasts longest and
         repeats the others.
         window: approximate number of rows that are shuffled together; two windows are held in memory
-        (`Stream.window_bytes` each). decode: False leaves logits as stored.
-        temperature: that of the softmax; needed to decode top-k captures.
+        (`Stream.window_bytes` each). decode: False leaves logits as stored. temperature: of the softmax, for top-k captures.
         columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
         specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
         `classes` name; a label is then no number of a column.

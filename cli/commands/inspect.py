@@ -72,6 +72,8 @@ def _print(record: Mapping[str, Any]) -> None:
     for part in record["unsealed"]:
         done = f"{part['blocks_done']:,} of {part['blocks']:,} blocks are there"
         print_text("", f"{part['part']}: not sealed, {done}")
+    for name in record["removed"]:
+        print_text("", f"{name}: removed")
     for part in record["unreadable"]:
         print_text("", f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}")
 

@@ -63,6 +63,11 @@ class Samples:
         return self._part.digest
 
     @property
+    def num_rows(self) -> int:
+        """Rows, N."""
+        return self.reader.grid.num_rows
+
+    @property
     def spec(self) -> Spec:
         """Fingerprint of the transfer set, order, kind of digests."""
         return self._part.spec

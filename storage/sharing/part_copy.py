@@ -38,6 +38,7 @@ from .destination import OTHER_BYTES, Destination, below, check_sealed, check_si
 from .in_flight import InFlight
 
 _RESTORE: Final = "run `logitstore verify --deep` on the store that is copied, and restore the file there"
+_WITHOUT: Final = "run the same command again, which leaves it out"
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,10 @@ class PartCopy:
         try:
             data, size = self._part.folder.read_range(key, 0, stored.size)
         except FileNotFoundError:
-            expected = "the shard that the seal lists"
-            raise ShardMissing(where, expected=expected, found="no file", remedy=_RESTORE) from None
+            expected, found, remedy = "the shard that the seal lists", "no file", _RESTORE
+            if self._part.is_gone:
+                found, remedy = "no file: `logitstore rm` has removed this part", _WITHOUT
+            raise ShardMissing(where, expected=expected, found=found, remedy=remedy) from None
         found = sha256(data).hexdigest()
         if (size, found) != (stored.size, stored.sha256):
             raise ShardCorrupt(

@@ -86,6 +86,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         copies = ("copy", STORE, "c/store.zarr"), ("merge", STORE, "c/store.zarr")
         found["copy"] = [printed(*copies[0], "--dry-run"), printed(*copies[0], "--teacher", "wide")]
         found["merge"] = [printed(*copies[1])]
+        concat = "concat", STORE, "c/store.zarr", "both.zarr", "--teacher", "wide", "--allow-duplicates"
+        found["concat"] = [printed(*concat, "--dry-run"), printed(*concat)]
+        removed = "rm", "c/store.zarr", "--teacher", "small-1", "--clustering", "other"
+        found["rm"] = [printed(*removed, "--dry-run"), printed(*removed), printed(*removed)]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)
         with pytest.raises(KeyboardInterrupt), store.capture("begun", provenance={}) as capture:
