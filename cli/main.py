@@ -29,13 +29,27 @@ COMMANDS = {
     "compress": "Write a smaller copy of a capture, its error bounded or measured.",
     "copy": "Copy a store, or some of its captures, to another place.",
     "merge": "Add to a store the parts of another copy of it.",
+    "export": "Write a capture to a parquet, safetensors or npy file.",
+    "import": "Seal logits that lie in plain files as a capture.",
     "list": "List the stores under a folder or a URL.",
     "verify": "Check every byte of a store without running a teacher.",
     "repair": "Remove damaged parts of a store, so that they are made again.",
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
-OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "copy", "merge", "repair")
+OF_ONE_PROCESS = (
+    "demo",
+    "run",
+    "cluster",
+    "combine",
+    "evaluate",
+    "compress",
+    "copy",
+    "merge",
+    "export",
+    "import",
+    "repair",
+)
 """Commands that every process of a `torchrun` would run as a whole."""
 
 

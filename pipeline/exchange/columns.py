@@ -33,9 +33,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def in_order(
-    items: Iterable[_Item], function: Callable[[_Item], _Result], ahead: int
-) -> Iterator[_Result]:
+def in_order(items: Iterable[_Item], function: Callable[[_Item], _Result], ahead: int) -> Iterator[_Result]:
     """Yield function(item) of each item, in order; threads compute `ahead` of them in advance."""
     running: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(ahead, "logitstore-export") as pool:

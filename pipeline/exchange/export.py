@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...storage.api import Capture, Store, open_store
+from ...storage.api import Store, open_store
 from ...storage.backends.posix import kind_of
 from ...storage.backends.whole_file import check_room, name_taken
 from ...storage.checks import check_temperature, check_view
@@ -230,4 +230,3 @@ def _said(other: dict[str, Any], note: dict[str, Any]) -> str:
     if key in ("teacher", "capture", "samples"):
         return f"{key} {str(other.get(key))[:19]}, and not {str(note[key])[:19]}"
     return f"other {key}"
-

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...storage.backends.posix import open_plain
 from ...storage.backends.whole_file import name_taken, whole_file

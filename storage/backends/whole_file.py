@@ -1,7 +1,7 @@
 """A file that is written piece by piece and appears whole: under a temporary name, flushed, and then named.
 
-    .wide.parquet.3f9a…   written, flushed to the disk          (a kill leaves it, the next call removes it)
-    wide.parquet          linked, or renamed over an old one    (readers see all of it or nothing)
+.wide.parquet.3f9a…   written, flushed to the disk          (a kill leaves it, the next call removes it)
+wide.parquet          linked, or renamed over an old one    (readers see all of it or nothing)
 """
 
 import contextlib
