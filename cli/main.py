@@ -37,6 +37,8 @@ COMMANDS = {
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
+_MODULES = {"import": "import_files"}
+"""Modules of commands whose names no module can have."""
 OF_ONE_PROCESS = (
     "demo",
     "run",
@@ -64,7 +66,8 @@ class LazyGroup(click.Group):
         """Import a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: object = importlib.import_module(f"{__package__}.commands.{cmd_name}").command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: object = importlib.import_module(f"{__package__}.commands.{module}").command
         assert isinstance(command, click.Command)
         return command
 

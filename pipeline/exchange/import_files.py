@@ -38,7 +38,7 @@ from ..factories.file_digest import file_digest
 from ..models.sources import unchanged
 from ..runtime.ahead import run_ahead
 from .given import GivenLogits, ids_given, labels_given, names_given, open_logits
-from .same_rows import Rows, check_rows_agree
+from .same_rows import OF_INPUT, Rows, check_rows_agree
 from .values import check_values
 
 IMPORTED: Final = "imported_from"
@@ -112,8 +112,10 @@ class _Plan:
 
     @property
     def samples_identity(self) -> dict[str, Any]:
+        # Known inputs may be compared with any data set: the files of the logits are no part of it.
+        knows_inputs = self.rows.digest_of == OF_INPUT
         return {
-            "transfer_set": {IMPORTED: self.provenance[IMPORTED]},
+            "transfer_set": None if knows_inputs else {IMPORTED: self.provenance[IMPORTED]},
             "order": {"kind": "as_is"},
             "digest_of": self.rows.digest_of,
             "label_kind": "class",
@@ -301,8 +303,13 @@ def _store_at(store: "str | os.PathLike[str]") -> Store | None:
 def _is_ours(store: Store, plan: _Plan) -> bool:
     """Return whether a store was begun by this very import."""
     identity = store.identity_of(SAMPLES)
-    sizes = (store.num_rows, store.num_classes) == (plan.logits.num_rows, plan.num_classes)
-    return sizes and (identity is None or dict(identity) == plan.samples_identity)
+    if (store.num_rows, store.num_classes) != (plan.logits.num_rows, plan.num_classes):
+        return False
+    if identity is None:
+        return True
+    if plan.rows.digest_of == OF_INPUT and store.is_sealed(SAMPLES):
+        return False  # of this import or of another writer: the inputs are compared
+    return {key: value for key, value in identity.items() if key != "views"} == plan.samples_identity
 
 
 def _is_done(store: Store, plan: _Plan) -> bool:
