@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.api import Store, open_store
-from ...storage.backends.posix import kind_of
+from ...storage.backends.posix import kind_of, remove_leftovers
 from ...storage.backends.whole_file import check_room, name_taken
 from ...storage.checks import check_temperature, check_view
 from ...storage.errors import ConfigError
@@ -98,6 +98,8 @@ def export_logits(
     note = _note(columns)
     there = _there(writer, target, note, force)
     size = writer.size(columns, note)
+    if there and not dry_run:
+        remove_leftovers(target)  # of a call that was killed when the file had its name
     if not there and not dry_run:
         check_room(target, size)
         task, done = f"export {teacher}", 0

@@ -8,10 +8,9 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,11 +42,13 @@ _ALIGNED: Final = 8
 """Bytes of which the beginning of the tensors is a multiple, as their readers map them."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A writer of one form."""
 
-    suffix: str
-    """Of the file's name."""
+    @property
+    def suffix(self) -> str:
+        """Return the ending of the names of its files."""
 
     def note(self, path: Path) -> dict[str, Any] | None:
         """Return the note of the export at `path`, if it is whole; None for another file. Raises OSError."""
@@ -89,11 +90,10 @@ def _put(file: BufferedWriter, columns: Columns, name: str, report: Report) -> N
             report(len(piece))
 
 
-@dataclass(frozen=True)
 class NpyWriter:
     """An array of logits, with the other columns and the note in files beside it."""
 
-    suffix: str = NPY
+    suffix: Final = NPY
 
     def note(self, path: Path) -> dict[str, Any] | None:
         note = read_note(beside(path, NOTE_BESIDE))
@@ -159,11 +159,10 @@ def read_note(path: Path) -> dict[str, Any] | None:
         return None
 
 
-@dataclass(frozen=True)
 class SafetensorsWriter:
     """One file of tensors, whose header is known before the first row is read."""
 
-    suffix: str = SAFETENSORS
+    suffix: Final = SAFETENSORS
 
     def note(self, path: Path) -> dict[str, Any] | None:
         header = read_header(path)
@@ -199,11 +198,10 @@ class SafetensorsWriter:
                 _put(file, columns, name, report)
 
 
-@dataclass(frozen=True)
 class ParquetWriter:
     """A table of a line a (view, row), whose logits are lists of one length; a row group a piece."""
 
-    suffix: str = PARQUET
+    suffix: Final = PARQUET
 
     def note(self, path: Path) -> dict[str, Any] | None:
         with naming_extras():
