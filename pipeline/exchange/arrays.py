@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...storage.backends.posix import open_plain
 from ...storage.errors import BadDataError, ConfigError, some_of
 from ...storage.extras import naming_extras
-from .forms import NOTE_BESIDE, NPY, PARQUET, SAFETENSORS, TORCH, beside
+from .forms import NOTE_BESIDE, NPY, PARQUET, SAFETENSORS, TORCH, beside, mapped_array
 from .tensors import read_header, widen_bfloat16
 from .writers import read_note
 
@@ -94,14 +94,12 @@ def damaged(path: Path, expected: str, found: str) -> BadDataError:
 
 def _npy(path: Path) -> FoundFile:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = mapped_array(path)
     except (ValueError, EOFError, OSError) as error:
         text = " ".join(str(error).split())[:160]
         if "allow_pickle" in text or "Python objects" in text:
             text = "an array of objects, which are code"
         raise damaged(path, "an array of numbers, as numpy.save writes it", text) from None
-    if not isinstance(array, np.ndarray):  # an archive under this name
-        raise damaged(path, "one array, as numpy.save writes it", "an archive of arrays")
     if array.ndim == 0:
         raise damaged(path, "an array of rows", "a single number")
     note = read_note(beside(path, NOTE_BESIDE))

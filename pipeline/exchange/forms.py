@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...storage.backends.local import local_path
 from ...storage.errors import ConfigError
 from ...storage.format.documents import shorten
@@ -45,6 +48,15 @@ def beside(path: Path, ending: str) -> Path:
     'out/wide.labels.npy'
     """
     return path.with_name(f"{path.stem}.{ending}")
+
+
+def mapped_array(path: Path) -> NDArray[Any]:
+    """Return the array of a `.npy` file, on the disk. Raises ValueError, EOFError for another file, OSError."""
+    array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    if isinstance(array, np.ndarray):
+        return array
+    array.close()
+    raise ValueError("an archive of arrays")
 
 
 def local_file(location: "str | os.PathLike[str]", what: str, remedy: str) -> Path:

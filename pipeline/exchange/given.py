@@ -21,7 +21,6 @@ _LOGITS: Final = ("logits", "logit", "z", "outputs")
 _LABELS: Final = ("label", "labels", "target", "targets", "y")
 _IDS: Final = ("id", "ids", "name", "names", "key", "__key__")
 """Names of arrays, those of an export first."""
-Given = "str | os.PathLike[str] | Sequence[Any] | NDArray[Any]"
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,14 @@ class GivenLogits:
 
 
 def open_logits(
-    files: "Sequence[str | os.PathLike[str]]", column: str | None = None, view: int | None = None
+    files: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]",
+    column: str | None = None,
+    view: int | None = None,
 ) -> GivenLogits:
     """Open files of logits. Raises ConfigError, BadDataError for files that are none, or do not fit together."""
     if isinstance(files, str | os.PathLike):
         files = [files]
-    if not len(files):
+    if not files:
         raise ConfigError("files", expected="a file of logits", found="none", remedy="name one or more")
     found = []
     for location in files:
@@ -154,9 +155,8 @@ def _is_dense(array: FoundArray) -> bool:
 
 def _logits_of(file: FoundFile, column: str | None, view: int | None) -> LogitFile:
     """Return the logits of one file."""
-    name = column if column is not None and column in file.arrays else ""
-    if not name:
-        name = choose(file, _LOGITS, column, _is_dense) if set(file.arrays) != {""} else ""
+    stands_alone = set(file.arrays) == {""} and column is None
+    name = "" if stands_alone else choose(file, _LOGITS, column, _is_dense)
     array, where = file.arrays[name], f"{file.path}: {name}" if name else str(file.path)
     if array.dtype not in FLOATS:
         remedy = "save them as float32"

@@ -168,7 +168,7 @@ def import_logits(
     """
     check_name(teacher, "teacher")
     with contextlib.ExitStack() as stack:
-        logits = open_logits(files, column, view)  # type: ignore[arg-type]
+        logits = open_logits(files, column, view)
         for path in {one.file.path for one in logits.files}:
             stack.enter_context(unchanged(path))
         imported = _digested(logits, progress)

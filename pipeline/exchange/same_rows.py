@@ -22,7 +22,7 @@ from ...storage.errors import BadDataError, ConfigError, RowMismatch, SpecMismat
 from ...storage.format.documents import shorten
 from ...storage.parts.values import kept_example
 from .arrays import open_file
-from .forms import NPY, local_file
+from .forms import NPY, local_file, mapped_array
 
 OF_INPUT: Final = "array"
 OF_ID: Final = "id"
@@ -100,7 +100,7 @@ def _array(given: Any, name: str) -> Any:
             remedy="save it by numpy.save",
         )
     open_file(path)  # refuses what is no array of numbers
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped_array(path)
 
 
 def check_rows_agree(store: Store, rows: Rows, names: list[str] | None, num_classes: int) -> None:
@@ -149,9 +149,11 @@ def check_rows_agree(store: Store, rows: Rows, names: list[str] | None, num_clas
         ]
         raise ConfigError(
             where,
-            expected=f"{' or '.join(has) or 'ids or labels'} of the rows, to compare with the store's",
-            found="nothing that both have" if has else "a store that knows neither of its rows",
-            remedy="pass --ids, --labels or --inputs" if has else "make a new store, with --ids or --labels",
+            expected=f"{' or '.join(has) or 'ids or labels'} of the rows, to compare with those of the store",
+            found="none that both have" if has else "a store that has neither",
+            remedy=f"pass {' or '.join(f'--{one}' for one in has)}"
+            if has
+            else "make a new store, with --ids or --labels",
         )
 
 

@@ -20,7 +20,18 @@ from ...storage.extras import naming_extras
 from ...storage.format.documents import canonical_json
 from ...storage.parts.reader import texts_of
 from .columns import OF_VIEWS, Columns, in_order
-from .forms import BESIDE, MAX_NOTE_BYTES, NOTE, NOTE_BESIDE, NPY, PARQUET, SAFETENSORS, as_note, beside
+from .forms import (
+    BESIDE,
+    MAX_NOTE_BYTES,
+    NOTE,
+    NOTE_BESIDE,
+    NPY,
+    PARQUET,
+    SAFETENSORS,
+    as_note,
+    beside,
+    mapped_array,
+)
 from .tensors import read_header
 
 Report = Callable[[int], None]
@@ -100,8 +111,8 @@ class NpyWriter:
         if note is None:
             return None
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:
+            array = mapped_array(path)
+        except (ValueError, EOFError):
             return None
         shape, dtype = note.get("shape"), note.get("dtype")
         return note if [list(array.shape), array.dtype.name] == [shape, dtype] else None

@@ -86,12 +86,14 @@ def check_room(path: Path, size: int) -> None:
     folder = path.absolute().parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    with contextlib.suppress(OSError):
+    try:
         free = shutil.disk_usage(folder).free
-        if size > free:
-            raise StorageFull(
-                str(path),
-                expected=f"room for {size:,} bytes",
-                found=f"{free:,} free bytes",
-                remedy="free space, or choose another disk, and run the same command again",
-            )
+    except OSError:  # the error of the first write names the reason
+        return
+    if size > free:
+        raise StorageFull(
+            str(path),
+            expected=f"room for {size:,} bytes",
+            found=f"{free:,} free bytes",
+            remedy="free space, or choose another disk, and run the same command again",
+        )

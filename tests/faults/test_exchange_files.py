@@ -17,7 +17,7 @@ def why_not() -> str:
 
 
 def test_exports_and_imports_that_are_killed_are_whole_when_run_again(tmp_path: Path, tally: Tally) -> None:
-    count = scale(40, 1000)
+    count = scale(20, 400)
     found = apart("faults.exchange:runs", first=0, count=count, folder=memory_folder(tmp_path))
     tally.reached("exchange", found["kills"], "kills", found["violations"])
     assert found["kills"] > count
@@ -33,7 +33,7 @@ def test_an_exchange_without_a_guard_is_seen(tmp_path: Path, tally: Tally, mutan
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path, tally: Tally) -> None:
     if why_not():
         pytest.skip(why_not())
-    count = scale(4, 40)
+    count = scale(3, 30)
     found = apart("faults.exchange:fillings", count=count, folder=memory_folder(tmp_path))
     tally.reached("full", 4 * count, "sizes", found["violations"])
     assert found["full"] > count
