@@ -113,6 +113,9 @@ def command(
         _print(done)
 
 
+_OF_LOG_PROBABILITIES = "logits but for a constant of each row, which serve every temperature"
+
+
 def _print(done: "Imported") -> None:
     place = f"teachers/{done.teacher} of {'the new store ' if done.new_store else ''}{done.path}"
     if not done.made:
@@ -126,6 +129,7 @@ def _print(done: "Imported") -> None:
     print_text(
         f"logits  {done.rows:,} rows of {done.classes:,} columns in {done.dtype}{rounded}, "
         f"stored as {done.encoding['kind']}",
+        *([f"values  log-probabilities: {_OF_LOG_PROBABILITIES}"] if done.log_probabilities else []),
         f"rows    {done.labelled:,} labelled, {ids}",
         f"size    {format_bytes(done.bytes)}",
         f"store   {done.path}",

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.api import Store, begin_store, open_store
+from ...storage.backends.remote import folder_to_write, path_of
 from ...storage.backends.whole_file import check_room
 from ...storage.checks import check_labels
 from ...storage.encodings.encoding import Encoding
@@ -83,6 +84,8 @@ class Imported:
     """Columns of the logits."""
     dtype: str
     """Of the logits in the files; the widest one."""
+    log_probabilities: bool
+    """Whether the values were taken as log-probabilities."""
     encoding: dict[str, Any]
     """Of the capture."""
     labelled: int
@@ -167,6 +170,7 @@ def import_logits(
     capture or a place that is taken, ConfigError, StorageFull. Nothing is written before every value was checked.
     """
     check_name(teacher, "teacher")
+    folder_to_write(store)  # refuses a place that is only read, before a file is
     with contextlib.ExitStack() as stack:
         logits = open_logits(files, column, view)
         for path in {one.file.path for one in logits.files}:
@@ -199,11 +203,11 @@ def import_logits(
             _check(plan, progress)
         size = plan.row_bytes * logits.num_rows
         if not done and not dry_run:
-            if not begun and isinstance(there.path if there else _path(store), Path):
+            if not begun and isinstance(there.path if there else path_of(store), Path):
                 check_room(Path(os.fspath(store)), size)
             there = _write(there, store, plan, progress, is_new=is_new, check=stack.pop_all().close)
     return Imported(
-        there.path if there is not None else _path(store),
+        there.path if there is not None else path_of(store),
         None if there is None else there.digest,
         teacher,
         dry_run,
@@ -212,18 +216,13 @@ def import_logits(
         logits.num_rows,
         logits.num_columns,
         logits.dtype,
+        log_probabilities,
         plan.encoding.describe(),
         int((plan.rows.labels >= 0).sum()),
         plan.rows.ids is not None,
         size,
         imported,
     )
-
-
-def _path(store: "str | os.PathLike[str]") -> PurePath:
-    from ...storage.backends.remote import path_of
-
-    return path_of(store)
 
 
 def _digested(logits: GivenLogits, progress: Progress) -> tuple[ImportedFile, ...]:

@@ -441,7 +441,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
             NameTaken,
             "expected a path that is free, found a folder with other things in it",
         ),
-        ({"store": "https://host/new.zarr"}, LogitStoreError, "https://host/new.zarr"),
+        ({"store": "https://host/new.zarr"}, ConfigError, "expected a store that can be written to"),
         (
             {"files": ["{folder}/a.npy", "{folder}/narrow.npy"]},
             BadDataError,
