@@ -102,6 +102,7 @@ def command(
             "rows",
             "classes",
             "dtype",
+            "log_probabilities",
             "encoding",
             "labelled",
             "has_ids",

@@ -6,7 +6,6 @@ several arrays is asked for one of them by name.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,8 @@ from ...storage.backends.posix import open_plain
 from ...storage.errors import BadDataError, ConfigError, some_of
 from ...storage.extras import naming_extras
 from .forms import NOTE_BESIDE, NPY, PARQUET, SAFETENSORS, TORCH, beside, mapped_array
+from .found import FoundArray, FoundFile, damaged
+from .tables import open_parquet
 from .tensors import read_header, widen_bfloat16
 from .writers import read_note
 
@@ -29,32 +30,6 @@ SUFFIXES: Final = (NPY, *TORCH, SAFETENSORS, PARQUET)
 """Of files of numbers."""
 
 
-@dataclass(frozen=True)
-class FoundArray:
-    """An array in a file."""
-
-    shape: tuple[int, ...]
-    """Its shape, rows first."""
-    dtype: str
-    """Its dtype in words, such as "bfloat16"."""
-    read: Callable[[Any], NDArray[Any]]
-    """Gives a slice of rows, or one of a view, (view, slice); bfloat16 as float32."""
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """The arrays of a file."""
-
-    path: Path
-    """The file."""
-    arrays: Mapping[str, FoundArray]
-    """By name; the name of an array that stands alone is empty."""
-    note: dict[str, Any] | None = None
-    """Of an export of ours."""
-    texts: Mapping[str, Callable[[], list[str]]] = field(default_factory=dict[str, Callable[[], list[str]]])
-    """Columns of text, by name, each read whole."""
-
-
 def open_file(path: Path) -> FoundFile:
     """Open a file of arrays by its suffix. Raises ConfigError for another suffix, BadDataError for a damaged file."""
     _check_file(path)
@@ -65,8 +40,6 @@ def open_file(path: Path) -> FoundFile:
     if path.suffix in TORCH:
         return _torch(path)
     if path.suffix == PARQUET:
-        from .tables import open_parquet
-
         return open_parquet(path)
     raise ConfigError(
         str(path),
@@ -85,11 +58,6 @@ def _check_file(path: Path) -> None:
         raise BadDataError(
             str(path), expected="a file", found=found, remedy="correct the name, or make the file"
         ) from None
-
-
-def damaged(path: Path, expected: str, found: str) -> BadDataError:
-    """Return the error of a file that cannot be read."""
-    return BadDataError(str(path), expected=expected, found=found, remedy="write the file again")
 
 
 def _npy(path: Path) -> FoundFile:

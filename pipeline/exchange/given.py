@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ...storage.checks import as_labels
 from ...storage.errors import BadDataError, ConfigError
 from ...storage.parts.reader import texts_of
-from .arrays import FoundArray, FoundFile, choose, damaged, is_text, open_file, read_texts
+from .arrays import choose, is_text, open_file, read_texts
 from .forms import BESIDE, NPY, beside, local_file
+from .found import FoundArray, FoundFile, damaged
 
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """Dtypes of logits."""

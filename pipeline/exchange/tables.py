@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ...storage.errors import BadDataError
 from ...storage.extras import naming_extras
-from .arrays import FoundArray, FoundFile, damaged
 from .forms import NOTE, as_note
+from .found import FoundArray, FoundFile, damaged
 
 _BATCH_BYTES: Final = 8 << 20
 """Bytes of the numbers of a batch."""

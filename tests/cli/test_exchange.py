@@ -102,7 +102,7 @@ def test_log_probabilities_are_named(tmp_path: Path) -> None:
         (("import", "{file}", "--out", "{new}", "--teacher", "a", "--encoding", "int8"), 64, "encoding"),
         (("import", "{file}", "--out", "{new}", "--teacher", "a", "--card", "{file}"), 64, "UTF-8"),
         (("import", "{file}", "--out", "{whole}", "--teacher", "a"), 64, "--ids or --labels or --inputs"),
-        (("import", "--out", "{new}", "--teacher", "a"), 64, "missing argument 'FILES...'"),
+        (("import", "--out", "{new}", "--teacher", "a"), 64, "missing argument 'FILES'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
