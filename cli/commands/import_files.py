@@ -11,7 +11,7 @@ from ..printing.stores import format_bytes
 from ..printing.text import nothing_to_do, pick, print_json, print_text
 
 if TYPE_CHECKING:
-    from ...pipeline.exchange.import_files import Imported
+    from ...pipeline.exchange.imported import Imported
 
 
 @options.subcommand(

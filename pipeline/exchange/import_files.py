@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +38,9 @@ from ..calibration_rows import drawn
 from ..factories.file_digest import file_digest
 from ..models.sources import unchanged
 from ..runtime.ahead import run_ahead
-from .given import GivenLogits, ids_given, labels_given, names_given, open_logits
+from .given import GivenLogits, open_logits
+from .imported import Imported, ImportedFile
+from .row_values import ids_given, labels_given, names_given
 from .same_rows import OF_INPUT, Rows, check_rows_agree
 from .values import check_values
 
@@ -46,56 +48,6 @@ IMPORTED: Final = "imported_from"
 """Key of an identity: name, size and sha256 of each file."""
 _PIECE_BYTES: Final = 16 << 20
 """Bytes of float32 logits that are checked at a time."""
-
-
-@dataclass(frozen=True)
-class ImportedFile:
-    """A file of an import."""
-
-    file: str
-    """Its name, without folders."""
-    sha256: str
-    """Of its bytes, in hexadecimal digits."""
-    bytes: int
-    """Its size."""
-    rows: int
-    """Rows that it gives."""
-
-
-@dataclass(frozen=True)
-class Imported:
-    """The result of an import; of one with `dry_run`, what it would be."""
-
-    path: PurePath
-    """The store."""
-    digest: str | None
-    """ "sha256:…" of the store; None where nothing is there yet."""
-    teacher: str
-    """Name of the capture."""
-    dry_run: bool
-    """Whether nothing was written."""
-    made: bool
-    """Whether the capture was written now, or would be."""
-    new_store: bool
-    """Whether the store is of this import; False for a capture that was added to another one."""
-    rows: int
-    """Rows."""
-    classes: int
-    """Columns of the logits."""
-    dtype: str
-    """Of the logits in the files; the widest one."""
-    log_probabilities: bool
-    """Whether the values were taken as log-probabilities."""
-    encoding: dict[str, Any]
-    """Of the capture."""
-    labelled: int
-    """Rows with a known label."""
-    has_ids: bool
-    """Whether ids of the rows were given."""
-    bytes: int
-    """Of the logits as they are stored; of an encoding that codes them, before that."""
-    files: tuple[ImportedFile, ...]
-    """The files, in order."""
 
 
 @dataclass(frozen=True)

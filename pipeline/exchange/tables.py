@@ -77,7 +77,7 @@ class _Texts:
         """Return the texts of all rows. Raises BadDataError for a row without one."""
         from pyarrow import parquet
 
-        texts: list[str] = parquet.read_table(self._path, columns=[self._name]).column(0).to_pylist()
+        texts: list[Any] = parquet.read_table(self._path, columns=[self._name]).column(0).to_pylist()
         if None in texts:
             raise damaged(
                 self._path, f"a text in each row of {self._name}", f"none in row {texts.index(None)}"
