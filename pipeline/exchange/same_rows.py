@@ -33,7 +33,7 @@ _LEAST_CLASSES: Final = 2
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the rows of an import."""
+    """The rows of an import, as far as they are known."""
 
     labels: NDArray[np.int64]
     """Of each row, -1 where unknown."""
