@@ -23,6 +23,7 @@ from ...storage.backends.whole_file import check_room, name_taken
 from ...storage.checks import check_temperature, check_view
 from ...storage.errors import ConfigError
 from ...storage.parts.part_reader import check_rows
+from ...storage.parts.same_rows import is_augmented
 from ...storage.progress import Progress, silent
 from .columns import Columns
 from .forms import NOTE_VERSION, local_file
@@ -188,6 +189,7 @@ def _note(columns: Columns) -> dict[str, Any]:
         "encoding": capture.encoding.describe(),
         "rows": chosen,
         "views": list(columns.views),
+        "augmented": [view for view in columns.views if is_augmented(capture.augmentation, view)],
         "shape": shape if len(columns.views) == 1 else [len(columns.views), *shape],
         "dtype": columns.dtype,
         "temperature": columns.temperature,

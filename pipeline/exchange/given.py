@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...storage.errors import BadDataError, ConfigError
 from .arrays import choose, open_file
-from .forms import BESIDE, NPY, beside, local_file
+from .forms import BESIDE, NPY, PARQUET, beside, local_file
 from .found import FoundArray, FoundFile
 
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
@@ -42,6 +42,17 @@ class LogitFile:
         """Read rows of the logits, or of another array of the same rows."""
         rows = slice(self.first + start, self.first + stop)
         return (array or self.array).read(rows if self.view is None else (self.view, rows))
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether an export says that the teacher saw augmented inputs in this view."""
+        note = self.file.note or {}
+        views, augmented = note.get("views"), note.get("augmented")
+        if not isinstance(views, list) or not isinstance(augmented, list) or not views:
+            return False
+        if self.file.path.suffix == PARQUET and len(views) > 1:
+            return self.of_view in augmented  # the column has the numbers of the store
+        return self.of_view < len(views) and views[self.of_view] in augmented
 
     @property
     def peak(self) -> FoundArray | None:
@@ -130,6 +141,13 @@ def open_logits(
     for location in files:
         path = local_file(location, "import of", "download the file first")
         found.append(_logits_of(open_file(path), column, view))
+        if found[-1].is_augmented:
+            raise BadDataError(
+                str(path),
+                expected="logits of the rows as they are",
+                found="a view of which the teacher saw augmented inputs",
+                remedy="choose another with --view (view=…); `logitstore copy` keeps all views with their inputs",
+            )
     columns = found[0].array.shape[-1]
     for one in found[1:]:
         if one.array.shape[-1] != columns:

@@ -88,7 +88,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         found["merge"] = [printed(*copies[1])]
         export, moved = ("export", STORE, "--teacher", "wide", "wide.npy"), ("wide.npy", "--out", "m.zarr")
         found["export"] = [printed(*export, "--dry-run"), printed(*export), printed(*export)]
-        taken = "import", *moved, "--teacher", "wide"
+        taken = "import", *moved, "--teacher", "wide", "--view", 0
         found["import"] = [printed(*taken, "--dry-run"), printed(*taken), printed(*taken)]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)

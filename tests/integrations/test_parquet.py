@@ -61,6 +61,17 @@ def test_an_export_comes_back_bit_for_bit(
             logitstore.import_logits(path, tmp_path / "none.zarr", teacher)
 
 
+def test_an_augmented_view_is_not_taken_for_the_rows(tmp_path: Path) -> None:
+    teachers = {"wide": Teacher(views=3, augmented=True)}
+    made = stores.make(tmp_path / "store.zarr", rows=ROWS, teachers=teachers)
+    logitstore.export_logits(made.store, "wide", tmp_path / "all.parquet")
+    logitstore.export_logits(made.store, "wide", tmp_path / "one.parquet", view=2)
+    for name, view in (("all", 1), ("all", 2), ("one", None)):
+        with pytest.raises(BadDataError, match="found a view of which the teacher saw augmented inputs"):
+            logitstore.import_logits(tmp_path / f"{name}.parquet", tmp_path / "new.zarr", "wide", view=view)
+    assert logitstore.import_logits(tmp_path / "all.parquet", tmp_path / "new.zarr", "wide", view=0).made
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_datasets_read_lists_of_one_length(made: Made, tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "deep.parquet"

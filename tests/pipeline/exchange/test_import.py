@@ -97,6 +97,18 @@ def test_an_export_comes_back_bit_for_bit(made: Made, tmp_path: Path, teacher: s
     assert sum(len(batch.rows) for batch in store.stream(16, columns="own")) == ROWS
 
 
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_an_augmented_view_is_not_taken_for_the_rows(tmp_path: Path, ending: str) -> None:
+    teachers = {"wide": Teacher(views=3, augmented=True)}
+    made = stores.make(tmp_path / "store.zarr", rows=ROWS, teachers=teachers)
+    export_logits(made.store, "wide", tmp_path / f"all.{ending}")
+    export_logits(made.store, "wide", tmp_path / f"one.{ending}", view=2)
+    for name, view in (("all", 1), ("all", 2), ("one", None)):
+        with pytest.raises(BadDataError, match="found a view of which the teacher saw augmented inputs"):
+            import_logits(tmp_path / f"{name}.{ending}", tmp_path / "new.zarr", "wide", view=view)
+    assert import_logits(tmp_path / f"all.{ending}", tmp_path / "new.zarr", "wide", view=0).made
+
+
 # Formats
 
 
