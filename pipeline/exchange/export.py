@@ -19,6 +19,7 @@ import numpy as np
 
 from ...storage.api import Store, open_store
 from ...storage.backends.posix import kind_of, remove_leftovers
+from ...storage.backends.system import check_writes
 from ...storage.backends.whole_file import check_room, name_taken
 from ...storage.checks import check_temperature, check_view
 from ...storage.errors import ConfigError
@@ -93,6 +94,7 @@ def export_logits(
     """
     remedy = "export to a local file, and upload that"
     target = local_file(path, "export to", remedy)
+    check_writes(str(target))
     writer = _writer_of(target)
     opened = store if isinstance(store, Store) else open_store(store)
     columns = _columns(opened, teacher, rows, view, dtype, temperature)
