@@ -6,6 +6,8 @@
     copy_store, find_stores     a store in another place; the stores under a folder or a URL
     concat_stores               the rows of several stores in one
     remove_parts                captures and clusterings that nobody wants any more
+    export_logits               one capture as a file of parquet, safetensors or npy
+    import_logits               logits that lie in such files, as a capture
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .cli.calls import cache, cluster, distill, evaluate
     from .cli.trained import load_student
+    from .pipeline.exchange.export import export_logits
+    from .pipeline.exchange.import_files import import_logits
     from .storage.api import Capture, Store, create_store, open_store
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
@@ -46,7 +50,9 @@ __all__ = [
     "digest_rows",
     "distill",
     "evaluate",
+    "export_logits",
     "find_stores",
+    "import_logits",
     "load_student",
     "open_store",
     "remove_parts",
@@ -72,7 +78,9 @@ _HOMES = {
     "digest_rows": "storage.digest",
     "distill": "cli.calls",
     "evaluate": "cli.calls",
+    "export_logits": "pipeline.exchange.export",
     "find_stores": "storage.sharing.catalog",
+    "import_logits": "pipeline.exchange.import_files",
     "load_student": "cli.trained",
     "open_store": "storage.api",
     "remove_parts": "storage.sharing.removing",

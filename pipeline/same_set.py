@@ -23,6 +23,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
+from ..storage.parts.same_rows import check_knows_inputs
 from ..storage.stream.items import listed_labels
 from .datasets.stored_images import stored_images
 from .experiment.document import Experiment
@@ -49,7 +50,8 @@ _BUILT_TWICE_BYTES = 1 << 30
 def check_samples(store: Store, rows: TransferRows) -> str:
     """Compare the transfer set with that of a store; return the extent of the comparison in words.
 
-    Raises SpecMismatch for another set, order or class, RowMismatch for a row with another label or input.
+    Raises SpecMismatch for another set, order or class, RowMismatch for a row with another label or input, ConfigError for a
+    store that knows no inputs.
     """
     ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
     theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
@@ -57,6 +59,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
     if is_joined := CONCATENATED in (store.identity_of(SAMPLES) or {}) and store.is_whole(SAMPLES):
         rows.source = store.samples.source  # of the sets of its sources, one behind the other
     if (samples := store.identity_of(SAMPLES)) is not None:
+        check_knows_inputs(samples, str(store.path))
         ours |= samples_identity(rows, samples, is_begun=begun is not None)
         theirs |= {key: value for key, value in samples.items() if key != "views"}
     check_same(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.same_inputs import check_same_inputs
-from ..parts.same_rows import is_augmented
+from ..parts.same_rows import check_knows_inputs, is_augmented
 from .fetch_ahead import Source
 from .items import UNKNOWN, fetch_items, listed_labels, split_item
 from .making import Augment, Form, InputMaker, Wanted, check_form, check_labels, other_label
@@ -63,6 +63,7 @@ class Inputs:
                 remedy="pass augment=…, or views=0, or inputs=False if you need no inputs",
             )
         if self._transfer_set is not None:
+            check_knows_inputs(samples.spec.identity, where)
             self._check_transfer_set()
 
     def _check_transfer_set(self) -> None:

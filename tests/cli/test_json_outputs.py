@@ -90,6 +90,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         found["concat"] = [printed(*concat, "--dry-run"), printed(*concat)]
         removed = "rm", "c/store.zarr", "--teacher", "small-1", "--clustering", "other"
         found["rm"] = [printed(*removed, "--dry-run"), printed(*removed), printed(*removed)]
+        export, moved = ("export", STORE, "--teacher", "wide", "wide.npy"), ("wide.npy", "--out", "m.zarr")
+        found["export"] = [printed(*export, "--dry-run"), printed(*export), printed(*export)]
+        taken = "import", *moved, "--teacher", "wide", "--view", 0
+        found["import"] = [printed(*taken, "--dry-run"), printed(*taken), printed(*taken)]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)
         with pytest.raises(KeyboardInterrupt), store.capture("begun", provenance={}) as capture:
