@@ -30,12 +30,13 @@ COMMANDS = {
     "copy": "Copy a store, or some of its captures, to another place.",
     "merge": "Add to a store the parts of another copy of it.",
     "list": "List the stores under a folder or a URL.",
+    "card": "Write STORE.md, the card of a store for people, again.",
     "verify": "Check every byte of a store without running a teacher.",
     "repair": "Remove damaged parts of a store, so that they are made again.",
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
-OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "copy", "merge", "repair")
+OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "copy", "merge", "card", "repair")
 """Commands that every process of a `torchrun` would run as a whole."""
 
 

@@ -4,6 +4,7 @@
     load_student                a trained student as a network
     evaluate                    errors, likelihood and calibration of a network
     copy_store, find_stores     a store in another place; the stores under a folder or a URL
+    write_card                  STORE.md, what a store is, for people
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
     from .storage.errors import LogitStoreError
+    from .storage.sharing.card_file import write_card
     from .storage.sharing.catalog import find_stores
     from .storage.sharing.copying import copy_store
 
@@ -44,6 +46,7 @@ __all__ = [
     "find_stores",
     "load_student",
     "open_store",
+    "write_card",
 ]
 
 __version__ = "0.1.0"
@@ -68,6 +71,7 @@ _HOMES = {
     "find_stores": "storage.sharing.catalog",
     "load_student": "cli.trained",
     "open_store": "storage.api",
+    "write_card": "storage.sharing.card_file",
 }
 
 

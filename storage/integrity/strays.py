@@ -6,6 +6,7 @@ from typing import Final
 
 from ..errors import LogitStoreError, ManifestInvalid
 from ..format.constants import (
+    CARD_FILE,
     COMMITS,
     LOCK,
     LOG,
@@ -31,6 +32,12 @@ _PART_KEY = re.compile(
     r"|[a-z][a-z0-9_]*/(zarr\.json|c(\.(0|[1-9]\d*))+)"
 )
 """Keys, relative to a part, of files that a writer may have put."""
+
+
+_BESIDE: Final = frozenset({CARD_FILE, "README.md", ".gitattributes"})
+"""Files of the root that are for people, or for the hub that a store is published on. No reader needs them."""
+_OF_TOOLS: Final = (".cache/huggingface/", ".git/")
+"""Folders of the root that belong to the tools by which a store was fetched."""
 
 
 def find_strays(
@@ -68,7 +75,7 @@ def find_strays(
                     remedy="move it away; logitstore itself does not read it",
                 )
             )
-        else:
+        elif key not in _BESIDE and not key.startswith(_OF_TOOLS):
             strays.append(key)
         if len(strays) + len(errors) >= MAX_STRAYS:
             break
