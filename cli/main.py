@@ -36,7 +36,18 @@ COMMANDS = {
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
-OF_ONE_PROCESS = ("demo", "run", "cluster", "combine", "evaluate", "compress", "copy", "merge", "card", "repair")
+OF_ONE_PROCESS = (
+    "demo",
+    "run",
+    "cluster",
+    "combine",
+    "evaluate",
+    "compress",
+    "copy",
+    "merge",
+    "card",
+    "repair",
+)
 """Commands that every process of a `torchrun` would run as a whole."""
 
 

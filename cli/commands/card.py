@@ -14,7 +14,9 @@ from ..printing.text import pick, print_json, print_text
 )
 @options.store_argument
 @click.option(
-    "--out", metavar="FILE", help="Write the card to FILE, or - for the terminal; STORE.md in the store by default."
+    "--out",
+    metavar="FILE",
+    help="Write the card to FILE, or - for the terminal; STORE.md in the store by default.",
 )
 @click.option(
     "--location", metavar="URL", help="Place of the store in the lines that load it: a path, or a URL."

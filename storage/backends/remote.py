@@ -8,6 +8,7 @@ is read-only.
 | --- | --- | --- |
 | `s3://bucket/path`, `gs://`, `az://` … | obstore, else fsspec | the environment, as the library reads it |
 | `http://host/path`, `https://` | obstore, else fsspec | none |
+| `hf://datasets/owner/name@revision/path` | huggingface_hub | its token: HF_TOKEN, or `hf auth login` |
 | `memory://path` | fsspec | of this process alone |
 """
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 _WEB: Final = frozenset({"http", "https"})
+_FSSPEC: Final = frozenset({"memory", "hf"})
+"""Schemes that fsspec alone opens."""
 _OBSTORE: Final = _WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"}
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
@@ -52,7 +55,7 @@ def folder_at(
         return location
     if isinstance(location, str | os.PathLike):
         text = os.fspath(location)
-        if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
+        if split_url(text).scheme in _OBSTORE | _FSSPEC and "://" in text:
             return _folder_of(open_url(text, options, cache))
         if options:
             raise ConfigError(
@@ -92,7 +95,7 @@ def path_of(location: str | os.PathLike[str]) -> PurePath:
     ('s3://bucket', 'runs')
     """
     text = os.fspath(location)
-    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | {"memory"}
+    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | _FSSPEC
     return Address(text) if is_remote else local_path(location)
 
 

@@ -33,7 +33,9 @@ def inline(text: str) -> str:
     # At the beginning of a line some of the punctuation that stays begins a list, a rule or a heading.
     if words[:1] in _PLAIN and words:
         words = _entity(words[0]) + words[1:]
-    return _ITEM.sub(lambda found: found[1] + _entity(found[2]), words, count=1) if _ITEM.match(words) else words
+    return (
+        _ITEM.sub(lambda found: found[1] + _entity(found[2]), words, count=1) if _ITEM.match(words) else words
+    )
 
 
 def paragraphs(text: str) -> list[str]:

@@ -11,7 +11,7 @@ It follows from the metadata alone, so that every copy has the same. No shard is
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,16 +35,73 @@ _MOST_ROWS: Final = 200
 _MOST_NAMES, _MOST_NAME = 12, 60
 """Class names that are shown, and characters of each."""
 _LICENCES: Final = frozenset(
-    (
-        "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 "
-        "cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 "
-        "cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 "
-        "cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc "
-        "lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 osl-3.0 pddl postgresql unlicense wtfpl "
-        "zlib"
-    ).split()
+    [
+        "afl-3.0",
+        "agpl-3.0",
+        "apache-2.0",
+        "artistic-2.0",
+        "bsd",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "bsl-1.0",
+        "c-uda",
+        "cc",
+        "cc-by-2.0",
+        "cc-by-2.5",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-nd-3.0",
+        "cc-by-nc-nd-4.0",
+        "cc-by-nc-sa-2.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "cc-by-nd-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cc0-1.0",
+        "cdla-permissive-1.0",
+        "cdla-permissive-2.0",
+        "cdla-sharing-1.0",
+        "ecl-2.0",
+        "epl-1.0",
+        "epl-2.0",
+        "eupl-1.1",
+        "eupl-1.2",
+        "gfdl",
+        "gpl",
+        "gpl-2.0",
+        "gpl-3.0",
+        "isc",
+        "lgpl",
+        "lgpl-2.1",
+        "lgpl-3.0",
+        "mit",
+        "mpl-2.0",
+        "ms-pl",
+        "ncsa",
+        "odbl",
+        "odc-by",
+        "ofl-1.1",
+        "osl-3.0",
+        "pddl",
+        "postgresql",
+        "unlicense",
+        "wtfpl",
+        "zlib",
+    ]
 )
 """Licences that the hub knows by these names. Another one is "other" there."""
+_TRUST: Final = (
+    "Every byte that is read is compared with the digest. This text is not: whoever may write to this",
+    "folder may change it. Take the digest from somebody whom you trust, or check its signature.",
+)
+_METHOD: Final = (
+    "The method is that of G. Hinton, O. Vinyals and J. Dean, *Distilling the Knowledge in a Neural",
+    "Network*, arXiv:1503.02531, 2015.",
+)
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -103,8 +160,7 @@ def card_text(root: Root, scores: Mapping[str, Score], location: str | None = No
     lines = ["---", *_header(root, card), "---", "", f"# {title}", ""]
     lines += [*paragraphs(card["description"]), ""] if "description" in card else []
     lines += [
-        f"Logits of {_count(len(root.names('teachers')), 'teacher')} for {root.attributes.num_rows:,} rows of "
-        f"{root.attributes.num_classes:,} classes, sealed by logitstore.",
+        f"Logits of {_count(len(root.names('teachers')), 'teacher')}, sealed by logitstore.",
         "",
         *table(["", ""], list(_facts(root, card))),
         "",
@@ -160,7 +216,7 @@ def _facts(root: Root, card: Mapping[str, str]) -> Iterator[list[str]]:
     names = _class_names(root)
     yield ["classes", f"{root.attributes.num_classes:,}" + (f": {names}" if names else "")]
     yield ["inputs", _inputs(root)]
-    yield ["size", _bytes(sum(_part_bytes(root, record.part) or 0 for record in root.records))]
+    yield ["bytes of the shards", _bytes(sum(_part_bytes(root, record.part) or 0 for record in root.records))]
     titles = {"data_set": "data set", "data_set_licence": "licence of the data set", "licence": "licence"}
     for key, title in {**titles, "contact": "contact"}.items():
         if key in card:
@@ -207,8 +263,7 @@ def _loading(root: Root, location: str | None) -> list[str]:
         "stream = store.stream(batch_size=256)",
         "```",
         "",
-        "Every byte that is read is compared with the digest. This text is not: anybody who may write to this folder may "
-        "change it. Take the digest from somebody whom you trust, or check its signature.",
+        *_TRUST,
     ]
 
 
@@ -275,19 +330,16 @@ def _clusterings(root: Root) -> list[str]:
 
 
 def _left_out(count: int) -> list[str]:
-    return (
-        ["", f"And {count - _MOST_ROWS:,} more: see `logitstore inspect`."] if count > _MOST_ROWS else []
-    )
+    return ["", f"And {count - _MOST_ROWS:,} more: see `logitstore inspect`."] if count > _MOST_ROWS else []
 
 
 def _citation(root: Root, card: Mapping[str, str]) -> list[str]:
-    name = inline(card["name"]) if "name" in card else "Logits"
+    name = inline(card["name"]) if "name" in card else "A store of logits"
     by = f", {inline(card['contact'])}" if "contact" in card else ""
     return [
         f"Name the store and its digest, which is that of every byte: {name}{by}, `{root.digest}`.",
         "",
-        "The method is that of G. Hinton, O. Vinyals and J. Dean, *Distilling the Knowledge in a Neural Network*, "
-        "arXiv:1503.02531, 2015.",
+        *_METHOD,
     ]
 
 

@@ -82,7 +82,9 @@ def _stamps(path: Path) -> dict[str, tuple[int, int]]:
     return {
         item.relative_to(path).as_posix(): (item.stat().st_ino, item.stat().st_mtime_ns)
         for item in path.rglob("*")
-        if item.is_file() and STAGING not in item.as_posix() and not item.as_posix().endswith((LOCK, CARD_FILE))
+        if item.is_file()
+        and STAGING not in item.as_posix()
+        and not item.as_posix().endswith((LOCK, CARD_FILE))
     }
 
 
