@@ -38,6 +38,10 @@ _WEB: Final = frozenset({"http", "https"})
 _FSSPEC: Final = frozenset({"memory", "hf"})
 """Schemes that fsspec alone opens."""
 _OBSTORE: Final = _WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"}
+_HUB_KINDS: Final = frozenset({"datasets", "spaces", "models", "buckets"})
+_REMOTE: Final = "'logitstore[remote]'"
+_LIBRARIES: Final = {"hf": "huggingface_hub"}
+"""Packages that open the URLs of a scheme; by default those of `_REMOTE`."""
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """Retries before an error is raised; obstore's default takes minutes."""
@@ -118,6 +122,13 @@ def open_url(
             remedy="put credentials into the environment, or pass a store of Zarr's, such as ObjectStore",
         )
     name = url.rstrip("/")
+    if parts.scheme == "hf" and parts.path.strip("/").count("/") < (parts.netloc in _HUB_KINDS):
+        raise ConfigError(
+            name,
+            expected="hf://datasets/OWNER/NAME, perhaps with @REVISION and a path",
+            found="a URL without an owner and a name",
+            remedy="name the data set as its page on the hub does",
+        )
     try:
         store = _open_store(parts.scheme, name, options)
     except ImportError as error:
@@ -125,7 +136,7 @@ def open_url(
             name,
             expected=f"a library that reads {parts.scheme}:// URLs",
             found=str(error),
-            remedy="pip install 'logitstore[remote]', or copy the store to a local disk",
+            remedy=f"pip install {_LIBRARIES.get(parts.scheme, _REMOTE)}, or copy the store to a local disk",
         ) from None
     except Exception as error:  # the libraries' own classes
         raise ConfigError(
