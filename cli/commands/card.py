@@ -34,7 +34,8 @@ def command(store: str, out: str | None, location: str | None, dry_run: bool, as
     to_stdout = out == "-"
     card = write_card(store, None if to_stdout else out, location=location, dry_run=dry_run or to_stdout)
     if as_json:
-        print_json({**pick(card, "path", "digest", "changed", "text"), "dry_run": dry_run})
+        path = None if to_stdout else card.path
+        print_json({"path": path, **pick(card, "digest", "text", "changed", "dry_run")})
     elif to_stdout:
         print_text(*card.text.splitlines())
     else:

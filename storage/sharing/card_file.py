@@ -33,7 +33,6 @@ _ATTEMPTS: Final = 5
 """Cards that are written while other processes seal parts."""
 
 
-@runtime_checkable
 class Opened(Protocol):
     """An opened store."""
 
@@ -54,8 +53,8 @@ class Replacing(Place, Protocol):
 class WrittenCard:
     """The card of a store, as `write_card` wrote it."""
 
-    path: PurePath | None
-    """The file; None where the text was only made."""
+    path: PurePath
+    """The file."""
     digest: str
     """ "sha256:…" of the store."""
     text: str
@@ -85,7 +84,9 @@ def write_card(
     Raises NotAStoreError, ManifestInvalid for a store that cannot be read; ConfigError, StorageError where it cannot be
     written.
     """
-    root = store.root if isinstance(store, Opened) else open_root(folder_at(store))
+    # Paths and some stores of Zarr's have another `root`.
+    own = getattr(store, "root", None)
+    root = own if isinstance(own, Root) else open_root(folder_at(store))
     card = _Card(root)
     if out is not None:
         path, text = Path(out), card.text(location=location)

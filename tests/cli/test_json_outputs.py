@@ -86,6 +86,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         copies = ("copy", STORE, "c/store.zarr"), ("merge", STORE, "c/store.zarr")
         found["copy"] = [printed(*copies[0], "--dry-run"), printed(*copies[0], "--teacher", "wide")]
         found["merge"] = [printed(*copies[1])]
+        found["card"] = [printed("card", STORE, "--dry-run"), printed("card", STORE, "--out", "-")]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)
         with pytest.raises(KeyboardInterrupt), store.capture("begun", provenance={}) as capture:
