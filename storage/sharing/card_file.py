@@ -122,7 +122,7 @@ def refresh_card(
             card.write(text)
     except (LogitStoreError, OSError) as error:
         level = logging.WARNING if made else logging.DEBUG
-        log.log(level, "%s was not written: %s", root.path / CARD_FILE, " ".join(str(error).split()))
+        _log_failure(level, root.path, error)
 
 
 def refresh_copy(place: Place, digest: str, source: Root) -> None:
@@ -132,9 +132,13 @@ def refresh_copy(place: Place, digest: str, source: Root) -> None:
             return
         root = open_root(place)
     except (LogitStoreError, OSError) as error:
-        log.warning("%s was not written: %s", place.path / CARD_FILE, " ".join(str(error).split()))
+        _log_failure(logging.WARNING, place.path, error)
         return
     refresh_card(root, source=source)
+
+
+def _log_failure(level: int, path: PurePath, error: Exception) -> None:
+    log.log(level, "%s: its card was not written: %s", path, " ".join(str(error).split()))
 
 
 def _read(folder: Place) -> str | None:

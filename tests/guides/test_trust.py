@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 def block(beginning: str) -> str:
     """Return the block of the page whose first line begins so."""
-    blocks = re.findall(r"^```\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    (found,) = [text for text in blocks if text.startswith(beginning)]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    (found,) = [text for _, text in blocks if text.startswith(beginning)]
     return str(found)
 
 
