@@ -360,11 +360,11 @@ def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTE
         raise naming_pointer_at(error, folder, key) from None
     found = sha256_hex(data)
     if found != digest:
-        error = ManifestInvalid(
+        differs = ManifestInvalid(
             where,
             expected=f"sha256 {digest[:12]}…",
             found=f"{found[:12]}… ({len(data)} bytes)",
             remedy=remedy,
         )
-        raise naming_pointer(error, data)
+        raise naming_pointer(differs, data)
     return data
