@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "Write a capture to a parquet, safetensors or npy file.",
     "import": "Seal logits that lie in plain files as a capture.",
     "list": "List the stores under a folder or a URL.",
+    "card": "Write STORE.md, the card of a store for people, again.",
     "verify": "Check every byte of a store without running a teacher.",
     "repair": "Remove damaged parts of a store, so that they are made again.",
     "doctor": "Test whether a disk is safe for several writers.",
@@ -54,6 +55,7 @@ OF_ONE_PROCESS = (
     "rm",
     "export",
     "import",
+    "card",
     "repair",
 )
 """Commands that every process of a `torchrun` would run as a whole."""

@@ -8,6 +8,7 @@
     remove_parts                captures and clusterings that nobody wants any more
     export_logits               one capture as a file of parquet, safetensors or npy
     import_logits               logits that lie in such files, as a capture
+    write_card                  STORE.md, what a store is, for people
     open_store, create_store    a store to read, or to fill from your own inference loop
     Store, Capture              the store, and the logits of one teacher
     FeatureLogits, LinearHead   logits as the inputs of a teacher's last layer, and that layer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .storage.digest import digest_rows
     from .storage.encodings.feature_logits import FeatureLogits, LinearHead
     from .storage.errors import LogitStoreError
+    from .storage.sharing.card_file import write_card
     from .storage.sharing.catalog import find_stores
     from .storage.sharing.concatenating import concat_stores
     from .storage.sharing.copying import copy_store
@@ -56,6 +58,7 @@ __all__ = [
     "load_student",
     "open_store",
     "remove_parts",
+    "write_card",
 ]
 
 __version__ = "0.1.0"
@@ -84,6 +87,7 @@ _HOMES = {
     "load_student": "cli.trained",
     "open_store": "storage.api",
     "remove_parts": "storage.sharing.removing",
+    "write_card": "storage.sharing.card_file",
 }
 
 

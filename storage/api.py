@@ -133,7 +133,7 @@ class Store:
 
     @property
     def card(self) -> dict[str, str]:
-        """Its maker's `name`, `data_set`, `licence`, `contact` and `description`, where given.
+        """Its maker's `name`, `data_set`, `data_set_licence`, `licence`, `contact` and `description`, where given.
 
         Empty before the first row is written. Raises ManifestInvalid for damaged metadata.
         """
@@ -436,8 +436,8 @@ def create_store(
     num_rows: compared with the length of what is given; may be left out. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
     given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store.
-    card: whose store it is: a dict with any of `name`, `data_set`, `licence`, `contact` and `description`. The store keeps
-    it for good, and `logitstore inspect` prints it.
+    card: whose store it is: a dict with any of `name`, `data_set`, `data_set_licence`, `licence`, `contact` and
+    `description`. The store keeps it for good, and `logitstore inspect` prints it.
     exist_ok: resume the store that this very call would make, for a script that is run again after it was killed, or in
     several processes at once. Labels, ids, digests, class names and inputs are compared with those of the store; what
     you leave out must be absent there, too. Another card than the store's is logged as a warning, and not kept.

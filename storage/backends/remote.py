@@ -8,6 +8,7 @@ is read-only.
 | --- | --- | --- |
 | `s3://bucket/path`, `gs://`, `az://` … | obstore, else fsspec | the environment, as the library reads it |
 | `http://host/path`, `https://` | obstore, else fsspec | none |
+| `hf://datasets/owner/name@revision/path` | huggingface_hub | its token: HF_TOKEN, or `hf auth login` |
 | `memory://path` | fsspec | of this process alone |
 """
 
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 _WEB: Final = frozenset({"http", "https"})
+_FSSPEC: Final = frozenset({"memory", "hf"})
+"""Schemes that fsspec alone opens."""
 _OBSTORE: Final = _WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"}
+_HUB_KINDS: Final = frozenset({"datasets", "spaces", "models", "buckets"})
+_REMOTE: Final = "'logitstore[remote]'"
+_LIBRARIES: Final = {"hf": "huggingface_hub"}
+"""Packages that open the URLs of a scheme; by default those of `_REMOTE`."""
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """Retries before an error is raised; obstore's default takes minutes."""
@@ -52,7 +59,7 @@ def folder_at(
         return location
     if isinstance(location, str | os.PathLike):
         text = os.fspath(location)
-        if split_url(text).scheme in _OBSTORE | {"memory"} and "://" in text:
+        if split_url(text).scheme in _OBSTORE | _FSSPEC and "://" in text:
             return _folder_of(open_url(text, options, cache))
         if options:
             raise ConfigError(
@@ -92,7 +99,7 @@ def path_of(location: str | os.PathLike[str]) -> PurePath:
     ('s3://bucket', 'runs')
     """
     text = os.fspath(location)
-    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | {"memory"}
+    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | _FSSPEC
     return Address(text) if is_remote else local_path(location)
 
 
@@ -115,6 +122,13 @@ def open_url(
             remedy="put credentials into the environment, or pass a store of Zarr's, such as ObjectStore",
         )
     name = url.rstrip("/")
+    if parts.scheme == "hf" and parts.path.strip("/").count("/") < (parts.netloc in _HUB_KINDS):
+        raise ConfigError(
+            name,
+            expected="hf://datasets/OWNER/NAME, perhaps with @REVISION and a path",
+            found="a URL without an owner and a name",
+            remedy="name the data set as its page on the hub does",
+        )
     try:
         store = _open_store(parts.scheme, name, options)
     except ImportError as error:
@@ -122,7 +136,7 @@ def open_url(
             name,
             expected=f"a library that reads {parts.scheme}:// URLs",
             found=str(error),
-            remedy="pip install 'logitstore[remote]', or copy the store to a local disk",
+            remedy=f"pip install {_LIBRARIES.get(parts.scheme, _REMOTE)}, or copy the store to a local disk",
         ) from None
     except Exception as error:  # the libraries' own classes
         raise ConfigError(

@@ -6,6 +6,7 @@ from typing import Final
 
 from ..errors import LogitStoreError, ManifestInvalid
 from ..format.constants import (
+    CARD_FILE,
     LOCK,
     LOG,
     PRIVATE,
@@ -25,6 +26,12 @@ MAX_STRAYS: Final = 1000
 _ZARR_METADATA = frozenset({ROOT_METADATA, ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 """Names that make a folder an array or a group for a plain reader, of any version of Zarr."""
 _LOG_KEY = re.compile(rf"{LOG}/(0|[1-9]\d*)\.json")
+
+
+_BESIDE: Final = frozenset({CARD_FILE, "README.md", ".gitattributes"})
+"""Files of the root that are for people, or for the hub that a store is published on. No reader needs them."""
+_OF_TOOLS: Final = (".cache/huggingface/", ".git/")
+"""Folders of the root that belong to the tools by which a store was fetched."""
 
 
 def find_strays(
@@ -62,7 +69,7 @@ def find_strays(
                     remedy="move it away; logitstore itself does not read it",
                 )
             )
-        else:
+        elif key not in _BESIDE and not key.startswith(_OF_TOOLS):
             strays.append(key)
         if len(strays) + len(errors) >= MAX_STRAYS:
             break

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.place import SealedShard
+from ..backends.pointers import naming_pointer_at
 from ..backends.posix import LARGE, room_for
 from ..checks import check_view
 from ..errors import ConfigError, LimitExceeded, PartNotFound, ShardCorrupt, ShardMissing
@@ -268,10 +269,11 @@ class PartReader:
         """Read inner chunks first, first + 1, … of a shard, each into a target of a chunk's rows, and check them."""
         try:
             self._read_checked(layout, view, block, first, targets)
-        except ShardCorrupt:
+        except ShardCorrupt as error:
             # Of a remote store, the bytes may have changed on the disk of this machine.
-            if not self.part.folder.forget(self.sealed_shard(layout.name, view, block)):
-                raise
+            sealed = self.sealed_shard(layout.name, view, block)
+            if not self.part.folder.forget(sealed):
+                raise naming_pointer_at(error, self.part.folder, sealed.key) from None
             self._shards.pop((layout.name, view, block), None)
             self._read_checked(layout, view, block, first, targets)
 

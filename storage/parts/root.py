@@ -40,6 +40,9 @@ from .log import (
 )
 from .sealed_part import SealedPart, Spec
 
+_NAME_ANOTHER: Final = "name the folder of a store, or make one with `logitstore cache`"
+_NAME_ON_HUB: Final = "check owner, name, @revision and path; a private data set needs a token: run `hf auth login`, or set HF_TOKEN"
+"""The hub answers for a private data set as for a missing one."""
 _OPENED_BY: Final = (*ROOT_FILES, *(log_key(number) for number in range(LOG_AHEAD)))
 """Keys of what is read of every store to open it."""
 
@@ -336,7 +339,7 @@ def _open_root(folder: Place, expect: str | None) -> Root:
         data = folder.read(ROOT_METADATA)
     except (FileNotFoundError, NotADirectoryError):
         kinds = {"nothing": "nothing", "a folder": "a folder without zarr.json"}
-        remedy = "name the folder of a store, or make one with `logitstore cache`"
+        remedy = _NAME_ANOTHER if "hf:" not in str(folder.path)[:3] else _NAME_ON_HUB
         with contextlib.suppress(LogitStoreError, OSError):
             if folder.exists(log_key(0)):
                 remedy = "run `logitstore repair`, which rebuilds it"

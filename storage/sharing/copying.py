@@ -25,6 +25,7 @@ from ..parts.log import LogRecord, gone_from, log_key, part_record
 from ..parts.root import Root, open_root, unsealed_parts
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
+from .card_file import refresh_copy
 from .destination import (
     Destination,
     add_to_log,
@@ -134,6 +135,7 @@ def copy_store(
                 copy.bring(folder, flight, tally.add)
             digest = add_to_log(folder, root, lacking)
         tally.end()
+        refresh_copy(place, digest, root)
     there = tuple(name for name in names if name not in lacking)
     unsealed = tuple(unsealed_parts(root))
     return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed, gone)

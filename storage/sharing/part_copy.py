@@ -17,6 +17,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
+from ..backends.pointers import naming_pointer
 from ..errors import NameTaken, ShardCorrupt, ShardMissing
 from ..format.constants import (
     COMMITS,
@@ -245,12 +246,13 @@ class PartCopy:
             raise ShardMissing(where, expected=expected, found=found, remedy=remedy) from None
         found = sha256(data).hexdigest()
         if (size, found) != (stored.size, stored.sha256):
-            raise ShardCorrupt(
+            error = ShardCorrupt(
                 where,
                 expected=f"{stored.size} bytes of sha256 {stored.sha256[:12]}…",
                 found=f"{size} bytes of sha256 {found[:12]}…",
                 remedy=_RESTORE,
             )
+            raise naming_pointer(error, data)
         return data
 
 

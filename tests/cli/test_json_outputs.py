@@ -94,6 +94,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         found["export"] = [printed(*export, "--dry-run"), printed(*export), printed(*export)]
         taken = "import", *moved, "--teacher", "wide", "--view", 0
         found["import"] = [printed(*taken, "--dry-run"), printed(*taken), printed(*taken)]
+        found["card"] = [printed("card", STORE, "--dry-run"), printed("card", STORE, "--out", "-")]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)
         with pytest.raises(KeyboardInterrupt), store.capture("begun", provenance={}) as capture:
