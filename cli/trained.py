@@ -35,11 +35,12 @@ def load_student(
     whose weights are not those of its record; SpecMismatch if the file has another network for it than was trained.
     """
     from ..pipeline.in_hand.trained import trained_student
+    from ..storage.backends.local import local_path
 
     return trained_student(
         Path(experiment),
         name,
         seed=seed,
-        out=None if out is None else Path(out),
-        models=None if models is None else Path(models),
+        out=None if out is None else local_path(out),
+        models=None if models is None else local_path(models),
     )

@@ -22,14 +22,15 @@ _MAX_SETS = 20
 )
 @options.store_argument
 @options.expect_option
+@options.follow_links_option
 @options.json_option
-def command(store: str, expect: str | None, as_json: bool) -> None:
+def command(store: str, expect: str | None, follow_links: bool, as_json: bool) -> None:
     """Show the contents of a STORE: rows, classes, captures and their provenance, clusterings, sizes, seals.
 
     Damaged parts are listed with the reason, beside the rest. The exit code is then 65, or 75 for a part that could
     not be read.
     """
-    record, errors = describe(store, expect=expect)
+    record, errors = describe(store, expect=expect, follow_links=follow_links)
     (print_json if as_json else _print)(record)
     click.get_current_context().exit(max((error.exit_code for error in errors), default=0))
 

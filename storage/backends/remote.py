@@ -46,8 +46,8 @@ _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 class Access:
     """The way to a store, besides its path or URL."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the library that opens a URL."""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Options of the library that opens a URL; they may hold credentials."""
     cache: CacheLimits | None = None
     """The local disk for shards of a remote store; None keeps none."""
     follow_links: bool = False
@@ -67,6 +67,11 @@ def access_of(
     """Return an access as a caller of `open_store` gives it; `cache` as for `cache_limits`. Raises ConfigError."""
     limits = None if cache is False else cache_limits(cache, cache_size)
     return Access(check_options(storage_options), limits, bool(follow_links))
+
+
+def usual_access() -> Access:
+    """Return an access without options, with the cache of the environment."""
+    return access_of(cache=None)
 
 
 def folder_at(location: Any, access: Access = PLAIN) -> Place:
