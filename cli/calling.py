@@ -92,6 +92,24 @@ def opened_store(
     return open_store(store, storage_options=storage_options)
 
 
+def local_folder(name: str, location: "str | os.PathLike[str] | None") -> Path | None:
+    """Return a folder that an argument names. Raises ConfigError for a URL, of which a path would make a folder `s3:`."""
+    from ..storage.backends.local import local_path
+    from ..storage.errors import ConfigError
+
+    if location is None:
+        return None
+    try:
+        return local_path(location)
+    except ConfigError as error:
+        raise ConfigError(
+            name,
+            expected="a local folder",
+            found=error.where,
+            remedy="pass a folder of this machine; stores alone lie in buckets",
+        ) from None
+
+
 def _check_unopened(storage_options: Mapping[str, Any] | None) -> None:
     from ..storage.errors import ConfigError
 

@@ -24,6 +24,7 @@ from .calling import (
     check_share,
     check_validation,
     end_if_imported,
+    local_folder,
     opened_store,
     place_of,
     teacher_names,
@@ -180,9 +181,7 @@ def _say_captured(call: Call, report: Any, made: "Store") -> None:
     from .printing.stores import captured_line, print_store
     from .printing.text import nothing_to_do, print_text
 
-    lines = []
-    for name in report.captured:
-        lines.append(captured_line(name, report.quality[name]))
+    lines = [captured_line(name, report.quality[name]) for name in report.captured]
     if not lines:
         kept = f"{', '.join(report.kept)} captured already and unchanged"
         lines.append(nothing_to_do(kept, report.compared))
@@ -277,10 +276,8 @@ def cluster(
         def print_it() -> None:
             if not todo:
                 print_text(nothing)
-            record, errors = (
-                clustering_record(opened, table.part_name),
-                errors_in_sets(opened, table.part_name),
-            )
+            record = clustering_record(opened, table.part_name)
+            errors = errors_in_sets(opened, table.part_name)
             print_clustering(record)
             if errors is not None:
                 print_text("", errors_sentence(record["teachers"], errors, "the labelled rows"))
@@ -391,7 +388,6 @@ def distill(
     setting, and for another augmentation.
     """
     from ..pipeline.in_hand.training import Distillation, train_in_hand
-    from ..storage.backends.local import local_path
 
     end_if_imported(workers)
     with calling(progress) as call, contextlib.ExitStack() as stack:
@@ -399,10 +395,9 @@ def distill(
         names = teacher_names(opened) if teachers is None else teachers
         check_validation(validation, evaluation, keep)
         outlet = check_log(log, checkpoint)
-        folder = checkpoint
+        folder = local_folder("checkpoint", checkpoint)
         if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-"))
-        folder = local_path(folder)  # raises for a URL
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-")))
         settings = {
             "targets": targets,
             "mean": mean,

@@ -4,7 +4,6 @@ A default that an experiment can set is not given here: it comes from the experi
 """
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath

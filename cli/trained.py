@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..storage.extras import naming_extras
+from .calling import local_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,12 +36,11 @@ def load_student(
     whose weights are not those of its record; SpecMismatch if the file has another network for it than was trained.
     """
     from ..pipeline.in_hand.trained import trained_student
-    from ..storage.backends.local import local_path
 
     return trained_student(
         Path(experiment),
         name,
         seed=seed,
-        out=None if out is None else local_path(out),
-        models=None if models is None else local_path(models),
+        out=local_folder("out", out),
+        models=local_folder("models", models),
     )

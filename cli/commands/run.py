@@ -76,7 +76,7 @@ def say_where(out: PurePath, models: Path, access: "Access") -> None:
 
     kept = "no shards"
     if access.cache is not None:
-        kept = f"at most {format_bytes(access.cache.size)} of shards in {access.cache.folder}"
+        kept = f"at most {format_bytes(access.cache.most_bytes)} of shards in {access.cache.folder}"
     if not options.settings().quiet:
         echo(
             f"the store goes to {out / STORE}; on this disk: networks and scores in {models}, {kept}",

@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
+from .aws import with_configuration
 from .cache_choice import cache_limits
 from .links import LinkedFolder
 from .listing import Lister, serve
@@ -30,7 +31,7 @@ from .paths import local_folder
 from .place import Place, split_url
 from .remote_folder import Address, RemoteFolder
 from .shard_cache import CacheLimits, ShardCache
-from .urls import OBSTORE, WEB, check_spelling, check_url, is_url, plain_url
+from .urls import AWS, OBSTORE, WEB, check_spelling, check_url, is_url, plain_url
 from .writable import Writable
 from .zarr_bytes import ZarrBytes, is_cloud
 
@@ -144,6 +145,8 @@ def open_url(
     name = url.rstrip("/")
     try:
         store = _open_store(parts.scheme, name, options)
+    except ConfigError:
+        raise
     except ImportError as error:
         raise ConfigError(
             name,
@@ -184,5 +187,7 @@ def _open_store(scheme: str, url: str, options: Mapping[str, Any]) -> "Store":
         return ObjectStore(http, read_only=True)
     if scheme in OBSTORE:
         # Without client options, which would replace those of the environment (AWS_ALLOW_HTTP, …).
-        return ObjectStore(from_url(url, retry_config=_RETRY, **for_obstore(options)))
+        given, keys = with_configuration(options) if scheme in AWS else (options, None)
+        provider: Any = {} if keys is None else {"credential_provider": keys}
+        return ObjectStore(from_url(url, retry_config=_RETRY, **for_obstore(given), **provider))
     return FsspecStore.from_url(url, storage_options=dict(options) or None, read_only=True)

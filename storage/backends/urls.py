@@ -20,7 +20,9 @@ from .place import split_url
 
 WEB: Final = frozenset({"http", "https"})
 """Schemes of web servers."""
-OBSTORE: Final = WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"}
+AWS: Final = frozenset({"s3", "s3a"})
+"""Schemes of S3."""
+OBSTORE: Final = WEB | AWS | {"gs", "az", "azure", "abfs", "abfss", "adl"}
 """Schemes that obstore opens."""
 REMOTE: Final = OBSTORE | {"memory", "hf"}
 """Schemes of stores that are read through Zarr; fsspec opens those that obstore does not."""
