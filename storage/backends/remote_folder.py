@@ -82,11 +82,10 @@ class RemoteFolder(Place):
         return self._objects.ask(where, self._objects.read, inner, offset, length)
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
-        inner, where = self._key(key)
+        inner = self._key(key)[0]
         answer = _answers().get((self._objects, inner))
-        if isinstance(answer, Exception):
-            self._objects.raise_typed(answer, where)
-        if answer is None or answer[1] > MAX_JSON_BYTES:
+        # What was missing a moment ago may have been put since.
+        if answer is None or isinstance(answer, Exception) or answer[1] > MAX_JSON_BYTES:
             answer = self._read(key, 0, most)
         pieces, size = answer
         check_size(size, most, self.path / key)
@@ -96,7 +95,9 @@ class RemoteFolder(Place):
     def read_ahead(self, keys: Sequence[str]) -> Iterator[None]:
         before = _answers()
         wanted = [self._key(key)[0] for key in keys]
-        wanted = [key for key in wanted if (self._objects, key) not in before]
+        wanted = [
+            key for key in wanted if isinstance(before.get((self._objects, key), Exception()), Exception)
+        ]
         found = self._ask_all(wanted) if wanted else []
         places = [(self._objects, key) for key in wanted]
         _ahead.answers = {**before, **dict(zip(places, found, strict=True))}

@@ -242,6 +242,18 @@ def test_the_probe_of_a_killed_writer_is_taken_away() -> None:
 # What takes the place of the lease
 
 
+def test_an_object_that_was_missing_ahead_is_asked_for_again() -> None:
+    folder = folder_to_write(ObjectStore(MemoryStore()))
+    assert folder.put_new("there.json", b"{}")
+    with folder.read_ahead(["there.json", "later.json", "never.json"]):
+        assert folder.put_new("later.json", b"[]")  # as another writer does
+        assert folder.read("there.json") == b"{}" and folder.read("later.json") == b"[]"
+        with folder.read_ahead(["later.json"]):
+            assert folder.read("later.json") == b"[]"
+        with pytest.raises(FileNotFoundError):
+            folder.read("never.json")
+
+
 def test_a_writer_in_a_bucket_removes_nothing(bucket: Bucket) -> None:
     write(bucket.store())
     deleted = [request for request in bucket.requests if request.startswith(("DELETE", "POST"))]
