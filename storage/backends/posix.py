@@ -28,6 +28,8 @@ _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 """Errors that callers expect: they are answers."""
 DIRECTORY: Final = flags("O_RDONLY", "O_DIRECTORY")
 _PLAIN: Final = flags("O_RDONLY", "O_NONBLOCK")
+LINK: Final = "a symbolic link"
+"""The kind of a link, in messages."""
 PIECE_BYTES: Final = 1 << 20
 """Bytes that are read and checked at a time: as much as stays in a core's own cache."""
 _PAGE: Final = 4096
@@ -83,7 +85,7 @@ def expecting_folders(folder: PurePath, key: str = "") -> Iterator[None]:
 def kind_of(mode: int) -> str:
     """Name the kind of file that a mode (`st_mode`) states, with its article."""
     kinds = (
-        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISLNK, LINK),
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISREG, "a file"),

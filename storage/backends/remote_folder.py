@@ -95,9 +95,8 @@ class RemoteFolder(Place):
     def read_ahead(self, keys: Sequence[str]) -> Iterator[None]:
         before = _answers()
         wanted = [self._key(key)[0] for key in keys]
-        wanted = [
-            key for key in wanted if isinstance(before.get((self._objects, key), Exception()), Exception)
-        ]
+        # `read` asks again for what was missing; to do so here would be three more requests of each store that is opened.
+        wanted = [key for key in wanted if (self._objects, key) not in before]
         found = self._ask_all(wanted) if wanted else []
         places = [(self._objects, key) for key in wanted]
         _ahead.answers = {**before, **dict(zip(places, found, strict=True))}

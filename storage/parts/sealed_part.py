@@ -218,8 +218,11 @@ class SealedPart:
     def absent_blocks(self) -> set[tuple[int, int]]:
         """Return (view, block) of every block that lacks a shard, by name alone.
 
-        A whole store has none; `repair` removes torn shards.
+        A whole store has none; `repair` removes torn shards, on a disk. A place that does not list its files, such as a web
+        server, is taken as whole: nobody writes there, and a shard that is missing is an error where it is read.
         """
+        if not self.folder.can_list:
+            return set()
         return absent_blocks(self.folder, self.seal, [self.layouts[name] for name, _ in self.seal.arrays])
 
     def small(self, name: str) -> NDArray[Any]:

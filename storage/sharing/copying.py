@@ -9,7 +9,7 @@ Onto a store of the same samples, the parts that it lacks are added: copies of o
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.local import Folder
 from ..backends.place import Place
-from ..backends.remote import folder_at
+from ..backends.remote import access_of, folder_at
 from ..errors import ConfigError, StorageFull
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
@@ -89,6 +89,9 @@ def copy_store(
     merge: bool = False,
     dry_run: bool = False,
     in_flight: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    destination_options: Mapping[str, Any] | None = None,
+    follow_links: bool = False,
     progress: Progress = silent,
 ) -> Copied:
     """Copy a store, or the parts of it that the store at the destination lacks.
@@ -102,13 +105,15 @@ def copy_store(
     expect: "sha256:…", a present or former digest of the source, as of which it is copied.
     merge: the destination has to be a store already. dry_run: count, and write nothing.
     in_flight: transfers at a time; 24 by default, and 4 between disks.
+    storage_options, destination_options: of the libraries that open the URLs of the two, as for `open_store`.
+    follow_links: read a source whose files are links, as for `open_store`; the copy has plain files.
     Raises NotAStoreError, WrongStore, StoreIncomplete or PartNotFound for the source, ShardCorrupt, ShardMissing or
     ManifestInvalid if it is damaged; NameTaken if the destination holds another store, other things, or another part of
     a name; StorageFull before anything is written to a disk without room.
     """
-    root = open_root(folder_at(source), expect)
+    root = open_root(folder_at(source, access_of(storage_options, follow_links=follow_links)), expect)
     names = _chosen(root, teachers)
-    place = destination_at(destination)
+    place = destination_at(destination, access_of(destination_options))
     records = records_there(place, root, merge)
     removed = gone_from(records or [])
     gone = tuple(name for name in names if name in removed)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..backends.lease import lease
 from ..backends.local import Folder
 from ..backends.place import Place, components
-from ..backends.remote import folder_at
+from ..backends.remote import PLAIN, Access, folder_at
 from ..backends.system import check_writes, sync
 from ..errors import ConfigError, NameTaken, StorageError
 from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
@@ -35,9 +35,9 @@ class Destination(Place, Protocol):
         """Write an object under a free name; return False if the name is taken. The object is then durable."""
 
 
-def destination_at(location: Any) -> Destination:
+def destination_at(location: Any, access: Access = PLAIN) -> Destination:
     """Return the place at a path or a URL, to be written to. Raises ConfigError if it cannot be, UnsupportedSystem."""
-    place = folder_at(location)
+    place = folder_at(location, access)
     if isinstance(place, Destination):
         return place
     if not isinstance(location, Place) and "://" not in str(location):
