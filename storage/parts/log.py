@@ -182,7 +182,7 @@ def check_root(root: Place) -> bytes:
         if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
             raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
         digests = {key: sha256_in(digest, where) for key, digest in files.items()}
-    except ManifestInvalid as error:
+    except ManifestInvalid as error:  # only then are the records listed, which takes a request
         raise error.with_remedy(_REPAIR if last_record(root) else _COPY_OF_LOG) from None
     for key, digest in digests.items():
         data = read_checked(root, key, digest)
