@@ -103,7 +103,8 @@ def cache(
     seed: of the permutation.
     store_inputs: whether the store keeps the inputs, so that students need no data set; "encoded" keeps the files of images.
     block_rows: rows of a block; by default derived from the bytes of a row.
-    card: whose store it is: any of `name`, `data_set`, `licence`, `contact` and `description`, kept in a store that is new.
+    card: whose store it is: any of `name`, `data_set`, `data_set_licence`, `licence`, `contact` and `description`, kept
+        in a store that is new.
     workers: processes that prepare inputs; 0 for a thread. They need a data set that can be pickled, and a script that makes
         the call under `if __name__ == "__main__":`.
     threads: CPU threads of a network on the CPU; by default torch's own number.

@@ -133,7 +133,7 @@ class Store:
 
     @property
     def card(self) -> dict[str, str]:
-        """Its maker's `name`, `data_set`, `licence`, `contact` and `description`, where given.
+        """Its maker's `name`, `data_set`, `data_set_licence`, `licence`, `contact` and `description`, where given.
 
         Empty before the first row is written. Raises ManifestInvalid for damaged metadata.
         """
@@ -188,7 +188,8 @@ class Store:
         return self.find_spec(part) is not None and self._root.is_whole(part)
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
-        """Return the identity of a part, sealed or unfinished; None if its name is free."""
+        """Return the identity of a part, sealed or unfinished; None if its name is free. Raises NameTaken if it was removed."""
+        self._root.check_name(part)
         known = self._root.begun(part) or self.find_spec(part)
         return None if known is None else known.identity
 
@@ -309,8 +310,7 @@ class Store:
         (any scale, equal by default), in their order. An epoch passes once over the stratum that lasts longest and
         repeats the others.
         window: approximate number of rows that are shuffled together; two windows are held in memory
-        (`Stream.window_bytes` each). decode: False leaves logits as stored.
-        temperature: that of the softmax; needed to decode top-k captures.
+        (`Stream.window_bytes` each). decode: False leaves logits as stored. temperature: of the softmax, for top-k captures.
         columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
         specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
         `classes` name; a label is then no number of a column.
@@ -440,8 +440,8 @@ def create_store(
     num_rows: compared with the length of what is given; may be left out. labels: -1 if unknown.
     digests: `digest_rows` of the inputs, against which later inputs are checked; computed from `inputs` if those are
     given instead, and compared with them if both are. store_inputs: keep `inputs` (rows, …) in the store.
-    card: whose store it is: a dict with any of `name`, `data_set`, `licence`, `contact` and `description`. The store keeps
-    it for good, and `logitstore inspect` prints it.
+    card: whose store it is: a dict with any of `name`, `data_set`, `data_set_licence`, `licence`, `contact` and
+    `description`. The store keeps it for good, and `logitstore inspect` prints it.
     exist_ok: resume the store that this very call would make, for a script that is run again after it was killed, or in
     several processes at once. Labels, ids, digests, class names and inputs are compared with those of the store; what
     you leave out must be absent there, too. Another card than the store's is logged as a warning, and not kept.

@@ -85,6 +85,7 @@ def describe(
         "captures": captures,
         "clusterings": clusterings,
         "unsealed": unsealed,
+        "removed": sorted(store.root.gone),
         "unreadable": unreadable,
     }
     return description, errors

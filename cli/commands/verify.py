@@ -40,7 +40,17 @@ def command(store: str, deep: bool, expect: str | None, follow_links: bool, as_j
         report = verify(folder, deep=deep, expect=expect, progress=progress)
     verdict = _VERDICTS[report.exit_code]
     if as_json:
-        names = "exit_code", "digest", "objects", "bytes", "problems", "unsealed", "later", "strays"
+        names = (
+            "exit_code",
+            "digest",
+            "objects",
+            "bytes",
+            "problems",
+            "unsealed",
+            "later",
+            "strays",
+            "leftovers",
+        )
         print_json({"path": path, "verdict": verdict, "deep": deep, **pick(report, *names)})
     else:
         compared = "compared" if deep else "compared by size"
@@ -51,6 +61,10 @@ def command(store: str, deep: bool, expect: str | None, follow_links: bool, as_j
                 for part in report.unsealed
             ),
             *(f"{path}: {part}: sealed after the expected digest, not checked" for part in report.later),
+            *(
+                f"{path}: {part}: removed, but files of it are left; `logitstore rm` or `repair` removes them"
+                for part in report.leftovers
+            ),
             *(f"{path / key}: listed by no seal, and read by nothing" for key in report.strays),
             f"{path}: {verdict}; {report.objects:,} objects, {format_bytes(report.bytes)} of shards {compared}; "
             f"{report.digest or 'no digest'}",

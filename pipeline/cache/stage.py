@@ -32,6 +32,7 @@ from ...storage.encodings.widths import expected_bytes, row_widths
 from ...storage.errors import ConfigError
 from ...storage.format.constants import SAMPLES
 from ...storage.parts.writer import CaptureWriter, SamplesWriter
+from ...storage.sharing.card_file import refresh_card
 from ...storage.stream.inputs import Augment
 from ...storage.stream.items import listed_labels
 from ..experiment.document import TeacherMember
@@ -141,6 +142,8 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
         warn_of_absent_classes(
             work.store.samples.labels, rows.num_classes, rows.class_names, where=rows.where
         )
+    if ranks.is_first:
+        refresh_card(work.store.root, made=bool(missing))
     return CacheReport(names, kept, work.store.digest, tallies, todo.compared)
 
 

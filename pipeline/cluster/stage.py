@@ -17,6 +17,7 @@ from ...storage.api import Store
 from ...storage.format.documents import integer
 from ...storage.parts.clusterings import ClusteringReader
 from ...storage.progress import Progress, silent
+from ...storage.sharing.card_file import refresh_card
 from ..experiment.tables import Cluster
 from ..runtime.dask_tasks import over_blocks
 from .covariance import covariance
@@ -42,7 +43,7 @@ def cluster_store(
     """
     softened = softened_outputs(store, cluster.shares, cluster.temperature)
     dimensions = check_cluster(cluster, store.num_classes)
-    if needs_clustering(store, cluster):
+    if missing := needs_clustering(store, cluster):
         store.check_writable()
         how: dict[str, Any] = {
             "scheduler": scheduler,
@@ -70,6 +71,7 @@ def cluster_store(
             identity=cluster_identity(store, cluster),
             notes=_notes(found, errors, projection),
         )
+    refresh_card(store.root, made=bool(missing))
     return store.clustering(cluster.part_name).digest
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float32, Int64
 from ...storage.api import Store
 from ...storage.encodings.transform import Transform
 from ...storage.progress import Progress, silent
+from ...storage.sharing.card_file import refresh_card
 from ..calibration_rows import drawn_of_views
 from ..runtime.dask_tasks import over_blocks
 from .experts import Experts, active_specialists
@@ -53,6 +54,7 @@ def combine(store: Store, *, progress: Progress = silent, **settings: Any) -> Co
     if not plan.done:
         store.check_writable()
     active = Counter[int]() if plan.done else _write(store, plan, progress)
+    refresh_card(store.root, made=not plan.done)
     names = tuple(one.name for one in plan.specialists)
     return CombineReport(
         plan.name, plan.generalist.name, names, not plan.done, store.digest, dict(sorted(active.items()))

@@ -31,6 +31,7 @@ from ...storage.identity import check_same
 from ...storage.parts.fidelity import Fidelity, fidelity
 from ...storage.parts.refinement import basis_bytes
 from ...storage.progress import Progress, silent
+from ...storage.sharing.card_file import refresh_card
 from ..calibration_rows import capture_rows
 from ..runtime.dask_tasks import over_blocks
 from .choose import SmallestTopK, fit_budget, fit_top_k, positive_number, sample_chunks, scan
@@ -158,6 +159,7 @@ def compress(
     if not plan.done:
         store.check_writable()
         _write(store, plan, plan.encoding or _choose(store, plan, progress), progress)
+    refresh_card(store.root, made=not plan.done)
     source, capture = plan.source, store.teachers[name]
     report = CompressReport(
         name,
@@ -204,6 +206,8 @@ def plan_compression(
             + (", or of an error budget" if isinstance(wish, Transform) else ""),
             found=f"a capture that is encoded already ({source.encoding.kind})",
             remedy=f"compress {instead}, which it was made from"
+            if instead in store.teachers
+            else f"compress {instead}, which it was made from, where it is still there: here it is not"
             if instead
             else "compress a capture that is not",
         )

@@ -15,9 +15,11 @@ from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Any, Final
 
+from ...storage.api import Store
 from ...storage.backends.posix import read_plain, replace_file
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.identity import as_json
+from ...storage.sharing.store_card import Score as CardScore
 from ..cache.todo import find_teacher, weights_key
 from ..cluster.errors_inside import ErrorsInside
 from ..evaluation_set import EvaluationExamples
@@ -285,6 +287,21 @@ def _parsed(value: Any) -> Score | ErrorsInside | None:
 
 _LARGEST: Final = 1 << 63
 """Above every count."""
+
+
+def scores_of_captures(store: Store, found: Iterable[Subject], scores: Scores) -> dict[str, CardScore]:
+    """Return the scores of the teachers whose captures are in a store, of the same weights, for its card."""
+    figures = {}
+    for subject in found:
+        score = scores.get(subject)
+        if subject.kind != "teacher" or not isinstance(score, Score):
+            continue
+        identity = store.identity_of(f"teachers/{subject.name}") or {}
+        teacher = identity.get("teacher")
+        if isinstance(teacher, Mapping) and teacher.get("weights") == subject.networks[subject.name]:
+            right = 1 - score.errors / score.examples
+            figures[subject.name] = CardScore(score.examples, right, score.nll, score.calibration_error)
+    return figures
 
 
 def table(found: Sequence[Subject], scores: Scores) -> list[TableRow]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...storage.backends.posix import remove_leftovers
 from ...storage.parts.reader import sets_of
+from ...storage.sharing.card_file import refresh_card
 from ..cache.teachers import load_teacher
 from ..cache.todo import find_teacher, missing_captures
 from ..cluster.errors_inside import DRAWS, ErrorsInside, errors_inside
@@ -29,7 +30,7 @@ from ..train.network import new_network
 from ..train.todo import missing_students, student_seeds
 from ..workspace import Workspace
 from .metrics import ensemble_logits, evaluate_logits
-from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, subjects, table
+from .scores import EVALUATION_BATCH, Score, Scores, Subject, TableRow, scores_of_captures, subjects, table
 
 log = logging.getLogger(__name__)
 Logits = Float[np.ndarray, "rows classes"]
@@ -58,6 +59,8 @@ def evaluate(work: Workspace, examples: EvaluationExamples | None = None) -> lis
         for number, subject in enumerate(missing):
             scores.put(subject, scorer.score(subject))
             work.progress("evaluating", number + 1, len(missing), "models", subject.name)
+    if store is not None:
+        refresh_card(store.root, scores_of_captures(store, found, scores), made=bool(missing))
     return table(found, scores)
 
 

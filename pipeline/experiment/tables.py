@@ -116,6 +116,8 @@ class Card(Table):
     """Name of the store for people."""
     data_set: CardText | None = None
     """The data set that the rows come from."""
+    data_set_licence: CardText | None = None
+    """Terms under which the data set may be used."""
     licence: CardText | None = None
     """Terms under which the store may be used, such as an SPDX identifier."""
     contact: CardText | None = None

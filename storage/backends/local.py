@@ -425,6 +425,15 @@ class Folder(PlainFiles):
             new.write(data)
             return new.publish()
 
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a file, durably, in the place of one that has its name: readers see the old or the new one.
+
+        Only for files that no reader of the store needs. Raises StorageFull, TransientIOError or StorageError.
+        """
+        with self.stage(key) as (new,):
+            new.write(data)
+            new.replace()
+
     def prove_exclusive(self) -> None:
         """Test, without a trace, that the second of two objects of one name is refused: all else rests on it.
 

@@ -68,13 +68,13 @@ class ObjectFolder(RemoteFolder):
         failure = self._objects.ask(where, self._objects.create, inner, data, PATIENCE_S)
         return None if failure is None else failure.found
 
-    def put_unconditionally(self, key: str, data: bytes) -> None:
-        """Put an object, whatever has its name: for examinations alone."""
+    def replace(self, key: str, data: bytes) -> None:
+        """Put an object, whatever has its name: for examinations, and for files that no reader of the store needs."""
         inner, where = self._key(key)
         self._objects.ask(where, self._objects.put, inner, data)
 
     def delete(self, key: str) -> None:
-        """Delete an object: for examinations alone. Whether a missing one raises FileNotFoundError differs by place."""
+        """Delete an object: for examinations, and of parts that are gone. Whether a missing one raises FileNotFoundError differs by place."""
         inner, where = self._key(key)
         self._objects.ask(where, self._objects.delete, inner)
 

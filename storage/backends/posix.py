@@ -230,7 +230,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BufferedWriter]]:
+def temporary_beside(path: Path) -> Iterator[tuple[Path, BufferedWriter]]:
     """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -256,7 +256,7 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
-        with _temporary(path) as (temporary, file):
+        with temporary_beside(path) as (temporary, file):
             file.write(content)
             file.flush()
             sync(file.fileno())

@@ -1,14 +1,15 @@
 """Places of stores: paths, URLs, and Zarr's own stores, through which all that is not on a local disk is read.
 
-`folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`), as an `Access` says. A `RemoteFolder` is read key by key, by
-the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to (`ObjectFolder`); all else
-is read-only.
+`folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`), as an `Access` says. A `RemoteFolder` is
+read key by key, by the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to
+(`ObjectFolder`); all else is read-only.
 
 | URL | library | credentials, region … |
 | --- | --- | --- |
 | `s3://bucket/path` | obstore, else fsspec | the environment, and the configuration of AWS (`aws`) |
 | `gs://`, `az://` … | obstore, else fsspec | the environment, as the library reads it |
 | `http://host/path`, `https://` | obstore, else fsspec | none |
+| `hf://datasets/owner/name@revision/path` | huggingface_hub | its token: HF_TOKEN, or `hf auth login` |
 | `memory://path` | fsspec | of this process alone |
 """
 
@@ -38,6 +39,10 @@ from .zarr_bytes import ZarrBytes, is_cloud
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+_HUB_KINDS: Final = frozenset({"datasets", "spaces", "models", "buckets"})
+_REMOTE: Final = "'logitstore[remote]'"
+_LIBRARIES: Final = {"hf": "huggingface_hub"}
+"""Packages that open the URLs of a scheme; by default those of `_REMOTE`."""
 _CLIENT: Final[Any] = {"timeout": "120s", "connect_timeout": "10s"}
 _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """Retries before an error is raised; obstore's default takes minutes."""
@@ -143,6 +148,13 @@ def open_url(
     check_url(url)
     parts = split_url(url)
     name = url.rstrip("/")
+    if parts.scheme == "hf" and parts.path.strip("/").count("/") < (parts.netloc in _HUB_KINDS):
+        raise ConfigError(
+            name,
+            expected="hf://datasets/OWNER/NAME, perhaps with @REVISION and a path",
+            found="a URL without an owner and a name",
+            remedy="name the data set as its page on the hub does",
+        )
     try:
         store = _open_store(parts.scheme, name, options)
     except ConfigError:
@@ -152,7 +164,7 @@ def open_url(
             name,
             expected=f"a library that reads {parts.scheme}:// URLs",
             found=str(error),
-            remedy="pip install 'logitstore[remote]', or copy the store to a local disk",
+            remedy=f"pip install {_LIBRARIES.get(parts.scheme, _REMOTE)}, or copy the store to a local disk",
         ) from None
     except Exception as error:  # the libraries' own classes
         raise ConfigError(

@@ -99,6 +99,17 @@ class NewObject:
             sync(final)
             return won
 
+    def replace(self) -> None:
+        """Give the object its name, durably, in the place of a file that has it."""
+        with (
+            expecting_folders(self._folder.path, self._key),
+            self._folder.directory(self._within, make=True) as final,
+        ):
+            sync(self._handle)
+            os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=final)
+            self._is_staged = False
+            sync(final)
+
     def _link(self, final: int) -> bool:
         source, target = self._temporary, self._name
         try:

@@ -141,6 +141,9 @@ def status_of(error: BaseException) -> int | None:
     for name in ("status", "code"):  # aiohttp, botocore
         if isinstance(value := getattr(error, name, None), int):
             return value
+    answer = getattr(getattr(error, "response", None), "status_code", None)  # huggingface_hub
+    if isinstance(answer, int):
+        return answer
     if not isinstance(error, obstore_errors("GenericError")):
         return None
     # obstore has no attribute for the status, and no class for one other than 401, 403 and 404: only this message.

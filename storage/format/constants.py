@@ -27,6 +27,8 @@ COMMITS: Final = f"{PRIVATE}/commits"
 STAGING: Final = f"{PRIVATE}/tmp"
 LOCK: Final = f"{PRIVATE}/lock"
 LOG: Final = f"{PRIVATE}/log"
+CARD_FILE: Final = "STORE.md"
+"""The card of a store for people. No reader needs it, and no seal lists it: it is the only file that is replaced."""
 LOG_AHEAD: Final = 6
 """Records of the log, from 0, that a remote store is asked for at once: so many have few requests, and one wait."""
 

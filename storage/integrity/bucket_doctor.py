@@ -100,7 +100,7 @@ def _run_checks(folder: ObjectFolder, rounds: int) -> Iterator[Check]:
 
 def _read_back(folder: ObjectFolder) -> tuple[bool, str]:
     start = time.perf_counter()
-    folder.put_unconditionally("plain", _DATA)
+    folder.replace("plain", _DATA)
     try:
         found = folder.read("plain")
     except StorageError as error:
@@ -140,7 +140,7 @@ def _race(folder: ObjectFolder, rounds: int) -> tuple[bool, str]:
 def _listed(folder: ObjectFolder) -> tuple[bool, str]:
     late = 0
     for number in range(_LOOKS):
-        folder.put_unconditionally(f"listed-{number}", _DATA)
+        folder.replace(f"listed-{number}", _DATA)
         late += f"listed-{number}" not in folder.names()
     return not late, f"{late} of {_LOOKS} looks were too early" if late else "always"
 

@@ -5,6 +5,7 @@ from hashlib import sha256
 from typing import Final
 
 from ..backends.place import Place
+from ..backends.pointers import naming_pointer_at
 from ..errors import LimitExceeded, LogitStoreError, ManifestInvalid, ShardCorrupt, ShardMissing
 from ..format.constants import (
     MAX_CHUNK_BYTES,
@@ -93,9 +94,10 @@ def check_file(folder: Place, key: str, digest: str) -> None:
     if size > most:
         raise LimitExceeded(where, expected=f"at most {most} bytes", found=f"{size} bytes", remedy=remedy)
     if found != digest:
-        raise ManifestInvalid(
+        error = ManifestInvalid(
             where, expected=f"sha256 {digest[:12]}…", found=f"{found[:12]}… ({size} bytes)", remedy=remedy
         )
+        raise naming_pointer_at(error, folder, key)
 
 
 def check_shard(folder: Place, key: str, expected: StoredShard, deep: bool) -> None:
@@ -112,12 +114,13 @@ def check_shard(folder: Place, key: str, expected: StoredShard, deep: bool) -> N
             where, expected=f"a shard of {expected.size} bytes", found="no file", remedy=REMAKE
         ) from None
     if size != expected.size or found != expected.sha256:
-        raise ShardCorrupt(
+        error = ShardCorrupt(
             where,
             expected=f"{expected.size} bytes of sha256 {expected.sha256[:12]}…",
             found=f"{size} bytes" + (f" of sha256 {found[:12]}…" if size == expected.size else ""),
             remedy=REMAKE,
         )
+        raise naming_pointer_at(error, folder, key)
 
 
 def check_small(folder: Place, layout: ArrayLayout, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The card of a store: its name, the data set, the licence, the contact and a description, in its maker's words.
+"""The card of a store: its name, the data set and its licence, the licence, the contact and a description, in its maker's words.
 
 It stands in the notes of `samples`: sealed with them, and not compared when a writer resumes.
 """
@@ -13,7 +13,7 @@ from ..format.constants import MAX_CARD_CHARACTERS
 from ..format.documents import beyond, invalid, shorten, table
 
 log = logging.getLogger(__name__)
-KEYS: Final = ("name", "data_set", "licence", "contact", "description")
+KEYS: Final = ("name", "data_set", "data_set_licence", "licence", "contact", "description")
 """Keys of a card, each optional."""
 CARD: Final = "card"
 """Its key in the notes."""

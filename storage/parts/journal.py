@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.place import Place
+from ..backends.pointers import naming_pointer, naming_pointer_at
 from ..backends.writable import Writable
-from ..errors import ManifestInvalid, StoreCorrupt
+from ..errors import LimitExceeded, ManifestInvalid, StoreCorrupt
 from ..format.constants import (
     COMMITS,
     MAX_CHUNKS_PER_SHARD,
@@ -355,12 +356,15 @@ def read_checked(folder: Place, key: str, digest: str, most: int = MAX_JSON_BYTE
         raise ManifestInvalid(
             where, expected=f"a file of sha256 {digest[:12]}…", found="no file", remedy=remedy
         ) from None
+    except LimitExceeded as error:
+        raise naming_pointer_at(error, folder, key) from None
     found = sha256_hex(data)
     if found != digest:
-        raise ManifestInvalid(
+        differs = ManifestInvalid(
             where,
             expected=f"sha256 {digest[:12]}…",
             found=f"{found[:12]}… ({len(data)} bytes)",
             remedy=remedy,
         )
+        raise naming_pointer(differs, data)
     return data

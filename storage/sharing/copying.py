@@ -21,10 +21,11 @@ from ..backends.remote import access_of, folder_at
 from ..errors import ConfigError, StorageFull
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
-from ..parts.log import LogRecord, log_key, part_record
+from ..parts.log import LogRecord, gone_from, log_key, part_record
 from ..parts.root import Root, open_root, unsealed_parts
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
+from .card_file import refresh_copy
 from .destination import (
     Destination,
     add_to_log,
@@ -65,6 +66,8 @@ class Copied:
     """Bytes that were written; commit records and the log are not counted."""
     unsealed: tuple[str, ...]
     """Parts of the source that are not sealed, and so not copied."""
+    gone: tuple[str, ...]
+    """Parts that were removed from the destination, and so not copied again."""
 
     @property
     def bytes(self) -> int:
@@ -94,7 +97,8 @@ def copy_store(
     """Copy a store, or the parts of it that the store at the destination lacks.
 
     Every object is compared with the seal when it arrives. A part is in the log once all of it is there. A copy that was
-    killed resumes when it is called again, and sends nothing again that had arrived. Unsealed parts are not copied.
+    killed resumes when it is called again, and sends nothing again that had arrived. Unsealed parts are not copied, nor those
+    that were removed from the destination. A part that was removed from the source stays at the destination.
 
     source: a path, a URL, or a store of Zarr's. destination: a path, or the URL of a bucket.
     teachers: captures that are copied, with the samples, on which they rest; None for every part.
@@ -111,6 +115,9 @@ def copy_store(
     names = _chosen(root, teachers)
     place = destination_at(destination, access_of(destination_options))
     records = records_there(place, root, merge)
+    removed = gone_from(records or [])
+    gone = tuple(name for name in names if name in removed)
+    names = [name for name in names if name not in removed]
     lacking = [name for name in names if not check_part(place, records or [], root, name)]
     for number, name in enumerate(lacking):
         check_log(len(records or []) + number, name, f"{place.path}: {name}")
@@ -133,9 +140,10 @@ def copy_store(
                 copy.bring(folder, flight, tally.add)
             digest = add_to_log(folder, root, lacking)
         tally.end()
+        refresh_copy(place, digest, root)
     there = tuple(name for name in names if name not in lacking)
     unsealed = tuple(unsealed_parts(root))
-    return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed)
+    return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed, gone)
 
 
 def _chosen(root: Root, teachers: Sequence[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from ..backends.system import check_writes, sync
 from ..errors import ConfigError, NameTaken, StorageError
 from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..integrity.checks import file_digest
-from ..parts.log import ROOT_FILES, LogRecord, log_key, part_record, read_log
+from ..parts.log import ROOT_FILES, LogRecord, gone_from, log_key, name_gone, part_record, read_log
 from ..parts.root import Root
 
 OTHER_PLACE = "choose another destination"
@@ -170,8 +170,10 @@ def _check_free(place: Destination, source: Root, merges: bool, kind: str) -> No
 
 
 def check_part(place: Destination, records: list[LogRecord], source: Root, name: str) -> bool:
-    """Return whether a part is sealed at the destination. Raises NameTaken if another part has its name there."""
+    """Return whether a part is sealed at the destination. Raises NameTaken if another part has, or had, its name there."""
     ours = source.digest_of(name).removeprefix("sha256:")
+    if name in gone_from(records):
+        raise name_gone(f"{place.path}: {name}")
     there = next((record.seal for record in records if record.part == name), None)
     if there is not None:
         if there != ours:

@@ -17,6 +17,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
+from ..backends.pointers import naming_pointer
 from ..errors import NameTaken, ShardCorrupt, ShardMissing
 from ..format.constants import (
     COMMITS,
@@ -38,6 +39,7 @@ from .destination import OTHER_BYTES, Destination, below, check_sealed, check_si
 from .in_flight import InFlight
 
 _RESTORE: Final = "run `logitstore verify --deep` on the store that is copied, and restore the file there"
+_WITHOUT: Final = "run the same command again, which leaves it out"
 
 
 @dataclass(frozen=True)
@@ -238,16 +240,19 @@ class PartCopy:
         try:
             data, size = self._part.folder.read_range(key, 0, stored.size)
         except FileNotFoundError:
-            expected = "the shard that the seal lists"
-            raise ShardMissing(where, expected=expected, found="no file", remedy=_RESTORE) from None
+            expected, found, remedy = "the shard that the seal lists", "no file", _RESTORE
+            if self._part.is_gone:
+                found, remedy = "no file: `logitstore rm` has removed this part", _WITHOUT
+            raise ShardMissing(where, expected=expected, found=found, remedy=remedy) from None
         found = sha256(data).hexdigest()
         if (size, found) != (stored.size, stored.sha256):
-            raise ShardCorrupt(
+            error = ShardCorrupt(
                 where,
                 expected=f"{stored.size} bytes of sha256 {stored.sha256[:12]}…",
                 found=f"{size} bytes of sha256 {found[:12]}…",
                 remedy=_RESTORE,
             )
+            raise naming_pointer(error, data)
         return data
 
 

@@ -20,12 +20,13 @@ from support.stores import Teacher
 
 from logitstore.storage.api import open_store
 from logitstore.storage.backends.local import Folder
-from logitstore.storage.format.constants import LOCK, STAGING
+from logitstore.storage.format.constants import CARD_FILE, LOCK, STAGING
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.log import log_key
 from logitstore.storage.sharing import copying
 from logitstore.storage.sharing.copying import copy_store
 from logitstore.storage.sharing.part_copy import PartCopy
+from logitstore.storage.sharing.store_card import states
 
 from .writers import differences
 
@@ -81,7 +82,9 @@ def _stamps(path: Path) -> dict[str, tuple[int, int]]:
     return {
         item.relative_to(path).as_posix(): (item.stat().st_ino, item.stat().st_mtime_ns)
         for item in path.rglob("*")
-        if item.is_file() and STAGING not in item.as_posix() and not item.as_posix().endswith(LOCK)
+        if item.is_file()
+        and STAGING not in item.as_posix()
+        and not item.as_posix().endswith((LOCK, CARD_FILE))
     }
 
 
@@ -142,6 +145,8 @@ def _run(
         wrong += [f"{key} was written again" for key, stamp in there.items() if now.get(key) != stamp]
         if (path / log_key(0)).exists():
             wrong += [str(problem) for problem in verify(path, deep=True).problems]
+        if status == 0 and not states((path / CARD_FILE).read_text(), open_store(path).digest):
+            wrong.append("the card is not that of the store")
         if status == 0 or wrong:
             return wrong
     return [f"not done after {MOST} incarnations"]

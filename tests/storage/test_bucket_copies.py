@@ -12,6 +12,7 @@ from support.stores import Teacher
 
 from logitstore.storage.api import open_store
 from logitstore.storage.backends import conditional
+from logitstore.storage.format.constants import CARD_FILE
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.sharing.catalog import find_stores
 from logitstore.storage.sharing.copying import copy_store
@@ -45,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def objects_in(bucket: Bucket, prefix: str) -> dict[str, bytes]:
     assert isinstance(bucket.serve, MemoryS3)
-    objects = bucket.serve.objects.items()
+    objects = [(key, data) for key, data in bucket.serve.objects.items() if not key.endswith(CARD_FILE)]
     return {key.removeprefix(prefix): data for key, data in objects if key.startswith(prefix)}
 
 

@@ -15,7 +15,7 @@ REASONS: Final = {
     "no GPU": r"needs an accelerator|.*needs a GPU",
     "no real data": r"needs real data: .*|needs MNIST: .*|needs Omniglot: .*|needs .*/shared/data/.*",
     "no right to mount": r"needs the right to mount .*|needs root to mount .*|cannot mount a small disk .*",
-    "another system": r"needs /dev/shm|needs /proc .*|needs strace: .*",
+    "another system": r"needs /dev/shm|needs /proc .*|needs strace: .*|needs ssh-keygen: .*",
 }
 """Patterns of reasons, by what is missing. They match a reason as a whole."""
 HINT: Final = "skipped for a reason that is not in tests/support/skips.py"

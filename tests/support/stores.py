@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.digest import digest_rows
 from logitstore.storage.errors import LogitStoreError
+from logitstore.storage.format.constants import CARD_FILE
 from logitstore.storage.integrity.verify import verify
 
 
@@ -170,7 +171,10 @@ def add_clustering(store: Store, name: str = "wide-2x2", classes: int = 5) -> di
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Return every file under `path` by its key, and "<folder>/" for each empty folder."""
+    """Return every file under `path` by its key, and "<folder>/" for each empty folder.
+
+    Without the card of a store, which commands write and writers do not.
+    """
     found: dict[str, bytes] = {}
     for item in sorted(path.rglob("*")):
         key = item.relative_to(path).as_posix()
@@ -178,6 +182,7 @@ def tree(path: Path) -> dict[str, bytes]:
             found[key] = item.read_bytes()
         elif not any(item.iterdir()):
             found[f"{key}/"] = b""
+    found.pop(CARD_FILE, None)
     return found
 
 
