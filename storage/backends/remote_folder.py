@@ -216,11 +216,18 @@ class RemoteFolder(Place):
         """Return the names directly under `prefix`, sorted.
 
         A web server lists nothing. There the log's records are found by their numbers; other prefixes raise ConfigError.
+        Inside `read_ahead` the log is listed once.
         """
         if self.can_list:
             inner, where = self._key(prefix)
+            ahead, place = getattr(_ahead, "answers", None), (self._objects, f"{inner}/")
+            if ahead and place in ahead:
+                return list(ahead[place])
             try:
-                return self._objects.ask(where, self._objects.names, inner, where)
+                found = self._objects.ask(where, self._objects.names, inner, where)
+                if ahead and prefix == LOG:
+                    ahead[place] = found
+                return found
             except StorageRefused:
                 if prefix != LOG:
                     raise

@@ -4,7 +4,7 @@
 | --- | --- |
 | `s3://bucket/x`, `S3://bucket/x` | a URL |
 | `s3:/bucket/x`, `s3:bucket/x`, `Path("s3://bucket/x")` | an error: a path of that name would be a folder `s3:` |
-| `s4://bucket/x` | an error, with the nearest scheme |
+| `s3n://bucket/x` | an error, with the nearest scheme |
 | `file:///data/x`, `file:/data/x` | the path `/data/x` |
 | `./s3:/x`, `C:\\x` | a path |
 """
@@ -106,10 +106,10 @@ def check_spelling(location: Any) -> None:
             remedy=f"{'pass the text' if is_path else 'write'} {scheme}://{below}, or ./{where} for a local folder",
         )
     if slashes and scheme not in REMOTE | {"file"}:
-        near = difflib.get_close_matches(scheme, sorted(REMOTE | {"file"}), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(scheme, sorted(REMOTE | {"file"}), n=1, cutoff=0.6)
         raise ConfigError(
             where,
             expected="a local path, or a URL of s3, gs, az, abfs, https, http, hf, memory or file",
-            found=f"the scheme {scheme}",
+            found=f"a {scheme}:// URL",
             remedy=f"write {near[0]}://{below}" if near else "correct the scheme, or write ./ before a path",
         )

@@ -480,11 +480,12 @@ def test_a_bucket_that_replaces_objects_is_refused_before_a_teacher_runs(
     assert objects_in(bucket) == {}
 
 
+@pytest.mark.parametrize("option", ["--models", "--cache"])
 def test_a_folder_is_not_made_for_a_url(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = call("run", str(experiment), "--out", "s3://bucket/runs")
+    done = call("run", str(experiment), option, "s3://bucket/runs")
     assert done.exit_code == 64 and "expected a local folder, found a URL" in done.output
     assert not (tmp_path / "s3:").exists()
 
