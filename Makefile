@@ -39,7 +39,7 @@ endif
 
 # Libraries that the project works with and does not need: an environment of their own, made when it is first asked for.
 INTEGRATIONS := .venv-integrations
-LIBRARIES := transformers accelerate datasets lightning
+LIBRARIES := transformers accelerate botocore datasets lightning
 # Without dependencies: theirs are here already, and pip would exchange torch for the build that torchvision names.
 LIBRARIES_ALONE := torchvision timm
 INSTALL_INTEGRATIONS := PYTHONWARNINGS=ignore $(INTEGRATIONS)/bin/python -m pip install --quiet \

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..storage.progress import Progress, silent
 from .printing.progress import show_progress
@@ -64,19 +64,62 @@ def end_if_imported(workers: int) -> None:
         raise SystemExit(IMPORTS_A_CALL)
 
 
-def place_of(store: "Store | str | os.PathLike[str]") -> PurePath:
-    """Return the place of a store that may still have to be made. Raises ConfigError for a URL of an unknown scheme."""
+def place_of(
+    store: "Store | str | os.PathLike[str]", storage_options: Mapping[str, Any] | None
+) -> tuple[PurePath, dict[str, Any]]:
+    """Return the path of a store that may still have to be made, and the settings of a workspace that lead there.
+
+    storage_options: as for `open_store`. Raises ConfigError for a URL of an unknown scheme, and for options of an open store.
+    """
     from ..storage.api import Store
-    from ..storage.backends.remote import path_of
+    from ..storage.backends.remote import access_of, path_of
 
-    return path_of(str(store.path) if isinstance(store, Store) else os.fspath(store))
+    if isinstance(store, Store):
+        _check_unopened(storage_options)
+        return store.path, {"given_place": store.root.folder}
+    return path_of(store), {"access": access_of(storage_options, cache=None)}
 
 
-def opened_store(store: "Store | str | os.PathLike[str]") -> "Store":
-    """Return a store, opened unless it is. Raises as `open_store`."""
+def opened_store(
+    store: "Store | str | os.PathLike[str]", storage_options: Mapping[str, Any] | None
+) -> "Store":
+    """Return a store, opened unless it is. Raises as `open_store`, and ConfigError for options of an open store."""
     from ..storage.api import Store, open_store
 
-    return store if isinstance(store, Store) else open_store(store)
+    if isinstance(store, Store):
+        _check_unopened(storage_options)
+        return store
+    return open_store(store, storage_options=storage_options)
+
+
+def local_folder(name: str, location: "str | os.PathLike[str] | None") -> Path | None:
+    """Return a folder that an argument names. Raises ConfigError for a URL, of which a path would make a folder `s3:`."""
+    from ..storage.backends.local import local_path
+    from ..storage.errors import ConfigError
+
+    if location is None:
+        return None
+    try:
+        return local_path(location)
+    except ConfigError as error:
+        raise ConfigError(
+            name,
+            expected="a local folder",
+            found=error.where,
+            remedy="pass a folder of this machine; stores alone lie in buckets",
+        ) from None
+
+
+def _check_unopened(storage_options: Mapping[str, Any] | None) -> None:
+    from ..storage.errors import ConfigError
+
+    if storage_options:
+        raise ConfigError(
+            "storage_options",
+            expected="the path or the URL of a store, with options",
+            found="an open store, with options",
+            remedy="pass the options to open_store",
+        )
 
 
 def as_stores(

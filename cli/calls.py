@@ -24,6 +24,7 @@ from .calling import (
     check_share,
     check_validation,
     end_if_imported,
+    local_folder,
     opened_store,
     place_of,
     teacher_names,
@@ -73,6 +74,7 @@ def cache(
     stop_below: float | None = None,
     reuse: "Store | str | os.PathLike[str] | Sequence[Store | str | os.PathLike[str]] | None" = None,
     device: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: "bool | Progress | None" = None,
 ) -> "Store":
     """Run networks once over a data set, and seal their logits in a store: stage one.
@@ -112,6 +114,7 @@ def cache(
     reuse: an earlier store, or several, as folder or URL: where the same network saw the same input, the logits are taken from
         there, and the networks run on the other rows alone.
     device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+    storage_options: of the library that opens the store's URL, as for `open_store`; an open store has its own.
     progress: True to print progress and results, False for none, or a callback; by default on a terminal alone.
 
     Returns the store, opened.
@@ -157,7 +160,8 @@ def cache(
         )
         settings: dict[str, Any] = {"device": device, "progress": call.progress, "ranks": call.ranks}
         settings["reuse"] = as_stores(reuse)
-        place = place_of(store)
+        place, way = place_of(store, storage_options)
+        settings |= way
         # Networks in hand are not kept: nothing is written to the folder of models.
         models = None if isinstance(place, Path) else Path("models")
         check_scored(place, evaluation)
@@ -178,9 +182,7 @@ def _say_captured(call: Call, report: Any, made: "Store") -> None:
     from .printing.stores import captured_line, print_store
     from .printing.text import nothing_to_do, print_text
 
-    lines = []
-    for name in report.captured:
-        lines.append(captured_line(name, report.quality[name]))
+    lines = [captured_line(name, report.quality[name]) for name in report.captured]
     if not lines:
         kept = f"{', '.join(report.kept)} captured already and unchanged"
         lines.append(nothing_to_do(kept, report.compared))
@@ -209,11 +211,12 @@ def cluster(
     memory: float = 4.0,
     name: str | None = None,
     scheduler: Any = "threads",
+    storage_options: Mapping[str, Any] | None = None,
     progress: "bool | Progress | None" = None,
 ) -> "ClusteringReader":
     """Find the sets of classes that a teacher confuses, and seal them in the store: stage two.
 
-    store: the store, or its folder.
+    store: the store, or its folder or URL.
     clusters: number of sets.
     classes_per_cluster: number of classes in a set; sets may overlap.
     teachers: name of a capture; or an ensemble, as a list of names, or as weights by name. By default all teachers.
@@ -226,6 +229,7 @@ def cluster(
     memory: GiB for matrices of classes by classes; where they do not fit, projections are clustered.
     name: name in the store; `<teacher>-<clusters>x<classes_per_cluster>` by default.
     scheduler: as of `dask.compute`.
+    storage_options: of the library that opens the store's URL, as for `open_store`.
     progress: True to print progress and the sets, False for none, or a callback; by default on a terminal alone.
 
     Returns the clustering: `sets` int64 (clusters, classes_per_cluster), `assignment` int64 (classes,).
@@ -241,7 +245,7 @@ def cluster(
     from .printing.text import print_text
 
     with calling(progress) as call:
-        opened = opened_store(store)
+        opened = opened_store(store, storage_options)
         given = teacher_names(opened) if teachers is None else teachers
         names = as_weights(given)
         one = names[0] if isinstance(names, list) and len(names) == 1 else None
@@ -273,10 +277,8 @@ def cluster(
         def print_it() -> None:
             if not todo:
                 print_text(nothing)
-            record, errors = (
-                clustering_record(opened, table.part_name),
-                errors_in_sets(opened, table.part_name),
-            )
+            record = clustering_record(opened, table.part_name)
+            errors = errors_in_sets(opened, table.part_name)
             print_clustering(record)
             if errors is not None:
                 print_text("", errors_sentence(record["teachers"], errors, "the labelled rows"))
@@ -327,6 +329,7 @@ def distill(
     compile: bool = False,
     workers: int = 0,
     device: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: "bool | Progress | None" = None,
 ) -> "Network":
     """Train a network from the logits in a store, without running a teacher: stage three.
@@ -377,6 +380,7 @@ def distill(
     workers: processes that decode and augment inputs; 0 for threads. The batches are the same. They need a data set and an
     augmentation that can be pickled, and a script that makes the call under `if __name__ == "__main__":`.
     device: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one.
+    storage_options: of the library that opens the store's URL. For a cache of your own pass `open_store(url, cache=…)`.
     progress: True to print progress and scores, False for none, or a callback; by default on a terminal alone.
 
     Returns the network that you passed.
@@ -388,13 +392,13 @@ def distill(
 
     end_if_imported(workers)
     with calling(progress) as call, contextlib.ExitStack() as stack:
-        opened = opened_store(store)
+        opened = opened_store(store, storage_options)
         names = teacher_names(opened) if teachers is None else teachers
         check_validation(validation, evaluation, keep)
         outlet = check_log(log, checkpoint)
-        folder = checkpoint
+        folder = local_folder("checkpoint", checkpoint)
         if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-"))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logitstore-")))
         settings = {
             "targets": targets,
             "mean": mean,
@@ -436,7 +440,7 @@ def distill(
             augment=augment,
             evaluation=evaluation,
             validation=validation,
-            folder=Path(folder),
+            folder=folder,
             is_kept=checkpoint is not None,
             student=settings,
             train=train,

@@ -29,6 +29,10 @@ COMMANDS = {
     "compress": "Write a smaller copy of a capture, its error bounded or measured.",
     "copy": "Copy a store, or some of its captures, to another place.",
     "merge": "Add to a store the parts of another copy of it.",
+    "concat": "Put the rows of several stores into one.",
+    "rm": "Remove a capture or a clustering from a store.",
+    "export": "Write a capture to a parquet, safetensors or npy file.",
+    "import": "Seal logits that lie in plain files as a capture.",
     "list": "List the stores under a folder or a URL.",
     "card": "Write STORE.md, the card of a store for people, again.",
     "verify": "Check every byte of a store without running a teacher.",
@@ -36,6 +40,8 @@ COMMANDS = {
     "doctor": "Test whether a disk is safe for several writers.",
 }
 """Name and summary of each command, in the order of a user's first steps."""
+_MODULES = {"import": "import_files"}
+"""Modules of commands whose names no module can have."""
 OF_ONE_PROCESS = (
     "demo",
     "run",
@@ -45,6 +51,10 @@ OF_ONE_PROCESS = (
     "compress",
     "copy",
     "merge",
+    "concat",
+    "rm",
+    "export",
+    "import",
     "card",
     "repair",
 )
@@ -62,7 +72,8 @@ class LazyGroup(click.Group):
         """Import a command; return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: object = importlib.import_module(f"{__package__}.commands.{cmd_name}").command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: object = importlib.import_module(f"{__package__}.commands.{module}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -4,13 +4,15 @@ A default that an experiment can set is not given here: it comes from the experi
 """
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from ..storage.backends.remote import Access
 
 READING = frozenset({"inspect", "list", "verify"})
 """Commands that need no more of the system than to read a store."""
@@ -155,19 +157,24 @@ def transform_named(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"transform": table}
 
 
-def _check_folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file in the place of a folder, and a URL, before anything is computed for it."""
-    if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", path.as_posix()) and not path.exists():
-        from ..storage.errors import ConfigError
+def _check_folder(context: click.Context, parameter: click.Parameter, text: str | None) -> Path | None:
+    """Return a local folder. Refuses a file in its place, and a URL, before anything is computed for it."""
+    if text is None:
+        return None
+    from ..storage.backends.local import local_path
+    from ..storage.errors import ConfigError
 
+    try:
+        path = local_path(text)
+    except ConfigError as error:
         raise ConfigError(
-            f"{parameter.opts[0]} {str(path)[:200]}",
+            f"{parameter.opts[0]} {error.where}",
             expected="a local folder",
             found="a URL",
-            remedy="name a folder; `logitstore cache EXPERIMENT URL --models DIR` writes a store to a bucket",
-        )
+            remedy="name a folder of this machine; stores alone lie in buckets",
+        ) from None
     try:
-        found = "a file" if path is not None and path.exists() and not path.is_dir() else ""
+        found = "a file" if path.exists() and not path.is_dir() else ""
     except OSError as error:  # a name that is too long
         found = (error.strerror or type(error).__name__).lower()
     if found:
@@ -183,8 +190,8 @@ def _check_folder(context: click.Context, parameter: click.Parameter, path: Path
 
 
 def _folder_option(name: str, text: str) -> Callable[[_Command], _Command]:
-    kind: Any = click.Path(path_type=Path)
-    return click.option(name, type=kind, metavar="DIR", callback=_check_folder, help=text)
+    # No `click.Path`: of s3://bucket it leaves one slash.
+    return click.option(name, metavar="DIR", callback=_check_folder, help=text)
 
 
 experiment_argument = click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT")
@@ -193,6 +200,25 @@ store_argument = click.argument("store", type=str, metavar="STORE")
 """store: str, a path or URL."""
 out_option = _folder_option("--out", "Folder to write to.")
 """out: Path | None."""
+
+
+def _check_out(context: click.Context, parameter: click.Parameter, out: str | None) -> PurePath | None:
+    """Return a folder, or the `Address` of a URL."""
+    from ..storage.backends.remote import path_of
+
+    if out is None:
+        return None
+    place = path_of(out)
+    return _check_folder(context, parameter, out) if isinstance(place, Path) else place
+
+
+out_or_url_option = click.option(
+    "--out",
+    metavar="DIR",
+    callback=_check_out,
+    help="Folder to write to; or a URL, for the store alone: networks and scores then go to --models.",
+)
+"""out: PurePath | None, a Path or an `Address`."""
 models_option = _folder_option(
     "--models", "Folder of the trained models; default: 'models' beside the store."
 )
@@ -205,6 +231,51 @@ expect_option = click.option(
     "--expect", metavar="sha256:…", help="Read the store as it was at this digest; fail if it never had it."
 )
 """expect: str | None."""
+follow_links_option = click.option(
+    "--follow-links",
+    is_flag=True,
+    help="Read files that are links, as Hugging Face's cache, DVC and git-annex lay them; all bytes are checked.",
+)
+"""follow_links: bool."""
+
+
+def cache_options(function: _Command) -> _Command:
+    """Add `--cache`, `--cache-size` and `--no-cache`, for `access_of_options`."""
+    for option in (
+        click.option("--no-cache", is_flag=True, help="Keep no shards of a remote store on this disk."),
+        click.option(
+            "--cache-size",
+            metavar="BYTES",
+            help="Most bytes of those shards, such as 200GB; default: that of LOGITSTORE_CACHE_SIZE, else 32GiB.",
+        ),
+        click.option(
+            "--cache",
+            metavar="DIR",
+            callback=_check_folder,
+            help="Folder for shards of a remote store; default: that of LOGITSTORE_CACHE, else the user's cache.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def access_of_options(
+    cache: Path | None, cache_size: str | None, no_cache: bool, follow_links: bool = False
+) -> "Access":
+    """Return the way to a store that the options of `cache_options` and `follow_links_option` give. Raises ConfigError."""
+    from ..storage.backends.remote import access_of
+    from ..storage.errors import ConfigError
+
+    if no_cache and (cache is not None or cache_size is not None):
+        raise ConfigError(
+            "--no-cache",
+            expected="--no-cache alone, or a cache",
+            found=f"--no-cache with {'--cache' if cache is not None else '--cache-size'}",
+            remedy="remove one of them",
+        )
+    return access_of(None, False if no_cache else cache, cache_size, follow_links)
+
+
 teacher_option = click.option("--teacher", required=True, metavar="NAME", help="Teacher in the store.")
 """teacher: str."""
 captures_option = click.option(

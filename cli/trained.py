@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..storage.extras import naming_extras
+from .calling import local_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,6 @@ def load_student(
         Path(experiment),
         name,
         seed=seed,
-        out=None if out is None else Path(out),
-        models=None if models is None else Path(models),
+        out=local_folder("out", out),
+        models=local_folder("models", models),
     )

@@ -12,6 +12,7 @@ which imports only those before it (tests/packaging/test_layers.py):
     cluster                             stage two:   store -> sets of confusable classes
     train, specialists, combine         stage three: store -> students; specialists -> one more capture
     compress, evaluate, plan            a smaller capture; scores; costs beforehand
+    exchange                            captures to and from plain files
     run                                 every stage of an experiment, skipping finished work
     in_hand                             stages on networks, data sets and augmentations that a caller passes
 

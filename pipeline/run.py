@@ -6,7 +6,7 @@ time.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..storage.api import Store
@@ -142,13 +142,14 @@ def _tidy(work: Workspace) -> None:
     remove_leftovers(work.scores)
 
 
-def run(experiment: Experiment, out: Path, **settings: Any) -> RunReport:
+def run(experiment: Experiment, out: PurePath, models: Path | None = None, **settings: Any) -> RunReport:
     """Do every stage of an experiment that is not done, and score every model.
 
-    out: the folder of the store, the models and the scores. settings: `device`, `progress` and `reuse` of the workspace. Raises
-    what a stage raises; called again, it resumes.
+    out: the folder of the store, the models and the scores; or an `Address`, for the store alone. models: folder of the models,
+    and with an address of the scores. settings: `device`, `progress`, `reuse` and `access` of the workspace. Raises what a stage
+    raises; called again, it resumes.
     """
-    work = Workspace.of_folder(experiment, out, **settings)
+    work = Workspace.of_folder(experiment, out, models, **settings)
     examples = _evaluation_set(work)
     todo = pending(work, examples)
     _tidy(work)

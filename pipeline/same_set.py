@@ -23,6 +23,7 @@ from ..storage.digest import digest_rows
 from ..storage.errors import BadDataError, LogitStoreError, RowMismatch, SpecMismatch
 from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json, check_same
+from ..storage.parts.same_rows import check_knows_inputs
 from ..storage.stream.items import listed_labels
 from .datasets.stored_images import stored_images
 from .experiment.document import Experiment
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 _REMEDY = "use the transfer set that the store was made from, or make a new store (another --out)"
 DECODING = "decoding"
 """Key in the identity of samples that keep files: the way to the pixels of an input."""
+CONCATENATED = "concatenated"
+"""Key in the identity of samples whose rows come from several stores."""
 _REPEATED = 64
 """Examples that are fetched twice."""
 _REFETCHED = 16
@@ -47,12 +50,16 @@ _BUILT_TWICE_BYTES = 1 << 30
 def check_samples(store: Store, rows: TransferRows) -> str:
     """Compare the transfer set with that of a store; return the extent of the comparison in words.
 
-    Raises SpecMismatch for another set, order or class, RowMismatch for a row with another label or input.
+    Raises SpecMismatch for another set, order or class, RowMismatch for a row with another label or input, ConfigError for a
+    store that knows no inputs.
     """
     ours: dict[str, Any] = {"rows": len(rows), "classes": rows.num_classes}
     theirs: dict[str, Any] = {"rows": store.num_rows, "classes": store.num_classes}
     begun = store.begun(SAMPLES)
+    if is_joined := CONCATENATED in (store.identity_of(SAMPLES) or {}) and store.is_whole(SAMPLES):
+        rows.source = store.samples.source  # of the sets of its sources, one behind the other
     if (samples := store.identity_of(SAMPLES)) is not None:
+        check_knows_inputs(samples, str(store.path))
         ours |= samples_identity(rows, samples, is_begun=begun is not None)
         theirs |= {key: value for key, value in samples.items() if key != "views"}
     check_same(
@@ -62,7 +69,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
         made="from which it was made",
         remedy="change the transfer set back, or make a new store (another --out)",
     )
-    looked = rows.looked if rows.fingerprint is None else _listed(rows)
+    looked = rows.looked if rows.fingerprint is None or is_joined else _listed(rows)
     if store.is_whole(SAMPLES):
         check_names(store, rows)
         if not np.array_equal(store.samples.source, rows.source):
@@ -84,7 +91,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
             digests[block.start : block.stop] = values
             committed[block.start : block.stop] = True
         _check_looked(rows, looked, labels, digests, committed)
-    if rows.fingerprint is None:
+    if rows.fingerprint is None or is_joined:
         return rows.looked.describe()
     return "fingerprint of the transfer set" + (" and all labels" if looked is not None else "") + " compared"
 
@@ -144,6 +151,11 @@ def samples_identity(
     compared for samples that are begun: one half would come from other code. Sealed ones are compared by their rows.
     """
     identity = rows.identity
+    if CONCATENATED in (theirs or {}) and not is_begun:
+        # No one set made it: it is compared by its rows.
+        return {key: value for key, value in (theirs or {}).items() if key != "views"} | {
+            "digest_of": rows.digest_of
+        }
     if DECODING in (theirs or {}):
         # Of files in a store: a set that gives none is compared by its rows.
         identity[DECODING] = getattr(rows.dataset, DECODING, (theirs or {})[DECODING])

@@ -3,19 +3,21 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from ..storage.api import Store, open_store
+from ..storage.api import Store
+from ..storage.backends.local import writable
 from ..storage.backends.obstacles import check_folder
 from ..storage.backends.place import Place
 from ..storage.backends.posix import check_writable
-from ..storage.backends.remote import folder_at, folder_to_write
+from ..storage.backends.remote import Access, folder_at, usual_access
 from ..storage.errors import ConfigError, ManifestInvalid, NotAStoreError, UntrustedStoreError
 from ..storage.format.constants import GROUPS, PRIVATE, ROOT_METADATA
 from ..storage.format.metadata import RootAttributes
+from ..storage.parts.root import open_root
 from ..storage.progress import Progress, silent
 from .experiment.document import Experiment
 from .models.records import Models
@@ -60,15 +62,24 @@ class Workspace:
     """The transfer set, if the caller has opened it already."""
     reuse: Sequence["str | os.PathLike[str] | Store"] = ()
     """Earlier stores, whose rows stage one takes instead of running a teacher on them (`cache.reuse`)."""
+    access: Access = field(default_factory=usual_access)
+    """The way to the store: options of a URL, the cache of a remote store, links."""
+    given_place: Place | None = None
+    """The store's folder, if the caller has opened it."""
 
     def __post_init__(self) -> None:
         if not self.ranks.is_first:
             object.__setattr__(self, "progress", silent)
 
     @classmethod
-    def of_folder(cls, experiment: Experiment, folder: Path, **settings: Any) -> "Workspace":
-        """Lay out a workspace in the folder of `--out`. settings: device, progress, ranks, given_rows, reuse."""
-        return cls.of_store(experiment, folder / STORE, **settings)
+    def of_folder(
+        cls, experiment: Experiment, folder: PurePath, models: Path | None = None, **settings: Any
+    ) -> "Workspace":
+        """Lay out a workspace in the folder of `--out`, or under a URL. settings: device, progress, ranks, reuse, access …
+
+        models: as for `of_store`.
+        """
+        return cls.of_store(experiment, folder / STORE, models, **settings)
 
     @classmethod
     def of_store(
@@ -106,11 +117,16 @@ class Workspace:
     @cached_property
     def store(self) -> Store:
         """The store, opened on first use. Raises NotAStoreError if there is none."""
-        return open_store(self.path)
+        return Store(open_root(self.place))
+
+    @property
+    def place(self) -> Place:
+        """The folder of the store, named anew: a local path may lead elsewhere by now."""
+        return folder_at(self.path, self.access) if self.given_place is None else self.given_place
 
     def find_store(self) -> Store | None:
         """Return the store; None if there is none yet. Raises NotAStoreError for a place that holds something else."""
-        if "store" not in vars(self) and (store := open_existing(self.path)) is not None:
+        if "store" not in vars(self) and (store := open_existing(self.place)) is not None:
             vars(self)["store"] = store
         return vars(self).get("store")
 
@@ -137,7 +153,7 @@ class Workspace:
         store: whether the store is written to, beside the models.
         """
         if store:
-            check_folder(folder_to_write(self.path))
+            check_folder(writable(self.place))
         check_writable(self.models.folder)
 
     def choose_device(self) -> "torch.device":
@@ -153,12 +169,12 @@ class Workspace:
         return folder / "evaluation.json"
 
 
-def open_existing(path: PurePath) -> Store | None:
-    """Open the store at `path`; None if it is still to be made. Raises NotAStoreError if something else is there."""
+def open_existing(location: PurePath | Place) -> Store | None:
+    """Open the store at a place; None if it is still to be made. Raises NotAStoreError if something else is there."""
+    place = folder_at(location)
     try:
-        return open_store(path)
+        return Store(open_root(place))
     except NotAStoreError:
-        place = folder_at(path)
         names = set(place.names() if place.can_list else ())
         if place.kind() not in ("nothing", "a folder") or names - {ROOT_METADATA, *GROUPS, PRIVATE}:
             raise

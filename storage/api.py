@@ -14,7 +14,7 @@ from .backends.local import Folder, writable
 from .backends.obstacles import check_folder
 from .backends.paths import PathFolder
 from .backends.place import Place
-from .backends.remote import folder_to_write, place_at
+from .backends.remote import access_of, folder_at, folder_to_write
 from .checks import as_labels, check_labels, common_length
 from .digest import given_digests
 from .encodings.encoding import Encoding
@@ -188,7 +188,8 @@ class Store:
         return self.find_spec(part) is not None and self._root.is_whole(part)
 
     def identity_of(self, part: str) -> Mapping[str, Any] | None:
-        """Return the identity of a part, sealed or unfinished; None if its name is free."""
+        """Return the identity of a part, sealed or unfinished; None if its name is free. Raises NameTaken if it was removed."""
+        self._root.check_name(part)
         known = self._root.begun(part) or self.find_spec(part)
         return None if known is None else known.identity
 
@@ -309,8 +310,7 @@ class Store:
         (any scale, equal by default), in their order. An epoch passes once over the stratum that lasts longest and
         repeats the others.
         window: approximate number of rows that are shuffled together; two windows are held in memory
-        (`Stream.window_bytes` each). decode: False leaves logits as stored.
-        temperature: that of the softmax; needed to decode top-k captures.
+        (`Stream.window_bytes` each). decode: False leaves logits as stored. temperature: of the softmax, for top-k captures.
         columns: "all" gives logits in the order of the store's classes, and refuses a capture that lacks some and is no
         specialist, and captures of equally many and other classes. "own" gives every capture with the columns that its
         `classes` name; a label is then no number of a column.
@@ -362,6 +362,7 @@ def open_store(
     storage_options: Mapping[str, Any] | None = None,
     cache: "bool | str | os.PathLike[str] | None" = None,
     cache_size: "int | str | None" = None,
+    follow_links: bool = False,
 ) -> Store:
     """Open a store to read it, or, on a local disk or in a bucket, to add captures to it.
 
@@ -370,9 +371,11 @@ def open_store(
     expect: "sha256:…", a present or former digest of the store, which is opened as of that digest.
     storage_options: of the library that opens a URL: credentials, region … No message shows them. cache: a folder for shards
     of a remote store, False for none; else that of LOGITSTORE_CACHE, or the user's. cache_size: its bytes, such as "50GB".
+    follow_links: read links in a local store (Hugging Face's cache, DVC, git-annex), checked as ever; it is never written to.
     Raises NotAStoreError if there is no store, ManifestInvalid if it is damaged, WrongStore if it never had that digest.
     """
-    return Store(open_root(place_at(location, storage_options, cache, cache_size), expect))
+    access = access_of(storage_options, cache, cache_size, follow_links)
+    return Store(open_root(folder_at(location, access), expect))
 
 
 def begin_store(
@@ -430,6 +433,7 @@ def create_store(
     block_rows: int | None = None,
     card: Mapping[str, str] | None = None,
     exist_ok: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Store:
     """Make a store for a transfer set whose logits come from your own loop.
 
@@ -441,6 +445,7 @@ def create_store(
     exist_ok: resume the store that this very call would make, for a script that is run again after it was killed, or in
     several processes at once. Labels, ids, digests, class names and inputs are compared with those of the store; what
     you leave out must be absent there, too. Another card than the store's is logged as a warning, and not kept.
+    storage_options: of the library that opens a URL, as for `open_store`.
     Raises NameTaken if the path is not free (with exist_ok, if a store of other sizes has it), RowMismatch with the
     first row that differs, SpecMismatch for other class names, or for ids, names or inputs that only one of the two
     has, ConfigError for lengths that differ, labels out of range and digests that are none; nothing is then left
@@ -449,15 +454,14 @@ def create_store(
     rows = common_length(num_rows, labels=labels, digests=digests, inputs=inputs, ids=ids)
     classes = num_classes if num_classes is not None else len(class_names or ())
     if class_names is not None and len(class_names) != classes:
-        found = str(len(class_names))
-        raise ConfigError("class_names", expected=f"{classes} names", found=found, remedy="pass one a class")
+        expected, found = f"{classes} names", str(len(class_names))
+        raise ConfigError("class_names", expected=expected, found=found, remedy="pass one a class")
     label = np.full(rows, -1, np.int64) if labels is None else as_labels(labels)
     check_labels(label, classes)
     check_class_names(class_names, str(location))
     digest, card = given_digests(digests, inputs), checked_card(card)
-    kept = inputs if store_inputs else None
-    example = kept_example(inputs) if store_inputs else None
-    folder = folder_to_write(location)
+    kept, example = (inputs, kept_example(inputs)) if store_inputs else (None, None)
+    folder = folder_to_write(location, access_of(storage_options))
     there = join_root(folder, rows, classes, block_rows) if exist_ok else None
     if there is not None:
         store = Store(there)
@@ -471,13 +475,9 @@ def create_store(
             exist_ok=exist_ok,
             arrays=optional_arrays(example, ids),
         )
+    identity = {"transfer_set": None, "order": {"kind": "as_is"}, "digest_of": "array", "label_kind": "class"}
     writer = store.samples_writer(
-        identity={
-            "transfer_set": None,
-            "order": {"kind": "as_is"},
-            "digest_of": "array",
-            "label_kind": "class",
-        },
+        identity=identity,
         class_names=class_names,
         example=example,
         ids=ids,

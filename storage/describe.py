@@ -21,11 +21,11 @@ _MOST_SHOWN = 1 << 26
 
 
 def describe(
-    store: "Store | str | os.PathLike[str]", *, expect: str | None = None
+    store: "Store | str | os.PathLike[str]", *, expect: str | None = None, follow_links: bool = False
 ) -> "tuple[dict[str, Any], list[LogitStoreError]]":
     """Describe a store; return the record that `inspect --json` prints, and the errors of damaged parts.
 
-    store: an opened store, or a location and its expected digest for `open_store`.
+    store: an opened store, or a location, its expected digest and `follow_links` for `open_store`.
     A part that cannot be read is listed under "unreadable" with the reason. One that needs a newer logitstore is no
     error.
     """
@@ -33,7 +33,7 @@ def describe(
     from .errors import LogitStoreError, UnsupportedFeature
     from .format.constants import FORMAT_VERSION, INPUT_FILES, SAMPLES, VERSIONS
 
-    store = store if isinstance(store, Store) else open_store(store, expect=expect)
+    store = store if isinstance(store, Store) else open_store(store, expect=expect, follow_links=follow_links)
     samples: dict[str, Any] | None = None
     card: dict[str, str] = {}
     class_names: list[str] | None = None
@@ -85,6 +85,7 @@ def describe(
         "captures": captures,
         "clusterings": clusterings,
         "unsealed": unsealed,
+        "removed": sorted(store.root.gone),
         "unreadable": unreadable,
     }
     return description, errors

@@ -13,6 +13,7 @@ EXTRAS: Final[Mapping[str, str]] = {
     "distributed": "distributed",
     "matplotlib": "plots",
     "obstore": "remote",
+    "pyarrow": "parquet",
     "safetensors": "torch",
     "scipy": "torch",
     "sklearn": "torch",

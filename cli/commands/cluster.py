@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     help="Draw the correlations in the order of the clusters (.png, .svg, .pdf).",
 )
 @options.scheduler_option("A dask scheduler to compute on; threads by default.")
+@options.cache_options
 @options.dry_run_option
 @options.json_option
 def command(
@@ -66,6 +67,9 @@ def command(
     scheduler: str | None,
     dry_run: bool,
     as_json: bool,
+    cache: Path | None,
+    cache_size: str | None,
+    no_cache: bool,
     **table: Any,
 ) -> None:
     """Group the classes whose predictions go together, and seal the sets in the STORE.
@@ -80,7 +84,7 @@ def command(
     cluster = _checked(teachers, table)
     if figure is not None:
         check_figure(figure)
-    opened = store_to_write(store)
+    opened = store_to_write(store, options.access_of_options(cache, cache_size, no_cache))
     for teacher in cluster.shares:
         _ = opened.teachers[teacher]  # raises for a missing teacher before anything else
     dimensions, name = check_cluster(cluster, opened.num_classes), cluster.part_name

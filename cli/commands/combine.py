@@ -1,5 +1,6 @@
 """The command `combine`: a generalist and its specialists become one teacher."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,6 +60,7 @@ _KINDS = {"encoding": (), "transform_kl": options.TRANSFORM_OPTIONS, "max_kl": (
     "--max-kl", type=float, metavar="NATS", help="Store codes instead, with a KL that no row exceeds."
 )
 @options.min_temperature_option
+@options.cache_options
 @options.dry_run_option
 @options.json_option
 def command(
@@ -66,6 +68,9 @@ def command(
     specialists: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
+    cache: Path | None,
+    cache_size: str | None,
+    no_cache: bool,
     encoding: str | None,
     transform_kl: float | None,
     temperatures: str | None,
@@ -90,7 +95,7 @@ def command(
     chosen = options.transform_named("combine", options.choose_one("combine", _KINDS, asked))
     wish: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     wish |= {"specialists": list(specialists), "encoding": encoding or chosen or "float16"}
-    opened = store_to_write(store)
+    opened = store_to_write(store, options.access_of_options(cache, cache_size, no_cache))
     if dry_run:
         print_todo(plan_combination(opened, **wish).lines, as_json=as_json)
         return

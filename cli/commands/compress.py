@@ -1,5 +1,6 @@
 """The command `compress`: a smaller capture from a sealed one."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,9 +49,20 @@ _KINDS = {
     help="Statistic of the KL of all rows for --top-k-kl: max (the default), mean or p99.9.",
 )
 @options.new_name_option
+@options.cache_options
 @options.dry_run_option
 @options.json_option
-def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
+def command(
+    store: str,
+    teacher: str,
+    name: str,
+    cache: Path | None,
+    cache_size: str | None,
+    no_cache: bool,
+    dry_run: bool,
+    as_json: bool,
+    **wishes: Any,
+) -> None:
     """Make an encoded capture NEW from a capture in the STORE, which is not changed.
 
     Give one of --transform-kl, --max-kl, --top-k and --top-k-kl. A row then takes a fraction of its bytes; its KL to the
@@ -60,7 +72,7 @@ def command(store: str, teacher: str, name: str, dry_run: bool, as_json: bool, *
 
     chosen = options.choose_one("compress", _KINDS, wishes, required=True)
     wish = options.transform_named("compress", chosen)
-    opened = store_to_write(store)
+    opened = store_to_write(store, options.access_of_options(cache, cache_size, no_cache))
     plan = plan_compression(opened, teacher, name, wish)
     if dry_run:
         print_todo(plan.lines, as_json=as_json)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("destination", metavar="DST")
 @options.captures_option
 @options.expect_option
+@options.follow_links_option
 @options.dry_run_option
 @options.json_option
 def command(source: str, destination: str, **choice: Any) -> None:
@@ -54,6 +55,7 @@ def run(source: str, destination: str, *, as_json: bool, merge: bool = False, **
             "parts",
             "there",
             "unsealed",
+            "gone",
         )
         print_json(pick(done, *names))
     else:
@@ -70,6 +72,7 @@ def _print(done: "Copied") -> None:
     else:
         print_text(f"nothing to do: {done.path} has all {len(done.there)} parts")
     print_text(*(f"not copied  {part}: begun and not sealed" for part in done.unsealed))
+    print_text(*(f"not copied  {part}: removed from {done.path}" for part in done.gone))
     amount = done.missing if done.dry_run else done.sent
     print_text(
         f"store   {done.path}",

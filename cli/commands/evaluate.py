@@ -1,6 +1,7 @@
 """The command `evaluate`: scores of the models of an experiment, or of the captures of a store."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,7 +10,11 @@ from ..printing.capture_scores import capture_records, print_captures
 from ..printing.progress import show_progress
 from ..printing.scores import print_scores, score_records
 from ..printing.text import print_json, print_text, print_todo
-from ..workspaces import workspace
+from ..workspaces import store_to_read, workspace
+
+if TYPE_CHECKING:
+    from ...storage.api import Store
+    from ...storage.backends.remote import Access
 
 
 @options.subcommand(
@@ -21,6 +26,8 @@ from ..workspaces import workspace
 @click.argument("places", nargs=-1, required=True, metavar="[EXPERIMENT] STORE")
 @options.models_option
 @options.device_option
+@options.cache_options
+@options.follow_links_option
 @options.dry_run_option
 @click.option(
     "--generalist",
@@ -45,6 +52,7 @@ def command(
     clustering: str | None,
     view: int | None,
     as_json: bool,
+    **means: Any,
 ) -> None:
     """Score every model of an EXPERIMENT on its evaluation set, or every capture of a STORE on its own labels.
 
@@ -65,19 +73,20 @@ def command(
         if value is not None:
             form = "a store without an experiment" if whole else "an experiment"
             raise click.UsageError(f"{option} is for {form}; remove it")
+    access = options.access_of_options(**means)
     if whole:
-        _evaluate_experiment(Path(places[0]), places[1], models, device, dry_run=dry_run, as_json=as_json)
+        _evaluate_experiment(
+            Path(places[0]), places[1], models, device, access, dry_run=dry_run, as_json=as_json
+        )
     else:
-        _evaluate_store(places[0], generalist, clustering, view or 0, as_json=as_json)
+        _evaluate_store(store_to_read(places[0], access), generalist, clustering, view or 0, as_json=as_json)
 
 
 def _evaluate_store(
-    location: str, generalist: str | None, clustering: str | None, view: int, *, as_json: bool
+    store: "Store", generalist: str | None, clustering: str | None, view: int, *, as_json: bool
 ) -> None:
     from ...pipeline.evaluate.captures import comparisons, evaluate_captures
-    from ...storage.api import open_store
 
-    store = open_store(location)
     with show_progress(quiet=options.settings().quiet) as progress:
         compare = comparisons(store, generalist=generalist, clustering=clustering)
         scores = evaluate_captures(store, compare, view=view, progress=progress)
@@ -88,14 +97,21 @@ def _evaluate_store(
 
 
 def _evaluate_experiment(
-    experiment: Path, location: str, models: Path | None, device: str | None, *, dry_run: bool, as_json: bool
+    experiment: Path,
+    location: str,
+    models: Path | None,
+    device: str | None,
+    access: "Access",
+    *,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     from ...pipeline.evaluate.scores import Scores, subjects, uncompared, verdicts
     from ...pipeline.evaluate.stage import evaluate
     from ...pipeline.evaluation_set import EvaluationExamples
     from ...pipeline.same_set import check_samples
 
-    with workspace(experiment, location, models, device) as work:
+    with workspace(experiment, location, models, device, access=access) as work:
         compared = check_samples(work.store, work.rows)  # nothing is evaluated without a store
         examples = EvaluationExamples(work.experiment, work.rows)
         if dry_run:

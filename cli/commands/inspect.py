@@ -26,27 +26,28 @@ _MAX_SETS = 20
 @click.option(
     "--digest", "digest_alone", is_flag=True, help="Print the digest of the store, and nothing else."
 )
+@options.follow_links_option
 @options.json_option
-def command(store: str, expect: str | None, digest_alone: bool, as_json: bool) -> None:
+def command(store: str, expect: str | None, digest_alone: bool, follow_links: bool, as_json: bool) -> None:
     """Show the contents of a STORE: rows, classes, captures and their provenance, clusterings, sizes, seals.
 
     Damaged parts are listed with the reason, beside the rest. The exit code is then 65, or 75 for a part that could
     not be read.
     """
     if digest_alone:
-        _print_digest(store, expect, as_json=as_json)
+        _print_digest(store, expect, follow_links=follow_links, as_json=as_json)
         return
-    record, errors = describe(store, expect=expect)
+    record, errors = describe(store, expect=expect, follow_links=follow_links)
     (print_json if as_json else _print)(record)
     click.get_current_context().exit(max((error.exit_code for error in errors), default=0))
 
 
-def _print_digest(store: str, expect: str | None, *, as_json: bool) -> None:
+def _print_digest(store: str, expect: str | None, *, follow_links: bool, as_json: bool) -> None:
     from ...storage.api import open_store
 
     if as_json:
         raise click.UsageError("--digest prints one line of text; remove --json, whose output has the digest")
-    print_text(open_store(store, expect=expect).digest)
+    print_text(open_store(store, expect=expect, follow_links=follow_links).digest)
 
 
 def _print(record: Mapping[str, Any]) -> None:
@@ -87,6 +88,8 @@ def _print(record: Mapping[str, Any]) -> None:
     for part in record["unsealed"]:
         done = f"{part['blocks_done']:,} of {part['blocks']:,} blocks are there"
         print_text("", f"{part['part']}: not sealed, {done}")
+    for name in record["removed"]:
+        print_text("", f"{name}: removed")
     for part in record["unreadable"]:
         print_text("", f"{part['part']}: cannot be read: {' '.join(part['reason'].split())}")
 

@@ -16,8 +16,9 @@ from ..printing.text import pick, print_json, print_table, print_text, shorten_n
 @click.option(
     "--depth", type=int, metavar="N", help="Levels below PREFIX that are looked into; 3 by default."
 )
+@options.follow_links_option
 @options.json_option
-def command(prefix: str, depth: int | None, as_json: bool) -> None:
+def command(prefix: str, depth: int | None, follow_links: bool, as_json: bool) -> None:
     """List the stores under PREFIX, a folder or a URL: rows, classes, teachers, bytes, digest and title.
 
     No shard is read. A damaged store is listed with the reason, beside the rest. The exit code is then 65, or 75 for one
@@ -26,7 +27,7 @@ def command(prefix: str, depth: int | None, as_json: bool) -> None:
     from ...storage.sharing.catalog import DEPTH, exit_code, find_stores
 
     depth = DEPTH if depth is None else depth
-    stores = find_stores(prefix, depth=depth)
+    stores = find_stores(prefix, depth=depth, follow_links=follow_links)
     if as_json:
         names = "name", "path", "num_rows", "num_classes", "bytes", "sealed", "digest", "title", "problem"
         records = [

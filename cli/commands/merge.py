@@ -13,6 +13,7 @@ from .copy import run
 @click.argument("destination", metavar="DST")
 @options.captures_option
 @options.expect_option
+@options.follow_links_option
 @options.dry_run_option
 @options.json_option
 def command(source: str, destination: str, **choice: Any) -> None:

@@ -40,7 +40,7 @@ _MAX_NAMES = 8
 @click.option(
     "--store",
     metavar="STORE",
-    help="Path of the store; runs/<name of the experiment>/store.zarr by default.",
+    help="Path or URL of the store; runs/<name of the experiment>/store.zarr by default.",
 )
 @options.reuse_option
 @options.models_option
@@ -67,11 +67,13 @@ def command(
     from ...pipeline.models.records import Models
     from ...pipeline.plan.scan import scan_sets
     from ...pipeline.plan.stage import plan
-    from ...storage.backends.local import local_path
+    from ...storage.backends.remote import path_of
 
     loaded = load_experiment(experiment)
-    path = Path("runs") / experiment.stem / "store.zarr" if store is None else local_path(store)
-    kept = Models(path.parent / "models" if models is None else models)
+    folder = Path("runs") / experiment.stem
+    path = folder / "store.zarr" if store is None else path_of(store)
+    beside = path.parent if isinstance(path, Path) else folder
+    kept = Models(beside / "models" if models is None else models)
     with show_progress(quiet=options.settings().quiet) as progress:
         scanned = scan_sets(loaded, progress) if scan else {}
         made = plan(loaded, path, kept, sample_rows=rows, device=device, progress=progress, reuse=reuse)
@@ -271,14 +273,17 @@ def _milliseconds(seconds: float) -> str:
 def _disk(made: "Plan") -> str:
     """Return the free bytes of the disk, beside those that the store needs."""
     needed = made.own.bytes
-    line = f"disk            {format_bytes(made.free_bytes)} free for {made.store}"
+    free = made.free_bytes
+    line = f"disk            {'no limit stated' if free is None else format_bytes(free) + ' free'} for {made.store}"
     if needed is None:
         return line
     line += f"; {made.own.name} needs {format_bytes(needed)}"
     if made.specialists:
         count = _counted(made.specialists, "capture")
         line += f", and {count} of specialists at most {format_bytes(made.specialist_bytes)}"
-    return f"{line}: {'fits' if needed + made.specialist_bytes <= made.free_bytes else 'does not fit'}"
+    if free is None:
+        return line
+    return f"{line}: {'fits' if needed + made.specialist_bytes <= free else 'does not fit'}"
 
 
 def _sources(teachers: "Sequence[TeacherPlan]", made: "Plan", *, with_model: bool = False) -> list[str]:

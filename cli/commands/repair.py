@@ -51,6 +51,7 @@ def _lines(path: Path, done: "Repairs") -> Iterator[str]:
         (done.removed, f"{would}removed"),
         (done.adopted, f"lost record of a whole block, {would}written again"),
         (done.missing, "missing; run the command again that wrote it"),
+        (done.freed, f"the rest of a removed part, {would}removed"),
         (done.strays, "listed by no seal, left alone"),
     ):
         yield from (f"{path / key}: {outcome}" for key in keys)
@@ -65,6 +66,6 @@ def _lines(path: Path, done: "Repairs") -> Iterator[str]:
         verdict = "in part beyond repair; restore the files named above from a copy"
     elif done.blocks or done.missing:
         verdict = "mended, but for missing files"
-    elif done.rebuilt or done.removed or done.adopted:
+    elif done.rebuilt or done.removed or done.adopted or done.freed:
         verdict = "mended"
     yield f"{path}: {verdict}"

@@ -1,6 +1,7 @@
 """The command `train`: stage three alone."""
 
 from pathlib import Path
+from typing import Any
 
 from .. import options
 from ..dask_client import scheduler_at
@@ -12,6 +13,7 @@ from ..workspaces import workspace
 @options.subcommand(
     "train",
     "logitstore train experiments/mnist.toml runs/mnist/store.zarr",
+    "logitstore train experiments/mnist.toml s3://bucket/mnist.zarr --models runs/mnist/models --cache /scratch/shards",
     "torchrun --nproc-per-node 2 -m logitstore train experiments/mnist.toml runs/mnist/store.zarr",
 )
 @options.experiment_argument
@@ -19,6 +21,8 @@ from ..workspaces import workspace
 @options.models_option
 @options.device_option
 @options.scheduler_option("A dask scheduler whose workers train the specialists, one each at a time.")
+@options.cache_options
+@options.follow_links_option
 @options.dry_run_option
 def command(
     experiment: Path,
@@ -27,6 +31,7 @@ def command(
     device: str | None,
     scheduler: str | None,
     dry_run: bool,
+    **means: Any,
 ) -> None:
     """Train the specialists and the students of an EXPERIMENT from a STORE, without running a teacher.
 
@@ -39,7 +44,7 @@ def command(
     from ...pipeline.specialists.todo import find_todo
     from ...pipeline.train.todo import check_compressed, missing_students
 
-    with workspace(experiment, store, models, device) as work:
+    with workspace(experiment, store, models, device, access=options.access_of_options(**means)) as work:
         compared = describe_inputs(work)  # nothing is trained without a store
         several, write = work.ranks.size > 1, print_text if work.ranks.is_first else _discard
         check_compressed(work)

@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from torch import nn
 
 from ...storage.api import begin_store
-from ...storage.backends.remote import folder_to_write
+from ...storage.backends.local import writable
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.feature_logits import LinearHead
 from ...storage.encodings.transform import Transform
@@ -160,7 +160,7 @@ def _begin_store(work: Workspace) -> None:
     rows = work.rows
     encoding = work.experiment.cache.chosen_encoding
     store = begin_store(
-        work.path,
+        work.place,
         num_rows=len(rows),
         num_classes=rows.num_classes,
         row_bytes=max(input_bytes(work.experiment, rows), *row_widths(encoding, rows.num_classes).values()),
@@ -243,7 +243,7 @@ def _warn_of_space(work: Workspace, missing: Sequence[TeacherMember]) -> None:
         begun = None if store is None else store.begun(f"teachers/{member.name}")
         left = 1.0 if begun is None else 1 - begun.blocks_done / begun.blocks
         needed += left * settings.views * len(rows) * (logits + _ROW_BYTES)
-    if needed > (free := folder_to_write(work.path).free_bytes()):
+    if needed > (free := writable(work.place).free_bytes()):
         log.warning(
             "%s: this needs about %s bytes and %s are free; what fits will be kept, and the same command goes on "
             "where it stopped when there is more room",

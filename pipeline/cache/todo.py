@@ -289,6 +289,7 @@ def _is_missing(work: Workspace, member: TeacherMember) -> bool:
     begun = store.begun(part_name)
     spec = begun or store.find_spec(part_name)
     if spec is None:
+        store.root.check_name(part_name)
         return True
     if record is None:
         _check_training(work, member, store)

@@ -206,6 +206,8 @@ def plan_compression(
             + (", or of an error budget" if isinstance(wish, Transform) else ""),
             found=f"a capture that is encoded already ({source.encoding.kind})",
             remedy=f"compress {instead}, which it was made from"
+            if instead in store.teachers
+            else f"compress {instead}, which it was made from, where it is still there: here it is not"
             if instead
             else "compress a capture that is not",
         )

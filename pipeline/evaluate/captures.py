@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from ...storage.api import Store
-from ...storage.errors import BadDataError, ConfigError, SpecMismatch
+from ...storage.errors import BadDataError, ConfigError, SpecMismatch, some_of
 from ...storage.parts.reader import sets_of
 from ...storage.parts.same_inputs import check_same_inputs
 from ...storage.progress import Progress, silent
@@ -139,11 +139,25 @@ def comparisons(
         return [Comparison(generalist, name, sets) for name in scored_captures(store) if name != generalist]
     specs = {name: store.teachers[name].part.spec.identity for name in scored_captures(store)}
     combined = {name: spec.get("combination") for name, spec in specs.items()}
+    recorded = {name: made_of for name, made_of in combined.items() if isinstance(made_of, Mapping)}
     return [
         _as_recorded(store, name, made_of)
-        for name, made_of in combined.items()
-        if isinstance(made_of, Mapping)
+        for name, made_of in recorded.items()
+        if not _lacks_sources(store, name, made_of)
     ]
+
+
+def _lacks_sources(store: Store, name: str, made_of: Mapping[str, Any]) -> bool:
+    """Return whether captures that a combination was made from were removed, which is logged as a warning."""
+    lost = [part for part, record in store.root.gone.items() if f"sha256:{record.seal}" in str(dict(made_of))]
+    if lost:
+        log.warning(
+            "%s: teachers/%s is not compared with its generalist: `logitstore rm` has removed %s",
+            store.path,
+            name,
+            some_of(sorted(lost), 3),
+        )
+    return bool(lost)
 
 
 def _as_recorded(store: Store, name: str, made_of: Mapping[str, Any]) -> Comparison:

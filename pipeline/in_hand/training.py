@@ -102,7 +102,7 @@ def train_in_hand(asked: Distillation, **settings: Any) -> Trained:
         train=_with_checkpoints(asked),
         initial=initial,
     )
-    work = Workspace(experiment, Path(str(store.path)), models, **settings)
+    work = Workspace(experiment, store.path, models, **settings)
     vars(work)["store"] = store  # the caller's, which may be a remote one
     examples = None if asked.evaluation is None else EvaluationExamples(experiment, work.rows)
     (run,) = student_seeds(experiment)

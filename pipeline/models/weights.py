@@ -96,7 +96,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _check_torch(path: Path) -> None:
+def check_torch(path: Path) -> None:
     """Refuse pickles if the installed torch reads them unsafely. Raises ConfigError."""
     version = tuple(int(number) for number in torch.__version__.split("+")[0].split(".")[:2])
     if version < _SAFE_TORCH:
@@ -111,7 +111,7 @@ def _check_torch(path: Path) -> None:
 def _read(path: Path, *, pickled: bool) -> object:
     """Return the content of a file: tensors by name, or anything else that a pickle holds. Raises BadDataError."""
     if pickled:
-        _check_torch(path)
+        check_torch(path)
         try:
             with harmless_classes():
                 return torch.load(path, map_location="cpu", weights_only=True)

@@ -13,14 +13,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.api import Store
-from ...storage.backends.local import Folder
+from ...storage.backends.writable import ENDLESS, Writable
 from ...storage.encodings.encoding import Encoding
 from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FloatEncoding
@@ -191,10 +191,10 @@ class Plan:
     """Number of captures of specialists and of their combination, beside those of the teachers."""
     specialist_bytes: int
     """Bytes of these in float16, the largest of the encodings that they may have."""
-    store: Path
-    """Path of the store."""
-    free_bytes: int
-    """Free bytes on its disk."""
+    store: PurePath
+    """Path or URL of the store."""
+    free_bytes: int | None
+    """Free bytes on its disk; None where nothing states them, as in a bucket."""
     reuse: tuple[ReusePlan, ...] = ()
     """Of each teacher, the rows that would be taken from earlier stores; empty without such stores."""
 
@@ -206,7 +206,7 @@ class Plan:
 
 def plan(
     experiment: Experiment,
-    store: Path,
+    store: PurePath,
     models: Models,
     *,
     sample_rows: int | None = None,
@@ -217,7 +217,7 @@ def plan(
 ) -> Plan:
     """Return the cost of an experiment, with every encoding.
 
-    store: path of its store, which may exist. sample_rows: maximum number of (row, view) pairs that a teacher is run on.
+    store: path of its store, or its `Address`, which may exist. sample_rows: maximum number of (row, view) pairs that a teacher is run on.
     rows: the transfer set, where the caller has opened it. device: as for `cache`. reuse: earlier stores.
     Raises what `cache` would raise before it writes, and what trainings and `evaluate` would of their networks and sets: ConfigError, FactoryError, BadDataError, BadLogitsError,
     SpecMismatch where the store is one of another transfer set.
@@ -297,9 +297,16 @@ def plan(
         plan_students(work, times, measured),
         *_of_specialists(experiment, opened, rows.num_classes, own_grid),
         store,
-        Folder(store).free_bytes(),
+        _free_bytes(work),
         tuple(reused.values()),
     )
+
+
+def _free_bytes(work: Workspace) -> int | None:
+    """Return the bytes that are free for the store, where they are known."""
+    place = work.place
+    free = place.free_bytes() if isinstance(place, Writable) else ENDLESS
+    return None if free == ENDLESS else free
 
 
 def _plan_inputs(

@@ -114,8 +114,9 @@ def check_compressed(work: Workspace) -> None:
     for student in work.experiment.students:
         for name, source in work.experiment.compressed_captures(student).items():
             where, store = f"student {student.name!r}", work.find_store()
+            part = f"teachers/{name}"
             if store is None or (
-                store.find_spec(part := f"teachers/{name}") is None and store.begun(part) is None
+                store.find_spec(part) is None and store.begun(part) is None and part not in store.root.gone
             ):
                 raise PartNotFound(
                     where,
@@ -124,7 +125,7 @@ def check_compressed(work: Workspace) -> None:
                     remedy=f"run `logitstore compress {work.path} --teacher {source} --max-kl 1e-3 --name {name}` when "
                     f"{source} is captured, or correct teachers",
                 )
-            store.digest_of(part)  # raises for one that is not sealed
+            store.digest_of(part)  # raises for one that is not sealed, or was removed
             classes = store.teachers[name].shape[2]
             if classes != store.num_classes:
                 raise ConfigError(

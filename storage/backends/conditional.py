@@ -9,8 +9,9 @@
 An error tells little: a lost answer, repeated by the library, comes back as "exists already" for our own object; a
 conflict of two requests (409) comes back as the same with nothing stored. So the object itself is read and compared.
 
-Nothing is ever removed, or replaced, but the probes of `prove_exclusive`, under names that no reader knows. So writers need
-no lock: whatever one has found in the bucket stays as it is (`lease.Unleased`).
+Nothing is ever replaced. Nothing is removed but the probes of `prove_exclusive`, under names that no reader knows, and the
+objects of a part that the log says is gone, whose name is never used again. So writers need no lock: whatever one has found
+in the bucket of another part stays as it is (`lease.Unleased`).
 """
 
 import contextlib

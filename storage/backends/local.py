@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import ConfigError, UnsafeFileSystem, UntrustedStoreError, WrongStore
 from ..format.constants import STAGING
@@ -26,6 +27,7 @@ from .place import Place, components, split_url
 from .plain_files import PlainFiles
 from .posix import (
     DIRECTORY,
+    LINK,
     close_quietly,
     expecting_folders,
     is_missing,
@@ -36,6 +38,7 @@ from .posix import (
 )
 from .staged import COPY_HERE, NewObject
 from .system import LINK_ERRORS, UNOPENED, check_writes, flags, path_of_url, sync
+from .urls import check_spelling, discreet
 from .writable import Writable
 
 _FILE = flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK")
@@ -68,8 +71,8 @@ def keep_directories() -> Iterator[None]:
 def local_path(location: Any) -> Path:
     """Return the path that `location` (a str or os.PathLike) names. Raises ConfigError unless it is a local one.
 
-    >>> local_path("file:///data/store.zarr").as_posix()
-    '/data/store.zarr'
+    >>> local_path("file:///data/store.zarr").as_posix(), local_path("file:/data/a%20store").as_posix()
+    ('/data/store.zarr', '/data/a store')
     """
     where, expected, remedy = "the path of a store", "a local path", "pass a path as str or os.PathLike"
     if not isinstance(location, str | os.PathLike):
@@ -79,12 +82,15 @@ def local_path(location: Any) -> Path:
         expected, found = "a path without a zero byte", repr(text)[:120]
         raise ConfigError(where, expected=expected, found=found, remedy="correct the path")
     parts = split_url(text)
-    if parts.scheme == "file" and not parts.netloc:
-        return Path(path_of_url(parts.path))
-    if "://" in text:
-        remedy = "copy the store to a local disk first (docs/remote.md)"
-        raise ConfigError(text, expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
-    return Path(text)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
+        return Path(path_of_url(unquote(parts.path)))
+    if "://" in text and not isinstance(location, PurePath):
+        remedy = "copy the store to a local disk first, by `logitstore copy` (docs/remote.md)"
+        raise ConfigError(discreet(text), expected=expected, found=f"a {parts.scheme}:// URL", remedy=remedy)
+    check_spelling(location)
+    path = Path(text)
+    # Of "./s3:/x" pathlib drops the dot, without which it would be refused when it is passed on.
+    return path if str(path) == text or ":" not in str(path).partition("/")[0] else path.absolute()
 
 
 def writable(place: Place) -> Writable:
@@ -93,6 +99,13 @@ def writable(place: Place) -> Writable:
         check_writes(str(place.path))
     if isinstance(place, Writable):
         return place
+    if isinstance(place, PlainFiles):
+        raise ConfigError(
+            str(place.path),
+            expected="a store that is written to, whose files are no links",
+            found="a store whose links are followed, which is read alone",
+            remedy=f"run `logitstore copy {place.path} NEW --follow-links`, and name the copy",
+        )
     raise ConfigError(
         str(place.path),
         expected="a store that can be written to: on a local disk, or s3://, gs:// or az:// through obstore",
@@ -102,12 +115,14 @@ def writable(place: Place) -> Writable:
 
 
 def untrusted(where: PurePath, found: str) -> UntrustedStoreError:
-    return UntrustedStoreError(
-        str(where),
-        expected="folders and plain files",
-        found=found,
-        remedy="do not use this store: logitstore makes no links, pipes or devices",
-    )
+    """Return the error of something that is neither a folder nor a plain file. found: its kind, of `posix.kind_of`."""
+    remedy = "do not use this store: logitstore makes no links, pipes or devices"
+    if found == LINK:
+        remedy = (
+            "do not use this store, or pass follow_links=True (--follow-links) if Hugging Face's cache, DVC or git-annex "
+            "has laid the links"
+        )
+    return UntrustedStoreError(str(where), expected="folders and plain files", found=found, remedy=remedy)
 
 
 class Held:

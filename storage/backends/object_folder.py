@@ -74,7 +74,7 @@ class ObjectFolder(RemoteFolder):
         self._objects.ask(where, self._objects.put, inner, data)
 
     def delete(self, key: str) -> None:
-        """Delete an object: for examinations alone. Whether a missing one raises FileNotFoundError differs by place."""
+        """Delete an object: for examinations, and of parts that are gone. Whether a missing one raises FileNotFoundError differs by place."""
         inner, where = self._key(key)
         self._objects.ask(where, self._objects.delete, inner)
 

@@ -65,6 +65,10 @@ class PathFolder(PlainFiles):
             except (FileNotFoundError, NotADirectoryError):
                 return "nothing"
 
+    def _flags(self) -> int:
+        """Return the flags of `os.open` for a file that was looked at."""
+        return _FILE
+
     def _look(self, within: Sequence[str]) -> tuple[str, os.stat_result]:
         """Return the path of a folder or a file below this one, and its status; no folder on the way is a link.
 
@@ -108,7 +112,7 @@ class PathFolder(PlainFiles):
                 ) from error
             if not stat.S_ISREG(seen.st_mode):
                 raise untrusted(self.path / key, kind_of(seen.st_mode))
-            handle = os.open(path, _FILE)
+            handle = os.open(path, self._flags())
             try:
                 status = os.fstat(handle)
                 if not os.path.samestat(seen, status):

@@ -28,6 +28,8 @@ _PASS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError)
 """Errors that callers expect: they are answers."""
 DIRECTORY: Final = flags("O_RDONLY", "O_DIRECTORY")
 _PLAIN: Final = flags("O_RDONLY", "O_NONBLOCK")
+LINK: Final = "a symbolic link"
+"""The kind of a link, in messages."""
 PIECE_BYTES: Final = 1 << 20
 """Bytes that are read and checked at a time: as much as stays in a core's own cache."""
 _PAGE: Final = 4096
@@ -83,7 +85,7 @@ def expecting_folders(folder: PurePath, key: str = "") -> Iterator[None]:
 def kind_of(mode: int) -> str:
     """Name the kind of file that a mode (`st_mode`) states, with its article."""
     kinds = (
-        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISLNK, LINK),
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISREG, "a file"),
@@ -228,7 +230,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BufferedWriter]]:
+def temporary_beside(path: Path) -> Iterator[tuple[Path, BufferedWriter]]:
     """Open a new file beside `path`, locked while it is written, and remove it at the end if it is still there."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -254,7 +256,7 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
-        with _temporary(path) as (temporary, file):
+        with temporary_beside(path) as (temporary, file):
             file.write(content)
             file.flush()
             sync(file.fileno())

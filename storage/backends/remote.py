@@ -1,12 +1,13 @@
-"""Stores that are not on a local disk, read through Zarr's stores.
+"""Places of stores: paths, URLs, and Zarr's own stores, through which all that is not on a local disk is read.
 
-`folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`). A `RemoteFolder` is read key by key, by
-the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to (`ObjectFolder`); all else
-is read-only.
+`folder_at` opens a path, a URL, or a store of Zarr's (`zarr.abc.store.Store`), as an `Access` says. A `RemoteFolder` is
+read key by key, by the code that checks seals, sizes and checksums. Buckets that obstore opens can be written to
+(`ObjectFolder`); all else is read-only.
 
 | URL | library | credentials, region … |
 | --- | --- | --- |
-| `s3://bucket/path`, `gs://`, `az://` … | obstore, else fsspec | the environment, as the library reads it |
+| `s3://bucket/path` | obstore, else fsspec | the environment, and the configuration of AWS (`aws`) |
+| `gs://`, `az://` … | obstore, else fsspec | the environment, as the library reads it |
 | `http://host/path`, `https://` | obstore, else fsspec | none |
 | `hf://datasets/owner/name@revision/path` | huggingface_hub | its token: HF_TOKEN, or `hf auth login` |
 | `memory://path` | fsspec | of this process alone |
@@ -14,12 +15,15 @@ is read-only.
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
+from .aws import with_configuration
 from .cache_choice import cache_limits
+from .links import LinkedFolder
 from .listing import Lister, serve
 from .local import local_path, writable
 from .object_folder import ObjectFolder
@@ -28,16 +32,13 @@ from .paths import local_folder
 from .place import Place, split_url
 from .remote_folder import Address, RemoteFolder
 from .shard_cache import CacheLimits, ShardCache
+from .urls import AWS, OBSTORE, WEB, check_spelling, check_url, is_url, plain_url
 from .writable import Writable
 from .zarr_bytes import ZarrBytes, is_cloud
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-_WEB: Final = frozenset({"http", "https"})
-_FSSPEC: Final = frozenset({"memory", "hf"})
-"""Schemes that fsspec alone opens."""
-_OBSTORE: Final = _WEB | {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"}
 _HUB_KINDS: Final = frozenset({"datasets", "spaces", "models", "buckets"})
 _REMOTE: Final = "'logitstore[remote]'"
 _LIBRARIES: Final = {"hf": "huggingface_hub"}
@@ -47,32 +48,61 @@ _RETRY: Final[Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 """Retries before an error is raised; obstore's default takes minutes."""
 
 
-def folder_at(
-    location: Any, options: Mapping[str, Any] | None = None, cache: CacheLimits | None = None
-) -> Place:
+@dataclass(frozen=True)
+class Access:
+    """The way to a store, besides its path or URL."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Options of the library that opens a URL; they may hold credentials."""
+    cache: CacheLimits | None = None
+    """The local disk for shards of a remote store; None keeps none."""
+    follow_links: bool = False
+    """Whether links in a local store are followed; it is then read alone."""
+
+
+PLAIN: Final = Access()
+"""No options, no cache, no links."""
+
+
+def access_of(
+    storage_options: Mapping[str, Any] | None = None,
+    cache: Any = False,
+    cache_size: Any = None,
+    follow_links: bool = False,
+) -> Access:
+    """Return an access as a caller of `open_store` gives it; `cache` as for `cache_limits`. Raises ConfigError."""
+    limits = None if cache is False else cache_limits(cache, cache_size)
+    return Access(check_options(storage_options), limits, bool(follow_links))
+
+
+def usual_access() -> Access:
+    """Return an access without options, with the cache of the environment."""
+    return access_of(cache=None)
+
+
+def folder_at(location: Any, access: Access = PLAIN) -> Place:
     """Return the folder at a path, at a URL, or at the top of a `zarr.abc.store.Store`, without any request.
 
-    options: of the library that opens a URL. cache: where shards of a remote store are kept, if anywhere.
     Raises ConfigError for anything else, or if a library is not installed.
     """
     if isinstance(location, Place):
         return location
     if isinstance(location, str | os.PathLike):
-        text = os.fspath(location)
-        if split_url(text).scheme in _OBSTORE | _FSSPEC and "://" in text:
-            return _folder_of(open_url(text, options, cache))
-        if options:
+        if is_url(location):
+            return _folder_of(open_url(plain_url(location), access.options, access.cache))
+        path = _local(location)
+        if access.options:
             raise ConfigError(
                 "storage_options",
                 expected="no options for a path",
-                found=", ".join(map(str, options))[:80],
+                found=", ".join(map(str, access.options))[:80],
                 remedy="leave them out, or pass a URL",
             )
-        return local_folder(local_path(location))
+        return LinkedFolder(path) if access.follow_links else local_folder(path)
     from zarr.abc.store import Store  # zarr takes half a second to import
 
     if isinstance(location, Store):
-        kept = None if cache is None else ShardCache(cache)
+        kept = None if access.cache is None else ShardCache(access.cache)
         return _folder_of(ZarrBytes(location, " ".join(str(location).split())[:200], cache=kept))
     raise ConfigError(
         "the place of a store",
@@ -87,25 +117,27 @@ def _folder_of(objects: ZarrBytes) -> RemoteFolder:
     return ObjectFolder(objects) if objects.can_put else RemoteFolder(objects)
 
 
-def folder_to_write(location: Any) -> Writable:
+def folder_to_write(location: Any, access: Access = PLAIN) -> Writable:
     """Return the folder at a place that a store is written to, without any request. Raises ConfigError, UnsupportedSystem."""
-    return writable(folder_at(location))
+    return writable(folder_at(location, access))
 
 
 def path_of(location: str | os.PathLike[str]) -> PurePath:
     """Return the path of a store: a local one, or an `Address`. Raises ConfigError for a URL of an unknown scheme.
 
-    >>> str(path_of("s3://bucket/store.zarr/").parent), str(path_of("runs/store.zarr").parent)
+    >>> str(path_of("S3://bucket/store.zarr/").parent), str(path_of("runs/store.zarr").parent)
     ('s3://bucket', 'runs')
     """
-    text = os.fspath(location)
-    is_remote = "://" in text and split_url(text).scheme in _OBSTORE | _FSSPEC
-    return Address(text) if is_remote else local_path(location)
+    if not is_url(location):
+        return _local(location)
+    check_url(plain_url(location))
+    return Address(plain_url(location))
 
 
-def place_at(location: Any, options: Mapping[str, Any] | None, cache: Any, cache_size: Any) -> Place:
-    """Return `folder_at` with options and a cache as a caller of `open_store` gives them. Raises ConfigError."""
-    return folder_at(location, check_options(options), cache_limits(cache, cache_size))
+def _local(location: str | os.PathLike[str]) -> Path:
+    """Return a local path. Raises ConfigError; for an unknown scheme, with the nearest one."""
+    check_spelling(location)
+    return local_path(location)
 
 
 def open_url(
@@ -113,14 +145,8 @@ def open_url(
 ) -> ZarrBytes:
     """Return the objects under a URL, without any request. Raises ConfigError if it cannot be opened."""
     options = dict(options or {})
+    check_url(url)
     parts = split_url(url)
-    if parts.query or parts.fragment or "@" in parts.netloc:
-        raise ConfigError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
-            expected="a URL of scheme, host and path",
-            found="a URL with credentials, a query or a fragment, which messages would show",
-            remedy="put credentials into the environment, or pass a store of Zarr's, such as ObjectStore",
-        )
     name = url.rstrip("/")
     if parts.scheme == "hf" and parts.path.strip("/").count("/") < (parts.netloc in _HUB_KINDS):
         raise ConfigError(
@@ -131,6 +157,8 @@ def open_url(
         )
     try:
         store = _open_store(parts.scheme, name, options)
+    except ConfigError:
+        raise
     except ImportError as error:
         raise ConfigError(
             name,
@@ -142,7 +170,7 @@ def open_url(
         raise ConfigError(
             name,
             expected="a URL that can be opened",
-            found=" ".join(str(error).split())[:200],
+            found=" ".join(str(error).partition("Debug source")[0].split())[:200],
             remedy="check the URL and the environment, or pass a store of Zarr's, such as ObjectStore",
         ) from error
     apart = Lister(name, f"{__name__}:serve_listings", options).ask if is_cloud(store) else None
@@ -165,11 +193,13 @@ def _open_store(scheme: str, url: str, options: Mapping[str, Any]) -> "Store":
         from obstore.store import HTTPStore, from_url
     except ImportError:
         return FsspecStore.from_url(url, storage_options=dict(options) or None, read_only=True)
-    if scheme in _WEB:  # not `from_url`: for a cloud's host it would ask for credentials
+    if scheme in WEB:  # not `from_url`: for a cloud's host it would ask for credentials
         client: Any = {**_CLIENT, "allow_http": scheme == "http", **options}
         http = HTTPStore.from_url(url, client_options=client, retry_config=_RETRY)
         return ObjectStore(http, read_only=True)
-    if scheme in _OBSTORE:
+    if scheme in OBSTORE:
         # Without client options, which would replace those of the environment (AWS_ALLOW_HTTP, …).
-        return ObjectStore(from_url(url, retry_config=_RETRY, **for_obstore(options)))
+        given, keys = with_configuration(options) if scheme in AWS else (options, None)
+        provider: Any = {} if keys is None else {"credential_provider": keys}
+        return ObjectStore(from_url(url, retry_config=_RETRY, **for_obstore(given), **provider))
     return FsspecStore.from_url(url, storage_options=dict(options) or None, read_only=True)

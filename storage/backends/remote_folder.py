@@ -82,11 +82,10 @@ class RemoteFolder(Place):
         return self._objects.ask(where, self._objects.read, inner, offset, length)
 
     def read(self, key: str, most: int = MAX_JSON_BYTES) -> bytes:
-        inner, where = self._key(key)
+        inner = self._key(key)[0]
         answer = _answers().get((self._objects, inner))
-        if isinstance(answer, Exception):
-            self._objects.raise_typed(answer, where)
-        if answer is None or answer[1] > MAX_JSON_BYTES:
+        # What was missing a moment ago may have been put since.
+        if answer is None or isinstance(answer, Exception) or answer[1] > MAX_JSON_BYTES:
             answer = self._read(key, 0, most)
         pieces, size = answer
         check_size(size, most, self.path / key)
@@ -96,6 +95,7 @@ class RemoteFolder(Place):
     def read_ahead(self, keys: Sequence[str]) -> Iterator[None]:
         before = _answers()
         wanted = [self._key(key)[0] for key in keys]
+        # `read` asks again for what was missing; to do so here would be three more requests of each store that is opened.
         wanted = [key for key in wanted if (self._objects, key) not in before]
         found = self._ask_all(wanted) if wanted else []
         places = [(self._objects, key) for key in wanted]
@@ -216,11 +216,18 @@ class RemoteFolder(Place):
         """Return the names directly under `prefix`, sorted.
 
         A web server lists nothing. There the log's records are found by their numbers; other prefixes raise ConfigError.
+        Inside `read_ahead` the log is listed once.
         """
         if self.can_list:
             inner, where = self._key(prefix)
+            ahead, place = getattr(_ahead, "answers", None), (self._objects, f"{inner}/")
+            if ahead and place in ahead:
+                return list(ahead[place])
             try:
-                return self._objects.ask(where, self._objects.names, inner, where)
+                found = self._objects.ask(where, self._objects.names, inner, where)
+                if ahead and prefix == LOG:
+                    ahead[place] = found
+                return found
             except StorageRefused:
                 if prefix != LOG:
                     raise

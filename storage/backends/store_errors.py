@@ -19,6 +19,12 @@ _RETRIED: Final = frozenset({408, 425, 429})
 """HTTP statuses from 400 to 499 after which the same request may succeed."""
 
 
+_IMDS: Final = "http://169.254.169.254"
+"""The address at which a cloud's machines ask for their keys: obstore's last resort."""
+_PROVIDER: Final = "credential provider: "
+"""Text before the error of a provider of keys, in obstore's message."""
+
+
 class RangeIgnored(Exception):
     """An answer that is longer than the range that was requested."""
 
@@ -41,6 +47,15 @@ def typed(error: Exception, where: str) -> Exception:
         expected = "the requested range of bytes (HTTP range requests)"
         found = "another range, or the whole object"
         remedy = "use a server that supports range requests, or copy the store to a local disk"
+    elif _IMDS in str(cause):
+        expected, found = (
+            "keys in the environment, a profile of AWS, or of this machine's role",
+            "none of them",
+        )
+        remedy = "set AWS_PROFILE, run `aws configure` or `aws sso login`; for a public bucket set AWS_SKIP_SIGNATURE=true"
+    elif (lead := str(cause).partition("\n")[0].partition(_PROVIDER)[2]) and is_refused(error):
+        expected, found = "keys, by the profile of AWS", " ".join(lead.split())[:200]
+        remedy = "run `aws sso login`, or check the profile"
     elif is_refused(error):
         expected = "permission to read the object"
         remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"

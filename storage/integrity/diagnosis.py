@@ -19,7 +19,7 @@ from .checks import FAILURES, typed
 from .faults import Fault
 from .part_diagnosis import Search
 from .sealed_faults import SealedDiagnosis
-from .strays import find_strays
+from .strays import find_remains, find_strays
 from .unsealed_faults import UnsealedDiagnosis
 
 
@@ -53,6 +53,8 @@ class Diagnosis:
         """Parts that were begun and are not sealed; known after the sealed parts."""
         self.strays: list[str] = []
         """Keys of files that no seal lists and no reader takes for data; known at the end."""
+        self.leftovers: list[str] = []
+        """Parts that were removed, of which files are left; known after the sealed parts."""
 
     def faults(self) -> Generator[Fault, None, None]:
         """Find the faults of sealed parts, of unsealed ones, and strays that a plain reader takes for data."""
@@ -64,10 +66,11 @@ class Diagnosis:
                 seals[record.part] = part.seal
         # The files before the parts: a part that is begun meanwhile is then known by its spec.
         files = root.folder.files()
-        self.unsealed = unsealed_parts(root)
+        self.unsealed, self.leftovers = unsealed_parts(root), find_remains(root, files)
         # No record vouches for the last one. If its seal is lost, the record may be the damaged file, and a part that
         # seems to be unsealed may be the one that it named.
-        if self._mending and root.records and root.records[-1].part not in seals:
+        last = root.log[-1] if root.log else None
+        if self._mending and last and not last.removes and last.part not in seals:
             yield self._doubtful_record()
         else:
             for name in self.unsealed:
@@ -84,11 +87,11 @@ class Diagnosis:
                 self._mending.recover(name, part.plan)
 
     def _doubtful_record(self) -> Fault:
-        key = log_key(len(self._root.records))
+        key = log_key(len(self._root.log))
         error = ManifestInvalid(
             str(self._root.path / key),
             expected="a record of a part with an intact seal",
-            found=f"the record of {self._root.records[-1].part}, whose seal is lost",
+            found=f"the record of {self._root.log[-1].part}, whose seal is lost",
             remedy=COPY,
         )
         return Fault("", key, error)

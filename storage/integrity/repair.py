@@ -5,9 +5,10 @@
 2. A damaged file that its writer makes again is removed: shards, chunks of small arrays, metadata of arrays. So is a
    file in the place of a folder.
 3. An unsealed part is mended as its next writer would mend it (`recovery`), but by the sha256 of its records.
-4. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
+4. The rest of a part that the log says is gone is removed.
+5. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
 
-An intact file is never removed, nor is one that cannot be read. A part is changed only while it is held alone, so
+Of a part that is there, an intact file is never removed, nor is one that cannot be read. A part is changed only while it is held alone, so
 that no writer is at work on it (`lease`).
 """
 
@@ -25,6 +26,7 @@ from ..format.shard import REMAKE
 from ..parts.journal import commit_key
 from ..parts.log import log_key
 from ..parts.recovery import Plan, recover
+from ..parts.removal import alone_with, free
 from ..parts.root import open_root
 from ..progress import Progress, silent
 from .checks import file_digest, from_a_copy
@@ -58,6 +60,8 @@ class Repairs:
     """Faults without a cure: a copy brings these files back; strays that plain readers take for data."""
     strays: list[str] = field(default_factory=list)
     """Keys of files that no seal lists; they are left alone."""
+    freed: list[str] = field(default_factory=list)
+    """Parts that were removed, of which files were left; these files are removed."""
 
     @property
     def exit_code(self) -> int:
@@ -110,8 +114,11 @@ def _repaired(path: Path, dry_run: bool, progress: Progress) -> Repairs:
             cures.apply(fault)
             if fault.part in sealed:
                 cures.note_unmade(fault)
-    done.unsealed, done.strays = diagnosis.unsealed, diagnosis.strays
+    done.unsealed, done.strays, done.freed = diagnosis.unsealed, diagnosis.strays, diagnosis.leftovers
     if not dry_run:
+        for part in done.freed:
+            with alone_with(top, part):
+                free(top, part)
         root.tidy_up()
     return done
 

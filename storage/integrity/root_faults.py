@@ -2,7 +2,8 @@
 
     zarr.json, teachers/zarr.json …  <─sha256─  log/0.json  <─sha256─  log/1.json  <─sha256─  log/2.json …
 
-Record n is rebuilt from its part's seal and record n − 1, and only to the sha256 that record n + 1 holds.
+Record n is rebuilt from its part's seal and record n − 1, and only to the sha256 that record n + 1 holds. The seal of a part
+that was removed stands in two records.
 No record vouches for the last one: it comes back from a copy.
 """
 
@@ -15,7 +16,16 @@ from ..format.constants import GROUPS, ROOT_METADATA, SAMPLES, SEAL
 from ..format.documents import parse_json, sha256_hex
 from ..format.metadata import RootAttributes, group_metadata
 from ..format.shard import COPY
-from ..parts.log import ROOT_FILES, is_part, last_record, log_key, part_record, root_record
+from ..parts.log import (
+    ROOT_FILES,
+    is_part,
+    last_record,
+    log_key,
+    named_seal,
+    part_record,
+    removal_record,
+    root_record,
+)
 from .checks import check_file, error_of
 from .faults import Fault, Rebuild, curable
 
@@ -72,7 +82,7 @@ def _log_faults(folder: Place) -> Iterator[Fault]:
         vouched = _previous(after)
         if before is None or after is None or (record is not None and sha256_hex(record) == vouched):
             continue  # a gap is reported where its own turn comes, or by `read_log`
-        again = [made for part in _parts(folder) if (made := _record_of(folder, part, before))]
+        again = _records_after(before, _seals(folder, last, number))
         right = next((made for made in again if sha256_hex(made) == vouched), None)
         if right is not None or record not in again:
             yield _fault(folder, log_key(number), f"the record of sha256 {vouched[:12]}…", right)
@@ -99,12 +109,30 @@ def _parts(folder: Place) -> list[str]:
     return [SAMPLES, *(f"{group}/{name}" for group in GROUPS for name in folder.names(group))]
 
 
-def _record_of(folder: Place, part: str, previous: bytes) -> bytes | None:
-    """Return the record that a part has if it follows `previous`; None for a part without a seal."""
-    with contextlib.suppress(LogitStoreError, OSError):
-        if is_part(part):
-            return part_record(part, sha256_hex(previous), sha256_hex(folder.sub(part).read(SEAL)))
-    return None
+def _seals(folder: Place, last: int, number: int) -> set[tuple[str, str]]:
+    """Return part and seal as the parts have them, and as the records but that of a number do.
+
+    A removed part has no seal any more: the record that sealed it, and that of its removal, have it in common.
+    """
+    found = set[tuple[str, str]]()
+    for part in filter(is_part, _parts(folder)):
+        with contextlib.suppress(LogitStoreError, OSError):
+            found.add((part, sha256_hex(folder.sub(part).read(SEAL))))
+    for other in set(range(1, last + 1)) - {number}:
+        where = log_key(other)
+        with contextlib.suppress(LogitStoreError):
+            value = parse_json(_record(folder, other) or b"", where)
+            if is_part(part := str(value.get("part"))):
+                found.add((part, named_seal(value, where)[0]))
+    return found
+
+
+def _records_after(previous: bytes, seals: set[tuple[str, str]]) -> list[bytes]:
+    """Return the records that may follow `previous`: of a part that is sealed, and of one that is removed."""
+    before = sha256_hex(previous)
+    return [
+        make(part, before, seal) for part, seal in sorted(seals) for make in (part_record, removal_record)
+    ]
 
 
 def _root_file(folder: Place, key: str, digest: str) -> bytes | None:

@@ -7,7 +7,6 @@ from typing import Final
 from ..errors import LogitStoreError, ManifestInvalid
 from ..format.constants import (
     CARD_FILE,
-    COMMITS,
     LOCK,
     LOG,
     PRIVATE,
@@ -15,11 +14,11 @@ from ..format.constants import (
     SAMPLES,
     SEAL,
     SEAL_TABLE,
-    SPEC,
     STAGING,
 )
 from ..parts.journal import Seal, commit_key
 from ..parts.log import ROOT_FILES, is_part
+from ..parts.removal import PART_KEY
 from ..parts.root import Root, unsealed_parts
 
 MAX_STRAYS: Final = 1000
@@ -27,11 +26,6 @@ MAX_STRAYS: Final = 1000
 _ZARR_METADATA = frozenset({ROOT_METADATA, ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 """Names that make a folder an array or a group for a plain reader, of any version of Zarr."""
 _LOG_KEY = re.compile(rf"{LOG}/(0|[1-9]\d*)\.json")
-_PART_KEY = re.compile(
-    rf"{SPEC}|{SEAL}|{SEAL_TABLE}|{ROOT_METADATA}|{COMMITS}/(0|[1-9]\d*)-(0|[1-9]\d*)\.json"
-    r"|[a-z][a-z0-9_]*/(zarr\.json|c(\.(0|[1-9]\d*))+)"
-)
-"""Keys, relative to a part, of files that a writer may have put."""
 
 
 _BESIDE: Final = frozenset({CARD_FILE, "README.md", ".gitattributes"})
@@ -49,7 +43,7 @@ def find_strays(
     At most `MAX_STRAYS` of them.
     """
     known: dict[str, set[str] | None] = {name: _known_keys(root, name, seal) for name, seal in seals.items()}
-    known |= dict.fromkeys(unsealed_parts(root))
+    known |= dict.fromkeys([*unsealed_parts(root), *root.gone])
     ignored = {*root.later, *(record.part for record in root.records)} - set(seals)
     strays: list[str] = []
     errors: list[LogitStoreError] = []
@@ -61,9 +55,9 @@ def find_strays(
         if part is None:
             is_known = inner in ROOT_FILES or _LOG_KEY.fullmatch(inner) is not None
         else:
-            # None: in an unsealed part, or one whose metadata are damaged, the form of a name decides.
+            # None: in a part that is unsealed or removed, or whose metadata are damaged, the form of a name decides.
             keys = known.get(part, set())
-            is_known = _PART_KEY.fullmatch(inner) is not None if keys is None else inner in keys
+            is_known = PART_KEY.fullmatch(inner) is not None if keys is None else inner in keys
         if is_known:
             continue
         if _is_seen_by_zarr(inner, seals.get(part) if part else None):
@@ -80,6 +74,12 @@ def find_strays(
         if len(strays) + len(errors) >= MAX_STRAYS:
             break
     return strays, errors
+
+
+def find_remains(root: Root, files: list[str]) -> list[str]:
+    """Return the parts that the log says are gone, and of which files are left. files: keys of all files."""
+    there = {part for key in files if (part := _part_of(key)) and PART_KEY.fullmatch(key[len(part) + 1 :])}
+    return sorted(there & root.gone.keys())
 
 
 def _part_of(key: str) -> str | None:

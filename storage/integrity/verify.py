@@ -10,7 +10,7 @@ from ..backends.paths import local_folder
 from ..backends.place import Place
 from ..errors import LogitStoreError, NotAStoreError, StorageError, StoreCorrupt, UntrustedStoreError
 from ..format.constants import GROUPS, SAMPLES
-from ..parts.log import log_key
+from ..parts.log import is_gone, log_key
 from ..parts.root import Root, open_root
 from ..progress import Progress, silent
 from .diagnosis import Diagnosis, guarded
@@ -38,6 +38,8 @@ class Report:
     """Parts that were sealed after the expected digest; they were not checked."""
     strays: list[str] = field(default_factory=list)
     """Keys of files that no seal lists and no reader takes for data; the first `MAX_STRAYS`."""
+    leftovers: list[str] = field(default_factory=list)
+    """Parts that were removed, of which files are left; `rm` or `repair` removes these."""
 
     _reported: set[str] = field(default_factory=set, repr=False)
 
@@ -79,12 +81,23 @@ def verify(
     diagnosis = Diagnosis(root, deep=deep, progress=progress)
     for fault in diagnosis.faults():
         report.add(fault.error)
-    report.objects = diagnosis.search.objects + len(root.records) + 2 + len(GROUPS)
+    if report.problems:
+        _drop_removed(root, report)
+    report.objects = diagnosis.search.objects + len(root.log) + 2 + len(GROUPS)
     report.bytes = diagnosis.search.bytes
     report.unsealed, report.strays = diagnosis.unsealed, diagnosis.strays
+    report.leftovers = diagnosis.leftovers
     if not root.has(SAMPLES) and SAMPLES not in report.unsealed:
         report.unsealed.insert(0, SAMPLES)
     return report
+
+
+def _drop_removed(root: Root, report: Report) -> None:
+    """Drop the problems of parts that another process has removed meanwhile."""
+    gone = [record.part for record in root.records if is_gone(root.folder, record.part)]
+    names = tuple(name for part in gone for name in (str(root.path / part), f"{root.path}: {part}"))
+    if names:
+        report.problems = [problem for problem in report.problems if not problem.where.startswith(names)]
 
 
 def _opened(top: Place, expect: str | None, report: Report) -> Root | None:

@@ -74,7 +74,7 @@ class Captures(Mapping[str, _CAPTURE], Generic[_CAPTURE]):
         self._opened: dict[str, _CAPTURE] = {}
 
     def __getitem__(self, name: str) -> _CAPTURE:
-        if name not in self._opened:
+        if name not in self._opened or name not in self:  # one that was removed since
             self._opened[name] = self._open(self._root, name)
         return self._opened[name]
 

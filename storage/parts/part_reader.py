@@ -143,11 +143,13 @@ class _Shard:
                 self.where, expected=f"{self.sealed.size} bytes", found=str(size), remedy=REMAKE
             )
 
-    def missing(self) -> ShardMissing:
+    def missing(self, part: SealedPart) -> ShardMissing:
         """Return the error of a file that is not there."""
-        return ShardMissing(
-            self.where, expected=f"a shard of {self.sealed.size} bytes", found="no file", remedy=REMAKE
-        )
+        found, remedy = "no file", REMAKE
+        if part.is_gone:
+            found, remedy = "no file: `logitstore rm` has removed this part", "read another capture"
+        expected = f"a shard of {self.sealed.size} bytes"
+        return ShardMissing(self.where, expected=expected, found=found, remedy=remedy)
 
 
 class PartReader:
@@ -292,7 +294,7 @@ class PartReader:
         try:
             size = self.part.folder.read_sealed(shard.sealed, offset, length, chunks.take, chunks.place)
         except FileNotFoundError:
-            raise shard.missing() from None
+            raise shard.missing(self.part) from None
         shard.check_size(size if chunks.taken == length else offset + chunks.taken)
         # With those of the seal, not those behind the chunks.
         check_crc32c(chunks.crc32c, shard.checksums[first:end], shard.where, first)
@@ -318,7 +320,7 @@ class PartReader:
                     sealed, size - length, length, lambda piece: pieces.append(piece.tobytes())
                 )
             except FileNotFoundError:
-                raise shard.missing() from None
+                raise shard.missing(self.part) from None
             index = b"".join(pieces)
             shard.check_size(found if len(index) == length else size - length + len(index))
             shard = replace(shard, ends=chunk_ends(layout, index, len(rows), size, where))

@@ -104,8 +104,9 @@ class PartWriter:
         kind = KINDS[name.partition("/")[0]]
         form = form_of(kind, [layout.name for layout in layouts])
         check_sealable(form, layouts, root.grid, views, self._where)
+        root.check_name(name)
         if not self.sealed:
-            check_log(len(root.records), name, self._where)
+            check_log(len(root.log), name, self._where)
         self._metadata = {ROOT_METADATA: part_metadata(kind, features_of(form))}
         for layout in layouts:
             self._metadata[layout.metadata_key] = layout.to_bytes()

@@ -63,6 +63,11 @@ class Samples:
         return self._part.digest
 
     @property
+    def num_rows(self) -> int:
+        """Rows, N."""
+        return self.reader.grid.num_rows
+
+    @property
     def spec(self) -> Spec:
         """Fingerprint of the transfer set, order, kind of digests."""
         return self._part.spec
@@ -112,9 +117,14 @@ class Samples:
         in_range(size, 1, len(content) + 1, f"{self._part.folder.path}/file_bytes", "sizes")
         return bytes(content[: int(size[0])].tobytes())
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether rows have ids."""
+        return "id" in self._part.layouts
+
     def id_of(self, row: int) -> str | None:
         """Return the id of a row, read alone; None if rows have none."""
-        if "id" not in self._part.layouts:
+        if not self.has_ids:
             return None
         return texts_of(self.reader.read("id", np.array([row])), f"{self._part.folder.path}/id")[0]
 
@@ -125,9 +135,14 @@ class Samples:
 
     @cached_property
     def _ids(self) -> list[str] | None:
-        if "id" not in self._part.layouts:
+        if not self.has_ids:
             return None
         return texts_of(self.reader.read("id", slice(None)), f"{self._part.folder.path}/id")
+
+    @property
+    def has_class_names(self) -> bool:
+        """Whether classes have names."""
+        return "class_name" in self._part.layouts
 
     @property
     def class_names(self) -> list[str]:
@@ -136,7 +151,7 @@ class Samples:
 
     @cached_property
     def _class_names(self) -> list[str]:
-        if "class_name" not in self._part.layouts:
+        if not self.has_class_names:
             return [str(c) for c in range(self._num_classes)]
         where = f"{self._part.folder.path}/class_name"
         size = self._num_classes * self._part.layouts["class_name"].row_bytes

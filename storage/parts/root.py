@@ -20,13 +20,24 @@ from ..errors import (
     StoreCorrupt,
     StoreIncomplete,
     WrongStore,
+    some_of,
 )
 from ..format.constants import GROUPS, LOG_AHEAD, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..format.documents import parse_spec, sha256_hex
 from ..format.grid import Grid
 from ..format.metadata import RootAttributes, group_metadata
 from .journal import Seal, committed_blocks, put_same, read_checked
-from .log import ROOT_FILES, LogRecord, check_root, log_key, read_log, root_record
+from .log import (
+    ROOT_FILES,
+    LogRecord,
+    check_root,
+    gone_from,
+    log_key,
+    name_gone,
+    parts_of,
+    read_log,
+    root_record,
+)
 from .sealed_part import SealedPart, Spec
 
 _NAME_ANOTHER: Final = "name the folder of a store, or make one with `logitstore cache`"
@@ -63,15 +74,18 @@ class Root:
         self.expect = expect
         self.later: Sequence[str] = ()
         """Parts that were sealed after the expected digest; they are hidden."""
+        self.gone: Mapping[str, LogRecord] = {}
+        """The removals of the log, by the name of the part."""
         self.digest = ""
         """Digest of the store as it was opened."""
         self._parts: dict[str, SealedPart] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the log again. Parts that other processes have sealed appear.
+        """Read the log again. Parts that other processes have sealed appear, those that were removed vanish.
 
-        Raises WrongStore if the log does not go on from the one that was read before.
+        Raises WrongStore if the log does not go on from the one that was read before, or if a part of the expected
+        digest was removed.
         """
         with self.folder.read_ahead(_OPENED_BY):
             empty, records = read_log(self.folder)
@@ -87,18 +101,43 @@ class Root:
                 found=f"{digests[-1]}, which never was that one",
                 remedy=remedy,
             )
+        self.gone = gone_from(records)
         if self.expect is not None:
             kept = digests.index(self.expect)
-            records, self.later = records[:kept], [record.part for record in records[kept:]]
-        self.records: Sequence[LogRecord] = records
+            before, after = records[:kept], records[kept:]
+            self._check_there(before, after)
+            records, self.later = before, [record.part for record in after if not record.removes]
+        self.log: Sequence[LogRecord] = records
+        """All records but the first, those of removals too."""
+        self.records: Sequence[LogRecord] = parts_of(records)
+        """Those of the parts that are there."""
         self.digest = records[-1].digest if records else empty
+        for name in self.gone:
+            self._parts.pop(name, None)
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of a part that was removed. Raises NameTaken."""
+        if name in self.gone:
+            raise name_gone(f"{self.path}: {name}")
+
+    def _check_there(self, before: Sequence[LogRecord], after: Sequence[LogRecord]) -> None:
+        """Refuse an expected digest whose parts are not all there any more. Raises WrongStore."""
+        lost = sorted({record.part for record in parts_of(before)} & set(gone_from(after)))
+        if lost:
+            now = after[-1].digest
+            raise WrongStore(
+                str(self.folder.path),
+                expected=f"the store {self.expect}",
+                found=f"that store without {some_of(lost, 3)}, which `logitstore rm` has removed since; its digest is {now}",
+                remedy="expect this digest to read what remains, or open a copy that was made before",
+            )
 
     def check_log(self, folder: Place) -> None:
         """Refuse a folder of a store whose log does not go on from the one that was read. Raises WrongStore.
 
         The record that was the last one holds, by its sha256, all records before it.
         """
-        key, found = log_key(len(self.records)), "a log without it"
+        key, found = log_key(len(self.log)), "a log without it"
         with contextlib.suppress(FileNotFoundError):
             digest = f"sha256:{sha256_hex(folder.read(key))}"
             if digest == self.digest:
@@ -128,7 +167,7 @@ class Root:
     def part(self, name: str) -> SealedPart:
         """Return a sealed part. Raises StoreIncomplete if it is unfinished, PartNotFound if it is absent."""
         if name not in self._parts:
-            part = SealedPart(self.folder.sub(name), self._sealed(name), self.grid)
+            part = SealedPart(self.folder.sub(name), self._sealed(name), self.grid, self.folder)
             self._check_samples(part)
             self._parts[name] = part
         return self._parts[name]
@@ -186,9 +225,9 @@ class Root:
             tidy_up(each)
 
     def begun(self, name: str) -> "BegunPart | None":
-        """Return the progress of an unfinished part; None if it is sealed or absent."""
+        """Return the progress of an unfinished part; None if it is sealed, removed or absent."""
         folder = self.folder.sub(name)
-        if self.has(name) or not folder.exists(SPEC):
+        if self.has(name) or name in self.gone or not folder.exists(SPEC):
             return None
         identity, notes = parse_spec(folder.read(SPEC), str(folder.path / SPEC))
         views = identity.get("views", 1)
@@ -207,6 +246,13 @@ class Root:
             )
         group, _, short = name.partition("/")
         there = ", ".join(self.names(group)) or "none"
+        if name in self.gone:
+            return PartNotFound(
+                where,
+                expected=f"one of the sealed parts of this store under {group} ({there})",
+                found=f"{short!r}, which `logitstore rm` has removed",
+                remedy="choose one of these; a copy of the store that was made before may have it still",
+            )
         return PartNotFound(
             where,
             expected=f"one of the sealed parts of this store under {group} ({there})",
@@ -315,6 +361,7 @@ def unsealed_parts(root: Root) -> list[str]:
     known = {
         *(record.part for record in root.records),
         *root.later,
+        *root.gone,
         *(f"{g}/{ROOT_METADATA}" for g in GROUPS),
     }
     # A part that lost its spec counts as well.

@@ -6,17 +6,20 @@ or of another order of this one, differs from it.
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
-from ..errors import RowMismatch, StoreCorrupt
+from ..errors import ConfigError, RowMismatch, StoreCorrupt
 from ..format.constants import CAPTURE, SAMPLES, SPEC
 from ..format.documents import integer, shorten, table
 from .part_reader import PartReader
 from .root import Root
+
+WITHOUT_INPUTS: Final[Mapping[str, str]] = {"id": "ids", "row": "row numbers"}
+"""Content of digests that are none of inputs, by `digest_of` of the identity of samples; others are of inputs or their files."""
 
 
 def check_row_labels(
@@ -81,6 +84,20 @@ def _check_values(
             expected=shorten(expected[first].item()),
             found=f"{shorten(found[first].item())} ({len(bad)} of {len(rows)} rows differ)",
             remedy=remedy,
+        )
+
+
+def check_knows_inputs(identity: Mapping[str, Any], where: str) -> None:
+    """Refuse samples whose digests are none of inputs: those of an import without inputs. Raises ConfigError.
+
+    identity: of the samples.
+    """
+    if (content := WITHOUT_INPUTS.get(str(identity.get("digest_of")))) is not None:
+        raise ConfigError(
+            where,
+            expected="digests of the inputs, with which those of a data set are compared",
+            found=f"digests of {content}, as of an import without inputs",
+            remedy="import the logits again with --inputs or --digests (inputs=…, digests=…)",
         )
 
 

@@ -7,7 +7,8 @@
 Blocks are read by `part_reader`.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +40,7 @@ from ..format.layouts import check_part, features_of, form_of
 from ..format.metadata import ArrayLayout, group_attributes, group_metadata
 from ..format.shard import CRC_BYTES, decode_small
 from .journal import Seal, SealTable, read_checked, read_table
-from .log import LogRecord
+from .log import LogRecord, is_gone
 
 KINDS = {"samples": "samples", "teachers": "capture", "clusters": "clustering"}
 """First component of a part's name -> its kind."""
@@ -90,9 +91,10 @@ def begun_form(folder: Place, name: str) -> str:
 class SealedPart:
     """A part that the log names, its metadata checked."""
 
-    def __init__(self, folder: Place, record: LogRecord, grid: Grid) -> None:
-        """Open a part. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
+    def __init__(self, folder: Place, record: LogRecord, grid: Grid, store: Place | None = None) -> None:
+        """Open a part. store: the folder of its store. Raises ManifestInvalid, UntrustedStoreError or UnsupportedFeature."""
         self.folder = folder
+        self._store = store
         self.name = record.part
         """Its name in the store: "teachers/wide"."""
         self.kind = KINDS[record.part.partition("/")[0]]
@@ -101,7 +103,8 @@ class SealedPart:
         where = str(folder.path / SEAL)
         self._table: SealTable | None = None
         self._held: dict[str, bytes] = {}
-        self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
+        with self._unless_gone():
+            self.seal = Seal.from_bytes(read_checked(folder, SEAL, record.seal), where)
         ahead = [key for key in self.seal.files if key.endswith(ROOT_METADATA) or key in (SPEC, *_SMALL)]
         if 0 < self.seal.table_size <= MAX_JSON_BYTES:
             ahead.append(SEAL_TABLE)
@@ -171,7 +174,8 @@ class SealedPart:
                 found="no digest",
                 remedy="run `logitstore verify`",
             )
-        return self._held.get(key) or read_checked(self.folder, key, self.seal.files[key], most)
+        with self._unless_gone():
+            return self._held.get(key) or read_checked(self.folder, key, self.seal.files[key], most)
 
     def _layout(self, name: str) -> ArrayLayout:
         key = f"{name}/zarr.json"
@@ -182,19 +186,43 @@ class SealedPart:
         """The identity and the notes of the part."""
         return Spec(*parse_spec(self._file(SPEC), str(self.folder.path / SPEC)))
 
+    @contextlib.contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Turn the error of a lost file into that of a part which was removed since. Raises PartNotFound."""
+        try:
+            yield
+        except ManifestInvalid:
+            if not self.is_gone:
+                raise
+            raise PartNotFound(
+                str(self.folder.path),
+                expected="a sealed part",
+                found="a part that `logitstore rm` has removed",
+                remedy="choose another one; a copy of the store that was made before may have it still",
+            ) from None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was removed since it was opened, by the log as it is now."""
+        return self._store is not None and is_gone(self._store, self.name)
+
     @property
     def table(self) -> SealTable:
         """Sizes and checksums of the shards, read on first use."""
         # No cached_property: in Python 3.11 a thread that reads one would stop all threads that read another.
         if self._table is None:
-            self._table = read_table(self.folder, self.seal)
+            with self._unless_gone():
+                self._table = read_table(self.folder, self.seal)
         return self._table
 
     def absent_blocks(self) -> set[tuple[int, int]]:
         """Return (view, block) of every block that lacks a shard, by name alone.
 
-        A whole store has none; `repair` removes torn shards.
+        A whole store has none; `repair` removes torn shards, on a disk. A place that does not list its files, such as a web
+        server, is taken as whole: nobody writes there, and a shard that is missing is an error where it is read.
         """
+        if not self.folder.can_list:
+            return set()
         return absent_blocks(self.folder, self.seal, [self.layouts[name] for name, _ in self.seal.arrays])
 
     def small(self, name: str) -> NDArray[Any]:

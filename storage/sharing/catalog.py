@@ -18,7 +18,7 @@ from typing import Any, Final
 from ..backends.local import Folder
 from ..backends.place import Place
 from ..backends.plain_files import PlainFiles
-from ..backends.remote import folder_at
+from ..backends.remote import access_of, folder_at
 from ..errors import ConfigError, LimitExceeded, LogitStoreError, NotAStoreError
 from ..format.constants import PRIVATE, ROOT_METADATA, SAMPLES, SPEC
 from ..format.documents import parse_spec
@@ -96,18 +96,24 @@ class Found:
 
 
 def find_stores(
-    prefix: "str | os.PathLike[str] | Place", *, depth: int = DEPTH, in_flight: int | None = None
+    prefix: "str | os.PathLike[str] | Place",
+    *,
+    depth: int = DEPTH,
+    in_flight: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    follow_links: bool = False,
 ) -> list[Found]:
     """Find the stores under a folder or a URL that lists its files, ordered by name; no shard is read.
 
     depth: levels below the prefix that are looked into; 0 for the prefix alone. Links to folders are not followed.
-    in_flight: requests at a time; 24 by default, and 4 on a disk.
+    in_flight: requests at a time; 24 by default, and 4 on a disk. storage_options: of the library that opens a URL, as for
+    `open_store`. follow_links: look through links, as Hugging Face's cache, DVC and git-annex lay them.
     Raises ConfigError for a prefix that is no folder or does not list its files, StorageError if it cannot be listed,
     LimitExceeded for more than `MOST_FOLDERS` folders.
     """
     if depth < 0:
         raise ConfigError("depth", expected="0 or more", found=str(depth), remedy="leave it out")
-    top = folder_at(prefix)
+    top = folder_at(prefix, access_of(storage_options, follow_links=follow_links))
     if isinstance(top, PlainFiles) and (kind := top.kind()) != "a folder":
         raise ConfigError(
             str(top.path),

@@ -8,33 +8,30 @@
 Onto a store of the same samples, the parts that it lacks are added: copies of one store that grew apart are merged.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from ..backends.local import Folder
 from ..backends.place import Place
-from ..backends.remote import folder_at
-from ..errors import ConfigError, StorageFull
+from ..backends.remote import access_of, folder_at, folder_to_write
+from ..errors import ConfigError
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
-from ..parts.log import LogRecord, log_key, part_record
+from ..parts.log import LogRecord, gone_from, log_key, part_record
 from ..parts.root import Root, open_root, unsealed_parts
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
 from .card_file import refresh_copy
 from .destination import (
-    Destination,
     add_to_log,
     begin_store,
     check_part,
-    destination_at,
-    held,
+    check_room,
     is_local,
-    prove,
     records_there,
 )
 from .in_flight import LOCAL, REMOTE, InFlight
@@ -66,6 +63,8 @@ class Copied:
     """Bytes that were written; commit records and the log are not counted."""
     unsealed: tuple[str, ...]
     """Parts of the source that are not sealed, and so not copied."""
+    gone: tuple[str, ...]
+    """Parts that were removed from the destination, and so not copied again."""
 
     @property
     def bytes(self) -> int:
@@ -87,26 +86,35 @@ def copy_store(
     merge: bool = False,
     dry_run: bool = False,
     in_flight: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    destination_options: Mapping[str, Any] | None = None,
+    follow_links: bool = False,
     progress: Progress = silent,
 ) -> Copied:
     """Copy a store, or the parts of it that the store at the destination lacks.
 
     Every object is compared with the seal when it arrives. A part is in the log once all of it is there. A copy that was
-    killed resumes when it is called again, and sends nothing again that had arrived. Unsealed parts are not copied.
+    killed resumes when it is called again, and sends nothing again that had arrived. Unsealed parts are not copied, nor those
+    that were removed from the destination. A part that was removed from the source stays at the destination.
 
     source: a path, a URL, or a store of Zarr's. destination: a path, or the URL of a bucket.
     teachers: captures that are copied, with the samples, on which they rest; None for every part.
     expect: "sha256:…", a present or former digest of the source, as of which it is copied.
     merge: the destination has to be a store already. dry_run: count, and write nothing.
     in_flight: transfers at a time; 24 by default, and 4 between disks.
+    storage_options, destination_options: of the libraries that open the URLs of the two, as for `open_store`.
+    follow_links: read a source whose files are links, as for `open_store`; the copy has plain files.
     Raises NotAStoreError, WrongStore, StoreIncomplete or PartNotFound for the source, ShardCorrupt, ShardMissing or
     ManifestInvalid if it is damaged; NameTaken if the destination holds another store, other things, or another part of
     a name; StorageFull before anything is written to a disk without room.
     """
-    root = open_root(folder_at(source), expect)
+    root = open_root(folder_at(source, access_of(storage_options, follow_links=follow_links)), expect)
     names = _chosen(root, teachers)
-    place = destination_at(destination)
+    place = folder_to_write(destination, access_of(destination_options))
     records = records_there(place, root, merge)
+    removed = gone_from(records or [])
+    gone = tuple(name for name in names if name in removed)
+    names = [name for name in names if name not in removed]
     lacking = [name for name in names if not check_part(place, records or [], root, name)]
     for number, name in enumerate(lacking):
         check_log(len(records or []) + number, name, f"{place.path}: {name}")
@@ -117,12 +125,15 @@ def copy_store(
     with InFlight(most) as flight:
         for copy in copies:
             copy.compare(flight)
-    _check_room(place, sum(plan.missing for plan in plans))
+    check_room(place, sum(plan.missing for plan in plans))
     tally = _Tally(progress, plans)
     digest = _digest_after(root, records, lacking)
     if not dry_run:
-        with held(place) as folder, InFlight(most) as flight:
-            prove(folder)
+        with contextlib.ExitStack() as stack:
+            folder = place.hold(make=True)
+            stack.callback(folder.let_go)
+            flight = stack.enter_context(InFlight(most))
+            folder.prove_exclusive()
             if records is None:
                 begin_store(folder, root)
             for copy in copies:
@@ -132,7 +143,7 @@ def copy_store(
         refresh_copy(place, digest, root)
     there = tuple(name for name in names if name not in lacking)
     unsealed = tuple(unsealed_parts(root))
-    return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed)
+    return Copied(root.path, place.path, dry_run, digest, plans, there, tally.sent, unsealed, gone)
 
 
 def _chosen(root: Root, teachers: Sequence[str] | None) -> list[str]:
@@ -148,17 +159,6 @@ def _chosen(root: Root, teachers: Sequence[str] | None) -> list[str]:
     for name in sorted(chosen):
         root.digest_of(name)
     return [record.part for record in root.records if record.part in chosen]
-
-
-def _check_room(place: Destination, missing: int) -> None:
-    """Refuse a disk without room for what is missing. Raises StorageFull."""
-    if isinstance(place, Folder) and missing > (free := place.free_bytes()):
-        raise StorageFull(
-            str(place.path),
-            expected=f"room for {missing:,} bytes",
-            found=f"{free:,} free bytes",
-            remedy="free space, choose another disk, or copy some captures alone with `--teacher`",
-        )
 
 
 def _digest_after(root: Root, records: Sequence[LogRecord] | None, added: Sequence[str]) -> str:

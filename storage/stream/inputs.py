@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..parts.reader import CaptureReader, Samples
 from ..parts.same_inputs import check_same_inputs
-from ..parts.same_rows import is_augmented
+from ..parts.same_rows import check_knows_inputs, is_augmented
 from .fetch_ahead import Source
 from .items import UNKNOWN, fetch_items, listed_labels, split_item
 from .making import Augment, Form, InputMaker, Wanted, check_form, check_labels, other_label
 from .options import StreamOptions
 from .order import ChunkRun
+from .row_numbers import as_numbered
 from .window import Arrays, Field
 
 __all__ = ["Augment", "Inputs"]
@@ -44,16 +45,17 @@ class Inputs:
         """
         self._samples = samples
         self._transfer_set = options.transfer_set
-        self._augment = options.augment
+        self.augment = as_numbered(options.augment, samples.spec.identity, samples.num_rows, where)
+        """The function of the views, given the numbers that rows had where they were captured."""
         self._streamed = options.streamed_views
         self._view = self._streamed[0]
         self._shown = next(iter(captures.values()), None)
         self._augmentation = check_same_inputs(captures, options.streamed_views, where)
         self.available = options.inputs and (self._transfer_set is not None or samples.inputs is not None)
         """Whether batches have inputs."""
-        self._maker = InputMaker(options.transfer_set, options.augment)
+        self._maker = InputMaker(options.transfer_set, self.augment)
         augmented = [view for view in options.streamed_views if is_augmented(self._augmentation, view)]
-        if self.available and self._augment is None and augmented:
+        if self.available and self.augment is None and augmented:
             raise ConfigError(
                 "augment",
                 expected=f"the function that made views {augmented} of the inputs",
@@ -61,6 +63,7 @@ class Inputs:
                 remedy="pass augment=…, or views=0, or inputs=False if you need no inputs",
             )
         if self._transfer_set is not None:
+            check_knows_inputs(samples.spec.identity, where)
             self._check_transfer_set()
 
     def _check_transfer_set(self) -> None:
@@ -185,7 +188,7 @@ class Inputs:
             out[...] = self._shown.seen(run.rows, run.view)
 
     def _is_remade(self, view: int) -> bool:
-        return self._augment is not None and is_augmented(self._augmentation, view)
+        return self.augment is not None and is_augmented(self._augmentation, view)
 
     def _rows(self, rows: range, view: int) -> NDArray[Any]:
         """Return the inputs of `rows` as the teachers saw them, each checked against its digest."""

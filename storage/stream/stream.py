@@ -246,7 +246,7 @@ class Stream:
     @property
     def augment(self) -> Augment | None:
         """The function of its views."""
-        return self._options.augment
+        return self._inputs.augment
 
     def made_by(self, makers: Makers) -> "Stream":
         """Return this stream with inputs that other processes make: the same batches, bit for bit.

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("without_fsync")
 
 CALLS: Mapping[str, Callable[..., Any]] = {name: getattr(logitstore, name) for name in KEYS}
 NO_KEYS = {
-    "cache": {"store", "class_names", "stop_below", "reuse", "device", "progress"},
-    "cluster": {"store", "scheduler", "progress"},
-    "distill": {"store", "checkpoint", "device", "progress"},
+    "cache": {"store", "storage_options", "class_names", "stop_below", "reuse", "device", "progress"},
+    "cluster": {"store", "storage_options", "scheduler", "progress"},
+    "distill": {"store", "storage_options", "checkpoint", "device", "progress"},
     "evaluate": {"network", "batch_size", "device"},
 }
 """Arguments that no key of an experiment file stands for."""

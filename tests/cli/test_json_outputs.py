@@ -86,6 +86,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         copies = ("copy", STORE, "c/store.zarr"), ("merge", STORE, "c/store.zarr")
         found["copy"] = [printed(*copies[0], "--dry-run"), printed(*copies[0], "--teacher", "wide")]
         found["merge"] = [printed(*copies[1])]
+        concat = "concat", STORE, "c/store.zarr", "both.zarr", "--teacher", "wide", "--allow-duplicates"
+        found["concat"] = [printed(*concat, "--dry-run"), printed(*concat)]
+        removed = "rm", "c/store.zarr", "--teacher", "small-1", "--clustering", "other"
+        found["rm"] = [printed(*removed, "--dry-run"), printed(*removed), printed(*removed)]
+        export, moved = ("export", STORE, "--teacher", "wide", "wide.npy"), ("wide.npy", "--out", "m.zarr")
+        found["export"] = [printed(*export, "--dry-run"), printed(*export), printed(*export)]
+        taken = "import", *moved, "--teacher", "wide", "--view", 0
+        found["import"] = [printed(*taken, "--dry-run"), printed(*taken), printed(*taken)]
         found["card"] = [printed("card", STORE, "--dry-run"), printed("card", STORE, "--out", "-")]
         found["verify"], found["repair"] = [printed("verify", STORE, "--deep")], [printed("repair", STORE)]
         store = open_store(STORE)

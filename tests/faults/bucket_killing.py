@@ -123,7 +123,7 @@ def killed_run(
                 key: (chance.randrange(_LAST_PUT // writers), chance.random() < 0.5) for key in KEYS[:writers]
             }
         done = run_writers(bucket, prefix, writers, aims)
-        assert done["errors"] == []
+        assert not done["errors"], done["errors"]
         killed += done["killed"]
         kept |= commits(done["acknowledged"])
     return killed, kept

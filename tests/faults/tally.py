@@ -19,6 +19,7 @@ PROPERTY: Final = "fault"
 ROWS: Final = {
     "kill": "SIGKILL of writers, restarted in another number",
     "copy": "SIGKILL of copies of a store, run again",
+    "exchange": "SIGKILL of exports and imports, run again",
     "power": "power loss after any prefix of the writer's calls",
     "order": "order of the system calls, by strace",
     "call": "the N-th storage call fails",

@@ -21,18 +21,23 @@ from faults.json_faults import (
 )
 from faults.tally import Tally, scale
 from logitstore.storage.integrity.verify import verify
+from logitstore.storage.sharing.removing import remove_parts
 
 SEED = 20_261_121
-CHANGED_FILES = 34
+CHANGED_FILES = 36
 """JSON files of the store below; so many times its share of the mutations are made."""
 
 
 def small_store(folder: Path) -> Path:
     """A store with every kind of JSON file that there is, in few bytes."""
     made = stores.make(
-        folder / "store.zarr", rows=5, block_rows=4, teachers={"wide": stores.Teacher(augmented=True)}
+        folder / "store.zarr",
+        rows=5,
+        block_rows=4,
+        teachers={"wide": stores.Teacher(augmented=True), "gone": stores.Teacher()},
     )
     stores.add_clustering(made.store)
+    remove_parts(made.path, teachers=["gone"])
     return made.path
 
 

@@ -190,7 +190,12 @@ def test_the_examples_of_specialists_run(
 def test_the_example_of_remote_stores_runs_with_a_store_at_hand(tmp_path: Path) -> None:
     """Places other than disks are tried in tests/storage/test_remote.py."""
     store = combinations.make(tmp_path / "teachers.zarr")
-    first, second = blocks("remote.md")
+    first, second, _, linked = blocks("remote.md")
+    (tmp_path / "example.py").write_text(linked.replace("snapshots/0123abcd/store.zarr", str(store.path)))
+    assert (
+        runpy.run_path(str(tmp_path / "example.py"), {"logitstore": logitstore})["store"].num_rows
+        == combinations.ROWS
+    )
     at_hand = "s3://bucket/teachers.zarr", str(store.path)
     (tmp_path / "example.py").write_text(first.replace(*at_hand), encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "example.py"))

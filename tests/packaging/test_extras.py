@@ -65,6 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "repair small.zarr",
         "doctor .",
         "compress small.zarr --teacher a --transform-kl 1e-2 --name a-small",
+        "export small.zarr --teacher a a.safetensors",
+        "import a.safetensors --out other.zarr --teacher a",
         CLUSTER,
     ],
 )
@@ -80,6 +82,7 @@ def test_a_plain_installation_runs(folder: Path, command: str) -> None:
         (f"{CLUSTER} --method minibatch --name other", "sklearn"),
         (f"{CLUSTER} --scheduler tcp://127.0.0.1:9 --name third", "distributed"),
         (f"{CLUSTER} --figure sets.png --name fourth", "matplotlib"),
+        ("export small.zarr --teacher a a.parquet", "pyarrow"),
     ],
 )
 def test_a_missing_package_is_one_line_that_names_its_extra(folder: Path, command: str, package: str) -> None:

@@ -33,7 +33,7 @@ PIPELINE_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"views", "stream"}),
     frozenset({"workspace"}),
     frozenset({"same_set", "calibration_rows", "evaluation_set", "held_out"}),
-    frozenset({"trainer", "cluster", "combine", "compress"}),
+    frozenset({"trainer", "cluster", "combine", "compress", "exchange"}),
     frozenset({"cache", "train"}),
     frozenset({"specialists"}),
     frozenset({"trials"}),

@@ -242,6 +242,18 @@ def test_the_probe_of_a_killed_writer_is_taken_away() -> None:
 # What takes the place of the lease
 
 
+def test_an_object_that_was_missing_ahead_is_asked_for_again() -> None:
+    folder = folder_to_write(ObjectStore(MemoryStore()))
+    assert folder.put_new("there.json", b"{}")
+    with folder.read_ahead(["there.json", "later.json", "never.json"]):
+        assert folder.put_new("later.json", b"[]")  # as another writer does
+        assert folder.read("there.json") == b"{}" and folder.read("later.json") == b"[]"
+        with folder.read_ahead(["later.json"]):
+            assert folder.read("later.json") == b"[]"
+        with pytest.raises(FileNotFoundError):
+            folder.read("never.json")
+
+
 def test_a_writer_in_a_bucket_removes_nothing(bucket: Bucket) -> None:
     write(bucket.store())
     deleted = [request for request in bucket.requests if request.startswith(("DELETE", "POST"))]
@@ -468,11 +480,12 @@ def test_a_bucket_that_replaces_objects_is_refused_before_a_teacher_runs(
     assert objects_in(bucket) == {}
 
 
+@pytest.mark.parametrize("option", ["--models", "--cache"])
 def test_a_folder_is_not_made_for_a_url(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = call("run", str(experiment), "--out", "s3://bucket/runs")
+    done = call("run", str(experiment), option, "s3://bucket/runs")
     assert done.exit_code == 64 and "expected a local folder, found a URL" in done.output
     assert not (tmp_path / "s3:").exists()
 

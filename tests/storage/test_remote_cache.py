@@ -390,6 +390,11 @@ def test_a_bucket_that_may_be_read_and_not_listed_opens(web: Web, bucket: str, w
     assert_same(epoch(store), epoch(open_store(whole)))
 
 
+def test_a_bucket_opens_in_ten_requests(web: Web, bucket: str) -> None:
+    open_store(bucket)
+    assert len(web.requests) <= 10, web.requests
+
+
 def test_a_bucket_without_permission_to_read_is_refused_with_its_own_code(web: Web, bucket: str) -> None:
     web.lists = False
     with pytest.raises(StorageError, match="AccessDenied"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-USER_EXTRAS = ("torch", "distributed", "plots", "remote", "xarray")
+USER_EXTRAS = ("torch", "distributed", "plots", "remote", "parquet", "xarray")
 """Extras that a user installs; `all` names them, and the others are for contributors."""
 
 

@@ -332,6 +332,8 @@ def refuse(place: str, *_: str) -> list[list[str]]:
         "check_writable of a folder": lambda: check_writable(new),
         "Folder": lambda: Folder(new),
         "copy_store": lambda: logitstore.copy_store(place, new),
+        "export_logits": lambda: logitstore.export_logits(place, "wide", f"{new}.npy"),
+        "import_logits": lambda: logitstore.import_logits(f"{place}.npy", new, "more"),
     }
     found = [_error_of(name, call) for name, call in calls.items()]
     arguments = {
@@ -340,6 +342,8 @@ def refuse(place: str, *_: str) -> list[list[str]]:
         "combine": [place, "--generalist", "wide", "--specialist", "a", "--name", "b"],
         "copy": [place, str(new)], "merge": [place, str(new)],
         "compress": [place, "--teacher", "wide", "--name", "b", "--max-kl", "0.1"],
+        "export": [place, "--teacher", "wide", f"{new}.npy"],
+        "import": [f"{place}.npy", "--out", str(new), "--teacher", "more"],
     }  # fmt: skip
     for command in COMMANDS:
         if command not in READING:

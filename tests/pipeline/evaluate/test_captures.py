@@ -15,6 +15,7 @@ from logitstore.pipeline.evaluate.coverage import conditional, coverage, covers_
 from logitstore.pipeline.evaluate.metrics import evaluate_logits
 from logitstore.storage.api import Store, create_store
 from logitstore.storage.errors import BadDataError, ConfigError, PartNotFound, SpecMismatch
+from logitstore.storage.sharing.removing import remove_parts
 
 ROWS, CLASSES = 150, 8
 SETS = [[0, 1, 2, -1], [2, 3, 4, -1]]
@@ -191,6 +192,28 @@ def test_a_combination_of_another_capture_of_that_name_is_refused(tmp_path: Path
     ].digest
     with pytest.raises(ConfigError, match="teachers/odd: expected a combination that says which generalist"):
         comparisons(store)
+
+
+def test_a_combination_whose_generalist_was_removed_is_scored_and_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "store.zarr"
+    store = create_store(path, num_classes=3, labels=[0, 1, 2], digests=np.arange(3, dtype=np.uint64))
+    written(store, "generalist", np.zeros((1, 3, 3), np.float32))
+    origin = {
+        "generalist": {"capture": "generalist", "seal": store.teachers["generalist"].digest},
+        "specialists": [],
+    }
+    written(store, "combined", np.zeros((1, 3, 3), np.float32), provenance={"combination": origin})
+    assert [one.generalist for one in comparisons(store)] == ["generalist"]  # negative control
+    remove_parts(path, teachers=["generalist"])
+    store.refresh()
+    assert comparisons(store) == []
+    (line,) = (entry.getMessage() for entry in caplog.records)
+    assert line.endswith(
+        "is not compared with its generalist: `logitstore rm` has removed teachers/generalist"
+    )
+    assert list(evaluate_captures(store).metrics) == ["combined"]
 
 
 def test_without_labels_there_is_nothing_to_evaluate(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Logits from and to plain files: `export` and `import`."""
