@@ -72,10 +72,10 @@ def store_to_write(store: str, access: "Access") -> "Store":
     return Store(open_root(folder_to_write(store, access)))
 
 
-def store_to_read(store: str, access: "Access") -> "Store":
+def store_to_read(store: str, access: "Access", expect: str | None = None) -> "Store":
     """Open a store that will be read. Raises as `open_store`."""
     from ..storage.api import Store
     from ..storage.backends.remote import folder_at
     from ..storage.parts.root import open_root
 
-    return Store(open_root(folder_at(store, access)))
+    return Store(open_root(folder_at(store, access), expect))

@@ -1,6 +1,7 @@
 """The command `export`: a capture as a plain file."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ from .. import options
 from ..printing.progress import show_progress
 from ..printing.stores import format_bytes
 from ..printing.text import nothing_to_do, pick, print_json, print_text
+from ..workspaces import store_to_read
 
 if TYPE_CHECKING:
     from ...pipeline.exchange.export import Exported
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     "--temperature", type=float, metavar="T", help="Temperature at which a top-k capture is decoded."
 )
 @options.expect_option
+@options.cache_options
+@options.follow_links_option
 @click.option("--force", is_flag=True, help="Replace the file OUT.")
 @options.dry_run_option
 @options.json_option
@@ -44,6 +48,10 @@ def command(
     teacher: str,
     rows: str | None,
     expect: str | None,
+    cache: Path | None,
+    cache_size: str | None,
+    no_cache: bool,
+    follow_links: bool,
     as_json: bool,
     **choice: Any,
 ) -> None:
@@ -54,10 +62,10 @@ def command(
     killed, run it again.
     """
     from ...pipeline.exchange.export import export_logits
-    from ...storage.api import open_store
 
     chosen = None if rows is None else _slice(rows)
-    opened = open_store(store, expect=expect)
+    access = options.access_of_options(cache, cache_size, no_cache, follow_links)
+    opened = store_to_read(store, access, expect)
     with show_progress(quiet=options.settings().quiet) as progress:
         done = export_logits(opened, teacher, out, rows=chosen, progress=progress, **choice)
     if as_json:
