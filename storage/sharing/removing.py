@@ -109,6 +109,7 @@ def remove_parts(
         for plan in plans:
             _remove(root, held, plan, progress)
     root.refresh()
+    root.tidy_up()  # what a killed call left beside the log
     refresh_card(root)
     return Removed(root.path, False, root.digest, tuple(plans))
 
