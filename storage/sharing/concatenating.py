@@ -27,6 +27,7 @@ from ..format.metadata import ArrayLayout, RootAttributes
 from ..parts.reader import Samples
 from ..parts.root import Root, create_root, join_root, open_root
 from ..progress import Progress, silent
+from .card_file import refresh_card
 from .concatenated_part import layouts_of, padded, write_part
 from .destination import check_room
 from .same_parts import check_alike
@@ -119,6 +120,7 @@ def concat_stores(
         root = root or create_root(place, attributes)
         for name, found in parts.items():
             write_part(root, roots, name, found, layouts[name], progress)
+        refresh_card(root, made=bool(missing))
     return Concatenated(
         tuple(one.path for one in roots),
         place.path,

@@ -31,6 +31,7 @@ from ..parts.removal import alone_with, free, is_there, part_keys
 from ..parts.root import Root, open_root
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
+from .card_file import refresh_card
 from .in_flight import LOCAL, REMOTE
 
 SEALED, UNFINISHED, GONE = "sealed", "unfinished", "gone"
@@ -108,6 +109,7 @@ def remove_parts(
         for plan in plans:
             _remove(root, held, plan, progress)
     root.refresh()
+    refresh_card(root)
     return Removed(root.path, False, root.digest, tuple(plans))
 
 
