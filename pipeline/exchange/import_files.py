@@ -35,6 +35,7 @@ from ...storage.identity import check_same
 from ...storage.parts.card import checked_card
 from ...storage.parts.sealable import check_class_names, optional_arrays
 from ...storage.progress import Progress, silent
+from ...storage.sharing.card_file import refresh_card
 from ..calibration_rows import drawn
 from ..factories.file_digest import file_digest
 from ..models.sources import unchanged
@@ -159,6 +160,8 @@ def import_logits(
             if not begun and isinstance(there.path if there else path_of(store), Path):
                 check_room(Path(os.fspath(store)), size)
             there = _write(there, store, plan, progress, is_new=is_new, check=stack.pop_all().close)
+    if there is not None and not dry_run:
+        refresh_card(there.root, made=not done)
     return Imported(
         there.path if there is not None else path_of(store),
         None if there is None else there.digest,
