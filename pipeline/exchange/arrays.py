@@ -144,11 +144,16 @@ def _loaded(path: Path) -> Any:
 
 
 def choose(
-    file: FoundFile, names: tuple[str, ...], asked: str | None, fits: Callable[[FoundArray], bool]
+    file: FoundFile,
+    names: tuple[str, ...],
+    asked: str | None,
+    fits: Callable[[FoundArray], bool],
+    wanted: str,
+    remedy: str,
 ) -> str:
-    """Return the name of one of the arrays of a file: the one asked for, else the only one that fits, else one of `names`.
+    """Return the name of one of the arrays of a file: the one asked for, else one of `names` that fits, else the only one.
 
-    Raises ConfigError for a name that is not there, BadDataError where none or several fit.
+    wanted: the kind that fits, in words. Raises ConfigError for a name that is not there, BadDataError where none or several fit.
     """
     if asked is not None:
         if asked in file.arrays:
@@ -171,9 +176,9 @@ def choose(
     )
     raise BadDataError(
         str(file.path),
-        expected=f"an array named {names[0]}, or one array of floating rows alone",
+        expected=f"an array named {names[0]}, or one array alone, {wanted}",
         found=shown or "no arrays of numbers",
-        remedy="name the array with --column (column=…)",
+        remedy=remedy,
     )
 
 

@@ -73,7 +73,30 @@ def local_file(location: "str | os.PathLike[str]", what: str, remedy: str) -> Pa
 
 
 def as_note(value: Any) -> dict[str, Any] | None:
-    """Return the note of an export of this version; None for anything else."""
-    if isinstance(value, dict) and value.get("logitstore_export") == NOTE_VERSION:
-        return value
-    return None
+    """Return the note of an export of this version; None for anything else, and for one that contradicts itself."""
+    if not isinstance(value, dict) or value.get("logitstore_export") != NOTE_VERSION:
+        return None
+    names, classes, number = (value.get(key) for key in ("class_names", "classes", "num_classes"))
+    shape, lists = value.get("shape"), (value.get("views"), value.get("augmented"))
+    if not _are_numbers(shape, 0) or not shape or not all(_are_numbers(one, 0) for one in lists):
+        return None
+    if not _are_numbers([number], 2):
+        return None
+    if names is not None and (
+        not isinstance(names, list)
+        or len(names) != number
+        or not all(isinstance(name, str) for name in names)
+    ):
+        return None
+    if classes is not None and (
+        not _are_numbers(classes, -1)
+        or len(set(classes)) != shape[-1]
+        or len(classes) != shape[-1]
+        or max(classes) >= number
+    ):
+        return None
+    return value
+
+
+def _are_numbers(value: Any, least: int) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one >= least for one in value)

@@ -17,6 +17,7 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """Dtypes of logits."""
 _LOGITS: Final = ("logits", "logit", "z", "outputs")
 """Names of arrays, that of an export first."""
+_COLUMN: Final = "name the array with --column (column=…)"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class GivenLogits:
     def note(self) -> dict[str, Any] | None:
         """The note of the files, if all are exports of one capture."""
         first = self.files[0].file.note
+        if first is not None and first["shape"][-1] != self.num_columns:
+            return None  # other logits under the name of an export
         keys = ("capture", "samples", "class_names", "classes", "num_classes")
         for file in self.files:
             note = file.file.note
@@ -170,7 +173,7 @@ def _is_dense(array: FoundArray) -> bool:
 def _logits_of(file: FoundFile, column: str | None, view: int | None) -> LogitFile:
     """Return the logits of one file."""
     stands_alone = set(file.arrays) == {""} and column is None
-    name = "" if stands_alone else choose(file, _LOGITS, column, _is_dense)
+    name = "" if stands_alone else choose(file, _LOGITS, column, _is_dense, "of floating rows", _COLUMN)
     array, where = file.arrays[name], f"{file.path}: {name}" if name else str(file.path)
     if array.dtype not in FLOATS:
         remedy = "save them as float32"

@@ -24,6 +24,7 @@ from ...storage.backends.remote import folder_to_write, path_of
 from ...storage.backends.whole_file import check_room
 from ...storage.checks import check_labels
 from ...storage.encodings.encoding import Encoding
+from ...storage.encodings.error_budget import ErrorBudget
 from ...storage.encodings.half import FLOATS, FloatEncoding
 from ...storage.encodings.named import encoding_named
 from ...storage.encodings.transform import Transform
@@ -201,9 +202,12 @@ def _plan(
 ) -> _Plan:
     """Return the import, with all its refusals that need neither the store nor a logit."""
     note = logits.note or {}
+    chosen = encoding_named(encoding) if encoding is not None else _default_encoding(note)
+    if not isinstance(chosen, Transform):
+        chosen.arrays(logits.num_columns)  # refuses more logits than there are classes
     classes, num_classes = note.get("classes"), int(note.get("num_classes", logits.num_columns))
-    if classes is None:
-        num_classes = logits.num_columns
+    if classes is None or len(classes) != logits.num_columns:  # other logits under the name of an export
+        classes, num_classes = None, logits.num_columns
     if names is not None and len(names) != num_classes:
         raise ConfigError(
             "class_names",
@@ -229,7 +233,7 @@ def _plan(
         num_classes,
         classes,
         teacher,
-        encoding_named(encoding) if encoding is not None else _default_encoding(note),
+        chosen,
         provenance,
         log_probabilities,
         card,
@@ -304,7 +308,7 @@ def _check(plan: _Plan, progress: Progress) -> None:
             wide = values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
             where = str(file.file.path)
             check_values(wide, start, where, is_half=is_half, log_probabilities=plan.log_probabilities)
-            if isinstance(plan.encoding, FloatEncoding):  # float16 has a range
+            if isinstance(plan.encoding, FloatEncoding | ErrorBudget):  # float16 and codes have a range
                 centred = (wide - wide.max(axis=1, keepdims=True)).astype(np.float32)
                 plan.encoding.encode(centred, start, where)
             done += stop - start
@@ -359,7 +363,10 @@ def _read_ahead(
     """Yield the logits and constants of each block, the next of which is read by a thread."""
 
     def read(rows: range) -> tuple[range, NDArray[Any], NDArray[np.float32] | None]:
-        return rows, logits.read(rows.start, rows.stop), logits.read_peak(rows.start, rows.stop)
+        values = logits.read(rows.start, rows.stop)
+        # Constants of other logits, which someone has put in the place of an export, are not theirs.
+        are_centred = bool((values.max(axis=1) == 0).all())
+        return rows, values, logits.read_peak(rows.start, rows.stop) if are_centred else None
 
     return run_ahead(blocks, read, 1)
 

@@ -19,6 +19,7 @@ from .given import FLOATS, GivenLogits, LogitFile
 _LABELS: Final = ("label", "labels", "target", "targets", "y")
 _IDS: Final = ("id", "ids", "name", "names", "key", "__key__")
 """Names of arrays, those of an export first."""
+_ONE_FILE: Final = "save them alone, in a file of their own"
 
 
 def labels_given(given: Any, logits: GivenLogits) -> NDArray[np.int64] | None:
@@ -50,8 +51,16 @@ def _labels_of(given: Any) -> NDArray[Any]:
     if is_text(path):
         return _numbers(read_texts(path), path)
     file = open_file(path)
-    name = choose(file, _LABELS, None, lambda array: len(array.shape) == 1 and array.dtype not in FLOATS)
+    name = choose(file, _LABELS, None, _is_one_a_row, "of whole numbers, one a row", _ONE_FILE)
     return _integers(file.arrays[name].read(slice(None)), path)
+
+
+def _is_one_a_row(array: FoundArray) -> bool:
+    return len(array.shape) == 1 and array.dtype not in FLOATS
+
+
+def _are_ids(array: FoundArray) -> bool:
+    return len(array.shape) in (1, 2) and array.dtype not in FLOATS
 
 
 def _numbers(texts: list[Any], path: Path) -> NDArray[np.int64]:
@@ -133,7 +142,7 @@ def _ids_of(given: Any) -> list[str]:
         texts = next(iter(file.texts.values()))
     if texts is not None:
         return texts()
-    name = choose(file, _IDS, None, lambda array: array.dtype not in FLOATS and len(array.shape) in (1, 2))
+    name = choose(file, _IDS, None, _are_ids, "of texts or whole numbers, one a row", _ONE_FILE)
     return _as_ids(file.arrays[name].read(slice(None)), str(path))
 
 

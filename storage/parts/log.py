@@ -177,11 +177,13 @@ def check_root(root: Place) -> bytes:
             remedy="name the folder of a store, or make one with `logitstore cache`; if it is a store, run `logitstore repair`",
         ) from None
     where = str(root.path / log_key(0))
-    with remedied(ManifestInvalid, _REPAIR if last_record(root) else _COPY_OF_LOG):
+    try:
         files = parse_json(record, where).get("root")
         if not isinstance(files, dict) or set(files) != set(ROOT_FILES):
             raise invalid(where, f"the sha256 of {', '.join(ROOT_FILES)}", repr(files)[:80])
         digests = {key: sha256_in(digest, where) for key, digest in files.items()}
+    except ManifestInvalid as error:  # only then are the records listed, which takes a request
+        raise error.with_remedy(_REPAIR if last_record(root) else _COPY_OF_LOG) from None
     for key, digest in digests.items():
         data = read_checked(root, key, digest)
         if key != ROOT_METADATA and data != group_metadata():

@@ -15,7 +15,7 @@ from ..backends.lease import lease
 from ..backends.local import Folder, writable
 from ..backends.place import Place
 from ..backends.posix import replace_file
-from ..backends.remote import folder_at
+from ..backends.remote import access_of, folder_at
 from ..errors import ConfigError, LogitStoreError
 from ..format.constants import CARD_FILE
 from ..parts.root import Root, open_root
@@ -71,6 +71,7 @@ def write_card(
     *,
     location: str | None = None,
     dry_run: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> WrittenCard:
     """Write `STORE.md`, the card of a store for people, anew: what it is, its teachers and digest, how to load it.
 
@@ -79,14 +80,14 @@ def write_card(
 
     store: an opened store, its path or its URL. out: another file to write the text to, such as the `README.md` of a data set
     on a hub; by default `STORE.md` in the store. location: place of the store in the lines that load it, such as a URL.
-    dry_run: return the text, and write nothing.
+    dry_run: return the text, and write nothing. storage_options: of the library that opens a URL.
     Returns the text, its path, the digest of the store, and whether the file changed.
     Raises NotAStoreError, ManifestInvalid for a store that cannot be read; ConfigError, StorageError where it cannot be
     written.
     """
     # Paths and some stores of Zarr's have another `root`.
     own = getattr(store, "root", None)
-    root = own if isinstance(own, Root) else open_root(folder_at(store))
+    root = own if isinstance(own, Root) else open_root(folder_at(store, access_of(storage_options)))
     card = _Card(root)
     if out is not None:
         path, text = Path(out), card.text(location=location)

@@ -10,17 +10,16 @@ bytes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..backends.local import Folder
 from ..backends.place import Place
-from ..backends.remote import folder_at, folder_to_write
-from ..errors import ConfigError, PartNotFound, RowMismatch, SpecMismatch, StorageFull
+from ..backends.remote import access_of, folder_at, folder_to_write
+from ..errors import ConfigError, PartNotFound, RowMismatch, SpecMismatch
 from ..format.constants import MAX_SHARD_BYTES, SAMPLES
 from ..format.documents import check_name, shorten
 from ..format.grid import plan_block_rows
@@ -28,7 +27,9 @@ from ..format.metadata import ArrayLayout, RootAttributes
 from ..parts.reader import Samples
 from ..parts.root import Root, create_root, join_root, open_root
 from ..progress import Progress, silent
+from .card_file import refresh_card
 from .concatenated_part import layouts_of, padded, write_part
+from .destination import check_room
 from .same_parts import check_alike
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def concat_stores(
     teachers: Sequence[str] | None = None,
     allow_duplicates: bool = False,
     dry_run: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    destination_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Concatenated:
     """Put the rows of several stores, in their order, into one new sealed store.
@@ -93,11 +96,13 @@ def concat_stores(
     sources: two or more paths or URLs. destination: a path, or the URL of a bucket, with nothing there, or with what an
     earlier call of the same sources left. teachers: captures that are taken; None for all, which every source must have.
     allow_duplicates: take rows of one id from several stores, and a store twice. dry_run: count, and write nothing.
+    storage_options, destination_options: of the libraries that open the URLs.
     Raises SpecMismatch for stores that do not fit together, RowMismatch for an id in two of them, PartNotFound or
     StoreIncomplete for a capture that one lacks, NameTaken if the destination holds something else, StorageFull before
     anything is written to a disk without room, and StoreCorrupt for a damaged source.
     """
-    roots = [open_root(folder_at(source)) for source in _several(sources)]
+    access = access_of(storage_options)
+    roots = [open_root(folder_at(source, access)) for source in _several(sources)]
     parts = {name: check_alike(roots, name) for name in _chosen(roots, teachers)}
     counts = tuple(root.attributes.num_rows for root in roots)
     _check_classes(roots)
@@ -105,16 +110,17 @@ def concat_stores(
         _check_apart(roots)
     layouts = {name: list(layouts_of(name, found)) for name, found in parts.items()}
     attributes = _attributes(roots, [layout for found in layouts.values() for layout in found])
-    place = folder_to_write(destination)
+    place = folder_to_write(destination, access_of(destination_options))
     root = join_root(place, attributes.num_rows, attributes.num_classes, attributes.block_rows)
     sizes = {name: sum(part.table.total_bytes() for part in found) for name, found in parts.items()}
     if root is None:
-        _check_room(place, sum(sizes.values()) + len(sizes) * _METADATA_BYTES)
+        check_room(place, sum(sizes.values()) + len(sizes) * _METADATA_BYTES)
     missing = {name for name in parts if root is None or not root.is_whole(name)}
     if not dry_run:
         root = root or create_root(place, attributes)
         for name, found in parts.items():
             write_part(root, roots, name, found, layouts[name], progress)
+        refresh_card(root, made=bool(missing))
     return Concatenated(
         tuple(one.path for one in roots),
         place.path,
@@ -213,14 +219,3 @@ def _attributes(roots: Sequence[Root], layouts: Sequence[ArrayLayout]) -> RootAt
     widest = max(4 * classes, *(layout.row_bytes for layout in layouts if layout.is_block_array))
     block_rows = min(plan_block_rows(num_rows, widest), max(1, MAX_SHARD_BYTES // widest))
     return RootAttributes(num_rows, classes, block_rows)
-
-
-def _check_room(place: Place, needed: int) -> None:
-    """Refuse a disk without room. Raises StorageFull."""
-    if isinstance(place, Folder) and needed > (free := place.free_bytes()):
-        raise StorageFull(
-            str(place.path),
-            expected=f"room for {needed:,} bytes",
-            found=f"{free:,} free bytes",
-            remedy="free space, choose another disk, or name some captures alone with --teacher",
-        )

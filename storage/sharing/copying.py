@@ -8,6 +8,7 @@
 Onto a store of the same samples, the parts that it lacks are added: copies of one store that grew apart are merged.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from ..backends.local import Folder
 from ..backends.place import Place
-from ..backends.remote import access_of, folder_at
-from ..errors import ConfigError, StorageFull
+from ..backends.remote import access_of, folder_at, folder_to_write
+from ..errors import ConfigError
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
 from ..parts.log import LogRecord, gone_from, log_key, part_record
@@ -27,14 +27,11 @@ from ..parts.sealable import check_log
 from ..progress import Progress, silent
 from .card_file import refresh_copy
 from .destination import (
-    Destination,
     add_to_log,
     begin_store,
     check_part,
-    destination_at,
-    held,
+    check_room,
     is_local,
-    prove,
     records_there,
 )
 from .in_flight import LOCAL, REMOTE, InFlight
@@ -113,7 +110,7 @@ def copy_store(
     """
     root = open_root(folder_at(source, access_of(storage_options, follow_links=follow_links)), expect)
     names = _chosen(root, teachers)
-    place = destination_at(destination, access_of(destination_options))
+    place = folder_to_write(destination, access_of(destination_options))
     records = records_there(place, root, merge)
     removed = gone_from(records or [])
     gone = tuple(name for name in names if name in removed)
@@ -128,12 +125,15 @@ def copy_store(
     with InFlight(most) as flight:
         for copy in copies:
             copy.compare(flight)
-    _check_room(place, sum(plan.missing for plan in plans))
+    check_room(place, sum(plan.missing for plan in plans))
     tally = _Tally(progress, plans)
     digest = _digest_after(root, records, lacking)
     if not dry_run:
-        with held(place) as folder, InFlight(most) as flight:
-            prove(folder)
+        with contextlib.ExitStack() as stack:
+            folder = place.hold(make=True)
+            stack.callback(folder.let_go)
+            flight = stack.enter_context(InFlight(most))
+            folder.prove_exclusive()
             if records is None:
                 begin_store(folder, root)
             for copy in copies:
@@ -159,17 +159,6 @@ def _chosen(root: Root, teachers: Sequence[str] | None) -> list[str]:
     for name in sorted(chosen):
         root.digest_of(name)
     return [record.part for record in root.records if record.part in chosen]
-
-
-def _check_room(place: Destination, missing: int) -> None:
-    """Refuse a disk without room for what is missing. Raises StorageFull."""
-    if isinstance(place, Folder) and missing > (free := place.free_bytes()):
-        raise StorageFull(
-            str(place.path),
-            expected=f"room for {missing:,} bytes",
-            found=f"{free:,} free bytes",
-            remedy="free space, choose another disk, or copy some captures alone with `--teacher`",
-        )
 
 
 def _digest_after(root: Root, records: Sequence[LogRecord] | None, added: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Destinations of copies: places in which objects are put once, under names that are free.
+"""Writables of copies: places in which objects are put once, under names that are free.
 
 nothing, or an empty folder      a new store is begun there
 a store of the same samples      the parts that it lacks are added
@@ -8,14 +8,13 @@ anything else                    an error, before the first byte is written
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, Protocol, runtime_checkable
 
 from ..backends.lease import lease
 from ..backends.local import Folder
 from ..backends.place import Place, components
-from ..backends.remote import PLAIN, Access, folder_at
-from ..backends.system import check_writes, sync
-from ..errors import ConfigError, NameTaken, StorageError
+from ..backends.system import sync
+from ..backends.writable import Writable
+from ..errors import ConfigError, NameTaken, StorageError, StorageFull
 from ..format.constants import GROUPS, LOG, PRIVATE, ROOT_METADATA, SAMPLES, SEAL, SPEC
 from ..integrity.checks import file_digest
 from ..parts.log import ROOT_FILES, LogRecord, gone_from, log_key, name_gone, part_record, read_log
@@ -27,65 +26,23 @@ OTHER_BYTES = (
 )
 
 
-@runtime_checkable
-class Destination(Place, Protocol):
-    """A place that can be written to."""
-
-    def put_new(self, key: str, data: bytes) -> bool:
-        """Write an object under a free name; return False if the name is taken. The object is then durable."""
-
-
-def destination_at(location: Any, access: Access = PLAIN) -> Destination:
-    """Return the place at a path or a URL, to be written to. Raises ConfigError if it cannot be, UnsupportedSystem."""
-    place = folder_at(location, access)
-    if isinstance(place, Destination):
-        return place
-    if not isinstance(location, Place) and "://" not in str(location):
-        check_writes(str(place.path))  # raises: the system reads stores and does not write them
-    raise ConfigError(
-        str(place.path),
-        expected="a place that can be written to",
-        found="a place that is read alone, such as a web server",
-        remedy="choose a folder or a bucket as the destination",
-    )
-
-
 def is_local(place: Place) -> bool:
     """Return whether a place is a folder of this machine's file systems."""
     return isinstance(place, Folder)
 
 
-@contextlib.contextmanager
-def held(place: Destination) -> Iterator[Destination]:
-    """Hold a local folder open while the block runs, made if it is missing: nothing gets into another one.
-
-    A bucket has no folders that could be moved.
-    """
-    if not isinstance(place, Folder):
-        yield place
-        return
-    folder = place.hold(make=True)
-    try:
-        yield folder
-    finally:
-        folder.let_go()
+def check_room(place: Writable, needed: int) -> None:
+    """Refuse a disk without room for so many bytes. Raises StorageFull."""
+    if needed > (free := place.free_bytes()):
+        raise StorageFull(
+            str(place.path),
+            expected=f"room for {needed:,} bytes",
+            found=f"{free:,} free bytes",
+            remedy="free space, choose another disk, or name some captures alone with `--teacher`",
+        )
 
 
-@contextlib.contextmanager
-def shared(place: Destination) -> Iterator[None]:
-    """Hold the lease of a local part while the block runs, so that no repair works on it meanwhile."""
-    with lease(place) if isinstance(place, Folder) else contextlib.nullcontext():
-        yield
-
-
-def below(place: Destination, part: str) -> Destination:
-    """Return the folder of a part."""
-    folder = place.sub(part)
-    assert isinstance(folder, Destination)
-    return folder
-
-
-def put_sealed(place: Destination, key: str, data: bytes, digest: str) -> bool:
+def put_sealed(place: Writable, key: str, data: bytes, digest: str) -> bool:
     """Put an object of a sealed part; return whether this call put it.
 
     Raises NameTaken if other bytes have the name.
@@ -135,7 +92,7 @@ def _staying(place: Place, key: str) -> Iterator[None]:
         ) from error
 
 
-def records_there(place: Destination, source: Root, merges: bool) -> list[LogRecord] | None:
+def records_there(place: Writable, source: Root, merges: bool) -> list[LogRecord] | None:
     """Return the log of the store at the destination; None where none has been begun.
 
     merges: there has to be one. Raises NameTaken for a place that holds another store or other things, ConfigError.
@@ -154,7 +111,7 @@ def records_there(place: Destination, source: Root, merges: bool) -> list[LogRec
     return records
 
 
-def _check_free(place: Destination, source: Root, merges: bool, kind: str) -> None:
+def _check_free(place: Writable, source: Root, merges: bool, kind: str) -> None:
     if merges:
         raise ConfigError(
             str(place.path),
@@ -169,7 +126,7 @@ def _check_free(place: Destination, source: Root, merges: bool, kind: str) -> No
         raise _taken(place.path, "another Zarr group, or a store of other sizes")
 
 
-def check_part(place: Destination, records: list[LogRecord], source: Root, name: str) -> bool:
+def check_part(place: Writable, records: list[LogRecord], source: Root, name: str) -> bool:
     """Return whether a part is sealed at the destination. Raises NameTaken if another part has, or had, its name there."""
     ours = source.digest_of(name).removeprefix("sha256:")
     if name in gone_from(records):
@@ -179,7 +136,7 @@ def check_part(place: Destination, records: list[LogRecord], source: Root, name:
         if there != ours:
             raise _name_taken(place, name, f"sha256:{ours[:12]}…", f"sha256:{there[:12]}…")
         return True
-    folder, theirs = below(place, name), source.folder.sub(name)
+    folder, theirs = place.sub(name), source.folder.sub(name)
     differs = any(folder.exists(key) and folder.read(key) != theirs.read(key) for key in (SPEC, SEAL))
     if differs:
         if name == SAMPLES:
@@ -193,7 +150,7 @@ def _taken(path: PurePath, found: str) -> NameTaken:
     return NameTaken(str(path), expected=expected, found=found, remedy=OTHER_PLACE)
 
 
-def _other(place: Destination, source: Root, found: str) -> NameTaken:
+def _other(place: Writable, source: Root, found: str) -> NameTaken:
     samples = source.digest_of(SAMPLES)[:19]
     return NameTaken(
         str(place.path),
@@ -203,7 +160,7 @@ def _other(place: Destination, source: Root, found: str) -> NameTaken:
     )
 
 
-def _name_taken(place: Destination, name: str, expected: str, found: str) -> NameTaken:
+def _name_taken(place: Writable, name: str, expected: str, found: str) -> NameTaken:
     return NameTaken(
         f"{place.path}: {name}",
         expected=f"a free name, or the part {expected}",
@@ -212,17 +169,7 @@ def _name_taken(place: Destination, name: str, expected: str, found: str) -> Nam
     )
 
 
-def prove(place: Destination) -> None:
-    """Test that the second of two objects of one name is refused there, where the place can test it.
-
-    Raises UnsafeFileSystem if it is accepted.
-    """
-    test = getattr(place, "prove_exclusive", None)
-    if test is not None:
-        test()
-
-
-def begin_store(place: Destination, source: Root) -> None:
+def begin_store(place: Writable, source: Root) -> None:
     """Put the root of a store: its metadata, then record 0 of the log. Raises NameTaken if another one is begun there."""
     for key in (*ROOT_FILES, log_key(0)):
         data = source.folder.read(key)
@@ -231,25 +178,23 @@ def begin_store(place: Destination, source: Root) -> None:
             raise _other(place, source, "a store of other sizes, which has just been begun")
 
 
-def add_to_log(place: Destination, source: Root, names: Sequence[str]) -> str:
+def add_to_log(place: Writable, source: Root, names: Sequence[str]) -> str:
     """Add parts, all of which are there, to the log of the destination; return its digest then.
 
     If another copy takes the next number, the record is made anew for the number after it: both stay. Raises NameTaken if
     another part of the name was added meanwhile, WrongStore if a local folder was moved away.
     """
-    if isinstance(place, Folder):
-        place.check_in_place()
-    with shared(place):
+    place.check_in_place()
+    with lease(place):
         for name in names:
             while not _add(place, source, name):
                 pass
-    if isinstance(place, Folder):
-        place.sync(LOG)  # also where another copy's record is there
+    place.sync(LOG)  # also where another copy's record is there
     empty, records = read_log(place)
     return records[-1].digest if records else empty
 
 
-def _add(place: Destination, source: Root, name: str) -> bool:
+def _add(place: Writable, source: Root, name: str) -> bool:
     """Put the record of a part on the next number; return whether it is there."""
     empty, records = read_log(place)
     if check_part(place, records, source, name):
@@ -260,7 +205,7 @@ def _add(place: Destination, source: Root, name: str) -> bool:
     return place.put_new(log_key(len(records) + 1), record)
 
 
-def settle(place: Destination, folders: Iterable[str]) -> None:
+def settle(place: Writable, folders: Iterable[str]) -> None:
     """Make the names in local folders durable: an earlier copy may have been killed before it did."""
     if isinstance(place, Folder):
         for folder in folders:

@@ -17,7 +17,9 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
+from ..backends.lease import lease
 from ..backends.pointers import naming_pointer
+from ..backends.writable import Writable
 from ..errors import NameTaken, ShardCorrupt, ShardMissing
 from ..format.constants import (
     COMMITS,
@@ -35,7 +37,7 @@ from ..format.shard import CRC_BYTES, UNSEALABLE, check_shard_bytes
 from ..parts.journal import Commit, SealTable, StoredShard, read_checked, read_table
 from ..parts.root import Root
 from ..parts.sealed_part import small_keys
-from .destination import OTHER_BYTES, Destination, below, check_sealed, check_size, put_sealed, settle, shared
+from .destination import OTHER_BYTES, check_sealed, check_size, put_sealed, settle
 from .in_flight import InFlight
 
 _RESTORE: Final = "run `logitstore verify --deep` on the store that is copied, and restore the file there"
@@ -57,12 +59,12 @@ class PartPlan:
 class PartCopy:
     """The copy of one sealed part."""
 
-    def __init__(self, source: Root, name: str, place: Destination) -> None:
+    def __init__(self, source: Root, name: str, place: Writable) -> None:
         """Open the part, and compare its metadata with the format. place: the store at the destination."""
         self.name = name
         self._part = source.part(name)
         self._grid = source.grid
-        self._target = below(place, name)
+        self._target = place.sub(name)
         self._folders = ("", PRIVATE, COMMITS, *self._part.layouts)
         self._arrived: frozenset[str] | None = frozenset()
         # Keys at the destination, by name alone; None where it does not list them.
@@ -165,15 +167,15 @@ class PartCopy:
                 check_sealed(self._target, key, stored.size, stored.sha256)
         return 0
 
-    def bring(self, place: Destination, flight: InFlight, sent: Callable[[int], None]) -> None:
+    def bring(self, place: Writable, flight: InFlight, sent: Callable[[int], None]) -> None:
         """Bring what is missing of the part, all but its record in the log, after `plan` and `compare`.
 
         place: the store at the destination, held open. sent: called with bytes that were put. Raises ShardCorrupt,
         ShardMissing or ManifestInvalid for a damaged source, NameTaken for other bytes at the destination.
         """
-        self._target = below(place, self.name)
+        self._target = place.sub(self.name)
         seal, digest = self._part.seal, self._part.digest.removeprefix("sha256:")
-        with shared(self._target):
+        with lease(self._target):
             settle(self._target, self._folders if self._arrived else ())
             if self._has(SEAL):
                 return

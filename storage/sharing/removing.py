@@ -9,18 +9,18 @@ disk, a part that was begun and not sealed is removed too, without a record, whi
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Final
+from typing import Any, Final
 
 from ..backends.emptying import check_removable
 from ..backends.lease import lease
 from ..backends.local import Folder, writable
 from ..backends.place import Place
-from ..backends.remote import folder_at
+from ..backends.remote import access_of, folder_at
 from ..backends.writable import Writable
 from ..errors import ConfigError, LogitStoreError, StoreIncomplete
 from ..format.constants import COMMITS, LOG
@@ -31,6 +31,7 @@ from ..parts.removal import alone_with, free, is_there, part_keys
 from ..parts.root import Root, open_root
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
+from .card_file import refresh_card
 from .in_flight import LOCAL, REMOTE
 
 SEALED, UNFINISHED, GONE = "sealed", "unfinished", "gone"
@@ -81,6 +82,7 @@ def remove_parts(
     teachers: Sequence[str] = (),
     clusterings: Sequence[str] = (),
     dry_run: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Removed:
     """Remove captures and clusterings from a store, and free their bytes. What was made from them stays.
@@ -89,11 +91,12 @@ def remove_parts(
     killed is completed by the next one. Readers that have the part open get an error for what is not there any more.
 
     store: a path, or the URL of a bucket. teachers, clusterings: names. dry_run: count, and change nothing.
+    storage_options: of the library that opens a URL.
     Raises PartNotFound for another name, WriterBusy if a writer is at work on a part, StoreIncomplete for an unfinished part
     in a bucket, ConfigError without a name or for a place that cannot be written to.
     """
     names = _names(teachers, clusterings)
-    place = writable(folder_at(store))
+    place = writable(folder_at(store, access_of(storage_options)))
     check_removable(place)
     root = open_root(place)
     plans = [_plan(root, name) for name in names]
@@ -106,6 +109,8 @@ def remove_parts(
         for plan in plans:
             _remove(root, held, plan, progress)
     root.refresh()
+    root.tidy_up()  # what a killed call left beside the log
+    refresh_card(root)
     return Removed(root.path, False, root.digest, tuple(plans))
 
 

@@ -68,7 +68,7 @@ def test_a_capture_is_copied_from_a_server_and_the_rest_is_merged(whole: Path, t
         (("copy", "{nothing}", "{new}"), 65, "expected a store, found nothing"),
         (("copy", "{whole}", "{new}", "--teacher", "nobody"), 65, "choose one of these, or make it first"),
         (("copy", "{whole}", "{new}", "--expect", "sha256:00"), 65, "expected the store sha256:00"),
-        (("copy", "{whole}", "https://host/new.zarr"), 64, "expected a place that can be written to"),
+        (("copy", "{whole}", "https://host/new.zarr"), 64, "expected a store that can be written to"),
         (("merge", "{whole}", "{new}"), 64, "use `logitstore copy` to begin a store there"),
         (("list", "{nothing}"), 64, "expected a folder, or a URL that lists its files, found nothing"),
         (("list", "{whole}", "--depth", "-1"), 64, "depth: expected 0 or more, found -1"),

@@ -39,6 +39,7 @@ def test_rm_prints_what_it_frees_and_the_digest(path: Path) -> None:
     assert lines[3] == "stays   clusters/wide-2x2, made from teachers/wide"
     assert lines[4] == f"store   {path}" and lines[5].startswith("freed   ")
     assert lines[-1] == planned.stdout.splitlines()[-1] == f"digest  {open_store(path).digest}"
+    assert open_store(path).digest in (path / "STORE.md").read_text()
     again = call("rm", path, "--teacher", "wide")
     assert again.exit_code == 0 and again.stdout.splitlines()[1].split() == [
         "teachers/wide",
@@ -90,6 +91,7 @@ def test_concat_prints_its_parts_and_the_digest(tmp_path: Path) -> None:
     assert (done.exit_code, done.stderr) == (0, "")
     assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["part", "samples", "teachers/wide"]
     assert done.stdout.splitlines()[-1] == f"digest  {open_store(new).digest}"
+    assert open_store(new).digest in (new / "STORE.md").read_text()
     again = call("concat", *sources, new)
     assert again.stdout.splitlines()[0] == f"nothing to do: {new} has these rows"
 

@@ -1,6 +1,8 @@
 """Parquet: exports that pyarrow and `datasets` read, and tables of others as captures."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from datasets import Dataset, List, Value, load_dataset
 from pyarrow import parquet
 from support import stores
 from support.stores import Made, Teacher
+from support.tree import ROOT
 
 import logitstore
 from logitstore.pipeline.exchange import columns, import_files, tables
@@ -84,6 +87,20 @@ def test_datasets_read_lists_of_one_length(made: Made, tmp_path: Path, dtype: st
     assert np.array_equal(np.array(rows["logits"], dtype=np.float32), expected)
     assert rows["id"] == made.store.samples.ids[3:20]  # type: ignore[index]
     assert rows["row"] == list(range(3, 20)) and rows["view"] == [0] * 17
+
+
+def test_the_lines_of_the_guide_run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    logitstore.export_logits(made.store, "deep", "wide.parquet")
+    page = (ROOT / "docs/guides/plain-files.md").read_text(encoding="utf-8")
+    (lines,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        if "datasets" in block
+    ]
+    (tmp_path / "example.py").write_text(lines, encoding="utf-8")
+    assert len(runpy.run_path("example.py")["rows"]) == ROWS
 
 
 def save(path: Path, **given: Any) -> Path:

@@ -12,6 +12,7 @@ from logitstore.storage.api import open_store
 from logitstore.storage.backends import conditional
 from logitstore.storage.backends.object_folder import ObjectFolder
 from logitstore.storage.errors import PartNotFound, ShardMissing, StoreIncomplete
+from logitstore.storage.format.constants import CARD_FILE
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.log import log_key
 from logitstore.storage.sharing.concatenating import concat_stores
@@ -48,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def objects_in(bucket: Bucket, prefix: str = "a/store.zarr/") -> dict[str, bytes]:
     assert isinstance(bucket.serve, MemoryS3)
-    objects = bucket.serve.objects.items()
+    objects = [(key, data) for key, data in bucket.serve.objects.items() if not key.endswith(CARD_FILE)]
     return {key.removeprefix(prefix): data for key, data in objects if key.startswith(prefix)}
 
 

@@ -119,7 +119,7 @@ def test_a_bucket_is_listed_without_a_shard_and_by_few_requests(shelf: Path, buc
     listings = [line for line in asked if line.startswith("GET /bucket") and len(line.split("/")) == 2]
     # The top, b.zarr, plain.zarr, .. team, team/run, its store and models: seven folders; then of each store its log,
     # its teachers and its clusterings.
-    assert len(listings) <= 8 + 3 * len(found)
+    assert len(listings) <= 8 + 3 * len(found), listings
     gets = [line for line in asked if line.startswith("GET") and line not in listings]
     parts = sum(1 + len(one.teachers) for one in found)
     records = sum(len(open_store(shelf / one.name).root.records) for one in found)

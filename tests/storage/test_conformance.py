@@ -33,6 +33,7 @@ from logitstore.storage.encodings.basis import Basis
 from logitstore.storage.encodings.error_budget import ErrorBudget
 from logitstore.storage.encodings.named import encoding_named
 from logitstore.storage.encodings.transform import Transform
+from logitstore.storage.format.constants import CARD_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at __logitstore__ is not recognized")
 
@@ -189,6 +190,7 @@ def test_the_filter_of_the_format_page_is_enough(case: tuple[Path, Arrays]) -> N
     path, arrays = case
     page = (ROOT / "docs" / "format-v1.md").read_text(encoding="utf-8")
     (message,) = re.findall(r'filterwarnings\("ignore", message="([^"]+)"\)', page)
+    assert re.match(message, f"Object at {CARD_FILE} is not recognized")
     assert listing_warnings(path), "the control: without the filter there are warnings"
     assert listing_warnings(path, message) == []
     with warnings.catch_warnings():

@@ -502,7 +502,7 @@ def test_a_destination_that_holds_something_else_is_left_as_it_is(
 
 def test_a_web_server_is_no_destination(whole: Path) -> None:
     with serving(whole.parent) as web:
-        with pytest.raises(ConfigError, match="expected a place that can be written to") as caught:
+        with pytest.raises(ConfigError, match="expected a store that can be written to") as caught:
             copied(whole, f"{web.url}/new.zarr")
         in_one_line(caught.value)
         assert web.requests == []

@@ -4,12 +4,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.storage.backends.place import Place, check_size
 from logitstore.storage.backends.remote_folder import Address
+from logitstore.storage.backends.writable import ENDLESS
 from logitstore.storage.format.constants import MAX_JSON_BYTES
 
 
@@ -29,7 +31,10 @@ class Contents:
 
 
 class Bucket(Place):
-    """A folder of a bucket."""
+    """A folder of a bucket, which can be written to (`Writable`)."""
+
+    is_remote = True
+    is_held = False
 
     def __init__(
         self, contents: Contents | None = None, inside: tuple[str, ...] = (), can_list: bool = True
@@ -99,3 +104,27 @@ class Bucket(Place):
                 return self.contents.objects[name] == data
             self.contents.objects[name] = bytes(data)
             return True
+
+    def hold(self, *, make: bool = False) -> "Bucket":
+        return self
+
+    def let_go(self) -> None:
+        pass
+
+    def check_in_place(self) -> None:
+        pass
+
+    def stage(self, *keys: str) -> NoReturn:
+        raise NotImplementedError
+
+    def prove_exclusive(self) -> None:
+        pass
+
+    def sync(self, key: str) -> None:
+        pass
+
+    def tidy(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return ENDLESS
