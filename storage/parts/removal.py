@@ -35,10 +35,10 @@ def part_keys(keys: Iterable[str]) -> list[str]:
     ['zarr.json', 'peak/zarr.json', 'peak/c.0.0', '__logitstore__/spec.json']
     """
 
-    def turn(key: str) -> tuple[int, int, str]:
+    def turn(key: str) -> tuple[int, int, int, str]:
         is_metadata = key.rpartition("/")[2] == ROOT_METADATA
         last = _LAST.index(key) + 1 if key in _LAST else 0
-        return last, 0 if is_metadata else 1 if key.startswith(COMMITS) else 2, key
+        return last, 0 if is_metadata else 1 if key.startswith(COMMITS) else 2, key.count("/"), key
 
     return sorted((key for key in keys if PART_KEY.fullmatch(key)), key=turn)
 

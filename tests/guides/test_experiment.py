@@ -183,7 +183,7 @@ def test_keys_in_the_text_exist() -> None:
         used = set(re.findall(r"`(?:\[\w+\] )?(\w+) = [^`]*`", text))
         assert used <= known, f"{name}: {used - known}"
         with_keys += bool(used)
-    assert with_keys >= len(PAGES) - 3  # those of other tools name none
+    assert with_keys > 10  # pages of other tools and of sharing name none
 
 
 # Examples
