@@ -92,6 +92,10 @@ class Place(Protocol):
         """
         return False
 
+    def holds(self, shard: SealedShard) -> bool:
+        """Return whether a shard is on the local disk."""
+        return False
+
     def announce(self, shard: SealedShard) -> None:
         """Take note that a whole shard will be needed: the first read of any of it keeps it."""
         return

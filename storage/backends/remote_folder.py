@@ -161,6 +161,9 @@ class RemoteFolder(Place):
         except (FileNotFoundError, _GivenUp):
             return False  # the reader that needs a missing one says so
 
+    def holds(self, shard: SealedShard) -> bool:
+        return self._objects.cache is not None and self._objects.cache.holds(shard.sha256)
+
     def announce(self, shard: SealedShard) -> None:
         if self._objects.cache is not None:
             self._objects.cache.announced.add(shard.sha256)

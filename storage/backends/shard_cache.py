@@ -156,7 +156,9 @@ class ShardCache:
             if handle is None or self.holds(sha256):
                 return self.holds(sha256)
             try:
-                room = self._reserve(size)
+                with _disk():
+                    os.ftruncate(handle, size)  # whoever counts anew sees it
+                room = self._reserve(sha256, size)
                 if room is None:
                     return False
                 if not room:
@@ -165,7 +167,6 @@ class ShardCache:
                     )
                     return False
                 with _disk():
-                    os.ftruncate(handle, 0)
                     _allocate(handle, size)
                 found = _Written(handle)
                 download(found.write)
@@ -245,7 +246,7 @@ class ShardCache:
 
     # Room
 
-    def _reserve(self, size: int) -> bool | None:
+    def _reserve(self, sha256: str, size: int) -> bool | None:
         """Count a shard of `size` bytes, for which others are removed if need be; return whether there is room.
 
         None if that is not known, because another process holds the count.
@@ -257,7 +258,7 @@ class ShardCache:
             disk = os.statvfs(self._top)
             short = size + SPARE_BYTES - disk.f_bavail * disk.f_frsize
             if total is None or total + size > self.limits.most_bytes or short > 0:
-                total, removable = self._counted()
+                total, removable = self._counted(sha256)
                 for path, bytes_there in removable:
                     if total + size <= self.limits.most_bytes and short <= 0:
                         break
@@ -280,22 +281,26 @@ class ShardCache:
         finally:
             close_quietly(handle)
 
-    def _counted(self) -> tuple[int, list[tuple[str, int]]]:
-        """Count all bytes; return them and the shards that no open store uses, the oldest first."""
+    def _counted(self, own: str) -> tuple[int, list[tuple[str, int]]]:
+        """Count all bytes but those of one shard; return them and the shards that no open store uses, the oldest first.
+
+        Shards that are fetched come first: one that gets its name meanwhile is then counted once, and not missed.
+        """
         in_use = self._in_use()
-        total, removable = 0, []
+        sizes: dict[str, int] = {}
+        for entry in _entries(self._top / "parts"):
+            with contextlib.suppress(OSError):
+                if entry.name != own and not _remove_unlocked(entry.path):
+                    sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+        removable = []
         for folder in _entries(self._top / "objects"):
             for entry in _entries(folder.path):
                 with contextlib.suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
-                    total += status.st_size
+                    sizes[entry.name] = status.st_size
                     if entry.name not in in_use:
                         removable.append((status.st_mtime_ns, entry.path, status.st_size))
-        for entry in _entries(self._top / "parts"):
-            with contextlib.suppress(OSError):
-                if not _remove_unlocked(entry.path):
-                    total += entry.stat(follow_symlinks=False).st_size
-        return total, [(path, size) for _, path, size in sorted(removable)]
+        return sum(sizes.values()), [(path, size) for _, path, size in sorted(removable)]
 
     def _in_use(self) -> set[str]:
         """Return the shards that open stores use; remove the notes of those that were killed."""

@@ -51,10 +51,14 @@ class Plan:
         self._block_rows = block_rows
         rows = order.rows
         self._counts = None if rows is None else np.bincount(rows // block_rows)
-        self._seen: set[tuple[int, int, int]] = set()
 
     def _is_whole(self, block: int) -> bool:
         return self._counts is None or int(self._counts[block]) * _LEAST_SHARE >= self._block_rows
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether each shard is needed whole, so that all reads are of the local disk once it has them."""
+        return self._counts is None or all(map(self._is_whole, np.flatnonzero(self._counts).tolist()))
 
     def places(self, runs: Iterable[ChunkRun]) -> Iterator[tuple[int, int, int]]:
         """Yield the number of the source, the view and the block of each shard that runs need."""
@@ -71,9 +75,10 @@ class Plan:
 
     def shards(self, runs: Iterable[ChunkRun]) -> Iterator[tuple[Place, SealedShard]]:
         """Yield the shards that runs need, each once, by first need."""
+        seen: set[tuple[int, int, int]] = set()
         for place in self.places(runs):
-            if place not in self._seen:
-                self._seen.add(place)
+            if place not in seen:
+                seen.add(place)
                 yield self.shard(place)
 
     def announce(self, runs: Iterable[ChunkRun]) -> None:
@@ -81,6 +86,16 @@ class Plan:
         for place in dict.fromkeys(self.places(runs)):
             folder, shard = self.shard(place)
             folder.announce(shard)
+
+
+def holds_all(plans: Sequence[Plan | None], runs: Sequence[Iterator[ChunkRun]]) -> bool:
+    """Return whether the local disk has the shards of all runs: reading then is as on a local disk."""
+    return all(
+        plan is not None
+        and plan.keeps_all
+        and all(folder.holds(shard) for folder, shard in plan.shards(each))
+        for plan, each in zip(plans, runs, strict=True)
+    )
 
 
 class FetchAhead:

@@ -27,13 +27,13 @@ from ..parts.root import Root
 from .batch import Batch, TopKRows, TransformRows
 from .batches import EpochPlan, Stratum, plan_epoch, plan_strata
 from .escaped import EscapedField
-from .fetch_ahead import FETCH_BYTES, FETCHES, FetchAhead, Plan
+from .fetch_ahead import FETCH_BYTES, FETCHES, FetchAhead, Plan, holds_all
 from .fields import Labels, fields_of, sources_of
 from .inputs import Inputs
 from .intervals import Interval
 from .making import Augment, Makers, made_ahead
 from .options import StreamOptions
-from .order import WINDOW_RUNS, Order, RepeatedOrder
+from .order import WINDOW_RUNS, ChunkRun, Order, RepeatedOrder
 from .picker import Picker, rows_together
 from .shared_basis import share_basis
 from .state import Remaining, remaining_of
@@ -213,8 +213,10 @@ class Stream:
         widest = max(
             [self._inputs.made_from_bytes, *whole_rows, *(field.row_bytes for field in self._fields)]
         )
-        reading = self._read_threads * (2 * self._root.grid.run_rows * widest + PIECE_BYTES)
-        reading += (FETCHES * FETCH_BYTES if self._root.folder.is_remote else 0) + self._labels.held_bytes
+        is_remote = self._root.folder.is_remote
+        reading = REMOTE_THREADS if is_remote else READ_THREADS
+        reading *= 2 * self._root.grid.run_rows * widest + PIECE_BYTES
+        reading += (FETCHES * FETCH_BYTES if is_remote else 0) + self._labels.held_bytes
         batch_rows = min(self._options.batch_size, self.epoch_rows)
         picked_rows = min(rows_together(batch_rows, self.row_bytes), self.epoch_rows)
         batch = picked_rows * self.row_bytes + batch_rows * (sum(whole_rows) + 4 * classes)
@@ -381,21 +383,23 @@ class Stream:
         while len(self._buffers) < len(plans):  # kept from epoch to epoch
             self._buffers.append(Buffers(self._fields))
         process = os.getpid()
-        threads = ThreadPoolExecutor(self._read_threads, thread_name_prefix="logitstore-read-ahead")
+        fetched: list[Plan | None] = [None] * len(plans)
+        if self._root.folder.keeps:
+            self._labels.hold()
+            sources = sources_of(self._fields, self._escaped_fields)
+            fetched = [Plan(plan.order, sources, self._root.grid.block_rows) for plan in plans]
+
+        def runs() -> list[Iterator[ChunkRun]]:
+            pairs = zip(plans, ranks, strict=True)
+            return [runs_of(plan.order, rank.remainder, windows_of(rank, numbers)) for plan, rank in pairs]
+
+        is_near = not self._root.folder.is_remote or holds_all(fetched, runs())
+        count = READ_THREADS if is_near else REMOTE_THREADS
+        threads = ThreadPoolExecutor(count, thread_name_prefix="logitstore-read-ahead")
         readers: list[ReadAhead] = []
-        ahead: FetchAhead | None = None
+        ahead = None if is_near else FetchAhead.of(fetched, runs())
         last: Batch | None = None
         try:
-            fetched: list[Plan | None] = [None] * len(plans)
-            if self._root.folder.keeps:
-                self._labels.hold()
-                sources = sources_of(self._fields, self._escaped_fields)
-                fetched = [Plan(plan.order, sources, self._root.grid.block_rows) for plan in plans]
-            runs = [
-                runs_of(plan.order, rank.remainder, windows_of(rank, numbers))
-                for plan, rank in zip(plans, ranks, strict=True)
-            ]
-            ahead = FetchAhead.of(fetched, runs)
             for plan, rank, buffers, each in zip(plans, ranks, self._buffers, fetched, strict=True):
                 reader = ReadAhead(
                     plan.order,
@@ -405,7 +409,7 @@ class Stream:
                     buffers,
                     threads,
                     self._escaped_fields,
-                    self._read_threads,
+                    count,
                     each,
                 )
                 readers.append(reader)
@@ -450,10 +454,6 @@ class Stream:
         elif self._inputs.available:
             inputs = [self._inputs.field]
         return fields_of(self._labels, inputs, self._captures)
-
-    @property
-    def _read_threads(self) -> int:
-        return REMOTE_THREADS if self._root.folder.is_remote else READ_THREADS
 
     @cached_property
     def _escaped_fields(self) -> list[EscapedField]:
