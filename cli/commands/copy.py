@@ -70,7 +70,8 @@ def _print(done: "Copied") -> None:
         )
         print_text("")
     else:
-        print_text(f"nothing to do: {done.path} has all {len(done.there)} parts")
+        others = "the other" if done.unsealed or done.gone else "all"
+        print_text(f"nothing to do: {done.path} has {others} {len(done.there)} parts")
     print_text(*(f"not copied  {part}: begun and not sealed" for part in done.unsealed))
     print_text(*(f"not copied  {part}: removed from {done.path}" for part in done.gone))
     amount = done.missing if done.dry_run else done.sent

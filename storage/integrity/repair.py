@@ -24,7 +24,7 @@ from ..errors import LogitStoreError, StorageError
 from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
 from ..format.shard import REMAKE
 from ..parts.journal import commit_key
-from ..parts.log import log_key
+from ..parts.log import is_gone, log_key
 from ..parts.recovery import Plan, recover
 from ..parts.removal import alone_with, free
 from ..parts.root import open_root
@@ -156,7 +156,7 @@ class _Cures:
             self._done.beyond.append(from_a_copy(error) if error.remedy == REMAKE else error)
             return
         with self.alone(fault.part):
-            if not self._is_mended(fault):
+            if not is_gone(self._top, fault.part) and not self._is_mended(fault):
                 self._change(fault)
 
     def _is_mended(self, fault: Fault) -> bool:

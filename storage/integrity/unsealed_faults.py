@@ -33,6 +33,9 @@ from . import checks
 from .faults import Cure, Fault, Rebuild, Remake
 from .part_diagnosis import PartDiagnosis
 
+_SEALS = (SEAL, SEAL_TABLE)
+"""What says that a part is whole goes before any of its blocks, also where the log does not name it yet."""
+
 
 class UnsealedDiagnosis(PartDiagnosis):
     """A search for the faults of one part that was begun and is not sealed."""
@@ -134,7 +137,7 @@ class UnsealedDiagnosis(PartDiagnosis):
                 )
                 # An intact record of another part was put with its shards: they are not adopted without it.
                 shards = [] if commit is None else [self.shard_key(name, *place) for name in commit.objects]
-                yield Fault(self.name, key, error, Remake((*shards, key)))
+                yield Fault(self.name, key, error, Remake((*_SEALS, *shards, key)))
             return
         faults: list[Fault] = []
         for array, stored in commit.objects.items():
@@ -146,7 +149,7 @@ class UnsealedDiagnosis(PartDiagnosis):
         # Every shard before the record: a whole one, of another block, would be adopted without it.
         shards = [fault.key for fault in faults if fault.cure is not None]
         for fault in faults:
-            yield fault if fault.cure is None else replace(fault, cure=Remake((*shards, key)))
+            yield fault if fault.cure is None else replace(fault, cure=Remake((*_SEALS, *shards, key)))
 
     def _metadata_faults(
         self, views: int, commits: Sequence[Commit], layouts: list[ArrayLayout], *, complete: bool

@@ -95,9 +95,14 @@ def verify(
 def _drop_removed(root: Root, report: Report) -> None:
     """Drop the problems of parts that another process has removed meanwhile."""
     gone = [record.part for record in root.records if is_gone(root.folder, record.part)]
-    names = tuple(name for part in gone for name in (str(root.path / part), f"{root.path}: {part}"))
+    names = [name for part in gone for name in (str(root.path / part), f"{root.path}: {part}")]
+    within = tuple(f"{name}{end}" for name in names for end in ("/", ",", ":", " "))
     if names:
-        report.problems = [problem for problem in report.problems if not problem.where.startswith(names)]
+        report.problems = [
+            problem
+            for problem in report.problems
+            if problem.where not in names and not problem.where.startswith(within)
+        ]
 
 
 def _opened(top: Place, expect: str | None, report: Report) -> Root | None:

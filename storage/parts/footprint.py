@@ -8,7 +8,7 @@ Within 1 % of the store that is then written, from 2048 rows of it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from .log import root_record
 from .sealed_part import KINDS, part_metadata, small_keys
 
 _ZEROS = "0" * 64
+_CARD_BYTES: Final = 2 << 10
+"""Bytes of the card for people, about: its texts vary."""
 """A digest that is not known yet: as long as any."""
 _CRC = 2**32 - 1
 """A checksum that is not known yet: as many digits as nearly all have."""
@@ -51,12 +53,13 @@ class Footprint:
 
 
 def root_footprint(grid: Grid, num_classes: int, parts: Sequence[str]) -> Footprint:
-    """Estimate the files of a store beside its parts: the root's metadata, and the log that names the parts."""
+    """Estimate the files of a store beside its parts: the root's metadata, the log that names the parts, and the card."""
     files = {ROOT_METADATA: RootAttributes(grid.num_rows, num_classes, grid.block_rows).to_bytes()}
     files |= {f"{group}/{ROOT_METADATA}": group_metadata() for group in GROUPS}
     records = [root_record(files)]
     records += [canonical_json({"part": part, "previous": _ZEROS, "seal": _ZEROS}) for part in parts]
-    return Footprint({}, sum(map(len, [*files.values(), *records])), len(files) + len(records))
+    metadata = sum(map(len, [*files.values(), *records])) + _CARD_BYTES
+    return Footprint({}, metadata, len(files) + len(records) + 1)
 
 
 def samples_footprint(

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from ..backends.remote import access_of, folder_at, folder_to_write
 from ..errors import ConfigError
 from ..format.constants import SAMPLES
 from ..format.documents import check_name, sha256_hex
-from ..parts.log import LogRecord, gone_from, log_key, part_record
+from ..parts.log import LogRecord, gone_from, log_key, name_gone, part_record
 from ..parts.root import Root, open_root, unsealed_parts
 from ..parts.sealable import check_log
 from ..progress import Progress, silent
@@ -114,6 +115,8 @@ def copy_store(
     records = records_there(place, root, merge)
     removed = gone_from(records or [])
     gone = tuple(name for name in names if name in removed)
+    if teachers is not None and gone:
+        raise name_gone(f"{place.path}: {gone[0]}")
     names = [name for name in names if name not in removed]
     lacking = [name for name in names if not check_part(place, records or [], root, name)]
     for number, name in enumerate(lacking):
@@ -138,7 +141,8 @@ def copy_store(
                 begin_store(folder, root)
             for copy in copies:
                 copy.bring(folder, flight, tally.add)
-            digest = add_to_log(folder, root, lacking)
+            checks = {copy.name: partial(copy.check_whole, folder) for copy in copies}
+            digest = add_to_log(folder, root, checks)
         tally.end()
         refresh_copy(place, digest, root)
     there = tuple(name for name in names if name not in lacking)

@@ -6,7 +6,7 @@ anything else                    an error, before the first byte is written
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
 
 from ..backends.lease import lease
@@ -178,17 +178,21 @@ def begin_store(place: Writable, source: Root) -> None:
             raise _other(place, source, "a store of other sizes, which has just been begun")
 
 
-def add_to_log(place: Writable, source: Root, names: Sequence[str]) -> str:
+def add_to_log(place: Writable, source: Root, parts: Mapping[str, Callable[[], None]]) -> str:
     """Add parts, all of which are there, to the log of the destination; return its digest then.
+
+    parts: by name, a check that one is whole, made while it is held: a removal may have come since it was brought.
 
     If another copy takes the next number, the record is made anew for the number after it: both stay. Raises NameTaken if
     another part of the name was added meanwhile, WrongStore if a local folder was moved away.
     """
     place.check_in_place()
     with lease(place):
-        for name in names:
-            while not _add(place, source, name):
-                pass
+        for name, check_whole in parts.items():
+            with lease(place.sub(name)):
+                check_whole()
+                while not _add(place, source, name):
+                    pass
     place.sync(LOG)  # also where another copy's record is there
     empty, records = read_log(place)
     return records[-1].digest if records else empty

@@ -20,7 +20,7 @@ from typing import Final
 from ..backends.lease import lease
 from ..backends.pointers import naming_pointer
 from ..backends.writable import Writable
-from ..errors import NameTaken, ShardCorrupt, ShardMissing
+from ..errors import NameTaken, ShardCorrupt, ShardMissing, StorageError
 from ..format.constants import (
     COMMITS,
     MAX_JSON_BYTES,
@@ -34,7 +34,7 @@ from ..format.constants import (
 from ..format.documents import sha256_hex
 from ..format.metadata import ArrayLayout
 from ..format.shard import CRC_BYTES, UNSEALABLE, check_shard_bytes
-from ..parts.journal import Commit, SealTable, StoredShard, read_checked, read_table
+from ..parts.journal import Commit, SealTable, StoredShard, commit_key, read_checked, read_table
 from ..parts.root import Root
 from ..parts.sealed_part import small_keys
 from .destination import OTHER_BYTES, check_sealed, check_size, put_sealed, settle
@@ -83,26 +83,60 @@ class PartCopy:
         """Return whether the name is taken at the destination."""
         return self._target.exists(key) if self._arrived is None else key in self._arrived
 
-    def _look(self) -> None:
-        """Find what an earlier copy has brought, unless the part is not begun."""
+    def _listed(self) -> frozenset[str] | None:
+        """Return the keys that are there; none if the part is not begun, None where the destination lists nothing."""
         if not self._target.exists(SPEC):
-            return
+            return frozenset()
         if not self._target.can_list:
-            self._arrived = None
-            return
+            return None
         names = {folder: self._target.names(folder) for folder in self._folders}
-        self._arrived = frozenset(
-            f"{folder}/{name}".lstrip("/") for folder, found in names.items() for name in found
+        return frozenset(f"{folder}/{name}".lstrip("/") for folder, found in names.items() for name in found)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether an earlier copy has brought all of it: a repair or a removal may have taken away what a seal lists.
+
+        Where the destination does not list its files, nobody removes any, and the seal tells.
+        """
+        if self._arrived is None or not self._has(SEAL):
+            return self._has(SEAL)
+        table = self._table()
+        blocks = (
+            key
+            for view, block in self._blocks()
+            for key in (
+                commit_key(view, block),
+                *(layout.shard_key(view, block) for layout in self._layouts.values()),
+            )
         )
+        tables = [SEAL_TABLE] if table.arrays else []
+        return all(key in self._arrived for key in (*self._part.seal.files, *tables)) and all(
+            key in self._arrived for key in blocks
+        )
+
+    def check_whole(self, place: Writable) -> None:
+        """Look again, and refuse a part of which something was removed since it was brought. Raises StorageError.
+
+        place: the store at the destination, in which the caller holds the part.
+        """
+        self._target = place.sub(self.name)
+        self._arrived = self._listed()
+        if not self._is_whole:
+            raise StorageError(
+                str(self._target.path),
+                expected="a part that stays where it was put",
+                found="files of it that were removed meanwhile",
+                remedy="run the same command again, while nobody removes anything there",
+            )
 
     def plan(self) -> PartPlan:
         """Count the bytes of the part, and those that are missing at the destination; nothing is written."""
-        self._look()
+        self._arrived = self._listed()
         folder, seal = self._part.folder, self._part.seal
         sizes = {key: folder.size(key) for key in (*seal.files, SEAL)}
         if seal.arrays:
             sizes[SEAL_TABLE] = seal.table_size
-        whole = self._has(SEAL)
+        whole = self._is_whole
         total = sum(sizes.values())
         missing = 0 if whole else sum(size for key, size in sizes.items() if not self._has(key))
         table = self._table()
@@ -131,7 +165,7 @@ class PartCopy:
         self._refuse_strangers()
         files = dict(self._part.seal.files) | {SEAL: self._part.digest.removeprefix("sha256:")}
         flight.run(((1, partial(self._compare_file, key, digest)) for key, digest in files.items()), _nothing)
-        if not self._has(SEAL):  # the last object of a part
+        if not self._is_whole:
             blocks = ((1, partial(self._compare_block, commit)) for commit in self._commits(self._table()))
             flight.run(blocks, _nothing)
 
@@ -176,8 +210,10 @@ class PartCopy:
         self._target = place.sub(self.name)
         seal, digest = self._part.seal, self._part.digest.removeprefix("sha256:")
         with lease(self._target):
+            if self._arrived:  # without what a repair or a removal has taken away since it was compared
+                self._arrived &= self._listed() or frozenset()
             settle(self._target, self._folders if self._arrived else ())
-            if self._has(SEAL):
+            if self._is_whole:
                 return
             sent(self._file(SPEC, seal.files[SPEC], MAX_JSON_BYTES))
             files = ((most, partial(self._file, key, seal.files[key], most)) for key, most in self._files())

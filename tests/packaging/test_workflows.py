@@ -116,7 +116,8 @@ def pins(name: str) -> set[str]:
 def test_the_libraries_of_the_integrations_are_pinned_once_and_tried() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = " ".join(re.findall(r"^LIBRARIES(?:_ALONE)? := (.+)$", makefile, re.MULTILINE)).split()
-    assert {"transformers", "torchvision", "timm", "lightning", "accelerate", "datasets"} == set(named)
+    wanted = {"transformers", "torchvision", "timm", "lightning", "accelerate", "datasets", "botocore"}
+    assert wanted == set(named)
     assert set(named) <= pins("constraints-integrations.txt")
     # torch is that of the other tests: pip must not bring another build of it.
     assert "torch" in pins("constraints.txt")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from logitstore.pipeline.experiment.document import Experiment, parse_experiment
 from logitstore.pipeline.run import RunReport, run
+from logitstore.storage.format.constants import CARD_FILE
 
 if TYPE_CHECKING:
     from logitstore.pipeline.models.networks import MLP
@@ -148,11 +149,11 @@ class FileState:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file under `folder`, by relative path."""
+    """Return the sha256 of every file under `folder`, by relative path, but of cards, which are not sealed."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != CARD_FILE
     }
 
 

@@ -12,6 +12,7 @@ from logitstore.pipeline.exchange.export import export_logits
 from logitstore.pipeline.exchange.import_files import import_logits
 from logitstore.storage.api import open_store
 from logitstore.storage.backends import conditional
+from logitstore.storage.format.constants import CARD_FILE
 
 ROWS = 14
 
@@ -43,6 +44,7 @@ def test_an_import_into_a_bucket_is_that_into_a_folder(bucket: Bucket, tmp_path:
         assert not import_logits(tmp_path / "1.npy", where, "b", ids=ids).made
     assert isinstance(bucket.serve, MemoryS3)
     objects = {key.removeprefix("new.zarr/"): data for key, data in bucket.serve.objects.items()}
+    assert b"row" in objects.pop(CARD_FILE)  # its lines name the place
     assert objects == {
         key: data for key, data in stores.tree(tmp_path / "new.zarr").items() if "/lock" not in key
     }
