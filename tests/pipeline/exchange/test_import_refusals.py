@@ -28,6 +28,12 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(stores.softmax(logits / 8, 1.0).astype(np.float32))
 
 
+def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities whose sums are 1 ± 3e-3, as those of a softmax that was rounded to three digits."""
+    sums = np.where(np.arange(ROWS) % 2, 1 + 3e-3, 1 - 3e-3)
+    return (probabilities(logits / 16) * sums[:, None]).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
@@ -51,6 +57,8 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
             "found probabilities: every row lies in 0…1 and sums to 1",
         ),
         (lambda z: probabilities(z).astype("f2"), BadLogitsError, "found probabilities"),
+        (lambda z: rounded(z), BadLogitsError, "found probabilities"),
+        (lambda z: rounded(z).astype("f8"), BadLogitsError, "found probabilities"),
         (lambda z: np.log(probabilities(z)), BadLogitsError, "found log-probabilities"),
         (lambda z: np.log(probabilities(z)).astype("f2"), BadLogitsError, "found log-probabilities"),
     ],
@@ -79,12 +87,20 @@ def _set(logits: NDArray[np.float32], value: float) -> NDArray[np.float32]:
     "change",
     [
         lambda z: probabilities(z) * 2,
+        lambda z: probabilities(z) * 0.95,
         lambda z: probabilities(z) - 0.3,
         lambda z: np.concatenate([probabilities(z), z]),
         lambda z: z - z.max(axis=1, keepdims=True) - 60 * (z < z.max(axis=1, keepdims=True)),
         lambda z: np.log(probabilities(z)) + 1,
     ],
-    ids=["twice the sum", "below 0", "some rows", "centred logits of a certain teacher", "shifted"],
+    ids=[
+        "twice the sum",
+        "a smaller sum",
+        "below 0",
+        "some rows",
+        "centred logits of a certain teacher",
+        "shifted",
+    ],
 )
 def test_logits_that_are_nearly_probabilities_are_taken(
     tmp_path: Path, logits: NDArray[np.float32], change: Callable[[Any], Any]
