@@ -102,6 +102,17 @@ def test_a_note_that_means_nothing_is_ignored(made: Made, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_logits_of_one_temperature_are_not_taken_for_all(tmp_path: Path, ending: str) -> None:
+    made = stores.make(tmp_path / "store.zarr", rows=ROWS, teachers={"top": Teacher(encoding={"top_k": 2})})
+    export_logits(made.store, "top", tmp_path / f"out.{ending}", temperature=2.0)
+    with pytest.raises(
+        BadDataError, match=r"decoded at temperature 2\.0; `logitstore copy` carries"
+    ) as caught:
+        import_logits(tmp_path / f"out.{ending}", tmp_path / "new.zarr", "top")
+    assert "\n" not in str(caught.value) and not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
 def test_an_augmented_view_is_not_taken_for_the_rows(tmp_path: Path, ending: str) -> None:
     teachers = {"wide": Teacher(views=3, augmented=True)}
     made = stores.make(tmp_path / "store.zarr", rows=ROWS, teachers=teachers)
