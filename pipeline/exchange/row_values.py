@@ -138,7 +138,7 @@ def _ids_of(given: Any) -> list[str]:
         return _as_ids(read_texts(path), str(path))
     file = open_file(path)
     texts = _texts(file, _IDS)
-    if texts is None and len(file.texts) == 1:
+    if texts is None and len(file.texts) == 1 and not any(name in file.arrays for name in _IDS):
         texts = next(iter(file.texts.values()))
     if texts is not None:
         return texts()

@@ -135,6 +135,16 @@ def test_tables_of_others_in_several_files(tmp_path: Path, kind: Any) -> None:
     assert store.samples.ids == names and done.labelled == ROWS
 
 
+def test_ids_are_taken_from_the_column_of_that_name(tmp_path: Path) -> None:
+    given = {"logits": [[1.0, 2.0], [3.0, 9.0]], "id": [7, 8], "label": [0, 1], "caption": ["x", "y"]}
+    path = save(tmp_path / "a.parquet", **given)
+    logitstore.import_logits(path, tmp_path / "new.zarr", "wide", ids=path)
+    assert logitstore.open_store(tmp_path / "new.zarr").samples.ids == ["7", "8"]
+    del given["id"]
+    logitstore.import_logits(save(path, **given), tmp_path / "texts.zarr", "wide", ids=path)
+    assert logitstore.open_store(tmp_path / "texts.zarr").samples.ids == ["x", "y"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
