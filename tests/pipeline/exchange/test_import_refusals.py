@@ -215,6 +215,18 @@ def test_a_file_that_cannot_be_read_is_one_line(
             BadDataError,
             "ids.txt, row 0: expected the number of a class, or -1",
         ),
+        (
+            {"labels": "{folder}/far.txt"},
+            BadDataError,
+            "far.txt, row 0: expected the number of a class, or -1, found '9223372036854775808'",
+        ),
+        ({"labels": "{folder}/far.json"}, BadDataError, "far.json, row 0: expected the number of a class"),
+        (
+            {"ids": "{folder}/half.json"},
+            BadDataError,
+            "half.json, row 0: expected a text of Unicode, found half a surrogate pair in '\\ud800'",
+        ),
+        ({"class_names": "{folder}/half.json"}, BadDataError, "half.json, row 0: expected a text of Unicode"),
         ({"class_names": ["a"]}, ConfigError, "class_names: expected 5 names, one a class, found 1"),
         ({"inputs": np.zeros((3, 2))}, BadDataError, "inputs: expected 37, one a row of the logits, found 3"),
         ({"digests": np.zeros(ROWS)}, ConfigError, "digests: expected uint64, one a row, found float64"),
@@ -257,6 +269,9 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(
     np.save(folder / "a.npy", logits)
     np.save(folder / "narrow.npy", logits[:, :4])
     (folder / "ids.txt").write_text("x\n" * ROWS)
+    (folder / "far.txt").write_text(f"{1 << 63}\n" * ROWS)
+    (folder / "far.json").write_text(json.dumps([-(1 << 63) - 1] * ROWS))
+    (folder / "half.json").write_text(json.dumps(["\ud800"] * ROWS))
     before = stores.tree(tmp_path)
 
     def filled(value: Any) -> Any:
