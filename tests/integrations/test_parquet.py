@@ -190,7 +190,7 @@ def test_a_damaged_page_is_one_line(tmp_path: Path, name: str) -> None:
     start = chunk.data_page_offset
     data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(data)
-    with pytest.raises(BadDataError, match="expected a (whole column .* of a )?parquet file") as caught:
+    with pytest.raises(BadDataError, match=r"expected a (whole column .* of a )?parquet file") as caught:
         logitstore.import_logits(path, tmp_path / "new.zarr", "wide")
     assert "\n" not in str(caught.value) and not (tmp_path / "new.zarr").exists()
 
