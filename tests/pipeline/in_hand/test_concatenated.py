@@ -60,10 +60,13 @@ def test_no_mixture_of_a_concatenated_store_is_cached(tmp_path: Path, without_fs
     assert "\n" not in str(caught.value)
 
 
-def test_a_student_sees_the_views_of_both_teachers(tmp_path: Path, without_fsync: None) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_student_sees_the_views_of_both_teachers(tmp_path: Path, without_fsync: None, workers: int) -> None:
     store, _ = both(tmp_path, views=2, augment=shift(pixels=1))
     student = Net(4)
     before = [parameter.detach().clone() for parameter in student.parameters()]
-    logitstore.distill(store, student, augment=shift(pixels=1), **SETTINGS | {"epochs": 2})
+    logitstore.distill(
+        store, student, augment=shift(pixels=1), views="all", workers=workers, **SETTINGS | {"epochs": 2}
+    )
     after = list(student.parameters())
     assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
