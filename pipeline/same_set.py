@@ -58,6 +58,7 @@ def check_samples(store: Store, rows: TransferRows) -> str:
     begun = store.begun(SAMPLES)
     if is_joined := CONCATENATED in (store.identity_of(SAMPLES) or {}) and store.is_whole(SAMPLES):
         rows.source = store.samples.source  # of the sets of its sources, one behind the other
+        rows.is_joined = True
     if (samples := store.identity_of(SAMPLES)) is not None:
         check_knows_inputs(samples, str(store.path))
         ours |= samples_identity(rows, samples, is_begun=begun is not None)

@@ -317,6 +317,8 @@ class TransferRows(Examples):
         if table.order == "shuffled":
             self._order["seed"] = table.seed
             self.source = philox_permutation(len(self), table.seed, stream=0, counter=0)
+        self.is_joined = False
+        """Whether `source` is that of a store of several sets, and not the order of this one."""
         self.digest_of = table.digest_of
 
     @property

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from ..storage.api import Store
 from ..storage.errors import BadDataError, BadLogitsError, ConfigError, FactoryError, SpecMismatch
+from ..storage.format.constants import SAMPLES
 from ..storage.identity import as_json
 from ..storage.parts.reader import CaptureReader, Samples
 from ..storage.parts.same_rows import is_augmented
 from ..storage.stream.inputs import Augment
 from ..storage.stream.items import fetch_items, read_inputs
+from ..storage.stream.row_numbers import as_numbered
 from .augment import Augmentation, OtherRows, PairAugmentation, augment_rows
 from .experiment.document import Experiment
 from .factories.products import augmentation_of, augmentation_source
@@ -77,6 +79,27 @@ def experiment_views(
     if others is None and isinstance(augmentation, PairAugmentation):
         others = TransferRows(experiment)
     return _Replay(augmentation, table.seed, table.first_view, others, made_twice)
+
+
+def views_onto(experiment: Experiment, rows: TransferRows, store: Store | None) -> Augment | None:
+    """Make the function of the views of a capture that is added to a store: rows have the numbers by which streams replay them.
+
+    store: None where there is none yet. Raises FactoryError, ConfigError for mixtures of rows of a concatenated store.
+    """
+    make_view = experiment_views(experiment, rows)
+    identity = None if store is None else store.identity_of(SAMPLES)
+    if store is None or identity is None:
+        return make_view
+    where = f"{store.path}: {SAMPLES}"
+    numbered = as_numbered(make_view, identity, store.num_rows, where)
+    if numbered is not make_view and mixes_rows(make_view):
+        raise ConfigError(
+            f"{where}: augment",
+            expected="views of a row alone, in a store that was concatenated",
+            found="mixtures of rows",
+            remedy="choose another augmentation, or cache all rows into a new store (another --out)",
+        )
+    return numbered
 
 
 def first_views(experiment: Experiment, rows: TransferRows) -> Shaped[np.ndarray, "few ..."]:

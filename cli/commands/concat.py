@@ -26,6 +26,7 @@ from ..printing.text import pick, print_json, print_table, print_text
 @click.option(
     "--allow-duplicates", is_flag=True, help="Take rows of one id from several stores, and a store twice."
 )
+@options.follow_links_option
 @options.dry_run_option
 @options.json_option
 def command(stores: tuple[str, ...], as_json: bool, **choice: Any) -> None:

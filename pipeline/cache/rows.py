@@ -20,6 +20,7 @@ from ...storage.digest import digest_rows
 from ...storage.errors import BadDataError, BadLogitsError, FactoryError, LogitStoreError
 from ...storage.format.documents import canonical_json, sha256_hex
 from ...storage.stream.inputs import Augment
+from ...storage.stream.row_numbers import numbered_from, starts_of
 from ..datasets.bad_files import known_files, take_known
 from ..experiment.document import Experiment
 from ..factories.call import describe_exception
@@ -51,9 +52,13 @@ class Prepared:
 
 
 def prepared_by_workers(
-    experiment: Experiment, rows: TransferRows, pieces: Sequence[tuple[range, tuple[int, ...]]]
+    experiment: Experiment,
+    rows: TransferRows,
+    pieces: Sequence[tuple[range, tuple[int, ...]]],
+    make_view: Augment | None,
 ) -> Generator[tuple[Prepared, ViewOf], None, None]:
-    """Yield the result of `prepare` for each piece, in order. pieces: rows of the store, and their views.
+    """Yield the result of `prepare` for each piece, in order. pieces: rows of the store, and their views. make_view: the function
+    of the views, which workers make anew and give the same numbers.
 
     Each view may be asked for once. Closing the generator ends the workers. Raises the errors of the transfer set and of the
     augmentation, TransientIOError if a worker dies or is silent.
@@ -67,12 +72,13 @@ def prepared_by_workers(
     number = min(experiment.cache.workers, len(tasks))
     expected = f"{number} workers that prepare its inputs ([cache] workers)"
     workers: list[Worker] = []
+    numbers = rows.source if rows.is_joined else None, starts_of(make_view)
     try:
         for first in range(number):  # each has every number-th chunk
             mine = tasks[first::number]
             with refusing_unpicklable(experiment.transfer_set, experiment.cache.augment):
                 workers.append(
-                    Worker("transfer_set", expected, _send_chunks, experiment, mine, known_files())
+                    Worker("transfer_set", expected, _send_chunks, experiment, mine, known_files(), numbers)
                 )
         turns = itertools.cycle(workers)
         for which, _ in pieces:
@@ -90,15 +96,19 @@ def _send_chunks(
     experiment: Experiment,
     tasks: Sequence[tuple[range, tuple[int, ...]]],
     known: Mapping[str, dict[str, str]],
+    numbers: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None],
 ) -> None:
     """Prepare chunks in a worker, and send each as a list of its arrays and their bytes, or the error that ends it.
 
-    known: files that the first process left out of its sets (`datasets.bad_files`).
+    known: files that the first process left out of its sets (`datasets.bad_files`). numbers: in a store that was concatenated,
+    the index in the transfer set of each row, and the first row of each source (`starts_of`).
     """
     try:
         take_known(known)
-        rows = TransferRows(experiment)
-        make_view = experiment_views(experiment, rows)
+        rows, (source, starts) = TransferRows(experiment), numbers
+        if source is not None:
+            rows.source = source
+        make_view = numbered_from(experiment_views(experiment, rows), starts)
         with closing(run_ahead(tasks, lambda task: _chunk(rows, *task, make_view), CHUNKS_AHEAD)) as chunks:
             for chunk in chunks:
                 connection.send([(key, array.dtype.str, array.shape) for key, array in chunk.items()])

@@ -138,7 +138,7 @@ def shown_rows(
     """
     pieces = list(_pieces(grid, todo, cut))
     prepared_pieces: Generator[tuple[Prepared, ViewOf], None, None] = (
-        prepared_by_workers(experiment, rows, [(piece.rows, piece.views) for piece in pieces])
+        prepared_by_workers(experiment, rows, [(piece.rows, piece.views) for piece in pieces], make_view)
         if experiment.cache.workers
         else (prepare(rows, piece.rows, make_view) for piece in pieces)
     )

@@ -41,7 +41,7 @@ from ..runtime.inference import Runner, device_of
 from ..runtime.ranks import Ranks
 from ..same_set import DECODING, check_repeatable, check_samples, samples_identity
 from ..transfer import TransferRows, files_of, input_bytes
-from ..views import check_one_form, experiment_views, naming_unlike_views
+from ..views import check_one_form, naming_unlike_views, views_onto
 from ..workspace import Workspace
 from .calibrate import calibrate_teachers, calibration_logits
 from .capture import CapturePass, ReadyTeacher
@@ -109,6 +109,7 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     if missing:
         _check_limits(work)
         _check_reusable(work, missing)
+    make_view = views_onto(work.experiment, rows, work.find_store() if missing else None)
     agree_on_set(work)  # all have looked before one of them writes
     if ranks.is_first:
         for member in work.experiment.teacher_members():
@@ -128,7 +129,6 @@ def cache(work: Workspace, todo: CacheTodo | None = None, *, stop_below: float |
     teachers = [_with_old(work, sets, _prepare(work, member)) for member in missing]
     if sets and work.find_store() is None and not any(teacher.old for teacher in teachers):
         raise _nothing_reused(sets[0])
-    make_view = experiment_views(work.experiment, rows)
     try_teachers_out(work, teachers, make_view)
     teachers = calibrate_teachers(work, teachers, make_view)
     if stop_below is not None and ranks.is_first:
@@ -176,7 +176,7 @@ def capture_teachers(
 ) -> dict[str, Tally]:
     """Write and seal the missing blocks of the samples and of some captures; the tally of each.
 
-    make_view: the function that makes views (`experiment_views`). quality: tallies of these very teachers. Called by all
+    make_view: the function that makes views (`views_onto`). quality: tallies of these very teachers. Called by all
     ranks. Raises as `cache`.
     """
     store, ranks = work.store, work.ranks

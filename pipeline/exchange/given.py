@@ -56,6 +56,14 @@ class LogitFile:
         return self.of_view < len(views) and views[self.of_view] in augmented
 
     @property
+    def temperature(self) -> Any:
+        """The only temperature that an export of a top-k capture serves; None for other logits."""
+        note = self.file.note
+        if note is None or note["shape"][-1] != self.array.shape[-1]:
+            return None  # other logits under the name of an export
+        return note.get("temperature")
+
+    @property
     def peak(self) -> FoundArray | None:
         """The constants that an export subtracted; None in other files."""
         if self.file.note is None:
@@ -150,6 +158,13 @@ def open_logits(
                 expected="logits of the rows as they are",
                 found="a view of which the teacher saw augmented inputs",
                 remedy="choose another with --view (view=…); `logitstore copy` keeps all views with their inputs",
+            )
+        if (temperature := found[-1].temperature) is not None:
+            raise BadDataError(
+                str(path),
+                expected="logits that serve every temperature",
+                found=f"an export of a top-k capture, decoded at temperature {temperature}",
+                remedy="`logitstore copy` carries the capture as it is",
             )
     columns = found[0].array.shape[-1]
     for one in found[1:]:

@@ -114,7 +114,7 @@ def import_logits(
     too), or a list of paths. By default those of an export of logitstore's; without labels, every label is -1, unknown.
     inputs: array (rows, …) or `.npy` that the teacher saw, kept in the store with `store_inputs`. digests: `digest_rows` of them.
     Without either, no input can be compared with the store's rows.
-    encoding: as of `Store.capture`. float32 by default, and float16 for an export of a float16 capture.
+    encoding: as of `Store.capture`. float32 by default, and float16 for an export of a float16 capture, which holds them.
     card: of a new store, as of `create_store`. log_probabilities: the values are log-softmax at temperature 1: logits but for a
     constant of each row. column: name of the logits among the arrays of a file. view: of logits (view, row, class).
     dry_run: check all values, and write nothing.
@@ -205,7 +205,7 @@ def _plan(
 ) -> _Plan:
     """Return the import, with all its refusals that need neither the store nor a logit."""
     note = logits.note or {}
-    chosen = encoding_named(encoding) if encoding is not None else _default_encoding(note)
+    chosen = encoding_named(encoding) if encoding is not None else _default_encoding(note, logits)
     if not isinstance(chosen, Transform):
         chosen.arrays(logits.num_columns)  # refuses more logits than there are classes
     classes, num_classes = note.get("classes"), int(note.get("num_classes", logits.num_columns))
@@ -243,11 +243,24 @@ def _plan(
     )
 
 
-def _default_encoding(note: Mapping[str, Any]) -> Encoding:
+def _default_encoding(note: Mapping[str, Any], logits: GivenLogits) -> Encoding:
     """Return the encoding that keeps every digit of the files."""
     described = note.get("encoding")
     is_half = isinstance(described, Mapping) and described.get("kind") == "float16"
-    return FLOATS["float16" if is_half else "float32"]
+    # The note may be older than the logits, which someone has put in the place of an export.
+    return FLOATS["float16" if is_half and _are_halves(logits) else "float32"]
+
+
+def _are_halves(logits: GivenLogits) -> bool:
+    """Return whether float16 holds every logit, less the largest of its row."""
+    step = max(1, _PIECE_BYTES // (4 * logits.num_columns))
+    for start in range(0, logits.num_rows, step):
+        values = logits.read(start, min(start + step, logits.num_rows))
+        with np.errstate(over="ignore", invalid="ignore"):  # such values are refused later
+            centred = values - values.max(axis=1, keepdims=True)
+            if not np.array_equal(centred.astype(np.float16), centred):
+                return False
+    return True
 
 
 def _store_at(store: "str | os.PathLike[str]") -> Store | None:

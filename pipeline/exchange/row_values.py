@@ -70,7 +70,9 @@ def _numbers(texts: list[Any], path: Path) -> NDArray[np.int64]:
         try:
             if isinstance(text, float | bool) or text is None:
                 raise ValueError
-            numbers.append(int(text))
+            numbers.append(number := int(text))
+            if not -(1 << 63) <= number < 1 << 63:
+                raise ValueError
         except (ValueError, TypeError):
             raise BadDataError(
                 f"{path}, row {row}",
@@ -138,7 +140,7 @@ def _ids_of(given: Any) -> list[str]:
         return _as_ids(read_texts(path), str(path))
     file = open_file(path)
     texts = _texts(file, _IDS)
-    if texts is None and len(file.texts) == 1:
+    if texts is None and len(file.texts) == 1 and not any(name in file.arrays for name in _IDS):
         texts = next(iter(file.texts.values()))
     if texts is not None:
         return texts()
@@ -184,7 +186,27 @@ def _as_ids(values: Any, where: str) -> list[str]:
             raise BadDataError(
                 f"{where}, row {row}", expected="a text", found=repr(one)[:80], remedy="write one id a row"
             )
+        if isinstance(one, str) and not _is_unicode(one):
+            raise BadDataError(
+                f"{where}, row {row}",
+                expected="a text of Unicode",
+                found=f"half a surrogate pair in {one!r}"[:80],
+                remedy="write the character itself, in UTF-8",
+            )
     return [str(one) for one in ids]
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether UTF-8 holds a text.
+
+    >>> _is_unicode("ü"), _is_unicode(chr(0xD800))
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def names_given(given: Any, logits: GivenLogits) -> list[str] | None:

@@ -4,6 +4,7 @@ Rows are read in order, a batch at a time: a row group may be larger than the me
 its row group.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,20 @@ def open_parquet(path: Path) -> FoundFile:
     return FoundFile(path, arrays, note, texts)
 
 
+@contextlib.contextmanager
+def _whole(path: Path, name: str) -> Iterator[None]:
+    """Refuse a column whose pages cannot be read: the end of the file, which tells of them, may be whole. Raises BadDataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except BadDataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+        found = " ".join(str(error).split())[:160] or "fewer rows than it tells of"
+        raise damaged(path, f"a whole column {name} of a parquet file", found) from None
+
+
 def is_list(kind: Any) -> bool:
     """Return whether a type of Arrow is a list of numbers."""
     import pyarrow as pa
@@ -77,7 +92,8 @@ class _Texts:
         """Return the texts of all rows. Raises BadDataError for a row without one."""
         from pyarrow import parquet
 
-        texts: list[Any] = parquet.read_table(self._path, columns=[self._name]).column(0).to_pylist()
+        with _whole(self._path, self._name):
+            texts: list[Any] = parquet.read_table(self._path, columns=[self._name]).column(0).to_pylist()
         if None in texts:
             raise damaged(
                 self._path, f"a text in each row of {self._name}", f"none in row {texts.index(None)}"
@@ -108,7 +124,8 @@ class _Column:
         """Begin at the row group of a row."""
         from pyarrow import parquet
 
-        file = parquet.ParquetFile(self._path)
+        with _whole(self._path, self._name):
+            file = parquet.ParquetFile(self._path)
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         groups = list(range(group, len(self._starts) - 1))
         rows = max(1, _BATCH_BYTES // (8 * (self._width or 1)))
@@ -130,7 +147,8 @@ class _Column:
         while self._next < stop:
             if self._left is None or not len(self._left):
                 assert self._batches is not None
-                self._left = self._numbers(next(self._batches).column(0))
+                with _whole(self._path, self._name):
+                    self._left = self._numbers(next(self._batches).column(0))
             skipped = min(max(0, start - self._next), len(self._left))
             taken = self._left[skipped : max(skipped, stop - self._next)]
             if len(taken):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ...storage.errors import BadLogitsError
 
-_HALF, _SINGLE = 2e-2, 1e-3
-"""Largest distance from 1 of a sum of probabilities, in 16-bit numbers and in wider ones."""
+_SUM_ERROR: Final = 2e-2
+"""Largest distance from 1 of a sum of probabilities: of 16-bit numbers, or rounded to three digits before they were saved."""
 _LOG_HALF, _LOG_SINGLE = 5e-2, 1e-3
-"""The same of the logarithm of a sum of exponentials, from 0."""
+"""Largest distance from 0 of the logarithm of a sum of exponentials, in 16-bit numbers and in wider ones."""
 PROBABILITIES: Final = (
     "import the logits, which go into the softmax; or the logarithm of the probabilities with --log-probabilities "
     "(log_probabilities=True), if none of them is 0"
@@ -57,7 +57,7 @@ def check_values(
                 remedy="leave out --log-probabilities (log_probabilities) for logits",
             )
         return
-    if _are_probabilities(values, is_half=is_half):
+    if _are_probabilities(values):
         raise BadLogitsError(
             f"{where}, rows {first_row} to {first_row + len(values) - 1}",
             expected="logits",
@@ -91,10 +91,10 @@ def _check_range(values: NDArray[np.floating], first_row: int, where: str) -> No
         )
 
 
-def _are_probabilities(values: NDArray[np.floating], *, is_half: bool) -> bool:
+def _are_probabilities(values: NDArray[np.floating]) -> bool:
     if values.min() < 0 or values.max() > 1:
         return False
-    return bool(abs(values.sum(axis=1, dtype=np.float64) - 1).max() <= (_HALF if is_half else _SINGLE))
+    return bool(abs(values.sum(axis=1, dtype=np.float64) - 1).max() <= _SUM_ERROR)
 
 
 def _log_sums(values: NDArray[np.floating], peak: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ beside it, and the logits last: where the logits are, everything is.
 import contextlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
-from ...storage.backends.posix import open_plain
+from ...storage.backends.posix import expecting_folders, open_plain, sync_directory
 from ...storage.backends.whole_file import name_taken, whole_file
 from ...storage.extras import naming_extras
 from ...storage.format.documents import canonical_json
@@ -127,10 +128,15 @@ class NpyWriter:
         # Files that a killed export of the same left are its own, and written again.
         ours = replace or (noted.exists() and read_note(noted) == note)
         others = [name for name in columns.names if name != "logits"]
-        if not ours:
-            for taken in [noted, *(beside(path, BESIDE[name]) for name in others)]:
-                if taken.exists():
-                    raise name_taken(taken, "a file of another origin")
+        # A column that this export lacks would be taken for its own.
+        foreign = [beside(path, ending) for name, ending in BESIDE.items() if name not in others]
+        if replace:
+            # The logits first: beside the new note they would be taken for those that it names.
+            _remove([path, *foreign])
+        kept = [] if ours else [noted, *(beside(path, BESIDE[name]) for name in others)]
+        for taken in [*kept, *foreign]:
+            if taken.exists():
+                raise name_taken(taken, "a file of another origin")
         with whole_file(noted, replace=ours) as file:
             file.write(canonical_json(note))
         for name in others:
@@ -149,6 +155,15 @@ class NpyWriter:
             np.lib.format.write_array_header_1_0(begin, header)
             file.write(begin.getvalue())
         _put(file, columns, name, report)
+
+
+def _remove(paths: list[Path]) -> None:
+    """Remove files of one folder, in order."""
+    for path in paths:
+        if os.path.lexists(path):
+            with expecting_folders(path):
+                path.unlink()
+                sync_directory(path.parent)
 
 
 def _put_texts(file: BufferedWriter, columns: Columns) -> None:

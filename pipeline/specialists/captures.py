@@ -19,7 +19,7 @@ from ..cache.stage import agree_on_set, capture_teachers, ready_teacher, try_tea
 from ..models.class_names import match_classes
 from ..models.records import Record
 from ..same_set import check_samples
-from ..views import experiment_views
+from ..views import views_onto
 from ..workspace import Workspace
 from .dustbin import DUSTBIN
 from .todo import (
@@ -58,7 +58,7 @@ def capture_specialists(
     if missing is None:
         missing = missing_captures(work, records, onto)
     agree_on_set(onto)  # all have looked before one of them writes
-    make_view = experiment_views(onto.experiment, onto.rows)
+    make_view = views_onto(onto.experiment, onto.rows, onto.store)
     for start in range(0, len(missing), TOGETHER):
         ready = [_prepare(work, run, records[run], onto) for run in missing[start : start + TOGETHER]]
         try_teachers_out(onto, ready, make_view)

@@ -16,12 +16,14 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.api import Store
 from ...storage.errors import LogitStoreError
 from ...storage.parts.reader import Samples
 from ...storage.stream.making import InputMaker, Wanted, check_form
+from ...storage.stream.row_numbers import numbered_from, starts_of
 from ...storage.stream.stream import Stream
 from ..augment import OtherRows
 from ..datasets.bad_files import known_files, take_known
@@ -66,6 +68,7 @@ class InputWorkers:
         self._sent = _sent(stored_set(experiment, store), keeps_set=self._keeps_set)
         is_needed = not self._keeps_set and mixes_rows(stream.augment)
         self._samples = (store.num_rows, store.samples) if is_needed else None
+        self._starts = starts_of(stream.augment)
         self._workers: list[Worker] = []
         self._idle = SimpleQueue[Worker]()
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="logitstore-inputs")
@@ -107,6 +110,7 @@ class InputWorkers:
                     self._sent,
                     self._keeps_set,
                     self._samples,
+                    self._starts,
                     known_files(),
                 )
                 self._workers.append(worker)
@@ -143,11 +147,13 @@ def _serve(
     experiment: Experiment,
     reads_set: bool,
     samples: tuple[int, Samples] | None,
+    starts: NDArray[np.int64] | None,
     known: dict[str, dict[str, str]],
 ) -> None:
     """Make the inputs that the parent asks for, and send each chunk, or the error in its place.
 
     reads_set: whether inputs come from the transfer set. samples: rows of a store and their inputs, for mixtures of them.
+    starts: the first row of each source of a store that was concatenated (`starts_of`).
     known: files that the parent left out of its sets (`datasets.bad_files`).
     """
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent needs no more
@@ -157,7 +163,7 @@ def _serve(
             try:
                 if maker is None:
                     take_known(known)
-                    maker = _maker(experiment, reads_set, samples)
+                    maker = _maker(experiment, reads_set, samples, starts)
                 made = maker.make(wanted)
                 check_form(made, wanted, dtype, shape)
             except (LogitStoreError, OSError, MemoryError) as error:
@@ -167,9 +173,14 @@ def _serve(
             send_array(connection, made if made.flags.c_contiguous else made.copy(order="C"))
 
 
-def _maker(experiment: Experiment, reads_set: bool, samples: tuple[int, Samples] | None) -> InputMaker:
+def _maker(
+    experiment: Experiment,
+    reads_set: bool,
+    samples: tuple[int, Samples] | None,
+    starts: NDArray[np.int64] | None,
+) -> InputMaker:
     """Make the transfer set and the views of an experiment. Raises FactoryError, BadDataError or ConfigError."""
     rows = TransferRows(experiment) if reads_set else None
     others: OtherRows | None = rows if samples is None else RowsOfStore(*samples, None)
-    make_view = experiment_views(experiment, others, made_twice=False)
+    make_view = numbered_from(experiment_views(experiment, others, made_twice=False), starts)
     return InputMaker(None if rows is None else rows.dataset, make_view)

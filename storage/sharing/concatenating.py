@@ -86,6 +86,7 @@ def concat_stores(
     dry_run: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     destination_options: Mapping[str, Any] | None = None,
+    follow_links: bool = False,
     progress: Progress = silent,
 ) -> Concatenated:
     """Put the rows of several stores, in their order, into one new sealed store.
@@ -96,12 +97,13 @@ def concat_stores(
     sources: two or more paths or URLs. destination: a path, or the URL of a bucket, with nothing there, or with what an
     earlier call of the same sources left. teachers: captures that are taken; None for all, which every source must have.
     allow_duplicates: take rows of one id from several stores, and a store twice. dry_run: count, and write nothing.
-    storage_options, destination_options: of the libraries that open the URLs.
+    storage_options, destination_options: of the libraries that open the URLs. follow_links: read sources whose files are
+    links, as for `open_store`; the new store has plain files.
     Raises SpecMismatch for stores that do not fit together, RowMismatch for an id in two of them, PartNotFound or
     StoreIncomplete for a capture that one lacks, NameTaken if the destination holds something else, StorageFull before
     anything is written to a disk without room, and StoreCorrupt for a damaged source.
     """
-    access = access_of(storage_options)
+    access = access_of(storage_options, follow_links=follow_links)
     roots = [open_root(folder_at(source, access)) for source in _several(sources)]
     parts = {name: check_alike(roots, name) for name in _chosen(roots, teachers)}
     counts = tuple(root.attributes.num_rows for root in roots)

@@ -14,9 +14,11 @@ import numpy as np
 
 from ..errors import SpecMismatch
 from ..format.constants import SAMPLES, TRANSFORM
+from ..format.documents import shorten
 from ..format.metadata import ArrayLayout
 from ..identity import difference
 from ..parts.root import Root
+from ..parts.same_rows import augmentation_of, is_augmented
 from ..parts.sealed_part import SealedPart
 
 OF_ROWS: Final = frozenset(
@@ -27,6 +29,8 @@ OF_SPEED: Final = frozenset({"batch_size", "batch_size_asked", "threads", "compi
 """Keys that decide how fast logits are computed, and touch their last digits alone."""
 PADDED: Final = frozenset({"id", "file"})
 """Arrays whose rows are padded with zero bytes to the longest."""
+_MIXTURES: Final = frozenset({"mixup", "cutmix"})
+"""Names of augmentations that mix two rows of a store."""
 _AFTERWARDS: Final = (
     "concatenate the capture that it was made from, and compress that afterwards; --teacher names captures"
 )
@@ -36,6 +40,8 @@ def check_alike(roots: Sequence[Root], name: str) -> list[SealedPart]:
     """Return the parts of a name in all stores. Raises SpecMismatch where their rows cannot stand in one part."""
     parts = [root.part(name) for root in roots]
     first = parts[0]
+    for root, part in zip(roots, parts, strict=True):
+        _check_no_mixtures(f"{root.path}: {name}", part)
     ours = identity_without_rows(roots[0], first)
     for root, part in zip(roots[1:], parts[1:], strict=True):
         where = f"{root.path}: {name}"
@@ -47,6 +53,20 @@ def check_alike(roots: Sequence[Root], name: str) -> list[SealedPart]:
             if not layout.is_block_array and not np.array_equal(first.small(array), part.small(array)):
                 raise _differs(where, roots[0], f"its {array}", f"another {array}", _remedy(first, array))
     return parts
+
+
+def _check_no_mixtures(where: str, part: SealedPart) -> None:
+    """Refuse a capture of mixtures: the partner of a row follows from the rows of its store. Raises SpecMismatch."""
+    augmentation = augmentation_of(part.spec.identity, where)
+    factory = str((augmentation or {}).get("factory"))
+    is_mixture = factory.rpartition(":")[2].lower() in _MIXTURES
+    if is_mixture and is_augmented(augmentation, part.seal.views - 1):
+        raise SpecMismatch(
+            where,
+            expected="views of a row alone, which can be made again in the new store",
+            found=f"mixtures of rows, by {shorten(factory)}",
+            remedy="concatenate the captures without mixtures (--teacher), or cache again from all rows",
+        )
 
 
 def _check_layouts(where: str, root: Root, first: SealedPart, part: SealedPart) -> None:

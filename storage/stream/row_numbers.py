@@ -23,11 +23,11 @@ class NumberedAnew:
 
     def __init__(self, augment: Augment, starts: Int64[np.ndarray, " sources"]) -> None:
         """Wrap an augmentation. starts: the first row of each source."""
-        self._augment, self._starts = augment, starts
+        self._augment, self.starts = augment, starts
 
     def __call__(self, inputs: NDArray[Any], view: int, rows: NDArray[np.int64]) -> NDArray[Any]:
-        source = np.searchsorted(self._starts, rows, "right") - 1
-        return self._augment(inputs, view, rows - self._starts[source])
+        source = np.searchsorted(self.starts, rows, "right") - 1
+        return self._augment(inputs, view, rows - self.starts[source])
 
 
 def numbered_rows(identity: Mapping[str, Any], num_rows: int, where: str) -> list[int]:
@@ -55,3 +55,13 @@ def as_numbered(
     if augment is None or len(rows) == 1:
         return augment
     return NumberedAnew(augment, np.cumsum([0, *rows[:-1]], dtype=np.int64))
+
+
+def starts_of(augment: Augment | None) -> Int64[np.ndarray, " sources"] | None:
+    """Return the first row of each source of which an augmentation is given numbers; None for those of the store itself."""
+    return augment.starts if isinstance(augment, NumberedAnew) else None
+
+
+def numbered_from(augment: Augment | None, starts: Int64[np.ndarray, " sources"] | None) -> Augment | None:
+    """Return an augmentation as one with these `starts_of` is numbered, for another process."""
+    return augment if augment is None or starts is None else NumberedAnew(augment, starts)

@@ -135,6 +135,16 @@ def test_tables_of_others_in_several_files(tmp_path: Path, kind: Any) -> None:
     assert store.samples.ids == names and done.labelled == ROWS
 
 
+def test_ids_are_taken_from_the_column_of_that_name(tmp_path: Path) -> None:
+    given = {"logits": [[1.0, 2.0], [3.0, 9.0]], "id": [7, 8], "label": [0, 1], "caption": ["x", "y"]}
+    path = save(tmp_path / "a.parquet", **given)
+    logitstore.import_logits(path, tmp_path / "new.zarr", "wide", ids=path)
+    assert logitstore.open_store(tmp_path / "new.zarr").samples.ids == ["7", "8"]
+    del given["id"]
+    logitstore.import_logits(save(path, **given), tmp_path / "texts.zarr", "wide", ids=path)
+    assert logitstore.open_store(tmp_path / "texts.zarr").samples.ids == ["x", "y"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -158,6 +168,31 @@ def test_a_table_that_does_not_fit_is_one_line(tmp_path: Path, given: dict[str, 
         logitstore.import_logits(path, tmp_path / "new.zarr", "wide")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["logits", "id", "label"])
+def test_a_damaged_page_is_one_line(tmp_path: Path, name: str) -> None:
+    rows = 400
+    given = {
+        "logits": stores.some_logits(1, rows, CLASSES)[0].tolist(),
+        "id": [f"row {row}" for row in range(rows)],
+        "label": [row % CLASSES for row in range(rows)],
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(given), path, use_dictionary=False)
+    chunks = parquet.ParquetFile(path).metadata.row_group(0)
+    chunk = next(
+        chunks.column(place)
+        for place in range(chunks.num_columns)
+        if chunks.column(place).path_in_schema.startswith(name)
+    )
+    data = bytearray(path.read_bytes())
+    start = chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    with pytest.raises(BadDataError, match=r"expected a (whole column .* of a )?parquet file") as caught:
+        logitstore.import_logits(path, tmp_path / "new.zarr", "wide")
+    assert "\n" not in str(caught.value) and not (tmp_path / "new.zarr").exists()
 
 
 def test_a_file_that_is_no_table_is_one_line(tmp_path: Path) -> None:

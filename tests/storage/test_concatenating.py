@@ -212,6 +212,37 @@ def test_a_stream_of_it_makes_the_views_that_the_teachers_saw(tmp_path: Path) ->
             assert np.array_equal(batch.inputs, np.concatenate(shown))
 
 
+@pytest.mark.parametrize(
+    ("factory", "views", "is_refused"),
+    [
+        ("logitstore.pipeline.augment:mixup", 2, True),
+        ("logitstore.pipeline.augment.mixing:Cutmix", 2, True),
+        ("logitstore.pipeline.augment:mixup", 1, False),
+        ("logitstore.pipeline.augment:shift", 2, False),
+    ],
+)
+def test_mixtures_which_cannot_be_made_again_are_refused(
+    tmp_path: Path, factory: str, views: int, is_refused: bool
+) -> None:
+    """Take the last two, which are negative controls: no view of theirs is a mixture."""
+    teacher = Teacher(views=views, augmented=True)
+    augmentation = {**stores.AUGMENTATION, "factory": factory}
+    for number in range(2):
+        made = make(tmp_path / f"{number}.zarr", 7, 7 * number, {"wide": Teacher()})
+        logits = stores.some_logits(views, 7, CLASSES, seed=number)
+        origin = {"teacher": {"name": "mixed"}, "augmentation": augmentation}
+        stores.write_capture(made.store, "mixed", logits, teacher, made.inputs, origin)
+    paths = [tmp_path / "0.zarr", tmp_path / "1.zarr"]
+    if is_refused:
+        with pytest.raises(SpecMismatch, match=f"found mixtures of rows, by .*{factory}") as caught:
+            concat(paths, tmp_path / "both.zarr")
+        in_one_line(caught.value)
+        assert not (tmp_path / "both.zarr").exists()
+        concat(paths, tmp_path / "both.zarr", teachers=["wide"])
+    else:
+        concat(paths, tmp_path / "both.zarr")
+
+
 # Encodings with a state
 
 

@@ -113,6 +113,18 @@ def test_a_store_of_links_is_read_where_asked_for(linked: Path, whole: Path, tmp
     assert (found.digest, found.sealed) == (plain.digest, True)
 
 
+def test_rows_of_links_are_concatenated_where_asked_for(whole: Path, tmp_path: Path) -> None:
+    linked, both = hugging_face(whole, tmp_path), tmp_path / "both.zarr"
+    words = "concat", linked, whole, both, "--teacher", "wide", "--allow-duplicates"
+    plain = call(*words)
+    assert plain.exit_code != 0 and "--follow-links" in plain.output + plain.stderr and not both.exists()
+    done = call(*words, "--follow-links")
+    assert done.exit_code == 0, done.output + done.stderr
+    once, twice = (open_store(path).teachers["wide"].read(slice(None), 1) for path in (whole, both))
+    assert np.array_equal(twice, np.concatenate([once, once]))
+    assert not any(path.is_symlink() for path in both.rglob("*"))
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "list", "evaluate"])
 def test_commands_read_it_with_the_option_and_name_it_without(
     whole: Path, tmp_path: Path, command: str

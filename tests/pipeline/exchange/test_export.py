@@ -15,6 +15,7 @@ from support.web import serving
 
 import logitstore
 from logitstore.pipeline.exchange import columns as columns_module
+from logitstore.pipeline.exchange import writers
 from logitstore.pipeline.exchange.export import export_logits
 from logitstore.storage.backends import whole_file
 from logitstore.storage.errors import (
@@ -157,6 +158,42 @@ def test_a_file_that_was_cut_is_no_export(made: Made, tmp_path: Path, ending: st
         export_logits(made.store, "wide", path)
     export_logits(made.store, "wide", path, force=True)
     assert path.read_bytes() == whole
+
+
+def test_a_replacement_that_was_killed_is_not_taken_for_done(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.npy"
+    export_logits(made.store, "deep", path)
+    assert export_logits(made.store, "wide", path, view=0, dry_run=True, force=True).made
+    genuine = writers._put
+
+    def killed(file: Any, columns: Any, name: str, report: Any) -> None:
+        if name == "logits":
+            raise KeyboardInterrupt
+        genuine(file, columns, name, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers, "_put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_logits(made.store, "wide", path, view=0, force=True)
+    assert export_logits(made.store, "wide", path, view=0).made
+    assert np.array_equal(np.load(path), made.store.teachers["wide"].read(slice(None), 0))
+
+
+def test_columns_of_a_former_export_do_not_stay_beside_another(made: Made, tmp_path: Path) -> None:
+    path, lone = tmp_path / "out.npy", tmp_path / "out.peak.npy"
+    export_logits(made.store, "wide", path)
+    assert lone.exists() and not made.store.teachers["small"].has_peak
+    export_logits(made.store, "small", path, force=True)
+    assert not lone.exists() and (tmp_path / "out.ids.json").exists()
+    path.unlink()
+    lone.write_bytes(b"mine")
+    for name in ("out.npy", "out.json"):  # after a kill, and of no export
+        (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(NameTaken):
+            export_logits(made.store, "small", path)
+    assert lone.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["out.json", "out.labels.npy", "out.ids.json"])

@@ -62,6 +62,17 @@ def test_other_logits_under_the_name_of_an_export_keep_their_own_constants(
     assert done.classes == 3 and open_store(tmp_path / "fewer.zarr").class_names == ["0", "1", "2"]
 
 
+def test_other_logits_under_the_name_of_a_float16_export_keep_every_digit(
+    made: Made, tmp_path: Path, logits: NDArray[np.float32]
+) -> None:
+    export_logits(made.store, "wide", tmp_path / "out.npy", view=0)
+    logits = logits + np.float32(1e-4) * np.arange(CLASSES, dtype=np.float32)
+    assert not np.array_equal(centred(logits).astype(np.float16), centred(logits))
+    np.save(tmp_path / "out.npy", logits)
+    import_logits(tmp_path / "out.npy", tmp_path / "new.zarr", "wide")
+    assert np.array_equal(open_store(tmp_path / "new.zarr").teachers["wide"].read(EVERY), centred(logits))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -88,6 +99,17 @@ def test_a_note_that_means_nothing_is_ignored(made: Made, tmp_path: Path, change
     assert np.array_equal(
         open_store(done.path).teachers["deep"].read(EVERY), made.centred("deep", "float32")[0]
     )
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_logits_of_one_temperature_are_not_taken_for_all(tmp_path: Path, ending: str) -> None:
+    made = stores.make(tmp_path / "store.zarr", rows=ROWS, teachers={"top": Teacher(encoding={"top_k": 2})})
+    export_logits(made.store, "top", tmp_path / f"out.{ending}", temperature=2.0)
+    with pytest.raises(
+        BadDataError, match=r"decoded at temperature 2\.0; `logitstore copy` carries"
+    ) as caught:
+        import_logits(tmp_path / f"out.{ending}", tmp_path / "new.zarr", "top")
+    assert "\n" not in str(caught.value) and not (tmp_path / "new.zarr").exists()
 
 
 @pytest.mark.parametrize("ending", ["npy", "safetensors"])

@@ -28,6 +28,12 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(stores.softmax(logits / 8, 1.0).astype(np.float32))
 
 
+def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities whose sums are 1 ± 3e-3, as those of a softmax that was rounded to three digits."""
+    sums = np.where(np.arange(ROWS) % 2, 1 + 3e-3, 1 - 3e-3)
+    return (probabilities(logits / 16) * sums[:, None]).astype(np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
@@ -51,6 +57,8 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
             "found probabilities: every row lies in 0…1 and sums to 1",
         ),
         (lambda z: probabilities(z).astype("f2"), BadLogitsError, "found probabilities"),
+        (lambda z: rounded(z), BadLogitsError, "found probabilities"),
+        (lambda z: rounded(z).astype("f8"), BadLogitsError, "found probabilities"),
         (lambda z: np.log(probabilities(z)), BadLogitsError, "found log-probabilities"),
         (lambda z: np.log(probabilities(z)).astype("f2"), BadLogitsError, "found log-probabilities"),
     ],
@@ -79,12 +87,20 @@ def _set(logits: NDArray[np.float32], value: float) -> NDArray[np.float32]:
     "change",
     [
         lambda z: probabilities(z) * 2,
+        lambda z: probabilities(z) * 0.95,
         lambda z: probabilities(z) - 0.3,
         lambda z: np.concatenate([probabilities(z), z]),
         lambda z: z - z.max(axis=1, keepdims=True) - 60 * (z < z.max(axis=1, keepdims=True)),
         lambda z: np.log(probabilities(z)) + 1,
     ],
-    ids=["twice the sum", "below 0", "some rows", "centred logits of a certain teacher", "shifted"],
+    ids=[
+        "twice the sum",
+        "a smaller sum",
+        "below 0",
+        "some rows",
+        "centred logits of a certain teacher",
+        "shifted",
+    ],
 )
 def test_logits_that_are_nearly_probabilities_are_taken(
     tmp_path: Path, logits: NDArray[np.float32], change: Callable[[Any], Any]
@@ -199,6 +215,18 @@ def test_a_file_that_cannot_be_read_is_one_line(
             BadDataError,
             "ids.txt, row 0: expected the number of a class, or -1",
         ),
+        (
+            {"labels": "{folder}/far.txt"},
+            BadDataError,
+            "far.txt, row 0: expected the number of a class, or -1, found '9223372036854775808'",
+        ),
+        ({"labels": "{folder}/far.json"}, BadDataError, "far.json, row 0: expected the number of a class"),
+        (
+            {"ids": "{folder}/half.json"},
+            BadDataError,
+            "half.json, row 0: expected a text of Unicode, found half a surrogate pair in '\\ud800'",
+        ),
+        ({"class_names": "{folder}/half.json"}, BadDataError, "half.json, row 0: expected a text of Unicode"),
         ({"class_names": ["a"]}, ConfigError, "class_names: expected 5 names, one a class, found 1"),
         ({"inputs": np.zeros((3, 2))}, BadDataError, "inputs: expected 37, one a row of the logits, found 3"),
         ({"digests": np.zeros(ROWS)}, ConfigError, "digests: expected uint64, one a row, found float64"),
@@ -241,6 +269,9 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(
     np.save(folder / "a.npy", logits)
     np.save(folder / "narrow.npy", logits[:, :4])
     (folder / "ids.txt").write_text("x\n" * ROWS)
+    (folder / "far.txt").write_text(f"{1 << 63}\n" * ROWS)
+    (folder / "far.json").write_text(json.dumps([-(1 << 63) - 1] * ROWS))
+    (folder / "half.json").write_text(json.dumps(["\ud800"] * ROWS))
     before = stores.tree(tmp_path)
 
     def filled(value: Any) -> Any:
