@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ..errors import ConfigError, LogitStoreError
 from . import store_errors
-from .shard_cache import ShardCache
+from .shard_cache import DiskError, ShardCache
 from .store_errors import (
     Failure,
     ListingFailed,
@@ -245,7 +245,7 @@ class ZarrBytes:
                 self._check_process()
                 try:
                     found = _through(self._store, key, offset, length, write)
-                except LogitStoreError:
+                except (LogitStoreError, DiskError):  # the latter of the cache, not of the server
                     raise
                 except Exception as error:  # noqa: BLE001 - of the library
                     self.raise_typed(error, where)

@@ -29,7 +29,7 @@ NAME = "codes"
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers wait a moment for a record."""
+    """Wait a moment alone for a record."""
     monkeypatch.setattr(recovery, "RECORD_S", 0.2)
     monkeypatch.setattr(recovery, "_POLL_S", 0.01)
 
