@@ -15,7 +15,7 @@ from ..errors import ConfigError, LogitStoreError, StorageRefused, TransientIOEr
 from ..format.constants import LOG, LOG_AHEAD, MAX_JSON_BYTES, MAX_PARTS
 from .place import Place, SealedShard, check_size, components
 from .posix import close_quietly, read_through
-from .store_errors import typed
+from .store_errors import TO_READ, typed
 from .zarr_bytes import ZarrBytes
 
 PATIENCE_S: Final = 60.0
@@ -251,8 +251,10 @@ class RemoteFolder(Place):
                 if ahead and prefix == LOG:
                     ahead[place] = found
                 return found
-            except StorageRefused:
-                if prefix != LOG:
+            except StorageRefused as error:
+                if (
+                    prefix != LOG or error.expected != TO_READ
+                ):  # a listing that does not end is none that is refused
                     raise
                 self._go_on_without_listings()
         if prefix == LOG:

@@ -203,3 +203,15 @@ def test_no_keys_anywhere_are_named_as_such(bucket: Bucket, monkeypatch: pytest.
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
     with pytest.raises(LogitStoreError, match=r"expected keys in the environment.*AWS_SKIP_SIGNATURE=true"):
         open_store(URL, storage_options={"timeout": "1s", "connect_timeout": "1s"})
+
+
+def test_keys_of_a_profile_are_not_mixed_with_a_token_of_the_environment(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, f"[profile dev]\nregion = r\nendpoint_url = {bucket.url}\n{KEYS.format('dev')}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a token of mine")
+    seen = Seen(bucket)
+    assert open_store(URL, storage_options={"profile": "dev"}).num_rows == 20
+    assert (seen.keys, seen.tokens) == ({"dev"}, {None})

@@ -17,9 +17,12 @@ from support.web import Web, serving
 
 from logitstore.storage.api import open_store
 from logitstore.storage.backends import remote, remote_folder, shard_cache
+from logitstore.storage.backends.cache_choice import cache_limits
 from logitstore.storage.backends.shard_cache import CacheLimits, ShardCache
+from logitstore.storage.backends.store_errors import TO_READ
 from logitstore.storage.backends.urls import check_url
-from logitstore.storage.errors import ConfigError, TransientIOError
+from logitstore.storage.errors import ConfigError, StorageRefused, TransientIOError
+from logitstore.storage.format.constants import LOG
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,7 @@ def test_a_count_that_another_process_holds_is_waited_for_once(
 
 
 def test_the_notes_of_a_store_are_locked_once_they_are_made(tmp_path: Path) -> None:
-    """Another process may lock and remove the new file before its maker locks it."""
+    """Keep them from another process, which may lock and remove the new file before its maker locks it."""
     genuine, calls = shard_cache._lock, []
 
     def lock(handle: int) -> bool:
@@ -183,3 +186,36 @@ def test_the_container_of_a_url_of_azure_is_no_credential(url: str) -> None:
     for other in (url.replace("box", "box:key"), url.replace("abfss", "s3").replace("abfs", "s3")):
         with pytest.raises(ConfigError, match="a URL with credentials"):
             check_url(other)
+
+
+@pytest.mark.parametrize("word", ["on", "1", "TRUE", "yes"])
+def test_a_cache_that_is_switched_on_is_the_users_own(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGITSTORE_CACHE", word)
+    assert cache_limits() == cache_limits(True)
+
+
+def test_a_url_is_no_folder_of_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGITSTORE_CACHE", "s3://bucket/cache")
+    for given in (None, "https://host/cache"):
+        with pytest.raises(ConfigError, match="expected a folder of this machine, found a URL"):
+            cache_limits(given)
+
+
+@pytest.mark.parametrize("expected", ["a listing that ends", TO_READ])
+def test_a_listing_that_does_not_end_is_none_that_is_refused(web: Web, expected: str) -> None:
+    folder: Any = open_store(f"{web.url}/store.zarr").root.folder
+    folder.can_list = folder._objects.can_list = True
+    refused = StorageRefused("x", expected=expected, found="b", remedy="c")
+    genuine = folder._objects.ask
+
+    def ask(where: str, request: Any, *arguments: Any) -> Any:
+        if request == folder._objects.names:
+            raise refused
+        return genuine(where, request, *arguments)
+
+    with mock.patch.object(folder._objects, "ask", ask):
+        if expected == TO_READ:
+            assert folder.names(LOG)
+        else:
+            with pytest.raises(StorageRefused, match="a listing that ends"):
+                folder.names(LOG)
