@@ -84,7 +84,8 @@ class Failure:
 
     found: str
     """The answer, in one line."""
-    cause: Exception
+    cause: Exception | None
+    """The library's error, unless it may show what no message shows."""
 
 
 class Taken(Failure):

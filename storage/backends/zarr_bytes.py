@@ -12,10 +12,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ..errors import ConfigError, LogitStoreError
 from . import store_errors
+from .options import without
 from .shard_cache import DiskError, ShardCache
 from .store_errors import (
     Failure,
@@ -158,9 +160,7 @@ class ZarrBytes:
     def _discreet(self, error: Exception) -> Exception:
         """Return an error without the texts that no message shows."""
         if isinstance(error, LogitStoreError):
-            found = error.found
-            for secret in self._secrets:
-                found = found.replace(secret, "…")
+            found = without(error.found, self._secrets)
             if found != error.found:
                 return type(error)(error.where, expected=error.expected, found=found, remedy=error.remedy)
         return error
@@ -289,7 +289,10 @@ class ZarrBytes:
                 obstore.put_async(store.store, key, data, mode="create"), max(1.0, seconds)
             )
         except Exception as error:  # noqa: BLE001 - of the library
-            return failure_of(error)
+            failure = failure_of(error)
+            if self._secrets:
+                failure = replace(failure, found=without(failure.found, self._secrets), cause=None)
+            return failure
         return None
 
     async def holds(self, key: str, data: bytes) -> bool:
