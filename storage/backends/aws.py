@@ -39,7 +39,7 @@ _LIFETIME: Final = timedelta(minutes=10)
 """Time after which keys are asked for again: botocore renews those that have less left."""
 
 
-def with_configuration(options: Mapping[str, Any]) -> tuple[dict[str, Any], "Keys | None"]:
+def with_configuration(options: Mapping[str, Any]) -> tuple[dict[str, Any], "Keys | StaticKeys | None"]:
     """Return options of obstore, with those of the profile, and a provider of keys, if the profile leads to some.
 
     options: names of obstore, or of s3fs. Raises ConfigError for a profile that is not there, or that needs botocore.
@@ -61,11 +61,7 @@ def with_configuration(options: Mapping[str, Any]) -> tuple[dict[str, Any], "Key
     if has_keys or (named is None and _is_set("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
         return given, None
     if "aws_access_key_id" in settings and "role_arn" not in settings:
-        given["access_key_id"] = settings["aws_access_key_id"]
-        given["secret_access_key"] = settings.get("aws_secret_access_key", "")
-        if "aws_session_token" in settings:
-            given["token"] = settings["aws_session_token"]
-        return given, None
+        return given, StaticKeys(settings)
     leads = [key for key in _LEADS if key in settings]
     return given, Keys(profile or "default", leads[0]) if leads else None
 
@@ -156,6 +152,22 @@ def _no_profile(profile: str) -> ConfigError:
         found=f"the profiles {', '.join(known)}"[:200] if known else "no profile",
         remedy="correct AWS_PROFILE, or run `aws configure`",
     )
+
+
+class StaticKeys:
+    """A provider of the keys of a profile, with its own token or none: obstore would add that of the environment."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._keys = {
+            "access_key_id": settings["aws_access_key_id"],
+            "secret_access_key": settings.get("aws_secret_access_key", ""),
+            "token": settings.get("aws_session_token"),
+            "expires_at": None,
+        }
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the keys, which do not end as far as the profile tells."""
+        return dict(self._keys)
 
 
 class Keys:

@@ -132,8 +132,19 @@ class Background:
             self._waiting[0].result()
             self._waiting.popleft()
 
-    def publish(self, new: Mapping[str, Staged]) -> dict[str, bool]:
-        """Publish the objects, their fsyncs in parallel; return which of them won their names."""
+    def publish(self, new: Mapping[str, Staged], *, in_order: bool = False) -> dict[str, bool]:
+        """Publish the objects, their fsyncs in parallel; return which of them won their names.
+
+        in_order: one after the other, up to the first that does not win. So the shards of two writers never mix: whoever
+        puts one has found the bytes of all before it to be its own.
+        """
+        if in_order:
+            found = {}
+            for name, one in new.items():
+                found[name] = one.publish()
+                if not found[name]:
+                    break
+            return found
         if self._crew is None:
             return {name: one.publish() for name, one in new.items()}
         # A thread each: they only wait, for the disk or the network, which take many objects as fast as one.

@@ -9,11 +9,13 @@ from ..errors import ConfigError
 from ..format.documents import shorten
 from .shard_cache import CacheLimits
 from .system import WRITES
+from .urls import is_url
 
 FOLDER, SIZE = "LOGITSTORE_CACHE", "LOGITSTORE_CACHE_SIZE"
 """Variables of the environment: the folder, or "off"; its bytes, such as "50GB"."""
 DEFAULT_BYTES: Final = 32 << 30
 _OFF: Final = frozenset({"", "0", "off", "no", "none", "false"})
+_ON: Final = frozenset({"1", "on", "yes", "true"})
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -25,13 +27,18 @@ def cache_limits(cache: Any = None, cache_size: Any = None) -> CacheLimits | Non
     """
     if cache is None:
         text = os.environ.get(FOLDER)
-        cache = text is None or (text if text.strip().lower() not in _OFF else False)
+        word = "on" if text is None else text.strip().lower()
+        cache = word in _ON or (text if word not in _OFF else False)
     if not isinstance(cache, bool | str | os.PathLike):
         raise ConfigError(
             "cache",
             expected="a folder, True or False",
             found=f"a {type(cache).__name__}",
             remedy="pass a path",
+        )
+    if not isinstance(cache, bool) and is_url(os.fspath(cache)):
+        raise ConfigError(
+            "cache", expected="a folder of this machine", found="a URL", remedy="pass a local path"
         )
     most = bytes_of(os.environ.get(SIZE, DEFAULT_BYTES), SIZE) if cache_size is None else bytes_of(cache_size)
     if cache is False or not WRITES:

@@ -1,13 +1,16 @@
 """Folders of stores in buckets, whose objects are put once, under free names (`conditional`)."""
 
 import contextlib
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..errors import StorageRefused
 from ..format.constants import STAGING
 from .conditional import PATIENCE_S, prove_exclusive, put_new
 from .place import components
 from .remote_folder import RemoteFolder
+from .store_errors import TO_READ
 from .writable import ENDLESS
 from .zarr_bytes import ZarrBytes
 
@@ -71,12 +74,20 @@ class ObjectFolder(RemoteFolder):
     def replace(self, key: str, data: bytes) -> None:
         """Put an object, whatever has its name: for examinations, and for files that no reader of the store needs."""
         inner, where = self._key(key)
-        self._objects.ask(where, self._objects.put, inner, data)
+        with _permission("to write"):
+            self._objects.ask(where, self._objects.put, inner, data)
 
     def delete(self, key: str) -> None:
         """Delete an object: for examinations, and of parts that are gone. Whether a missing one raises FileNotFoundError differs by place."""
         inner, where = self._key(key)
-        self._objects.ask(where, self._objects.delete, inner)
+        with _permission("to delete"):
+            self._objects.ask(where, self._objects.delete, inner)
+
+    def prove_deletes(self) -> None:
+        """Put an object of a free name and delete it. Raises StorageRefused, before anything else is changed."""
+        key = f"{STAGING}/{secrets.token_hex(12)}"
+        self.put_new(key, b"")
+        self.delete(key)
 
     def prove_exclusive(self) -> None:
         """Test that the second of two objects of one name is refused. As `conditional.prove_exclusive`."""
@@ -87,6 +98,22 @@ class ObjectFolder(RemoteFolder):
         for name in () if self._inside else self.names(STAGING):
             with contextlib.suppress(FileNotFoundError):
                 self.delete(f"{STAGING}/{name}")
+
+
+@contextlib.contextmanager
+def _permission(what: str) -> Iterator[None]:
+    """Name the right that is wanted, where a request is refused that is none to read."""
+    try:
+        yield
+    except StorageRefused as error:
+        if error.expected != TO_READ:
+            raise
+        raise StorageRefused(
+            error.where,
+            expected=f"permission {what} the object",
+            found=error.found,
+            remedy="check the credentials and their rights",
+        ) from None
 
 
 class NewRemoteObject:

@@ -6,7 +6,7 @@ them along, since the other process opens it anew.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -78,6 +78,17 @@ def secrets_of(options: Any) -> tuple[str, ...]:
     ('abcdefgh', 'bearer x')
     """
     return tuple(sorted(set(_texts(options)), key=lambda text: (-len(text), text)))
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """Return a text without others.
+
+    >>> without("user abcdefgh is unknown", ["abcdefgh"])
+    'user … is unknown'
+    """
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return text
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -27,7 +27,7 @@ from .links import LinkedFolder
 from .listing import Lister, serve
 from .local import local_path, writable
 from .object_folder import ObjectFolder
-from .options import check_options, for_obstore, secrets_of
+from .options import check_options, for_obstore, secrets_of, without
 from .paths import local_folder
 from .place import Place, split_url
 from .remote_folder import Address, RemoteFolder
@@ -146,6 +146,7 @@ def open_url(
     """Return the objects under a URL, without any request. Raises ConfigError if it cannot be opened."""
     options = dict(options or {})
     check_url(url)
+    secrets = secrets_of(options)
     parts = split_url(url)
     name = url.rstrip("/")
     if parts.scheme == "hf" and parts.path.strip("/").count("/") < (parts.netloc in _HUB_KINDS):
@@ -166,18 +167,18 @@ def open_url(
             found=str(error),
             remedy=f"pip install {_LIBRARIES.get(parts.scheme, _REMOTE)}, or copy the store to a local disk",
         ) from None
-    except Exception as error:  # the libraries' own classes
+    except Exception as error:  # noqa: BLE001 - the libraries' own classes
         raise ConfigError(
             name,
             expected="a URL that can be opened",
-            found=" ".join(str(error).partition("Debug source")[0].split())[:200],
+            found=without(" ".join(str(error).partition("Debug source")[0].split()), secrets)[:200],
             remedy="check the URL and the environment, or pass a store of Zarr's, such as ObjectStore",
-        ) from error
+        ) from (None if secrets else error)
     apart = Lister(name, f"{__name__}:serve_listings", options).ask if is_cloud(store) else None
     again = None if parts.scheme == "memory" else (open_url, (name, options, cache))
     # What lies in the memory of this machine is not kept on its disk.
     kept = None if cache is None or parts.scheme == "memory" else ShardCache(cache)
-    return ZarrBytes(store, name, again, apart, kept, secrets_of(options))
+    return ZarrBytes(store, name, again, apart, kept, secrets)
 
 
 def serve_listings() -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, StorageRefused, TransientIOError
+from ..errors import ConfigError, LogitStoreError, StorageRefused, TransientIOError
 from ..format.constants import LOG, LOG_AHEAD, MAX_JSON_BYTES, MAX_PARTS
 from .place import Place, SealedShard, check_size, components
 from .posix import close_quietly, read_through
-from .store_errors import typed
+from .store_errors import TO_READ, typed
 from .zarr_bytes import ZarrBytes
 
 PATIENCE_S: Final = 60.0
@@ -128,11 +128,23 @@ class RemoteFolder(Place):
             if handle is None and whole and self.keep(shard):
                 handle = cache.open(shard.sha256, shard.size)
             if handle is not None:
+                taken = 0
+
+                def count(piece: NDArray[np.uint8]) -> None:
+                    nonlocal taken
+                    take(piece)
+                    taken += len(piece)
+
                 try:
-                    read_through(handle, offset, max(0, min(shard.size - offset, length)), take, place)
+                    read_through(handle, offset, max(0, min(shard.size - offset, length)), count, place)
+                    return shard.size
+                except OSError as error:
+                    if isinstance(error, LogitStoreError):
+                        raise
+                    cache.leave_out(shard.sha256)  # a disk that fails; the rest comes over the network
+                    offset, length = offset + taken, length - taken
                 finally:
                     close_quietly(handle)
-                return shard.size
         pieces, size = self._patiently(lambda: self._read(shard.key, offset, length))
         for piece in pieces:
             take(np.frombuffer(piece, dtype=np.uint8))
@@ -154,7 +166,9 @@ class RemoteFolder(Place):
                 write(piece)
                 done += len(piece)
 
-            self._patiently(lambda: self._objects.download(where, inner, shard.size, count, done))
+            self._patiently(
+                lambda: self._objects.download(where, inner, shard.size, count, done), progress=lambda: done
+            )
 
         try:
             return cache.fetch(shard.sha256, shard.size, download)
@@ -177,13 +191,19 @@ class RemoteFolder(Place):
         cache = self._objects.cache
         return cache is not None and not cache.takes_no_more
 
-    def _patiently(self, request: Callable[[], _Result]) -> _Result:
-        """Make a request, and again for `PATIENCE_S` while the server cannot be reached. Raises what it raises."""
+    def _patiently(self, request: Callable[[], _Result], progress: Callable[[], int] = lambda: 0) -> _Result:
+        """Make a request, and again for `PATIENCE_S` while the server cannot be reached. Raises what it raises.
+
+        progress: bytes so far; each error after more of them begins the time anew, as for a long shard on a slow line.
+        """
         until, (pause, longest) = time.monotonic() + PATIENCE_S, _PAUSES
+        done = progress()
         while True:
             try:
                 return request()
             except TransientIOError as error:
+                if progress() > done:
+                    done, until, pause = progress(), time.monotonic() + PATIENCE_S, _PAUSES[0]
                 if time.monotonic() + pause > until:
                     raise
                 self._objects.warn_once(f"{error.where}: {error.found}; asked again for {PATIENCE_S:.0f} s")
@@ -231,8 +251,10 @@ class RemoteFolder(Place):
                 if ahead and prefix == LOG:
                     ahead[place] = found
                 return found
-            except StorageRefused:
-                if prefix != LOG:
+            except StorageRefused as error:
+                if (
+                    prefix != LOG or error.expected != TO_READ
+                ):  # a listing that does not end is none that is refused
                     raise
                 self._go_on_without_listings()
         if prefix == LOG:

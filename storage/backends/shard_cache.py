@@ -40,6 +40,8 @@ STALL_SECONDS: Final = 10.0
 _LOCK_SECONDS: Final = 5.0
 """Seconds to wait for the lock of the count."""
 _POLL_SECONDS: Final = 0.02
+_MARGIN: Final = 20
+"""A full cache is emptied by one part in so many, beside the room of the next shard."""
 _DIGEST_BYTES: Final = 32
 _TAG: Final = b"Signature: 8a477f597d28d172789f06886806bc55\n# Shards of remote stores, which logitstore fetches again.\n"
 _READ: Final = flags("O_RDONLY", "O_NOFOLLOW")
@@ -71,6 +73,7 @@ class ShardCache:
         self._running: dict[str, threading.Event] = {}
         self._used: set[str] = set()
         self._refused = False
+        self._bad: set[str] = set()  # shards that have changed, or cannot be read, and stay where they are
         self._left_out: set[str] = set()  # shards of other bytes than sealed, and those whose fetcher stalls
         self.announced: set[str] = set()
         """Shards that a stream needs whole."""
@@ -88,6 +91,8 @@ class ShardCache:
 
     def open(self, sha256: str, size: int) -> int | None:
         """Open a shard of `size` bytes that is held, for a reader, which closes the descriptor; None if it is not held."""
+        if sha256 in self._bad:
+            return None
         try:
             handle = os.open(self._object(sha256), _READ)
         except OSError:
@@ -105,7 +110,13 @@ class ShardCache:
 
     def holds(self, sha256: str) -> bool:
         """Return whether a shard is held."""
-        return os.path.exists(self._object(sha256))
+        return sha256 not in self._bad and os.path.exists(self._object(sha256))
+
+    def leave_out(self, sha256: str) -> None:
+        """Read a shard over the network from now on: it cannot be read here, or not be removed."""
+        if sha256 not in self._bad:
+            self._bad.add(sha256)
+            log.warning("%s: a shard is read over the network, since it cannot be read here", self._top)
 
     def forget(self, sha256: str) -> bool:
         """Remove a shard whose bytes have changed; return whether a reader had it from here, and may read it again.
@@ -113,13 +124,17 @@ class ShardCache:
         Another thread may have fetched it anew meanwhile: one of the right bytes stays.
         """
         was_used = sha256 in self._used
-        with contextlib.suppress(OSError):
-            path = self._object(sha256)
+        path = self._object(sha256)
+        try:
             with open(path, "rb") as file:
                 if file_digest(file, "sha256").hexdigest() == sha256:
                     return was_used
             os.unlink(path)
             log.warning("%s: a shard has changed on the disk and is fetched again", self._top)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self.leave_out(sha256)
         return was_used
 
     def fetch(self, sha256: str, size: int, download: Download) -> bool:
@@ -128,7 +143,7 @@ class ShardCache:
         False for a cache without room, a disk that fails, bytes that differ from the sha256, or another process that
         stalls. Raises what `download` raises.
         """
-        if self._refused or sha256 in self._left_out:
+        if self._refused or sha256 in self._left_out or sha256 in self._bad:
             return self.holds(sha256)
         with self._lock:
             running = self._running.get(sha256)
@@ -140,7 +155,7 @@ class ShardCache:
         try:
             return self.holds(sha256) or self._fetch(sha256, size, download)
         except OSError as error:
-            if not isinstance(error, _DiskError):
+            if not isinstance(error, DiskError):
                 raise
             self._refuse(str(error))
             return False
@@ -158,13 +173,12 @@ class ShardCache:
             try:
                 with _disk():
                     os.ftruncate(handle, size)  # whoever counts anew sees it
-                room = self._reserve(sha256, size)
-                if room is None:
+                full = self._reserve(sha256, size)
+                if full is None:
+                    self._left_out.add(sha256)
                     return False
-                if not room:
-                    self._refuse(
-                        f"{self.limits.most_bytes:,} bytes, all of them of shards that open stores use"
-                    )
+                if full:
+                    self._refuse(full)
                     return False
                 with _disk():
                     _allocate(handle, size)
@@ -246,28 +260,35 @@ class ShardCache:
 
     # Room
 
-    def _reserve(self, sha256: str, size: int) -> bool | None:
-        """Count a shard of `size` bytes, for which others are removed if need be; return whether there is room.
+    def _reserve(self, sha256: str, size: int) -> str | None:
+        """Count a shard of `size` bytes, for which others are removed if need be; return why there is no room, or "".
 
-        None if that is not known, because another process holds the count.
+        None if that is not known, because another process holds the count. Nothing is removed in vain.
         """
+        most = self.limits.most_bytes
         with _disk(), self._counting() as count:
             if count is None:
                 return None
             total = _number(count)
             disk = os.statvfs(self._top)
             short = size + SPARE_BYTES - disk.f_bavail * disk.f_frsize
-            if total is None or total + size > self.limits.most_bytes or short > 0:
+            if total is None or total + size > most or short > 0:
                 total, removable = self._counted(sha256)
+                free = sum(bytes_there for _, bytes_there in removable)
+                if full := _why_full(most, size, total - free, short - free):
+                    os.pwrite(count, b"%020d" % total, 0)
+                    return full
+                # A little more than this one needs, so that not each shard is counted anew.
+                goal = most if _MARGIN * size > most else most - most // _MARGIN
                 for path, bytes_there in removable:
-                    if total + size <= self.limits.most_bytes and short <= 0:
+                    if total + size <= goal and short <= 0:
                         break
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)
                     total, short = total - bytes_there, short - bytes_there
-            fits = total + size <= self.limits.most_bytes and short <= 0
-            os.pwrite(count, b"%020d" % (total + size if fits else total), 0)
-            return fits
+            full = _why_full(most, size, total, short)
+            os.pwrite(count, b"%020d" % (total if full else total + size), 0)
+            return full
 
     @contextmanager
     def _counting(self) -> Iterator[int | None]:
@@ -314,7 +335,16 @@ class ShardCache:
         return in_use
 
 
-class _DiskError(OSError):
+def _why_full(most: int, size: int, total: int, short: int) -> str:
+    """Return why a shard of `size` bytes has no room beside `total`; "" if it has. short: bytes that the disk lacks."""
+    if size > most:
+        return f"a shard has {size:,} bytes, of at most {most:,} for all"
+    if total + size > most:
+        return f"{most:,} bytes, all of them of shards that open stores use"
+    return f"the disk lacks {short:,} bytes, of which {SPARE_BYTES:,} stay free" if short > 0 else ""
+
+
+class DiskError(OSError):
     """A failure of the disk of the cache."""
 
 
@@ -324,7 +354,7 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _DiskError(error.strerror or str(error)) from error
+        raise DiskError(error.strerror or str(error)) from error
 
 
 class _Written:
@@ -351,9 +381,13 @@ class _Lease:
         self._path = str(folder / secrets.token_hex(16))
         while True:
             self._handle = os.open(self._path, _OPEN | os.O_APPEND, 0o600)
-            if not _lock(self._handle) or _is_at(self._handle, self._path):
-                break
-            close_quietly(self._handle)  # removed by another process before it was locked
+            try:
+                if _lock(self._handle) and _is_at(self._handle, self._path):
+                    break
+            except OSError:  # a file system without locks
+                close_quietly(self._handle)
+                raise
+            close_quietly(self._handle)  # locked, and then removed, by another process
         self._process = os.getpid()
 
     def add(self, sha256: str) -> None:

@@ -12,6 +12,8 @@ from ..errors import StorageError, StorageRefused, TransientIOError
 
 TIMEOUT_S: Final = 600.0
 """Seconds to wait for one answer, however much of it has come; the libraries give up, after retries, far earlier."""
+TO_READ: Final = "permission to read the object"
+"""What is expected where the server refuses a request for want of a right."""
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _CODE: Final = re.compile(r"<Code>\s*([\w.-]{1,64})\s*</Code>|\"code\"\s*:\s*\"?([\w.-]{1,64})")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,120})")
@@ -57,7 +59,7 @@ def typed(error: Exception, where: str) -> Exception:
         expected, found = "keys, by the profile of AWS", " ".join(lead.split())[:200]
         remedy = "run `aws sso login`, or check the profile"
     elif is_refused(error):
-        expected = "permission to read the object"
+        expected = TO_READ
         remedy = "check the credentials; a bucket that may not be listed answers so for a missing object, too"
     elif "builder error" in found:
         expected, found = "an https:// endpoint, or leave to use http://", "an http:// endpoint without it"
@@ -82,7 +84,8 @@ class Failure:
 
     found: str
     """The answer, in one line."""
-    cause: Exception
+    cause: Exception | None
+    """The library's error, unless it may show what no message shows."""
 
 
 class Taken(Failure):

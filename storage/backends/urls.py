@@ -68,7 +68,9 @@ def check_url(url: str) -> None:
     """Refuse a URL without a host or a bucket, and one with credentials, a query or a fragment. Raises ConfigError."""
     parts = split_url(url)
     expected = "a URL of scheme, host and path"
-    if parts.query or parts.fragment or "@" in parts.netloc:
+    user, at, account = parts.netloc.partition("@")
+    is_container = parts.scheme in ("abfs", "abfss", "adl") and ":" not in user and "@" not in account
+    if parts.query or parts.fragment or (at and not (is_container and user and account)):
         raise ConfigError(
             discreet(url),
             expected=expected,

@@ -12,11 +12,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ..errors import ConfigError, LogitStoreError
 from . import store_errors
-from .shard_cache import ShardCache
+from .options import without
+from .shard_cache import DiskError, ShardCache
 from .store_errors import (
     Failure,
     ListingFailed,
@@ -158,9 +160,7 @@ class ZarrBytes:
     def _discreet(self, error: Exception) -> Exception:
         """Return an error without the texts that no message shows."""
         if isinstance(error, LogitStoreError):
-            found = error.found
-            for secret in self._secrets:
-                found = found.replace(secret, "…")
+            found = without(error.found, self._secrets)
             if found != error.found:
                 return type(error)(error.where, expected=error.expected, found=found, remedy=error.remedy)
         return error
@@ -245,7 +245,7 @@ class ZarrBytes:
                 self._check_process()
                 try:
                     found = _through(self._store, key, offset, length, write)
-                except LogitStoreError:
+                except (LogitStoreError, DiskError):  # the latter of the cache, not of the server
                     raise
                 except Exception as error:  # noqa: BLE001 - of the library
                     self.raise_typed(error, where)
@@ -289,7 +289,10 @@ class ZarrBytes:
                 obstore.put_async(store.store, key, data, mode="create"), max(1.0, seconds)
             )
         except Exception as error:  # noqa: BLE001 - of the library
-            return failure_of(error)
+            failure = failure_of(error)
+            if self._secrets:
+                failure = replace(failure, found=without(failure.found, self._secrets), cause=None)
+            return failure
         return None
 
     async def holds(self, key: str, data: bytes) -> bool:

@@ -21,7 +21,7 @@ from ..backends.lease import Lease
 from ..backends.local import Folder
 from ..backends.obstacles import file_on_the_way
 from ..errors import LogitStoreError, StorageError
-from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA
+from ..format.constants import MAX_SHARD_BYTES, ROOT_METADATA, SAMPLES
 from ..format.shard import REMAKE
 from ..parts.journal import commit_key
 from ..parts.log import is_gone, log_key
@@ -205,7 +205,7 @@ class _Cures:
         if self._done.dry_run:
             return
         try:
-            recovery = recover(self._folder(part), plan)
+            recovery = recover(self._folder(part), plan, is_exact=part == SAMPLES)
         except StorageError:
             raise
         except LogitStoreError as error:

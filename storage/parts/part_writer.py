@@ -12,6 +12,7 @@ A writer resumes with the blocks that are missing. A sealed part that lost shard
 those blocks, and only with the sealed bytes.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,6 @@ from ..checks import check_view
 from ..errors import (
     ConfigError,
     PartSealed,
-    RowMismatch,
     ShardCorrupt,
     ShardMissing,
     SpecMismatch,
@@ -50,7 +50,7 @@ from .journal import (
 )
 from .log import append_log
 from .part_spec import compare_identity, spec_bytes
-from .recovery import Plan, has_shards, read_commit, recover, stored_shard
+from .recovery import Plan, has_shards, other_rows, read_commit, record_of_another, recover, stored_shard
 from .root import Root
 from .sealable import check_log, check_sealable
 from .sealed_part import KINDS, absent_blocks, part_metadata, small_keys
@@ -176,11 +176,14 @@ class PartWriter:
     def _recover(self) -> None:
         """Repair the remains of killed writers; no other writer may be at work."""
         assert isinstance(self.folder, Folder)  # nobody is alone elsewhere
-        done = recover(self.folder, self._plan(sha256_hex(self.folder.read(SPEC))), self.check_rows)
+        plan = self._plan(sha256_hex(self.folder.read(SPEC)))
+        done = recover(self.folder, plan, self.check_rows, is_exact=self.is_exact)
         if done.adopted:
             log.info("%s: adopted %d whole blocks without a record", self.name, len(done.adopted))
         if done.dropped:
-            log.warning("%s: deleted torn files: %s", self.name, ", ".join(done.dropped[:5]))
+            log.warning(
+                "%s: deleted torn files and incomplete blocks: %s", self.name, ", ".join(done.dropped[:5])
+            )
 
     def _sealed_blocks(self) -> set[tuple[int, int]]:
         """Return the blocks of a sealed part that are there; put missing metadata again. Raises SpecMismatch."""
@@ -351,9 +354,9 @@ class PartWriter:
         self, view: int, block: int, pieces: Iterable[Mapping[str, NDArray[Any]]]
     ) -> dict[str, StoredShard]:
         """Encode, stage and publish the shards of a block; return those that are there, ours or another writer's."""
-        rows = len(self.root.grid.rows(block))
+        rows = self.root.grid.rows(block)
         keys = {name: layout.shard_key(view, block) for name, layout in self.layouts.items()}
-        large = sum(shard_bytes(layout, rows) for layout in self.layouts.values()) >= _OVERLAP_BYTES
+        large = sum(shard_bytes(layout, len(rows)) for layout in self.layouts.values()) >= _OVERLAP_BYTES
         encoders = {name: ShardEncoder(layout) for name, layout in self.layouts.items()}
         # The thread is entered last and left first: no file is closed while it writes.
         crews = self._crews if large or self.folder.is_remote else None
@@ -367,27 +370,29 @@ class PartWriter:
             background.wait()
             objects = {name: StoredShard.of(encoder) for name, encoder in encoders.items()}
             self._compare_with_seal(view, block, objects)
-            for name, won in background.publish(new).items():
+            for name, won in background.publish(new, in_order=self.folder.is_remote).items():
                 if not won:
                     self._refuse_where_sealed()
-                    there = stored_shard(self.folder, self.layouts[name], view, block, rows)
+                    there = stored_shard(self.folder, self.layouts[name], view, block, len(rows))
                     if self.is_exact and there != objects[name]:
-                        raise self._other_rows(name, block)
+                        raise other_rows(self._where, name, rows, self.folder)
                     objects[name] = there
                     if self.folder.is_remote:  # where no writer that is alone looks at it first
-                        self.check_rows(view, block)
+                        objects = self._of_another(view, block, objects)
             self._compare_with_seal(view, block, objects)
         return objects
 
-    def _other_rows(self, name: str, block: int) -> RowMismatch:
-        """Return the error of a shard that a killed run left, or another run has just put, of other rows."""
-        rows = self.root.grid.rows(block)
-        return RowMismatch(
-            f"{self._where}/{name}, rows {rows.start} to {rows.stop - 1}",
-            expected=f"the {name} with which it was begun",
-            found=f"another {name} in at least one row",
-            remedy=f"change it back; or end all writers, delete {self.folder.path} and run the same command again",
-        )
+    def _of_another(self, view: int, block: int, objects: dict[str, StoredShard]) -> dict[str, StoredShard]:
+        """Return the shards of a block that another writer is putting, once its record vouches for all of them."""
+        with contextlib.suppress(ShardMissing):  # which is put later
+            self.check_rows(view, block)
+        if self._table is None:
+            plan = self._plan(self._files[SPEC])
+            objects = dict(
+                record_of_another(self.folder, view, block, plan, self._refuse_where_sealed).objects
+            )
+            self.check_rows(view, block)
+        return objects
 
     def stored(self, name: str, view: int, block: int) -> NDArray[Any]:
         """Return a block of an uncompressed array as it is on the disk. Raises ShardMissing, ShardCorrupt."""

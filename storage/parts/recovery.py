@@ -4,7 +4,8 @@
    removed, and its block has no record. Before that, shards that are left and differ from it are removed: whole ones
    of another block would be adopted.
 2. A block without a record is adopted if its shards are all there and whole: its record is written, as its killed
-   writer did not. Torn shards are removed; the block is then made again.
+   writer did not. Otherwise its shards are removed, torn or whole, and the block is made
+   again; whole ones are kept in parts of which every writer makes the same bytes.
 3. A block of another part counts as torn, with all its shards: an intact record of another spec or of other arrays, or
    rows other than those of the store. A writer of a store that was deleted, and begun anew here, may have left it.
 
@@ -12,8 +13,11 @@ No acknowledged block is ever removed, unless a disk has lost or changed what it
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ..backends.local import Folder
 from ..backends.place import Place
@@ -24,6 +28,11 @@ from ..format.grid import Grid
 from ..format.metadata import ArrayLayout
 from ..format.shard import check_shard_bytes, decode_shard, shard_of
 from .journal import Commit, StoredShard, commit_key, committed_blocks
+
+RECORD_S: Final = 150.0
+"""Seconds to wait for the next object of another writer's block: longer than it tries to put one."""
+_POLL_S: Final = 1.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,43 @@ def read_commit(folder: Place, view: int, block: int, plan: Plan) -> Commit:
     return commit
 
 
+def record_of_another(
+    folder: Writable, view: int, block: int, plan: Plan, refuse: Callable[[], None]
+) -> Commit:
+    """Wait for the record of a block of which another writer has put a shard, for `RECORD_S` after the last object.
+
+    Only its writer can vouch for the shards: beside those of another writer they would decode to wrong rows.
+    refuse: raises where the part was sealed. Raises StoreCorrupt if no record comes.
+    """
+    keys = [layout.shard_key(view, block) for layout in plan.layouts]
+    count, until = 0, 0.0
+    while not folder.exists(commit_key(view, block)):
+        refuse()
+        there = [key for key in keys if folder.exists(key)]
+        if len(there) > count:
+            log.info("%s: waiting for the record of another writer's block %d-%d", folder.path, view, block)
+            count, until = len(there), time.monotonic() + RECORD_S
+        elif time.monotonic() > until:
+            raise StoreCorrupt(
+                f"{folder.path}, view {view}, block {block}",
+                expected="the record of the writer that put these shards",
+                found=f"shards of other bytes than ours, and no record within {RECORD_S:.0f} s",
+                remedy=f"end all writers, delete {', '.join(there)} there and run the same command again",
+            )
+        time.sleep(_POLL_S)
+    return read_commit(folder, view, block, plan)
+
+
+def other_rows(where: str, name: str, rows: range, folder: Writable) -> RowMismatch:
+    """Return the error of a shard that a killed run left, or another run has just put, of other rows."""
+    return RowMismatch(
+        f"{where}/{name}, rows {rows.start} to {rows.stop - 1}",
+        expected=f"the {name} with which it was begun",
+        found=f"another {name} in at least one row",
+        remedy=f"change it back; or end all writers, delete {folder.path} and run the same command again",
+    )
+
+
 def has_shards(folder: Place, commit: Commit, layouts: Iterable[ArrayLayout]) -> bool:
     """Return whether the shards of a block are there, of the sizes that its record states."""
     try:
@@ -106,11 +152,16 @@ def stored_shard(folder: Place, layout: ArrayLayout, view: int, block: int, rows
 
 
 def recover(
-    folder: Folder, plan: Plan, check_rows: Callable[[int, int], None] = lambda view, block: None
+    folder: Folder,
+    plan: Plan,
+    check_rows: Callable[[int, int], None] = lambda view, block: None,
+    *,
+    is_exact: bool = False,
 ) -> Recovery:
     """Remove torn files of an unsealed part, and write the lost records of whole blocks. A second call changes nothing.
 
     check_rows: function of (view, block) that raises RowMismatch for a block of other rows than the store's.
+    is_exact: as in `PartWriter`; whole shards of a block that lacks others are then kept, since its writer compares them.
     Only for a caller that is alone with the part.
     """
     folder.sweep()
@@ -136,6 +187,7 @@ def recover(
         for key in [*(_there(folder, plan, view, block) if foreign else others), commit_key(view, block)]:
             folder.remove(key)
             dropped.append(key)
+    by_name = {layout.name: layout for layout in plan.layouts}
     names = {layout.name: set(folder.names(layout.name)) for layout in plan.layouts}
     adopted = []
     for view, block in plan.blocks():
@@ -155,7 +207,13 @@ def recover(
             for key in _there(folder, plan, view, block):
                 folder.remove(key)
                 dropped.append(key)
-        elif len(objects) == len(plan.layouts):
+        elif len(objects) < len(plan.layouts):
+            # Another writer's teacher may differ in the last bit: its arrays would decode to wrong rows beside these.
+            for name in () if is_exact else objects:
+                key = by_name[name].shard_key(view, block)
+                folder.remove(key)
+                dropped.append(key)
+        else:
             for layout in plan.layouts:
                 folder.sync(layout.name)  # the killed writer may have linked a name without syncing it
             record = Commit(view, block, plan.grid.rows(block), plan.spec, objects)

@@ -19,6 +19,7 @@ from typing import Any, Final
 from ..backends.emptying import check_removable
 from ..backends.lease import lease
 from ..backends.local import Folder, writable
+from ..backends.object_folder import ObjectFolder
 from ..backends.place import Place
 from ..backends.remote import access_of, folder_at
 from ..backends.writable import Writable
@@ -106,6 +107,9 @@ def remove_parts(
         held = place.hold()
         stack.callback(held.let_go)
         root.check_log(held)
+        if isinstance(held, ObjectFolder):
+            held.prove_exclusive()
+            held.prove_deletes()  # or the part would be unreadable, and nothing freed
         for plan in plans:
             _remove(root, held, plan, progress)
     root.refresh()

@@ -203,3 +203,48 @@ def test_no_keys_anywhere_are_named_as_such(bucket: Bucket, monkeypatch: pytest.
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
     with pytest.raises(LogitStoreError, match=r"expected keys in the environment.*AWS_SKIP_SIGNATURE=true"):
         open_store(URL, storage_options={"timeout": "1s", "connect_timeout": "1s"})
+
+
+def test_keys_of_a_profile_are_not_mixed_with_a_token_of_the_environment(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, f"[profile dev]\nregion = r\nendpoint_url = {bucket.url}\n{KEYS.format('dev')}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a token of mine")
+    seen = Seen(bucket)
+    assert open_store(URL, storage_options={"profile": "dev"}).num_rows == 20
+    assert (seen.keys, seen.tokens) == ({"dev"}, {None})
+
+
+@pytest.mark.parametrize("status", [403, 501])
+def test_an_error_of_a_write_shows_nothing_of_the_options(bucket: Bucket, status: int) -> None:
+    secret = "a-very-secret-token"
+    body = f"<Error><Code>Refused</Code><Message>bad {secret}</Message></Error>".encode()
+    serve = bucket.serve
+    bucket.serve = lambda method, *rest: (status, {}, body) if method == "PUT" else serve(method, *rest)
+    options = {
+        "key": "k",
+        "secret": "long-secret",
+        "session_token": secret,
+        "endpoint": bucket.url,
+        "region": "r",
+    }
+    with pytest.raises(LogitStoreError, match="bad …") as caught:
+        create_store("s3://bucket/new.zarr", num_classes=2, digests=np.arange(3, dtype=np.uint64),
+                     storage_options=options)  # fmt: skip
+    assert secret not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_an_error_of_a_url_that_cannot_be_opened_shows_nothing_of_the_options(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a-very-secret-token"
+
+    def fails(*_: Any) -> None:
+        raise ValueError(f"no such key: {secret}")
+
+    monkeypatch.setattr(remote, "_open_store", fails)
+    with pytest.raises(ConfigError, match="no such key: …") as caught:
+        open_store(URL, storage_options={"session_token": secret})
+    assert secret not in str(caught.value) and caught.value.__cause__ is None

@@ -11,7 +11,7 @@ from support.stores import Teacher
 from logitstore.storage.api import open_store
 from logitstore.storage.backends import conditional
 from logitstore.storage.backends.object_folder import ObjectFolder
-from logitstore.storage.errors import PartNotFound, ShardMissing, StoreIncomplete
+from logitstore.storage.errors import PartNotFound, ShardMissing, StorageRefused, StoreIncomplete
 from logitstore.storage.format.constants import CARD_FILE
 from logitstore.storage.integrity.verify import verify
 from logitstore.storage.parts.log import log_key
@@ -121,3 +121,20 @@ def test_stores_are_concatenated_in_a_bucket_as_on_a_disk(bucket: Bucket, tmp_pa
     concat_stores([tmp_path / "0.zarr", tmp_path / "1.zarr"], tmp_path / "both.zarr")
     concat_stores(["s3://bucket/0.zarr", tmp_path / "1.zarr"], URL)
     assert objects_in(bucket) == stores.tree(tmp_path / "both.zarr")
+
+
+def test_a_removal_without_the_right_to_delete_leaves_the_part_readable(whole: Path, bucket: Bucket) -> None:
+    copy_store(whole, URL)
+    before, serve = objects_in(bucket), bucket.serve
+    assert isinstance(serve, MemoryS3)
+    bucket.serve = lambda method, path, *rest: (
+        (403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+        if method in ("DELETE", "POST")
+        else serve(method, path, *rest)
+    )
+    with pytest.raises(StorageRefused, match="expected permission to delete the object") as caught:
+        remove_parts(URL, teachers=["wide"])
+    assert "\n" not in str(caught.value)
+    bucket.serve = serve
+    after = {key: data for key, data in objects_in(bucket).items() if "/tmp/" not in key}
+    assert after == before and "wide" in open_store(URL).teachers
