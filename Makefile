@@ -39,9 +39,10 @@ endif
 
 # Libraries that the project works with and does not need: an environment of their own, made when it is first asked for.
 INTEGRATIONS := .venv-integrations
-LIBRARIES := transformers accelerate botocore datasets lightning
-# Without dependencies: theirs are here already, and pip would exchange torch for the build that torchvision names.
-LIBRARIES_ALONE := torchvision timm
+LIBRARIES := transformers accelerate datasets jmespath lightning
+# Without dependencies: theirs are here already. pip would exchange torch for the build that torchvision names, and
+# botocore names an older dateutil than the one that it works with here.
+LIBRARIES_ALONE := torchvision timm botocore
 INSTALL_INTEGRATIONS := PYTHONWARNINGS=ignore $(INTEGRATIONS)/bin/python -m pip install --quiet \
 	--disable-pip-version-check --constraint constraints.txt --constraint constraints-integrations.txt
 ifneq ($(CURDIR),$(shell cat $(INTEGRATIONS)/.home 2>/dev/null))

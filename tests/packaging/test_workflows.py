@@ -116,7 +116,16 @@ def pins(name: str) -> set[str]:
 def test_the_libraries_of_the_integrations_are_pinned_once_and_tried() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = " ".join(re.findall(r"^LIBRARIES(?:_ALONE)? := (.+)$", makefile, re.MULTILINE)).split()
-    wanted = {"transformers", "torchvision", "timm", "lightning", "accelerate", "datasets", "botocore"}
+    wanted = {
+        "transformers",
+        "torchvision",
+        "timm",
+        "lightning",
+        "accelerate",
+        "datasets",
+        "botocore",
+        "jmespath",
+    }
     assert wanted == set(named)
     assert set(named) <= pins("constraints-integrations.txt")
     # torch is that of the other tests: pip must not bring another build of it.
