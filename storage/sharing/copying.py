@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from ..backends.lease import tidy_up
 from ..backends.place import Place
 from ..backends.remote import access_of, folder_at, folder_to_write
 from ..errors import ConfigError
@@ -143,6 +144,8 @@ def copy_store(
                 copy.bring(folder, flight, tally.add)
             checks = {copy.name: partial(copy.check_whole, folder) for copy in copies}
             digest = add_to_log(folder, root, checks)
+            for name in () if folder.is_remote else names:
+                tidy_up(folder.sub(name))  # a copy that was killed once its part was in the log left its lock
         tally.end()
         refresh_copy(place, digest, root)
     there = tuple(name for name in names if name not in lacking)

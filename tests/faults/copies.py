@@ -40,7 +40,8 @@ MOST: Final = 20
 
 def _mutate(mutant: str) -> None:
     if mutant == "blind":
-        PartCopy._look = lambda self: None  # type: ignore[method-assign]
+        PartCopy._listed = lambda self: frozenset()  # type: ignore[method-assign]
+        PartCopy.check_whole = lambda self, place: None  # type: ignore[method-assign]
     elif mutant == "log first":
         bring, init = PartCopy.bring, PartCopy.__init__
         sources: dict[str, Any] = {}
@@ -50,7 +51,7 @@ def _mutate(mutant: str) -> None:
             init(self, source, name, place)
 
         def early(self: PartCopy, place: Any, *rest: Any) -> None:
-            copying.add_to_log(place, sources[self.name], [self.name])
+            copying.add_to_log(place, sources[self.name], {self.name: lambda: None})
             bring(self, place, *rest)
 
         PartCopy.bring = early  # type: ignore[method-assign]

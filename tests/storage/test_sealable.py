@@ -11,7 +11,7 @@ from logitstore.storage.api import Store, create_store, open_store
 from logitstore.storage.errors import ConfigError, LogitStoreError
 from logitstore.storage.format import layouts
 from logitstore.storage.format.grid import Grid
-from logitstore.storage.parts import journal, part_writer, sealable
+from logitstore.storage.parts import journal, log, part_writer, sealable
 from logitstore.storage.parts.journal import SealTable
 from logitstore.storage.parts.sealable import check_log, check_samples_sealable, table_bytes
 
@@ -112,7 +112,7 @@ def test_more_views_than_a_reader_takes(tmp_path: Path, sentence: Any) -> None:
 def test_one_part_more_than_the_log_holds(tmp_path: Path, sentence: Any) -> None:
     store = made(tmp_path / "store.zarr")
     capture(store)
-    with mock.patch.object(sealable, "MAX_PARTS", 3), mock.patch.object(journal, "MAX_PARTS", 3):
+    with mock.patch.object(sealable, "MAX_PARTS", 3), mock.patch.object(log, "MAX_PARTS", 3):
         with pytest.raises(ConfigError) as error:
             store.capture("more", provenance={})
         sentence(error.value)
