@@ -8,8 +8,9 @@
 4. The rest of a part that the log says is gone is removed.
 5. `spec.json`, `seal.json` and the last record of the log come back from a copy only.
 
-Of a part that is there, an intact file is never removed, nor is one that cannot be read. A part is changed only while it is held alone, so
-that no writer is at work on it (`lease`).
+An intact file of a sealed part is never removed, nor is one that cannot be read. Of a part that is not sealed, a block that
+lacks a shard goes whole: its next writer's shards may differ in the last bit. A part is changed only while it is held alone,
+so that no writer is at work on it (`lease`).
 """
 
 import contextlib

@@ -327,10 +327,12 @@ def machine(templates: Templates) -> type[RuleBasedStateMachine]:
                 kill(self.writer)
                 self.writer = None
             good = {key for key in templates.whole if (self.path / key).is_file() and not self.wrong(key)}
+            # A block that lacks a shard goes whole: beside its rest, another writer's shards would decode to wrong rows.
             lost = {
-                keys_of(*place)[-1]
+                key
                 for place in BLOCKS
                 if any(key not in good for key in keys_of(*place)[:-1])
+                for key in keys_of(*place)
             }
             for _ in range(4):
                 try:
