@@ -469,8 +469,8 @@ SCRIPTS: dict[str, tuple[Callable[[Any], None], tuple[tuple[str, Any], ...]]] = 
     "recovery": (
         _resume_after_a_kill,
         (
-            ("parts.part_writer.recover", lambda *_: Recovery()),
-            ("integrity.repair.recover", lambda *_: Recovery()),
+            ("parts.part_writer.recover", lambda *_, **__: Recovery()),
+            ("integrity.repair.recover", lambda *_, **__: Recovery()),
         ),
     ),
     "arrays of a part that was begun": (
